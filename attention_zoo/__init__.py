@@ -1,0 +1,29 @@
+"""A zoo of sequence mixers under one contract. Imports torch and nothing else of this project."""
+
+from attention_zoo.base import LayerDims, OptionError, SequenceMixer, Traits, VariantConfig, option
+from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.registry import (
+    RegistrationError,
+    UnknownVariantError,
+    VariantSpec,
+    available,
+    get_variant,
+    register_variant,
+)
+
+__all__ = [
+    "HeadProjections",
+    "LayerDims",
+    "OptionError",
+    "QkvConfig",
+    "RegistrationError",
+    "SequenceMixer",
+    "Traits",
+    "UnknownVariantError",
+    "VariantConfig",
+    "VariantSpec",
+    "available",
+    "get_variant",
+    "option",
+    "register_variant",
+]

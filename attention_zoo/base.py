@@ -1,0 +1,220 @@
+"""The contract between a model and a sequence mixer: dimensions, options, claims and the module itself."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, Literal, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+class OptionError(ValueError):
+    """An option of a variant is unknown or has a value that the variant refuses."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerDims:
+    """What the model imposes on a mixer; identical for every variant of a run.
+
+    Raises:
+        ValueError: A size is not positive, or `dim` is not a multiple of `num_heads` while `head_dim` is left open.
+    """
+
+    dim: int
+    """Width of the stream, in features."""
+    num_heads: int
+    max_length: int
+    """Longest sequence the mixer has to accept, prefix tokens included."""
+    head_dim: int = 0
+    """Width of one head; 0 takes `dim // num_heads`."""
+    qkv_bias: bool = True
+    """Whether the query, key, value and output projections of the q-k-v family have biases."""
+    causal: bool = False
+    dropout: float = 0.0
+    """Dropout of the attention weights (or of what stands in for them)."""
+    grid: tuple[int, int] | None = None
+    """(rows, columns) when the tokens are the pixels of an image in row-major order."""
+    num_prefix: int = 0
+    """Leading tokens that stand for the whole sequence and have no position in it, such as a CLS token."""
+
+    def __post_init__(self) -> None:
+        if min(self.dim, self.num_heads, self.max_length) < 1 or self.head_dim < 0 or self.num_prefix < 0:
+            raise ValueError(f"sizes must be positive: {self}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.head_dim == 0:
+            if self.dim % self.num_heads:
+                raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}; give head_dim")
+            object.__setattr__(self, "head_dim", self.dim // self.num_heads)
+
+
+def option(default: T, help: str) -> T:  # noqa: A002 - the field's word for it
+    """Return a dataclass field with a default and the sentence that `describe` prints for it."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VariantConfig:
+    """What the experimenter picks. Each variant has one subclass, whose fields are made by `option`."""
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> Self:
+        """Build a configuration from plain values, refusing unknown names and wrong types.
+
+        Raises:
+            OptionError: One line per mistake; an unknown name comes with the closest known one.
+        """
+        hints = typing.get_type_hints(cls)
+        known = {f.name: hints[f.name] for f in fields(cls)}
+        problems = []
+        values: dict[str, Any] = {}
+        for name, value in options.items():
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"
+                problems.append(f"unknown option {name!r}; {hint}")
+            elif not _accepts(known[name], value):
+                problems.append(f"{name}: expected {_type_text(known[name])}, got {value!r}")
+            else:
+                values[name] = float(value) if known[name] is float else value
+        if problems:
+            raise OptionError("\n".join(problems))
+        try:
+            return cls(**values)
+        except OptionError:
+            raise
+        except ValueError as error:
+            raise OptionError(str(error)) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain values; `from_dict` takes them back."""
+        return asdict(self)
+
+    @classmethod
+    def describe(cls) -> list[tuple[str, str, Any, str]]:
+        """List (name, type, default, help) of every option."""
+        hints = typing.get_type_hints(cls)
+        return [
+            (
+                f.name,
+                _type_text(hints[f.name]),
+                f.default_factory() if f.default_factory is not MISSING else f.default,
+                str(f.metadata.get("help", "")),
+            )
+            for f in fields(cls)
+        ]
+
+
+def _accepts(hint: Any, value: Any) -> bool:
+    """Say whether a plain value fits an annotation; bool is not an int here, and an int fits a float."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_accepts(argument, value) for argument in arguments)
+    if origin is Literal:
+        return any(value == argument and type(value) is type(argument) for argument in arguments)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is type(None):
+        return value is None
+    return isinstance(value, origin or hint)
+
+
+def _type_text(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(repr(argument) for argument in typing.get_args(hint))
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace("collections.abc.", "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Traits:
+    """What a variant claims of itself. The contract checks test each claim."""
+
+    memory: Literal["linear", "subquadratic", "quadratic"]
+    """Growth of the largest tensor made in forward and backward, with the length."""
+    complexity: str
+    """Time in the paper's notation, for tables: `O(n w)`."""
+    causal: bool = False
+    """Whether `LayerDims.causal` is honoured; a variant that does not claim it must refuse it."""
+    padding_length_invariant: bool = True
+    """Whether more padding leaves the real positions as they were."""
+    permutation_equivariant: bool = False
+    """Whether permuted tokens give the same outputs, permuted."""
+    mixes_tokens: bool = True
+    """False for controls that look at each token alone."""
+    exact_limit: Callable[[int], Mapping[str, Any]] | None = None
+    """Options, by length, under which the variant computes exactly what `full` does with the same weights."""
+    waivers: Mapping[str, str] = field(default_factory=dict)
+    """Check -> reason. Strict: a waived check that passes is an error."""
+
+
+class SequenceMixer(nn.Module, ABC):
+    """A module that lets tokens exchange information: attention, or what stands in its place.
+
+    The mixer owns its projections, its dropout and its random state (as buffers). The block around it owns norm,
+    residual and feed-forward; the model owns embedding, positions, pooling and head.
+    """
+
+    def __init__(self, config: VariantConfig, dims: LayerDims) -> None:
+        super().__init__()
+        self.config = config
+        self.dims = dims
+
+    @abstractmethod
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mix the tokens of each sequence.
+
+        Args:
+            x: (batch, length, dim).
+            mask: (batch, length), bool, True = real token, in any pattern; None = all real.
+
+        Returns:
+            (batch, length, dim). Masked positions are finite and otherwise unspecified; a sequence without any real
+            token gives zeros.
+
+        Raises:
+            ValueError: The length exceeds `dims.max_length`, or the mask has another shape or dtype.
+        """
+
+    def transform_stream(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Change the residual stream itself before the block's norm; the identity unless overridden."""
+        return x
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Return a scalar to add to the loss of the step, such as a penalty on spans; None unless overridden."""
+        return None
+
+    def after_step(self) -> None:  # noqa: B027 - a hook with nothing to do is the common case
+        """Run after every optimiser step, for instance to clamp a parameter; nothing unless overridden."""
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return scalars of the last forward pass worth a learning curve; none unless overridden."""
+        return {}
+
+    def resolved_backend(self, device: torch.device) -> str:  # noqa: ARG002
+        """Name the implementation that `forward` uses in training on this device; it goes into the record."""
+        return "torch"
+
+    def check_input(self, x: Tensor, mask: Tensor | None) -> None:
+        """Refuse what the contract does not allow. Every `forward` starts with it.
+
+        Raises:
+            ValueError: See `forward`.
+        """
+        if x.dim() != 3 or x.shape[2] != self.dims.dim:
+            raise ValueError(f"x must be (batch, length, {self.dims.dim}), got {tuple(x.shape)}")
+        if x.shape[1] > self.dims.max_length:
+            raise ValueError(f"length {x.shape[1]} exceeds max_length {self.dims.max_length}")
+        if mask is not None and (mask.shape != x.shape[:2] or mask.dtype != torch.bool):
+            raise ValueError(
+                f"mask must be bool of shape {tuple(x.shape[:2])}, got {mask.dtype} of {tuple(mask.shape)}"
+            )

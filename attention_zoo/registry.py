@@ -1,0 +1,145 @@
+"""Names of variants and what stands behind them: built-in files, and plug-ins found by entry point."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import typing
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
+
+from attention_zoo import variants
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig
+
+ENTRY_POINT_GROUP = "attention_zoo.variants"
+
+M = TypeVar("M", bound=type[SequenceMixer])
+
+
+class UnknownVariantError(LookupError):
+    """No variant has this name."""
+
+
+class RegistrationError(TypeError):
+    """A class cannot be registered as it stands."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VariantSpec:
+    """A registered variant."""
+
+    name: str
+    mixer: type[SequenceMixer]
+    config: type[VariantConfig]
+    traits: Traits
+    paper: str
+    """The source in one line: authors, year, identifier."""
+
+    def build(self, config: VariantConfig, dims: LayerDims) -> SequenceMixer:
+        """Build one mixer.
+
+        Raises:
+            ValueError: A causal mixer is asked of a variant that does not claim causality.
+        """
+        if dims.causal and not self.traits.causal:
+            raise ValueError(f"variant {self.name!r} has no causal form")
+        return self.mixer(config, dims)
+
+
+_registered: dict[str, VariantSpec] = {}
+
+
+def register_variant(name: str, *, traits: Traits, paper: str) -> Callable[[M], M]:
+    """Register a mixer class under a name; the class of its options is read off the constructor.
+
+    Raises:
+        RegistrationError: The name is taken or is not lower snake case, or a signature departs from the contract.
+    """
+
+    def register(mixer: M) -> M:
+        if name != normalise(name) or not name.isidentifier():
+            raise RegistrationError(f"{name!r}: a variant's name is lower snake case")
+        present = _registered.get(name)
+        if present is not None and present.mixer is not mixer:
+            raise RegistrationError(f"{name!r} is registered by {_where(present.mixer)}; refused: {_where(mixer)}")
+        spec = VariantSpec(name=name, mixer=mixer, config=_config_of(mixer), traits=traits, paper=paper)
+        _registered[name] = spec
+        return mixer
+
+    return register
+
+
+def normalise(name: str) -> str:
+    """Fold case and `-` so that `Adaptive-Span` on a command line finds `adaptive_span`."""
+    return name.strip().lower().replace("-", "_")
+
+
+def available() -> list[str]:
+    """List the names of all variants, sorted, without importing any of them."""
+    return sorted({*_builtin_names(), *_plugins(), *_registered})
+
+
+def get_variant(name: str) -> VariantSpec:
+    """Find a variant, importing the one file or plug-in that registers it.
+
+    Raises:
+        UnknownVariantError: With the closest names.
+        RegistrationError: The file or plug-in of this name registers no variant of this name.
+    """
+    key = normalise(name)
+    if key not in _registered:
+        if key in _builtin_names():
+            importlib.import_module(f"{variants.__name__}.{key}")
+        elif key in _plugins():
+            _plugins()[key].load()
+        else:
+            close = difflib.get_close_matches(key, available(), n=3)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(available())}"
+            raise UnknownVariantError(f"unknown variant {name!r}; {hint}")
+    if key not in _registered:
+        raise RegistrationError(f"nothing registers the name {key!r} where it was announced")
+    return _registered[key]
+
+
+def plugin_origin(name: str) -> str:
+    """Say which distribution, with its version, announces a variant; empty for built-in ones."""
+    point = _plugins().get(normalise(name))
+    return f"{point.dist.name} {point.dist.version}" if point is not None and point.dist is not None else ""
+
+
+def _builtin_names() -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(variants.__path__)}
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    """Entry points by name. A built-in name always wins, and the attempt is reported."""
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name in _builtin_names():
+            warnings.warn(f"plug-in {point.value!r} may not replace the built-in {point.name!r}; ignored", stacklevel=3)
+        else:
+            found[point.name] = point
+    return found
+
+
+def _config_of(mixer: type[SequenceMixer]) -> type[VariantConfig]:
+    constructor = list(inspect.signature(mixer.__init__).parameters)
+    call = list(inspect.signature(mixer.forward).parameters)
+    if constructor != ["self", "config", "dims"] or call != ["self", "x", "mask"]:
+        raise RegistrationError(
+            f"{_where(mixer)}: expected __init__(self, config, dims) and forward(self, x, mask=None), "
+            f"got {constructor} and {call}"
+        )
+    config = typing.get_type_hints(mixer.__init__).get("config")
+    if not (isinstance(config, type) and issubclass(config, VariantConfig)):
+        raise RegistrationError(f"{_where(mixer)}: annotate `config` with its VariantConfig subclass")
+    return config
+
+
+def _where(mixer: type[SequenceMixer]) -> str:
+    return f"{mixer.__module__}.{mixer.__qualname__}"
