@@ -1,0 +1,151 @@
+"""Profiles (published recipes, one YAML file each) and their resolution into the configuration of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attention_zoo import OptionError, RegistrationError, UnknownVariantError, VariantConfig, get_variant
+from attention_zoo.registry import plugin_origin
+from lra.config import ModelConfig, RunConfig, Section, Track, TrainConfig, VariantChoice, validate_section
+from lra.errors import UsageError, suggest
+from lra.strict_yaml import load_file, load_text
+from lra.tasks import get_task
+
+SECTIONS = ("data", "model", "train")
+
+
+class TaskRecipe(Section):
+    """What a profile says of one task; the sections are checked when a run is resolved."""
+
+    data: dict[str, Any] = {}
+    model: dict[str, Any]
+    train: dict[str, Any]
+
+
+class Profile(Section):
+    """A published recipe: which sizes, which optimiser, for how long."""
+
+    name: str
+    title: str
+    source: str
+    """Where the figures come from."""
+    departures: list[str] = []
+    """Where we knowingly differ from the source."""
+    variants: dict[str, dict[str, Any]] = {}
+    """Options of variants as the source sets them, by variant."""
+    tasks: dict[str, TaskRecipe]
+
+
+def profile_folder() -> Path:
+    """Return the folder of the shipped profiles: inside the installed package, or beside it in a working copy."""
+    package = Path(__file__).resolve().parent
+    installed = package / "configs" / "profiles"
+    return installed if installed.is_dir() else package.parent / "configs" / "profiles"
+
+
+def profile_names() -> list[str]:
+    """List the shipped profiles."""
+    return sorted(file.stem for file in profile_folder().glob("*.yaml"))
+
+
+def load_profile(name: str) -> Profile:
+    """Load a shipped profile by name, or one of the user's by the path of its YAML file.
+
+    Raises:
+        UsageError: No such profile, or its file does not hold what a profile holds.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else profile_folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise UsageError(f"unknown profile {name!r}; {suggest(name, profile_names())}")
+    values = load_file(path)
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: expected a mapping at the top")
+    profile, problems = validate_section(Profile, values, path.name)
+    if profile is None:
+        raise UsageError("\n".join(problems))
+    return profile
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `key.path=value`; the value is read like a value in a YAML file.
+
+    Raises:
+        UsageError: There is no `=`, or the value is not acceptable YAML.
+    """
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise UsageError(f"--set {text}: expected key=value, such as train.lr=1e-4")
+    return key.strip(), load_text(value, f"--set {key}")
+
+
+def resolve(
+    *, task: str, variant: str, profile: Profile, seed: int, track: Track = "matched", overrides: Mapping[str, Any]
+) -> RunConfig:
+    """Combine profile, variant and overrides into the configuration of one run.
+
+    Args:
+        task: Name of a task.
+        variant: Name of a registered variant.
+        profile: The recipe.
+        seed: Seed of initialisation, data order and dropout.
+        track: `matched` admits overrides of the variant's own options only; `open` admits all.
+        overrides: Values by path: `data.x`, `model.x`, `train.x`; `variant.x` for the variant at hand, or
+            `variants.NAME.x` for one of several.
+
+    Raises:
+        UsageError: All mistakes at once, one per line.
+    """
+    problems: list[str] = []
+    recipe = profile.tasks.get(task)
+    the_task = get_task(task)
+    if recipe is None:
+        raise UsageError(f"profile {profile.name!r} does not define task {task!r}; {suggest(task, profile.tasks)}")
+    sections = {"data": dict(recipe.data), "model": dict(recipe.model), "train": dict(recipe.train)}
+    options = dict(profile.variants.get(variant, {}))
+    for path, value in overrides.items():
+        head, _, rest = path.partition(".")
+        if head in sections and rest:
+            sections[head][rest] = value
+            if track == "matched":
+                problems.append(f"{path}: fixed by the profile on the matched track; --track open admits it")
+        elif head == "variant" and rest:
+            options[rest] = value
+        elif head == "variants" and rest.count(".") == 1:
+            name, _, key = rest.partition(".")
+            if name == variant:
+                options[key] = value
+        else:
+            problems.append(f"{path}: unknown key; paths begin with data., model., train., variant. or variants.NAME.")
+    data, data_problems = validate_section(the_task.options, sections["data"], "data")
+    model, model_problems = validate_section(ModelConfig, sections["model"], "model")
+    train, train_problems = validate_section(TrainConfig, sections["train"], "train")
+    problems += data_problems + model_problems + train_problems
+    if model is not None and model.positions == "rotary":
+        options.setdefault("rotary", True)
+    config = _variant_config(variant, options, problems)
+    if data is not None and model is not None and the_task.max_length(data) > model.max_length:
+        problems.append(f"model.max_length: {model.max_length} is shorter than the data ({the_task.max_length(data)})")
+    if problems or data is None or model is None or train is None or config is None:
+        raise UsageError("\n".join(problems))
+    return RunConfig(
+        task=task,
+        profile=profile.name,
+        track=track,
+        data=data.model_dump(),
+        variant=VariantChoice(name=variant, options=config.to_dict(), origin=plugin_origin(variant)),
+        model=model,
+        train=train,
+        seed=seed,
+    )
+
+
+def _variant_config(variant: str, options: Mapping[str, Any], problems: list[str]) -> VariantConfig | None:
+    try:
+        return get_variant(variant).config.from_dict(options)
+    except (UnknownVariantError, RegistrationError) as error:
+        problems.append(str(error.args[0]))
+    except OptionError as error:
+        problems.extend(f"variant.{line}" for line in str(error).splitlines())
+    return None
