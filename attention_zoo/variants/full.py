@@ -1,0 +1,60 @@
+"""Full softmax attention (Vaswani et al. 2017, arXiv:1706.03762): the baseline of the benchmark, in linear memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
+from attention_zoo.kernels.attend import Backend, attend, resolve_backend
+from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.registry import register_variant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FullConfig(QkvConfig):
+    """Options of full attention."""
+
+    backend: Backend = option(
+        "auto", "implementation: auto is blockwise on CPU with attention dropout, fused everywhere else"
+    )
+
+
+@register_variant(
+    "full",
+    traits=Traits(memory="linear", complexity="O(n²)", causal=True, permutation_equivariant=True),
+    paper="Vaswani et al. 2017, arXiv:1706.03762",
+)
+class FullAttention(SequenceMixer):
+    """Every token attends to every token: softmax(q kᵀ / sqrt(head_dim)) v in each head.
+
+    Time grows with the square of the length; memory does not, because no backend but "reference" keeps the scores.
+    """
+
+    config: FullConfig
+
+    def __init__(self, config: FullConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        self.projections = HeadProjections(dims, rotary=config.rotary)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; see `SequenceMixer.forward`."""
+        self.check_input(x, mask)
+        q, k, v = self.projections.split(x)
+        heads = attend(
+            q,
+            k,
+            v,
+            mask,
+            causal=self.dims.causal,
+            dropout=self.dims.dropout,
+            training=self.training,
+            backend=self.config.backend,
+        )
+        return self.projections.merge(heads, mask)
+
+    def resolved_backend(self, device: torch.device) -> str:
+        """Name the implementation in training; see `attention_zoo.kernels.attend.resolve_backend`."""
+        return resolve_backend(self.config.backend, device, dropout=self.dims.dropout)
