@@ -1,0 +1,124 @@
+"""Adaptive Gaussian pooling, the operator behind ContextPool, with a choice of exact backends."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from contextpool.dense import dense_causal_pool, dense_pool
+from contextpool.opaque import Kernel
+from contextpool.reference import SIGMA_MIN, reference_pool
+
+Backend = Literal["auto", "reference", "dense"]
+
+SIGMA_MAX = 1e8
+"""Widest Gaussian, in tokens: uniform for every length that fits a machine, and safe to raise to the fourth power."""
+WEIGHT_RANGE = 60.0
+"""Log-weights further than this below the sequence's largest count as this far below: their weight is 9e-27 of it."""
+
+
+def context_pool(
+    x: Tensor,
+    log_weight: Tensor,
+    sigma: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    grid: tuple[int, int] | None = None,
+    normalized: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """Replace every token by a weighted mean of its neighbourhood, whose width is the token's own.
+
+    With w_j = exp(log_weight_j) and g_ij = exp(-(i - j)^2 / (2 sigma_i^2)), over real tokens j (and j <= i if causal):
+
+        normalized:      y_i = sum_j w_j g_ij x_j / sum_j w_j g_ij
+        not normalized:  y_i = sum_j w_j g_ij x_j / n,  n = number of real tokens of the sequence
+
+    Differentiable in `x`, `log_weight` and `sigma`. Weights and sums are computed in float32 (float64 for float64 `x`),
+    also under autocast; the result has the dtype of `x`. After C. Huang et al., "Efficient Representation Learning via
+    Adaptive Context Pooling" (ICML 2022); the normalisation is this project's choice.
+
+    Args:
+        x: (batch, length, dim).
+        log_weight: (batch, length); normalised, only differences within a sequence matter.
+        sigma: (batch, length), in tokens, clamped to at least 0.05.
+        mask: (batch, length), bool, True = real token, in any pattern; None = all real.
+        causal: Whether token i sees only tokens j <= i.
+        grid: (rows, columns) if the tokens are the cells of a grid in row-major order; the distance is then Euclidean.
+        normalized: See above.
+        backend: `reference` (the formula, quadratic memory), `dense` (the formula in chunks, quadratic time) or `auto`.
+
+    Returns:
+        (batch, length, dim); zeros at masked positions, whose gradients are zero too.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit, or the backend is unknown or cannot do what is asked.
+    """
+    _check(x, log_weight, sigma, mask)
+    if grid is not None:
+        if causal:
+            raise ValueError("a grid has no causal order: causal and grid exclude each other")
+        from contextpool.grid import grid_pool
+
+        return grid_pool(x, log_weight, sigma, mask, grid=grid, normalized=normalized, backend=backend)
+    chosen = resolve_backend(x.shape[1], x.device, causal=causal, backend=backend)
+    if x.numel() == 0:
+        return x * 1.0
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    log_weight, sigma = log_weight.to(dtype), sigma.to(dtype)
+    if chosen == "reference":
+        y = reference_pool(x.to(dtype), log_weight, sigma, mask, causal=causal, normalized=normalized)
+        return y.to(x.dtype)
+    return _run(_KERNELS[chosen][causal], x, log_weight, sigma, mask, normalized=normalized)
+
+
+def resolve_backend(length: int, device: torch.device, *, causal: bool = False, backend: str = "auto") -> str:  # noqa: ARG001
+    """Name the backend that `context_pool` uses for a sequence.
+
+    Raises:
+        ValueError: The backend is unknown or cannot do what is asked.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(get_args(Backend))}")
+    return "dense" if backend == "auto" else backend
+
+
+_KERNELS: dict[str, dict[bool, Kernel]] = {"dense": {False: dense_pool, True: dense_causal_pool}}
+"""Backend -> whether causal -> kernel."""
+
+
+def _run(
+    kernel: Kernel, x: Tensor, log_weight: Tensor, sigma: Tensor, mask: Tensor | None, *, normalized: bool
+) -> Tensor:
+    """Turn log-weights and a mask into plain weights, which the kernels want, and call one."""
+    sigma = sigma.clamp(SIGMA_MIN, SIGMA_MAX)
+    if mask is not None:
+        log_weight = log_weight.masked_fill(~mask, -torch.inf)
+        sigma = sigma.masked_fill(~mask, 1.0)
+        x = x.masked_fill(~mask[:, :, None], 0.0)
+    # The largest weight of each sequence becomes 1. The shift cancels, so it needs no gradient.
+    shift = log_weight.detach().amax(dim=1, keepdim=True)
+    shift = torch.where(shift == -torch.inf, 0.0, shift)
+    weight = (log_weight - shift).clamp_min(-WEIGHT_RANGE).exp()
+    if mask is not None:
+        weight = weight.masked_fill(~mask, 0.0)
+    y = kernel(x, weight, sigma, normalized)
+    if not normalized:
+        count = torch.full_like(shift, x.shape[1]) if mask is None else mask.sum(dim=1, keepdim=True).clamp_min(1)
+        y = y * (shift.exp() / count)[:, :, None].to(x.dtype)
+    return y if mask is None else y.masked_fill(~mask[:, :, None], 0.0)
+
+
+def _check(x: Tensor, log_weight: Tensor, sigma: Tensor, mask: Tensor | None) -> None:
+    if x.dim() != 3 or not x.is_floating_point():
+        raise ValueError(f"x must be (batch, length, dim) and floating, got {x.dtype} of {tuple(x.shape)}")
+    for name, value in (("log_weight", log_weight), ("sigma", sigma)):
+        if value.shape != x.shape[:2] or not value.is_floating_point():
+            raise ValueError(
+                f"{name} must be floating and of shape {tuple(x.shape[:2])}, got {value.dtype} of {tuple(value.shape)}"
+            )
+    if mask is not None and (mask.shape != x.shape[:2] or mask.dtype != torch.bool):
+        raise ValueError(f"mask must be bool of shape {tuple(x.shape[:2])}, got {mask.dtype} of {tuple(mask.shape)}")
