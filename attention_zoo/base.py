@@ -196,6 +196,10 @@ class SequenceMixer(nn.Module, ABC):
     def after_step(self) -> None:  # noqa: B027 - a hook with nothing to do is the common case
         """Run after every optimiser step, for instance to clamp a parameter; nothing unless overridden."""
 
+    def learning_rate_scales(self) -> dict[str, float]:
+        """Return factors of the learning rate by parameter name, for those that want another one; none unless overridden."""
+        return {}
+
     def statistics(self) -> dict[str, Tensor]:
         """Return scalars of the last forward pass worth a learning curve; none unless overridden."""
         return {}
