@@ -197,7 +197,7 @@ class SequenceMixer(nn.Module, ABC):
         """Run after every optimiser step, for instance to clamp a parameter; nothing unless overridden."""
 
     def learning_rate_scales(self) -> dict[str, float]:
-        """Return factors of the learning rate by parameter name, for those that want another one; none unless overridden."""
+        """Return factors of the learning rate by parameter name; 1 for the rest, and for all unless overridden."""
         return {}
 
     def statistics(self) -> dict[str, Tensor]:
