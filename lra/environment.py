@@ -1,0 +1,47 @@
+"""What a run ran on: versions, device, threads. Stored with every record, never hashed."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return plain values that describe software and hardware; no host name, no paths, no environment variables."""
+    return {
+        "lra_harness": package_version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu": _cpu_model(),
+        "cpu_count": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def package_version() -> str:
+    """Return the installed version of this project, `unknown` in a copy that was never installed."""
+    try:
+        return version("lra-harness")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

@@ -1,0 +1,182 @@
+"""The shared classifier: embedding, positions, pre-norm blocks around a sequence mixer, pooling and head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention_zoo import LayerDims, SequenceMixer, get_variant
+from attention_zoo.masking import masked_mean, zero_masked
+from lra.config import ModelConfig, RunConfig
+from lra.seeding import seed_torch
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU,
+}
+
+
+def sinusoid_table(length: int, dim: int) -> Tensor:
+    """Return fixed positions (length, dim): sines in the even columns, cosines in the odd (arXiv:1706.03762, 3.5)."""
+    frequency = torch.exp(torch.arange(0, dim, 2, dtype=torch.float64) * (-math.log(10000.0) / dim))
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :dim].float()
+
+
+class Embedding(nn.Module):
+    """Token table, optional CLS token in front, positions, dropout."""
+
+    positions: Tensor
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(config.embedding_rows or vocab_size, config.dim)
+        nn.init.normal_(self.tokens.weight, std=config.embedding_std)
+        self.cls = nn.Parameter(torch.zeros(config.dim)) if config.pooling == "cls" else None
+        rows = config.max_length + (self.cls is not None)
+        if config.positions == "learned":
+            self.positions = nn.Parameter(torch.empty(rows, config.dim))
+            nn.init.normal_(self.positions, std=0.02)
+        else:
+            table = sinusoid_table(rows, config.dim) if config.positions == "sinusoidal" else torch.zeros(0)
+            self.register_buffer("positions", table, persistent=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Embed (batch, length) token ids to (batch, length [+ 1 with CLS], dim), and extend the mask likewise."""
+        x = self.tokens(tokens.long())
+        if self.cls is not None:
+            x = torch.cat((self.cls.to(x.dtype).expand(len(x), 1, -1), x), dim=1)
+            mask = mask if mask is None else F.pad(mask, (1, 0), value=True)
+        if len(self.positions) > 0:
+            x = x + self.positions[: x.shape[1]]
+        return self.dropout(x), mask
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: x + drop(mixer(norm(x))), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, mixer: SequenceMixer) -> None:
+        super().__init__()
+        self.mixer_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.mixer = mixer
+        self.dropout = nn.Dropout(config.dropout)
+        self.mlp_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.dim, config.mlp_dim),
+            _ACTIVATIONS[config.activation](),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.mlp_dim, config.dim),
+            nn.Dropout(config.dropout),
+        )
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.normal_(module.bias, std=1e-6)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Map (batch, length, dim) to the same shape."""
+        x = self.mixer.transform_stream(x, mask)
+        x = x + self.dropout(self.mixer(self.mixer_norm(x), mask))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Head(nn.Module):
+    """Pool the sequence and classify."""
+
+    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+        super().__init__()
+        self.pooling, self.max_length = config.pooling, config.max_length
+        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.hidden = nn.Linear(config.dim, config.head_hidden) if config.head_hidden else None
+        self.out = nn.Linear(config.head_hidden or config.dim, num_classes)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Map (batch, length, dim) to logits (batch, num_classes)."""
+        x = self.norm(x)
+        if self.pooling == "cls":
+            x = x[:, 0]
+        elif self.pooling == "masked_mean":
+            x = masked_mean(x, mask)
+        else:
+            x = zero_masked(x, mask).sum(dim=1) / self.max_length
+        if self.hidden is not None:
+            x = F.relu(self.hidden(x))
+        return self.out(x)
+
+
+class Classifier(nn.Module):
+    """Encoder of one sequence with a classification head."""
+
+    def __init__(self, embedding: Embedding, blocks: list[Block], head: Head) -> None:
+        super().__init__()
+        self.embedding, self.blocks, self.head = embedding, nn.ModuleList(blocks), head
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Classify.
+
+        Args:
+            tokens: (batch, length), integer ids.
+            mask: (batch, length), bool, True = real token; None = all real.
+
+        Returns:
+            Logits (batch, num_classes).
+        """
+        x, mask = self.embedding(tokens, mask)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.head(x, mask)
+
+
+def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classifier:
+    """Build the model of a run.
+
+    Each part is initialised from its own stream of the run's seed, so two variants under one seed share the weights of
+    all parts that they have in common. Torch's global generator is left reseeded.
+
+    Raises:
+        ValueError: The variant refuses the dimensions.
+    """
+    model = config.model
+    spec = get_variant(config.variant.name)
+    options = spec.config.from_dict(config.variant.options)
+    num_prefix = int(model.pooling == "cls")
+    seed_torch(config.seed, "init", "embedding")
+    embedding = Embedding(model, vocab_size)
+    blocks = []
+    for layer in range(model.num_layers):
+        dims = LayerDims(
+            dim=model.dim,
+            num_heads=model.num_heads,
+            head_dim=model.head_dim,
+            max_length=model.max_length + num_prefix,
+            qkv_bias=model.qkv_bias,
+            dropout=model.attention_dropout,
+            num_prefix=num_prefix,
+            layer=layer,
+        )
+        seed_torch(config.seed, "init", "mixer", layer)
+        mixer = spec.build(options, dims)
+        seed_torch(config.seed, "init", "block", layer)
+        blocks.append(Block(model, mixer))
+    seed_torch(config.seed, "init", "head")
+    return Classifier(embedding, blocks, Head(model, num_classes))
+
+
+def mixers(model: nn.Module) -> Iterator[SequenceMixer]:
+    """Yield the outermost mixers of a model, in order of depth (a mixer inside a mixer is its owner's affair)."""
+    for child in model.children():
+        if isinstance(child, SequenceMixer):
+            yield child
+        else:
+            yield from mixers(child)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,1 @@
+"""Training loop, evaluation, one cell, command lines. Installed as `lra.runners`; siblings are imported relatively."""

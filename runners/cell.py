@@ -1,0 +1,282 @@
+"""One cell: from a configuration and prepared data to a record in the store."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lra.batching import TrainingBatches
+from lra.checkpoints import newest_checkpoint, save_checkpoint, weights_digest, write_state
+from lra.config import NUMERICS_VERSION, RunConfig
+from lra.environment import describe_environment
+from lra.errors import LraError
+from lra.metrics import Score
+from lra.model import build_model, count_parameters, mixers
+from lra.prepared import PreparedData
+from lra.records import AttemptStatus, Cost, Count, Outcome, RunRecord, Store
+from lra.tasks import get_task
+
+from .evaluate import DivergedError, evaluate
+from .loop import LoopHooks, PreemptedError, TrainState, train
+from .memory import PeakMemory
+from .progress import ProgressLine
+
+
+class CellError(LraError):
+    """The cell ended without a number, and that was recorded as an attempt with this status."""
+
+    exit_code = 4
+
+    def __init__(self, status: AttemptStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class PreemptedCellError(LraError):
+    """The cell was asked to stop; its state is saved."""
+
+    exit_code = 75
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Execution:
+    """How to run, as opposed to what: nothing here changes the number."""
+
+    device: torch.device
+    evaluation_tokens: int = 65_536
+    """Padded tokens per batch of evaluation."""
+    checkpoint_seconds: float = 60.0
+    """At most this much work is lost by a crash."""
+    force: bool = False
+    """Run even if the store has the record; the outcomes are then compared."""
+    progress: bool = True
+
+
+def execute_cell(
+    config: RunConfig, data: PreparedData, store: Store, execution: Execution, stop_requested: Callable[[], bool]
+) -> RunRecord:
+    """Run one cell to its record, continuing from its checkpoint if there is one.
+
+    A record that is there already is returned as it is, unless `execution.force`.
+
+    Raises:
+        CellError: Out of memory, or an error inside the run; noted as an attempt.
+        PreemptedCellError: A stop was requested; the state is saved, and the next call continues.
+        StoreError: The store refuses.
+    """
+    cell_id = config.cell_id(data.digest)
+    present = store.find(cell_id)
+    if present is not None and not execution.force:
+        return present
+    store.check_writable()
+    environment = describe_environment(execution.device)
+
+    def note(status: AttemptStatus, detail: str) -> None:
+        store.note_attempt(cell_id, status, detail, environment)
+
+    try:
+        record = _run(config, data, store, execution, stop_requested, cell_id, environment)
+    except PreemptedError as stop:
+        note("preempted", str(stop))
+        raise PreemptedCellError(f"{stop}; run the same command again to continue") from stop
+    except LraError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            note("oom", str(error))
+            raise CellError("oom", f"out of memory: {_first_line(error)}") from error
+        note("failed", traceback.format_exc())
+        where = store.root / "attempts" / cell_id
+        raise CellError("failed", f"{type(error).__name__}: {_first_line(error)} (traceback in {where})") from error
+    note(record.status, record.detail)
+    return record
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell a lack of memory, on the host or a device, from other errors."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
+    """Build AdamW over all parameters; mixers may ask for a learning rate of their own for some of theirs."""
+    scales = {
+        id(parameter): mixer.learning_rate_scales().get(name, 1.0)
+        for mixer in mixers(model)
+        for name, parameter in mixer.named_parameters()
+    }
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        groups.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)
+    first, second = config.train.betas
+    return torch.optim.AdamW(
+        [{"params": members, "lr_scale": scale} for scale, members in groups.items()],
+        lr=config.train.lr,
+        betas=(first, second),
+        eps=config.train.eps,
+        weight_decay=config.train.weight_decay,
+        fused=True,
+    )
+
+
+def _run(
+    config: RunConfig,
+    data: PreparedData,
+    store: Store,
+    execution: Execution,
+    stop_requested: Callable[[], bool],
+    cell_id: str,
+    environment: dict[str, Any],
+) -> RunRecord:
+    device, recipe = execution.device, config.train
+    info = get_task(config.task).info
+    memory = PeakMemory(device)
+    model = build_model(config, info.vocab_size, info.num_classes).to(device)
+    layers = list(mixers(model))
+    optimizer = build_optimizer(model, config)
+    folder = store.checkpoint_folder(cell_id)
+    line = ProgressLine(f"{config.variant.name}, seed {config.seed}", recipe.steps, shown=execution.progress)
+    state = TrainState()
+    saved, passed_over = newest_checkpoint(folder)
+    for problem in passed_over:
+        line.say(f"{problem}; using an older one")
+    if saved is not None and not execution.force:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        state = TrainState.from_dict(saved["state"])
+        state.resumed += 1
+        line.say(f"continuing from step {state.step}")
+    if recipe.compile:
+        model.compile()
+    padded_length = config.model.max_length if recipe.padding == "fixed" else None
+    limit, last_save = config.model.max_length, time.monotonic()
+
+    def score(split: str, title: str) -> tuple[Score, np.ndarray]:
+        examples = data.split(split)
+        with line.sub(title, len(examples)) as advance:
+            return evaluate(
+                model,
+                examples,
+                device=device,
+                precision=recipe.precision,
+                padded_length=padded_length,
+                limit=limit,
+                max_tokens=execution.evaluation_tokens,
+                progress=advance,
+            )
+
+    def save() -> None:
+        nonlocal last_save
+        content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state.to_dict()}
+        save_checkpoint(folder, state.step, content)
+        last_save = time.monotonic()
+
+    hooks = LoopHooks(
+        validate=lambda: score("validation", "validation")[0],
+        save=save,
+        save_due=lambda: time.monotonic() - last_save >= execution.checkpoint_seconds,
+        stop_requested=stop_requested,
+        report=line.report,
+    )
+    batches = TrainingBatches(
+        data.split("train"),
+        batch_size=recipe.batch_size,
+        seed=config.seed,
+        padded_length=padded_length,
+        limit=limit,
+    )
+    outcome, detail, arrays = None, "", {}
+    with line:
+        try:
+            train(model, layers, optimizer, batches, recipe, config.seed, state, hooks, device)
+            outcome, arrays = _score_chosen(model, config, state, score)
+        except DivergedError as diverged:
+            detail = str(diverged)
+    arrays |= {f"curve.{name}": np.asarray(column) for name, column in state.curve.items()}
+    if outcome is not None:
+        weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+        write_state(folder / "chosen.pt", {"model": weights, "step": outcome.selected_step})
+    record = RunRecord(
+        cell_id=cell_id,
+        status="ok" if outcome is not None else "diverged",
+        detail=detail,
+        config=config,
+        numerics_version=NUMERICS_VERSION,
+        task_title=info.title,
+        data_edition=data.manifest.edition,
+        data_digest=data.digest,
+        rails=dict(data.manifest.rails),
+        outcome=outcome,
+        cost=_cost(config, state, model, memory, info.vocab_size, info.num_classes),
+        backend=", ".join(dict.fromkeys(layer.resolved_backend(device) for layer in layers)),
+        environment=environment,
+        arrays_sha256="",
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return store.publish(record, arrays)
+
+
+def _score_chosen(
+    model: nn.Module, config: RunConfig, state: TrainState, score: Callable[[str, str], tuple[Score, np.ndarray]]
+) -> tuple[Outcome, dict[str, np.ndarray]]:
+    """Load the weights that validation chose, prove that they are those, and read the test set: once, here.
+
+    Raises:
+        RuntimeError: The restored weights do not score on validation what was recorded of them.
+        DivergedError: The model's output is not finite.
+    """
+    chosen_step, validation = state.step, None
+    if config.train.selection == "best":
+        if state.best_weights is None or state.best_score is None:
+            raise RuntimeError("the run has no evaluation to select from")
+        model.load_state_dict(state.best_weights)
+        chosen_step, validation = state.best_step, state.best_score
+    again, _ = score("validation", "checking the chosen weights")
+    expected = int(state.curve["validation_correct"][-1]) if validation is None else validation.correct
+    if again.correct != expected:
+        raise RuntimeError(f"the chosen weights answer {again.correct} of validation, not the recorded {expected}")
+    test, correct = score("test", "test")
+    outcome = Outcome(
+        test=Count(correct=test.correct, total=test.total, loss=test.loss),
+        validation=Count(correct=again.correct, total=again.total, loss=again.loss),
+        selected_step=chosen_step,
+        weights_digest=weights_digest(model.state_dict()),
+    )
+    return outcome, {"test_correct": correct}
+
+
+def _cost(
+    config: RunConfig, state: TrainState, model: nn.Module, memory: PeakMemory, vocab_size: int, num_classes: int
+) -> Cost:
+    timed = state.timed_seconds > 0
+    return Cost(
+        parameters=count_parameters(model),
+        parameters_full=parameters_with_full(config, vocab_size, num_classes),
+        train_seconds=state.timed_seconds,
+        examples_per_second=state.timed_examples / state.timed_seconds if timed else None,
+        tokens_per_second=state.timed_tokens / state.timed_seconds if timed else None,
+        wall_seconds=state.wall_seconds,
+        peak_memory_bytes=memory.read(),
+        peak_memory_method=memory.method,
+        resumed=state.resumed,
+    )
+
+
+def parameters_with_full(config: RunConfig, vocab_size: int, num_classes: int) -> int:
+    """Count the parameters that the same model has with full attention, without allocating them."""
+    full = config.variant.model_copy(update={"name": "full", "options": {}, "origin": ""})
+    with torch.device("meta"):
+        return count_parameters(build_model(config.model_copy(update={"variant": full}), vocab_size, num_classes))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

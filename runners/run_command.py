@@ -1,0 +1,185 @@
+"""`lra-run`: train, evaluate and record one cell, or a small grid of them. Torch is imported after the signals are set."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import signals
+from .command_line import data_dir_option, one_line_errors, parse_seeds
+
+if TYPE_CHECKING:
+    import torch
+
+    from lra.config import RunConfig
+    from lra.prepared import PreparedData
+
+EXAMPLES = """
+\b
+Examples:
+  lra-run --attn contextpool --task listops
+  lra-run --attn full,contextpool --task listops --seeds 0-4
+  lra-run --attn contextpool --task listops --set variant.placement=stream
+  lra-run --attn full --task listops --profile official --dry-run
+"""
+
+
+@click.command(epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
+@click.option("--attn", required=True, metavar="NAME[,NAME...]", help="Attention variants; `all` runs every one.")
+@click.option("--task", required=True, metavar="NAME[,NAME...]", help="Tasks of the benchmark, such as listops.")
+@click.option(
+    "--profile",
+    metavar="NAME",
+    help="Recipe: a shipped one (quick, nystromformer, official) or a YAML file.  "
+    "[default: nystromformer with a CUDA device, else quick]",
+)
+@click.option("--seeds", default="0", show_default=True, metavar="LIST", help="Seeds, such as 3, 0-4 or 0,2,5.")
+@click.option(
+    "--track",
+    type=click.Choice(["matched", "open"]),
+    default="matched",
+    show_default=True,
+    help="matched: only the variant's own options may be set; open: everything, and tables say so.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting: variant.x, variants.NAME.x, and on the open track model.x, train.x, data.x.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]")
+@click.option(
+    "--store",
+    "store_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("lra-results"),
+    show_default=True,
+    envvar="LRA_STORE",
+    show_envvar=True,
+    help="Folder of records and checkpoints.",
+)
+@data_dir_option
+@click.option("--dry-run", is_flag=True, help="Print the configuration, the parameters and the cell id; run nothing.")
+@click.option("--force", is_flag=True, help="Run again although the record exists; the outcomes are compared.")
+@click.option("--quiet", is_flag=True, help="No progress, only the final table.")
+@click.option(
+    "--checkpoint-seconds",
+    type=click.FloatRange(min=0.0),
+    default=60.0,
+    show_default=True,
+    help="Most work that a crash may cost.",
+)
+@one_line_errors
+def command(
+    *,
+    attn: str,
+    task: str,
+    profile: str | None,
+    seeds: str,
+    track: str,
+    overrides: tuple[str, ...],
+    device: str,
+    threads: int | None,
+    store_folder: Path,
+    data_dir: Path | None,
+    dry_run: bool,
+    force: bool,
+    quiet: bool,
+    checkpoint_seconds: float,
+) -> None:
+    """Train, evaluate and record attention variants on tasks of the Long Range Arena.
+
+    A run that was interrupted continues where it stopped when the same command is given again; a run that has its record
+    is not repeated.
+    """
+    seed_list = parse_seeds(seeds)
+    import torch
+
+    from lra.prepared import data_home
+    from lra.records import Store
+    from lra.tasks import get_task
+
+    from .cell import CellError, Execution, execute_cell
+    from .grid import describe, plan
+    from .summary import summary
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    the_device = pick_device(device)
+    if profile is None:
+        profile = "nystromformer" if the_device.type == "cuda" else "quick"
+        click.echo(f"Profile {profile} (the default on {the_device.type}); --profile picks another.", err=True)
+    cells = plan(attn=attn, task=task, profile=profile, seeds=seed_list, track=track, overrides=overrides)
+    home, store = data_home(data_dir), Store(store_folder)
+    if dry_run:
+        for config in cells:
+            click.echo(describe(config, home))
+        return
+    store.check_writable()
+    execution = Execution(
+        device=the_device, force=force, progress=not quiet, checkpoint_seconds=checkpoint_seconds
+    )
+    prepared: dict[str, PreparedData] = {}
+    tables: dict[tuple[str, str], list[Any]] = {}
+    ended_without_number = False
+    for config in cells:
+        data = prepared.get(config.task) or prepare(config, home, progress=not quiet)
+        prepared[config.task] = data
+        if signals.stop_requested():
+            sys.exit(signals.EXIT_PREEMPTED)
+        rows = tables.setdefault((config.task, config.profile), [])
+        try:
+            record = execute_cell(config, data, store, execution, signals.stop_requested)
+            rows.append((config.variant.name, config.seed, record))
+            ended_without_number |= record.status != "ok"
+            if record.status != "ok":
+                click.echo(f"{config.variant.name}, seed {config.seed}: {record.status}: {record.detail}", err=True)
+        except CellError as error:
+            click.echo(f"Error: {config.variant.name}, seed {config.seed}: {error}", err=True)
+            rows.append((config.variant.name, config.seed, error.status))
+            ended_without_number = True
+    click.echo("\n\n".join(summary(rows, store) for rows in tables.values()))
+    if ended_without_number:
+        sys.exit(CellError.exit_code)
+
+
+def prepare(config: RunConfig, home: Path, *, progress: bool) -> PreparedData:
+    """Open the data of a run, building it first if it can be generated."""
+    from lra.tasks import get_task
+
+    task = get_task(config.task)
+    return task.prepare(task.options.model_validate(config.data), home, progress=progress)
+
+
+def pick_device(name: str) -> torch.device:
+    """Resolve `auto` and check that the device is there.
+
+    Raises:
+        UsageError: It is not.
+    """
+    import torch
+
+    from lra.errors import UsageError
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: not a device; write auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: only cpu and cuda are supported")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def main() -> None:
+    """Run the command line."""
+    signals.install()
+    command()
