@@ -9,9 +9,10 @@ from torch import Tensor
 
 from contextpool.dense import dense_causal_pool, dense_pool
 from contextpool.opaque import Kernel
+from contextpool.pyramid import pyramid_pool
 from contextpool.reference import SIGMA_MIN, reference_pool
 
-Backend = Literal["auto", "reference", "dense"]
+Backend = Literal["auto", "reference", "dense", "pyramid"]
 
 SIGMA_MAX = 1e8
 """Widest Gaussian, in tokens: uniform for every length that fits a machine, and safe to raise to the fourth power."""
@@ -86,7 +87,10 @@ def resolve_backend(length: int, device: torch.device, *, causal: bool = False, 
     return "dense" if backend == "auto" else backend
 
 
-_KERNELS: dict[str, dict[bool, Kernel]] = {"dense": {False: dense_pool, True: dense_causal_pool}}
+_KERNELS: dict[str, dict[bool, Kernel]] = {
+    "dense": {False: dense_pool, True: dense_causal_pool},
+    "pyramid": {False: pyramid_pool},
+}
 """Backend -> whether causal -> kernel."""
 
 
