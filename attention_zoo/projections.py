@@ -44,7 +44,7 @@ class HeadProjections(nn.Module):
 
     def to_heads(self, x: Tensor) -> Tensor:
         """Reshape (batch, length, num_heads * head_dim) to (batch, num_heads, length, head_dim)."""
-        return x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
 
     def merge(self, heads: Tensor, mask: Tensor | None) -> Tensor:
         """Project (batch, num_heads, length, head_dim) back to (batch, length, dim), zero where masked."""

@@ -1,0 +1,129 @@
+"""The contract of a sequence mixer as plain functions, for the variants of this zoo and for anybody's own.
+
+Each `check_x(spec)` raises AssertionError with a sentence that says what is wrong. In the tests of another package:
+
+    import pytest
+    from attention_zoo import get_variant
+    from attention_zoo.checks import contract_checks
+
+    CHECKS = contract_checks(get_variant("my_mixer"))
+
+    @pytest.mark.parametrize("check", [run for _, run in CHECKS], ids=[name for name, _ in CHECKS])
+    def test_contract(check):
+        check()
+
+The checks run on torch's default device: `with torch.device("cuda"): run_contract(spec)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from attention_zoo.checks.numerics import (
+    backends,
+    check_backends,
+    check_dtypes,
+    check_exact_limit,
+    check_lengths,
+    check_memory,
+    check_shape,
+)
+from attention_zoo.checks.padding import (
+    check_empty_rows,
+    check_mask_none,
+    check_padding_gradient,
+    check_padding_length,
+    check_scattered_padding,
+    check_suffix_padding,
+)
+from attention_zoo.checks.state import (
+    check_config,
+    check_determinism,
+    check_gradients,
+    check_hooks,
+    check_independent_instances,
+    check_state_dict,
+)
+from attention_zoo.checks.structure import check_batch_independence, check_causal, check_permutation, check_reach
+from attention_zoo.registry import VariantSpec
+
+Check = Callable[[VariantSpec], None]
+
+CHECKS: dict[str, Check] = {
+    "shape": check_shape,
+    "determinism": check_determinism,
+    "suffix_padding": check_suffix_padding,
+    "scattered_padding": check_scattered_padding,
+    "padding_gradient": check_padding_gradient,
+    "mask_none": check_mask_none,
+    "empty_rows": check_empty_rows,
+    "batch_independence": check_batch_independence,
+    "padding_length": check_padding_length,
+    "permutation": check_permutation,
+    "causal": check_causal,
+    "reach": check_reach,
+    "gradients": check_gradients,
+    "state_dict": check_state_dict,
+    "independent_instances": check_independent_instances,
+    "lengths": check_lengths,
+    "memory": check_memory,
+    "dtypes": check_dtypes,
+    "config": check_config,
+    "hooks": check_hooks,
+    "exact_limit": check_exact_limit,
+    "backends": check_backends,
+}
+"""Every check by name, the name that `Traits.waivers` uses."""
+
+
+def contract_checks(spec: VariantSpec) -> list[tuple[str, Callable[[], None]]]:
+    """List the checks that apply to a variant, ready to be called.
+
+    A waived check is turned round: it raises if the check passes, so that no excuse outlives its reason.
+
+    Raises:
+        ValueError: The variant waives a check that does not exist or does not apply.
+    """
+    applying = [name for name in CHECKS if _applies(name, spec)]
+    idle = set(spec.traits.waivers) - set(applying)
+    if idle:
+        raise ValueError(f"{spec.name} waives checks that it does not have: {', '.join(sorted(idle))}")
+    return [
+        (name, partial(_assert_still_fails if name in spec.traits.waivers else _run, name, spec)) for name in applying
+    ]
+
+
+def run_contract(spec: VariantSpec) -> dict[str, str]:
+    """Run all checks that apply; return the message of each that failed, by name.
+
+    An error other than AssertionError is the mixer's own and is not caught.
+    """
+    failures = {}
+    for name, run in contract_checks(spec):
+        try:
+            run()
+        except AssertionError as failure:
+            failures[name] = str(failure)
+    return failures
+
+
+def _applies(name: str, spec: VariantSpec) -> bool:
+    if name == "exact_limit":
+        return spec.traits.exact_limit is not None
+    return name != "backends" or len(backends(spec.config)) > 1
+
+
+def _run(name: str, spec: VariantSpec) -> None:
+    CHECKS[name](spec)
+
+
+def _assert_still_fails(name: str, spec: VariantSpec) -> None:
+    try:
+        CHECKS[name](spec)
+    except AssertionError:
+        return
+    raise AssertionError(f"{name} passes, so its waiver must go: {spec.traits.waivers[name]}")
+
+
+__all__ = ["CHECKS", "Check", "contract_checks", "run_contract", *(f"check_{name}" for name in CHECKS)]

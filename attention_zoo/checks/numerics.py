@@ -1,0 +1,245 @@
+"""Checks of shapes, lengths, precision, memory, exact limits and backends."""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from attention_zoo.base import SequenceMixer, VariantConfig
+from attention_zoo.checks.probe import (
+    LONG,
+    SHORT,
+    assert_close,
+    build,
+    make_dims,
+    mix,
+    scattered_mask,
+    suffix_mask,
+    tokens,
+    weighted_sum,
+)
+from attention_zoo.registry import VariantSpec, get_variant
+
+SINGLE = 1e-4
+"""Difference, relative to the largest entry, that float32 may show from float64."""
+MEMORY_LENGTHS = (512, 1024)
+GROWTH = {"linear": (0.0, 1.2), "subquadratic": (0.0, 1.8), "quadratic": (1.8, 2.2)}
+"""Allowed exponents of the memory in the length."""
+
+
+def check_shape(spec: VariantSpec) -> None:
+    """The output has the shape and dtype of the input, and neither input nor mask is modified."""
+    for dtype in (torch.float32, torch.float64):
+        mixer = build(spec, dtype=dtype)
+        for length in (SHORT, LONG):
+            x, mask = tokens(length, dtype=dtype), scattered_mask(length)
+            x_before, mask_before = x.clone(), mask.clone()
+            out = mix(mixer, x, mask)
+            assert out.shape == x.shape, f"input {tuple(x.shape)}, output {tuple(out.shape)}"
+            assert out.dtype == dtype, f"input {dtype}, output {out.dtype}"
+            assert torch.equal(x, x_before), "modifies its input"
+            assert torch.equal(mask, mask_before), "modifies the mask"
+
+
+def check_lengths(spec: VariantSpec) -> None:
+    """Every length from 1 to `max_length` works; longer inputs and wrong masks raise ValueError."""
+    max_length = 37
+    mixer = build(spec, make_dims(max_length))
+    for length in (1, 2, 3, 17, max_length - 1, max_length):
+        for mask in (None, suffix_mask(length)):
+            out = mix(mixer, tokens(length), mask)
+            assert out.shape == tokens(length).shape, f"length {length} gives {tuple(out.shape)}"
+            assert out.isfinite().all(), f"length {length} gives NaN or infinity"
+    x = tokens(max_length)
+    _assert_refused(mixer, tokens(max_length + 1), None, "a sequence longer than max_length")
+    _assert_refused(mixer, x, torch.ones(3, max_length - 1, dtype=torch.bool), "a mask of another length")
+    _assert_refused(mixer, x, torch.ones(3, max_length), "a mask of numbers")
+
+
+def _assert_refused(mixer: SequenceMixer, x: Tensor, mask: Tensor | None, what: str) -> None:
+    try:
+        mixer(x, mask)
+    except ValueError:
+        return
+    raise AssertionError(f"{what} must raise ValueError")
+
+
+def check_dtypes(spec: VariantSpec) -> None:
+    """float32 agrees with float64; bfloat16, plain and by autocast, stays finite."""
+    single, double, half = (build(spec, dtype=dtype) for dtype in (torch.float32, torch.float64, torch.bfloat16))
+    for length in (SHORT, LONG):
+        mask = scattered_mask(length)
+        mask[2] = False
+        x = tokens(length)
+        exact = mix(double, x, mask)[mask]
+        assert_close(mix(single, x.float(), mask)[mask].double(), exact, f"length {length}: float32", tolerance=SINGLE)
+        low = mix(half, x.bfloat16(), mask)
+        assert low.dtype == torch.bfloat16, f"bfloat16 input gives {low.dtype}"
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            mixed = mix(single, x.float(), mask)
+        for out, mixer, name in ((low, half, "bfloat16"), (mixed, single, "autocast to bfloat16")):
+            assert out.isfinite().all(), f"length {length}: {name} gives NaN or infinity"
+            parameters = list(mixer.parameters())
+            if parameters:
+                gradients = torch.autograd.grad(
+                    weighted_sum(out), parameters, allow_unused=True, materialize_grads=True
+                )
+                finite = all(gradient.isfinite().all() for gradient in gradients)
+                assert finite, f"length {length}: {name} gives gradients of NaN or infinity"
+
+
+def check_memory(spec: VariantSpec) -> None:
+    """Memory grows with the length as claimed, in training with dropout, in causal form too where there is one.
+
+    Measured: the largest tensor made in forward and backward, and all that is kept for backward. What a fused kernel
+    uses inside does not show.
+    """
+    least, most = GROWTH[spec.traits.memory]
+    for causal in (False, True) if spec.traits.causal else (False,):
+        dims = make_dims(max(MEMORY_LENGTHS), causal=causal, dropout=0.1)
+        mixer = build(spec, dims, dtype=torch.float32).train()
+        sizes = [_training_memory(mixer, length) for length in MEMORY_LENGTHS]
+        for kind, (small, large) in {k: [size[k] for size in sizes] for k in sizes[0]}.items():
+            exponent = math.log(large / small) / math.log(MEMORY_LENGTHS[1] / MEMORY_LENGTHS[0])
+            text = f"{'causal' if causal else 'plain'} form: {kind} grows as length^{exponent:.2f}"
+            assert exponent <= most, f"{text}, claimed {spec.traits.memory}"
+            if kind == "largest tensor":
+                assert exponent >= least, f"{text}: better than the claim of {spec.traits.memory}"
+
+
+def _training_memory(mixer: SequenceMixer, length: int) -> dict[str, int]:
+    """Bytes of one forward and backward pass on one sequence: the largest tensor made, and all kept for backward."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*mixer.parameters(), *mixer.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = tokens(length, batch=1, dtype=torch.float32).requires_grad_()
+    mask = torch.ones(1, length, dtype=torch.bool)
+    mask[:, length // 2] = False
+    with torch.random.fork_rng(), _LargestTensor(own) as largest:
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = weighted_sum(mix(mixer, x, mask))
+        torch.autograd.grad(loss, (x, *mixer.parameters()), allow_unused=True)
+    return {"largest tensor": largest.nbytes, "memory kept for backward": sum(kept.values())}
+
+
+class _LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the bytes of the largest tensor that any operation makes; views count as what they look at."""
+
+    def __init__(self, ignored: set[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ignored = ignored
+        self.nbytes = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in self.ignored:
+                self.nbytes = max(self.nbytes, leaf.untyped_storage().nbytes())
+        return result
+
+
+def check_exact_limit(spec: VariantSpec) -> None:
+    """With the options that the variant names, and the same weights, it computes what `full` does."""
+    assert spec.traits.exact_limit is not None
+    for causal in (False, True) if spec.traits.causal else (False,):
+        for length in (SHORT, LONG):
+            dims = make_dims(length, causal=causal)
+            options = spec.config.from_dict(spec.traits.exact_limit(length))
+            full = build(get_variant("full"), dims)
+            mixer = spec.build(options, dims).to(device=torch.get_default_device(), dtype=torch.float64).eval()
+            unknown = mixer.load_state_dict(full.state_dict(), strict=False).unexpected_keys
+            assert not unknown, f"has no place for the weights of full attention: {', '.join(unknown)}"
+            text = f"length {length}{', causal' if causal else ''}: at its exact limit, against full attention"
+            _assert_same(mixer, full, length, text, buffers=False)
+
+
+def check_backends(spec: VariantSpec) -> None:
+    """Every backend that this device has equals "reference", outputs and gradients, on memory full of NaN."""
+    names = backends(spec.config)
+    assert "reference" in names, f"offers the backends {', '.join(names)}, and none called reference"
+    device = torch.zeros(()).device
+    for causal in (False, True) if spec.traits.causal else (False,):
+        dims = make_dims(causal=causal)
+        reference = build(spec, dims, spec.config.from_dict({"backend": "reference"}))
+        for name in names:
+            if name == "reference":
+                continue
+            try:
+                mixer = build(spec, dims, spec.config.from_dict({"backend": name}))
+                mixer.resolved_backend(device)
+            except ValueError:  # refused with a reason: not for this device
+                continue
+            for length in (SHORT, LONG):
+                with _poisoned_memory():
+                    _assert_same(mixer, reference, length, f"length {length}: backend {name} against reference")
+
+
+def backends(config: type[VariantConfig]) -> tuple[str, ...]:
+    """List the choices of the option `backend`; empty for a variant without it."""
+    return typing.get_args(typing.get_type_hints(config).get("backend"))
+
+
+def _assert_same(
+    mixer: SequenceMixer, expected: SequenceMixer, length: int, what: str, *, buffers: bool = True
+) -> None:
+    """Assert equal outputs and equal gradients of the input and of the parameters that both have."""
+    if buffers:
+        mixer.load_state_dict(expected.state_dict())
+    mask = scattered_mask(length)
+    mask[2] = False
+    for used in (None, mask):
+        pairs = []
+        for each in (mixer, expected):
+            x = tokens(length).requires_grad_()
+            named = {n: p for n, p in each.named_parameters() if n in dict(expected.named_parameters())}
+            out = mix(each, x, used)
+            real = torch.ones(x.shape[:2], dtype=torch.bool) if used is None else used
+            gradients = torch.autograd.grad(
+                weighted_sum(out.sin(), real), (x, *named.values()), allow_unused=True, materialize_grads=True
+            )
+            pairs.append({"output": out[real]} | dict(zip(("input gradient", *named), gradients, strict=True)))
+        # One scale for all: the gradient of a key's bias is nothing but rounding.
+        scale = max(float(value.detach().abs().max()) for value in pairs[1].values())
+        for name, value in pairs[1].items():
+            assert_close(pairs[0][name], value, f"{what}: {name}", scale=scale)
+
+
+@contextmanager
+def _poisoned_memory() -> Iterator[None]:
+    """Fill what `torch.empty` and its relatives return with NaN, so that anything left unwritten shows."""
+
+    def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+            made = make(*args, **kwargs)
+            return made.fill_(math.nan) if made.is_floating_point() else made
+
+        return poisoned
+
+    with (
+        patch.object(torch, "empty", poison(torch.empty)),
+        patch.object(torch, "empty_like", poison(torch.empty_like)),
+        patch.object(Tensor, "new_empty", poison(Tensor.new_empty)),
+    ):
+        yield

@@ -1,0 +1,111 @@
+"""What the checks share: small mixers away from their initial symmetry, inputs, masks, and comparisons."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from attention_zoo.base import LayerDims, SequenceMixer, VariantConfig
+from attention_zoo.registry import VariantSpec
+
+SHORT, LONG = 11, 150
+"""Lengths below and above the usual sizes of windows, blocks and sets of landmarks; neither is a multiple of them."""
+DIM, HEADS = 16, 2
+EXACT = 1e-7
+"""Difference, relative to the largest entry, that two float64 computations of the same thing may show."""
+NOISE = 0.1
+SEED = 20220717
+
+
+def make_dims(max_length: int = LONG, *, causal: bool = False, dropout: float = 0.0) -> LayerDims:
+    """Return small dimensions."""
+    return LayerDims(dim=DIM, num_heads=HEADS, max_length=max_length, causal=causal, dropout=dropout)
+
+
+def build(
+    spec: VariantSpec,
+    dims: LayerDims | None = None,
+    config: VariantConfig | None = None,
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = SEED,
+) -> SequenceMixer:
+    """Build a mixer in evaluation mode on the default device, every parameter moved by a little seeded noise.
+
+    The noise takes parameters away from zeros and ones, where a gradient may vanish and a leak may hide.
+    """
+    with torch.random.fork_rng(), torch.device("cpu"):
+        torch.manual_seed(seed)
+        mixer = spec.build(spec.config() if config is None else config, make_dims() if dims is None else dims)
+        noise = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in mixer.parameters():
+                parameter.add_(NOISE * torch.randn(parameter.shape, generator=noise))
+    mixer.after_step()
+    return mixer.to(device=torch.get_default_device(), dtype=dtype).eval()
+
+
+def tokens(length: int, *, batch: int = 3, seed: int = SEED, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Draw (batch, length, dim)."""
+    drawn = torch.randn(batch, length, DIM, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+    return drawn.to(device=torch.get_default_device(), dtype=dtype)
+
+
+def suffix_mask(length: int) -> Tensor:
+    """Return (3, length): a full sequence, one cut short by a third, and one of two tokens or fewer."""
+    real = torch.tensor([length, max(1, 2 * length // 3), min(2, length)])
+    return torch.arange(length) < real[:, None]
+
+
+def scattered_mask(length: int) -> Tensor:
+    """Return (3, length): holes at random, the first token of the second sequence and the last of the third masked."""
+    draw = torch.rand(3, length, generator=torch.Generator("cpu").manual_seed(SEED), device="cpu") > 0.4
+    draw[1, 0], draw[2, -1] = False, False
+    draw[:, length // 2] = True
+    return draw.to(torch.get_default_device())
+
+
+def mix(mixer: SequenceMixer, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Run a mixer as a model does: the change of the stream first, then the mixing."""
+    return mixer(mixer.transform_stream(x, mask), mask)
+
+
+def weighted_sum(out: Tensor, where: Tensor | None = None) -> Tensor:
+    """Reduce (batch, length, dim) to a scalar that treats no two entries alike, at the positions `where` only."""
+    draw = torch.randn(out.shape, generator=torch.Generator("cpu").manual_seed(SEED + 1), device="cpu")
+    weighted = out * draw.to(out)
+    return (weighted if where is None else weighted[where]).sum()
+
+
+def input_gradient(mixer: SequenceMixer, x: Tensor, mask: Tensor | None, where: Tensor) -> Tensor:
+    """Differentiate the outputs at the positions `where`, (batch, length) bool, by the inputs."""
+    leaf = x.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        weighted_sum(mix(mixer, leaf, mask), where), leaf, allow_unused=True, materialize_grads=True
+    )
+    return gradient
+
+
+def difference(actual: Tensor, expected: Tensor, scale: float | None = None) -> float:
+    """Return the largest difference, relative to `scale` or else to the largest expected entry; NaN counts as infinite."""
+    if not (actual.isfinite().all() and expected.isfinite().all()):
+        return math.inf
+    if actual.numel() == 0:
+        return 0.0
+    actual, expected = actual.detach(), expected.detach()
+    unit = max(float(expected.abs().max()), 1e-12) if scale is None else scale
+    return float((actual - expected).abs().max()) / unit
+
+
+def assert_close(
+    actual: Tensor, expected: Tensor, what: str, *, tolerance: float = EXACT, scale: float | None = None
+) -> None:
+    """Assert that two tensors agree; see `difference`.
+
+    Raises:
+        AssertionError: They do not; the message starts with `what`.
+    """
+    apart = difference(actual, expected, scale)
+    assert apart <= tolerance, f"{what}: differs by {apart:.1e} of the largest entry, allowed {tolerance:.0e}"

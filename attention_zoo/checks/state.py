@@ -1,0 +1,132 @@
+"""Checks of what a mixer holds: parameters, random state, options, hooks."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from torch import Tensor
+
+from attention_zoo.base import LayerDims, OptionError, SequenceMixer
+from attention_zoo.checks.probe import (
+    DIM,
+    LONG,
+    SEED,
+    SHORT,
+    assert_close,
+    build,
+    difference,
+    make_dims,
+    mix,
+    scattered_mask,
+    tokens,
+    weighted_sum,
+)
+from attention_zoo.registry import VariantSpec
+
+
+def check_determinism(spec: VariantSpec) -> None:
+    """In evaluation the global seed plays no part; in training with dropout it decides everything."""
+    mixer = build(spec, make_dims(dropout=0.3))
+    x, mask = tokens(LONG), scattered_mask(LONG)
+    with torch.random.fork_rng():
+        first = _seeded(mixer, x, mask, seed=1)
+        assert torch.equal(first, _seeded(mixer, x, mask, seed=2)), "evaluation depends on the global seed"
+        mixer.train()
+        drawn = _seeded(mixer, x, mask, seed=1)
+        assert torch.equal(drawn, _seeded(mixer, x, mask, seed=1)), "training differs under the same global seed"
+        redrawn = _seeded(mixer, x, mask, seed=2)
+        assert difference(redrawn[mask], drawn[mask]) > 0, "dropout has no effect in training"
+        mixer.eval()
+        assert torch.equal(first, _seeded(mixer, x, mask, seed=1)), "evaluation differs after a pass in training mode"
+
+
+def _seeded(mixer: SequenceMixer, x: Tensor, mask: Tensor, *, seed: int) -> Tensor:
+    torch.manual_seed(seed)
+    return mix(mixer, x, mask).detach()
+
+
+def check_gradients(spec: VariantSpec) -> None:
+    """Every parameter gets a finite gradient that is not all zeros."""
+    mixer = build(spec).train()
+    with torch.random.fork_rng():
+        loss = weighted_sum(mix(mixer, tokens(LONG), scattered_mask(LONG)).square())
+        penalty = mixer.auxiliary_loss()
+    named = {name: parameter for name, parameter in mixer.named_parameters() if parameter.requires_grad}
+    if not named:
+        return
+    gradients = torch.autograd.grad(
+        loss if penalty is None else loss + penalty, list(named.values()), allow_unused=True
+    )
+    for name, gradient in zip(named, gradients, strict=True):
+        assert gradient is not None, f"parameter {name} gets no gradient"
+        assert gradient.any(), f"parameter {name} gets a gradient of zeros"
+        assert gradient.isfinite().all(), f"parameter {name} gets a gradient of NaN or infinity"
+
+
+def check_state_dict(spec: VariantSpec) -> None:
+    """A twin with another seed computes the same bits once it has loaded the state: random state included."""
+    mixer, twin = build(spec), build(spec, seed=SEED + 1)
+    state = {name: value.clone() for name, value in mixer.state_dict().items()}
+    twin.load_state_dict(state, strict=True)
+    for length in (SHORT, LONG):
+        x, mask = tokens(length), scattered_mask(length)
+        same = torch.equal(mix(mixer, x, mask), mix(twin, x, mask))
+        assert same, "something that decides on the output is not in the state dict"
+
+
+def check_independent_instances(spec: VariantSpec) -> None:
+    """Two mixers share no memory, and two sizes live side by side in a process."""
+    mixer = build(spec)
+    x, mask = tokens(LONG), scattered_mask(LONG)
+    before = mix(mixer, x, mask)
+    twin = build(spec, seed=SEED + 1)
+    shared = _storages(mixer) & _storages(twin)
+    assert not shared, f"two mixers share memory: {', '.join(sorted(name for name, _ in shared))}"
+    wider = build(spec, LayerDims(dim=24, num_heads=3, max_length=LONG + SHORT))
+    wide_x = torch.nn.functional.pad(tokens(LONG + SHORT), (0, 24 - DIM))
+    assert mix(wider, wide_x).shape == wide_x.shape, "a second size in the same process gives another shape"
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert torch.equal(before, mix(mixer, x, mask)), "a mixer changes when another one does"
+
+
+def _storages(mixer: SequenceMixer) -> set[tuple[str, int]]:
+    named = [*mixer.named_parameters(), *mixer.named_buffers()]
+    return {(name, tensor.untyped_storage().data_ptr()) for name, tensor in named if tensor.numel()}
+
+
+def check_config(spec: VariantSpec) -> None:
+    """Options go through JSON and back, each has a sentence of help, and an unknown one is refused."""
+    config = spec.config()
+    options = json.loads(json.dumps(config.to_dict()))
+    assert spec.config.from_dict(options) == config, f"the options change on their way through JSON: {options}"
+    silent = [name for name, _, _, text in spec.config.describe() if not text]
+    assert not silent, f"options without help: {', '.join(silent)}"
+    try:
+        spec.config.from_dict({"no_such_option": 1})
+    except OptionError:
+        return
+    raise AssertionError("accepts an unknown option")
+
+
+def check_hooks(spec: VariantSpec) -> None:
+    """The optional methods keep to their word: the loss is a scalar or None, statistics are scalars without graph."""
+    mixer = build(spec).train()
+    with torch.random.fork_rng():
+        out = mix(mixer, tokens(LONG), scattered_mask(LONG))
+    penalty = mixer.auxiliary_loss()
+    if penalty is not None:
+        assert penalty.dim() == 0, f"auxiliary_loss must be a scalar, has shape {tuple(penalty.shape)}"
+        assert penalty.isfinite(), "auxiliary_loss is NaN or infinite"
+        assert penalty.requires_grad, "auxiliary_loss has no gradient"
+    for name, value in mixer.statistics().items():
+        assert value.dim() == 0, f"statistic {name} must be a scalar, has shape {tuple(value.shape)}"
+        assert not value.requires_grad, f"statistic {name} carries a graph: detach it"
+    assert isinstance(mixer.resolved_backend(out.device), str), "resolved_backend must return a name"
+    mixer.after_step()
+    mixer.eval()
+    once = mix(mixer, tokens(LONG))
+    mixer.after_step()
+    assert_close(mix(mixer, tokens(LONG)), once, "after_step without an optimiser step changes the mixer")
