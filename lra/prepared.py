@@ -1,0 +1,295 @@
+"""Prepared data on disk: flat token arrays, offsets, labels and a manifest, written once and opened memory-mapped.
+
+A prepared folder holds, for each split, `<split>-tokens.npy`, `<split>-offsets.npy` and `<split>-labels.npy`, and a
+`manifest.json` that says what they are. The folder appears whole or not at all, and is never changed afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lra.durable import build_folder, file_digest
+from lra.errors import DataError
+
+SCHEMA = 1
+"""Raised when the layout of a prepared folder changes; newer folders are refused, not guessed at."""
+MANIFEST = "manifest.json"
+ARRAYS = ("tokens", "offsets", "labels")
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Natural = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The examples of one split; example `i` owns `tokens[offsets[i]:offsets[i + 1]]`."""
+
+    tokens: npt.NDArray[Any]
+    """(total tokens,), uint8."""
+    offsets: npt.NDArray[np.int64]
+    """(examples + 1,), starting with 0."""
+    labels: npt.NDArray[Any]
+    """(examples,), uint8 or int64."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each example: (examples,)."""
+        return np.diff(self.offsets)
+
+    def tokens_of(self, index: int) -> npt.NDArray[Any]:
+        """Return the tokens of one example: (length,), a view."""
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class FileRecord(_Record):
+    """One array file."""
+
+    sha256: Digest
+    size: Natural
+    """Bytes of the file."""
+    dtype: str
+    length: Natural
+
+
+class SplitRecord(_Record):
+    """Counts of one split."""
+
+    examples: Natural
+    tokens: Natural
+    min_length: Natural
+    max_length: Natural
+    label_counts: list[Natural]
+
+    @property
+    def label_shares(self) -> list[float]:
+        """Share of each label, 0 to 1."""
+        return [count / self.examples for count in self.label_counts]
+
+
+class Manifest(_Record):
+    """What a prepared folder says of itself."""
+
+    schema_number: int
+    task: str
+    edition: str
+    """One phrase for tables: which edition of the task this is."""
+    maker: str
+    """The generator or reader that made the arrays, with its version."""
+    options: dict[str, Any]
+    """The task's options, seed included."""
+    rails: dict[str, float]
+    """Measured accuracies that a model must beat to have learnt anything, by name."""
+    splits: dict[SplitName, SplitRecord]
+    files: dict[str, FileRecord]
+    digest: Digest
+    """SHA-256 over the content of all arrays; the identity of the data in a cell id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """An opened prepared folder."""
+
+    path: Path
+    manifest: Manifest
+    splits: Mapping[SplitName, Split]
+
+    def split(self, name: SplitName) -> Split:
+        """Return one split."""
+        return self.splits[name]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the content of all arrays."""
+        return self.manifest.digest
+
+
+def data_home(data_dir: Path | None = None) -> Path:
+    """Return where prepared data lives: the given folder, else `LRA_HOME`, else the platform's cache folder."""
+    if data_dir is not None:
+        return data_dir
+    configured = os.environ.get("LRA_HOME")
+    return Path(configured) if configured else platformdirs.user_cache_path("lra-harness")
+
+
+def content_digest(splits: Mapping[SplitName, Split]) -> str:
+    """Return the SHA-256 over name, type, length and bytes of every array, in a fixed order."""
+    digest = hashlib.sha256()
+    for name in SPLITS:
+        for kind in ARRAYS:
+            array = getattr(splits[name], kind)
+            digest.update(f"{name} {kind} {array.dtype.str} {len(array)}\n".encode())
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def write_prepared(
+    target: Path,
+    *,
+    task: str,
+    edition: str,
+    maker: str,
+    options: Mapping[str, Any],
+    num_classes: int,
+    splits: Mapping[SplitName, Split],
+    rails: Mapping[str, float],
+) -> PreparedData:
+    """Write a prepared folder and open it; if another process finished the same folder first, open that one.
+
+    Args:
+        target: The folder to make.
+        task: Name of the task.
+        edition: One phrase for tables.
+        maker: Generator or reader, with its version.
+        options: The task's options as plain JSON values.
+        num_classes: Labels are 0 to `num_classes - 1`.
+        splits: All three splits.
+        rails: Measured reference accuracies, by name.
+
+    Raises:
+        DataError: A split is empty or has a label out of range, or the folder cannot be written.
+    """
+    for name in SPLITS:
+        split = splits[name]
+        if len(split) == 0 or len(split.tokens) == 0:
+            raise DataError(f"{task}: the {name} split is empty")
+        if int(split.labels.min()) < 0 or int(split.labels.max()) >= num_classes:
+            raise DataError(f"{task}: a label of the {name} split is outside 0..{num_classes - 1}")
+    try:
+        with build_folder(target) as folder:
+            manifest = Manifest(
+                schema_number=SCHEMA,
+                task=task,
+                edition=edition,
+                maker=maker,
+                options=dict(options),
+                rails=dict(rails),
+                splits={name: _describe(splits[name], num_classes) for name in SPLITS},
+                files=_save_arrays(folder, splits),
+                digest=content_digest(splits),
+            )
+            (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write prepared data to {target}: {error.strerror or error}") from error
+    return open_prepared(target, verify=False)
+
+
+def open_prepared(path: Path, *, verify: bool) -> PreparedData:
+    """Open a prepared folder read-only; sizes and shapes are always checked.
+
+    Args:
+        path: The folder.
+        verify: Also recompute every digest, which reads all the data.
+
+    Raises:
+        DataError: Something is missing, damaged, or written by a newer version.
+    """
+    manifest = _read_manifest(path)
+    splits = {name: _open_split(path, name, manifest) for name in SPLITS}
+    if verify:
+        for file_name, record in manifest.files.items():
+            if file_digest(path / file_name) != record.sha256:
+                raise DataError(f"{path / file_name}: damaged, its SHA-256 is not the manifest's")
+        if content_digest(splits) != manifest.digest:
+            raise DataError(f"{path}: damaged, the content digest is not the manifest's")
+    return PreparedData(path=path, manifest=manifest, splits=splits)
+
+
+def _describe(split: Split, num_classes: int) -> SplitRecord:
+    return SplitRecord(
+        examples=len(split),
+        tokens=len(split.tokens),
+        min_length=int(split.lengths.min()),
+        max_length=int(split.lengths.max()),
+        label_counts=np.bincount(split.labels, minlength=num_classes).tolist(),
+    )
+
+
+def _save_arrays(folder: Path, splits: Mapping[SplitName, Split]) -> dict[str, FileRecord]:
+    records = {}
+    for name in SPLITS:
+        for kind in ARRAYS:
+            array = getattr(splits[name], kind)
+            file = folder / f"{name}-{kind}.npy"
+            np.save(file, array, allow_pickle=False)
+            records[file.name] = FileRecord(
+                sha256=file_digest(file), size=file.stat().st_size, dtype=array.dtype.str, length=len(array)
+            )
+    return records
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from error
+    try:
+        schema = _SchemaOnly.model_validate_json(data).schema_number
+        if schema != SCHEMA:
+            age = "a newer" if schema > SCHEMA else "an older"
+            raise DataError(f"{path}: written by {age} version (schema {schema}; this version reads {SCHEMA})")
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the whole file"
+        raise DataError(f"{file}: not a manifest; {where}: {first['msg']}") from error
+    if set(manifest.splits) != set(SPLITS) or set(manifest.files) != {f"{s}-{k}.npy" for s in SPLITS for k in ARRAYS}:
+        raise DataError(f"{file}: not a manifest; splits or files are not the expected ones")
+    return manifest
+
+
+class _SchemaOnly(BaseModel):
+    schema_number: int
+
+
+def _open_split(path: Path, name: SplitName, manifest: Manifest) -> Split:
+    arrays = {kind: _open_array(path / f"{name}-{kind}.npy", manifest) for kind in ARRAYS}
+    split, record = Split(**arrays), manifest.splits[name]
+    sound = (
+        len(split) == record.examples
+        and len(split.tokens) == record.tokens
+        and len(split.offsets) == len(split) + 1
+        and int(split.offsets[0]) == 0
+        and int(split.offsets[-1]) == len(split.tokens)
+        and int(split.lengths.min()) == record.min_length
+        and int(split.lengths.max()) == record.max_length
+    )
+    if not sound:
+        raise DataError(f"{path}: damaged, the arrays of the {name} split do not fit together")
+    return split
+
+
+def _open_array(file: Path, manifest: Manifest) -> npt.NDArray[Any]:
+    record = manifest.files[file.name]
+    try:
+        size = file.stat().st_size
+        if size != record.size:
+            raise DataError(f"{file}: damaged, {size} bytes instead of {record.size}")
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"{file}: damaged, {error}") from error
+    if array.dtype.str != record.dtype or array.shape != (record.length,):
+        raise DataError(f"{file}: damaged, {array.dtype} of shape {array.shape} is not what the manifest says")
+    return np.asarray(array)

@@ -1,0 +1,109 @@
+"""What a task is: its facts, its options, how its data is prepared, and how one example looks to a person."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from lra.errors import DataError
+from lra.prepared import PreparedData, SplitName, open_prepared
+
+
+class TaskOptions(BaseModel):
+    """Which edition of a task: the `data` section of a profile. Exact types, no unknown keys, no changes."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+OptionsT = TypeVar("OptionsT", bound=TaskOptions)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskInfo:
+    """The facts of a task that no option changes."""
+
+    name: str
+    title: str
+    version: int
+    """Raised when the prepared arrays change for the same options; part of the folder's name."""
+    vocab_size: int
+    """Token ids are 0 to `vocab_size - 1`; 0 is padding and never a real token."""
+    num_classes: int
+    paired: bool = False
+    """Whether an example is two documents through one shared encoder."""
+
+
+class Task(ABC, Generic[OptionsT]):
+    """One task of the arena."""
+
+    info: ClassVar[TaskInfo]
+    options: ClassVar[type[TaskOptions]]
+
+    @abstractmethod
+    def edition(self, options: OptionsT) -> str:
+        """Say in one phrase which edition the options describe, for tables."""
+
+    @abstractmethod
+    def max_length(self, options: OptionsT) -> int:
+        """Return the longest token sequence that this edition can hold."""
+
+    @abstractmethod
+    def short_name(self, options: OptionsT) -> str:
+        """Return a word for the edition, for the name of its folder."""
+
+    @abstractmethod
+    def build(
+        self, options: OptionsT, target: Path, *, source: Path | None, workers: int | None, progress: bool
+    ) -> PreparedData:
+        """Make the prepared folder `target`.
+
+        Raises:
+            DataError: The source is missing or not what it claims to be, or the folder cannot be written.
+        """
+
+    @abstractmethod
+    def show(self, data: PreparedData, split: SplitName, index: int) -> str:
+        """Render one example for a person.
+
+        Raises:
+            UsageError: The split has no such example.
+        """
+
+    def folder_name(self, options: OptionsT) -> str:
+        """Name the folder of an edition: readable, with a hash of the options and the task's version."""
+        identity = f"{self.info.version}\n{options.model_dump_json()}"
+        return f"{self.info.name}-{self.short_name(options)}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+
+    def prepare(
+        self,
+        options: OptionsT,
+        home: Path,
+        *,
+        source: Path | None = None,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> PreparedData:
+        """Open the prepared data of an edition, making it first if it is not there.
+
+        Args:
+            options: Which edition.
+            home: Folder of all prepared data, see `lra.prepared.data_home`.
+            source: File or folder to read from, for editions that are read.
+            workers: Processes that build; None takes one per core. The result does not depend on it.
+            progress: Whether to show a progress bar, when there is a terminal.
+
+        Raises:
+            DataError: In at most three lines: what is missing or damaged, and what mends it.
+        """
+        target = home / self.folder_name(options)
+        if not target.is_dir():
+            return self.build(options, target, source=source, workers=workers, progress=progress)
+        data = open_prepared(target, verify=False)
+        if data.manifest.task != self.info.name or data.manifest.options != options.model_dump(mode="json"):
+            raise DataError(f"{target}: holds other data than its name says; remove the folder and prepare it again")
+        return data
