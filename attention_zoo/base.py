@@ -44,6 +44,8 @@ class LayerDims:
     """(rows, columns) when the tokens are the pixels of an image in row-major order."""
     num_prefix: int = 0
     """Leading tokens that stand for the whole sequence and have no position in it, such as a CLS token."""
+    layer: int = 0
+    """Index of the block, from 0."""
 
     def __post_init__(self) -> None:
         if min(self.dim, self.num_heads, self.max_length) < 1 or self.head_dim < 0 or self.num_prefix < 0:
