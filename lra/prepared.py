@@ -45,6 +45,7 @@ class Split:
     """(examples,), uint8 or int64."""
 
     def __len__(self) -> int:
+        """Return the number of examples."""
         return len(self.labels)
 
     @cached_property
@@ -138,7 +139,7 @@ def content_digest(splits: Mapping[SplitName, Split]) -> str:
         for kind in ARRAYS:
             array = getattr(splits[name], kind)
             digest.update(f"{name} {kind} {array.dtype.str} {len(array)}\n".encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -2,8 +2,8 @@
 
 The distribution is that of the benchmark's script (Tay et al., 2021, after Nangia and Bowman, 2018): a node above the
 depth limit is an operator with a fixed probability, has a uniform number of arguments and a uniform kind; other nodes
-are uniform digits; a tree is kept if its length is within bounds. There is no loop over trees or nodes: the nodes of one
-depth are a few flat arrays, ordered so that the arguments of an operator stand together, in the order of their parents.
+are uniform digits; a tree is kept if its length is within bounds. There is no loop over trees or nodes: all nodes of
+one depth are a few flat arrays, in which the arguments of an operator stand together, in the order of their parents.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,8 +103,19 @@ class Task(ABC, Generic[OptionsT]):
         """
         target = home / self.folder_name(options)
         if not target.is_dir():
+            _check_writable(home)
             return self.build(options, target, source=source, workers=workers, progress=progress)
         data = open_prepared(target, verify=False)
         if data.manifest.task != self.info.name or data.manifest.options != options.model_dump(mode="json"):
             raise DataError(f"{target}: holds other data than its name says; remove the folder and prepare it again")
         return data
+
+
+def _check_writable(home: Path) -> None:
+    """Find out before the work, not after it, that its result cannot be written."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make {home}: {error.strerror or error}; --data-dir names another folder") from error
+    if not os.access(home, os.W_OK):
+        raise DataError(f"{home} is not writable; --data-dir names another folder")

@@ -1,0 +1,23 @@
+"""The tasks of the arena, one per file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lra.errors import UsageError, suggest
+from lra.tasks.base import Task
+from lra.tasks.listops import ListOps
+
+TASKS: dict[str, Task[Any]] = {"listops": ListOps()}
+
+
+def get_task(name: str) -> Task[Any]:
+    """Find a task by name; `-` and case fold.
+
+    Raises:
+        UsageError: With the closest names.
+    """
+    key = name.strip().lower().replace("-", "_")
+    if key not in TASKS:
+        raise UsageError(f"unknown task {name!r}; {suggest(key, TASKS)}")
+    return TASKS[key]
