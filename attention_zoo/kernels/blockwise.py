@@ -57,7 +57,7 @@ def dropout_factor(q: Tensor, k: Tensor, *, causal: bool = False, dropout: float
     Returns:
         (batch, num_heads, queries, keys); 0 where causality makes whole blocks unseen.
     """
-    bits = _DropoutBits(dropout, seed, q)
+    bits = DropoutBits(dropout, seed, q)
     factor = q.new_zeros(*q.shape[:3], k.shape[2])
     for block in _blocks(q, k, causal=causal):
         bits.draw(factor[block].shape)
@@ -79,7 +79,7 @@ class _Blockwise(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             queries, keys, values = _prepare(q, k, v)
-            bits = _DropoutBits(dropout, seed, queries)
+            bits = DropoutBits(dropout, seed, queries)
             out = torch.empty(*q.shape[:3], v.shape[3], dtype=values.dtype, device=q.device)
             for block in _blocks(q, k, causal=causal):
                 b, h, i, j = block
@@ -97,7 +97,7 @@ class _Blockwise(torch.autograd.Function):
         q, k, v, allowed, out = ctx.saved_tensors
         causal, dropout, seed = ctx.settings
         queries, keys, values = _prepare(q, k, v)
-        bits = _DropoutBits(dropout, seed, queries)
+        bits = DropoutBits(dropout, seed, queries)
         grad = grad_out.to(values.dtype)
         mean = (grad * out).sum(dim=-1, keepdim=True)
         grad = grad * bits.scale
@@ -149,7 +149,7 @@ def _weights(queries: Tensor, keys: Tensor, allowed: Tensor | None, block: Block
     return torch.softmax(scores, dim=-1)
 
 
-class _DropoutBits:
+class DropoutBits:
     """Drops weights of block after block, the same ones for the same seed and the same blocks in the same order.
 
     Four decisions per 64-bit word: making the words is the dearest part of dropout.
