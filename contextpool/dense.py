@@ -20,14 +20,14 @@ CHUNK_ELEMENTS = 2**18
 def _forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool, *, causal: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001
     """Return the pooled tokens and the factor of each row, 1 / sum_j w_j g_ij (1 if not normalised)."""
     y, scale = torch.empty_like(x), torch.ones_like(sigma)
-    source = x.to(weight.dtype) * weight[:, :, None]
+    source = _source(x, weight)
     for start, stop, reach in _chunks(x, causal=causal):
         kernel = _gaussians(sigma, start, stop, reach, causal=causal)[0]
         pooled = kernel @ source[:, :reach]
         if normalized:
             scale[:, start:stop] = reciprocal((kernel @ weight[:, :reach, None])[:, :, 0])
-            pooled *= scale[:, start:stop, None]
-        y[:, start:stop] = pooled
+        scale[:, start:stop].masked_fill_(weight[:, start:stop] == 0.0, 0.0)
+        y[:, start:stop] = pooled * scale[:, start:stop, None]
     return y, scale
 
 
@@ -46,8 +46,7 @@ def _backward(
     With V_i = scale_i grad_i and v_i = -V_i . y_i, the gradient of w_j x_j is sum_i g_ij V_i, that of w_j through the
     normaliser is sum_i g_ij v_i, and that of sigma_i is sigma_i^-3 sum_j g_ij (i - j)^2 (V_i . w_j x_j + v_i w_j).
     """
-    features = x.to(weight.dtype)
-    source = features * weight[:, :, None]
+    source = _source(x, weight)
     grad_source, grad_weight, grad_sigma = torch.zeros_like(source), torch.zeros_like(weight), torch.zeros_like(sigma)
     for start, stop, reach in _chunks(x, causal=causal):
         kernel, square = _gaussians(sigma, start, stop, reach, causal=causal)
@@ -61,8 +60,13 @@ def _backward(
             product.addcmul_(normaliser, weight[:, None, :reach])
         moment = product.mul_(kernel).mul_(square).sum(dim=2)
         grad_sigma[:, start:stop] = moment / sigma[:, start:stop] ** 3
-    grad_weight += (grad_source * features).sum(dim=2)
+    grad_weight += (grad_source * x).sum(dim=2)
     return (grad_source * weight[:, :, None]).to(x.dtype), grad_weight, grad_sigma
+
+
+def _source(x: Tensor, weight: Tensor) -> Tensor:
+    """Return w x, zero where the weight is, whatever stands there."""
+    return (x * weight[:, :, None]).masked_fill_((weight == 0.0)[:, :, None], 0.0)
 
 
 def _chunks(x: Tensor, *, causal: bool) -> list[tuple[int, int, int]]:

@@ -102,7 +102,6 @@ def _run(
     if mask is not None:
         log_weight = log_weight.masked_fill(~mask, -torch.inf)
         sigma = sigma.masked_fill(~mask, 1.0)
-        x = x.masked_fill(~mask[:, :, None], 0.0)
     # The largest weight of each sequence becomes 1. The shift cancels, so it needs no gradient.
     shift = log_weight.detach().amax(dim=1, keepdim=True)
     shift = torch.where(shift == -torch.inf, 0.0, shift)
@@ -113,7 +112,7 @@ def _run(
     if not normalized:
         count = torch.full_like(shift, x.shape[1]) if mask is None else mask.sum(dim=1, keepdim=True).clamp_min(1)
         y = y * (shift.exp() / count)[:, :, None].to(x.dtype)
-    return y if mask is None else y.masked_fill(~mask[:, :, None], 0.0)
+    return y
 
 
 def _check(x: Tensor, log_weight: Tensor, sigma: Tensor, mask: Tensor | None) -> None:

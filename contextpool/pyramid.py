@@ -16,14 +16,12 @@ slab is rebuilt in the backward pass, so nothing beyond the inputs and one numbe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from contextpool.opaque import opaque_kernel
-from contextpool.stencils import BLOCK, EXPONENT_MIN, down_stencil, reciprocal, up_stencil
-from contextpool.tiles import LEFT, Layout, Tiles, make_tiles
+from contextpool.stencils import BLOCK, EXPONENT_MIN, reciprocal
+from contextpool.tiles import Tiles, make_tiles
 
 SLAB = 128
 """Features handled at a time."""
@@ -35,18 +33,24 @@ WINDOW = 3 * BLOCK
 def _forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001
     """Return the pooled tokens and the factor of each row: the reciprocal of its total weight, or C_i."""
     tiles = make_tiles(sigma)
-    scale = tiles.spacing * sigma / tiles.residual.sqrt()
-    scale = torch.where(tiles.blur > 0, scale, 1.0)
+    kernel = _residual_gaussians(tiles)
+    if normalized:
+        total = (kernel * _weight_nodes(tiles, weight)).sum(dim=2)
+        scale = reciprocal(total.view(-1)[tiles.slot].view_as(sigma))
+    else:
+        scale = torch.where(tiles.blur > 0, tiles.spacing * sigma / tiles.residual.sqrt(), 1.0)
+    scale.masked_fill_(weight == 0.0, 0.0)
+    kernel *= _per_slot(scale, tiles)
+
     y = torch.empty_like(x)
+    rows = y.view(-1, x.shape[2])
+    sums = buffer = weight.new_empty(0)
     for start, stop in _slabs(x.shape[2]):
-        buffer = _build(tiles.layout, x[:, :, start:stop], weight)
-        sums = buffer.new_empty(tiles.first.shape[0], BLOCK, buffer.shape[2])
-        for part, nodes, kernel, _ in _chunks(tiles, buffer):
-            torch.bmm(kernel, nodes, out=sums[part])
-        pooled = sums.flatten(0, 1).index_select(0, tiles.slot).view(*sigma.shape, -1)
-        if normalized and start == 0:
-            scale = reciprocal(pooled[:, :, -1])
-        y[:, :, start:stop] = pooled[:, :, :-1].mul_(scale[:, :, None])
+        buffer = _build(tiles, x[:, :, start:stop], weight, buffer)
+        sums = sums.resize_(*tiles.token.shape, stop - start)
+        for part in _chunks(tiles):
+            torch.bmm(kernel[part], _nodes(buffer, tiles.first[part]), out=sums[part])
+        rows[:, start:stop] = sums.flatten(0, 1).index_select(0, tiles.slot)
     return y, scale
 
 
@@ -58,96 +62,100 @@ def _backward(
     scale: Tensor,
     normalized: bool,  # noqa: FBT001
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight and sigma: see `dense._backward`, with the pyramid for the Gaussians.
+    """Return the gradients of x, weight and sigma.
 
-    With A_ik the residual Gaussian, the gradient of sigma_i is sigma_i / a_i^4 sum_k A_ik (i - k h)^2 (V_i . R[k]), plus,
-    when C_i does not cancel, (dC_i / dsigma_i) / C_i = -b^2 / (sigma_i a_i^2) times V_i . sum_k A_ik R[k].
+    Let P_ik be the residual Gaussian times the row's factor, so that y_i = sum_k P_ik R[k], and S_ik = grad_i . R[k]. The
+    gradient of R[k] is sum_i P_ik grad_i; normalised, that of its weight column is -sum_i P_ik (grad_i . y_i), and S_ik
+    below is short of (grad_i . y_i) times that column. The gradient of sigma_i is sigma_i / a_i^4 times
+    sum_k P_ik (i - k h)^2 S_ik plus, where C_i does not cancel, (dC_i / dsigma_i) / C_i = -b^2 / (sigma_i a_i^2) times
+    grad_i . y_i.
     """
     tiles = make_tiles(sigma)
-    grad_x, grad_weight, grad_sigma = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(sigma)
-    tile_scale = torch.cat((scale.flatten(), scale.new_zeros(1)))[tiles.token].view(-1, BLOCK)
+    kernel = _residual_gaussians(tiles)
+    kernel *= _per_slot(scale, tiles)
+    grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+    product = torch.zeros_like(kernel)
+    grad_rows = grad.reshape(-1, x.shape[2])
+    buffer = grad_buffer = weight.new_empty(0)
     for start, stop in _slabs(x.shape[2]):
         features = x[:, :, start:stop]
-        buffer = _build(tiles.layout, features, weight)
-        grad_buffer = torch.zeros_like(buffer)
-        # One more row of zeros for the empty slots, and one more column for the gradient of the total weight.
-        upstream = buffer.new_zeros(sigma.numel() + 1, buffer.shape[2])
-        rows = upstream[:-1].view(*sigma.shape, -1)
-        torch.mul(grad[:, :, start:stop], scale[:, :, None], out=rows[:, :, :-1])
-        moment, total = (sigma.new_empty(tiles.first.shape[0], BLOCK) for _ in range(2))
-        for part, nodes, kernel, square in _chunks(tiles, buffer):
-            values = upstream.index_select(0, tiles.token.view(-1, BLOCK)[part].flatten()).view(-1, BLOCK, buffer.shape[2])
-            product = values @ nodes.transpose(1, 2)
-            torch.sum(product * kernel, dim=2, out=total[part])
-            if normalized:
-                normaliser = -total[part] * tile_scale[part]
-                values[:, :, -1] = normaliser
-                product.addcmul_(normaliser[:, :, None], nodes[:, None, :, -1])
-            torch.sum(product.mul_(kernel).mul_(square), dim=2, out=moment[part])
-            _scatter(grad_buffer, tiles.first[part], kernel.transpose(1, 2) @ values)
-        grad_sigma += moment.flatten()[tiles.slot].view_as(sigma) * (sigma * (tiles.spacing / tiles.residual).square())
-        if not normalized:
-            grad_sigma -= total.flatten()[tiles.slot].view_as(sigma) * tiles.blur / (sigma * tiles.residual)
-        grad_source = _collapse(tiles.layout, grad_buffer)
-        grad_weight += (grad_source[:, :, :-1] * features).sum(dim=2) + grad_source[:, :, -1]
-        grad_x[:, :, start:stop] = grad_source[:, :, :-1].mul_(weight[:, :, None])
+        buffer = _build(tiles, features, weight, buffer)
+        grad_buffer = grad_buffer.resize_(buffer.shape).zero_()
+        for part in _chunks(tiles):
+            upstream = grad_rows[:, start:stop].index_select(0, tiles.token[part].view(-1)).to(weight.dtype)
+            upstream = upstream.view(-1, BLOCK, stop - start)
+            product[part].baddbmm_(upstream, _nodes(buffer, tiles.first[part]).transpose(1, 2))
+            _scatter(grad_buffer, tiles.first[part], torch.bmm(kernel[part].transpose(1, 2), upstream))
+        tiles.levels.collapse(grad_buffer)
+        grad_source = tiles.levels.tokens(grad_buffer)
+        grad_weight += (grad_source * features).sum(dim=2)
+        torch.mul(grad_source, weight[:, :, None], out=grad_x[:, :, start:stop])
+
+    dot = (kernel * product).sum(dim=2)
+    if normalized:
+        product -= dot[:, :, None] * _weight_nodes(tiles, weight)
+        grad_nodes = weight.new_zeros(tiles.levels.total, BLOCK, 1)
+        _scatter(grad_nodes, tiles.first, -(kernel.transpose(1, 2) @ dot[:, :, None]))
+        tiles.levels.collapse(grad_nodes)
+        grad_weight += tiles.levels.tokens(grad_nodes)[:, :, 0]
+    moment = (product.mul_(kernel).mul_(_squares(tiles))).sum(dim=2).view(-1)[tiles.slot].view_as(sigma)
+    grad_sigma = moment * sigma * (tiles.spacing / tiles.residual).square()
+    if not normalized:
+        grad_sigma -= dot.view(-1)[tiles.slot].view_as(sigma) * tiles.blur / (sigma * tiles.residual)
     return grad_x, grad_weight, grad_sigma
 
 
 def _slabs(dim: int) -> list[tuple[int, int]]:
-    return [(start, min(start + SLAB, dim)) for start in range(0, dim, SLAB)]
+    """Cut the features into slabs of nearly equal width."""
+    count = -(-dim // SLAB)
+    bounds = [dim * i // count for i in range(count + 1)]
+    return list(zip(bounds[:-1], bounds[1:], strict=True))
 
 
-def _build(layout: Layout, features: Tensor, weight: Tensor) -> Tensor:
-    """Return the levels of [w x, w] as one buffer (blocks, 16, features + 1)."""
-    columns = features.shape[2] + 1
-    buffer = weight.new_zeros(layout.total, BLOCK, columns)
-    source = layout.rows(buffer, 0)[:, LEFT * BLOCK : LEFT * BLOCK + layout.length]
-    torch.mul(features, weight[:, :, None], out=source[:, :, :-1])
-    source[:, :, -1] = weight
-    for level in range(len(layout.blocks) - 1):
-        below, above = layout.rows(buffer, level), layout.rows(buffer, level + 1)
-        blocks = layout.blocks[level + 1] + 2
-        stencil = up_stencil(level, buffer.dtype, buffer.device)
-        windows = _windows(below, 0, blocks, step=2 * BLOCK, size=4 * BLOCK)
-        target = above[:, (LEFT - 1) * BLOCK : (LEFT - 1 + blocks) * BLOCK]
-        target.copy_(torch.bmm(stencil.expand(windows.shape[0], -1, -1), windows).view_as(target))
+def _chunks(tiles: Tiles) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, tiles.first.shape[0], CHUNK)]
+
+
+def _build(tiles: Tiles, features: Tensor, weight: Tensor, buffer: Tensor) -> Tensor:
+    """Return the levels of w x, (blocks, 16, features), in the given buffer if it fits."""
+    shape = (tiles.levels.total, BLOCK, features.shape[2])
+    if buffer.shape != shape:
+        buffer = weight.new_zeros(shape)
+    source = tiles.levels.tokens(buffer)
+    torch.mul(features, weight[:, :, None], out=source)
+    # Whatever stands at a masked position, even if it is not a number.
+    source[weight == 0.0] = 0.0
+    tiles.levels.build(buffer)
     return buffer
 
 
-def _collapse(layout: Layout, buffer: Tensor) -> Tensor:
-    """Apply the adjoint of `_build`'s levels: gradients of all nodes to gradients of level 0, (batch, length, columns)."""
-    for level in range(len(layout.blocks) - 2, -1, -1):
-        below, above = layout.rows(buffer, level), layout.rows(buffer, level + 1)
-        pairs = (layout.blocks[level] + 1) // 2 + 2
-        stencil = down_stencil(level, buffer.dtype, buffer.device)
-        windows = _windows(above, (LEFT - 1) * BLOCK - BLOCK // 2, pairs, step=BLOCK, size=2 * BLOCK)
-        target = below[:, (LEFT - 2) * BLOCK : (LEFT - 2 + 2 * pairs) * BLOCK]
-        target += torch.bmm(stencil.expand(windows.shape[0], -1, -1), windows).view_as(target)
-        # Nodes that the forward leaves at zero have no gradient.
-        below[:, : (LEFT - 1) * BLOCK] = 0.0
-        below[:, (LEFT + layout.blocks[level] + 1) * BLOCK :] = 0.0
-    return layout.rows(buffer, 0)[:, LEFT * BLOCK : LEFT * BLOCK + layout.length]
+def _nodes(buffer: Tensor, first: Tensor) -> Tensor:
+    """Copy the nodes that tiles read: (tiles, 48, columns)."""
+    blocks, _, columns = buffer.shape
+    windows = buffer.as_strided((blocks - 2, WINDOW, columns), (BLOCK * columns, columns, 1))
+    return windows.index_select(0, first)
 
 
-def _windows(rows: Tensor, start: int, count: int, *, step: int, size: int) -> Tensor:
-    """View overlapping windows of (batch, rows, columns) as (batch * count, size, columns); copied if batch > 1."""
-    batch, _, columns = rows.shape
-    strides = (rows.stride(0), step * columns, columns, 1)
-    shape = (batch, count, size, columns)
-    return rows.as_strided(shape, strides, rows.storage_offset() + start * columns).flatten(0, 1)
+def _weight_nodes(tiles: Tiles, weight: Tensor) -> Tensor:
+    """Return the weight column of the nodes that tiles read: (tiles, 1, 48)."""
+    ones = torch.ones_like(weight)[:, :, None]
+    return _nodes(_build(tiles, ones, weight, weight.new_empty(0)), tiles.first).transpose(1, 2)
 
 
-def _chunks(tiles: Tiles, buffer: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Yield slices of tiles with their nodes (tiles, 48, columns), residual Gaussians and squared distances in nodes."""
-    columns = buffer.shape[2]
-    windows = buffer.as_strided((tiles.layout.total - 2, WINDOW, columns), (BLOCK * columns, columns, 1))
-    node = torch.arange(WINDOW, device=buffer.device, dtype=buffer.dtype)
-    for start in range(0, tiles.first.shape[0], CHUNK):
-        part = slice(start, start + CHUNK)
-        square = (tiles.place[part] - node).square_()
-        kernel = (square * tiles.slope[part]).clamp_min_(EXPONENT_MIN).exp_()
-        yield part, windows.index_select(0, tiles.first[part]), kernel, square
+def _squares(tiles: Tiles) -> Tensor:
+    """Return squared distances from tokens to nodes, in nodes: (tiles, 16, 48)."""
+    node = torch.arange(WINDOW, device=tiles.place.device, dtype=tiles.place.dtype)
+    return (tiles.place[:, :, None] - node).square_()
+
+
+def _residual_gaussians(tiles: Tiles) -> Tensor:
+    """Return (tiles, 16, 48)."""
+    return _squares(tiles).mul_(tiles.slope[:, :, None]).clamp_min_(EXPONENT_MIN).exp_()
+
+
+def _per_slot(values: Tensor, tiles: Tiles) -> Tensor:
+    """Gather (batch, length) into (tiles, 16, 1), zero in empty slots."""
+    return (values.view(-1)[tiles.token] * tiles.filled)[:, :, None]
 
 
 def _scatter(buffer: Tensor, first: Tensor, values: Tensor) -> None:

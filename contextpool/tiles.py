@@ -8,37 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from contextpool.levels import LEFT, RIGHT, Levels
 from contextpool.stencils import BETA, BLOCK
 
 KAPPA = 1.38
-LEFT, RIGHT = 3, 4
-"""Zero blocks kept before and after the blocks of each sequence and level, so that every window stays inside."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the levels of all sequences lie in one flat buffer of blocks (blocks, 16, columns)."""
-
-    batch: int
-    length: int
-    blocks: list[int]
-    """Per level: blocks that hold tokens of one sequence."""
-    offset: list[int]
-    """Per level: first block in the buffer; the sequences follow each other, LEFT + blocks + RIGHT blocks each."""
-    total: int
-
-    @classmethod
-    def of(cls, batch: int, length: int, top: int) -> Layout:
-        """Lay out levels 0 ... top."""
-        blocks = [((length - 1) >> level) // BLOCK + 1 for level in range(top + 1)]
-        sizes = [batch * (LEFT + count + RIGHT) for count in blocks]
-        return cls(batch, length, blocks, [sum(sizes[:level]) for level in range(top + 1)], sum(sizes))
-
-    def rows(self, buffer: Tensor, level: int) -> Tensor:
-        """View one level of the buffer as (batch, nodes, columns); node 0 is row 16 LEFT."""
-        stored = LEFT + self.blocks[level] + RIGHT
-        start = self.offset[level]
-        return buffer[start : start + self.batch * stored].view(self.batch, stored * BLOCK, -1)
+"""A token reads the highest level whose blur is at most sigma / KAPPA. At sqrt(2) blur and residual are equal and the
+trapezoid rule is at its best; a little less keeps the residual narrow, so that less of its tail is cut off."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +24,19 @@ class Tiles:
     its tile reads, and weighs them by the residual Gaussian exp(slope (place - k)^2), slope = -h^2 / (2 a^2).
     """
 
-    layout: Layout
+    levels: Levels
     first: Tensor
     """(tiles,): the first of the three consecutive blocks in the buffer."""
     token: Tensor
-    """(tiles * 16,): index into the flattened (batch * length) tokens; batch * length for an empty slot."""
+    """(tiles, 16): index into the flattened (batch * length) tokens; 0 in an empty slot."""
+    filled: Tensor
+    """(tiles, 16): 1 in a slot with a token, 0 in an empty one."""
     slot: Tensor
     """(batch * length,): the inverse."""
     place: Tensor
-    """(tiles, 16, 1)."""
+    """(tiles, 16)."""
     slope: Tensor
-    """(tiles, 16, 1); zero for an empty slot."""
+    """(tiles, 16)."""
     spacing: Tensor
     """(batch, length): h of the token's level."""
     blur: Tensor
@@ -71,45 +48,46 @@ class Tiles:
 def make_tiles(sigma: Tensor) -> Tiles:
     """Choose levels for widths (batch, length) and sort the tokens.
 
-    The level is the largest whose blur is at most sigma / sqrt(2), and at most the one where 16 nodes span the sequence,
-    from which a tile sees all of it.
+    The level is also at most the one where 16 nodes span the sequence, from which a tile sees all of it.
     """
     batch, length = sigma.shape
     device = sigma.device
     cap = math.ceil(math.log2(max(1.0, length / BLOCK)))
     # A width that is not a number gives a result that is not a number; it must not give an index out of range.
     level = torch.log2(sigma * (BETA / KAPPA)).floor().clamp(0, cap).nan_to_num(0.0).long()
-    layout = Layout.of(batch, length, int(level.max()))
+    levels = Levels.of(batch, length, int(level.max()))
     spacing = (1 << level).to(sigma.dtype)
     blur = torch.where(level > 0, (spacing / BETA).square(), 0.0)
     residual = sigma.square() - blur
 
     position = torch.arange(length, device=device)
     block = (position >> level) // BLOCK
-    stored = torch.tensor(layout.blocks, device=device)[level] + LEFT + RIGHT
+    stored = torch.tensor(levels.blocks, device=device)[level] + LEFT + RIGHT
     sequence = torch.arange(batch, device=device)[:, None]
-    key = torch.tensor(layout.offset, device=device)[level] + sequence * stored + block + LEFT - 1
+    key = torch.tensor(levels.offset, device=device)[level] + sequence * stored + block + LEFT - 1
     sorted_key, order = key.flatten().sort(stable=True)
     first, count = sorted_key.unique_consecutive(return_counts=True)
     tiles_of = (count + BLOCK - 1) // BLOCK
-    # Slots skipped by the groups before, since each group starts a tile of its own.
+    # Slots left empty by the groups before, since each group starts a tile of its own.
     gap = (tiles_of.cumsum(0) - tiles_of) * BLOCK - (count.cumsum(0) - count)
     sorted_slot = torch.arange(batch * length, device=device) + gap.repeat_interleave(count)
+    slot = torch.empty_like(order).index_copy_(0, order, sorted_slot)
     first = first.repeat_interleave(tiles_of)
 
-    slots = first.shape[0] * BLOCK
-    token = torch.full((slots,), batch * length, device=device).index_copy_(0, sorted_slot, order)
     place = (position - (block << level) * BLOCK) / spacing + BLOCK
     slope = -0.5 * spacing.square() / residual
-    tiled = torch.stack((place, slope), dim=-1).flatten(0, 1)[order]
-    tiled = tiled.new_zeros(slots, 2).index_copy_(0, sorted_slot, tiled).view(-1, BLOCK, 2)
+
+    def tiled(values: Tensor) -> Tensor:
+        return values.new_zeros(first.shape[0], BLOCK).view(-1).index_copy_(0, slot, values.flatten()).view(-1, BLOCK)
+
     return Tiles(
-        layout=layout,
+        levels=levels,
         first=first,
-        token=token,
-        slot=torch.empty_like(order).index_copy_(0, order, sorted_slot),
-        place=tiled[:, :, :1],
-        slope=tiled[:, :, 1:],
+        token=tiled(torch.arange(batch * length, device=device)),
+        filled=tiled(torch.ones_like(sigma)),
+        slot=slot,
+        place=tiled(place),
+        slope=tiled(slope),
         spacing=spacing,
         blur=blur,
         residual=residual,
