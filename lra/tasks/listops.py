@@ -108,7 +108,7 @@ class ListOps(Task[ListOpsOptions]):
     ) -> PreparedData:
         """Generate the examples, or read them from the folder that holds the official files."""
         if options.source == "official":
-            splits = self._read(options, target, source)
+            splits = self._read(options, target, source, progress=progress)
             maker = f"official reader {listops_files.VERSION}"
         elif source is not None:
             raise UsageError("listops is generated; --set source=official reads it from --from")
@@ -159,7 +159,7 @@ class ListOps(Task[ListOpsOptions]):
         return splits
 
     @staticmethod
-    def _read(options: ListOpsOptions, target: Path, source: Path | None) -> dict[SplitName, Split]:
+    def _read(options: ListOpsOptions, target: Path, source: Path | None, *, progress: bool) -> dict[SplitName, Split]:
         missing = [file for file in listops_files.FILES.values() if source is None or not (source / file).is_file()]
         if source is None or missing:
             raise DataError(
@@ -167,7 +167,10 @@ class ListOps(Task[ListOpsOptions]):
                 "These files are in the folder listops-1000 of the archive lra_release.gz of the benchmark.\n"
                 "Read them with: lra-data prepare listops --set source=official --from FOLDER"
             )
-        splits = {name: listops_files.read_split(source / file) for name, file in listops_files.FILES.items()}
+        splits = {
+            name: listops_files.read_split(source / file, progress=progress)
+            for name, file in listops_files.FILES.items()
+        }
         for name, split in splits.items():
             file, count = source / listops_files.FILES[name], options.counts[name]
             if len(split) != count:

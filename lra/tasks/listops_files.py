@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from lra.errors import DataError
 from lra.generate.listops_tokens import IDS
@@ -22,38 +23,43 @@ _NO_ODD_SPACE = bytes.maketrans(b"\r\v\f", b"???")
 _LABELS = {str(digit).encode(): digit for digit in range(10)}
 
 
-def read_split(file: Path) -> Split:
-    """Read one file: rows of `source TAB label`, of which the parentheses are dropped and the rest are tokens.
+def read_split(file: Path, *, progress: bool) -> Split:
+    """Read one file: rows of `source TAB label`; parentheses are dropped from the source, the rest are its tokens.
 
     Lines may end in CRLF. Every label is computed again from its row.
+
+    Args:
+        file: One of `FILES`.
+        progress: Whether to show a bar, when there is a terminal.
 
     Raises:
         DataError: With the file and the line, at the first row that is not as it must be.
     """
+    rows, targets = [], []
     try:
-        lines = file.read_bytes().split(b"\n")
+        with file.open("rb") as handle, tqdm(desc=file.name, unit=" rows", disable=None if progress else True) as bar:
+            header = _strip_end(handle.readline())
+            if header != HEADER:
+                raise DataError(f"{file}:1: the header must be 'Source<TAB>Target', got {_excerpt(header)}")
+            for number, line in enumerate(handle, start=2):
+                row, label = _parse(_strip_end(line), f"{file}:{number}")
+                rows.append(row)
+                targets.append(label)
+                bar.update()
     except OSError as error:
         raise DataError(f"{file}: {error.strerror or error}") from error
-    lines = [line.removesuffix(b"\r") for line in lines]
-    if lines[-1] == b"":
-        lines.pop()
-    if not lines:
-        raise DataError(f"{file}: empty")
-    if lines[0] != HEADER:
-        raise DataError(f"{file}:1: the header must be 'Source<TAB>Target', got {_excerpt(lines[0])}")
-    if len(lines) == 1:
+    if not rows:
         raise DataError(f"{file}: no rows after the header")
-    rows = [_parse(line, f"{file}:{number}") for number, line in enumerate(lines[1:], start=2)]
-    offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens, _ in rows])])
-    tokens = np.frombuffer(b"".join(tokens for tokens, _ in rows), dtype=np.uint8)
-    labels = np.array([label for _, label in rows], dtype=np.uint8)
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    tokens = np.frombuffer(b"".join(rows), dtype=np.uint8)
+    labels = np.array(targets, dtype=np.uint8)
     values = tree_values(tokens, offsets)
     wrong = np.flatnonzero(values != labels)
     if len(wrong):
-        line, value, label = int(wrong[0]) + 2, values[wrong[0]], labels[wrong[0]]
+        number, value = int(wrong[0]) + 2, values[wrong[0]]
         if value == MALFORMED:
-            raise DataError(f"{file}:{line}: the brackets do not enclose exactly one tree")
-        raise DataError(f"{file}:{line}: the label is {label}, but the value of the tree is {value}")
+            raise DataError(f"{file}:{number}: the brackets do not enclose exactly one tree")
+        raise DataError(f"{file}:{number}: the label is {labels[wrong[0]]}, but the value of the tree is {value}")
     return Split(tokens=tokens, offsets=offsets, labels=labels)
 
 
@@ -71,6 +77,10 @@ def _parse(line: bytes, place: str) -> tuple[bytes, int]:
     if not tokens:
         raise DataError(f"{place}: no tokens")
     return tokens, _LABELS[label]
+
+
+def _strip_end(line: bytes) -> bytes:
+    return line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def _excerpt(data: bytes) -> str:

@@ -1,0 +1,164 @@
+"""`lra-data`: prepare, list, verify and look at the data of the tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .command_line import data_dir_option, one_line_errors
+
+if TYPE_CHECKING:
+    from lra.prepared import SplitName
+    from lra.tasks.base import Task, TaskOptions
+
+set_option = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the task, such as seed=1; may be repeated.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Prepare, list, verify and look at the data of the tasks."""
+
+
+@main.command("list")
+@data_dir_option
+@one_line_errors
+def list_command(data_dir: Path | None) -> None:
+    """List what is prepared."""
+    from tabulate import tabulate
+
+    from lra.errors import DataError
+    from lra.prepared import data_home, open_prepared
+
+    home = data_home(data_dir)
+    rows = []
+    for folder in _prepared_folders(home):
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        try:
+            manifest = open_prepared(folder, verify=False).manifest
+        except DataError as error:
+            rows.append((folder.name, "?", f"unusable: {error}", "", f"{size / 1e6:.1f} MB", ""))
+            continue
+        examples = " / ".join(str(record.examples) for record in manifest.splits.values())
+        rows.append(
+            (folder.name, manifest.task, manifest.edition, examples, f"{size / 1e6:.1f} MB", manifest.digest[:12])
+        )
+    click.echo(f"Prepared data in {home}: {len(rows) or 'none'}")
+    if rows:
+        click.echo(tabulate(rows, headers=["folder", "task", "edition", "examples", "size", "digest"]))
+
+
+@main.command()
+@click.argument("task")
+@click.option(
+    "--from", "source", type=click.Path(path_type=Path), help="Folder or file to read, for official editions."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@set_option
+@data_dir_option
+@one_line_errors
+def prepare(
+    *,
+    task: str,
+    source: Path | None,
+    workers: int | None,
+    quiet: bool,
+    settings: tuple[str, ...],
+    data_dir: Path | None,
+) -> None:
+    """Prepare the data of TASK, unless it is there already."""
+    from lra.prepared import data_home
+
+    the_task, options = _resolve(task, settings)
+    home = data_home(data_dir)
+    present = (home / the_task.folder_name(options)).is_dir()
+    data = the_task.prepare(options, home, source=source, workers=workers, progress=not quiet)
+    click.echo(f"{'Already prepared' if present else 'Prepared'}: {data.path}")
+    click.echo(f"{data.manifest.task}, {data.manifest.edition}; digest {data.digest[:12]}")
+    for name, record in data.manifest.splits.items():
+        lengths = f"{record.min_length} to {record.max_length} tokens"
+        click.echo(f"  {name}: {record.examples:,} examples of {lengths}, {record.tokens:,} in all")
+    rails = ", ".join(f"{name} {value:.1f}" for name, value in data.manifest.rails.items())
+    click.echo(f"Without a model, in %: {rails}")
+
+
+@main.command()
+@click.argument("task", required=False)
+@data_dir_option
+@one_line_errors
+def verify(task: str | None, data_dir: Path | None) -> None:
+    """Recompute every digest of what is prepared, or of the data of TASK."""
+    from lra.errors import DataError
+    from lra.prepared import data_home, open_prepared
+    from lra.tasks import get_task
+
+    home = data_home(data_dir)
+    prefix = "" if task is None else f"{get_task(task).info.name}-"
+    folders = [folder for folder in _prepared_folders(home) if folder.name.startswith(prefix)]
+    if task is not None and not folders:
+        raise DataError(f"no data of {task} is prepared in {home}")
+    problems = []
+    for folder in folders:
+        try:
+            open_prepared(folder, verify=True)
+            click.echo(f"{folder.name}: sound")
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    click.echo(f"{len(folders)} of {len(folders)} sound in {home}")
+
+
+@main.command()
+@click.argument("task")
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="train", show_default=True)
+@click.option("--index", type=int, default=0, show_default=True, help="Which example, from 0.")
+@set_option
+@data_dir_option
+@one_line_errors
+def show(task: str, split: SplitName, index: int, settings: tuple[str, ...], data_dir: Path | None) -> None:
+    """Show one example of TASK as a person would read it, preparing the data first if need be."""
+    from lra.prepared import data_home
+
+    the_task, options = _resolve(task, settings)
+    data = the_task.prepare(options, data_home(data_dir))
+    click.echo(the_task.show(data, split, index))
+
+
+def _resolve(task: str, settings: tuple[str, ...]) -> tuple[Task[Any], TaskOptions]:
+    """Find a task and build its options from `--set`."""
+    from lra.config import validate_section
+    from lra.errors import UsageError
+    from lra.strict_yaml import load_text
+    from lra.tasks import get_task
+
+    the_task = get_task(task)
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator or not key:
+            raise UsageError(f"--set {setting}: expected key=value, such as seed=1")
+        values[key.strip().removeprefix("data.")] = load_text(value, f"--set {key}")
+    options, problems = validate_section(the_task.options, values, "data")
+    if options is None:
+        raise UsageError("\n".join(problems))
+    return the_task, options
+
+
+def _prepared_folders(home: Path) -> list[Path]:
+    """List prepared folders; temporary ones, which begin with a dot, are not among them."""
+    if not home.is_dir():
+        return []
+    return sorted(path for path in home.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+if __name__ == "__main__":
+    main()
