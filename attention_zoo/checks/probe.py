@@ -89,7 +89,7 @@ def input_gradient(mixer: SequenceMixer, x: Tensor, mask: Tensor | None, where: 
 
 
 def difference(actual: Tensor, expected: Tensor, scale: float | None = None) -> float:
-    """Return the largest difference, relative to `scale` or else to the largest expected entry; NaN counts as infinite."""
+    """Return the largest difference relative to `scale`, by default the largest expected entry; infinite for NaN."""
     if not (actual.isfinite().all() and expected.isfinite().all()):
         return math.inf
     if actual.numel() == 0:

@@ -56,7 +56,7 @@ def check_gradients(spec: VariantSpec) -> None:
     if not named:
         return
     gradients = torch.autograd.grad(
-        loss if penalty is None else loss + penalty, list(named.values()), allow_unused=True
+        loss if penalty is None else loss + penalty.sum(), list(named.values()), allow_unused=True
     )
     for name, gradient in zip(named, gradients, strict=True):
         assert gradient is not None, f"parameter {name} gets no gradient"
@@ -77,10 +77,10 @@ def check_state_dict(spec: VariantSpec) -> None:
 
 def check_independent_instances(spec: VariantSpec) -> None:
     """Two mixers share no memory, and two sizes live side by side in a process."""
-    mixer = build(spec)
-    x, mask = tokens(LONG), scattered_mask(LONG)
+    mixer = build(spec, dtype=torch.float32)  # the dtype of construction: a conversion would unshare buffers
+    x, mask = tokens(LONG, dtype=torch.float32), scattered_mask(LONG)
     before = mix(mixer, x, mask)
-    twin = build(spec, seed=SEED + 1)
+    twin = build(spec, dtype=torch.float32, seed=SEED + 1)
     shared = _storages(mixer) & _storages(twin)
     assert not shared, f"two mixers share memory: {', '.join(sorted(name for name, _ in shared))}"
     wider = build(spec, LayerDims(dim=24, num_heads=3, max_length=LONG + SHORT))
