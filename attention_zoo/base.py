@@ -82,7 +82,7 @@ class VariantConfig:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"
-                problems.append(f"unknown option {name!r}; {hint}")
+                problems.append(f"{name}: unknown option; {hint}")
             elif not _accepts(known[name], value):
                 problems.append(f"{name}: expected {_type_text(known[name])}, got {value!r}")
             else:

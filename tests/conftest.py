@@ -1,0 +1,17 @@
+"""Shared by all tests: one thread per worker, and a small prepared ListOps."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; two workers share two cores
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))

@@ -1,0 +1,242 @@
+"""The loop and the cell: resumed runs, divergence, selection, what a run may not do."""
+
+import numpy as np
+import pytest
+import torch
+
+from attention_zoo import Traits, VariantConfig, register_variant, registry
+from attention_zoo.base import LayerDims
+from attention_zoo.variants.full import FullAttention, FullConfig
+from lra.checkpoints import list_checkpoints
+from lra.config import RunConfig
+from lra.profiles import load_profile, resolve
+from lra.records import Store
+from lra.tasks import get_task
+from runners.cell import CellError, Execution, PreemptedCellError, execute_cell
+
+TINY = {
+    "data.train": 256, "data.validation": 64, "data.test": 64, "data.min_length": 4, "data.max_length": 24,
+    "data.max_depth": 3, "data.max_args": 4,
+    "model.dim": 16, "model.num_layers": 1, "model.num_heads": 2, "model.mlp_dim": 16, "model.max_length": 24,
+    "train.batch_size": 8, "train.steps": 12, "train.eval_every": 5, "train.lr": 1e-2, "train.warmup_steps": 2,
+}  # fmt: skip
+
+
+def tiny(variant="full", **overrides) -> RunConfig:
+    return resolve(
+        task="listops", variant=variant, profile=load_profile("quick"), seed=0, track="open", overrides=TINY | overrides
+    )
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    task = get_task("listops")
+    return task.prepare(
+        task.options.model_validate(tiny().data), tmp_path_factory.mktemp("data"), workers=1, progress=False
+    )
+
+
+class StopAt:
+    """Asks to stop after so many looks; one look per step."""
+
+    def __init__(self, step):
+        self.left = step
+
+    def __call__(self):
+        self.left -= 1
+        return self.left == 0
+
+
+def execute(config, data, folder, stop=lambda: False, **settings):
+    execution = Execution(device=torch.device("cpu"), progress=False, **{"checkpoint_seconds": 1e9} | settings)
+    return execute_cell(config, data, Store(folder), execution, stop)
+
+
+def curve(folder, record):
+    arrays = Store(folder).arrays(record.cell_id)
+    assert len(arrays["curve.step"]) >= 3
+    return {name: array.tolist() for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"train.accumulation": 3},
+        {"train.precision": "bfloat16"},
+        {"train.padding": "fixed", "model.pooling": "cls", "train.clip_norm": 1.0},
+        {"train.selection": "last"},
+    ],
+    ids=["plain", "accumulation", "bfloat16", "fixed-cls-clip", "last"],
+)
+@pytest.mark.parametrize("variant", ["full", "contextpool"])
+def test_stopping_after_any_step_changes_no_bit(data, tmp_path, variant, overrides):
+    config = tiny(variant, **overrides)
+    unbroken = execute(config, data, tmp_path / "unbroken")
+    for step in range(1, 12, 2 if overrides else 1):
+        folder = tmp_path / f"stop-{step}"
+        with pytest.raises(PreemptedCellError, match=f"after step {step} "):
+            execute(config, data, folder, StopAt(step))
+        resumed = execute(config, data, folder)
+        assert resumed.cost.resumed == 1
+        assert resumed.outcome == unbroken.outcome
+        assert curve(folder, resumed) == curve(tmp_path / "unbroken", unbroken)
+
+
+def test_a_run_that_forgets_its_state_is_told_apart(data, tmp_path, monkeypatch):
+    """The broken twin of the test above: a resume that loses the optimiser's state ends elsewhere."""
+    config = tiny()
+    unbroken = execute(config, data, tmp_path / "unbroken")
+    with pytest.raises(PreemptedCellError):
+        execute(config, data, tmp_path / "broken", StopAt(4))
+    monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda self, state: None)
+    assert execute(config, data, tmp_path / "broken").outcome != unbroken.outcome
+
+
+def test_damaged_checkpoints_cost_time_not_bits(data, tmp_path):
+    config = tiny()
+    unbroken = execute(config, data, tmp_path / "unbroken")
+    folder = tmp_path / "damaged"
+    with pytest.raises(PreemptedCellError):
+        execute(config, data, folder, StopAt(7), checkpoint_seconds=0.0)
+    checkpoints = list_checkpoints(Store(folder).checkpoint_folder(unbroken.cell_id))
+    assert [step for step, _ in checkpoints] == [7, 6]
+    newest = checkpoints[0][1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert execute(config, data, folder).outcome == unbroken.outcome
+
+
+def test_accumulation_equals_one_batch(data, tmp_path):
+    settings = {"model.dropout": 0.0, "model.attention_dropout": 0.0, "train.steps": 3}
+    losses = []
+    for parts in (1, 2, 4):
+        record = execute(tiny(**settings, **{"train.accumulation": parts}), data, tmp_path / str(parts))
+        losses.append(record.outcome.validation.loss)
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_a_finished_cell_is_not_run_again_and_force_agrees(data, tmp_path, monkeypatch):
+    config = tiny()
+    first = execute(config, data, tmp_path)
+    assert execute(config, data, tmp_path, force=True) == first
+    monkeypatch.setattr("runners.cell.build_model", None)  # would fail if anything ran
+    assert execute(config, data, tmp_path) == first
+
+
+def test_infinite_loss_is_diverged_and_has_no_number(data, tmp_path):
+    record = execute(tiny(**{"train.lr": 1e30, "train.warmup_steps": 0}), data, tmp_path)
+    assert record.status == "diverged"
+    assert record.outcome is None
+    assert "not finite" in record.detail
+    assert "test_correct" not in Store(tmp_path).arrays(record.cell_id)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "oom"),
+        (MemoryError(), "oom"),
+        (ZeroDivisionError("broken variant"), "failed"),
+    ],
+)
+def test_errors_inside_a_run_become_attempts_with_a_status(data, tmp_path, monkeypatch, error, status):
+    def broken(self, x, mask=None):
+        raise error
+
+    monkeypatch.setattr(FullAttention, "forward", broken)
+    with pytest.raises(CellError) as caught:
+        execute(tiny(), data, tmp_path)
+    assert caught.value.status == status
+    assert caught.value.exit_code == 4
+    notes = list((tmp_path / "attempts").glob("*/*.json"))
+    assert len(notes) == 1
+    assert f'"status": "{status}"' in notes[0].read_text()
+    assert not list((tmp_path / "results").glob("*/*"))
+
+
+def test_noise_in_the_test_labels_changes_neither_weights_nor_choice(data, tmp_path):
+    config = tiny()
+    clean = execute(config, data, tmp_path / "clean")
+    test = data.split("test")
+    noise = np.random.default_rng(0).integers(0, 10, len(test), dtype=np.uint8)
+    splits = {**data.splits, "test": type(test)(tokens=test.tokens, offsets=test.offsets, labels=noise)}
+    noisy = execute(config, type(data)(path=data.path, manifest=data.manifest, splits=splits), tmp_path / "noisy")
+    assert noisy.outcome.weights_digest == clean.outcome.weights_digest
+    assert noisy.outcome.selected_step == clean.outcome.selected_step
+    assert noisy.outcome.validation == clean.outcome.validation
+    assert noisy.outcome.test != clean.outcome.test
+
+
+def test_all_examples_are_scored_whatever_the_size_of_a_batch(data, tmp_path):
+    config = tiny()
+    outcomes = [
+        execute(config, data, tmp_path / str(tokens), evaluation_tokens=tokens).outcome for tokens in (1, 50, 777, 10**6)
+    ]
+    for outcome in outcomes:
+        assert outcome.test.total == len(data.split("test"))
+        assert outcome.test.correct == outcomes[0].test.correct
+        assert outcome.selected_step == outcomes[0].selected_step
+
+
+def test_weights_that_do_not_score_as_recorded_stop_the_run(data, tmp_path, monkeypatch):
+    """The check before the test set is read: here the choice is spoilt on purpose."""
+    from runners import cell
+
+    def spoil(model, *rest):
+        train(model, *rest)
+        state = rest[5]
+        state.best_weights = {name: torch.randn_like(value) for name, value in state.best_weights.items()}
+
+    train = cell.train
+    monkeypatch.setattr(cell, "train", spoil)
+    with pytest.raises(CellError, match="not the recorded"):
+        execute(tiny(), data, tmp_path)
+
+
+class HookedFull(FullAttention):
+    """Full attention with a penalty and an action after each step, to see that the loop honours both."""
+
+    steps = 0
+
+    def __init__(self, config: FullConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, mask=None):
+        return super().forward(x, mask) * 1.0 + 0.0 * self.scale
+
+    def auxiliary_loss(self):
+        return (self.scale - 3.0) ** 2
+
+    def after_step(self):
+        type(self).steps += 1
+
+    def learning_rate_scales(self):
+        return {"scale": 0.0} if self.dims.num_heads == 1 else {"scale": 10.0}
+
+
+def test_the_loop_honours_penalties_hooks_and_learning_rates(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    register_variant("hooked", traits=Traits(memory="linear", complexity="O(n^2)"), paper="none")(HookedFull)
+    moved = {}
+    for heads in (1, 2):
+        HookedFull.steps = 0
+        config = tiny("hooked", **{"model.num_heads": heads})
+        record = execute(config, data, tmp_path)
+        assert HookedFull.steps == 12
+        state = torch.load(Store(tmp_path).checkpoint_folder(record.cell_id) / "chosen.pt", weights_only=True)
+        moved[heads] = float(state["model"]["blocks.0.mixer.scale"])
+    assert moved[1] == 1.0
+    assert moved[2] > 1.2
+
+
+def test_the_loss_falls_on_one_batch(tmp_path, data):
+    record = execute(tiny(**{"train.steps": 300, "train.eval_every": 100, "data.train": 256}), data, tmp_path)
+    losses = Store(tmp_path).arrays(record.cell_id)["curve.train_loss"]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_options_of_a_config_class_reach_the_mixer():
+    assert issubclass(FullConfig, VariantConfig)
+    assert tiny(**{"variant.backend": "reference"}).variant.options["backend"] == "reference"
