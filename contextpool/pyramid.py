@@ -32,14 +32,13 @@ WINDOW = 3 * BLOCK
 
 def _forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001
     """Return the pooled tokens and the factor of each row: the reciprocal of its total weight, or C_i."""
-    tiles = make_tiles(sigma)
+    tiles = make_tiles(sigma, weight)
     kernel = _residual_gaussians(tiles)
     if normalized:
         total = (kernel * _weight_nodes(tiles, weight)).sum(dim=2)
-        scale = reciprocal(total.view(-1)[tiles.slot].view_as(sigma))
+        scale = reciprocal(_per_token(total, tiles))
     else:
         scale = torch.where(tiles.blur > 0, tiles.spacing * sigma / tiles.residual.sqrt(), 1.0)
-    scale.masked_fill_(weight == 0.0, 0.0)
     kernel *= _per_slot(scale, tiles)
 
     y = torch.empty_like(x)
@@ -47,10 +46,13 @@ def _forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool) -> tupl
     sums = buffer = weight.new_empty(0)
     for start, stop in _slabs(x.shape[2]):
         buffer = _build(tiles, x[:, :, start:stop], weight, buffer)
-        sums = sums.resize_(*tiles.token.shape, stop - start)
+        # One more row of zeros, for the masked tokens.
+        sums = sums.resize_(tiles.token.numel() + 1, stop - start)
+        sums[-1] = 0.0
+        slots = sums[:-1].view(-1, BLOCK, stop - start)
         for part in _chunks(tiles):
-            torch.bmm(kernel[part], _nodes(buffer, tiles.first[part]), out=sums[part])
-        rows[:, start:stop] = sums.flatten(0, 1).index_select(0, tiles.slot)
+            torch.bmm(kernel[part], _nodes(buffer, tiles.first[part]), out=slots[part])
+        rows[:, start:stop] = sums.index_select(0, tiles.slot)
     return y, scale
 
 
@@ -70,7 +72,7 @@ def _backward(
     sum_k P_ik (i - k h)^2 S_ik plus, where C_i does not cancel, (dC_i / dsigma_i) / C_i = -b^2 / (sigma_i a_i^2) times
     grad_i . y_i.
     """
-    tiles = make_tiles(sigma)
+    tiles = make_tiles(sigma, weight)
     kernel = _residual_gaussians(tiles)
     kernel *= _per_slot(scale, tiles)
     grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
@@ -98,10 +100,10 @@ def _backward(
         _scatter(grad_nodes, tiles.first, -(kernel.transpose(1, 2) @ dot[:, :, None]))
         tiles.levels.collapse(grad_nodes)
         grad_weight += tiles.levels.tokens(grad_nodes)[:, :, 0]
-    moment = (product.mul_(kernel).mul_(_squares(tiles))).sum(dim=2).view(-1)[tiles.slot].view_as(sigma)
-    grad_sigma = moment * sigma * (tiles.spacing / tiles.residual).square()
+    moment = product.mul_(kernel).mul_(_squares(tiles)).sum(dim=2)
+    grad_sigma = _per_token(moment, tiles) * sigma * (tiles.spacing / tiles.residual).square()
     if not normalized:
-        grad_sigma -= dot.view(-1)[tiles.slot].view_as(sigma) * tiles.blur / (sigma * tiles.residual)
+        grad_sigma -= _per_token(dot, tiles) * tiles.blur / (sigma * tiles.residual)
     return grad_x, grad_weight, grad_sigma
 
 
@@ -124,7 +126,7 @@ def _build(tiles: Tiles, features: Tensor, weight: Tensor, buffer: Tensor) -> Te
     source = tiles.levels.tokens(buffer)
     torch.mul(features, weight[:, :, None], out=source)
     # Whatever stands at a masked position, even if it is not a number.
-    source[weight == 0.0] = 0.0
+    source[tiles.masked] = 0.0
     tiles.levels.build(buffer)
     return buffer
 
@@ -156,6 +158,11 @@ def _residual_gaussians(tiles: Tiles) -> Tensor:
 def _per_slot(values: Tensor, tiles: Tiles) -> Tensor:
     """Gather (batch, length) into (tiles, 16, 1), zero in empty slots."""
     return (values.view(-1)[tiles.token] * tiles.filled)[:, :, None]
+
+
+def _per_token(values: Tensor, tiles: Tiles) -> Tensor:
+    """Gather (tiles, 16) into (batch, length), zero at masked tokens."""
+    return torch.cat((values.flatten(), values.new_zeros(1)))[tiles.slot].view_as(tiles.spacing)
 
 
 def _scatter(buffer: Tensor, first: Tensor, values: Tensor) -> None:

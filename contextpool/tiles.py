@@ -32,7 +32,9 @@ class Tiles:
     filled: Tensor
     """(tiles, 16): 1 in a slot with a token, 0 in an empty one."""
     slot: Tensor
-    """(batch * length,): the inverse."""
+    """(batch * length,): the inverse; tiles * 16, one past the last slot, for a masked token."""
+    masked: tuple[Tensor, Tensor]
+    """Sequences and positions of the masked tokens, which no tile holds."""
     place: Tensor
     """(tiles, 16)."""
     slope: Tensor
@@ -45,49 +47,54 @@ class Tiles:
     """(batch, length): a^2 = sigma^2 - b^2."""
 
 
-def make_tiles(sigma: Tensor) -> Tiles:
-    """Choose levels for widths (batch, length) and sort the tokens.
+def make_tiles(sigma: Tensor, weight: Tensor) -> Tiles:
+    """Choose levels for widths (batch, length) and sort the tokens; those of weight zero are left out.
 
     The level is also at most the one where 16 nodes span the sequence, from which a tile sees all of it.
     """
+    valid = weight != 0.0
     batch, length = sigma.shape
     device = sigma.device
     cap = math.ceil(math.log2(max(1.0, length / BLOCK)))
     # A width that is not a number gives a result that is not a number; it must not give an index out of range.
     level = torch.log2(sigma * (BETA / KAPPA)).floor().clamp(0, cap).nan_to_num(0.0).long()
-    levels = Levels.of(batch, length, int(level.max()))
+    levels = Levels.of(batch, length, int((level * valid).max()))
     spacing = (1 << level).to(sigma.dtype)
     blur = torch.where(level > 0, (spacing / BETA).square(), 0.0)
     residual = sigma.square() - blur
 
     position = torch.arange(length, device=device)
     block = (position >> level) // BLOCK
-    stored = torch.tensor(levels.blocks, device=device)[level] + LEFT + RIGHT
+    top = level.clamp_max(len(levels.blocks) - 1)
+    stored = torch.tensor(levels.blocks, device=device)[top] + LEFT + RIGHT
     sequence = torch.arange(batch, device=device)[:, None]
-    key = torch.tensor(levels.offset, device=device)[level] + sequence * stored + block + LEFT - 1
-    sorted_key, order = key.flatten().sort(stable=True)
+    key = torch.tensor(levels.offset, device=device)[top] + sequence * stored + block + LEFT - 1
+    token = valid.flatten().nonzero()[:, 0]
+    sorted_key, order = key.flatten()[token].sort(stable=True)
+    token = token[order]
     first, count = sorted_key.unique_consecutive(return_counts=True)
     tiles_of = (count + BLOCK - 1) // BLOCK
     # Slots left empty by the groups before, since each group starts a tile of its own.
     gap = (tiles_of.cumsum(0) - tiles_of) * BLOCK - (count.cumsum(0) - count)
-    sorted_slot = torch.arange(batch * length, device=device) + gap.repeat_interleave(count)
-    slot = torch.empty_like(order).index_copy_(0, order, sorted_slot)
+    slot = torch.arange(token.shape[0], device=device) + gap.repeat_interleave(count)
     first = first.repeat_interleave(tiles_of)
+    slots = first.shape[0] * BLOCK
+
+    def tiled(values: Tensor) -> Tensor:
+        return values.new_zeros(slots).index_copy_(0, slot, values).view(-1, BLOCK)
 
     place = (position - (block << level) * BLOCK) / spacing + BLOCK
     slope = -0.5 * spacing.square() / residual
-
-    def tiled(values: Tensor) -> Tensor:
-        return values.new_zeros(first.shape[0], BLOCK).view(-1).index_copy_(0, slot, values.flatten()).view(-1, BLOCK)
-
+    masked = (~valid).nonzero(as_tuple=True)
     return Tiles(
         levels=levels,
         first=first,
-        token=tiled(torch.arange(batch * length, device=device)),
-        filled=tiled(torch.ones_like(sigma)),
-        slot=slot,
-        place=tiled(place),
-        slope=tiled(slope),
+        token=tiled(token),
+        filled=tiled(sigma.new_ones(token.shape)),
+        slot=torch.full((batch * length,), slots, device=device).index_copy_(0, token, slot),
+        masked=(masked[0], masked[1]),
+        place=tiled(place.flatten()[token]),
+        slope=tiled(slope.flatten()[token]),
         spacing=spacing,
         blur=blur,
         residual=residual,
