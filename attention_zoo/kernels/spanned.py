@@ -1,0 +1,224 @@
+"""Softmax attention whose weights fade out with the distance, over a band of keys and in linear memory.
+
+The weights are m exp(s) / sum(m exp(s)), with scores s and the mask m = clamp(1 - (distance - span) / ramp, 0, 1) of
+Sukhbaatar et al. 2019 (arXiv:1905.07799, equation 1). The mask joins the scores as log m before the softmax. A few
+queries at a time meet the keys of their band; scores are made again in backward, with dropout from a seed, and nothing
+of queries-by-keys size is ever stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_QUERIES = 64
+"""Queries in a block; fixed, so that a block's scores grow linearly with the band."""
+_SCORES = 2**18
+"""Scores in a block, when several sequences fit beside each other."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Band:
+    """Which keys are met, and how the weights fade. Nothing in it may depend on a tensor's values in secret."""
+
+    radius: int
+    """Farthest distance that is met at all; the caller answers for m = 0 beyond it."""
+    ramp: int
+    """Distance over which m falls from 1 to 0."""
+    causal: bool = False
+    num_prefix: int = 0
+    """Leading tokens at distance 0 of every token."""
+    dropout: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Some sequences, some queries of theirs, and the range of keys beside the prefix that these meet."""
+
+    sequences: slice
+    queries: slice
+    keys: slice
+    prefix: int
+
+    def take(self, x: Tensor) -> Tensor:
+        """Pick the keys out of (batch, num_heads, length, features)."""
+        band = x[self.sequences, :, self.keys]
+        return torch.cat((x[self.sequences, :, : self.prefix], band), dim=2) if self.prefix else band
+
+    def add_to(self, total: Tensor, part: Tensor) -> None:
+        """Add what belongs to the keys to (batch, num_heads, length, features)."""
+        if self.prefix:
+            total[self.sequences, :, : self.prefix] += part[:, :, : self.prefix]
+        total[self.sequences, :, self.keys] += part[:, :, self.prefix :]
+
+    def positions(self, device: torch.device) -> Tensor:
+        """List the positions of the keys."""
+        return torch.cat(
+            (torch.arange(self.prefix, device=device), torch.arange(self.keys.start, self.keys.stop, device=device))
+        )
+
+    def part_of(self, span: Tensor) -> Tensor:
+        """Pick what belongs to the queries out of a span with axes of size one for "all"."""
+        rows = self.sequences if span.shape[0] > 1 else slice(None)
+        return span[rows, :, self.queries if span.shape[2] > 1 else slice(None)]
+
+
+def spanned_attention(q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tensor | None, band: Band) -> Tensor:
+    """Attend within spans.
+
+    Computes in float32 (float64 for float64 inputs), under autocast too.
+
+    Args:
+        q: (batch, num_heads, length, head_dim).
+        k: (batch, num_heads, length, head_dim).
+        v: (batch, num_heads, length, head_dim).
+        span: Distance up to which m = 1, in tokens; (1 or batch, num_heads, 1 or length).
+        mask: (batch, length), bool, True = real token.
+        band: The rest.
+
+    Returns:
+        (batch, num_heads, length, head_dim) in the dtype of `q`. Rows that see no key are finite and unspecified.
+    """
+    out: Tensor = _Spanned.apply(q, k, v, span, mask, band)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Spanned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tensor | None, band: Band) -> Tensor:
+        with torch.autocast(q.device.type, enabled=False):
+            queries, keys, values, spans = _prepare(q, k, v, span)
+            dropout, fade = _Dropout(band, q.device), _Fade(spans, q.shape[2], band, backward=False)
+            out = torch.empty_like(values)
+            for block in _blocks(q.shape[0], q.shape[1], q.shape[2], band):
+                weights = _weights(queries, keys, mask, fade.of(block)[0], block)
+                out[block.sequences, :, block.queries] = dropout.apply_(weights) @ block.take(values)
+            out = out.to(q.dtype)
+        ctx.save_for_backward(q, k, v, span, mask, out)
+        ctx.band = band
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, span, mask, out = ctx.saved_tensors
+        band: Band = ctx.band
+        queries, keys, values, spans = _prepare(q, k, v, span)
+        dropout, fade = _Dropout(band, q.device), _Fade(spans, q.shape[2], band, backward=True)
+        grad = grad_out.to(values.dtype)
+        mean = (grad * out).sum(dim=-1, keepdim=True)
+        grad_q, grad_k, grad_v = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
+        grad_span = torch.zeros_like(spans)
+        for block in _blocks(q.shape[0], q.shape[1], q.shape[2], band):
+            b, i = block.sequences, block.queries
+            log_m, slope = fade.of(block)
+            assert slope is not None
+            weights = _weights(queries, keys, mask, log_m, block)
+            keep = dropout.draw(weights)
+            grad_weights = grad[b, :, i] @ block.take(values).transpose(-2, -1)
+            grad_weights = grad_weights if keep is None else grad_weights.mul_(keep)
+            grad_scores = grad_weights.sub_(mean[b, :, i]).mul_(weights)
+            dropped = weights if keep is None else weights.mul_(keep)
+            block.add_to(grad_v, dropped.transpose(-2, -1) @ grad[b, :, i])
+            block.add_to(grad_k, grad_scores.transpose(-2, -1) @ queries[b, :, i])
+            grad_q[b, :, i] = grad_scores @ block.take(keys)
+            part = block.part_of(grad_span)
+            part += grad_scores.mul_(slope).sum(dim=-1).sum_to_size(part.shape)
+        grad_q *= q.shape[-1] ** -0.5
+        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_span.to(span.dtype), None, None
+
+
+def _prepare(q: Tensor, k: Tensor, v: Tensor, span: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scale the queries, and bring everything into the dtype of the computation."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    queries = (q.to(dtype) * q.shape[-1] ** -0.5).contiguous()
+    return queries, k.to(dtype).contiguous(), v.to(dtype).contiguous(), span.to(dtype)
+
+
+def _blocks(batch: int, num_heads: int, length: int, band: Band) -> Iterator[_Block]:
+    """Cut the band into blocks: prefix tokens first, with all keys, then a few queries at a time with their band."""
+    prefix = min(band.num_prefix, length)
+    starts = range(prefix, length, _QUERIES)
+    ranges = [(slice(0, prefix), slice(prefix, length))] if prefix else []
+    for start in starts:
+        stop = min(start + _QUERIES, length)
+        last = stop if band.causal else min(stop + band.radius, length)
+        ranges.append((slice(start, stop), slice(max(prefix, start - band.radius), last)))
+    for queries, keys in ranges:
+        scores = num_heads * (queries.stop - queries.start) * (prefix + keys.stop - keys.start)
+        together = max(1, _SCORES // scores)
+        for row in range(0, batch, together):
+            yield _Block(slice(row, row + together), queries, keys, prefix)
+
+
+class _Fade:
+    """The mask m of the blocks of one pass: log m, and its derivative by the span.
+
+    Spans without axes of batch and length give one table by distance, from which blocks are read.
+    """
+
+    def __init__(self, spans: Tensor, length: int, band: Band, *, backward: bool) -> None:
+        self.spans, self.band, self.backward = spans, band, backward
+        self.lowest = torch.finfo(spans.dtype).min / 4
+        """Added up with itself and any score it stays finite, and its weight is exactly zero."""
+        self.by_distance = spans.numel() == spans.shape[1]
+        if self.by_distance:
+            self.table, self.slopes = self._fade(torch.arange(length, device=spans.device))
+
+    def of(self, block: _Block) -> tuple[Tensor, Tensor | None]:
+        """Return log m and d log m / d span, both broadcastable to (sequences, num_heads, queries, keys)."""
+        i = torch.arange(block.queries.start, block.queries.stop, device=self.spans.device)[:, None]
+        j = block.positions(self.spans.device)
+        distance = (i - j).abs_()
+        if block.prefix:
+            distance.masked_fill_((i < block.prefix) | (j < block.prefix), 0)
+        if self.by_distance:
+            fade = self.table[:, :, distance]
+            slope = None if self.slopes is None else self.slopes[:, :, distance]
+        else:
+            fade, slope = self._fade(distance, block.part_of(self.spans)[..., None])
+        return (fade.masked_fill_(j > i, self.lowest) if self.band.causal else fade), slope
+
+    def _fade(self, distance: Tensor, spans: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        beyond = (distance.to(self.spans.dtype) - (self.spans if spans is None else spans)).relu_()
+        m = 1.0 - beyond / self.band.ramp
+        # Written so that a span that is no number shows.
+        log_m = torch.where(m <= 0.0, self.lowest, m.log())
+        slope = torch.where((beyond > 0.0) & (m > 0.0), 1.0 / (self.band.ramp * m), 0.0) if self.backward else None
+        return log_m, slope
+
+
+def _weights(queries: Tensor, keys: Tensor, mask: Tensor | None, log_m: Tensor, block: _Block) -> Tensor:
+    """Compute the weights of one block: (sequences, num_heads, queries, keys)."""
+    scores = queries[block.sequences, :, block.queries] @ block.take(keys).transpose(-2, -1)
+    scores += log_m
+    if mask is not None:
+        real = mask[block.sequences][:, block.positions(mask.device)][:, None, None, :]
+        scores += real.logical_not().to(scores.dtype) * (torch.finfo(scores.dtype).min / 4)
+    return torch.softmax(scores, dim=-1)
+
+
+class _Dropout:
+    """Drops weights of block after block, the same ones for the same seed and the same blocks in the same order."""
+
+    def __init__(self, band: Band, device: torch.device) -> None:
+        self.rate = band.dropout
+        self.generator = torch.Generator(device).manual_seed(band.seed)
+
+    def draw(self, weights: Tensor) -> Tensor | None:
+        """Return the factor of the next block's weights, 0 or 1 / (1 - rate); None without dropout."""
+        if self.rate == 0.0:
+            return None
+        keep = torch.empty_like(weights).bernoulli_(1.0 - self.rate, generator=self.generator)
+        return keep.mul_(1.0 / (1.0 - self.rate))
+
+    def apply_(self, weights: Tensor) -> Tensor:
+        """Drop the next block's weights, in place."""
+        keep = self.draw(weights)
+        return weights if keep is None else weights.mul_(keep)

@@ -1,0 +1,216 @@
+"""Adaptive attention span (Sukhbaatar, Grave, Bojanowski and Joulin 2019, arXiv:1905.07799).
+
+Every head learns how far it looks. Its weights are multiplied by m(x) = clamp((R + z - x) / R, 0, 1) at distance x and
+normalised again; z = S z' is the span that the head learns, R the ramp, S the longest length; the loss grows by
+penalty * S * mean(z'). With `span="dynamic"` every token has its own span, z_t = S sigmoid(v x_t + b).
+
+Departures from the paper, which models language with a causal Transformer:
+
+- The distance is |i - j|, to both sides; a token sees itself, at distance 0. Causal models look back only.
+- log m is added to the scores before the softmax, in float32: the same weights as m * exp(score), normalised.
+- No relative positions: they are the model's affair here (or `rotary`), as for every variant.
+- Prefix tokens such as CLS have no position: they see and are seen at distance 0.
+- A dynamic span starts no lower than one ramp, where the sigmoid still has a slope.
+- The penalty of dynamic spans is over the mean span of the real tokens.
+- R is 32 as in the authors' experiments, a sixteenth of the length where that is below 512.
+
+Keys out of reach of the longest span are never met, so a short span saves time and memory.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
+from attention_zoo.kernels.spanned import Band, spanned_attention
+from attention_zoo.masking import zero_masked
+from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.registry import register_variant
+
+_STEP = 32
+"""The band is rounded up to a multiple of this, so that shapes seldom change while spans move."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptiveSpanConfig(QkvConfig):
+    """Options of the adaptive span.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    span: Literal["static", "dynamic"] = option("static", "one span for each head, or one for each head and token")
+    ramp: int = option(0, "tokens over which the mask falls from 1 to 0 (R); 0 is 32, or a sixteenth of short lengths")
+    initial_span: float = option(
+        0.0, "span at the start as a fraction of the longest length; 1 starts as full attention"
+    )
+    penalty: float = option(2e-6, "weight of the mean span, in tokens, in the loss of a layer")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.ramp < 0 or self.penalty < 0.0 or not 0.0 <= self.initial_span <= 1.0:
+            raise ValueError(f"ramp and penalty may not be negative, initial_span is in [0, 1]: {self}")
+
+
+@register_variant(
+    "adaptive_span",
+    traits=Traits(
+        memory="linear",
+        complexity="O(n S), S the longest span",
+        causal=True,
+        exact_limit=lambda length: {"initial_span": 1.0},  # noqa: ARG005 - true at every length
+    ),
+    paper="Sukhbaatar et al. 2019, arXiv:1905.07799",
+)
+class AdaptiveSpan(SequenceMixer):
+    """Softmax attention in which every head learns how far it looks.
+
+    The band of keys is cut by the longest span, rounded up. With static spans it is a pure function of the parameters,
+    read when they have changed, so nothing waits for the device within a step. Dynamic spans depend on the input: on
+    CPU the longest of the batch cuts the band; elsewhere reading it would stall the device, and all keys are met.
+    """
+
+    config: AdaptiveSpanConfig
+
+    def __init__(self, config: AdaptiveSpanConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        self.projections = HeadProjections(dims, rotary=config.rotary)
+        self.ramp = config.ramp or (32 if dims.max_length >= 512 else max(1, round(dims.max_length / 16)))
+        self.span = (
+            StaticSpans(dims, config.initial_span)
+            if config.span == "static"
+            else DynamicSpans(dims, config.initial_span, least=self.ramp)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend within the spans; see `SequenceMixer.forward`."""
+        self.check_input(x, mask)
+        q, k, v = self.projections.split(x)
+        span, longest = self.span(x, mask)
+        dropout = self.dims.dropout if self.training else 0.0
+        band = Band(
+            radius=min(-(-(longest + self.ramp) // _STEP) * _STEP, x.shape[1]),
+            ramp=self.ramp,
+            causal=self.dims.causal,
+            num_prefix=self.dims.num_prefix,
+            dropout=dropout,
+            seed=int(torch.randint(2**63 - 1, ()).item()) if dropout > 0.0 else 0,
+        )
+        return self.projections.merge(spanned_attention(q, k, v, span, mask, band), mask)
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Return the penalty on the mean span in tokens; for dynamic spans, that of the last pass in training."""
+        mean = self.span.mean()
+        return None if mean is None or self.config.penalty == 0.0 else self.config.penalty * mean
+
+    def after_step(self) -> None:
+        """Bring static spans back into [0, S]."""
+        self.span.after_step()
+
+    def learning_rate_scales(self) -> dict[str, float]:
+        """Let the spans learn ten times as fast: Adam moves z' by at most a learning rate a step."""
+        return {f"span.{self.span.fast_parameter}": 10.0}
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return the mean and the longest span in tokens; for dynamic spans, those of the last pass."""
+        return {f"span_{name}": value.detach() for name, value in self.span.summary().items()}
+
+    def resolved_backend(self, device: torch.device) -> str:  # noqa: ARG002 - the same everywhere
+        """Name the one implementation."""
+        return "banded"
+
+
+class StaticSpans(nn.Module):
+    """One span for each head: S z', with z' a parameter in [0, 1]."""
+
+    fast_parameter = "fraction"
+
+    def __init__(self, dims: LayerDims, initial: float) -> None:
+        super().__init__()
+        self.max_length = dims.max_length
+        self.fraction = nn.Parameter(torch.full((dims.num_heads,), initial))
+        self._known: tuple[Tensor, int, torch.dtype, int] | None = None
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:  # noqa: ARG002 - the same for every input
+        """Return the spans in tokens, (1, num_heads, 1), and the longest of them, rounded up."""
+        return self._spans().view(1, -1, 1), self._longest()
+
+    def mean(self) -> Tensor:
+        """Average over the heads."""
+        return self._spans().mean()
+
+    def summary(self) -> dict[str, Tensor]:
+        """Describe the spans as they are."""
+        return {"mean": self._spans().mean(), "longest": self._spans().max()}
+
+    def after_step(self) -> None:
+        """Clamp z', and read the longest span while the device has to be waited for anyway."""
+        with torch.no_grad():
+            self.fraction.clamp_(0.0, 1.0)
+        self._longest()
+
+    def _spans(self) -> Tensor:
+        return self.fraction.to(torch.promote_types(self.fraction.dtype, torch.float32)) * self.max_length
+
+    @torch.compiler.disable
+    def _longest(self) -> int:
+        """Read the longest span, again only after the parameter has changed: a clamp, a loaded state, a cast.
+
+        A fused optimiser changes it unseen; `after_step`, which must follow, does not.
+        """
+        now = (self.fraction, self.fraction._version, self.fraction.dtype)
+        if self._known is None or self._known[0] is not now[0] or self._known[1:3] != now[1:]:
+            self._known = (*now, _ceil(self._spans().detach().max(), self.max_length))
+        return self._known[3]
+
+
+class DynamicSpans(nn.Module):
+    """One span for each head and token: S sigmoid(v x_t + b)."""
+
+    fast_parameter = "bias"
+
+    def __init__(self, dims: LayerDims, initial: float, *, least: int) -> None:
+        super().__init__()
+        self.max_length = dims.max_length
+        lowest, highest = min(0.5, least / dims.max_length), 1.0 - 0.5 / dims.max_length
+        start = min(max(initial, lowest), highest)
+        self.weight = nn.Parameter(torch.zeros(dims.num_heads, dims.dim))
+        self.bias = nn.Parameter(torch.full((dims.num_heads,), math.log(start / (1.0 - start))))
+        self._summary: dict[str, Tensor] = {}
+        self._mean: Tensor | None = None
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
+        """Return the spans in tokens, (batch, num_heads, length), zero where masked, and a bound on them."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = nn.functional.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+        spans = zero_masked(self.max_length * logits.sigmoid(), mask)
+        count = spans.shape[0] * spans.shape[1] if mask is None else mask.sum().clamp_min(1)
+        mean = spans.mean(dim=-1).sum() / count
+        self._mean = mean if self.training and mean.requires_grad else None
+        self._summary = {"mean": mean.detach(), "longest": spans.detach().max()}
+        longest = _ceil(self._summary["longest"], self.max_length) if x.device.type == "cpu" else self.max_length
+        return spans.transpose(1, 2), longest
+
+    def mean(self) -> Tensor | None:
+        """Average over the heads and real tokens of the last pass in training; None before one."""
+        return self._mean
+
+    def summary(self) -> dict[str, Tensor]:
+        """Describe the spans of the last pass."""
+        return self._summary
+
+    def after_step(self) -> None:
+        """Let go of the graph of the last pass."""
+        self._mean = None
+
+
+def _ceil(span: Tensor, otherwise: int) -> int:
+    """Round a span up to an int; `otherwise` if training has diverged and it is no number."""
+    value = span.item()
+    return math.ceil(value) if math.isfinite(value) else otherwise

@@ -1,0 +1,48 @@
+"""No mixing of tokens at all: the floor of every table.
+
+From no paper: a control. What a model with this in place of attention reaches on a task, its embedding, feed-forward
+layers and pooling reach alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig
+from attention_zoo.masking import zero_masked
+from attention_zoo.registry import register_variant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MlpOnlyConfig(VariantConfig):
+    """Options of the control without mixing: none."""
+
+
+@register_variant(
+    "mlp_only",
+    traits=Traits(memory="linear", complexity="O(n)", causal=True, permutation_equivariant=True, mixes_tokens=False),
+    paper="none: a control",
+)
+class MlpOnly(SequenceMixer):
+    """A feed-forward layer with one hidden layer, on each token alone.
+
+    The hidden layer is twice as wide as the heads together, which gives it the weights of full attention's four
+    projections to the last one.
+    """
+
+    config: MlpOnlyConfig
+
+    def __init__(self, config: MlpOnlyConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        hidden = 2 * dims.num_heads * dims.head_dim
+        self.expand = nn.Linear(dims.dim, hidden, bias=dims.qkv_bias)
+        self.out = nn.Linear(hidden, dims.dim, bias=dims.qkv_bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Transform each token; see `SequenceMixer.forward`."""
+        self.check_input(x, mask)
+        hidden = F.dropout(F.gelu(self.expand(x)), self.dims.dropout, self.training)
+        return zero_masked(self.out(hidden), mask)
