@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ class Batch:
     def parts(self, count: int) -> Iterator[Batch]:
         """Cut into at most `count` parts of nearly equal size, one after the other; one part is the batch itself."""
         bounds = np.linspace(0, len(self.labels), min(count, len(self.labels)) + 1).astype(int)
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, stop in itertools.pairwise(bounds.tolist()):
             mask = None if self.mask is None else self.mask[start:stop]
             yield Batch(
                 tokens=self.tokens[start:stop],

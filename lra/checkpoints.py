@@ -81,7 +81,7 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def newest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the newest undamaged state, or None, and what had to be passed over."""
-    passed_over = []
+    passed_over: list[str] = []
     for _, path in list_checkpoints(folder):
         try:
             return read_state(path), passed_over

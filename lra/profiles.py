@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from attention_zoo import OptionError, RegistrationError, UnknownVariantError, VariantConfig, get_variant
 from attention_zoo.registry import plugin_origin
 from lra.config import ModelConfig, RunConfig, Section, Track, TrainConfig, VariantChoice, validate_section
@@ -19,7 +21,7 @@ SECTIONS = ("data", "model", "train")
 class TaskRecipe(Section):
     """What a profile says of one task; the sections are checked when a run is resolved."""
 
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default_factory=dict)
     model: dict[str, Any]
     train: dict[str, Any]
 
@@ -31,9 +33,9 @@ class Profile(Section):
     title: str
     source: str
     """Where the figures come from."""
-    departures: list[str] = []
+    departures: list[str] = Field(default_factory=list)
     """Where we knowingly differ from the source."""
-    variants: dict[str, dict[str, Any]] = {}
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Options of variants as the source sets them, by variant."""
     tasks: dict[str, TaskRecipe]
 

@@ -45,7 +45,7 @@ def learning_rate(name: ScheduleName, base: float, step: int, steps: int, warmup
     """Return the learning rate of one step.
 
     Args:
-        name: `constant` and `rsqrt` (inverse square root of the step) and `cosine` follow a linear warm-up from zero, as
+        name: `constant`, `rsqrt` (inverse square root of the step) and `cosine` follow a linear warm-up from zero, as
             in the benchmark's own trainer (`linear_warmup`, `rsqrt_decay`, `cosine_decay`). `one_cycle` is PyTorch's
             OneCycleLR with linear annealing: from base / 25 up to base, then down to base / 250,000.
         base: The factor in front.

@@ -20,7 +20,7 @@ from lra.environment import describe_environment
 from lra.errors import LraError
 from lra.metrics import Score
 from lra.model import build_model, count_parameters, mixers
-from lra.prepared import PreparedData
+from lra.prepared import PreparedData, SplitName
 from lra.records import AttemptStatus, Cost, Count, Outcome, RunRecord, Store
 from lra.tasks import get_task
 
@@ -160,7 +160,7 @@ def _run(
     padded_length = config.model.max_length if recipe.padding == "fixed" else None
     limit, last_save = config.model.max_length, time.monotonic()
 
-    def score(split: str, title: str) -> tuple[Score, np.ndarray]:
+    def score(split: SplitName, title: str) -> tuple[Score, np.ndarray]:
         examples = data.split(split)
         with line.sub(title, len(examples)) as advance:
             return evaluate(
@@ -194,7 +194,8 @@ def _run(
         padded_length=padded_length,
         limit=limit,
     )
-    outcome, detail, arrays = None, "", {}
+    outcome: Outcome | None = None
+    detail, arrays = "", dict[str, np.ndarray]()
     with line:
         try:
             train(model, layers, optimizer, batches, recipe, config.seed, state, hooks, device)
@@ -226,7 +227,7 @@ def _run(
 
 
 def _score_chosen(
-    model: nn.Module, config: RunConfig, state: TrainState, score: Callable[[str, str], tuple[Score, np.ndarray]]
+    model: nn.Module, config: RunConfig, state: TrainState, score: Callable[[SplitName, str], tuple[Score, np.ndarray]]
 ) -> tuple[Outcome, dict[str, np.ndarray]]:
     """Load the weights that validation chose, prove that they are those, and read the test set: once, here.
 

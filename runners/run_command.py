@@ -1,4 +1,4 @@
-"""`lra-run`: train, evaluate and record one cell, or a small grid of them. Torch is imported after the signals are set."""
+"""`lra-run`: train, evaluate and record one cell or a small grid. Torch comes after the signal handlers."""
 
 from __future__ import annotations
 
@@ -94,15 +94,14 @@ def command(
 ) -> None:
     """Train, evaluate and record attention variants on tasks of the Long Range Arena.
 
-    A run that was interrupted continues where it stopped when the same command is given again; a run that has its record
-    is not repeated.
+    A run that was interrupted continues where it stopped when the same command is given again; a run that has its
+    record is not repeated.
     """
     seed_list = parse_seeds(seeds)
     import torch
 
     from lra.prepared import data_home
     from lra.records import Store
-    from lra.tasks import get_task
 
     from .cell import CellError, Execution, execute_cell
     from .grid import describe, plan
@@ -121,9 +120,7 @@ def command(
             click.echo(describe(config, home))
         return
     store.check_writable()
-    execution = Execution(
-        device=the_device, force=force, progress=not quiet, checkpoint_seconds=checkpoint_seconds
-    )
+    execution = Execution(device=the_device, force=force, progress=not quiet, checkpoint_seconds=checkpoint_seconds)
     prepared: dict[str, PreparedData] = {}
     tables: dict[tuple[str, str], list[Any]] = {}
     ended_without_number = False

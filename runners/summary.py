@@ -37,7 +37,17 @@ def summary(rows: Sequence[tuple[str, int, RunRecord | str]], store: Store) -> s
     return "\n".join(lines)
 
 
-_HEADERS = ("variant", "seed", "test accuracy %", "interval", "parameters", "examples/s", "tokens/s", "peak MiB", "step")
+_HEADERS = (
+    "variant",
+    "seed",
+    "test accuracy %",
+    "interval",
+    "parameters",
+    "examples/s",
+    "tokens/s",
+    "peak MiB",
+    "step",
+)
 
 
 def _row(variant: str, seed: int, record: RunRecord | str) -> tuple[str, ...]:

@@ -128,8 +128,7 @@ def test_every_setting_is_in_the_cell_id():
     ]  # fmt: skip
     for section in ("model", "train"):
         values = getattr(base, section)
-        for name in type(values).model_fields:
-            changed.append(config(**{section: values.model_copy(update={name: "changed"})}))
+        changed += [config(**{section: values.model_copy(update={n: "changed"})}) for n in type(values).model_fields]
     ids |= {other.cell_id("d") for other in changed}
     assert len(changed) > 35
     assert len(ids) == len(changed) + 2

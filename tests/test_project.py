@@ -1,0 +1,99 @@
+"""The project as a whole: layers, packages, lazy imports, documents."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SOURCES = ("lra", "attention_zoo", "contextpool", "runners", "reports", "configs")
+
+
+def tracked() -> list[Path]:
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / line for line in listing.splitlines() if (ROOT / line).is_file()]
+
+
+def test_the_wheel_lists_every_folder_with_code_or_configuration():
+    settings = PROJECT["tool"]["setuptools"]
+    mapped = {folder: package for package, folder in settings["package-dir"].items()}
+    folders = {
+        path.parent for path in tracked() if path.suffix in {".py", ".yaml"} and path.parts[len(ROOT.parts)] in SOURCES
+    }
+    found = set()
+    for folder in folders:
+        top, *rest = folder.relative_to(ROOT).parts
+        found.add(".".join([mapped.get(top, top), *rest]))
+    assert len(found) >= 8
+    assert found == set(settings["packages"])
+    assert {package.partition(".")[0] for package in settings["packages"]} == {"lra", "attention_zoo", "contextpool"}
+
+
+def test_the_layers_hold_and_a_breach_is_caught(tmp_path):
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    kept = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "1 kept, 0 broken" in kept.stdout, kept.stdout + kept.stderr
+    for folder in ("lra", "attention_zoo", "contextpool", "runners", "reports"):
+        for path in tracked():
+            if path.suffix == ".py" and path.is_relative_to(ROOT / folder):
+                copy = tmp_path / path.relative_to(ROOT)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(path.read_bytes())
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    with (tmp_path / "attention_zoo" / "base.py").open("a") as file:
+        file.write("\nimport lra.errors\n")
+    broken = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)})
+    assert "0 kept, 1 broken" in broken.stdout, broken.stdout + broken.stderr
+
+
+@pytest.mark.parametrize("script", sorted(PROJECT["project"]["scripts"]))
+def test_help_teaches_and_does_not_import_torch(script):
+    module, _, function = PROJECT["project"]["scripts"][script].partition(":")
+    module = module.removeprefix("lra.") if module.startswith(("lra.runners", "lra.reports")) else module
+    code = (
+        f"import sys; sys.argv = ['{script}', '--help']\nfrom {module} import {function}\n"
+        f"try:\n    {function}()\nexcept SystemExit as stop:\n"
+        "    print('HEAVY', sorted({'torch', 'pandas', 'matplotlib', 'scipy'} & set(sys.modules)), stop.code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY [] 0" in done.stdout
+    assert "Usage:" in done.stdout
+
+
+def test_nothing_names_a_machine_or_an_absolute_home():
+    pattern = re.compile(r"(?<![\w./:~<-])/(?:work|home|root|mnt|Users)/\w")
+    texts = [path for path in tracked() if path.suffix in {".py", ".md", ".toml", ".yaml", ".txt", ""}]
+    assert len(texts) > 40
+    assert [str(path) for path in texts if pattern.search(path.read_text(errors="replace"))] == []
+    assert pattern.search("see " + "/home/" + "someone")
+
+
+def test_tests_that_assert_nothing_are_found():
+    import ast
+
+    empty, seen = [], 0
+    for path in tracked():
+        if path.suffix == ".py" and path.is_relative_to(ROOT / "tests"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                    seen += 1
+                    text = ast.dump(node)
+                    if not any(
+                        word in text for word in ("Assert(", "'raises'", "'warns'", "assert_", "check", "must_")
+                    ):
+                        empty.append(f"{path.name}:{node.lineno} {node.name}")
+    assert seen > 60
+    assert empty == []
+
+
+def test_the_readme_has_the_two_commands_and_the_tree_it_shows():
+    readme = (ROOT / "README.md").read_text()
+    assert re.search(r"^pip install -c constraints.txt .* && lra-run --attn contextpool --task listops$", readme, re.M)
+    assert re.search(r"^pip install -c constraints.txt .* && pytest$", readme, re.M)
+    for folder in ("attention_zoo/", "contextpool/", "lra/", "runners/", "configs/", "tests/", "benchmarks/", "docs/"):
+        assert folder in readme
