@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 
-from lra.batching import TrainingBatches
+from lra.batching import POOL_BATCHES, TrainingBatches
 from lra.model import build_model
 from lra.prepared import data_home
 from lra.profiles import load_profile, resolve
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--attn", default="full,contextpool", help="variants, separated by commas")
     parser.add_argument("--profile", default="nystromformer")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=8, help="timed steps per repeat")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps per repeat, at most 64")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data-dir", type=Path)
@@ -90,12 +90,17 @@ def main() -> None:
 def time_steps(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: TrainingBatches, *, steps: int
 ) -> tuple[float, int]:
-    """Return the seconds of `steps` training steps, the same ones at every call, and their real tokens."""
+    """Return the seconds of `steps` training steps, the same ones at every call, and their real tokens.
+
+    The steps are spread evenly over the lengths of one pool, so that few of them stand for an epoch.
+    """
     device, tokens, start = torch.device("cpu"), 0, 0.0
-    for step in range(-WARM_STEPS, steps):
-        if step == 0:
+    by_length = sorted(range(POOL_BATCHES), key=lambda step: int(batches.split.lengths[batches.indices(step)].sum()))
+    chosen = [by_length[(2 * i + 1) * POOL_BATCHES // (2 * steps)] for i in range(steps)]
+    for number, step in enumerate([*chosen[:WARM_STEPS], *chosen]):
+        if number == WARM_STEPS:
             start, tokens = time.perf_counter(), 0
-        batch = batches.batch(step + WARM_STEPS, device)
+        batch = batches.batch(step, device)
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(model(batch.tokens, batch.mask), batch.labels).backward()
         optimizer.step()
