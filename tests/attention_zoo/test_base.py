@@ -1,0 +1,120 @@
+"""Options of a variant and dimensions of a layer: what is accepted, refused and reported."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+import torch
+
+from attention_zoo import LayerDims, OptionError, VariantConfig, get_variant, option
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config(VariantConfig):
+    window: int = option(64, "tokens on each side")
+    ramp: float = option(0.5, "width of the ramp")
+    shared: bool = option(False, "one span for all heads")
+    kind: Literal["static", "dynamic"] = option("static", "how spans are found")
+    rank: int | None = option(None, "None takes the window")
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"window must be positive, got {self.window}")
+
+
+def test_plain_values_become_options():
+    options = {"window": 8, "ramp": 1, "shared": True, "kind": "dynamic", "rank": 3}
+    config = Config.from_dict(options)
+    assert config == Config(window=8, ramp=1.0, shared=True, kind="dynamic", rank=3)
+    assert isinstance(config.ramp, float)
+    assert Config.from_dict(config.to_dict()) == config
+    assert Config.from_dict({}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("window", 1.5, "int"),
+        ("window", True, "int"),
+        ("window", "8", "int"),
+        ("ramp", "0.5", "float"),
+        ("ramp", True, "float"),
+        ("shared", 1, "bool"),
+        ("kind", "statically", "'static' or 'dynamic'"),
+        ("kind", None, "'static' or 'dynamic'"),
+        ("rank", "x", "int | None"),
+    ],
+)
+def test_a_wrong_type_is_refused(name, value, expected):
+    with pytest.raises(OptionError) as caught:
+        Config.from_dict({name: value})
+    assert str(caught.value) == f"{name}: expected {expected}, got {value!r}"
+
+
+def test_an_unknown_name_comes_with_the_closest_one():
+    with pytest.raises(OptionError, match="widnow: unknown option; did you mean 'window'"):
+        Config.from_dict({"widnow": 8})
+    with pytest.raises(OptionError, match="zzz: unknown option; known: kind, ramp, rank, shared, window"):
+        Config.from_dict({"zzz": 8})
+
+
+def test_all_mistakes_are_reported_at_once():
+    with pytest.raises(OptionError) as caught:
+        Config.from_dict({"widnow": 8, "ramp": "wide", "shared": True, "kind": 3})
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["widnow", "ramp", "kind"]
+
+
+def test_a_refusal_of_the_configuration_itself_is_an_option_error():
+    with pytest.raises(OptionError, match="window must be positive, got 0"):
+        Config.from_dict({"window": 0})
+
+
+def test_options_describe_themselves():
+    assert Config.describe() == [
+        ("window", "int", 64, "tokens on each side"),
+        ("ramp", "float", 0.5, "width of the ramp"),
+        ("shared", "bool", False, "one span for all heads"),
+        ("kind", "'static' or 'dynamic'", "static", "how spans are found"),
+        ("rank", "int | None", None, "None takes the window"),
+    ]
+
+
+def test_the_width_of_a_head_follows_from_the_dimensions():
+    assert LayerDims(dim=12, num_heads=3, max_length=5).head_dim == 4
+    assert LayerDims(dim=12, num_heads=5, max_length=5, head_dim=7).head_dim == 7
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dim": 0},
+        {"num_heads": 0},
+        {"max_length": 0},
+        {"num_heads": 5},
+        {"head_dim": -1},
+        {"num_prefix": -1},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+    ],
+    ids=str,
+)
+def test_impossible_dimensions_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"must be|not a multiple"):
+        LayerDims(**{"dim": 12, "num_heads": 3, "max_length": 5, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("x", "mask", "message"),
+    [
+        (torch.zeros(2, 3), None, "x must be"),
+        (torch.zeros(2, 3, 9), None, "x must be"),
+        (torch.zeros(2, 6, 8), None, "exceeds max_length 5"),
+        (torch.zeros(2, 3, 8), torch.ones(2, 4, dtype=torch.bool), "mask must be"),
+        (torch.zeros(2, 3, 8), torch.ones(2, 3), "mask must be"),
+    ],
+)
+def test_inputs_against_the_contract_are_refused(x, mask, message):
+    full = get_variant("full")
+    mixer = full.build(full.config(), LayerDims(dim=8, num_heads=2, max_length=5))
+    with pytest.raises(ValueError, match=message):
+        mixer(x, mask)

@@ -1,0 +1,184 @@
+"""Names of variants: registration, look-up, and plug-ins of other distributions."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from attention_zoo import (
+    LayerDims,
+    QkvConfig,
+    RegistrationError,
+    SequenceMixer,
+    Traits,
+    UnknownVariantError,
+    VariantConfig,
+    available,
+    get_variant,
+    register_variant,
+    registry,
+)
+from attention_zoo.registry import plugin_origin
+
+TRAITS = Traits(memory="linear", complexity="O(n)", permutation_equivariant=True, mixes_tokens=False)
+
+PLUGIN = """
+    import torch
+    from torch import Tensor
+    from attention_zoo import LayerDims, SequenceMixer, Traits, VariantConfig, register_variant
+    from attention_zoo.masking import zero_masked
+
+    @register_variant("halver", traits=Traits(memory="linear", complexity="O(n)"), paper="none")
+    class Halver(SequenceMixer):
+        def __init__(self, config: VariantConfig, dims: LayerDims) -> None:
+            super().__init__(config, dims)
+
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            return zero_masked(x / 2, mask)
+"""
+
+
+class Identity(SequenceMixer):
+    def __init__(self, config: VariantConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an installed distribution that announces three variants, and lies about two of them."""
+    (tmp_path / "halver_plugin.py").write_text(textwrap.dedent(PLUGIN))
+    info = tmp_path / "halver_plugin-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: halver-plugin\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[attention_zoo.variants]\nhalver = halver_plugin\nabsent = halver_plugin\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "halver_plugin", raising=False)
+    return tmp_path
+
+
+def test_a_registered_class_is_found_with_its_options():
+    register_variant("identity", traits=TRAITS, paper="none")(Identity)
+    spec = get_variant("identity")
+    assert (spec.mixer, spec.config, spec.traits, spec.paper) == (Identity, VariantConfig, TRAITS, "none")
+    assert "identity" in available()
+
+
+@pytest.mark.parametrize("name", ["full", "Full", " FULL "])
+def test_case_is_folded(name):
+    assert get_variant(name).name == "full"
+
+
+def test_dashes_are_folded():
+    register_variant("near_identity", traits=TRAITS, paper="none")(Identity)
+    assert get_variant("Near-Identity").mixer is Identity
+
+
+def test_a_name_is_given_once():
+    register_variant("identity", traits=TRAITS, paper="none")(Identity)
+    register_variant("identity", traits=TRAITS, paper="none")(Identity)  # the same class may come again
+
+    class Other(Identity):
+        def __init__(self, config: VariantConfig, dims: LayerDims) -> None:
+            super().__init__(config, dims)
+
+    with pytest.raises(RegistrationError, match=r"'identity' is registered by .*Identity; refused: .*Other"):
+        register_variant("identity", traits=TRAITS, paper="none")(Other)
+    assert get_variant("identity").mixer is Identity
+
+
+@pytest.mark.parametrize("name", ["Identity", "near-identity", "2fast", "with space", ""])
+def test_a_name_is_lower_snake_case(name):
+    with pytest.raises(RegistrationError, match="lower snake case"):
+        register_variant(name, traits=TRAITS, paper="none")(Identity)
+
+
+def test_signatures_are_those_of_the_contract():
+    class ExtraArgument(Identity):
+        def __init__(self, config: VariantConfig, dims: LayerDims, rank: int = 3) -> None:
+            super().__init__(config, dims)
+            self.rank = rank
+
+    class SwallowsArguments(Identity):
+        def forward(self, x: Tensor, **options: int) -> Tensor:
+            return x
+
+    class UnannotatedConfig(Identity):
+        def __init__(self, config, dims: LayerDims) -> None:
+            super().__init__(config, dims)
+
+    class WrongConfig(Identity):
+        def __init__(self, config: dict, dims: LayerDims) -> None:
+            super().__init__(config, dims)
+
+    for wrong, message in (
+        (ExtraArgument, r"expected __init__\(self, config, dims\)"),
+        (SwallowsArguments, r"forward\(self, x, mask=None\)"),
+        (UnannotatedConfig, "annotate `config`"),
+        (WrongConfig, "annotate `config`"),
+    ):
+        with pytest.raises(RegistrationError, match=message):
+            register_variant("wrong", traits=TRAITS, paper="none")(wrong)
+    assert "wrong" not in available()
+
+
+@pytest.mark.parametrize(("name", "message"), [("ful", "did you mean 'full'"), ("zzzzzz", "known: .*full")])
+def test_an_unknown_name_comes_with_a_suggestion(name, message):
+    with pytest.raises(UnknownVariantError, match=f"unknown variant '{name}'; {message}"):
+        get_variant(name)
+
+
+def test_causality_that_is_not_claimed_is_refused():
+    register_variant("identity", traits=TRAITS, paper="none")(Identity)
+    with pytest.raises(ValueError, match="'identity' has no causal form"):
+        get_variant("identity").build(VariantConfig(), LayerDims(dim=4, num_heads=1, max_length=3, causal=True))
+
+
+def test_a_plug_in_is_listed_without_being_imported_and_imported_when_named(site):
+    assert "halver" in available()
+    assert "halver_plugin" not in sys.modules
+    assert get_variant("full").config is not QkvConfig
+    assert "halver_plugin" not in sys.modules
+    assert get_variant("halver").mixer.__module__ == "halver_plugin"
+    assert plugin_origin("halver") == "halver-plugin 1.2"
+    assert plugin_origin("full") == ""
+
+
+def test_a_plug_in_that_registers_another_name_than_it_announced_is_an_error(site):
+    with pytest.raises(RegistrationError, match="nothing registers the name 'absent'"):
+        get_variant("absent")
+
+
+def test_a_plug_in_may_not_replace_a_built_in_variant(site):
+    entry_points = site / "halver_plugin-1.2.dist-info" / "entry_points.txt"
+    entry_points.write_text("[attention_zoo.variants]\nfull = halver_plugin\n")
+    with pytest.warns(UserWarning, match="plug-in 'halver_plugin' may not replace the built-in 'full'; ignored"):
+        names = available()
+    assert names.count("full") == 1
+    assert get_variant("full").mixer.__module__ == "attention_zoo.variants.full"
+    assert "halver_plugin" not in sys.modules
+
+
+def test_listing_imports_no_variant():
+    """In a process of its own, because this one has imported them."""
+    root = Path(registry.__file__).parents[1]
+    code = "import sys, attention_zoo as z; z.available(); print([m for m in sys.modules if 'zoo.variants.' in m])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert done.stdout.strip() == "[]"
