@@ -13,8 +13,8 @@ from torch import Tensor
 from contextpool.opaque import opaque_kernel
 from contextpool.stencils import gaussian, reciprocal
 
-CHUNK_ELEMENTS = 2**18
-"""Elements of one chunk's (batch, queries, keys) tensor: about a core's second-level cache in float32."""
+CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
+"""Elements of one chunk's (batch, queries, keys) tensor: a core's cache, or enough to fill a GPU."""
 
 
 def _forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool, *, causal: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001
@@ -72,7 +72,7 @@ def _source(x: Tensor, weight: Tensor) -> Tensor:
 def _chunks(x: Tensor, *, causal: bool) -> list[tuple[int, int, int]]:
     """List (first query, end of queries, number of keys they can see)."""
     batch, length = x.shape[:2]
-    size = max(16, CHUNK_ELEMENTS // max(1, batch * length))
+    size = max(16, CHUNK_ELEMENTS.get(x.device.type, 2**18) // max(1, batch * length))
     bounds = [(start, min(start + size, length)) for start in range(0, length, size)]
     return [(start, stop, stop if causal else length) for start, stop in bounds]
 

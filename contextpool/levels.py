@@ -1,4 +1,4 @@
-"""The levels of the Gaussian pyramid in one flat buffer: built upwards in the forward pass, collapsed downwards after."""
+"""The levels of the Gaussian pyramid in one flat buffer: built upwards in the forward pass, then collapsed downwards."""
 
 from __future__ import annotations
 

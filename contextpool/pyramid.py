@@ -1,20 +1,23 @@
 """Pooling in time and memory linear in the length: a Gaussian pyramid, and a narrow residual Gaussian for each token.
 
-A Gaussian of width sigma is a blur of width b followed by a Gaussian of width a = sqrt(sigma^2 - b^2). So the sequence
-is blurred once by each of b = 2.5, 5, 10, ... tokens, sampled every 2, 4, 8, ... tokens, and a token sums a few dozen
-samples of the level whose b is a little narrower than its own sigma, whatever sigma is:
+A Gaussian of width sigma is a blur of width b followed by a Gaussian of width a = sqrt(sigma^2 - b^2). So the
+sequence is blurred once by each of b = 2.5, 5, 10, ... tokens, sampled every 2, 4, 8, ... tokens, and a token sums a
+few dozen samples of the level whose b is a little narrower than its own sigma, whatever sigma is:
 
     sum_j g_ij z_j = C_i sum_k exp(-(i - k h)^2 / (2 a_i^2)) R_l[k],    C_i = h sigma_i / a_i
 
-with R_l[k] the level's node at position k h. C_i cancels when the pooling is normalised: the weights w are carried along
-as one more column of z. The sum over k is a trapezoid rule for a smooth function and errs by 2 exp(-(pi / BETA)^2) = 4e-7
-of each g_ij; tokens further than 4.5 a_i may be cut off. Weights stay positive, so y is a convex combination of x.
+with R_l[k] the level's node at position k h. C_i cancels when the pooling is normalised: the weights w are carried
+along as one more column of z. The sum over k is a trapezoid rule for a smooth function and errs by about
+2 exp(-(pi / BETA)^2) = 4e-7 of each g_ij; tokens further than 4.6 a_i may be cut off. Both errors stay where they are:
+weights remain positive, so y is a convex combination of x.
 
 The backward pass is the exact adjoint of what the forward computes. Features are handled in slabs, and the pyramid of a
 slab is rebuilt in the backward pass, so nothing beyond the inputs and one number per token is kept.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,8 +26,8 @@ from contextpool.opaque import opaque_kernel
 from contextpool.stencils import BLOCK, EXPONENT_MIN, reciprocal
 from contextpool.tiles import Tiles, make_tiles
 
-SLAB = 128
-"""Features handled at a time."""
+SLAB = 64
+"""Features handled at a time. Wider slabs are no faster, and their buffers cost page faults."""
 CHUNK = 64
 """Tiles handled at a time: their nodes stay in the cache."""
 WINDOW = 3 * BLOCK
@@ -66,10 +69,10 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight and sigma.
 
-    Let P_ik be the residual Gaussian times the row's factor, so that y_i = sum_k P_ik R[k], and S_ik = grad_i . R[k]. The
-    gradient of R[k] is sum_i P_ik grad_i; normalised, that of its weight column is -sum_i P_ik (grad_i . y_i), and S_ik
-    below is short of (grad_i . y_i) times that column. The gradient of sigma_i is sigma_i / a_i^4 times
-    sum_k P_ik (i - k h)^2 S_ik plus, where C_i does not cancel, (dC_i / dsigma_i) / C_i = -b^2 / (sigma_i a_i^2) times
+    Let P_ik be the residual Gaussian times the row's factor, so that y_i = sum_k P_ik R[k], and S_ik = grad_i . R[k].
+    The gradient of R[k] is sum_i P_ik grad_i. Normalised, that of its weight column r[k] is -sum_i P_ik (grad_i . y_i),
+    and (grad_i . y_i) r[k] is taken off S_ik. The gradient of sigma_i is sigma_i / a_i^4 times
+    sum_k P_ik (i - k h)^2 S_ik, plus, where C_i does not cancel, (dC_i / dsigma_i) / C_i = -b^2 / (sigma_i a_i^2) times
     grad_i . y_i.
     """
     tiles = make_tiles(sigma, weight)
@@ -111,7 +114,7 @@ def _slabs(dim: int) -> list[tuple[int, int]]:
     """Cut the features into slabs of nearly equal width."""
     count = -(-dim // SLAB)
     bounds = [dim * i // count for i in range(count + 1)]
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return list(pairwise(bounds))
 
 
 def _chunks(tiles: Tiles) -> list[slice]:

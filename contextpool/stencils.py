@@ -1,7 +1,7 @@
 """The constants of the Gaussian pyramid: its blurs, and the stencils between neighbouring levels as block matrices.
 
-Level l has nodes at multiples of h = 2^l tokens and holds the sequence blurred by a Gaussian of width b = h / BETA, sampled
-at the nodes. Level 0 is the sequence itself: h = 1, b = 0. Nodes are handled in blocks of 16.
+Level l has nodes at multiples of h = 2^l tokens and holds the sequence blurred by a Gaussian of width b = h / BETA,
+sampled at the nodes. Level 0 is the sequence itself: h = 1, b = 0. Nodes are handled in blocks of 16.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 BETA = 0.8
-"""Node spacing over blur. The trapezoid rule over the nodes errs by 2 exp(-(pi / BETA)^2) = 4e-7 of each kernel weight."""
+"""Node spacing over blur. The trapezoid rule over the nodes errs by 2 exp(-(pi / BETA)^2) = 4e-7 of each weight."""
 BLOCK = 16
 """Nodes per block. A token reads its own block and one on either side."""
 EXPONENT_MIN = -60.0
-"""Exponents are clamped here: exp(-60) = 9e-27 changes nothing, while subnormal numbers cost up to 1.5 times the time."""
+"""Exponents are clamped here: exp(-60) = 9e-27 changes nothing, and subnormal numbers cost up to 1.5 times the time."""
 TAPS = 15
 """Half-width of a stencil: 6 standard deviations for the first level, 7 for the others."""
 
@@ -36,8 +36,8 @@ def reciprocal(total: Tensor) -> Tensor:
 def up_stencil(level: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the matrix (16, 64) from nodes 32 q - 16 ... 32 q + 47 of `level` to block q of the next.
 
-    The first stencil blurs by 2 / BETA tokens. The others lift a blur of 1 / BETA nodes to 2 / BETA nodes, which is a blur
-    by sqrt(3) / BETA. Each has unit mass.
+    The first stencil blurs by 2 / BETA tokens. The others lift a blur of 1 / BETA nodes to 2 / BETA nodes, which is a
+    blur by sqrt(3) / BETA. Each has unit mass.
     """
     node, source = torch.arange(BLOCK), torch.arange(-BLOCK, 3 * BLOCK)
     return _taps(level, source[None, :] - 2 * node[:, None]).to(device, dtype)
@@ -45,7 +45,7 @@ def up_stencil(level: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=32)
 def down_stencil(level: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the matrix (32, 32) of the adjoint, from nodes 16 q - 8 ... 16 q + 23 above to nodes 32 q ... of `level`."""
+    """Return the adjoint's matrix (32, 32), from nodes 16 q - 8 ... above to nodes 32 q ... 32 q + 31 of `level`."""
     node, target = torch.arange(-BLOCK // 2, 3 * BLOCK // 2), torch.arange(2 * BLOCK)
     return _taps(level, target[:, None] - 2 * node[None, :]).to(device, dtype)
 

@@ -12,8 +12,8 @@ from contextpool.levels import LEFT, RIGHT, Levels
 from contextpool.stencils import BETA, BLOCK
 
 KAPPA = 1.38
-"""A token reads the highest level whose blur is at most sigma / KAPPA. At sqrt(2) blur and residual are equal and the
-trapezoid rule is at its best; a little less keeps the residual narrow, so that less of its tail is cut off."""
+"""A token reads the highest level whose blur is at most sigma / KAPPA. At sqrt(2) blur and residual can be equal, where
+the trapezoid rule is at its best; a little less keeps the residual narrow, so that less of its tail is cut off."""
 
 
 @dataclass(frozen=True)
