@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -289,8 +290,8 @@ def _open_array(file: Path, manifest: Manifest) -> npt.NDArray[Any]:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise DataError(f"{file}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise DataError(f"{file}: damaged, {error}") from error
+    except (ValueError, SyntaxError, TokenError) as error:  # all of which NumPy's reader of headers raises
+        raise DataError(f"{file}: damaged, its header is not readable") from error
     if array.dtype.str != record.dtype or array.shape != (record.length,):
         raise DataError(f"{file}: damaged, {array.dtype} of shape {array.shape} is not what the manifest says")
     return np.asarray(array)

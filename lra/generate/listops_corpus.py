@@ -6,6 +6,8 @@ import hashlib
 import itertools
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 from tqdm import tqdm
 
-from lra.errors import DataError
+from lra.errors import DataError, UsageError
 from lra.generate.listops import Examples, Grammar, generate_chunk
 
 SERIAL_CHUNKS = 8
@@ -34,7 +36,8 @@ def generate_examples(grammar: Grammar, total: int, seed: int, *, workers: int |
         progress: Whether to show a bar, when there is a terminal.
 
     Raises:
-        DataError: The grammar has fewer distinct examples, or a worker process died.
+        UsageError: The grammar has fewer distinct examples.
+        DataError: A worker process died.
     """
     seen: set[bytes] = set()
     parts: list[Examples] = []
@@ -49,7 +52,7 @@ def generate_examples(grammar: Grammar, total: int, seed: int, *, workers: int |
             barren = 0 if len(fresh.labels) else barren + 1
             if barren == BARREN_CHUNKS:
                 break
-    raise DataError(f"listops: these parameters give only {len(seen)} distinct examples, {total} are asked for")
+    raise UsageError(f"listops: these parameters gave only {len(seen)} distinct examples, {total} are asked for")
 
 
 def _chunks(grammar: Grammar, total: int, seed: int, workers: int) -> Iterator[Examples]:
@@ -62,7 +65,7 @@ def _chunks(grammar: Grammar, total: int, seed: int, workers: int) -> Iterator[E
         while True:
             yield generate_chunk(seed, number, grammar)
             number += 1
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
     pending: deque[Future[Examples]] = deque()
     number = 1
     try:
@@ -75,6 +78,19 @@ def _chunks(grammar: Grammar, total: int, seed: int, workers: int) -> Iterator[E
         raise DataError("listops: a worker process died; out of memory?") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent process, and do not outlive it if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
+
+
+def _exit_after_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _new_examples(chunk: Examples, seen: set[bytes], room: int) -> Examples:

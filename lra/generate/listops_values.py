@@ -35,7 +35,7 @@ def _malformed(tokens: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]) ->
     is_close = tokens == CLOSE
     is_operator = tokens < CLOSE
     nesting = np.cumsum(is_operator.view(np.int8) - is_close.view(np.int8), dtype=np.int32)
-    before = np.concatenate([[0], nesting[last[:-1]]]).astype(np.int32)
+    before = np.concatenate([[0], nesting[last]])[:-1].astype(np.int32)
     faults = nesting <= np.repeat(before, np.diff(offsets))
     faults[last] = nesting[last] != before
     faults[1:] |= is_close[1:] & is_operator[:-1]

@@ -36,7 +36,7 @@ class ListOpsOptions(TaskOptions):
     test: Count = OFFICIAL_COUNTS["test"]
     min_length: Annotated[int, Field(ge=4)] = OFFICIAL.min_length
     """Fewest tokens of an example."""
-    max_length: Count = OFFICIAL.max_length
+    max_length: Annotated[int, Field(ge=4, le=10_000)] = OFFICIAL.max_length
     max_depth: Annotated[int, Field(ge=2, le=100)] = OFFICIAL.max_depth
     max_args: Annotated[int, Field(ge=2, le=100)] = OFFICIAL.max_args
     operator_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = OFFICIAL.operator_probability

@@ -21,6 +21,8 @@ KNOWN_MAJORITY = 17.0
 KNOWN_ROOT_ONLY = 36.2
 KNOWN_SAMPLE = 30_000
 SIGMAS = 5.0
+LEARNABLE = 10_000
+"""Fewer training examples do not show each root operator's best answer."""
 
 
 def measure(splits: Mapping[SplitName, Split]) -> dict[str, float]:
@@ -43,9 +45,10 @@ def check(splits: Mapping[SplitName, Split]) -> None:
     Raises:
         DataError: A figure is off.
     """
-    rails, test_size = measure(splits), len(splits["test"])
-    _compare("majority accuracy", rails["majority"], KNOWN_MAJORITY, test_size)
-    _compare("root-only accuracy", rails["root-only"], KNOWN_ROOT_ONLY, test_size)
+    if len(splits["train"]) >= LEARNABLE:
+        rails, test_size = measure(splits), len(splits["test"])
+        _compare("majority accuracy", rails["majority"], KNOWN_MAJORITY, test_size)
+        _compare("root-only accuracy", rails["root-only"], KNOWN_ROOT_ONLY, test_size)
     labels = np.concatenate([split.labels for split in splits.values()])
     shares = 100.0 * np.bincount(labels, minlength=10) / len(labels)
     for label, (share, known) in enumerate(zip(shares, KNOWN_SHARES, strict=True)):
