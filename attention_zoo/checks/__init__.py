@@ -12,6 +12,9 @@ Each `check_x(spec)` raises AssertionError with a sentence that says what is wro
     def test_contract(check):
         check()
 
+A variant whose default window or block is longer than the sequences of the checks (150 tokens) should be checked with
+a small one as well: `with_options(spec, {"window": 8})` is the same variant with another default.
+
 The checks run on torch's default device: `with torch.device("cuda"): run_contract(spec)`.
 """
 
@@ -37,6 +40,7 @@ from attention_zoo.checks.padding import (
     check_scattered_padding,
     check_suffix_padding,
 )
+from attention_zoo.checks.probe import with_options
 from attention_zoo.checks.state import (
     check_config,
     check_determinism,
@@ -126,4 +130,4 @@ def _assert_still_fails(name: str, spec: VariantSpec) -> None:
     raise AssertionError(f"{name} passes, so its waiver must go: {spec.traits.waivers[name]}")
 
 
-__all__ = ["CHECKS", "Check", "contract_checks", "run_contract", *(f"check_{name}" for name in CHECKS)]
+__all__ = ["CHECKS", "Check", "contract_checks", "run_contract", "with_options", *(f"check_{name}" for name in CHECKS)]

@@ -138,7 +138,7 @@ def _training_memory(mixer: SequenceMixer, length: int) -> dict[str, int]:
     return {"largest tensor": largest.nbytes, "memory kept for backward": sum(kept.values())}
 
 
-class _LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _LargestTensor(TorchDispatchMode):
     """Notes the bytes of the largest tensor that any operation makes; views count as what they look at."""
 
     def __init__(self, ignored: set[int]) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import typing
+from collections.abc import Mapping
+from dataclasses import field, fields, make_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +16,8 @@ from attention_zoo.registry import VariantSpec
 
 SHORT, LONG = 11, 150
 """Lengths below and above the usual sizes of windows, blocks and sets of landmarks; neither is a multiple of them."""
+FAR = 1100
+"""A length above the widest windows that are usual."""
 DIM, HEADS = 16, 2
 EXACT = 1e-7
 """Difference, relative to the largest entry, that two float64 computations of the same thing may show."""
@@ -22,6 +28,22 @@ SEED = 20220717
 def make_dims(max_length: int = LONG, *, causal: bool = False, dropout: float = 0.0) -> LayerDims:
     """Return small dimensions."""
     return LayerDims(dim=DIM, num_heads=HEADS, max_length=max_length, causal=causal, dropout=dropout)
+
+
+def with_options(spec: VariantSpec, options: Mapping[str, Any]) -> VariantSpec:
+    """Return the variant with other defaults, so that its checks run on them: a small window, another backend.
+
+    Raises:
+        OptionError: See `VariantConfig.from_dict`.
+    """
+    chosen = spec.config.from_dict(options)
+    hints = typing.get_type_hints(spec.config)
+    changed = [
+        (f.name, hints[f.name], field(default=getattr(chosen, f.name), metadata=f.metadata))
+        for f in fields(spec.config)
+    ]
+    config = make_dataclass(spec.config.__name__, changed, bases=(spec.config,), frozen=True, kw_only=True, slots=True)
+    return replace(spec, config=config)
 
 
 def build(

@@ -8,6 +8,7 @@ from torch import Tensor
 from attention_zoo.base import SequenceMixer
 from attention_zoo.checks.probe import (
     EXACT,
+    FAR,
     LONG,
     SHORT,
     assert_close,
@@ -42,10 +43,10 @@ def check_batch_independence(spec: VariantSpec) -> None:
 
 def check_permutation(spec: VariantSpec) -> None:
     """Permuted tokens give permuted outputs where this is claimed, and do not where it is not."""
-    mixer = build(spec)
-    order = torch.randperm(LONG, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    mixer = build(spec, make_dims(FAR))
+    order = torch.randperm(FAR, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     order = order.to(torch.get_default_device())
-    x, mask = tokens(LONG), scattered_mask(LONG)
+    x, mask = tokens(FAR), scattered_mask(FAR)
     straight, permuted = mix(mixer, x, mask)[:, order], mix(mixer, x[:, order], mask[:, order])
     apart = difference(permuted[mask[:, order]], straight[mask[:, order]])
     if spec.traits.permutation_equivariant:

@@ -12,8 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attention_zoo import LayerDims, QkvConfig, SequenceMixer, Traits, VariantConfig, VariantSpec, get_variant
-from attention_zoo.checks import CHECKS, contract_checks, run_contract
+from attention_zoo import (
+    LayerDims,
+    OptionError,
+    QkvConfig,
+    SequenceMixer,
+    Traits,
+    VariantConfig,
+    VariantSpec,
+    get_variant,
+)
+from attention_zoo.checks import CHECKS, contract_checks, run_contract, with_options
 from attention_zoo.kernels.attend import attend
 from attention_zoo.masking import zero_masked
 from attention_zoo.variants.full import FullAttention, FullConfig
@@ -395,6 +404,19 @@ class TestWaivers:
         spec = Twin(check="", mixer=FullAttention, traits=replace(TRAITS, waivers={name: "why not"})).spec()
         with pytest.raises(ValueError, match=name):
             contract_checks(spec)
+
+
+def test_options_can_be_checked_that_are_not_the_defaults() -> None:
+    traits = replace(TRAITS, exact_limit=lambda _: {})
+    sound, wrong = (Twin(check="", mixer=mixer, traits=traits).spec() for mixer in (FullAttention, HasAWrongBackend))
+    changed = with_options(wrong, {"backend": "blockwise"})
+    assert changed.config().to_dict() == {"rotary": False, "backend": "blockwise"}
+    assert run_contract(with_options(sound, {"backend": "blockwise"})) == {}
+    CHECKS["exact_limit"](wrong)  # sound as long as the backend is another one
+    with pytest.raises(AssertionError, match="against full attention"):
+        CHECKS["exact_limit"](changed)
+    with pytest.raises(OptionError, match="unknown option"):
+        with_options(sound, {"window": 3})
 
 
 def test_backends_are_checked_only_where_offered() -> None:
