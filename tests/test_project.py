@@ -73,24 +73,6 @@ def test_nothing_names_a_machine_or_an_absolute_home():
     assert pattern.search("see " + "/home/" + "someone")
 
 
-def test_tests_that_assert_nothing_are_found():
-    import ast
-
-    empty, seen = [], 0
-    for path in tracked():
-        if path.suffix == ".py" and path.is_relative_to(ROOT / "tests"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                    seen += 1
-                    text = ast.dump(node)
-                    if not any(
-                        word in text for word in ("Assert(", "'raises'", "'warns'", "assert_", "check", "must_")
-                    ):
-                        empty.append(f"{path.name}:{node.lineno} {node.name}")
-    assert seen > 60
-    assert empty == []
-
-
 def test_the_readme_has_the_two_commands_and_the_tree_it_shows():
     readme = (ROOT / "README.md").read_text()
     assert re.search(r"^pip install -c constraints.txt .* && lra-run --attn contextpool --task listops$", readme, re.M)
