@@ -13,25 +13,27 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tokenize import TokenError
-from typing import Annotated, Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lra.durable import build_folder, file_digest
 from lra.errors import DataError
+from lra.manifest import ARRAYS, MANIFEST, SCHEMA, SPLITS, FileRecord, Manifest, SplitName, SplitRecord, read_manifest
 
-SCHEMA = 1
-"""Raised when the layout of a prepared folder changes; newer folders are refused, not guessed at."""
-MANIFEST = "manifest.json"
-ARRAYS = ("tokens", "offsets", "labels")
-SplitName = Literal["train", "validation", "test"]
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)
-
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Natural = Annotated[int, Field(ge=0)]
+__all__ = [
+    "SPLITS",
+    "Manifest",
+    "PreparedData",
+    "Split",
+    "SplitName",
+    "content_digest",
+    "data_home",
+    "open_prepared",
+    "write_prepared",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,54 +59,6 @@ class Split:
     def tokens_of(self, index: int) -> npt.NDArray[Any]:
         """Return the tokens of one example: (length,), a view."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-class FileRecord(_Record):
-    """One array file."""
-
-    sha256: Digest
-    size: Natural
-    """Bytes of the file."""
-    dtype: str
-    length: Natural
-
-
-class SplitRecord(_Record):
-    """Counts of one split."""
-
-    examples: Natural
-    tokens: Natural
-    min_length: Natural
-    max_length: Natural
-    label_counts: list[Natural]
-
-    @property
-    def label_shares(self) -> list[float]:
-        """Share of each label, 0 to 1."""
-        return [count / self.examples for count in self.label_counts]
-
-
-class Manifest(_Record):
-    """What a prepared folder says of itself."""
-
-    schema_number: int
-    task: str
-    edition: str
-    """One phrase for tables: which edition of the task this is."""
-    maker: str
-    """The generator or reader that made the arrays, with its version."""
-    options: dict[str, Any]
-    """The task's options, seed included."""
-    rails: dict[str, float]
-    """Measured accuracies that a model must beat to have learnt anything, by name."""
-    splits: dict[SplitName, SplitRecord]
-    files: dict[str, FileRecord]
-    digest: Digest
-    """SHA-256 over the content of all arrays; the identity of the data in a cell id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +119,7 @@ def write_prepared(
         options: The task's options as plain JSON values.
         num_classes: Labels are 0 to `num_classes - 1`.
         splits: All three splits.
-        rails: Measured reference accuracies, by name.
+        rails: Measured reference accuracies in %, by name.
 
     Raises:
         DataError: A split is empty or has a label out of range, or the folder cannot be written.
@@ -205,7 +159,7 @@ def open_prepared(path: Path, *, verify: bool) -> PreparedData:
     Raises:
         DataError: Something is missing, damaged, or written by a newer version.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     splits = {name: _open_split(path, name, manifest) for name in SPLITS}
     if verify:
         for file_name, record in manifest.files.items():
@@ -237,31 +191,6 @@ def _save_arrays(folder: Path, splits: Mapping[SplitName, Split]) -> dict[str, F
                 sha256=file_digest(file), size=file.stat().st_size, dtype=array.dtype.str, length=len(array)
             )
     return records
-
-
-def _read_manifest(path: Path) -> Manifest:
-    file = path / MANIFEST
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror or error}") from error
-    try:
-        schema = _SchemaOnly.model_validate_json(data).schema_number
-        if schema != SCHEMA:
-            age = "a newer" if schema > SCHEMA else "an older"
-            raise DataError(f"{path}: written by {age} version (schema {schema}; this version reads {SCHEMA})")
-        manifest = Manifest.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the whole file"
-        raise DataError(f"{file}: not a manifest; {where}: {first['msg']}") from error
-    if set(manifest.splits) != set(SPLITS) or set(manifest.files) != {f"{s}-{k}.npy" for s in SPLITS for k in ARRAYS}:
-        raise DataError(f"{file}: not a manifest; splits or files are not the expected ones")
-    return manifest
-
-
-class _SchemaOnly(BaseModel):
-    schema_number: int
 
 
 def _open_split(path: Path, name: SplitName, manifest: Manifest) -> Split:
