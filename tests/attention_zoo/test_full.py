@@ -90,3 +90,20 @@ def test_rotary_breaks_the_symmetry_of_order():
     mixer = get_variant("full").build(FullConfig(rotary=True), dims).eval()
     x = torch.randn(1, 9, 8)
     assert not torch.allclose(mixer(x.flip(1)).flip(1), mixer(x), atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch, at a graph break
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_compiled_equals_eager(dropout):
+    full = get_variant("full")
+    mixer = full.build(full.config(), LayerDims(dim=16, num_heads=2, max_length=64, dropout=dropout))
+    compiled = torch.compile(mixer, backend="aot_eager")
+    x = torch.randn(2, 50, 16, requires_grad=True)
+    mask = torch.arange(50) < torch.tensor([[50], [30]])
+    results = []
+    for module in (compiled, mixer):
+        torch.manual_seed(3)
+        out = module(x, mask)
+        results.append((out, *torch.autograd.grad(out.sin().sum(), x)))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
