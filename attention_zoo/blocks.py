@@ -1,0 +1,81 @@
+"""Cutting sequences into blocks: padding to a multiple, masks of blocks, neighbours."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def num_blocks(length: int, size: int) -> int:
+    """Count the blocks of `size` tokens that hold `length` tokens, the last one perhaps in part."""
+    return -(-length // size)
+
+
+def pad_to_blocks(x: Tensor, size: int) -> Tensor:
+    """Pad (batch, num_heads, length, head_dim) with zero tokens to a multiple of `size`."""
+    missing = -x.shape[2] % size
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
+
+
+def pad_mask(mask: Tensor | None, length: int, size: int, device: torch.device) -> Tensor | None:
+    """Extend a mask over the padding of the last block.
+
+    Args:
+        mask: bool, (batch, length), or None = all real.
+        length: Tokens before padding.
+        size: Tokens in a block.
+        device: Where to make a mask if there is none.
+
+    Returns:
+        bool, (batch or 1, padded length); None when every token is real and no padding was needed.
+    """
+    missing = -length % size
+    if not missing:
+        return mask
+    if mask is None:
+        mask = torch.ones(1, length, dtype=torch.bool, device=device)
+    return F.pad(mask, (0, missing), value=False)
+
+
+def fold_blocks(x: Tensor, size: int) -> Tensor:
+    """Move blocks of (batch, num_heads, length, head_dim) to the batch: (batch * blocks, num_heads, size, head_dim)."""
+    return x.unflatten(2, (-1, size)).transpose(1, 2).flatten(0, 1)
+
+
+def unfold_blocks(x: Tensor, batch: int, length: int) -> Tensor:
+    """Undo `fold_blocks`, and drop what lies behind `length`."""
+    return x.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)[:, :, :length]
+
+
+def neighbours(blocks: int, before: int, after: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Number the blocks from `before` blocks ahead of each block to `after` blocks behind it.
+
+    Returns:
+        (blocks, before + 1 + after), int64, clamped to existing ones; and the same shape, bool, True = exists.
+    """
+    offsets = torch.arange(-before, after + 1, device=device)
+    index = torch.arange(blocks, device=device)[:, None] + offsets
+    return index.clamp(0, blocks - 1), (index >= 0) & (index < blocks)
+
+
+def seen_keys(index: Tensor, exists: Tensor, mask: Tensor | None, size: int) -> Tensor:
+    """Say which gathered keys may be seen: those of entries that exist, without masked tokens.
+
+    Args:
+        index: (batch or 1, blocks, slots): key blocks.
+        exists: bool, like `index`.
+        mask: bool, (batch or 1, blocks * size), or None.
+        size: Tokens in a block.
+
+    Returns:
+        bool, (batch or 1, blocks, slots * size), as `Pattern.seen` takes it.
+    """
+    seen = exists.unsqueeze(-1)
+    if mask is None:
+        seen = seen.expand(*index.shape, size)
+    else:
+        batch = max(mask.shape[0], index.shape[0])
+        rows = torch.arange(batch, device=index.device)[:, None, None]
+        seen = seen & mask.unflatten(1, (-1, size)).expand(batch, -1, -1)[rows, index]
+    return seen.flatten(2)

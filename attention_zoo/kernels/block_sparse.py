@@ -1,0 +1,253 @@
+"""Softmax attention in which each block of queries meets its own list of key blocks, and perhaps some shared keys.
+
+A few blocks of queries at a time gather their keys, small enough to stay in the processor's cache; scores, gathered
+keys and dropout are made again in backward, so that only the inputs are stored. The log-sum-exp of the scores comes out
+beside the result, differentiable, so that attentions over disjoint sets of keys can be merged (`merge`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from attention_zoo.kernels.blockwise import DropoutBits
+
+_SCORES_CPU = 2**17
+"""Scores made at a time (512 KiB in float32), when several blocks fit beside each other."""
+_SCORES_GPU = 2**25
+
+_HIDDEN = torch.finfo(torch.float32).min / 4
+"""Added to a hidden score: the weight underflows to zero. Two of them add up to a finite number still."""
+
+Part = tuple[slice, slice, slice]
+"""Which sequences, heads and blocks of queries."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pattern:
+    """Who meets whom. Queries come in blocks of equal size; so do keys, and the size may be another.
+
+    Masks are bool, True = may be seen, and must hide the entries of `index` that stand for no block, or for one that
+    is met already.
+    """
+
+    index: Tensor
+    """(batch or 1, query blocks, slots), int64: the key blocks that a block of queries meets."""
+    key_size: int
+    """Keys in a key block."""
+    seen: Tensor | None = None
+    """(batch or 1, query blocks, slots * key_size): gathered keys that the block may see; None = all."""
+    relative: Tensor | None = None
+    """(queries, slots * key_size): a further condition, the same in each block, such as a band; None = none."""
+    pairs: Tensor | None = None
+    """(batch, query blocks, queries, slots * key_size): a further condition on each pair; None = none."""
+    shared: Tensor | None = None
+    """(batch or 1, shared keys), int64: positions of keys that every query meets; None = none."""
+    shared_seen: Tensor | None = None
+    """(batch or 1, shared keys): those of them that may be seen; None = all."""
+
+
+def block_sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *, dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Attend from each block of queries to its key blocks and to the shared keys, in one softmax.
+
+    Computes in float32 (float64 for float64 inputs), under autocast too.
+
+    Args:
+        q: (batch, num_heads, query blocks * queries, head_dim).
+        k: (batch, num_heads, key blocks * key_size, head_dim).
+        v: Like `k`.
+        pattern: Who meets whom.
+        dropout: Probability of dropping a weight, rounded to a multiple of 2^-16.
+
+    Returns:
+        The outputs, shaped like `q`, and the log-sum-exp of the scores, (batch, num_heads, query blocks * queries), of
+        which the gradient flows too. Rows that see no key have finite outputs, and a log-sum-exp far below all others.
+    """
+    seed = int(torch.randint(2**63 - 1, ()).item()) if dropout > 0.0 else 0
+    shape = _Shape(pattern.index.shape[1], pattern.key_size, dropout, seed)
+    masks = pattern.seen, pattern.relative, pattern.pairs
+    out, log_sum = _BlockSparse.apply(  # type: ignore[no-untyped-call]
+        q, k.contiguous(), v.contiguous(), pattern.index, *masks, pattern.shared, pattern.shared_seen, shape
+    )
+    return out, log_sum
+
+
+def merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Merge attentions over disjoint sets of keys into the attention over their union.
+
+    Args:
+        parts: (outputs, log-sum-exp) of each, as `block_sparse_attention` returns them.
+    """
+    shares = torch.stack([log_sum for _, log_sum in parts]).softmax(dim=0)
+    merged = parts[0][0] * shares[0].unsqueeze(-1).to(parts[0][0].dtype)
+    for (out, _), share in zip(parts[1:], shares[1:], strict=True):
+        merged = torch.addcmul(merged, out, share.unsqueeze(-1).to(out.dtype))
+    return merged
+
+
+class _Shape(NamedTuple):
+    """What is not a tensor."""
+
+    query_blocks: int
+    key_size: int
+    dropout: float
+    seed: int
+
+
+class _BlockSparse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        *others, shape = rest
+        work = _Work(q, k, v, *others, shape)
+        bits = DropoutBits(shape.dropout, shape.seed, work.like)
+        out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        out_blocks = work.blocks_of(out)
+        log_sum = work.like.new_empty(work.q.shape[:4])
+        with torch.autocast(q.device.type, enabled=False):
+            for part in work.parts():
+                queries, keys, values = work.gather(part)
+                scores = work.scores(part, queries, keys)
+                highest = scores.amax(dim=-1)
+                weights = torch.softmax(scores, dim=-1)
+                # The key with the highest score tells the sum of all: no second pass through the exponential.
+                log_sum[part] = highest - weights.amax(dim=-1).log()
+                bits.draw(weights.shape)
+                out_blocks[part] = (bits.drop_(weights) @ values).mul_(bits.scale)
+        ctx.save_for_backward(q, k, v, *others)
+        ctx.shape = shape
+        ctx.set_materialize_grads(False)
+        return out, log_sum.flatten(2, 3)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor | None, grad_log_sum: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors
+        work = _Work(*inputs, ctx.shape)
+        bits = DropoutBits(ctx.shape.dropout, ctx.shape.seed, work.like)
+        grad_q = torch.empty_like(inputs[0])
+        grad_blocks = work.blocks_of(torch.zeros_like(grad_q) if grad_out is None else grad_out)
+        grad_sums = None if grad_log_sum is None else work.blocks_of(grad_log_sum.unsqueeze(-1))
+        grad_q_blocks, grad_k, grad_v = work.blocks_of(grad_q), work.accumulator(), work.accumulator()
+        for part in work.parts():
+            queries, keys, values = work.gather(part)
+            weights = torch.softmax(work.scores(part, queries, keys), dim=-1)
+            grad = grad_blocks[part].to(work.like.dtype) * bits.scale
+            bits.draw(weights.shape)
+            grad_weights = bits.drop_(grad @ values.transpose(-2, -1))
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            if grad_sums is not None:
+                grad_scores.addcmul_(weights, grad_sums[part])
+            grad_q_blocks[part] = (grad_scores @ keys).mul_(work.scale)
+            work.scatter(part, grad_k, grad_scores.transpose(-2, -1) @ queries)
+            work.scatter(part, grad_v, bits.drop_(weights).transpose(-2, -1) @ grad)
+        return grad_q, work.collect(grad_k), work.collect(grad_v), None, None, None, None, None, None, None
+
+
+class _Work:
+    """The inputs cut into blocks, and the way to and from the parts of them that fit into the cache."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        index: Tensor,
+        seen: Tensor | None,
+        relative: Tensor | None,
+        pairs: Tensor | None,
+        shared: Tensor | None,
+        shared_seen: Tensor | None,
+        shape: _Shape,
+    ) -> None:
+        self.query_blocks = shape.query_blocks
+        self.q = self.blocks_of(q)
+        self.key_shape = k.shape
+        self.k, self.v = (x.unflatten(2, (-1, shape.key_size)).flatten(0, 2) for x in (k, v))
+        rows = torch.arange(k.shape[0] * k.shape[1], device=q.device).view(k.shape[0], k.shape[1], 1)
+        self.index = rows.unsqueeze(3) * (k.shape[2] // shape.key_size) + index.unsqueeze(1)
+        self.shared = None if shared is None else rows * k.shape[2] + shared.unsqueeze(1)
+        self.num_shared = 0 if shared is None else shared.shape[1]
+        found = (
+            None if seen is None else seen[:, None, :, None],
+            None if relative is None else relative[None, None, None],
+            None if pairs is None else pairs.unsqueeze(1),
+        )
+        self.conditions = [condition for condition in found if condition is not None]
+        self.shared_seen = None if shared_seen is None else shared_seen[:, None, None, None]
+        self.scale = q.shape[-1] ** -0.5
+        self.like = q.new_empty(0, dtype=torch.promote_types(q.dtype, torch.float32))
+
+    def blocks_of(self, x: Tensor) -> Tensor:
+        """Look at what belongs to the queries as (batch, num_heads, query blocks, queries, features)."""
+        return x.unflatten(2, (self.query_blocks, -1))
+
+    def parts(self) -> Iterator[Part]:
+        """Cut the work into as many blocks of queries, heads and sequences as fit."""
+        batch, num_heads, blocks, size, _ = self.q.shape
+        keys = self.num_shared + self.index.shape[3] * self.k.shape[1]
+        together = max(1, (_SCORES_CPU if self.q.device.type == "cpu" else _SCORES_GPU) // (size * keys))
+        heads = max(1, together // blocks)
+        sequences = max(1, heads // num_heads)
+        for b in range(0, batch, sequences):
+            for h in range(0, num_heads, heads):
+                for i in range(0, blocks, together):
+                    yield slice(b, b + sequences), slice(h, h + heads), slice(i, i + together)
+
+    def gather(self, part: Part) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scaled queries, keys and values: (batch, num_heads, blocks, tokens, head_dim) of the part."""
+        queries = self.q[part].to(self.like.dtype) * self.scale
+        return queries, self._gather(part, self.k), self._gather(part, self.v)
+
+    def _gather(self, part: Part, blocks: Tensor) -> Tensor:
+        x = _pick(blocks, self.index[part]).flatten(3, 4)
+        if self.shared is not None:
+            common = _pick(blocks.flatten(0, 1), self.shared[part[:2]]).unsqueeze(2)
+            x = torch.cat((common.expand(-1, -1, x.shape[2], -1, -1), x), dim=3)
+        return x.to(self.like.dtype)
+
+    def scores(self, part: Part, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return (batch, num_heads, blocks, queries, shared + gathered keys) of the part, hopeless where hidden."""
+        scores = queries @ keys.transpose(-2, -1)
+        for condition in self.conditions:
+            scores[..., self.num_shared :] += _penalty(condition, part, scores)
+        if self.shared_seen is not None:
+            scores[..., : self.num_shared] += _penalty(self.shared_seen, part, scores)
+        return scores
+
+    def accumulator(self) -> tuple[Tensor, Tensor | None]:
+        """Return zeros for the gradients of the key blocks and of the shared keys."""
+        shared = None if self.shared is None else self.like.new_zeros(*self.shared.shape, self.k.shape[2])
+        return self.like.new_zeros(self.k.shape), shared
+
+    def scatter(self, part: Part, total: tuple[Tensor, Tensor | None], grad: Tensor) -> None:
+        """Add (batch, num_heads, blocks, shared + gathered keys, head_dim) to where the keys came from."""
+        own, shared = total
+        if shared is not None:
+            shared[part[:2]] += grad[..., : self.num_shared, :].sum(dim=2)
+            grad = grad[..., self.num_shared :, :].contiguous()
+        own.index_add_(0, self.index[part].flatten(), grad.unflatten(3, (-1, own.shape[1])).flatten(0, 3))
+
+    def collect(self, total: tuple[Tensor, Tensor | None]) -> Tensor:
+        """Bring sums of gradients into the shape and dtype of the keys."""
+        own, shared = total
+        if self.shared is not None and shared is not None:
+            own.flatten(0, 1).index_add_(0, self.shared.flatten(), shared.flatten(0, 2))
+        return own.view(self.key_shape).to(self.q.dtype)
+
+
+def _pick(x: Tensor, index: Tensor) -> Tensor:
+    """Select entries of the first axis: (*index, ...)."""
+    return x.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+def _penalty(condition: Tensor, part: Part, like: Tensor) -> Tensor:
+    """Take a part of a condition, of whose leading three axes any may have size 1, and make it a penalty."""
+    kept = condition[tuple(s if size > 1 else slice(None) for s, size in zip(part, condition.shape[:3], strict=True))]
+    return kept.logical_not().to(like.dtype).mul_(_HIDDEN)

@@ -1,0 +1,131 @@
+"""BigBird: window, global and random blocks (Zaheer et al. 2020, arXiv:2007.14062).
+
+Each block of tokens attends to itself and to the blocks beside it, to the first and the last block, and to some random
+blocks, drawn without repetition from the others; the first and the last block attend to everything. No key counts
+twice.
+
+Departures from the paper: the random blocks are the same for all heads of a layer. The last block, and the range of the
+random ones, follow the last real token of each sequence and not the padded length, so that padding changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
+from attention_zoo.blocks import neighbours, num_blocks, pad_mask, pad_to_blocks, seen_keys
+from attention_zoo.kernels.attend import attend
+from attention_zoo.kernels.block_sparse import Pattern, block_sparse_attention
+from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.registry import register_variant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BigBirdConfig(QkvConfig):
+    """Options of BigBird.
+
+    Raises:
+        ValueError: The block is empty, or the number of random blocks negative.
+    """
+
+    block_size: int = option(64, "tokens in a block")
+    num_random: int = option(3, "random blocks that each block attends to")
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1 or self.num_random < 0:
+            raise ValueError(f"block_size must be positive and num_random at least 0, got {self}")
+
+
+@register_variant(
+    "bigbird",
+    traits=Traits(
+        memory="linear",
+        complexity="O(n b (r + 5))",
+        exact_limit=lambda length: {"block_size": length},
+    ),
+    paper="Zaheer et al. 2020, arXiv:2007.14062",
+)
+class BigBird(SequenceMixer):
+    """Blocks attend to their neighbours, to random blocks, and to a first and a last block that attend to all."""
+
+    config: BigBirdConfig
+    draws: Tensor
+    """(blocks, num_random), int64: random numbers that become random blocks once the length is known."""
+
+    def __init__(self, config: BigBirdConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        self.projections = HeadProjections(dims, rotary=config.rotary)
+        shape = num_blocks(dims.max_length, config.block_size), config.num_random
+        self.register_buffer("draws", torch.randint(2**62, shape))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; see `SequenceMixer.forward`."""
+        self.check_input(x, mask)
+        length, size = x.shape[1], self.config.block_size
+        real = pad_mask(mask, length, size, x.device)
+        q, k, v = (pad_to_blocks(heads, size) for heads in self.projections.split(x))
+        dropout = self.dims.dropout if self.training else 0.0
+        blocks = q.shape[2] // size
+        ends = _end_blocks(real, blocks, size, x.device)
+        shared = (ends.unsqueeze(2) * size + torch.arange(size, device=x.device)).flatten(1)
+        index, exists = self._met_blocks(blocks, ends[:, -1:])
+        pattern = Pattern(
+            index=index,
+            key_size=size,
+            seen=seen_keys(index, exists, real, size),
+            shared=shared,
+            shared_seen=None if real is None else real.gather(1, shared),
+        )
+        heads, _ = block_sparse_attention(q, k, v, pattern, dropout=dropout)
+        position = shared[:, None, :, None].expand(*q.shape[:2], -1, q.shape[3])
+        whole = None if real is None else real.expand(x.shape[0], -1)
+        at_ends = attend(q.gather(2, position), k, v, whole, dropout=dropout, training=self.training)
+        return self.projections.merge(heads.scatter(2, position, at_ends)[:, :, :length], mask)
+
+    def _met_blocks(self, blocks: int, last: Tensor) -> tuple[Tensor, Tensor]:
+        """Number the blocks that each block meets beside the first and the last one.
+
+        Args:
+            blocks: Blocks in the batch.
+            last: (batch or 1, 1): the last block that holds a real token.
+
+        Returns:
+            (batch or 1, blocks, 3 + num_random), int64; and the same shape, bool, True = there is such a block.
+        """
+        window, exists = neighbours(blocks, 1, 1, last.device)
+        last = last.unsqueeze(2)
+        exists = exists & (window > 0) & (window < last)
+        # Candidates lie between the first and the last block, without the neighbours `low` to `low + taken - 1`.
+        block = torch.arange(blocks, device=last.device)[:, None]
+        low = (block - 1).clamp_min(1)
+        taken = (torch.minimum(block + 1, last - 1) - low + 1).clamp_min(0)
+        candidates = last - 1 - taken
+        chosen: list[Tensor] = []
+        found: list[Tensor] = []
+        for step in range(self.config.num_random):
+            # Floyd's sampling without repetition: a number drawn before gives way to the highest one allowed.
+            highest = candidates - self.config.num_random + step
+            rank = self.draws[:blocks, step : step + 1] % (highest + 1).clamp_min(1)
+            for earlier, valid in zip(chosen, found, strict=True):
+                rank = torch.where(valid & (earlier == rank), highest, rank)
+            chosen.append(rank)
+            found.append(highest >= 0)
+        picks = [1 + rank + torch.where(1 + rank >= low, taken, 0) for rank in chosen]
+        index = torch.cat((window.expand(last.shape[0], -1, -1), *picks), dim=2)
+        return index.clamp(0, blocks - 1), torch.cat((exists, *found), dim=2)
+
+
+def _end_blocks(real: Tensor | None, blocks: int, size: int, device: torch.device) -> Tensor:
+    """Number the first block and the last one with a real token: (batch or 1, 2), or (batch or 1, 1) of one block.
+
+    The last one is never the first: where the first block alone has real tokens, the second stands in, and is masked.
+    """
+    if blocks == 1:
+        return torch.zeros(1 if real is None else real.shape[0], 1, dtype=torch.int64, device=device)
+    numbers = torch.arange(blocks, device=device)
+    held = torch.ones_like(numbers[None]) if real is None else real.unflatten(1, (blocks, size)).any(dim=2)
+    last = (held * numbers).amax(dim=1, keepdim=True).clamp_min(1)
+    return torch.cat((torch.zeros_like(last), last), dim=1)

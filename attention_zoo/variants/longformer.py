@@ -1,0 +1,115 @@
+"""Longformer: a sliding window, and a few global tokens (Beltagy, Peters and Cohan 2020, arXiv:2004.05150).
+
+A token attends to itself, to `window // 2` tokens on either side, and to the global tokens; global tokens attend to all
+tokens. Global are the tokens in front of the sequence (CLS) and, if asked for, the first ones of the sequence itself.
+
+Departures from the paper: global attention uses the same projections as the window, so that all variants have the same
+parameters; every layer has the same window; no dilation. Unlike Long Range Arena's Longformer, which hides scores in a
+dense matrix and has no global tokens, nothing of length by length is made, and a CLS token is global.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
+from attention_zoo.blocks import neighbours, num_blocks, pad_mask, pad_to_blocks, seen_keys
+from attention_zoo.kernels.attend import attend
+from attention_zoo.kernels.block_sparse import Pattern, block_sparse_attention
+from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.registry import register_variant
+
+_BLOCK = 64
+"""Queries, and keys, in a block at most; it decides on speed alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LongformerConfig(QkvConfig):
+    """Options of Longformer.
+
+    Raises:
+        ValueError: The window is below 2, or the number of global tokens negative.
+    """
+
+    window: int = option(512, "tokens in the sliding window, half of them on either side")
+    num_global: int = option(0, "leading tokens that see all and are seen by all; prefix tokens (CLS) always are")
+
+    def __post_init__(self) -> None:
+        if self.window < 2 or self.num_global < 0:
+            raise ValueError(f"window must be at least 2 and num_global at least 0, got {self}")
+
+
+@register_variant(
+    "longformer",
+    traits=Traits(
+        memory="linear",
+        complexity="O(n w)",
+        exact_limit=lambda length: {"window": 2 * length},
+    ),
+    paper="Beltagy, Peters and Cohan 2020, arXiv:2004.05150",
+)
+class Longformer(SequenceMixer):
+    """Tokens attend to a window around themselves and to global tokens, in one softmax."""
+
+    config: LongformerConfig
+
+    def __init__(self, config: LongformerConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        self.projections = HeadProjections(dims, rotary=config.rotary)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; see `SequenceMixer.forward`."""
+        self.check_input(x, mask)
+        length = x.shape[1]
+        q, k, v = self.projections.split(x)
+        num_global = min(length, max(self.config.num_global, self.dims.num_prefix))
+        dropout = self.dims.dropout if self.training else 0.0
+        heads = _window_attention(
+            q, k, v, mask, radius=min(self.config.window // 2, length), num_global=num_global, dropout=dropout
+        )
+        if num_global:
+            glob = attend(q[:, :, :num_global], k, v, mask, dropout=dropout, training=self.training)
+            heads = torch.cat((glob, heads[:, :, num_global:]), dim=2)
+        return self.projections.merge(heads, mask)
+
+
+def _window_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, radius: int, num_global: int, dropout: float
+) -> Tensor:
+    """Attend from each token to those at most `radius` away and to the first `num_global` ones.
+
+    Args:
+        q: (batch, num_heads, length, head_dim), as are `k`, `v` and the result.
+        k: Keys.
+        v: Values.
+        mask: (batch, length) or None.
+        radius: Farthest neighbour.
+        num_global: Leading tokens that everybody sees; none of them is counted twice.
+        dropout: Probability of dropping a weight.
+    """
+    length, device = q.shape[2], q.device
+    size = min(_BLOCK, max(radius, _BLOCK // 4))
+    reach = num_blocks(radius, size)
+    index, exists = neighbours(num_blocks(length, size), reach, reach, device)
+    beside = pad_mask(mask, length, size, device)
+    shared, shared_seen = None, None
+    if num_global:
+        position = torch.arange(index.shape[0] * size, device=device)[None]
+        shared = position[:, :num_global]
+        shared_seen = None if mask is None else mask[:, :num_global]
+        beside = position >= num_global if beside is None else beside & (position >= num_global)
+    offset = torch.arange(-reach * size, (reach + 1) * size, device=device) - torch.arange(size, device=device)[:, None]
+    pattern = Pattern(
+        index=index[None],
+        key_size=size,
+        seen=seen_keys(index[None], exists[None], beside, size),
+        relative=offset.abs() <= radius,
+        shared=shared,
+        shared_seen=shared_seen,
+    )
+    q, k, v = (pad_to_blocks(heads, size) for heads in (q, k, v))
+    out, _ = block_sparse_attention(q, k, v, pattern, dropout=dropout)
+    return out[:, :, :length]

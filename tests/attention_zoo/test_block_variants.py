@@ -1,0 +1,128 @@
+"""Block-wise variants against dense attention under the same pattern, written out pair by pair."""
+
+import itertools
+
+import pytest
+import torch
+
+from attention_zoo import LayerDims, get_variant
+from attention_zoo.functional import attention
+from attention_zoo.variants import longformer as longformer_module
+
+LENGTHS = (1, 5, 16, 37)
+
+
+def build(name, length, options, *, num_prefix=0, seed=0, **dims):
+    spec = get_variant(name)
+    torch.manual_seed(seed)
+    layer = LayerDims(dim=12, num_heads=2, max_length=length, num_prefix=num_prefix, **dims)
+    return spec.build(spec.config.from_dict(options), layer).double()
+
+
+def inputs(length, *, batch=2):
+    generator = torch.Generator().manual_seed(length)
+    x = torch.randn(batch, length, 12, dtype=torch.float64, generator=generator)
+    mask = torch.rand(batch, length, generator=generator) > 0.3
+    mask[0, -1] = True
+    mask[1, length // 2] = True
+    return x, mask
+
+
+def dense(mixer, x, mask, allowed):
+    """Attention under `allowed`, (length, length) or (batch, length, length): the reference of all patterns."""
+    q, k, v = mixer.projections.split(x)
+    allowed = allowed.expand(x.shape[0], -1, -1) & (True if mask is None else mask[:, None, :])
+    return mixer.projections.merge(attention(q, k, v, allowed[:, None]), mask)
+
+
+def pairs(length, sees):
+    """Write out a pattern pair by pair: `sees(i, j)` says whether i attends to j."""
+    flat = [sees(i, j) for i, j in itertools.product(range(length), repeat=2)]
+    return torch.tensor(flat).view(length, length)
+
+
+def assert_same(mixer, reference, x, mask):
+    """Compare outputs, and gradients of the input and of all parameters."""
+    results = []
+    for compute in (lambda leaf: mixer(leaf, mask), reference):
+        leaf = x.clone().requires_grad_()
+        out = compute(leaf)
+        weights = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
+        gradients = torch.autograd.grad((out * weights).sum(), (leaf, *mixer.parameters()))
+        results.append((out, *gradients))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def assert_dense(mixer, allowed, length):
+    """Compare with dense attention under a pattern, with and without a mask."""
+    x, mask = inputs(length)
+    for used in (None, mask):
+        assert_same(mixer, lambda leaf, used=used: dense(mixer, leaf, used, allowed), x, used)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("window", [1, 4, 50])
+def test_local_attends_within_blocks(length, window):
+    mixer = build("local", length, {"window": window, "rotary": True})
+    assert_dense(mixer, pairs(length, lambda i, j: i // window == j // window), length)
+
+
+@pytest.mark.parametrize("block", [2, 64])
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(("window", "num_global", "num_prefix"), [(2, 0, 0), (7, 0, 1), (10, 3, 1), (100, 2, 0)])
+def test_longformer_attends_to_a_window_and_to_global_tokens(
+    length, window, num_global, num_prefix, block, monkeypatch
+):
+    monkeypatch.setattr(longformer_module, "_BLOCK", block)
+    mixer = build("longformer", length, {"window": window, "num_global": num_global}, num_prefix=num_prefix)
+    known = max(num_global, num_prefix)
+    assert_dense(mixer, pairs(length, lambda i, j: abs(i - j) <= window // 2 or i < known or j < known), length)
+
+
+@pytest.mark.parametrize(
+    ("length", "block_size", "num_random"), [(1, 4, 3), (9, 4, 1), (37, 4, 2), (37, 3, 3), (60, 4, 0)]
+)
+def test_bigbird_attends_to_window_global_and_random_blocks(length, block_size, num_random):
+    mixer = build("bigbird", length, {"block_size": block_size, "num_random": num_random})
+    x, mask = inputs(length)
+    mask[0, length // 2 :] = False
+    mask[0, 0] = True
+    for used in (None, mask):
+        allowed = torch.stack(
+            [bigbird_pattern(mixer, length, row) for row in (mask if used is not None else [None] * 2)]
+        )
+        assert_same(mixer, lambda leaf, used=used, allowed=allowed: dense(mixer, leaf, used, allowed), x, used)
+
+
+def bigbird_pattern(mixer, length, row):
+    """Write out the pattern of one sequence, taking the random blocks from the mixer after checking each."""
+    size, num_random = mixer.config.block_size, mixer.config.num_random
+    blocks = -(-length // size)
+    last = blocks - 1 if row is None else int(row.nonzero().max()) // size
+    last = max(last, 1)
+    index, exists = mixer._met_blocks(blocks, torch.tensor([[last]]))
+    met = {}
+    for block in range(blocks):
+        picks = [int(i) for i, ok in zip(index[0, block, 3:], exists[0, block, 3:], strict=True) if ok]
+        candidates = set(range(1, last)) - {block - 1, block, block + 1}
+        assert len(set(picks)) == len(picks) == min(num_random, len(candidates))
+        assert set(picks) <= candidates
+        met[block] = {block - 1, block, block + 1, 0, last, *picks}
+
+    def sees(i, j):
+        ends = (0, last)
+        return i // size in ends or j // size in met[i // size]
+
+    return pairs(length, sees)
+
+
+def test_bigbird_draws_its_random_blocks_evenly():
+    mixer = build("bigbird", 400, {"block_size": 4, "num_random": 3})
+    index, exists = mixer._met_blocks(100, torch.tensor([[99]]))
+    assert exists[0, :, 3:].all()
+    counts = torch.bincount(index[0, :, 3:].flatten(), minlength=100)
+    assert counts[0] == counts[99] == 0
+    assert counts.max() <= 12  # 300 draws over 98 blocks
+    other = build("bigbird", 400, {"block_size": 4, "num_random": 3}, seed=1)
+    assert not torch.equal(mixer.draws, other.draws)
