@@ -101,8 +101,8 @@ def verify(task: str | None, data_dir: Path | None) -> None:
     from lra.tasks import get_task
 
     home = data_home(data_dir)
-    prefix = "" if task is None else f"{get_task(task).info.name}-"
-    folders = [folder for folder in _prepared_folders(home) if folder.name.startswith(prefix)]
+    name = None if task is None else get_task(task).info.name
+    folders = [folder for folder in _prepared_folders(home) if name in (None, _task_of(folder))]
     if task is not None and not folders:
         raise DataError(f"no data of {task} is prepared in {home}")
     problems = []
@@ -154,10 +154,16 @@ def _resolve(task: str, settings: tuple[str, ...]) -> tuple[Task[Any], TaskOptio
 
 
 def _prepared_folders(home: Path) -> list[Path]:
-    """List prepared folders; temporary ones, which begin with a dot, are not among them."""
+    """List the folders named after a task; temporary ones, whose names begin with a dot, are not among them."""
+    from lra.tasks import TASKS
+
     if not home.is_dir():
         return []
-    return sorted(path for path in home.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in home.iterdir() if path.is_dir() and _task_of(path) in TASKS)
+
+
+def _task_of(folder: Path) -> str:
+    return folder.name.partition("-")[0]
 
 
 if __name__ == "__main__":

@@ -21,22 +21,14 @@ KNOWN_MAJORITY = 17.0
 KNOWN_ROOT_ONLY = 36.2
 KNOWN_SAMPLE = 30_000
 SIGMAS = 5.0
+_SCORED: tuple[SplitName, ...] = ("train", "test")
 LEARNABLE = 10_000
 """Fewer training examples do not show each root operator's best answer."""
 
 
 def measure(splits: Mapping[SplitName, Split]) -> dict[str, float]:
     """Return accuracies in % on the test split of answers learnt on the training split."""
-    train, test = splits["train"], splits["test"]
-    majority = np.bincount(train.labels).argmax()
-    table = np.zeros((VOCAB_SIZE, 10), dtype=np.int64)
-    np.add.at(table, (_roots(train), train.labels), 1)
-    by_root = table.argmax(axis=1)
-    return {
-        "chance": 10.0,
-        "majority": 100.0 * int((test.labels == majority).sum()) / len(test),
-        "root-only": 100.0 * int((test.labels == by_root[_roots(test)]).sum()) / len(test),
-    }
+    return _score(splits["train"], splits["test"])
 
 
 def check(splits: Mapping[SplitName, Split]) -> None:
@@ -46,13 +38,26 @@ def check(splits: Mapping[SplitName, Split]) -> None:
         DataError: A figure is off.
     """
     if len(splits["train"]) >= LEARNABLE:
-        rails, test_size = measure(splits), len(splits["test"])
-        _compare("majority accuracy", rails["majority"], KNOWN_MAJORITY, test_size)
-        _compare("root-only accuracy", rails["root-only"], KNOWN_ROOT_ONLY, test_size)
+        for name in _SCORED:
+            rails, size = _score(splits["train"], splits[name]), len(splits[name])
+            _compare(f"majority accuracy on {name}", rails["majority"], KNOWN_MAJORITY, size)
+            _compare(f"root-only accuracy on {name}", rails["root-only"], KNOWN_ROOT_ONLY, size)
     labels = np.concatenate([split.labels for split in splits.values()])
     shares = 100.0 * np.bincount(labels, minlength=10) / len(labels)
     for label, (share, known) in enumerate(zip(shares, KNOWN_SHARES, strict=True)):
         _compare(f"share of label {label}", float(share), known, len(labels))
+
+
+def _score(train: Split, test: Split) -> dict[str, float]:
+    majority = np.bincount(train.labels).argmax()
+    table = np.zeros((VOCAB_SIZE, 10), dtype=np.int64)
+    np.add.at(table, (_roots(train), train.labels), 1)
+    by_root = table.argmax(axis=1)
+    return {
+        "chance": 10.0,
+        "majority": 100.0 * int((test.labels == majority).sum()) / len(test),
+        "root-only": 100.0 * int((test.labels == by_root[_roots(test)]).sum()) / len(test),
+    }
 
 
 def _compare(what: str, measured: float, known: float, sample: int) -> None:

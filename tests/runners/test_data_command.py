@@ -56,6 +56,7 @@ def test_data_dir_wins_over_the_variable(run, home, tmp_path):
 
 def test_list_shows_what_is_there_and_nothing_half_built(run, home, folder):
     (home / ".listops-short-0.1-a.tmp").mkdir()
+    (home / "something-else").mkdir()
     lines = run("list").stdout.splitlines()
     assert lines[0] == f"Prepared data in {home}: 1"
     assert len(lines) == 4
