@@ -102,7 +102,7 @@ def verify(task: str | None, data_dir: Path | None) -> None:
 
     home = data_home(data_dir)
     name = None if task is None else get_task(task).info.name
-    folders = [folder for folder in _prepared_folders(home) if name in (None, _task_of(folder))]
+    folders = [folder for folder in _prepared_folders(home) if name is None or name == _task_of(folder)]
     if task is not None and not folders:
         raise DataError(f"no data of {task} is prepared in {home}")
     problems = []

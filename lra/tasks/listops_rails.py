@@ -37,15 +37,15 @@ def check(splits: Mapping[SplitName, Split]) -> None:
     Raises:
         DataError: A figure is off.
     """
+    labels = np.concatenate([split.labels for split in splits.values()])
+    shares = 100.0 * np.bincount(labels, minlength=10) / len(labels)
+    for label, (share, known) in enumerate(zip(shares, KNOWN_SHARES, strict=True)):
+        _compare(f"share of label {label}", float(share), known, len(labels))
     if len(splits["train"]) >= LEARNABLE:
         for name in _SCORED:
             rails, size = _score(splits["train"], splits[name]), len(splits[name])
             _compare(f"majority accuracy on {name}", rails["majority"], KNOWN_MAJORITY, size)
             _compare(f"root-only accuracy on {name}", rails["root-only"], KNOWN_ROOT_ONLY, size)
-    labels = np.concatenate([split.labels for split in splits.values()])
-    shares = 100.0 * np.bincount(labels, minlength=10) / len(labels)
-    for label, (share, known) in enumerate(zip(shares, KNOWN_SHARES, strict=True)):
-        _compare(f"share of label {label}", float(share), known, len(labels))
 
 
 def _score(train: Split, test: Split) -> dict[str, float]:
