@@ -1,4 +1,4 @@
-"""The levels of the Gaussian pyramid in one flat buffer: built upwards in the forward pass, then collapsed downwards."""
+"""The levels of the Gaussian pyramid in a flat buffer: built up for values, collapsed for gradients."""
 
 from __future__ import annotations
 

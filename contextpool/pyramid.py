@@ -8,8 +8,8 @@ few dozen samples of the level whose b is a little narrower than its own sigma, 
 
 with R_l[k] the level's node at position k h. C_i cancels when the pooling is normalised: the weights w are carried
 along as one more column of z. The sum over k is a trapezoid rule for a smooth function and errs by about
-2 exp(-(pi / BETA)^2) = 4e-7 of each g_ij; tokens further than 4.6 a_i may be cut off. Both errors stay where they are:
-weights remain positive, so y is a convex combination of x.
+2 exp(-(pi / BETA)^2) = 4e-7 of each g_ij; tokens further than 4.6 a_i may be cut off. Weights stay positive, so y
+stays a convex combination of x.
 
 The backward pass is the exact adjoint of what the forward computes. Features are handled in slabs, and the pyramid of a
 slab is rebuilt in the backward pass, so nothing beyond the inputs and one number per token is kept.
@@ -39,10 +39,10 @@ def _forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool) -> tupl
     kernel = _residual_gaussians(tiles)
     if normalized:
         total = (kernel * _weight_nodes(tiles, weight)).sum(dim=2)
-        scale = reciprocal(_per_token(total, tiles))
+        scale = reciprocal(tiles.groups.untiled(total).view_as(sigma))
     else:
         scale = torch.where(tiles.blur > 0, tiles.spacing * sigma / tiles.residual.sqrt(), 1.0)
-    kernel *= _per_slot(scale, tiles)
+    kernel *= tiles.groups.tiled(scale)[:, :, None]
 
     y = torch.empty_like(x)
     rows = y.view(-1, x.shape[2])
@@ -50,12 +50,12 @@ def _forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool) -> tupl
     for start, stop in _slabs(x.shape[2]):
         buffer = _build(tiles, x[:, :, start:stop], weight, buffer)
         # One more row of zeros, for the masked tokens.
-        sums = sums.resize_(tiles.token.numel() + 1, stop - start)
+        sums = sums.resize_(tiles.groups.token.numel() + 1, stop - start)
         sums[-1] = 0.0
         slots = sums[:-1].view(-1, BLOCK, stop - start)
         for part in _chunks(tiles):
-            torch.bmm(kernel[part], _nodes(buffer, tiles.first[part]), out=slots[part])
-        rows[:, start:stop] = sums.index_select(0, tiles.slot)
+            torch.bmm(kernel[part], _nodes(buffer, tiles.groups.key[part]), out=slots[part])
+        rows[:, start:stop] = sums.index_select(0, tiles.groups.slot)
     return y, scale
 
 
@@ -77,7 +77,7 @@ def _backward(
     """
     tiles = make_tiles(sigma, weight)
     kernel = _residual_gaussians(tiles)
-    kernel *= _per_slot(scale, tiles)
+    kernel *= tiles.groups.tiled(scale)[:, :, None]
     grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
     product = torch.zeros_like(kernel)
     grad_rows = grad.reshape(-1, x.shape[2])
@@ -87,10 +87,10 @@ def _backward(
         buffer = _build(tiles, features, weight, buffer)
         grad_buffer = grad_buffer.resize_(buffer.shape).zero_()
         for part in _chunks(tiles):
-            upstream = grad_rows[:, start:stop].index_select(0, tiles.token[part].view(-1)).to(weight.dtype)
+            upstream = grad_rows[:, start:stop].index_select(0, tiles.groups.token[part].view(-1)).to(weight.dtype)
             upstream = upstream.view(-1, BLOCK, stop - start)
-            product[part].baddbmm_(upstream, _nodes(buffer, tiles.first[part]).transpose(1, 2))
-            _scatter(grad_buffer, tiles.first[part], torch.bmm(kernel[part].transpose(1, 2), upstream))
+            product[part].baddbmm_(upstream, _nodes(buffer, tiles.groups.key[part]).transpose(1, 2))
+            _scatter(grad_buffer, tiles.groups.key[part], torch.bmm(kernel[part].transpose(1, 2), upstream))
         tiles.levels.collapse(grad_buffer)
         grad_source = tiles.levels.tokens(grad_buffer)
         grad_weight += (grad_source * features).sum(dim=2)
@@ -100,13 +100,13 @@ def _backward(
     if normalized:
         product -= dot[:, :, None] * _weight_nodes(tiles, weight)
         grad_nodes = weight.new_zeros(tiles.levels.total, BLOCK, 1)
-        _scatter(grad_nodes, tiles.first, -(kernel.transpose(1, 2) @ dot[:, :, None]))
+        _scatter(grad_nodes, tiles.groups.key, -(kernel.transpose(1, 2) @ dot[:, :, None]))
         tiles.levels.collapse(grad_nodes)
         grad_weight += tiles.levels.tokens(grad_nodes)[:, :, 0]
     moment = product.mul_(kernel).mul_(_squares(tiles)).sum(dim=2)
-    grad_sigma = _per_token(moment, tiles) * sigma * (tiles.spacing / tiles.residual).square()
+    grad_sigma = tiles.groups.untiled(moment).view_as(sigma) * sigma * (tiles.spacing / tiles.residual).square()
     if not normalized:
-        grad_sigma -= _per_token(dot, tiles) * tiles.blur / (sigma * tiles.residual)
+        grad_sigma -= tiles.groups.untiled(dot).view_as(sigma) * tiles.blur / (sigma * tiles.residual)
     return grad_x, grad_weight, grad_sigma
 
 
@@ -118,7 +118,7 @@ def _slabs(dim: int) -> list[tuple[int, int]]:
 
 
 def _chunks(tiles: Tiles) -> list[slice]:
-    return [slice(start, start + CHUNK) for start in range(0, tiles.first.shape[0], CHUNK)]
+    return [slice(start, start + CHUNK) for start in range(0, tiles.groups.key.shape[0], CHUNK)]
 
 
 def _build(tiles: Tiles, features: Tensor, weight: Tensor, buffer: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def _nodes(buffer: Tensor, first: Tensor) -> Tensor:
 def _weight_nodes(tiles: Tiles, weight: Tensor) -> Tensor:
     """Return the weight column of the nodes that tiles read: (tiles, 1, 48)."""
     ones = torch.ones_like(weight)[:, :, None]
-    return _nodes(_build(tiles, ones, weight, weight.new_empty(0)), tiles.first).transpose(1, 2)
+    return _nodes(_build(tiles, ones, weight, weight.new_empty(0)), tiles.groups.key).transpose(1, 2)
 
 
 def _squares(tiles: Tiles) -> Tensor:
@@ -156,16 +156,6 @@ def _squares(tiles: Tiles) -> Tensor:
 def _residual_gaussians(tiles: Tiles) -> Tensor:
     """Return (tiles, 16, 48)."""
     return _squares(tiles).mul_(tiles.slope[:, :, None]).clamp_min_(EXPONENT_MIN).exp_()
-
-
-def _per_slot(values: Tensor, tiles: Tiles) -> Tensor:
-    """Gather (batch, length) into (tiles, 16, 1), zero in empty slots."""
-    return (values.view(-1)[tiles.token] * tiles.filled)[:, :, None]
-
-
-def _per_token(values: Tensor, tiles: Tiles) -> Tensor:
-    """Gather (tiles, 16) into (batch, length), zero at masked tokens."""
-    return torch.cat((values.flatten(), values.new_zeros(1)))[tiles.slot].view_as(tiles.spacing)
 
 
 def _scatter(buffer: Tensor, first: Tensor, values: Tensor) -> None:

@@ -12,27 +12,65 @@ from contextpool.levels import LEFT, RIGHT, Levels
 from contextpool.stencils import BETA, BLOCK
 
 KAPPA = 1.38
-"""A token reads the highest level whose blur is at most sigma / KAPPA. At sqrt(2) blur and residual can be equal, where
-the trapezoid rule is at its best; a little less keeps the residual narrow, so that less of its tail is cut off."""
+"""A token reads the highest level whose blur is at most sigma / KAPPA.
+
+The trapezoid rule is best at sqrt(2); a bit less keeps the residual narrow, so that less of its tail is cut off.
+"""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Tokens sorted by a key and cut into tiles of 16, some with empty slots, so that a tile has one key."""
+
+    key: Tensor
+    """(tiles,)."""
+    token: Tensor
+    """(tiles, 16): index into the flattened (batch * length) tokens; 0 in an empty slot."""
+    filled: Tensor
+    """(tiles, 16): 1 in a slot with a token, 0 in an empty one; in the dtype of the sums."""
+    slot: Tensor
+    """(batch * length,): the inverse of `token`; tiles * 16, one past the last slot, for a token left out."""
+
+    def tiled(self, values: Tensor) -> Tensor:
+        """Gather (batch, length) into (tiles, 16), zero in empty slots."""
+        return values.flatten()[self.token] * self.filled
+
+    def untiled(self, values: Tensor) -> Tensor:
+        """Gather (tiles, 16) into (batch * length,), zero for a token left out."""
+        return torch.cat((values.flatten(), values.new_zeros(1)))[self.slot]
+
+
+def sort_into_tiles(key: Tensor, valid: Tensor, dtype: torch.dtype) -> Groups:
+    """Group tokens (batch, length) by an integer key, leaving out those that are not valid."""
+    token = valid.flatten().nonzero()[:, 0]
+    sorted_key, order = key.flatten()[token].sort(stable=True)
+    token = token[order]
+    group_key, count = sorted_key.unique_consecutive(return_counts=True)
+    tiles_of = (count + BLOCK - 1) // BLOCK
+    # Slots left empty by the groups before, since each group starts a tile of its own.
+    gap = (tiles_of.cumsum(0) - tiles_of) * BLOCK - (count.cumsum(0) - count)
+    sorted_slot = torch.arange(token.shape[0], device=key.device) + gap.repeat_interleave(count)
+    tile_key = group_key.repeat_interleave(tiles_of)
+    slots = tile_key.shape[0] * BLOCK
+    return Groups(
+        key=tile_key,
+        token=token.new_zeros(slots).index_copy_(0, sorted_slot, token).view(-1, BLOCK),
+        filled=torch.zeros(slots, dtype=dtype, device=key.device).index_fill_(0, sorted_slot, 1.0).view(-1, BLOCK),
+        slot=torch.full((key.numel(),), slots, device=key.device).index_copy_(0, token, sorted_slot),
+    )
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tokens of a batch sorted by (level, sequence, block) and cut into tiles of 16, some with empty slots.
+    """The tokens of a batch grouped by (level, sequence, block).
 
-    In units of the level's node spacing h, the token in a slot stands `place` nodes after the first of the 48 nodes that
-    its tile reads, and weighs them by the residual Gaussian exp(slope (place - k)^2), slope = -h^2 / (2 a^2).
+    In units of the level's node spacing h, the token in a slot stands `place` nodes after the first of the 48 nodes
+    that its tile reads, and weighs them by the residual Gaussian exp(slope (place - k)^2), slope = -h^2 / (2 a^2).
     """
 
     levels: Levels
-    first: Tensor
-    """(tiles,): the first of the three consecutive blocks in the buffer."""
-    token: Tensor
-    """(tiles, 16): index into the flattened (batch * length) tokens; 0 in an empty slot."""
-    filled: Tensor
-    """(tiles, 16): 1 in a slot with a token, 0 in an empty one."""
-    slot: Tensor
-    """(batch * length,): the inverse; tiles * 16, one past the last slot, for a masked token."""
+    groups: Groups
+    """Keyed by the first of the three consecutive blocks that a tile reads."""
     masked: tuple[Tensor, Tensor]
     """Sequences and positions of the masked tokens, which no tile holds."""
     place: Tensor
@@ -69,32 +107,16 @@ def make_tiles(sigma: Tensor, weight: Tensor) -> Tiles:
     stored = torch.tensor(levels.blocks, device=device)[top] + LEFT + RIGHT
     sequence = torch.arange(batch, device=device)[:, None]
     key = torch.tensor(levels.offset, device=device)[top] + sequence * stored + block + LEFT - 1
-    token = valid.flatten().nonzero()[:, 0]
-    sorted_key, order = key.flatten()[token].sort(stable=True)
-    token = token[order]
-    first, count = sorted_key.unique_consecutive(return_counts=True)
-    tiles_of = (count + BLOCK - 1) // BLOCK
-    # Slots left empty by the groups before, since each group starts a tile of its own.
-    gap = (tiles_of.cumsum(0) - tiles_of) * BLOCK - (count.cumsum(0) - count)
-    slot = torch.arange(token.shape[0], device=device) + gap.repeat_interleave(count)
-    first = first.repeat_interleave(tiles_of)
-    slots = first.shape[0] * BLOCK
-
-    def tiled(values: Tensor) -> Tensor:
-        return values.new_zeros(slots).index_copy_(0, slot, values).view(-1, BLOCK)
-
+    groups = sort_into_tiles(key, valid, sigma.dtype)
     place = (position - (block << level) * BLOCK) / spacing + BLOCK
     slope = -0.5 * spacing.square() / residual
     masked = (~valid).nonzero(as_tuple=True)
     return Tiles(
         levels=levels,
-        first=first,
-        token=tiled(token),
-        filled=tiled(sigma.new_ones(token.shape)),
-        slot=torch.full((batch * length,), slots, device=device).index_copy_(0, token, slot),
+        groups=groups,
         masked=(masked[0], masked[1]),
-        place=tiled(place.flatten()[token]),
-        slope=tiled(slope.flatten()[token]),
+        place=groups.tiled(place),
+        slope=groups.tiled(slope),
         spacing=spacing,
         blur=blur,
         residual=residual,
