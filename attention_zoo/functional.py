@@ -24,14 +24,14 @@ def attention(
     Args:
         q: (batch, num_heads, queries, head_dim).
         k: (batch, num_heads, keys, head_dim).
-        v: (batch, num_heads, keys, head_dim).
+        v: (batch, num_heads, keys, value_dim).
         mask: bool, True = may be seen; (batch, keys), or broadcastable to (batch, num_heads, queries, keys).
         causal: Query i sees keys 0..i only.
         weight_factor: Multiplies the weights after the softmax, such as a scaled dropout mask; broadcastable to
             (batch, num_heads, queries, keys).
 
     Returns:
-        (batch, num_heads, queries, head_dim); zeros for a query that may see no key.
+        (batch, num_heads, queries, value_dim); zeros for a query that may see no key.
     """
     scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
     allowed = score_mask(mask)

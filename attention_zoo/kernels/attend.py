@@ -46,7 +46,7 @@ def attend(
     Args:
         q: (batch, num_heads, queries, head_dim).
         k: (batch, num_heads, keys, head_dim).
-        v: (batch, num_heads, keys, head_dim).
+        v: (batch, num_heads, keys, value_dim).
         mask: bool, True = may be seen; (batch, keys), or four axes broadcastable to (batch, num_heads, queries, keys).
         causal: Query i sees keys 0..i only.
         dropout: Probability of dropping a weight, in training only.
@@ -54,7 +54,7 @@ def attend(
         backend: "fused" is torch's own kernel, "blockwise" recomputes in backward, "reference" is plain torch.
 
     Returns:
-        (batch, num_heads, queries, head_dim); zeros for a query that may see no key.
+        (batch, num_heads, queries, value_dim); zeros for a query that may see no key.
     """
     rate = dropout if training else 0.0
     chosen = resolve_backend(backend, q.device, dropout=rate)
@@ -87,18 +87,24 @@ def _sees_a_key(allowed: Tensor, *, queries: int, causal: bool) -> Tensor:
 def _fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: bool, dropout: float) -> Tensor:
     if causal and allowed is not None and q.device.type != "cpu":
         return _fused_causal_masked(q, k, v, allowed, dropout=dropout)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal, dropout_p=dropout)
+    # The fused kernels want values as wide as the keys: else torch writes out all scores. Zeros change no score.
+    scale, width = q.shape[-1] ** -0.5, v.shape[-1]
+    q, k, v = (F.pad(x, (0, max(q.shape[-1], width) - x.shape[-1])) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal, dropout_p=dropout, scale=scale)
+    return out[..., :width]
 
 
 def _fused_causal_masked(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, *, dropout: float) -> Tensor:
     """Attend under a key mask and causality at once, which torch's CUDA kernels refuse.
 
-    The mask travels as one more feature, 1 in every query and the masking score in a masked key. Seven zero features
-    follow it, because the kernels want a multiple of eight.
+    The mask travels as one more feature, 1 in every query and the masking score in a masked key. Zeros follow it,
+    because the kernels want a multiple of eight.
     """
-    head_dim = q.shape[-1]
+    head_dim, width = q.shape[-1], v.shape[-1]
+    wide = -(-max(head_dim + 1, width) // 8) * 8
     bias = torch.where(allowed, 0.0, _MASKED_SCORE).to(k.dtype).transpose(-2, -1).expand(*k.shape[:3], 1)
-    wide_q = torch.cat((F.pad(q * head_dim**-0.5, (0, 1), value=1.0), q.new_zeros(*q.shape[:3], 7)), dim=-1)
-    wide_k = F.pad(torch.cat((k, bias), dim=-1), (0, 7))
-    out = F.scaled_dot_product_attention(wide_q, wide_k, F.pad(v, (0, 8)), is_causal=True, dropout_p=dropout, scale=1.0)
-    return out[..., :head_dim]
+    wide_q = F.pad(F.pad(q * head_dim**-0.5, (0, 1), value=1.0), (0, wide - head_dim - 1))
+    wide_k = F.pad(torch.cat((k, bias), dim=-1), (0, wide - head_dim - 1))
+    wide_v = F.pad(v, (0, wide - width))
+    out = F.scaled_dot_product_attention(wide_q, wide_k, wide_v, is_causal=True, dropout_p=dropout, scale=1.0)
+    return out[..., :width]

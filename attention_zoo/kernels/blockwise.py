@@ -38,13 +38,13 @@ def blockwise_attention(
     Args:
         q: (batch, num_heads, queries, head_dim).
         k: (batch, num_heads, keys, head_dim).
-        v: (batch, num_heads, keys, head_dim).
+        v: (batch, num_heads, keys, value_dim).
         allowed: bool, four axes broadcastable to (batch, num_heads, queries, keys); True = may be seen.
         causal: Query i sees keys 0..i only.
         dropout: Probability of dropping a weight, rounded to a multiple of 2^-16.
 
     Returns:
-        (batch, num_heads, queries, head_dim) in the dtype of `q`. Rows that see no key are finite and unspecified.
+        (batch, num_heads, queries, value_dim) in the dtype of `q`. Rows that see no key are finite and unspecified.
     """
     seed = int(torch.randint(2**63 - 1, ()).item()) if dropout > 0.0 else 0
     out: Tensor = _Blockwise.apply(q, k, v, allowed, causal, dropout, seed)  # type: ignore[no-untyped-call]

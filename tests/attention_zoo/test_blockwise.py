@@ -51,6 +51,19 @@ def test_equals_the_reference(backend: str, length: int, kind: str, *, causal: b
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("width", [3, 20])
+@pytest.mark.parametrize("backend", ["fused", "blockwise"])
+def test_values_may_be_narrower_or_wider_than_keys(backend: str, width: int, *, causal: bool) -> None:
+    q, k, _ = heads(70)
+    v = torch.randn(BATCH, HEADS, 70, width, dtype=torch.float64, requires_grad=True)
+    mask = make_mask("keys", 70)
+    expected = output_and_gradients(attention(q, k, v, mask, causal=causal), q, k, v)
+    actual = output_and_gradients(attend(q, k, v, mask, causal=causal, backend=backend), q, k, v)  # type: ignore[arg-type]
+    for got, want in zip(actual, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
 def test_several_heads_and_sequences_share_a_block_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = heads(100)
     mask = make_mask("keys", 100)
