@@ -40,7 +40,7 @@ class GatedLinearConfig(VariantConfig):
         ValueError: The chunk is empty.
     """
 
-    chunk: int = option(64, "tokens that meet directly, and after which the state is written; changes no result")
+    chunk: int = option(32, "tokens that meet directly, and after which the state is written; changes no result")
     gate_bias: float = option(4.0, "gate at the start, before the sigmoid: memories of about 16 exp(gate_bias) tokens")
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
-from attention_zoo.kernels.attend import Backend, attend
+from attention_zoo.kernels.attend import Backend, attend, resolve_backend
 from attention_zoo.kernels.long_convolution import exponential_kernel, long_convolution
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import Rotary
@@ -50,7 +50,9 @@ class MegaConfig(VariantConfig):
     num_averages: int = option(16, "moving averages of a feature (h in the paper)")
     key_dim: int = option(0, "width of queries and keys, even (z in the paper); 0 = that of one head")
     value_dim: int = option(0, "width of values (v in the paper); 0 = as many weights as full attention has")
-    backend: Backend = option("auto", "implementation of the attention: auto is blockwise on CPU, fused elsewhere")
+    backend: Backend = option(
+        "auto", "implementation of the attention: auto is blockwise on CPU with dropout, fused elsewhere"
+    )
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -95,10 +97,8 @@ class Mega(SequenceMixer):
         return zero_masked(self.update(averaged).sigmoid() * (candidate - signal), mask)
 
     def resolved_backend(self, device: torch.device) -> str:
-        """Name the implementation of the attention: the fused one fills keys up to the width of values."""
-        if self.config.backend != "auto":
-            return self.config.backend
-        return "blockwise" if device.type == "cpu" else "fused"
+        """Name the implementation of the attention; see `attention_zoo.kernels.attend.resolve_backend`."""
+        return resolve_backend(self.config.backend, device, dropout=self.dims.dropout)
 
     def _attend(self, shared: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Attend in every chunk: (batch, length, key_dim) and (batch, length, value_dim) to the latter."""
