@@ -8,6 +8,7 @@ import torch
 from attention_zoo import LayerDims, get_variant
 from attention_zoo.functional import attention
 from attention_zoo.variants import longformer as longformer_module
+from attention_zoo.variants import sparse as sparse_module
 
 LENGTHS = (1, 5, 16, 37)
 
@@ -126,3 +127,21 @@ def test_bigbird_draws_its_random_blocks_evenly():
     assert counts.max() <= 12  # 300 draws over 98 blocks
     other = build("bigbird", 400, {"block_size": 4, "num_random": 3}, seed=1)
     assert not torch.equal(mixer.draws, other.draws)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(("stride", "num_summary"), [(1, 1), (5, 2), (8, 3), (60, 10)])
+def test_fixed_sparse_attends_to_the_block_and_to_all_summaries(length, stride, num_summary):
+    mixer = build("sparse", length, {"stride": stride, "num_summary": num_summary})
+    assert_dense(
+        mixer, pairs(length, lambda i, j: i // stride == j // stride or j % stride >= stride - num_summary), length
+    )
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("stride", [1, 2, 5, 60])
+def test_strided_sparse_attends_to_a_window_and_to_multiples_of_the_stride(length, stride, rows, monkeypatch):
+    monkeypatch.setattr(sparse_module, "_ROWS", rows)
+    mixer = build("sparse", length, {"pattern": "strided", "stride": stride, "num_summary": 1})
+    assert_dense(mixer, pairs(length, lambda i, j: abs(i - j) < stride or (i - j) % stride == 0), length)

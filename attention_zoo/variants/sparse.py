@@ -1,0 +1,143 @@
+"""Sparse Transformer: two factorised patterns, merged (Child et al. 2019, arXiv:1904.10509).
+
+`fixed`: a token sees its own block of `stride` tokens, and the last `num_summary` tokens of every block. `strided`: a
+token sees those less than `stride` away, and every token at a multiple of `stride` from itself. Both patterns of a pair
+go into one softmax, as in Long Range Arena, whose setting (fixed, 50, 10) is the default.
+
+Departures from the paper: bidirectional, so the patterns extend to both sides; all heads have the same pattern. Unlike
+Long Range Arena's form nothing of length by length is made; with a fixed stride time still grows with its square.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
+from attention_zoo.blocks import neighbours, num_blocks, pad_mask, pad_to_blocks, seen_keys
+from attention_zoo.kernels.block_sparse import Pattern, block_sparse_attention, merge
+from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.registry import register_variant
+
+_ROWS = 64
+"""Queries of a column that are handled together."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparseConfig(QkvConfig):
+    """Options of the Sparse Transformer.
+
+    Raises:
+        ValueError: The stride is not positive, or `num_summary` is not between 1 and the stride.
+    """
+
+    pattern: Literal["fixed", "strided"] = option("fixed", "which pair of patterns")
+    stride: int = option(50, "tokens in a block (fixed), or between the tokens seen (strided); the paper's l")
+    num_summary: int = option(10, "tokens at the end of each block that all tokens see (fixed only); the paper's c")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_summary <= self.stride:
+            raise ValueError(f"num_summary must be from 1 to stride, got {self}")
+
+
+@register_variant(
+    "sparse",
+    traits=Traits(memory="linear", complexity="O(n (l + n c / l))", exact_limit=lambda length: {"stride": length + 10}),
+    paper="Child et al. 2019, arXiv:1904.10509",
+)
+class SparseTransformer(SequenceMixer):
+    """Tokens attend to what is near and to a regular selection of the rest, in one softmax."""
+
+    config: SparseConfig
+
+    def __init__(self, config: SparseConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        self.projections = HeadProjections(dims, rotary=config.rotary)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; see `SequenceMixer.forward`."""
+        self.check_input(x, mask)
+        length, stride = x.shape[1], self.config.stride
+        real = pad_mask(mask, length, stride, x.device)
+        q, k, v = (pad_to_blocks(heads, stride) for heads in self.projections.split(x))
+        dropout = self.dims.dropout if self.training else 0.0
+        if self.config.pattern == "fixed":
+            heads = _fixed(q, k, v, real, stride=stride, num_summary=self.config.num_summary, dropout=dropout)
+        else:
+            near = _near(q, k, v, real, stride=stride, dropout=dropout)
+            heads = merge([near, _columns(q, k, v, real, stride=stride, dropout=dropout)])
+        return self.projections.merge(heads[:, :, :length], mask)
+
+
+def _fixed(
+    q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, *, stride: int, num_summary: int, dropout: float
+) -> Tensor:
+    """Attend to the own block and to the summary tokens of all blocks.
+
+    Args:
+        q: (batch, num_heads, blocks * stride, head_dim), as are `k`, `v` and the result.
+        k: Keys.
+        v: Values.
+        real: (batch or 1, blocks * stride) or None.
+        stride: Tokens in a block.
+        num_summary: Summary tokens of a block.
+        dropout: Probability of dropping a weight.
+    """
+    length, device = q.shape[2], q.device
+    position = torch.arange(length, device=device)
+    ordinary = (position % stride < stride - num_summary)[None]
+    shared = position.view(-1, stride)[:, stride - num_summary :].reshape(1, -1)
+    index, exists = neighbours(length // stride, 0, 0, device)
+    pattern = Pattern(
+        index=index[None],
+        key_size=stride,
+        seen=seen_keys(index[None], exists[None], ordinary if real is None else ordinary & real, stride),
+        shared=shared,
+        shared_seen=None if real is None else real.gather(1, shared.expand(real.shape[0], -1)),
+    )
+    return block_sparse_attention(q, k, v, pattern, dropout=dropout)[0]
+
+
+def _near(
+    q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, *, stride: int, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """Attend to the tokens less than `stride` away, itself excepted; as `_fixed`, with the log-sum-exp."""
+    device = q.device
+    index, exists = neighbours(q.shape[2] // stride, 1, 1, device)
+    offset = torch.arange(-stride, 2 * stride, device=device) - torch.arange(stride, device=device)[:, None]
+    pattern = Pattern(
+        index=index[None],
+        key_size=stride,
+        seen=seen_keys(index[None], exists[None], real, stride),
+        relative=(offset.abs() < stride) & (offset != 0),
+    )
+    return block_sparse_attention(q, k, v, pattern, dropout=dropout)
+
+
+def _columns(
+    q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, *, stride: int, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """Attend to the tokens at multiples of `stride`, itself included; as `_fixed`, with the log-sum-exp.
+
+    Those are the columns of a matrix with `stride` tokens in a row: put one behind the other, columns are blocks.
+    """
+    rows, device = q.shape[2] // stride, q.device
+    size = min(_ROWS, rows)
+    padded = num_blocks(rows, size) * size
+
+    def columns(x: Tensor) -> Tensor:
+        return F.pad(x.unflatten(2, (rows, stride)).transpose(2, 3), (0, 0, 0, padded - rows)).flatten(2, 3)
+
+    if real is not None or padded > rows:
+        real = torch.ones(1, rows * stride, dtype=torch.bool, device=device) if real is None else real
+        real = columns(real[:, None, :, None]).flatten(1)
+    index = torch.arange(stride, device=device).repeat_interleave(padded // size)[None, :, None]
+    seen = seen_keys(index, torch.ones_like(index, dtype=torch.bool), real, padded)
+    pattern = Pattern(index=index, key_size=padded, seen=None if real is None else seen)
+    out, log_sum = block_sparse_attention(columns(q), columns(k), columns(v), pattern, dropout=dropout)
+    out = out.unflatten(2, (stride, padded))[:, :, :, :rows].transpose(2, 3).flatten(2, 3)
+    return out, log_sum.unflatten(2, (stride, padded))[..., :rows].transpose(2, 3).flatten(2, 3)
