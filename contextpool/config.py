@@ -1,0 +1,60 @@
+"""The switches of the pooling module: what the paper leaves open here is an option, with our choice as its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from attention_zoo.base import VariantConfig, option
+from contextpool.pool import Backend
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictorConfig(VariantConfig):
+    """Options of the two convolutions that look at a token's neighbours.
+
+    Raises:
+        ValueError: A size is out of its range.
+    """
+
+    hidden: int = option(0, "width between the two convolutions; 0 is an eighth of dim, at least 16")
+    kernel_size: int = option(3, "positions that each convolution sees, itself in the middle (causal: last); odd")
+    input_norm: bool = option(True, "normalise the predictor's input (LayerNorm), for streams that grow with depth")
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        if self.hidden < 0 or self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ValueError(f"hidden may not be negative, kernel_size is odd and positive: {self}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolConfig(PredictorConfig):
+    """Options of adaptive context pooling; see `contextpool.module.ContextPool` for the formulas.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    weights: Literal["exp", "sigmoid", "softmax", "uniform"] = option(
+        "exp", "how a token's predicted logit becomes its weight; normalised, exp and softmax are the same function"
+    )
+    sigma: Literal["learned", "fixed"] = option("learned", "whether each token predicts its width")
+    normalized: bool = option(True, "divide by the sum of the weights in reach, not by the number of tokens")
+    initial_sigma: float = option(1.0, "width at the start of training, in tokens (on a grid: rows); fixed: the width")
+    initial_length: int = option(
+        0, "length at which the width starts there, proportional elsewhere; 0 starts there at every length"
+    )
+    sigma_fraction: float = option(0.1, "widest learned sigma as a fraction of the reference length (r)")
+    sigma_min: float = option(0.3, "narrowest learned sigma, in tokens")
+    reference_length: int = option(
+        0, "what sigma_fraction refers to; 0 is each sequence's number of real tokens, or the longest length if causal"
+    )
+    backend: Backend = option("auto", "implementation of the pooling: see `contextpool.context_pool`")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        PredictorConfig.__post_init__(self)
+        if min(self.initial_sigma, self.sigma_min, self.sigma_fraction) <= 0.0:
+            raise ValueError(f"initial_sigma, sigma_min and sigma_fraction must be positive: {self}")
+        if min(self.initial_length, self.reference_length) < 0:
+            raise ValueError(f"initial_length and reference_length may not be negative: {self}")

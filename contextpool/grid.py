@@ -1,0 +1,204 @@
+"""Adaptive pooling on a grid: an isotropic Gaussian per cell, exact, in chunks of cells.
+
+A Gaussian on a grid is the product of one over rows and one over columns, so a cell needs rows + columns exponentials
+instead of rows x columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from contextpool.reference import SIGMA_MIN
+from contextpool.stencils import reciprocal
+
+SIGMA_MAX = 1e8
+"""Widest Gaussian, in rows: uniform on every grid, and safe to raise to the third power in float32."""
+WEIGHT_RANGE = 60.0
+"""Log-weights further than this below the sequence's largest count as this far below: their weight is 9e-27 of it."""
+_EXPONENT_MIN = -43.0
+"""Exponents of each axis are clamped here: the product of two stays a normal number (2e-19 squared)."""
+_CHUNK_ELEMENTS = 2**18
+"""Elements of one chunk's (batch, queries, cells) tensor: about a core's second-level cache in float32."""
+BACKENDS = ("auto", "reference", "dense")
+
+
+def grid_pool(
+    x: Tensor,
+    log_weight: Tensor,
+    sigma: Tensor,
+    mask: Tensor | None = None,
+    *,
+    grid: tuple[int, int],
+    normalized: bool = True,
+    backend: str = "auto",
+    stride: int = 1,
+) -> Tensor:
+    """Replace every cell by a weighted mean of its neighbourhood, whose width is the cell's own.
+
+    With w_j = exp(log_weight_j), and i, j cells at distance dr in rows and dc in columns,
+
+        g_ij = exp(-dr^2 / (2 sigma_i^2) - dc^2 / (2 (sigma_i columns / rows)^2)):
+
+    isotropic in relative units, which is plainly isotropic where the grid is square. Otherwise as
+    `contextpool.context_pool`.
+
+    Args:
+        x: (batch, rows * columns, dim), cells in row-major order.
+        log_weight: (batch, rows * columns).
+        sigma: (batch, rows * columns), in rows, clamped to at least 0.05.
+        mask: (batch, rows * columns), bool, True = real cell; None = all real.
+        grid: (rows, columns).
+        normalized: Divide by the sum of w_j g_ij (else by the number of real cells).
+        backend: `reference` (the formula, quadratic memory), `dense` (the formula in chunks) or `auto`, which is dense.
+        stride: Pool at cells whose row and column are multiples of it only.
+
+    Returns:
+        (batch, ceil(rows / stride) * ceil(columns / stride), dim); zeros at masked cells.
+
+    Raises:
+        ValueError: The grid does not hold the cells, or the backend is unknown.
+    """
+    rows, columns = grid
+    if rows * columns != x.shape[1]:
+        raise ValueError(f"a grid of {rows} by {columns} does not hold {x.shape[1]} tokens")
+    if stride < 1:
+        raise ValueError(f"stride must be positive, got {stride}")
+    chosen = resolve_grid_backend(grid, backend)
+    centres = torch.arange(x.shape[1], device=x.device).view(grid)[::stride, ::stride].flatten()
+    if x.numel() == 0:
+        return x[:, centres] * 1.0
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    weight = _weight(log_weight.to(dtype), mask)
+    width = sigma.to(dtype)[:, centres].clamp(SIGMA_MIN, SIGMA_MAX)
+    visible = None if mask is None else mask[:, centres]
+    if visible is not None:
+        width = width.masked_fill(~visible, 1.0)
+    source = x if mask is None else x.masked_fill(~mask[:, :, None], 0.0)
+    with torch.autocast(x.device.type, enabled=False):
+        if chosen == "reference":
+            y = _reference(source.to(dtype), weight, width, centres, grid, normalized=normalized)
+        else:
+            y = _GridPool.apply(source.to(dtype), weight, width, centres, grid, normalized)  # type: ignore[no-untyped-call]
+    if not normalized:
+        shift = _shift(log_weight.to(dtype), mask)
+        count = torch.full_like(shift, x.shape[1]) if mask is None else mask.sum(dim=1, keepdim=True).clamp_min(1)
+        y = y * (shift.exp() / count)[:, :, None]
+    y = y.to(x.dtype)
+    return y if visible is None else y.masked_fill(~visible[:, :, None], 0.0)
+
+
+def resolve_grid_backend(grid: tuple[int, int], backend: str) -> str:  # noqa: ARG001
+    """Name the backend that `grid_pool` uses.
+
+    Raises:
+        ValueError: It is unknown, or not for grids.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} does not pool on a grid; known: {', '.join(BACKENDS)}")
+    return "dense" if backend == "auto" else backend
+
+
+def _shift(log_weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Return each sequence's largest log-weight, (batch, 1), without a gradient; 0 where nothing is real."""
+    detached = log_weight.detach()
+    if mask is not None:
+        detached = detached.masked_fill(~mask, -torch.inf)
+    largest = detached.amax(dim=1, keepdim=True)
+    return torch.where(largest == -torch.inf, 0.0, largest)
+
+
+def _weight(log_weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Return weights (batch, cells), the largest of each sequence being 1, and 0 where masked."""
+    shift = _shift(log_weight, mask)
+    if mask is not None:
+        log_weight = log_weight.masked_fill(~mask, -torch.inf)
+    weight = (log_weight - shift).clamp_min(-WEIGHT_RANGE).exp()
+    return weight if mask is None else weight.masked_fill(~mask, 0.0)
+
+
+def _axes(cells: Tensor, grid: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return squared distances from each of the cells (queries,) to each row and to each column, both in rows."""
+    rows, columns = grid
+    row = cells[:, None] // columns - torch.arange(rows, device=cells.device)
+    column = cells[:, None] % columns - torch.arange(columns, device=cells.device)
+    return row.to(dtype).square(), (column.to(dtype) * (rows / columns)).square()
+
+
+def _reference(
+    x: Tensor, weight: Tensor, sigma: Tensor, centres: Tensor, grid: tuple[int, int], *, normalized: bool
+) -> Tensor:
+    """Pool by the formula, with a (batch, queries, cells) tensor."""
+    over_rows, over_columns = _axes(centres, grid, x.dtype)
+    square = (over_rows[:, :, None] + over_columns[:, None, :]).flatten(1)
+    kernel = torch.exp(-square / (2 * sigma[:, :, None].square())) * weight[:, None, :]
+    if normalized:
+        # A masked query may see nothing at all; what it gives is replaced by the caller.
+        kernel = kernel / kernel.sum(dim=2, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    return kernel @ x
+
+
+class _GridPool(torch.autograd.Function):
+    """The same in chunks of queries; backward recomputes each chunk's Gaussians (formulas in `contextpool.dense`)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        sigma: Tensor,
+        centres: Tensor,
+        grid: tuple[int, int],
+        normalized: bool,  # noqa: FBT001 - `apply` takes no keywords
+    ) -> Tensor:
+        source = x * weight[:, :, None]
+        y, scale = x.new_empty(len(x), len(centres), x.shape[2]), torch.ones_like(sigma)
+        for chunk in _chunks(x, centres):
+            kernel = _kernel(sigma[:, chunk], centres[chunk], grid)[0]
+            if normalized:
+                scale[:, chunk] = reciprocal((kernel @ weight[:, :, None])[:, :, 0])
+            y[:, chunk] = (kernel @ source) * scale[:, chunk, None]
+        ctx.save_for_backward(x, weight, sigma, centres, scale)
+        ctx.grid, ctx.normalized = grid, normalized
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        x, weight, sigma, centres, scale = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            source = x * weight[:, :, None]
+            grad_source, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
+            grad_sigma = torch.zeros_like(sigma)
+            for chunk in _chunks(x, centres):
+                kernel, over_rows, over_columns = _kernel(sigma[:, chunk], centres[chunk], ctx.grid)
+                row = scale[:, chunk, None]
+                upstream = grad[:, chunk] * row
+                grad_source += kernel.transpose(1, 2) @ upstream
+                product = (upstream @ source.transpose(1, 2)).mul_(kernel)
+                if ctx.normalized:
+                    normaliser = -product.sum(dim=2, keepdim=True) * row
+                    grad_weight += (kernel.transpose(1, 2) @ normaliser)[:, :, 0]
+                    product.addcmul_(kernel * weight[:, None, :], normaliser)
+                table = product.unflatten(2, ctx.grid)
+                moment = (table.sum(dim=3) * over_rows).sum(dim=2) + (table.sum(dim=2) * over_columns).sum(dim=2)
+                grad_sigma[:, chunk] = moment / sigma[:, chunk] ** 3
+            grad_weight += (grad_source * x).sum(dim=2)
+        return grad_source * weight[:, :, None], grad_weight, grad_sigma, None, None, None
+
+
+def _chunks(x: Tensor, centres: Tensor) -> list[slice]:
+    """Cut the queries so that a chunk's kernel stays in the cache."""
+    size = max(16, _CHUNK_ELEMENTS // (x.shape[0] * x.shape[1]))
+    return [slice(start, start + size) for start in range(0, len(centres), size)]
+
+
+def _kernel(sigma: Tensor, cells: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return g_ij (batch, queries, cells) and the squared distances over rows and over columns."""
+    over_rows, over_columns = _axes(cells, grid, sigma.dtype)
+    slope = -0.5 / sigma[:, :, None].square()
+    row, column = ((square * slope).clamp_min_(_EXPONENT_MIN).exp_() for square in (over_rows, over_columns))
+    return (row[:, :, :, None] * column[:, :, None, :]).flatten(2), over_rows, over_columns

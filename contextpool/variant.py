@@ -1,0 +1,239 @@
+"""ContextPool in the zoo: pooling in front of any variant, and its control with the same convolutions and no pooling.
+
+Huang, Talbott, Jaitly, Susskind, "Efficient Representation Learning via Adaptive Context Pooling" (ICML 2022,
+arXiv:2207.01844).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo.base import LayerDims, OptionError, SequenceMixer, Traits, VariantConfig, option
+from attention_zoo.registry import UnknownVariantError, VariantSpec, get_variant, register_variant
+from contextpool.config import PoolConfig, PredictorConfig
+from contextpool.grid import resolve_grid_backend
+from contextpool.module import ContextPool
+from contextpool.pool import resolve_backend
+from contextpool.predictor import Predictor
+
+Placement = Literal["branch", "stream"]
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: two bases with slots cannot meet in one class
+class HostConfig(VariantConfig):
+    """What is put in front of which variant, and where.
+
+    Raises:
+        OptionError: There is no such variant, or it refuses its options.
+    """
+
+    base: str = option("full", "variant that reads the pooled tokens")
+    base_options: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "options of that variant"})
+    rotary: bool = option(False, "rotary positions in the base variant (its option of this name)")
+    placement: Placement = option(
+        "branch",
+        "branch: only what the base reads is pooled, in every block; stream: the residual stream itself is pooled, "
+        "between blocks",
+    )
+    grid: Literal["off", "auto"] = option("off", "auto: two-dimensional where the tokens are the pixels of an image")
+
+    def __post_init__(self) -> None:
+        """Check the base and its options."""
+        self.base_config()
+
+    def base_spec(self) -> VariantSpec:
+        """Find the base variant.
+
+        Raises:
+            OptionError: There is none of this name.
+        """
+        try:
+            return get_variant(self.base)
+        except UnknownVariantError as error:
+            raise OptionError(f"base: {error}") from error
+
+    def base_config(self) -> VariantConfig:
+        """Build the options of the base variant.
+
+        Raises:
+            OptionError: It refuses them.
+        """
+        options = {**self.base_options, "rotary": True} if self.rotary else self.base_options
+        try:
+            return self.base_spec().config.from_dict(options)
+        except OptionError as error:
+            if str(error).startswith("base: "):
+                raise
+            raise OptionError(f"base_options of {self.base}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextPoolConfig(HostConfig, PoolConfig):
+    """Options of pooling in front of a variant."""
+
+    def __post_init__(self) -> None:
+        """Check both halves."""
+        PoolConfig.__post_init__(self)
+        HostConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvOnlyConfig(HostConfig, PredictorConfig):
+    """Options of the control."""
+
+    def __post_init__(self) -> None:
+        """Check both halves."""
+        PredictorConfig.__post_init__(self)
+        HostConfig.__post_init__(self)
+
+
+class _Host(SequenceMixer):
+    """A base variant with something in front of it, in the branch that the base reads or in the stream."""
+
+    config: HostConfig
+
+    def __init__(self, config: HostConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        self.base = config.base_spec().build(config.base_config(), dims)
+        self.in_stream = config.placement == "stream"
+        self.front = None if self.in_stream and dims.layer == 0 else self.make_front()
+
+    @abstractmethod
+    def make_front(self) -> nn.Module:
+        """Build the module in front of the base; it maps (x, mask) to a tensor like x, (batch, length, dim)."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Transform what the base reads, unless that is done in the stream, and run the base."""
+        self.check_input(x, mask)
+        if self.front is not None and not self.in_stream:
+            x = self.front(x, mask)
+        return self.base(x, mask)
+
+    def transform_stream(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Transform the stream between blocks, if that is the placement; then what the base does there."""
+        if self.front is not None and self.in_stream:
+            x = self.front(x, mask)
+        return self.base.transform_stream(x, mask)
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Return the base's."""
+        return self.base.auxiliary_loss()
+
+    def after_step(self) -> None:
+        """Do what the base does."""
+        self.base.after_step()
+
+    def learning_rate_scales(self) -> dict[str, float]:
+        """Return the base's, under its parameters' names here."""
+        return {f"base.{name}": scale for name, scale in self.base.learning_rate_scales().items()}
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return the base's."""
+        return self.base.statistics()
+
+    def resolved_backend(self, device: torch.device) -> str:
+        """Return the base's."""
+        return self.base.resolved_backend(device)
+
+    def grid(self) -> tuple[int, int] | None:
+        """Return the grid to work on, None for a sequence."""
+        return self.dims.grid if self.config.grid == "auto" else None
+
+
+@register_variant(
+    "contextpool",
+    traits=Traits(
+        memory="linear",
+        complexity="O(n) + base",
+        causal=True,
+        exact_limit=lambda length: {"weights": "uniform", "sigma": "fixed", "initial_sigma": 0.05},  # noqa: ARG005
+    ),
+    paper="Huang et al. 2022, arXiv:2207.01844",
+)
+class ContextPoolMixer(_Host):
+    """Pool every token's neighbourhood, adaptively, and let the base variant mix the pooled tokens.
+
+    With `placement="branch"` the residual keeps the tokens as they were and only the base reads pooled ones, in every
+    block. With `placement="stream"` the stream itself is pooled between blocks, that is before all blocks but the
+    first, which has no predictor then. The traits are those with full attention as the base.
+    """
+
+    config: ContextPoolConfig
+
+    def __init__(self, config: ContextPoolConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+
+    def make_front(self) -> ContextPool:
+        """Build the pooling."""
+        dims = self.dims
+        return ContextPool(
+            dims.dim,
+            self.config,
+            causal=dims.causal,
+            max_length=max(1, dims.max_length - dims.num_prefix),
+            num_prefix=dims.num_prefix,
+            grid=self.grid(),
+        )
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return the base's, and mean and quantiles of sigma."""
+        return self.base.statistics() | (self.front.statistics() if isinstance(self.front, ContextPool) else {})
+
+    def resolved_backend(self, device: torch.device) -> str:
+        """Name the implementation of the pooling at the longest length, then that of the base."""
+        base, grid, dims = self.base.resolved_backend(device), self.grid(), self.dims
+        if self.front is None:
+            return base
+        if grid is not None:
+            return f"{resolve_grid_backend(grid, self.config.backend)} + {base}"
+        pooling = resolve_backend(dims.max_length, device, causal=dims.causal, backend=self.config.backend)
+        return f"{pooling} + {base}"
+
+
+@register_variant(
+    "contextpool_conv_only",
+    traits=Traits(memory="linear", complexity="O(n) + base", causal=True),
+    paper="none: a control for Huang et al. 2022, arXiv:2207.01844",
+)
+class ContextPoolConvOnly(_Host):
+    """The control of `contextpool`: the same convolutions with the same parameters, and no pooling."""
+
+    config: ConvOnlyConfig
+
+    def __init__(self, config: ConvOnlyConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+
+    def make_front(self) -> Gate:
+        """Build the gate."""
+        return Gate(self.config, self.dims, self.grid())
+
+
+class Gate(nn.Module):
+    """Scale each token by what the convolutions of ContextPool find around it, and leave its neighbours out of it.
+
+    y = x (1 + tanh(a)) on the first half of the features and x (1 + tanh(b)) on the second, with a, b = m(x). Every
+    parameter of the predictor is there and at work, and the gate starts near the identity. Prefix tokens are left as
+    they are.
+    """
+
+    def __init__(self, config: PredictorConfig, dims: LayerDims, grid: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.num_prefix, self.grid = dims.num_prefix, grid
+        self.predictor = Predictor(
+            dims.dim, config, outputs=2, num_biases=1, causal=dims.causal, planar=grid is not None
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Gate (batch, length, dim)."""
+        prefix, x = x[:, : self.num_prefix], x[:, self.num_prefix :]
+        mask = None if mask is None else mask[:, self.num_prefix :]
+        gates = [1.0 + logit.tanh().to(x.dtype).unsqueeze(-1) for logit in self.predictor(x, mask, self.grid)]
+        halves = x.tensor_split(2, dim=-1)
+        y = torch.cat([half * gate for half, gate in zip(halves, gates, strict=True)], dim=-1)
+        return torch.cat((prefix, y), dim=1)
