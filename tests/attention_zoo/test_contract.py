@@ -7,8 +7,9 @@ import pytest
 from attention_zoo import available, get_variant
 from attention_zoo.checks import CHECKS, contract_checks
 
+VARIANTS = available()
 CASES = [
-    pytest.param(run, id=f"{name}-{check}") for name in available() for check, run in contract_checks(get_variant(name))
+    pytest.param(run, id=f"{name}-{check}") for name in VARIANTS for check, run in contract_checks(get_variant(name))
 ]
 
 
@@ -18,5 +19,5 @@ def test_variant_keeps_the_contract(run: Callable[[], None]) -> None:
 
 
 def test_the_variants_were_found() -> None:
-    assert {"full", "contextpool", "contextpool_conv_only"} <= set(available())
-    assert len(CASES) >= (len(CHECKS) - 2) * len(available())  # only two checks depend on what a variant offers
+    assert {"full", "contextpool", "contextpool_conv_only"} <= set(VARIANTS)
+    assert len(CASES) >= (len(CHECKS) - 2) * len(VARIANTS)  # only two checks depend on what a variant offers
