@@ -21,7 +21,6 @@ Departures from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -110,25 +109,20 @@ class Mega(SequenceMixer):
             mask = F.pad(real, (0, padding))
             shared, values = (F.pad(each, (0, 0, 0, padding)) for each in (shared, values))
         shared, values = (each.reshape(-1, 1, chunk, each.shape[-1]) for each in (shared, values))
-        backend = cast(Backend, self.resolved_backend(shared.device))
-        value_dim = values.shape[-1]
-        # Fused kernels want keys and values of one width: zeros fill up the narrower.
-        width = max(2 * key_dim, value_dim) if backend == "fused" else 2 * key_dim
         q, k = (shared * scale + shift for scale, shift in zip(self.scale, self.shift, strict=True))
         bias_q, bias_k = self.rotary(self.bias[:, None, None].expand(-1, 1, chunk, -1)).to(q.dtype)
-        # `attend` divides by the root of the width; the paper divides q k by that of key_dim, and the bias by none.
-        q = torch.cat((q * (width / key_dim) ** 0.5, (bias_q * width**0.5).expand_as(q)), dim=-1)
-        k = torch.cat((k, bias_k.expand_as(k)), dim=-1)
+        # `attend` divides by the root of twice key_dim; the paper divides q k by that of key_dim, and the bias by none.
+        q = torch.cat((q * 2**0.5, (bias_q * (2 * key_dim) ** 0.5).expand_as(q)), dim=-1)
         read = attend(
-            F.pad(q, (0, width - 2 * key_dim)),
-            F.pad(k, (0, width - 2 * key_dim)),
-            F.pad(values, (0, max(0, width - value_dim))) if backend == "fused" else values,
+            q,
+            torch.cat((k, bias_k.expand_as(k)), dim=-1),
+            values,
             None if mask is None else mask.reshape(-1, chunk),
             causal=self.dims.causal,
             dropout=self.dims.dropout,
             training=self.training,
-            backend=backend,
-        )[..., :value_dim]
+            backend=self.config.backend,
+        )
         return read.reshape(batch, length + padding, -1)[:, :length]
 
 
