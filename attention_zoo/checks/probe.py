@@ -6,6 +6,7 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import field, fields, make_dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def with_options(spec: VariantSpec, options: Mapping[str, Any]) -> VariantSpec:
     chosen = spec.config.from_dict(options)
     hints = typing.get_type_hints(spec.config)
     changed = [
-        (f.name, hints[f.name], field(default=getattr(chosen, f.name), metadata=f.metadata))
+        (f.name, hints[f.name], field(default_factory=partial(getattr, chosen, f.name), metadata=f.metadata))
         for f in fields(spec.config)
     ]
     config = make_dataclass(spec.config.__name__, changed, bases=(spec.config,), frozen=True, kw_only=True, slots=True)
