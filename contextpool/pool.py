@@ -7,23 +7,28 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from contextpool.causal import tree_causal_pool
 from contextpool.dense import dense_causal_pool, dense_pool
 from contextpool.opaque import Kernel
 from contextpool.pyramid import pyramid_pool
 from contextpool.reference import SIGMA_MIN, reference_pool
 
-Backend = Literal["auto", "reference", "dense", "pyramid"]
+Backend = Literal["auto", "reference", "dense", "pyramid", "tree"]
 
 SIGMA_MAX = 1e8
 """Widest Gaussian, in tokens: uniform for every length that fits a machine, and safe to raise to the fourth power."""
 WEIGHT_RANGE = 60.0
 """Log-weights further than this below the sequence's largest count as this far below: their weight is 9e-27 of it."""
-DENSE_UP_TO = {"cpu": 384, "cuda": 2048}
-"""Longest sequence for which `auto` takes the dense form, by type of device."""
+DENSE_UP_TO = {"cpu": {False: 384, True: 768}, "cuda": {False: 2048, True: 4096}}
+"""Longest sequence for which `auto` takes the dense form, by type of device and whether causal.
+
+The figures for the CPU are where the measured times cross (`benchmarks/contextpool.py`); those for CUDA are estimates.
+"""
 
 _KERNELS: dict[str, dict[bool, Kernel]] = {
     "dense": {False: dense_pool, True: dense_causal_pool},
     "pyramid": {False: pyramid_pool},
+    "tree": {True: tree_causal_pool},
 }
 """Backend -> whether causal -> kernel."""
 
@@ -59,9 +64,9 @@ def context_pool(
         grid: (rows, columns) if the tokens are the cells of a grid in row-major order; the distance is then Euclidean.
         normalized: See above.
         backend: `reference` (the formula, quadratic memory), `dense` (the formula in chunks, quadratic time), `pyramid`
-            (linear time, not causal, relative error about 2e-7 even in float64) or `auto`, which takes `dense` up to
-            384 tokens on a CPU and 2048 on a GPU, and for all causal pooling, and else `pyramid`. The CPU's figure is
-            where the measured times cross; the GPU's is an estimate.
+            (linear time, not causal), `tree` (time n log n, causal only) or `auto`: `dense` up to the lengths of
+            `DENSE_UP_TO`, beyond them `pyramid`, or `tree` if causal. The pyramid and the tree are accurate to about
+            3e-7, in float64 too; the tree's error is relative to the largest weight in reach.
 
     Returns:
         (batch, length, dim); zeros at masked positions, whose gradients are zero too.
@@ -96,7 +101,9 @@ def resolve_backend(length: int, device: torch.device, *, causal: bool = False, 
     if backend not in get_args(Backend):
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(get_args(Backend))}")
     if backend == "auto":
-        return "dense" if causal or length <= DENSE_UP_TO.get(device.type, 384) else "pyramid"
+        if length <= DENSE_UP_TO.get(device.type, DENSE_UP_TO["cpu"])[causal]:
+            return "dense"
+        return "tree" if causal else "pyramid"
     if backend != "reference" and causal not in _KERNELS[backend]:
         possible = ", ".join(["reference", *(name for name, forms in _KERNELS.items() if causal in forms)])
         raise ValueError(f"backend {backend!r} has no {'' if causal else 'non-'}causal form; possible: {possible}")

@@ -47,7 +47,7 @@ def _forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool) -> tupl
     y = torch.empty_like(x)
     rows = y.view(-1, x.shape[2])
     sums = buffer = weight.new_empty(0)
-    for start, stop in _slabs(x.shape[2]):
+    for start, stop in slabs(x.shape[2]):
         buffer = _build(tiles, x[:, :, start:stop], weight, buffer)
         # One more row of zeros, for the masked tokens.
         sums = sums.resize_(tiles.groups.token.numel() + 1, stop - start)
@@ -82,7 +82,7 @@ def _backward(
     product = torch.zeros_like(kernel)
     grad_rows = grad.reshape(-1, x.shape[2])
     buffer = grad_buffer = weight.new_empty(0)
-    for start, stop in _slabs(x.shape[2]):
+    for start, stop in slabs(x.shape[2]):
         features = x[:, :, start:stop]
         buffer = _build(tiles, features, weight, buffer)
         grad_buffer = grad_buffer.resize_(buffer.shape).zero_()
@@ -110,7 +110,7 @@ def _backward(
     return grad_x, grad_weight, grad_sigma
 
 
-def _slabs(dim: int) -> list[tuple[int, int]]:
+def slabs(dim: int) -> list[tuple[int, int]]:
     """Cut the features into slabs of nearly equal width."""
     count = -(-dim // SLAB)
     bounds = [dim * i // count for i in range(count + 1)]

@@ -9,7 +9,7 @@ import torch
 
 from contextpool.reference import reference_pool
 
-FORMS = [("dense", False), ("dense", True), ("pyramid", False)]
+FORMS = [("dense", False), ("dense", True), ("pyramid", False), ("tree", True)]
 """Every fast backend, with whether it is causal."""
 
 

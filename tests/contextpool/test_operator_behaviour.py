@@ -1,10 +1,13 @@
-"""What is true of the pyramid beyond its numbers: linear memory, the same bits twice, and life under torch.compile."""
+"""What is true of the backends beyond their numbers: memory, the same bits twice, and life under torch.compile."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contextpool.pool import context_pool
+from tests.contextpool.operator_cases import FORMS
+
+forms = pytest.mark.parametrize(("backend", "causal"), FORMS)
 
 
 def inputs(batch, length, dim):
@@ -28,42 +31,52 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def largest_tensor(backend, length):
+def largest_tensor(backend, length, *, causal):
     *leaves, grad = inputs(1, length, 4)
     with LargestTensor() as record:
-        context_pool(*leaves, backend=backend).backward(grad)
+        context_pool(*leaves, causal=causal, backend=backend).backward(grad)
     return record.elements
 
 
-def test_the_pyramid_makes_no_tensor_that_grows_with_the_square_of_the_length():
-    short, long = (largest_tensor("pyramid", length) for length in (4096, 16384))
+@pytest.mark.parametrize(("backend", "causal"), [("pyramid", False), ("tree", True)])
+def test_no_tensor_grows_with_the_square_of_the_length(backend, causal):
+    short, long = (largest_tensor(backend, length, causal=causal) for length in (4096, 16384))
     assert long < 5 * short
     assert long < 16384**2 / 200
-    assert largest_tensor("reference", 1024) >= 1024**2  # the record sees what is there
 
 
-def test_the_pyramid_gives_the_same_bits_twice():
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_dense_backend_makes_no_tensor_of_length_by_length(causal):
+    assert largest_tensor("dense", 2048, causal=causal) < 2048**2 / 10
+
+
+def test_the_record_of_tensors_sees_a_length_by_length_tensor():
+    assert largest_tensor("reference", 1024, causal=False) >= 1024**2
+
+
+@forms
+def test_two_runs_give_the_same_bits(backend, causal):
     results = []
     for _ in range(2):
         *leaves, grad = inputs(2, 700, 70)
-        y = context_pool(*leaves, backend="pyramid")
+        y = context_pool(*leaves, causal=causal, backend=backend)
         y.backward(grad)
         results.append([y.detach(), *(leaf.grad for leaf in leaves)])
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["dense", "pyramid"])
-def test_the_operators_follow_the_rules_of_custom_operators(backend):
+@forms
+def test_the_operators_follow_the_rules_of_custom_operators(backend, causal):
     x, log_weight, sigma, _ = inputs(2, 40, 3)
-    operator = getattr(torch.ops.contextpool, backend).default
+    operator = getattr(torch.ops.contextpool, f"{backend}_causal" if causal else backend).default
     arguments = (x, log_weight.detach().exp().requires_grad_(), sigma.detach().clamp_min(0.5).requires_grad_(), True)
     torch.library.opcheck(operator, arguments)
 
 
-@pytest.mark.parametrize("backend", ["dense", "pyramid"])
-def test_compiled_code_gives_the_same_numbers(backend):
+@forms
+def test_compiled_code_gives_the_same_numbers(backend, causal):
     def pool(x, log_weight, sigma):
-        return context_pool(2.0 * x, log_weight, sigma, backend=backend)
+        return context_pool(2.0 * x, log_weight, sigma, causal=causal, backend=backend)
 
     results = []
     for function in (pool, torch.compile(pool, backend="aot_eager", fullgraph=True)):
