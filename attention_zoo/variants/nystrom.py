@@ -1,0 +1,134 @@
+"""Nyströmformer: softmax attention through landmarks (Xiong et al. 2021, arXiv:2102.03902).
+
+softmax(q K̃ᵀ) · pinv(softmax(Q̃ K̃ᵀ)) · softmax(Q̃ kᵀ) v, with landmarks Q̃ and K̃ the means of segments of queries and keys,
+an iterated pseudo-inverse (equation 14), and a depth-wise convolution of the values added to the result.
+
+Departures from the paper:
+
+- Segments are of the real tokens of each sequence, of nearly equal size for every length; padding is in none.
+- The iteration starts at Aᵀ / (‖A‖₁ ‖A‖∞) with the norms of that head of that sequence. (One maximum over the batch, as
+  commonly run, makes the result depend on the other sequences.)
+- A sequence with no more real tokens than landmarks is attended in full: there each token is its landmark, the product
+  of the first two matrices is the identity, and the iteration could only lose digits.
+- The pseudo-inverse is computed in float32 at least. Dropout falls on the weights of the first and third matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
+from attention_zoo.kernels.attend import attend, resolve_backend
+from attention_zoo.masking import masked_softmax
+from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.registry import register_variant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NystromConfig(QkvConfig):
+    """Options of Nyström attention.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    num_landmarks: int = option(64, "segment means that stand for the tokens (m in the paper)")
+    pinv_iterations: int = option(6, "iterations of the pseudo-inverse")
+    conv_kernel: int = option(35, "size of the depth-wise convolution of the values, odd; 0 for none")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if min(self.num_landmarks, self.pinv_iterations) < 1:
+            raise ValueError(f"num_landmarks and pinv_iterations must be positive: {self}")
+        if self.conv_kernel < 0 or (self.conv_kernel and self.conv_kernel % 2 == 0):
+            raise ValueError(f"conv_kernel must be odd, or 0 for none, got {self.conv_kernel}")
+
+
+@register_variant(
+    "nystrom",
+    traits=Traits(
+        memory="linear",
+        complexity="O(n m), m the landmarks",
+        exact_limit=lambda length: {"num_landmarks": length, "conv_kernel": 0},
+    ),
+    paper="Xiong et al. 2021, arXiv:2102.03902",
+)
+class NystromAttention(SequenceMixer):
+    """Softmax attention approximated through landmarks, plus a convolution of the values."""
+
+    config: NystromConfig
+
+    def __init__(self, config: NystromConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        self.projections = HeadProjections(dims, rotary=config.rotary)
+        heads, kernel = dims.num_heads, config.conv_kernel
+        self.conv = (
+            nn.Conv2d(heads, heads, (kernel, 1), padding=(kernel // 2, 0), groups=heads, bias=False) if kernel else None
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; see `SequenceMixer.forward`."""
+        self.check_input(x, mask)
+        q, k, v = self.projections.split(x)
+        heads = self._attend(q, k, v, mask)
+        if self.conv is not None:
+            heads = heads + self.conv(v if mask is None else v.masked_fill(~mask[:, None, :, None], 0.0))
+        return self.projections.merge(heads, mask)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        dropout, training = self.dims.dropout, self.training
+        real = q.new_ones(len(q), q.shape[2], dtype=torch.bool) if mask is None else mask
+        means, used = segment_means(real, min(self.config.num_landmarks, q.shape[2]), q.dtype)
+        q_landmarks, k_landmarks = means @ q, means @ k
+        seen = attend(q_landmarks, k, v, real, dropout=dropout, training=training)
+        with torch.autocast(q.device.type, enabled=False):
+            dtype = torch.promote_types(q.dtype, torch.float32)
+            scores = (q_landmarks.to(dtype) * q.shape[-1] ** -0.5) @ k_landmarks.to(dtype).transpose(-2, -1)
+            pairs = masked_softmax(scores, used[:, None, None, :]).masked_fill(~used[:, None, :, None], 0.0)
+            values = (pseudo_inverse(pairs, self.config.pinv_iterations) @ seen.to(dtype)).to(q.dtype)
+        all_are_landmarks = (real.sum(dim=1) <= means.shape[2])[:, None, None, None]
+        values = torch.where(all_are_landmarks, means @ v, values)
+        return attend(q, k_landmarks, values, used, dropout=dropout, training=training)
+
+    def resolved_backend(self, device: torch.device) -> str:
+        """Name the implementation in training; see `attention_zoo.kernels.attend.resolve_backend`."""
+        return resolve_backend("auto", device, dropout=self.dims.dropout)
+
+
+def segment_means(mask: Tensor, num_landmarks: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cut the real tokens of each sequence into segments of nearly equal size.
+
+    Args:
+        mask: (batch, length), bool, True = real.
+        num_landmarks: Segments of a sequence that has that many real tokens; one for each token otherwise.
+        dtype: Of the weights.
+
+    Returns:
+        Weights (batch, 1, num_landmarks, length), whose product with the tokens is the means of the segments,
+        and (batch, num_landmarks), bool, True where there is a segment.
+    """
+    count = mask.sum(dim=1, keepdim=True)
+    segments = count.clamp_max(num_landmarks)
+    segment = (mask.cumsum(dim=1) - 1) * segments // count.clamp_min(1)
+    index = torch.arange(num_landmarks, device=mask.device)
+    member = (segment[:, None, :] == index[:, None]) & mask[:, None, :]
+    size = member.sum(dim=2, keepdim=True).clamp_min(1)
+    return (member.to(dtype) / size)[:, None], index < segments
+
+
+def pseudo_inverse(matrix: Tensor, iterations: int) -> Tensor:
+    """Approximate the Moore-Penrose inverse of (..., size, size), each matrix by itself: the paper's equation 14.
+
+    An iteration takes a residual e of I - A Z to (3 e³ + e⁴) / 4. A matrix of zeros gives zeros.
+    """
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    magnitude = matrix.abs()
+    scale = magnitude.sum(dim=-2).amax(dim=-1) * magnitude.sum(dim=-1).amax(dim=-1)
+    inverse = matrix.transpose(-2, -1) / scale.clamp_min(torch.finfo(matrix.dtype).tiny)[..., None, None]
+    for _ in range(iterations):
+        product = matrix @ inverse
+        inverse = 0.25 * inverse @ (13 * identity - product @ (15 * identity - product @ (7 * identity - product)))
+    return inverse
