@@ -1,0 +1,79 @@
+"""Luna: attention packed into a short learned sequence and unpacked again (Ma et al. 2021, arXiv:2106.01540).
+
+`num_memory` learned vectors attend to the tokens; the tokens attend to what these found: equations 5 and 6.
+
+Departures from the paper:
+
+- The learned sequence does not travel from layer to layer, as a mixer has no side channel: every layer has its own, and
+  nothing normalises or adds to it on the way.
+- It is learned as the queries of the first step, head by head: with nothing that changes it, a projection would only
+  write the same parameters twice.
+- Softmax in both steps, bidirectional.
+
+The second step needs keys and values of its own: two square matrices more than full attention has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
+from attention_zoo.kernels.attend import attend, resolve_backend
+from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.registry import register_variant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LunaConfig(QkvConfig):
+    """Options of Luna.
+
+    Raises:
+        ValueError: There are no vectors.
+    """
+
+    num_memory: int = option(256, "vectors that the tokens are packed into; 16, 128 and 256 have published results")
+
+    def __post_init__(self) -> None:
+        """Check the number of vectors."""
+        if self.num_memory < 1:
+            raise ValueError(f"num_memory must be positive, got {self.num_memory}")
+
+
+@register_variant(
+    "luna",
+    traits=Traits(memory="linear", complexity="O(n l), l the vectors", permutation_equivariant=True),
+    paper="Ma et al. 2021, arXiv:2106.01540",
+)
+class Luna(SequenceMixer):
+    """Two steps of softmax attention, each between the tokens and a fixed number of learned vectors."""
+
+    config: LunaConfig
+
+    def __init__(self, config: LunaConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        self.projections = HeadProjections(dims, rotary=config.rotary)
+        self.memory = nn.Parameter(torch.randn(dims.num_heads, config.num_memory, dims.head_dim))
+        width = dims.num_heads * dims.head_dim
+        self.unpack_key = nn.Linear(width, width, bias=dims.qkv_bias)
+        self.unpack_value = nn.Linear(width, width, bias=dims.qkv_bias)
+        for linear in (self.unpack_key, self.unpack_value):
+            nn.init.xavier_uniform_(linear.weight)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; see `SequenceMixer.forward`."""
+        self.check_input(x, mask)
+        q, k, v = self.projections.split(x)
+        dropout, training = self.dims.dropout, self.training
+        memory = self.memory.to(k.dtype).expand(len(x), -1, -1, -1)
+        packed = attend(memory, k, v, mask, dropout=dropout, training=training).transpose(1, 2).flatten(2)
+        keys, values = (self.projections.to_heads(linear(packed)) for linear in (self.unpack_key, self.unpack_value))
+        return self.projections.merge(attend(q, keys, values, dropout=dropout, training=training), mask)
+
+    def resolved_backend(self, device: torch.device) -> str:
+        """Name the implementation in training; see `attention_zoo.kernels.attend.resolve_backend`."""
+        return resolve_backend("auto", device, dropout=self.dims.dropout)
