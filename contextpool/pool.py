@@ -65,8 +65,9 @@ def context_pool(
         normalized: See above.
         backend: `reference` (the formula, quadratic memory), `dense` (the formula in chunks, quadratic time), `pyramid`
             (linear time, not causal), `tree` (time n log n, causal only) or `auto`: `dense` up to the lengths of
-            `DENSE_UP_TO`, beyond them `pyramid`, or `tree` if causal. The pyramid and the tree are accurate to about
-            3e-7, in float64 too; the tree's error is relative to the largest weight in reach.
+            `DENSE_UP_TO`, beyond them `pyramid`, or `tree` if causal. The pyramid and the tree err by about 3e-7 of
+            the result, in float64 too. They cut off tails, so where whole stretches of a sequence weigh 10^5 times as
+            much as the next stretch or more, the error near the border grows with that factor; `dense` has no limit.
 
     Returns:
         (batch, length, dim); zeros at masked positions, whose gradients are zero too.
