@@ -1,0 +1,131 @@
+"""Synthesizer: attention weights that no pair of tokens decides (Tay et al. 2021, arXiv:2005.00743).
+
+softmax(B) v, in each head, with B one of
+
+- "factorised": R₁ R₂ᵀ, two learned tables of `rank` columns (section 3.2.2), what the benchmark's code runs;
+- "random": a learned matrix (section 3.1.2), max_length² parameters a head;
+- "dense": W₂ relu(W₁ x_i) + b₂, from the query's token alone (section 3.1.1).
+
+Departures from the paper:
+
+- Factorised and dense scores are products of one vector for each query and one for each key, so they go through the
+  same fused attention as ever and are never written down. Only "random" is quadratic in memory.
+- The hidden layer of "dense" has the width of a head, as in the benchmark's code, and so is there a bias for every key;
+  each head has its own W₂.
+- "factorised" is of the random kind; the factorised dense kind and mixtures with q·k are not offered.
+- The starting values are normal, with a standard deviation of `rank`^(-1/4) for the factors, 1 for "random", and that
+  of a normalised layer for "dense".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
+from attention_zoo.kernels.attend import attend, resolve_backend
+from attention_zoo.masking import masked_softmax, zero_masked
+from attention_zoo.registry import register_variant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SynthesizerConfig(VariantConfig):
+    """Options of the Synthesizer.
+
+    Raises:
+        ValueError: The rank is not positive.
+    """
+
+    kind: Literal["factorised", "random", "dense"] = option(
+        "factorised", "weights from two learned tables, from one learned matrix, or from the token that looks"
+    )
+    rank: int = option(32, "columns of the tables of the factorised kind (k in the paper)")
+
+    def __post_init__(self) -> None:
+        """Check the rank."""
+        if self.rank < 1:
+            raise ValueError(f"rank must be positive, got {self.rank}")
+
+
+@register_variant(
+    "synthesizer",
+    traits=Traits(memory="linear", complexity="O(n²)"),
+    paper="Tay et al. 2021, arXiv:2005.00743",
+)
+class Synthesizer(SequenceMixer):
+    """Attention by position, or by the looking token alone: no queries meet keys.
+
+    The claim of linear memory holds for the default kind and for "dense"; "random" holds its matrix as a parameter.
+    """
+
+    config: SynthesizerConfig
+
+    def __init__(self, config: SynthesizerConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        width = dims.num_heads * dims.head_dim
+        self.value = nn.Linear(dims.dim, width, bias=dims.qkv_bias)
+        self.out = nn.Linear(width, dims.dim, bias=dims.qkv_bias)
+        self.hidden = nn.Linear(dims.dim, width, bias=dims.qkv_bias) if config.kind == "dense" else None
+        for linear in (self.value, self.out, self.hidden):
+            if linear is not None:
+                nn.init.xavier_uniform_(linear.weight)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
+        heads, length = dims.num_heads, dims.max_length
+        if config.kind == "random":
+            self.scores = nn.Parameter(torch.randn(heads, length, length))
+        elif config.kind == "factorised":
+            self.query_table = nn.Parameter(torch.randn(heads, length, config.rank) * config.rank**-0.25)
+            self.key_table = nn.Parameter(torch.randn(heads, length, config.rank) * config.rank**-0.25)
+        else:
+            self.key_table = nn.Parameter(torch.randn(heads, length, dims.head_dim) * dims.head_dim**-0.5)
+            self.key_bias = nn.Parameter(torch.zeros(heads, length, 1))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mix by synthetic weights; see `SequenceMixer.forward`."""
+        self.check_input(x, mask)
+        v = self._to_heads(self.value(x))
+        if self.config.kind == "random":
+            heads = self._mix_by_matrix(v, mask)
+        else:
+            queries, keys = self._factors(x)
+            queries = queries * queries.shape[-1] ** 0.5  # undoes the scale of `attend`
+            heads = attend(
+                queries.to(v.dtype),
+                keys.to(v.dtype),
+                v,
+                mask,
+                dropout=self.dims.dropout,
+                training=self.training,
+            )
+        return zero_masked(self.out(heads.transpose(1, 2).flatten(2)), mask)
+
+    def resolved_backend(self, device: torch.device) -> str:
+        """Name the implementation in training; see `attention_zoo.kernels.attend.resolve_backend`."""
+        return resolve_backend(
+            "reference" if self.config.kind == "random" else "auto", device, dropout=self.dims.dropout
+        )
+
+    def _factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two tensors, (batch, num_heads, length, rank), whose products are the scores."""
+        batch, length = x.shape[:2]
+        keys = self.key_table[:, :length]
+        if self.hidden is None:
+            return self.query_table[:, :length].expand(batch, -1, -1, -1), keys.expand(batch, -1, -1, -1)
+        hidden = self._to_heads(self.hidden(x).relu())
+        keys = torch.cat((keys, self.key_bias[:, :length]), dim=-1)
+        return F.pad(hidden, (0, 1), value=1.0), keys.expand(batch, -1, -1, -1)
+
+    def _mix_by_matrix(self, v: Tensor, mask: Tensor | None) -> Tensor:
+        length = v.shape[2]
+        scores = self.scores[None, :, :length, :length]
+        weights = masked_softmax(scores, None if mask is None else mask[:, None, None, :])
+        return F.dropout(weights, self.dims.dropout, self.training).to(v.dtype) @ v
+
+    def _to_heads(self, x: Tensor) -> Tensor:
+        """Reshape (batch, length, num_heads * head_dim) to (batch, num_heads, length, head_dim)."""
+        return x.unflatten(2, (self.dims.num_heads, self.dims.head_dim)).transpose(1, 2)
