@@ -1,0 +1,95 @@
+"""FNet: the real part of a two-dimensional Fourier transform (Lee-Thorp et al. 2022, arXiv:2105.03824).
+
+Tokens are mixed by a discrete Fourier transform over the length and over the width; there are no parameters.
+
+Departures from the paper:
+
+- With `over="real"`, the default, each sequence is transformed over its own real tokens, in their order, so that
+  padding changes nothing. The lengths in a batch differ, so the transform is Bluestein's (the chirp z-transform), with
+  the chirps of each sequence. The paper, and `over="padded"`, transforms the padded sequence with zeros as padding:
+  there every result depends on how far the batch is padded.
+- The transform is unitary: divided by sqrt(length * dim), so that its result has the scale of its input. The paper
+  leaves it to a norm that follows, which the blocks of this project do not have.
+- There are no weights to drop: dropout falls on the result.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
+from attention_zoo.masking import zero_masked
+from attention_zoo.registry import register_variant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FnetConfig(VariantConfig):
+    """Options of FNet."""
+
+    over: Literal["real", "padded"] = option(
+        "real", "transform the real tokens of each sequence, or all positions with zeros as padding"
+    )
+
+
+@register_variant(
+    "fnet",
+    traits=Traits(memory="linear", complexity="O(n log n)"),
+    paper="Lee-Thorp et al. 2022, arXiv:2105.03824",
+)
+class Fnet(SequenceMixer):
+    """Real part of the Fourier transform over the length and the width."""
+
+    config: FnetConfig
+
+    def __init__(self, config: FnetConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Transform; see `SequenceMixer.forward`."""
+        self.check_input(x, mask)
+        with torch.autocast(x.device.type, enabled=False):
+            signal = zero_masked(x, mask).to(torch.promote_types(x.dtype, torch.float32))
+            spectrum = torch.fft.fft(signal, dim=2, norm="ortho")
+            if mask is None or self.config.over == "padded":
+                mixed = torch.fft.fft(spectrum, dim=1, norm="ortho").real
+            else:
+                mixed = transform_real_tokens(spectrum, mask).real
+        return zero_masked(F.dropout(mixed.to(x.dtype), self.dims.dropout, self.training), mask)
+
+
+def transform_real_tokens(x: Tensor, mask: Tensor) -> Tensor:
+    """Transform each sequence over its real tokens alone, leaving the results in their places.
+
+    Bluestein 1970: with j k = (j² + k² - (k - j)²) / 2, the transform of any length is a convolution with a chirp
+    between two products with it, and the convolution is done by transforms of a fixed length.
+
+    Args:
+        x: (batch, length, dim), complex.
+        mask: (batch, length), bool, True = real.
+
+    Returns:
+        (batch, length, dim), complex, unitary over the real tokens; zeros at masked positions.
+    """
+    batch, length = mask.shape
+    count = mask.sum(dim=1, keepdim=True).clamp_min(1)
+    place = torch.arange(length, device=x.device)
+    in_order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
+    size = 1 << (2 * length - 2).bit_length()
+
+    # exp(-iπ k² / n): the square is reduced modulo 2n in whole numbers, so that no digit of the angle is lost.
+    angle = (place.square() % (2 * count)).to(x.real.dtype) * math.pi / count
+    chirp = torch.polar(torch.ones_like(angle), -angle) * (place < count)
+    kernel = torch.cat((chirp, chirp.new_zeros(batch, size - 2 * length + 1), chirp[:, 1:].flip(1)), dim=1).conj()
+
+    compact = x.gather(1, in_order[..., None].expand_as(x)) * chirp[..., None]
+    convolved = torch.fft.ifft(torch.fft.fft(compact, n=size, dim=1) * torch.fft.fft(kernel, dim=1)[..., None], dim=1)
+    spectrum = convolved[:, :length] * (chirp / count.to(angle.dtype).sqrt())[..., None]
+
+    back = (mask.cumsum(dim=1) - 1).clamp_min(0)
+    return spectrum.gather(1, back[..., None].expand_as(spectrum)) * mask[..., None]
