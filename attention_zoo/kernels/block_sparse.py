@@ -17,12 +17,12 @@ from torch.autograd.function import once_differentiable
 
 from attention_zoo.kernels.blockwise import DropoutBits
 
-_SCORES_CPU = 2**17
-"""Scores made at a time (512 KiB in float32), when several blocks fit beside each other."""
+_SCORES_CPU = 3 * 2**16
+"""Scores made at a time (768 KiB in float32), when several blocks fit beside each other."""
 _SCORES_GPU = 2**25
 
 _HIDDEN = torch.finfo(torch.float32).min / 4
-"""Added to a hidden score: the weight underflows to zero. Two of them add up to a finite number still."""
+"""Added to a hidden score: the weight underflows to zero. Three of them add up to a finite number still."""
 
 Part = tuple[slice, slice, slice]
 """Which sequences, heads and blocks of queries."""
@@ -74,7 +74,7 @@ def block_sparse_attention(
     shape = _Shape(pattern.index.shape[1], pattern.key_size, dropout, seed)
     masks = pattern.seen, pattern.relative, pattern.pairs
     out, log_sum = _BlockSparse.apply(  # type: ignore[no-untyped-call]
-        q, k.contiguous(), v.contiguous(), pattern.index, *masks, pattern.shared, pattern.shared_seen, shape
+        shape, q, k.contiguous(), v.contiguous(), pattern.index, *masks, pattern.shared, pattern.shared_seen
     )
     return out, log_sum
 
@@ -103,9 +103,10 @@ class _Shape(NamedTuple):
 
 class _BlockSparse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        *others, shape = rest
-        work = _Work(q, k, v, *others, shape)
+    def forward(
+        ctx: Any, shape: _Shape, q: Tensor, k: Tensor, v: Tensor, *others: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        work = _Work(shape, q, k, v, *others)
         bits = DropoutBits(shape.dropout, shape.seed, work.like)
         out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         out_blocks = work.blocks_of(out)
@@ -129,7 +130,7 @@ class _BlockSparse(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, grad_log_sum: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
-        work = _Work(*inputs, ctx.shape)
+        work = _Work(ctx.shape, *inputs)
         bits = DropoutBits(ctx.shape.dropout, ctx.shape.seed, work.like)
         grad_q = torch.empty_like(inputs[0])
         grad_blocks = work.blocks_of(torch.zeros_like(grad_q) if grad_out is None else grad_out)
@@ -147,7 +148,7 @@ class _BlockSparse(torch.autograd.Function):
             grad_q_blocks[part] = (grad_scores @ keys).mul_(work.scale)
             work.scatter(part, grad_k, grad_scores.transpose(-2, -1) @ queries)
             work.scatter(part, grad_v, bits.drop_(weights).transpose(-2, -1) @ grad)
-        return grad_q, work.collect(grad_k), work.collect(grad_v), None, None, None, None, None, None, None
+        return None, grad_q, work.collect(grad_k), work.collect(grad_v), None, None, None, None, None, None
 
 
 class _Work:
@@ -155,6 +156,7 @@ class _Work:
 
     def __init__(
         self,
+        shape: _Shape,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -164,7 +166,6 @@ class _Work:
         pairs: Tensor | None,
         shared: Tensor | None,
         shared_seen: Tensor | None,
-        shape: _Shape,
     ) -> None:
         self.query_blocks = shape.query_blocks
         self.q = self.blocks_of(q)
@@ -174,15 +175,15 @@ class _Work:
         self.index = rows.unsqueeze(3) * (k.shape[2] // shape.key_size) + index.unsqueeze(1)
         self.shared = None if shared is None else rows * k.shape[2] + shared.unsqueeze(1)
         self.num_shared = 0 if shared is None else shared.shape[1]
-        found = (
-            None if seen is None else seen[:, None, :, None],
-            None if relative is None else relative[None, None, None],
-            None if pairs is None else pairs.unsqueeze(1),
-        )
-        self.conditions = [condition for condition in found if condition is not None]
-        self.shared_seen = None if shared_seen is None else shared_seen[:, None, None, None]
         self.scale = q.shape[-1] ** -0.5
         self.like = q.new_empty(0, dtype=torch.promote_types(q.dtype, torch.float32))
+        self.seen = None if seen is None else self._penalty(seen[:, None, :, None])
+        self.relative = None if relative is None else self._penalty(relative)
+        self.pairs = None if pairs is None else pairs.unsqueeze(1)
+        self.shared_seen = None if shared_seen is None else self._penalty(shared_seen[:, None, None, None])
+
+    def _penalty(self, condition: Tensor) -> Tensor:
+        return condition.logical_not().to(self.like.dtype).mul_(_HIDDEN)
 
     def blocks_of(self, x: Tensor) -> Tensor:
         """Look at what belongs to the queries as (batch, num_heads, query blocks, queries, features)."""
@@ -215,10 +216,15 @@ class _Work:
     def scores(self, part: Part, queries: Tensor, keys: Tensor) -> Tensor:
         """Return (batch, num_heads, blocks, queries, shared + gathered keys) of the part, hopeless where hidden."""
         scores = queries @ keys.transpose(-2, -1)
-        for condition in self.conditions:
-            scores[..., self.num_shared :] += _penalty(condition, part, scores)
+        shared, own = scores[..., : self.num_shared], scores[..., self.num_shared :]
+        if self.seen is not None:
+            own += _cut(self.seen, part)
+        if self.relative is not None:
+            own += self.relative
+        if self.pairs is not None:
+            own += self._penalty(_cut(self.pairs, part))
         if self.shared_seen is not None:
-            scores[..., : self.num_shared] += _penalty(self.shared_seen, part, scores)
+            shared += _cut(self.shared_seen, part)
         return scores
 
     def accumulator(self) -> tuple[Tensor, Tensor | None]:
@@ -247,7 +253,6 @@ def _pick(x: Tensor, index: Tensor) -> Tensor:
     return x.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
-def _penalty(condition: Tensor, part: Part, like: Tensor) -> Tensor:
-    """Take a part of a condition, of whose leading three axes any may have size 1, and make it a penalty."""
-    kept = condition[tuple(s if size > 1 else slice(None) for s, size in zip(part, condition.shape[:3], strict=True))]
-    return kept.logical_not().to(like.dtype).mul_(_HIDDEN)
+def _cut(condition: Tensor, part: Part) -> Tensor:
+    """Take a part of what has five axes, of which the first three may have size 1."""
+    return condition[tuple(s if size > 1 else slice(None) for s, size in zip(part, condition.shape[:3], strict=True))]

@@ -130,8 +130,10 @@ def test_bigbird_draws_its_random_blocks_evenly():
 
 
 @pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("together", [1, 16])
 @pytest.mark.parametrize(("stride", "num_summary"), [(1, 1), (5, 2), (8, 3), (60, 10)])
-def test_fixed_sparse_attends_to_the_block_and_to_all_summaries(length, stride, num_summary):
+def test_fixed_sparse_attends_to_the_block_and_to_all_summaries(length, stride, num_summary, together, monkeypatch):
+    monkeypatch.setattr(sparse_module, "_FIXED", together)
     mixer = build("sparse", length, {"stride": stride, "num_summary": num_summary})
     assert_dense(
         mixer, pairs(length, lambda i, j: i // stride == j // stride or j % stride >= stride - num_summary), length
@@ -145,3 +147,35 @@ def test_strided_sparse_attends_to_a_window_and_to_multiples_of_the_stride(lengt
     monkeypatch.setattr(sparse_module, "_ROWS", rows)
     mixer = build("sparse", length, {"pattern": "strided", "stride": stride, "num_summary": 1})
     assert_dense(mixer, pairs(length, lambda i, j: abs(i - j) < stride or (i - j) % stride == 0), length)
+
+
+def reformer_pattern(mixer, q, mask):
+    """Write out who sees whom, head by head: (batch, num_heads, length, length)."""
+    size, (batch, heads, length, _) = mixer.config.chunk_size, q.shape
+    allowed = torch.zeros(batch, heads, length, length, dtype=torch.bool)
+    for b, h, rotation in itertools.product(range(batch), range(heads), mixer.rotations):
+        turned = q[b, h] @ rotation[h].to(q.dtype)
+        buckets = torch.cat((turned, -turned), dim=-1).argmax(dim=-1).tolist()
+        real = [i for i in range(length) if mask is None or mask[b, i]]
+        chunk = {i: place // size for place, i in enumerate(sorted(real, key=lambda i: (buckets[i], i)))}
+        for i, j in itertools.product(real, repeat=2):
+            if i != j and chunk[i] - chunk[j] in (0, 1):
+                allowed[b, h, i, j] = True
+    alone = ~allowed.any(dim=-1)
+    return allowed | torch.diag_embed(alone)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 16, 37])
+@pytest.mark.parametrize(("chunk_size", "num_hashes"), [(1, 1), (3, 1), (4, 3), (10, 2), (40, 2)])
+def test_reformer_attends_to_what_was_hashed_beside_it(length, chunk_size, num_hashes):
+    mixer = build("reformer", length, {"chunk_size": chunk_size, "num_buckets": 4, "num_hashes": num_hashes})
+    x, mask = inputs(length)
+
+    def reference(leaf, used):
+        q, v = (mixer.projections.to_heads(f(leaf)) for f in (mixer.projections.query, mixer.projections.value))
+        allowed = reformer_pattern(mixer, q.detach(), used)
+        k = torch.nn.functional.normalize(q, dim=-1)
+        return mixer.projections.merge(attention(q, k, v, allowed), used)
+
+    for used in (None, mask):
+        assert_same(mixer, lambda leaf, used=used: reference(leaf, used), x, used)

@@ -1,0 +1,169 @@
+"""Reformer: attention by locality-sensitive hashing (Kitaev, Kaiser and Levskaya 2020, arXiv:2001.04451).
+
+Queries are keys, up to their length. Tokens are hashed by random rotations, sorted by bucket and position, and cut into
+chunks; a token attends to its own chunk and to the one before, and to itself only if there is nothing else. Several
+rounds of hashing act as one softmax over the union of what they reach, no pair counted twice.
+
+Departures from the paper: the rotations are drawn once per layer and stored, so that results can be repeated; the first
+chunk does not wrap round to the last one, and masked tokens are sorted behind all others, so that padding changes
+nothing. No reversible layers, which belong to a model and not to a mixer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
+from attention_zoo.blocks import neighbours, pad_mask, pad_to_blocks, seen_keys
+from attention_zoo.kernels.block_sparse import Pattern, block_sparse_attention, merge
+from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.registry import register_variant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReformerConfig(QkvConfig):
+    """Options of the Reformer.
+
+    Raises:
+        ValueError: A number is not positive, or that of the buckets is odd.
+    """
+
+    chunk_size: int = option(10, "tokens in a chunk of the sorted sequence")
+    num_buckets: int = option(10, "buckets of a hash; even")
+    num_hashes: int = option(1, "rounds of hashing")
+
+    def __post_init__(self) -> None:
+        if min(self.chunk_size, self.num_buckets, self.num_hashes) < 1 or self.num_buckets % 2:
+            raise ValueError(f"sizes must be positive, and num_buckets even, got {self}")
+
+
+@register_variant(
+    "reformer",
+    traits=Traits(memory="linear", complexity="O(n log n + r n c)"),
+    paper="Kitaev, Kaiser and Levskaya 2020, arXiv:2001.04451",
+)
+class Reformer(SequenceMixer):
+    """Tokens attend to those that a hash puts beside them."""
+
+    config: ReformerConfig
+    rotations: Tensor
+    """(num_hashes, num_heads, head_dim, num_buckets / 2)."""
+
+    def __init__(self, config: ReformerConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        self.projections = HeadProjections(dims, rotary=config.rotary)
+        del self.projections.key  # the keys are the queries
+        shape = config.num_hashes, dims.num_heads, dims.head_dim, config.num_buckets // 2
+        self.register_buffer("rotations", torch.randn(shape))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; see `SequenceMixer.forward`."""
+        self.check_input(x, mask)
+        batch, length, _ = x.shape
+        q, v = (self.projections.to_heads(linear(x)) for linear in (self.projections.query, self.projections.value))
+        if self.projections.rotary is not None:
+            q = self.projections.rotary(q)
+        size, num_heads = self.config.chunk_size, self.dims.num_heads
+        real = pad_mask(mask, length, size, x.device)
+        q, v = (pad_to_blocks(heads, size) for heads in (q, v))
+        if real is not None:
+            real = real.expand(batch, -1).repeat_interleave(num_heads, dim=0)
+        order = self._sort(q, real).flatten(1, 2)
+        heads = _attend_sorted(
+            q.flatten(0, 1),
+            v.flatten(0, 1),
+            real,
+            order,
+            size=size,
+            dropout=self.dims.dropout if self.training else 0.0,
+        )
+        return self.projections.merge(heads.unflatten(0, (batch, num_heads))[:, :, :length], mask)
+
+    @torch.no_grad()
+    def _sort(self, q: Tensor, real: Tensor | None) -> Tensor:
+        """Sort tokens by bucket, then by position, masked ones last.
+
+        Args:
+            q: (batch, num_heads, length, head_dim).
+            real: (batch * num_heads, length) or None.
+
+        Returns:
+            (num_hashes, batch, num_heads, length), int64: positions in the order of each round.
+        """
+        turned = q @ self.rotations.to(q.dtype).unsqueeze(1)
+        bucket = torch.cat((turned, -turned), dim=-1).argmax(dim=-1)
+        if real is not None:
+            bucket = bucket.masked_fill(~real.unflatten(0, q.shape[:2]), self.config.num_buckets)
+        length = q.shape[2]
+        return (bucket * length + torch.arange(length, device=q.device)).argsort(dim=-1)
+
+
+def _attend_sorted(q: Tensor, v: Tensor, real: Tensor | None, order: Tensor, *, size: int, dropout: float) -> Tensor:
+    """Attend in the order of each round to the own chunk and the one before, and merge the rounds.
+
+    Args:
+        q: (sequences, length, head_dim), as are `v` and the result; the length is a multiple of `size`.
+        v: Values.
+        real: (sequences, length) or None.
+        order: (num_hashes, sequences, length): positions in the order of each round.
+        size: Tokens in a chunk.
+        dropout: Probability of dropping a weight.
+    """
+    rank = order.argsort(dim=-1)
+    chunk = rank // size
+    index, exists = neighbours(q.shape[1] // size, 1, 0, q.device)
+    itself = torch.arange(-size, size, device=q.device) == torch.arange(size, device=q.device)[:, None]
+    everyone = real if real is not None else torch.ones(1, q.shape[1], dtype=torch.bool, device=q.device)
+    sorted_real = [everyone if real is None else everyone.gather(1, each) for each in order]
+    seen = [seen_keys(index[None], exists[None], each, size) for each in sorted_real]
+    # A token is alone if its two chunks hold one real token in every round.
+    alone = torch.stack(
+        [(s.sum(-1) == 1).expand(q.shape[0], -1).gather(1, c) for s, c in zip(seen, chunk, strict=True)]
+    )
+    alone = alone.all(dim=0)
+    parts = []
+    for turn in range(order.shape[0]):
+        sorted_q, sorted_v = (_reorder(x, order[turn], rank[turn]) for x in (q, v))
+        hidden = itself
+        if turn == 0:
+            hidden = hidden & ~alone.gather(1, order[0]).unflatten(1, (-1, size)).unsqueeze(3)
+        for before in chunk[:turn]:
+            # What an earlier round reached is not reached again.
+            of_query = before.gather(1, order[turn]).unflatten(1, (-1, size))
+            step = of_query.unsqueeze(3) - of_query[:, index].flatten(2).unsqueeze(2)
+            hidden = hidden | (step == 0) | (step == 1)
+        pattern = Pattern(index=index[None], key_size=size, seen=seen[turn], pairs=~hidden)
+        out, log_sum = block_sparse_attention(
+            sorted_q.unsqueeze(1),
+            F.normalize(sorted_q, dim=-1).unsqueeze(1),
+            sorted_v.unsqueeze(1),
+            pattern,
+            dropout=dropout,
+        )
+        parts.append((_reorder(out.squeeze(1), rank[turn], order[turn]), log_sum.squeeze(1).gather(1, rank[turn])))
+    return parts[0][0] if len(parts) == 1 else merge(parts)
+
+
+def _reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """Take the tokens of (sequences, length, head_dim) in another order, (sequences, length)."""
+    out: Tensor = _Reorder.apply(x, order, inverse)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Reorder(torch.autograd.Function):
+    """Permutes back in backward, where plain indexing would add up gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.gather(1, order.unsqueeze(2).expand_as(x))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grad.gather(1, inverse.unsqueeze(2).expand_as(grad)), None, None
