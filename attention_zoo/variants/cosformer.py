@@ -1,7 +1,7 @@
 """cosFormer: ReLU features weighted by the cosine of the distance (Qin et al. 2022, arXiv:2202.08791).
 
 The weight of key j for query i is relu(q_i)·relu(k_j) cos(π (i - j) / 2M), which splits into a product of features by
-the cosine of a difference: equation 10 of the paper.
+the cosine of a difference.
 
 Departures from the paper:
 

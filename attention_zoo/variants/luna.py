@@ -1,6 +1,6 @@
 """Luna: attention packed into a short learned sequence and unpacked again (Ma et al. 2021, arXiv:2106.01540).
 
-`num_memory` learned vectors attend to the tokens; the tokens attend to what these found: equations 5 and 6.
+`num_memory` learned vectors attend to the tokens; the tokens attend to what these found.
 
 Departures from the paper:
 

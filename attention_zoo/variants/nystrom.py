@@ -1,7 +1,7 @@
 """Nyströmformer: softmax attention through landmarks (Xiong et al. 2021, arXiv:2102.03902).
 
 softmax(q K̃ᵀ) · pinv(softmax(Q̃ K̃ᵀ)) · softmax(Q̃ kᵀ) v, with landmarks Q̃ and K̃ the means of segments of queries and keys,
-an iterated pseudo-inverse (equation 14), and a depth-wise convolution of the values added to the result.
+an iterated pseudo-inverse, and a depth-wise convolution of the values added to the result.
 
 Departures from the paper:
 
@@ -120,7 +120,7 @@ def segment_means(mask: Tensor, num_landmarks: int, dtype: torch.dtype) -> tuple
 
 
 def pseudo_inverse(matrix: Tensor, iterations: int) -> Tensor:
-    """Approximate the Moore-Penrose inverse of (..., size, size), each matrix by itself: the paper's equation 14.
+    """Approximate the Moore-Penrose inverse of (..., size, size), each matrix by itself, by the paper's iteration.
 
     An iteration takes a residual e of I - A Z to (3 e³ + e⁴) / 4. A matrix of zeros gives zeros.
     """

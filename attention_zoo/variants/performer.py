@@ -1,8 +1,8 @@
 """Performer: attention by random features, FAVOR+ (Choromanski et al. 2021, arXiv:2009.14794).
 
 Two kernels. "softmax" estimates exp(q·k / sqrt(d)) without bias by the positive features exp(w·x - |x|² / 2), with x
-the query or key over d^(1/4) and w drawn orthogonal. "relu" is the generalised attention of the paper's section 4.2 as
-the benchmark's own code runs it: relu(x) + 0.001, on x itself or, with `num_features`, on its random projections.
+the query or key over d^(1/4) and w drawn orthogonal. "relu" is the paper's generalised attention as the
+benchmark's own code runs it: relu(x) + 0.001, on x itself or, with `num_features`, on its random projections.
 
 Departures from the paper:
 
@@ -115,8 +115,8 @@ class Performer(SequenceMixer):
 def orthogonal_features(num_features: int, head_dim: int, generator: torch.Generator) -> Tensor:
     """Draw (num_features, head_dim), float64: orthogonal within blocks of `head_dim`, each as long as a Gaussian one.
 
-    Section 3.2 of the paper: every row alone is N(0, 1), so that estimates stay without bias; rows of one block are
-    orthogonal, which lowers their variance.
+    Every row alone is N(0, I), so that estimates stay without bias; rows of one block are orthogonal, which lowers
+    their variance.
     """
     blocks = -(-num_features // head_dim)
     gauss, lengths = (

@@ -2,9 +2,9 @@
 
 softmax(B) v, in each head, with B one of
 
-- "factorised": R₁ R₂ᵀ, two learned tables of `rank` columns (section 3.2.2), what the benchmark's code runs;
-- "random": a learned matrix (section 3.1.2), max_length² parameters a head;
-- "dense": W₂ relu(W₁ x_i) + b₂, from the query's token alone (section 3.1.1).
+- "factorised": R₁ R₂ᵀ, two learned tables of `rank` columns, what the benchmark's code runs;
+- "random": a learned matrix, max_length² parameters a head;
+- "dense": W₂ relu(W₁ x_i) + b₂, from the query's token alone.
 
 Departures from the paper:
 
