@@ -94,6 +94,10 @@ class ContextPool(nn.Module):
             normalized=config.normalized,
             backend=config.backend,
         )
+        if self.causal and not config.normalized:
+            # The bare sum is divided by the number of tokens, which a causal result may not depend on.
+            count = torch.full_like(sigma[:, :1], x.shape[1]) if mask is None else mask.sum(dim=1, keepdim=True)
+            y = y * (count / self.reference_length).to(y.dtype)[:, :, None]
         return torch.cat((prefix, y), dim=1) if self.num_prefix else y
 
     def predict(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

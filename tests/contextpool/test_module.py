@@ -153,6 +153,15 @@ def test_causal_form_sees_nothing_of_the_future(kernel_size):
     assert not torch.allclose(module(changed)[:, 20:], module(x)[:, 20:])
 
 
+def test_causal_bare_sums_do_not_depend_on_the_length():
+    module, x = make(PoolConfig(normalized=False), causal=True, max_length=64), tokens(64)
+    mask = torch.arange(64).expand(2, -1) < 20
+    expected = module(x)[:, :20]
+    assert expected.abs().max() > 1e-3
+    assert torch.allclose(module(x[:, :20]), expected, atol=1e-12)
+    assert torch.allclose(module(x, mask)[:, :20], expected, atol=1e-12)
+
+
 def test_causal_form_refuses_what_would_look_ahead():
     with pytest.raises(ValueError, match="max_length"):
         ContextPool(DIM, causal=True)
@@ -268,6 +277,9 @@ def test_importing_the_package_registers_nothing():
 def test_the_example_in_the_docs_runs():
     page = (Path(__file__).parents[2] / "docs" / "contextpool.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert len(blocks) >= 1
-    for block in blocks:
-        exec(compile(block, "docs/contextpool.md", "exec"), {})
+    assert len(blocks) == 1
+    names = {}
+    exec(compile(blocks[0], "docs/contextpool.md", "exec"), names)
+    assert names["y"].shape == names["x"].shape
+    assert names["smooth"].shape == names["x"].shape
+    assert all(parameter.grad is not None for parameter in names["pool"].parameters())
