@@ -38,12 +38,13 @@ def opaque_kernel(name: str, forward: Forward, backward: Backward) -> Kernel:
         normalized: bool,  # noqa: FBT001 - an operator's arguments are positional
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
-            return backward(grad, x, weight, sigma, scale, normalized)
+            tensors = (value.contiguous() for value in (grad, x, weight, sigma, scale))
+            return backward(*tensors, normalized)
 
     @torch.library.custom_op(f"contextpool::{name}", mutates_args=())
     def run_forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001
         with torch.autocast(x.device.type, enabled=False):
-            return forward(x, weight, sigma, normalized)
+            return forward(x.contiguous(), weight.contiguous(), sigma.contiguous(), normalized)
 
     def fake_forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG001, FBT001
         return x.new_empty(x.shape), sigma.new_empty(sigma.shape)

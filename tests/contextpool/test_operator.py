@@ -176,6 +176,28 @@ def test_a_width_that_is_not_a_number_gives_no_number(backend, causal):
 
 
 @forms
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_batch_without_real_tokens_gives_zeros_and_zero_gradients(backend, causal, normalized):
+    x, log_weight, sigma, mask, grad = Case(200, sigma="paper").inputs()
+    leaves = [value.requires_grad_() for value in (x, log_weight, sigma)]
+    y = context_pool(*leaves, mask & False, causal=causal, normalized=normalized, backend=backend)
+    y.backward(grad)
+    assert all((value == 0).all() for value in (y, *(leaf.grad for leaf in leaves)))
+
+
+@forms
+def test_strides_do_not_matter(backend, causal):
+    case = Case(200, sigma="paper", causal=causal)
+
+    def strided(x, log_weight, sigma, mask, **options):
+        x = x.transpose(0, 2).contiguous().transpose(0, 2)
+        log_weight, sigma = torch.stack((log_weight, sigma), dim=2).unbind(2)
+        return context_pool(x, log_weight, sigma, mask, backend=backend, **options).transpose(0, 1).transpose(0, 1)
+
+    cases.check_against_truth(strided, case)
+
+
+@forms
 def test_an_empty_batch_is_returned(backend, causal):
     y = context_pool(torch.ones(0, 5, 3), torch.ones(0, 5), torch.ones(0, 5), causal=causal, backend=backend)
     assert y.shape == (0, 5, 3)
