@@ -38,8 +38,8 @@ def opaque_kernel(name: str, forward: Forward, backward: Backward) -> Kernel:
         normalized: bool,  # noqa: FBT001 - an operator's arguments are positional
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
-            tensors = (value.contiguous() for value in (grad, x, weight, sigma, scale))
-            return backward(*tensors, normalized)
+            x, weight, sigma = x.contiguous(), weight.contiguous(), sigma.contiguous()
+            return backward(grad.contiguous(), x, weight, sigma, scale, normalized)
 
     @torch.library.custom_op(f"contextpool::{name}", mutates_args=())
     def run_forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001
