@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +58,12 @@ def catalogue(*, own_only: bool = False) -> Catalogue:
 
 def relative_parameters(spec: VariantSpec) -> float:
     """Count the parameters of one layer at the official ListOps size, relative to `full`."""
-    return _parameters(spec) / _parameters(get_variant("full"))
+    return _parameters(spec) / _full_parameters()
+
+
+@functools.cache
+def _full_parameters() -> int:
+    return _parameters(get_variant("full"))
 
 
 def _parameters(spec: VariantSpec) -> int:

@@ -157,7 +157,6 @@ class StaticSpans(nn.Module):
     def _spans(self) -> Tensor:
         return self.fraction.to(torch.promote_types(self.fraction.dtype, torch.float32)) * self.max_length
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _longest(self) -> int:
         """Read the longest span, again only after the parameter has changed: a clamp, a loaded state, a cast.
 
