@@ -45,10 +45,12 @@ def long_convolution(x: Tensor, past: Tensor, future: Tensor | None = None) -> T
     """
     length = x.shape[1]
     size = _fast_size(2 * length)
-    kernel = torch.nn.functional.pad(past, (0, size - length))
+    kernel = past
     if future is not None:
-        kernel = kernel + torch.nn.functional.pad(future.flip(1), (size - length, 0))
-    spectrum = torch.fft.rfft(x.transpose(1, 2), n=size) * torch.fft.rfft(kernel)
+        # What is ahead stands at the end, one step back from where the circle closes.
+        between = past.new_zeros(past.shape[0], size - 2 * length)
+        kernel = torch.cat((past, between, future.flip(1)), dim=1)
+    spectrum = torch.fft.rfft(x.transpose(1, 2), n=size) * torch.fft.rfft(kernel, n=size)
     return torch.fft.irfft(spectrum, n=size)[..., :length].transpose(1, 2)
 
 

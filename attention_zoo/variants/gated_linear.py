@@ -9,8 +9,8 @@ Departures from the paper:
 - One gate for each head and token, as in gated retention (Sun et al. 2024, arXiv:2405.05254), where the paper has one
   for each feature of a key. The decay between any two tokens of a chunk is then a number at most 1, computed as it is:
   no division by a product that underflows, hence no second level of chunks.
-- Bidirectional by two passes with gates of their own, the second over the reversed sequence and without the token
-  itself, which would count twice. Causal models have the first alone.
+- Bidirectional by two passes of the state with gates of their own, the second from the end and without the token
+  itself, which would count twice; within a chunk the two are one product. Causal models have the first alone.
 - Masked tokens neither enter the state nor age it.
 - Root mean square norm in place of layer norm.
 - b starts at 4, memories of some 900 tokens; the paper leaves it at zero, 23 tokens.
@@ -83,56 +83,77 @@ class GatedLinear(SequenceMixer):
         dtype = torch.promote_types(x.dtype, torch.float32)
         q, v = self._heads(self.query(x)), self._heads(self.value(x))
         k = self._heads(zero_masked(self.key(x), mask))
-        decay = self._heads(
-            zero_masked(F.logsigmoid(self.forget_gate(x).to(dtype)) / _TEMPERATURE, mask), directions=True
-        )
+        gates = F.logsigmoid(self.forget_gate(x).to(dtype)) / _TEMPERATURE
+        past, *future = zero_masked(gates, mask).transpose(1, 2).split(self.dims.num_heads, dim=1)
         with torch.autocast(x.device.type, enabled=False):
             q, k, v = q.to(dtype) * q.shape[-1] ** -0.5, k.to(dtype), v.to(dtype)
-            read = gated_linear_attention(q, k, v, decay[..., 0], chunk=self.config.chunk)
-            if not self.dims.causal:
-                q, k, v, back = (each.flip(2) for each in (q, k, v, decay[..., 1]))
-                read = read + gated_linear_attention(q, k, v, back, chunk=self.config.chunk, itself=False).flip(2)
+            read = gated_linear_attention(q, k, v, past, *future, chunk=self.config.chunk)
             read = self.norm(read.to(self.norm.weight.dtype)).to(x.dtype)
         gated = F.silu(self.output_gate(x)) * read.transpose(1, 2).flatten(2)
         return zero_masked(self.out(F.dropout(gated, self.dims.dropout, self.training)), mask)
 
-    def _heads(self, x: Tensor, *, directions: bool = False) -> Tensor:
-        """Reshape (batch, length, features) to (batch, num_heads, length, head_dim or directions)."""
-        return x.unflatten(2, (self.dims.num_heads, self.directions if directions else -1)).transpose(1, 2)
+    def _heads(self, x: Tensor) -> Tensor:
+        """Reshape (batch, length, features) to (batch, num_heads, length, head_dim)."""
+        return x.unflatten(2, (self.dims.num_heads, -1)).transpose(1, 2)
 
 
 def gated_linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, *, chunk: int, itself: bool = True
+    q: Tensor, k: Tensor, v: Tensor, past: Tensor, future: Tensor | None = None, *, chunk: int
 ) -> Tensor:
-    """Compute o_i = sum over j <= i of exp(log_decay_{j+1} + ... + log_decay_i) (q_i . k_j) v_j, chunk by chunk.
+    """Compute o_i = sum_j w_ij (q_i . k_j) v_j, chunk by chunk.
+
+    For j <= i, log w_ij = past_{j+1} + ... + past_i; for j > i it is future_i + ... + future_{j-1}: what is met first
+    after j forgets first, on the way to i.
 
     Args:
         q: (batch, num_heads, length, key_dim).
         k: (batch, num_heads, length, key_dim).
         v: (batch, num_heads, length, value_dim).
-        log_decay: (batch, num_heads, length), at most 0.
-        chunk: Tokens in a chunk.
-        itself: Whether j = i belongs to the sum.
+        past: Logarithm of the decay, at most 0, (batch, num_heads, length).
+        future: The same for j > i; None leaves j > i out.
+        chunk: Tokens that meet directly.
 
     Returns:
         (batch, num_heads, length, value_dim).
     """
     length = q.shape[2]
     chunk = min(chunk, length)
-    count = -(-length // chunk)
-    padding = count * chunk - length
-    q, k, v = (F.pad(each, (0, 0, 0, padding)).unflatten(2, (count, chunk)) for each in (q, k, v))
-    total = F.pad(log_decay, (0, padding)).unflatten(2, (count, chunk)).cumsum(dim=-1)
-    seen = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).tril(0 if itself else -1)
-    # Hidden pairs are set before the exponential: a growing one would overflow, and its gradient be NaN.
-    between = (total[..., :, None] - total[..., None, :]).masked_fill(~seen, -torch.inf).exp()
-    near = ((q @ k.transpose(-2, -1)) * between) @ v
-    to_end = (total[..., -1:] - total).exp()
-    written = (k * to_end[..., None]).transpose(-2, -1) @ v
-    kept = total[..., -1].exp()[..., None, None]
-    state, states = torch.zeros_like(written[:, :, 0]), []
-    for number in range(count):
-        states.append(state)
-        state = kept[:, :, number] * state + written[:, :, number]
-    far = (q * total.exp()[..., None]) @ torch.stack(states, dim=2)
+    q, k, v = (_chunks(each, chunk) for each in (q, k, v))
+    since = _chunks(past[..., None], chunk)[..., 0].cumsum(dim=-1)
+    apart = since[..., :, None] - since[..., None, :]
+    later = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).triu(1)
+    read, write, kept = since.exp(), (since[..., -1:] - since).exp(), since[..., -1].exp()
+    far = (q * read[..., None]) @ _states((k * write[..., None]).transpose(-2, -1) @ v, kept)
+    if future is None:
+        apart = apart.masked_fill(later, -torch.inf)
+    else:
+        steps = _chunks(future[..., None], chunk)[..., 0]
+        until = steps.cumsum(dim=-1)
+        before = until - steps
+        apart = torch.where(later, before[..., None, :] - before[..., :, None], apart)
+        read, write, kept = (until[..., -1:] - before).exp(), before.exp(), until[..., -1].exp()
+        written = (k * write[..., None]).transpose(-2, -1) @ v
+        far = far + (q * read[..., None]) @ _states(written.flip(2), kept.flip(2)).flip(2)
+    # Only sums of decays, never positive, come under an exponential: nothing overflows.
+    near = ((q @ k.transpose(-2, -1)) * apart.exp()) @ v
     return (near + far).flatten(2, 3)[:, :, :length]
+
+
+def _chunks(x: Tensor, chunk: int) -> Tensor:
+    """Cut (batch, num_heads, length, features) into (batch, num_heads, chunks, chunk, features), zeros at the end."""
+    missing = -x.shape[2] % chunk
+    return (F.pad(x, (0, 0, 0, missing)) if missing else x).unflatten(2, (-1, chunk))
+
+
+def _states(written: Tensor, kept: Tensor) -> Tensor:
+    """Run state = kept * state + written over the chunks, from zero; return the state before each chunk.
+
+    Args:
+        written: (batch, num_heads, chunks, key_dim, value_dim).
+        kept: (batch, num_heads, chunks).
+    """
+    state, states = torch.zeros_like(written[:, :, 0]), []
+    for number in range(written.shape[2]):
+        states.append(state)
+        state = kept[:, :, number, None, None] * state + written[:, :, number]
+    return torch.stack(states, dim=2)

@@ -82,10 +82,10 @@ def naive_gated_linear(mixer: GatedLinear, x: Tensor, mask: Tensor) -> Tensor:
 
     q, v = heads(mixer.query(x)) / math.sqrt(3), heads(mixer.value(x))
     k = heads(real_part(mixer.key(x), mask))
-    gates = heads(real_part(mixer.forget_gate(x).sigmoid().log() / 16, mask))
-    read = naive_recurrence(q, k, v, gates[..., 0])
+    gates = real_part(mixer.forget_gate(x).sigmoid().log() / 16, mask).transpose(1, 2)
+    read = naive_recurrence(q, k, v, gates[:, :2])
     if not mixer.dims.causal:
-        turned = [each.flip(2) for each in (q, k, v, gates[..., 1])]
+        turned = [each.flip(2) for each in (q, k, v, gates[:, 2:])]
         read = read + naive_recurrence(*turned, itself=False).flip(2)
     read = read / (read.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.norm.weight
     gate = mixer.output_gate(x)
@@ -227,10 +227,11 @@ def test_fast_forgetting_neither_overflows_nor_loses_gradients():
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 1, 64, 8)
     decay = torch.full((1, 1, 64), -60.0, requires_grad=True)  # 64 of them: exp(3840) if written as a quotient
-    out = gated_linear_attention(q, k, v, decay, chunk=64)
-    torch.testing.assert_close(out, (q * k).sum(-1, keepdim=True) * v)
-    out.sum().backward()
-    assert decay.grad.isfinite().all()
+    for future in (None, decay):
+        out = gated_linear_attention(q, k, v, decay, future, chunk=64)
+        torch.testing.assert_close(out, (q * k).sum(-1, keepdim=True) * v)
+        (gradient,) = torch.autograd.grad(out.sum(), decay)
+        assert gradient.isfinite().all()
 
 
 def test_a_convolution_sees_its_kernel_and_nothing_else():
