@@ -103,9 +103,7 @@ class _Shape(NamedTuple):
 
 class _BlockSparse(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, shape: _Shape, q: Tensor, k: Tensor, v: Tensor, *others: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, shape: _Shape, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         work = _Work(shape, q, k, v, *others)
         bits = DropoutBits(shape.dropout, shape.seed, work.like)
         out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)

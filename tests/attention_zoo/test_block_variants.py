@@ -8,7 +8,9 @@ import torch
 from attention_zoo import LayerDims, get_variant
 from attention_zoo.functional import attention
 from attention_zoo.variants import longformer as longformer_module
+from attention_zoo.variants import sinkhorn as sinkhorn_module
 from attention_zoo.variants import sparse as sparse_module
+from attention_zoo.variants import transformer_ls as transformer_ls_module
 
 LENGTHS = (1, 5, 16, 37)
 
@@ -176,6 +178,91 @@ def test_reformer_attends_to_what_was_hashed_beside_it(length, chunk_size, num_h
         allowed = reformer_pattern(mixer, q.detach(), used)
         k = torch.nn.functional.normalize(q, dim=-1)
         return mixer.projections.merge(attention(q, k, v, allowed), used)
+
+    for used in (None, mask):
+        assert_same(mixer, lambda leaf, used=used: reference(leaf, used), x, used)
+
+
+@pytest.mark.parametrize(("length", "block_size"), [(1, 4), (5, 5), (16, 4), (37, 8)])
+def test_sinkhorn_attends_to_its_block_and_to_the_sorted_one(length, block_size):
+    mixer = build("sinkhorn", length, {"block_size": block_size}).eval()
+    x, mask = inputs(length)
+    mask[0, : length // 2] = False
+    for used in (None, mask):
+        assert_same(mixer, lambda leaf, used=used: sinkhorn_reference(mixer, leaf, used), x, used)
+
+
+def sinkhorn_reference(mixer, x, mask):
+    """One sequence, head and block at a time, with plain Sinkhorn steps on the blocks that hold a real token."""
+    size, heads = mixer.config.block_size, []
+    real = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+    q, k, v = mixer.projections.split(x)
+    for b, h in itertools.product(range(q.shape[0]), range(q.shape[1])):
+        starts = [s for s in range(0, x.shape[1], size) if real[b, s : s + size].any()]
+        held = [[i for i in range(s, min(s + size, x.shape[1])) if real[b, i]] for s in starts]
+        columns = [s // size for s in starts]
+        matrix = torch.stack([k[b, h, own].sum(0) @ mixer.sort[h][:, columns] for own in held])
+        matrix = (matrix / mixer.config.temperature).exp()
+        for _ in range(mixer.config.num_iterations):
+            matrix = matrix / matrix.sum(0, keepdim=True)
+            matrix = matrix / matrix.sum(1, keepdim=True)
+        out = torch.zeros_like(q[b, h])
+        for place, own in enumerate(held):
+            filled = sorted({i % size for tokens in held for i in tokens})
+            keys, values = [k[b, h, i] for i in own], [v[b, h, i] for i in own]
+            for offset in filled:
+                met = [(matrix[place, c], s + offset) for c, s in enumerate(starts) if s + offset in held[c]]
+                keys.append(sum(weight * k[b, h, i] for weight, i in met))
+                values.append(sum(weight * v[b, h, i] for weight, i in met))
+            seen = attention(q[b, h, own][None, None], torch.stack(keys)[None, None], torch.stack(values)[None, None])
+            out = out.index_put((torch.tensor(own),), seen[0, 0])
+        heads.append(out)
+    return mixer.projections.merge(torch.stack(heads).unflatten(0, q.shape[:2]), mask)
+
+
+def test_sinkhorn_gives_a_permutation_and_noise_in_training_only():
+    scores = torch.randn(2, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    soft = sinkhorn_module.sinkhorn(scores, None, 50)
+    torch.testing.assert_close(soft.sum(-1), torch.ones(2, 7, dtype=torch.float64))
+    torch.testing.assert_close(soft.sum(-2), torch.ones(2, 7, dtype=torch.float64))
+    hard = sinkhorn_module.sinkhorn(scores / 0.02, None, 1000).argmax(-1)
+    assert torch.equal(hard.sort(dim=-1).values, torch.arange(7).expand(2, -1))
+    mixer = build("sinkhorn", 40, {"block_size": 8})
+    x, _ = inputs(40)
+    assert not torch.equal(mixer(x), mixer(x))
+    mixer.eval()
+    assert torch.equal(mixer(x), mixer(x))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(("window", "rank", "together"), [(2, 3, 1), (4, 2, 8), (64, 5, 64)])
+def test_transformer_ls_attends_to_segments_and_summaries(length, window, rank, together, monkeypatch):
+    monkeypatch.setattr(transformer_ls_module, "_QUERIES", together)
+    mixer = build("transformer_ls", length, {"window": window, "rank": rank})
+    x, mask = inputs(length)
+
+    def near(i, j):
+        start = i // window * window
+        return start - window // 2 <= j < start + window + window // 2
+
+    allowed = torch.cat((pairs(length, near), torch.ones(length, rank, dtype=torch.bool)), dim=1)
+
+    def reference(leaf, used):
+        real = torch.ones(2, length, dtype=torch.bool) if used is None else used
+        project, split = mixer.projections, mixer.projections.to_heads
+        k, v = project.key(leaf), project.value(leaf)
+        summaries = []
+        for b in range(2):
+            weights = mixer.summary(k[b][real[b]]).softmax(dim=0).unflatten(1, (2, rank))
+            summaries.append(
+                [torch.einsum("nhr,nhd->rhd", weights, y[b][real[b]].unflatten(1, (2, 6))) for y in (k, v)]
+            )
+        ks, vs = (torch.stack(y).flatten(2) for y in zip(*summaries, strict=True))
+        k, v = (
+            torch.cat((split(mixer.norm_local(y)), split(mixer.norm_global(z))), dim=2) for y, z in ((k, ks), (v, vs))
+        )
+        seen = allowed & torch.cat((real, torch.ones(2, rank, dtype=torch.bool)), dim=1)[:, None]
+        return project.merge(attention(split(project.query(leaf)), k, v, seen[:, None]), used)
 
     for used in (None, mask):
         assert_same(mixer, lambda leaf, used=used: reference(leaf, used), x, used)

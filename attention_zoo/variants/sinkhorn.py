@@ -1,0 +1,145 @@
+"""Sparse Sinkhorn attention: blocks attend to themselves and to a block sorted beside them (Tay et al. 2020).
+
+arXiv:2002.11296. Sums of keys over a block give scores of which block should stand where; Sinkhorn normalisation turns
+them into a soft permutation, which mixes the blocks of keys and values. A block attends to its own tokens and to those
+that were sorted to its place, in one softmax.
+
+Departures from the paper: the sorting network is linear, one per head, and reads keys; blocks without any real token
+take no part in the sorting, so that padding changes nothing. A sorted position that is a mixture of real and masked
+tokens counts the masked ones as zeros. The soft permutation itself grows with the square of the number of blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
+from attention_zoo.blocks import fold_blocks, num_blocks, pad_mask, pad_to_blocks, unfold_blocks
+from attention_zoo.kernels.attend import Backend, attend, resolve_backend
+from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.registry import register_variant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SinkhornConfig(QkvConfig):
+    """Options of Sinkhorn attention.
+
+    Raises:
+        ValueError: A size or the temperature is not positive.
+    """
+
+    block_size: int = option(50, "tokens in a block")
+    temperature: float = option(0.75, "divides the sorting scores: lower is closer to a hard permutation")
+    num_iterations: int = option(8, "Sinkhorn normalisations of rows and columns")
+    backend: Backend = option(
+        "auto", "implementation: auto is blockwise on CPU with attention dropout, fused everywhere else"
+    )
+
+    def __post_init__(self) -> None:
+        if min(self.block_size, self.num_iterations) < 1 or self.temperature <= 0:
+            raise ValueError(f"sizes and temperature must be positive, got {self}")
+
+
+@register_variant(
+    "sinkhorn",
+    traits=Traits(memory="linear", complexity="O(n b + (n / b)²)", exact_limit=lambda length: {"block_size": length}),
+    paper="Tay et al. 2020, arXiv:2002.11296",
+)
+class SinkhornAttention(SequenceMixer):
+    """Tokens attend to their own block and to a learned mixture of blocks.
+
+    In training, Gumbel noise is added to the sorting scores.
+    """
+
+    config: SinkhornConfig
+
+    def __init__(self, config: SinkhornConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        self.projections = HeadProjections(dims, rotary=config.rotary)
+        blocks = num_blocks(dims.max_length, config.block_size)
+        self.sort = nn.Parameter(torch.empty(dims.num_heads, dims.head_dim, blocks))
+        nn.init.normal_(self.sort, std=dims.head_dim**-0.5)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; see `SequenceMixer.forward`."""
+        self.check_input(x, mask)
+        batch, length, _ = x.shape
+        size = self.config.block_size
+        blocks = num_blocks(length, size)
+        real = pad_mask(mask, length, size, x.device)
+        q, k, v = (pad_to_blocks(heads, size) for heads in self.projections.split(x))
+        if real is not None:
+            real = real.expand(batch, -1)
+            k, v = (heads.masked_fill(~real[:, None, :, None], 0.0) for heads in (k, v))
+        permutation = self._permutation(k, real)
+        both_k, both_v = (_beside(heads, permutation, size) for heads in (k, v))
+        allowed = None
+        if real is not None:
+            # Any real token at this place of its block may have been sorted here.
+            own = real.unflatten(1, (blocks, size))
+            allowed = torch.cat((own, own.any(dim=1, keepdim=True).expand_as(own)), dim=2).flatten(0, 1)
+        heads = attend(
+            fold_blocks(q, size),
+            both_k,
+            both_v,
+            allowed,
+            dropout=self.dims.dropout,
+            training=self.training,
+            backend=self.config.backend,
+        )
+        return self.projections.merge(unfold_blocks(heads, batch, length), mask)
+
+    def _permutation(self, k: Tensor, real: Tensor | None) -> Tensor:
+        """Compute the soft permutation (batch, num_heads, places, blocks) of the blocks of keys.
+
+        Args:
+            k: (batch, num_heads, length, head_dim), zero where masked.
+            real: (batch, length) or None.
+        """
+        size = self.config.block_size
+        sums = k.unflatten(2, (-1, size)).sum(dim=3)
+        scores = sums @ self.sort[:, :, : sums.shape[2]]
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        if self.training:
+            uniform = torch.rand_like(scores).clamp_min(torch.finfo(scores.dtype).tiny)
+            scores = scores - torch.log(-torch.log(uniform).clamp_max(-1e-7))
+        held = None if real is None else real.unflatten(1, (-1, size)).any(dim=2)
+        pairs = None if held is None else (held[:, None, :, None] & held[:, None, None, :])
+        return sinkhorn(scores / self.config.temperature, pairs, self.config.num_iterations).to(k.dtype)
+
+    def resolved_backend(self, device: torch.device) -> str:
+        """Name the implementation in training; see `attention_zoo.kernels.attend.resolve_backend`."""
+        return resolve_backend(self.config.backend, device, dropout=self.dims.dropout)
+
+
+def sinkhorn(scores: Tensor, allowed: Tensor | None, num_iterations: int) -> Tensor:
+    """Normalise exp(scores) to an almost doubly stochastic matrix, over columns and rows in turn.
+
+    Args:
+        scores: (..., places, blocks).
+        allowed: bool, broadcastable; where False the result is zero. None = everywhere True.
+        num_iterations: Normalisations of columns and rows.
+
+    Returns:
+        Like `scores`: rows sum to 1, columns nearly so.
+    """
+    lowest = torch.finfo(scores.dtype).min / 4
+
+    def hide(x: Tensor) -> Tensor:
+        return x if allowed is None else x.masked_fill(~allowed, lowest)
+
+    logs = hide(scores)
+    for _ in range(num_iterations):
+        logs = hide(logs - logs.logsumexp(dim=-2, keepdim=True))
+        logs = hide(logs - logs.logsumexp(dim=-1, keepdim=True))
+    return logs.exp()
+
+
+def _beside(x: Tensor, permutation: Tensor, size: int) -> Tensor:
+    """Put the sorted block beside each block: (batch * blocks, num_heads, 2 * size, head_dim)."""
+    blocks = x.unflatten(2, (-1, size))
+    mixed = (permutation @ blocks.flatten(3)).unflatten(3, blocks.shape[3:])
+    return torch.cat((blocks, mixed), dim=3).transpose(1, 2).flatten(0, 1)

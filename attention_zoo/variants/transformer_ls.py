@@ -1,0 +1,104 @@
+"""Long-short Transformer: a window, and the whole sequence in a few learned summaries (Zhu et al. 2021).
+
+arXiv:2107.02192. Tokens attend to their segment and half a segment on either side, and to `rank` summaries: averages of
+all keys and of all values with weights that the keys themselves decide (dynamic projection), one softmax over both. Two
+layer norms, one for the window and one for the summaries, bring both to the same scale (DualLN).
+
+Departures from the paper: masked tokens get no weight in a summary; with rotary positions the summaries are of rotated
+keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
+from attention_zoo.blocks import neighbours, pad_mask, pad_to_blocks, seen_keys
+from attention_zoo.kernels.block_sparse import Pattern, block_sparse_attention
+from attention_zoo.masking import masked_softmax
+from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.registry import register_variant
+
+_QUERIES = 64
+"""Queries that are handled together, at least, in whole segments; it decides on speed alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformerLsConfig(QkvConfig):
+    """Options of the Long-short Transformer.
+
+    Raises:
+        ValueError: The window is odd or below 2, or the rank not positive.
+    """
+
+    window: int = option(8, "tokens in a segment; even; half a segment on either side is seen too")
+    rank: int = option(32, "summaries of the sequence, per head; the paper's r")
+
+    def __post_init__(self) -> None:
+        if self.window < 2 or self.window % 2 or self.rank < 1:
+            raise ValueError(f"window must be even and positive, and rank positive, got {self}")
+
+
+@register_variant(
+    "transformer_ls",
+    traits=Traits(memory="linear", complexity="O(n (w + r))"),
+    paper="Zhu et al. 2021, arXiv:2107.02192",
+)
+class TransformerLs(SequenceMixer):
+    """Tokens attend to what is near, and to summaries of everything."""
+
+    config: TransformerLsConfig
+
+    def __init__(self, config: TransformerLsConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        width = dims.num_heads * dims.head_dim
+        self.projections = HeadProjections(dims, rotary=config.rotary)
+        self.summary = nn.Linear(width, dims.num_heads * config.rank, bias=False)
+        nn.init.xavier_uniform_(self.summary.weight)
+        self.norm_local = nn.LayerNorm(width)
+        self.norm_global = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; see `SequenceMixer.forward`."""
+        self.check_input(x, mask)
+        length, window = x.shape[1], self.config.window
+        q, k, v = self.projections.split(x)
+        weights = self._summary_weights(k, mask)
+        summaries = [self._normalise(weights @ heads, self.norm_global) for heads in (k, v)]
+        size = window * -(-_QUERIES // window)
+        q, *near = (
+            pad_to_blocks(heads, size)
+            for heads in (q, self._normalise(k, self.norm_local), self._normalise(v, self.norm_local))
+        )
+        index, exists = neighbours(q.shape[2] // size, 1, 1, x.device)
+        segment = torch.arange(size, device=x.device)[:, None] // window * window
+        offset = torch.arange(-size, 2 * size, device=x.device) - segment
+        pattern = Pattern(
+            index=index[None],
+            key_size=size,
+            seen=seen_keys(index[None], exists[None], pad_mask(mask, length, size, x.device), size),
+            relative=(offset >= -(window // 2)) & (offset < window + window // 2),
+            shared=torch.arange(q.shape[2], q.shape[2] + self.config.rank, device=x.device)[None],
+        )
+        # The kernel takes all keys as one: summaries stand behind the sequence.
+        k, v = (pad_to_blocks(torch.cat(pair, dim=2), size) for pair in zip(near, summaries, strict=True))
+        dropout = self.dims.dropout if self.training else 0.0
+        heads, _ = block_sparse_attention(q, k, v, pattern, dropout=dropout)
+        return self.projections.merge(heads[:, :, :length], mask)
+
+    def _summary_weights(self, k: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the weights of the tokens in each summary: (batch, num_heads, rank, length), rows sum to 1."""
+        scores = self.summary(_together(k)).unflatten(2, (self.dims.num_heads, self.config.rank)).permute(0, 2, 3, 1)
+        return masked_softmax(scores, None if mask is None else mask[:, None, None])
+
+    def _normalise(self, heads: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Normalise (batch, num_heads, length, head_dim) over all heads of a token."""
+        return self.projections.to_heads(norm(_together(heads)))
+
+
+def _together(heads: Tensor) -> Tensor:
+    """Put heads side by side: (batch, length, num_heads * head_dim)."""
+    return heads.transpose(1, 2).flatten(2)
