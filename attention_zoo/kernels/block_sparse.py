@@ -21,7 +21,7 @@ _SCORES_CPU = 3 * 2**16
 """Scores made at a time (768 KiB in float32), when several blocks fit beside each other."""
 _SCORES_GPU = 2**25
 
-_HIDDEN = torch.finfo(torch.float32).min / 4
+HIDDEN = torch.finfo(torch.float32).min / 4
 """Added to a hidden score: the weight underflows to zero. Three of them add up to a finite number still."""
 
 Part = tuple[slice, slice, slice]
@@ -42,6 +42,8 @@ class Pattern:
     """Keys in a key block."""
     seen: Tensor | None = None
     """(batch or 1, query blocks, slots * key_size): gathered keys that the block may see; None = all."""
+    bias: Tensor | None = None
+    """(batch or 1, query blocks, slots * key_size): added to the scores, without a gradient; None = 0."""
     relative: Tensor | None = None
     """(queries, slots * key_size): a further condition, the same in each block, such as a band; None = none."""
     pairs: Tensor | None = None
@@ -72,24 +74,28 @@ def block_sparse_attention(
     """
     seed = int(torch.randint(2**63 - 1, ()).item()) if dropout > 0.0 else 0
     shape = _Shape(pattern.index.shape[1], pattern.key_size, dropout, seed)
-    masks = pattern.seen, pattern.relative, pattern.pairs
+    masks = pattern.seen, pattern.bias, pattern.relative, pattern.pairs
     out, log_sum = _BlockSparse.apply(  # type: ignore[no-untyped-call]
         shape, q, k.contiguous(), v.contiguous(), pattern.index, *masks, pattern.shared, pattern.shared_seen
     )
     return out, log_sum
 
 
-def merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Merge attentions over disjoint sets of keys into the attention over their union.
 
     Args:
         parts: (outputs, log-sum-exp) of each, as `block_sparse_attention` returns them.
+
+    Returns:
+        The same of the union.
     """
-    shares = torch.stack([log_sum for _, log_sum in parts]).softmax(dim=0)
+    log_sums = torch.stack([log_sum for _, log_sum in parts])
+    shares = log_sums.softmax(dim=0)
     merged = parts[0][0] * shares[0].unsqueeze(-1).to(parts[0][0].dtype)
     for (out, _), share in zip(parts[1:], shares[1:], strict=True):
         merged = torch.addcmul(merged, out, share.unsqueeze(-1).to(out.dtype))
-    return merged
+    return merged, log_sums.logsumexp(dim=0)
 
 
 class _Shape(NamedTuple):
@@ -146,7 +152,7 @@ class _BlockSparse(torch.autograd.Function):
             grad_q_blocks[part] = (grad_scores @ keys).mul_(work.scale)
             work.scatter(part, grad_k, grad_scores.transpose(-2, -1) @ queries)
             work.scatter(part, grad_v, bits.drop_(weights).transpose(-2, -1) @ grad)
-        return None, grad_q, work.collect(grad_k), work.collect(grad_v), None, None, None, None, None, None
+        return None, grad_q, work.collect(grad_k), work.collect(grad_v), *[None] * 7
 
 
 class _Work:
@@ -160,6 +166,7 @@ class _Work:
         v: Tensor,
         index: Tensor,
         seen: Tensor | None,
+        bias: Tensor | None,
         relative: Tensor | None,
         pairs: Tensor | None,
         shared: Tensor | None,
@@ -176,12 +183,13 @@ class _Work:
         self.scale = q.shape[-1] ** -0.5
         self.like = q.new_empty(0, dtype=torch.promote_types(q.dtype, torch.float32))
         self.seen = None if seen is None else self._penalty(seen[:, None, :, None])
+        self.bias = None if bias is None else bias[:, None, :, None].to(self.like.dtype)
         self.relative = None if relative is None else self._penalty(relative)
         self.pairs = None if pairs is None else pairs.unsqueeze(1)
         self.shared_seen = None if shared_seen is None else self._penalty(shared_seen[:, None, None, None])
 
     def _penalty(self, condition: Tensor) -> Tensor:
-        return condition.logical_not().to(self.like.dtype).mul_(_HIDDEN)
+        return condition.logical_not().to(self.like.dtype).mul_(HIDDEN)
 
     def blocks_of(self, x: Tensor) -> Tensor:
         """Look at what belongs to the queries as (batch, num_heads, query blocks, queries, features)."""
@@ -217,6 +225,8 @@ class _Work:
         shared, own = scores[..., : self.num_shared], scores[..., self.num_shared :]
         if self.seen is not None:
             own += _cut(self.seen, part)
+        if self.bias is not None:
+            own += _cut(self.bias, part)
         if self.relative is not None:
             own += self.relative
         if self.pairs is not None:

@@ -146,7 +146,7 @@ def _attend_sorted(q: Tensor, v: Tensor, real: Tensor | None, order: Tensor, *, 
             dropout=dropout,
         )
         parts.append((_reorder(out.squeeze(1), rank[turn], order[turn]), log_sum.squeeze(1).gather(1, rank[turn])))
-    return parts[0][0] if len(parts) == 1 else merge(parts)
+    return parts[0][0] if len(parts) == 1 else merge(parts)[0]
 
 
 def _reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class SparseTransformer(SequenceMixer):
             heads = _fixed(q, k, v, real, stride=stride, num_summary=num_summary, together=together, dropout=dropout)
         else:
             near = _near(q, k, v, real, stride=stride, dropout=dropout)
-            heads = merge([near, _columns(q, k, v, real, stride=stride, dropout=dropout)])
+            heads, _ = merge([near, _columns(q, k, v, real, stride=stride, dropout=dropout)])
         return self.projections.merge(heads[:, :, :length], mask)
 
 

@@ -1,0 +1,136 @@
+"""H-Transformer-1D: near tokens one by one, far ones as averages (Zhu and Soricut 2021, arXiv:2107.11906).
+
+The matrix of scores is treated as a hierarchical one. At level 0, blocks of `block_size` tokens attend to themselves
+and to the blocks beside them. At each further level two tokens become one, queries and keys as averages and values as
+sums, and blocks attend to the blocks beside them as far as no finer level has done so. One softmax normalises all
+levels.
+
+Departures from the paper: bidirectional only; any length, a part-filled block being masked; averages are over real
+tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
+from attention_zoo.blocks import neighbours, pad_to_blocks, seen_keys
+from attention_zoo.kernels.block_sparse import HIDDEN, Pattern, block_sparse_attention, merge
+from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.registry import register_variant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HTransformer1dConfig(QkvConfig):
+    """Options of H-Transformer-1D.
+
+    Raises:
+        ValueError: The block is odd or below 2.
+    """
+
+    block_size: int = option(16, "tokens in a block at every level; even; the paper's numerical rank")
+
+    def __post_init__(self) -> None:
+        if self.block_size < 2 or self.block_size % 2:
+            raise ValueError(f"block_size must be even and positive, got {self.block_size}")
+
+
+@register_variant(
+    "h_transformer_1d",
+    traits=Traits(memory="linear", complexity="O(n b)", exact_limit=lambda length: {"block_size": length + length % 2}),
+    paper="Zhu and Soricut 2021, arXiv:2107.11906",
+)
+class HTransformer1d(SequenceMixer):
+    """Tokens attend to others the more coarsely the farther these are."""
+
+    config: HTransformer1dConfig
+
+    def __init__(self, config: HTransformer1dConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        self.projections = HeadProjections(dims, rotary=config.rotary)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; see `SequenceMixer.forward`."""
+        self.check_input(x, mask)
+        length, size = x.shape[1], self.config.block_size
+        real = torch.ones(1, length, dtype=torch.bool, device=x.device) if mask is None else mask
+        level = _Level(*self.projections.split(x), real.to(x.dtype), size)
+        dropout = self.dims.dropout if self.training else 0.0
+        parts = [level.attend(_near(level.blocks, x.device), dropout)]
+        while level.blocks > 2:
+            level = level.coarser()
+            parts.append(level.attend(_far(level.blocks, size, x.device), dropout))
+        out, log_sum = parts.pop()
+        while parts:
+            finer = parts.pop()
+            coarse_out, coarse_sum = (
+                each.repeat_interleave(2, dim=2)[:, :, : finer[1].shape[2]] for each in (out, log_sum)
+            )
+            out, log_sum = merge([finer, (coarse_out, coarse_sum)])
+        return self.projections.merge(out[:, :, :length], mask)
+
+
+class _Level:
+    """Queries, keys and values at one resolution, as averages over the real tokens of each cell."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, count: Tensor, size: int) -> None:
+        """Pad to whole blocks.
+
+        Args:
+            q: (batch, num_heads, cells, head_dim), as are `k` and `v`.
+            k: Keys.
+            v: Values.
+            count: (batch or 1, cells): real tokens in a cell.
+            size: Cells in a block.
+        """
+        self.q, self.k, self.v = (pad_to_blocks(heads, size) for heads in (q, k, v))
+        self.count = pad_to_blocks(count[:, None, :, None], size)[:, 0, :, 0]
+        self.size = size
+        self.blocks = self.q.shape[2] // size
+
+    def coarser(self) -> _Level:
+        """Put two cells together."""
+        pairs = self.count.unflatten(1, (-1, 2))
+        count = pairs.sum(dim=2)
+        shares = (pairs / count.clamp_min(1).unsqueeze(2))[:, None, :, None]
+        # (batch or 1, 1, cells, 1, 2) @ (batch, num_heads, cells, 2, head_dim)
+        q, k, v = ((shares @ heads.unflatten(2, (-1, 2))).squeeze(3) for heads in (self.q, self.k, self.v))
+        return _Level(q, k, v, count, self.size)
+
+    def attend(self, where: tuple[Tensor, Tensor, Tensor | None], dropout: float) -> tuple[Tensor, Tensor]:
+        """Attend to the cells of other blocks, each counting as often as it has tokens.
+
+        Args:
+            where: Block numbers (blocks, slots), which of them exist, and a pattern within blocks or None.
+            dropout: Probability of dropping a weight.
+
+        Returns:
+            Outputs and log-sum-exp, see `block_sparse_attention`.
+        """
+        index, exists, relative = where
+        seen = seen_keys(index[None], exists[None], self.count > 0, self.size)
+        weight = self.count.clamp_min(1).log().unflatten(1, (self.blocks, -1))[:, index].flatten(2)
+        pattern = Pattern(
+            index=index[None],
+            key_size=self.size,
+            bias=weight.masked_fill(~seen, HIDDEN),
+            relative=relative,
+        )
+        return block_sparse_attention(self.q, self.k, self.v, pattern, dropout=dropout)
+
+
+def _near(blocks: int, device: torch.device) -> tuple[Tensor, Tensor, None]:
+    """Meet the own block and those beside it."""
+    return *neighbours(blocks, 1, 1, device), None
+
+
+def _far(blocks: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Meet the blocks beside, but for the halves that touch: the finer level has met those."""
+    index, exists = neighbours(blocks, 1, 1, device)
+    late_query = torch.arange(size, device=device)[:, None] >= size // 2
+    late_key = torch.arange(size, device=device) >= size // 2
+    touching = torch.cat((~late_query & late_key, late_query & ~late_key), dim=1)
+    return index[:, [0, 2]], exists[:, [0, 2]], ~touching
