@@ -1,4 +1,4 @@
-"""Adaptive pooling on a grid: an isotropic Gaussian per cell, exact, in chunks of cells.
+"""Adaptive pooling on a grid: an isotropic Gaussian per cell.
 
 A Gaussian on a grid is the product of one over rows and one over columns, so a cell needs rows + columns exponentials
 instead of rows x columns.
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from contextpool.grid_pyramid import pyramid_sums
 from contextpool.reference import SIGMA_MIN
 from contextpool.stencils import reciprocal
 
@@ -23,7 +24,9 @@ _EXPONENT_MIN = -43.0
 """Exponents of each axis are clamped here: the product of two stays a normal number (2e-19 squared)."""
 _CHUNK_ELEMENTS = 2**18
 """Elements of one chunk's (batch, queries, cells) tensor: about a core's second-level cache in float32."""
-BACKENDS = ("auto", "reference", "dense")
+BACKENDS = ("auto", "reference", "dense", "pyramid")
+DENSE_UP_TO = 3136
+"""Cells of the largest grid for which `auto` takes the dense form: 56 by 56, where the measured times cross."""
 
 
 def grid_pool(
@@ -53,7 +56,9 @@ def grid_pool(
         mask: (batch, rows * columns), bool, True = real cell; None = all real.
         grid: (rows, columns).
         normalized: Divide by the sum of w_j g_ij (else by the number of real cells).
-        backend: `reference` (the formula, quadratic memory), `dense` (the formula in chunks) or `auto`, which is dense.
+        backend: `reference` (the formula, quadratic memory), `dense` (the formula in chunks, quadratic time), `pyramid`
+            (near linear time, accurate to about 2e-7; see `contextpool.grid_pyramid`) or `auto`: `dense` on grids of up
+            to `DENSE_UP_TO` cells, `pyramid` on larger ones.
         stride: Pool at cells whose row and column are multiples of it only.
 
     Returns:
@@ -81,8 +86,13 @@ def grid_pool(
     with torch.autocast(x.device.type, enabled=False):
         if chosen == "reference":
             y = _reference(source.to(dtype), weight, width, centres, grid, normalized=normalized)
-        else:
+        elif chosen == "dense":
             y = _GridPool.apply(source.to(dtype), weight, width, centres, grid, normalized)  # type: ignore[no-untyped-call]
+        else:
+            source = torch.cat((source.to(dtype) * weight[:, :, None], weight[:, :, None]), dim=2)
+            y, total = pyramid_sums(source, width, centres, visible, grid).split((x.shape[2], 1), dim=2)
+            # A masked cell has no total; a real one has at least its own weight.
+            y = y / total.masked_fill(total <= 1e-30, 1.0) if normalized else y
     if not normalized:
         shift = _shift(log_weight.to(dtype), mask)
         count = torch.full_like(shift, x.shape[1]) if mask is None else mask.sum(dim=1, keepdim=True).clamp_min(1)
@@ -91,7 +101,7 @@ def grid_pool(
     return y if visible is None else y.masked_fill(~visible[:, :, None], 0.0)
 
 
-def resolve_grid_backend(grid: tuple[int, int], backend: str) -> str:  # noqa: ARG001
+def resolve_grid_backend(grid: tuple[int, int], backend: str) -> str:
     """Name the backend that `grid_pool` uses.
 
     Raises:
@@ -99,7 +109,9 @@ def resolve_grid_backend(grid: tuple[int, int], backend: str) -> str:  # noqa: A
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} does not pool on a grid; known: {', '.join(BACKENDS)}")
-    return "dense" if backend == "auto" else backend
+    if backend == "auto":
+        return "dense" if grid[0] * grid[1] <= DENSE_UP_TO else "pyramid"
+    return backend
 
 
 def _shift(log_weight: Tensor, mask: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contextpool.config import PoolConfig
+from contextpool.grid import resolve_grid_backend
 from contextpool.pool import context_pool
 from contextpool.predictor import Predictor
 
@@ -64,6 +65,8 @@ class ContextPool(nn.Module):
             self.reference_length = max_length
         if causal and grid:
             raise ValueError("a grid has no causal order: causal and grid exclude each other")
+        if grid:
+            resolve_grid_backend(grid, self.config.backend)  # refuses one that is not for grids
         if causal and self.config.weights == "softmax" and not self.config.normalized:
             raise ValueError("softmax weights over the whole sequence, not normalised again, would look ahead")
         self.predictor = make_predictor(dim, self.config, causal=causal, planar=grid is not None)

@@ -77,16 +77,57 @@ def test_dense_equals_reference_with_all_gradients(normalized, masked, grid, str
         assert torch.allclose(actual, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_float32_is_as_good_as_the_tolerances_ask():
-    inputs, mask = draw((28, 28))
+@pytest.mark.parametrize("backend", ["dense", "pyramid"])
+@pytest.mark.parametrize("grid", [(28, 28), (48, 20), (17, 64), (3, 70), (1, 1), (1, 40)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_float32_is_as_good_as_the_tolerances_ask(backend, grid, stride):
+    inputs, mask = draw(grid)
+    with torch.no_grad():
+        inputs[2] *= torch.rand_like(inputs[2]) * 3.0 + 0.05  # all levels of the pyramid
     single = [value.detach().float().requires_grad_() for value in inputs]
-    expected = grid_pool(*inputs, mask, grid=(28, 28), backend="reference")
-    y = grid_pool(*single, mask, grid=(28, 28))
+    expected = grid_pool(*inputs, mask, grid=grid, backend="reference", stride=stride)
+    y = grid_pool(*single, mask, grid=grid, backend=backend, stride=stride)
     assert relative(y, expected) < 1e-6
     for actual, exact, tolerance in zip(
         gradients(single, y), gradients(inputs, expected), (1e-6, 1e-6, 1e-5), strict=True
     ):
+        if grid != (1, 1):  # a lone cell has gradients of nothing but rounding
+            assert relative(actual, exact) < tolerance
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_pyramid_is_accurate_beyond_float32(normalized, masked):
+    inputs, mask = draw((40, 33), dim=3)
+    with torch.no_grad():
+        inputs[2] *= 3.0
+    used = mask if masked else None
+    y, expected = (
+        grid_pool(*inputs, used, grid=(40, 33), normalized=normalized, backend=backend)
+        for backend in ("pyramid", "reference")
+    )
+    assert relative(y, expected) < 2e-7
+    for actual, exact, tolerance in zip(
+        gradients(inputs, y), gradients(inputs, expected), (2e-7, 2e-7, 2e-6), strict=True
+    ):
         assert relative(actual, exact) < tolerance
+
+
+def test_pyramid_backward_is_the_adjoint_of_its_forward():
+    (x, log_weight, sigma), mask = draw((40, 33), dim=3)
+
+    def pool(values):
+        return grid_pool(values, log_weight, sigma * 3.0, mask, grid=(40, 33), backend="pyramid")
+
+    upstream = torch.randn_like(x)
+    (gradient,) = torch.autograd.grad(pool(x), x, upstream)
+    other = torch.randn_like(x)
+    assert torch.allclose((gradient * other).sum(), (upstream * pool(other)).sum(), rtol=1e-12)
+
+
+def test_auto_takes_the_form_for_the_size():
+    assert grid_module.resolve_grid_backend((32, 32), "auto") == "dense"
+    assert grid_module.resolve_grid_backend((128, 128), "auto") == "pyramid"
 
 
 def test_gradients_equal_finite_differences():
@@ -109,32 +150,50 @@ def test_one_column_is_a_sequence():
     assert torch.allclose(results[2][narrow], results[0][narrow], atol=1e-12)
 
 
-def test_masked_cells_reach_nothing():
+@pytest.mark.parametrize("backend", ["dense", "pyramid"])
+def test_masked_cells_reach_nothing(backend):
     inputs, mask = draw()
     filled = inputs[0].detach().masked_fill(~mask[:, :, None], torch.nan).requires_grad_()
-    y = grid_pool(filled, *inputs[1:], mask, grid=GRID)
-    assert torch.equal(y, grid_pool(*inputs, mask, grid=GRID))
+    y = grid_pool(filled, *inputs[1:], mask, grid=GRID, backend=backend)
+    assert torch.equal(y, grid_pool(*inputs, mask, grid=GRID, backend=backend))
     assert not y[~mask].any()
     for gradient in gradients([filled, *inputs[1:]], y):
         assert gradient.isfinite().all()
         assert not gradient[~mask].any()
 
 
+@pytest.mark.parametrize("backend", ["dense", "pyramid"])
+@pytest.mark.parametrize("grid", [(8, 8), (40, 40)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_extreme_widths_and_weights(dtype):
-    (x, log_weight, sigma), mask = draw((8, 8), dtype=dtype)
+def test_extreme_widths_and_weights(backend, grid, dtype):
+    (x, log_weight, sigma), mask = draw(grid, dtype=dtype)
     mask[-1] = True
-    narrow = grid_pool(x, log_weight, torch.full_like(sigma, 1e-3), mask, grid=(8, 8))
+
+    def pool(log_weight, sigma):
+        return grid_pool(x, log_weight, sigma, mask, grid=grid, backend=backend)
+
+    narrow = pool(log_weight, torch.full_like(sigma, 1e-3))
     assert torch.allclose(narrow[mask], x[mask], atol=1e-6)
-    wide = grid_pool(x, log_weight, torch.full_like(sigma, 1e6), mask, grid=(8, 8))
+    wide = pool(log_weight, torch.full_like(sigma, 1e6))
     weight = log_weight.exp().masked_fill(~mask, 0.0)[:, :, None]
     mean = (weight * x).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)
     assert torch.allclose(wide[mask], mean.expand_as(x)[mask], atol=1e-5)
     steep = (torch.rand(log_weight.shape, generator=torch.Generator().manual_seed(3)) * math.log(1e8)).to(dtype)
-    y = grid_pool(x, steep, sigma, mask, grid=(8, 8))
-    exact = grid_pool(x.double(), steep.double(), sigma.double(), mask, grid=(8, 8), backend="reference")
+    exact = grid_pool(x.double(), steep.double(), sigma.double(), mask, grid=grid, backend="reference")
+    y = pool(steep, sigma)
     assert relative(y, exact) < 1e-6
     assert all(gradient.isfinite().all() for gradient in gradients([x, sigma], y + narrow + wide))
+
+
+def test_widths_that_are_not_numbers_stay_where_they_are():
+    (x, log_weight, sigma), mask = draw((40, 40))
+    with torch.no_grad():
+        sigma[0, 7] = torch.nan
+        mask[0, 7] = True
+    for backend in ("dense", "pyramid"):
+        y = grid_pool(x, log_weight, sigma, mask, grid=(40, 40), backend=backend)
+        assert y[0, 7].isnan().all()
+        assert int(y.isnan().any(dim=2).sum()) == 1
 
 
 def test_bfloat16_is_summed_in_float32():
@@ -159,8 +218,8 @@ def test_wrong_arguments_are_refused():
         grid_pool(*inputs, grid=(7, 9))
     with pytest.raises(ValueError, match="stride"):
         grid_pool(*inputs, grid=GRID, stride=0)
-    with pytest.raises(ValueError, match="pyramid"):
-        grid_pool(*inputs, grid=GRID, backend="pyramid")
+    with pytest.raises(ValueError, match="tree"):
+        grid_pool(*inputs, grid=GRID, backend="tree")
     with pytest.raises(ValueError, match="causal"):
         context_pool(*inputs, grid=GRID, causal=True)
     assert grid_pool(torch.zeros(0, 70, 5), torch.zeros(0, 70), torch.ones(0, 70), grid=GRID).shape == (0, 70, 5)
