@@ -1,6 +1,6 @@
 """Time pooling on grids, forward and backward, in its dense and pyramid forms.
 
-    python benchmarks/contextpool_grid.py --sizes 32,56,96,128 --dim 64
+    python -m benchmarks.contextpool_grid --sizes 32,56,96,128 --dim 64
 
 Prints medians of CPU milliseconds of one thread, both forms in turn, and the largest relative error of the pyramid in
 outputs and gradients against the dense form in float64 (which is left out above `--exact-up-to` cells).

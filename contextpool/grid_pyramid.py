@@ -25,7 +25,7 @@ from contextpool.stencils import BETA
 from contextpool.tiles import Groups, sort_into_tiles
 
 REACH = 4.7
-"""Residual widths, at the least, beyond which nodes are cut off: erfc(REACH / sqrt(2)) = 3e-6 of the mass of an axis."""
+"""Residual widths at least that are summed over: erfc(REACH / sqrt(2)) = 3e-6 of the mass of an axis."""
 _KAPPA = math.sqrt(2.0)
 """A cell reads the coarsest raster whose blur is at most its width / KAPPA."""
 _UNIFORM = 1e4
