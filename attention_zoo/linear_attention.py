@@ -5,15 +5,20 @@ out_i = Σ_j (φ(q_i)·φ(k_j)) v_j / Σ_j φ(q_i)·φ(k_j); Katharopoulos et al
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 SMALLEST = 1e-6
 """The normaliser is not allowed below this, so that a query without weight gives zeros."""
 
 _CHUNK = 64
 """Tokens between two running sums in causal form."""
+_BLOCK = 256
+"""Tokens whose features are made together."""
 
 
 def linear_attention(
@@ -34,12 +39,51 @@ def linear_attention(
         (batch, num_heads, queries, head_dim), in the dtype of `v`; zeros where no key has weight.
     """
     with torch.autocast(v.device.type, enabled=False):
-        dtype = torch.promote_types(q_features.dtype, torch.float32)
-        q_features, k_features, values = q_features.to(dtype), k_features.to(dtype), v.to(dtype)
-        if mask is not None:
-            k_features = k_features.masked_fill(~mask[:, None, :, None], 0.0)
-        total, normaliser = (_causal_sums if causal else _sums)(q_features, k_features, values)
-        return (total / normaliser.clamp_min(SMALLEST)).to(v.dtype)
+        q_features, k_features = float_features(q_features), float_features(k_features)
+        values = _values(float_features(v), mask)
+        if causal:
+            both = _causal_sums(q_features, k_features, values)
+        else:
+            both = q_features @ (k_features.transpose(-2, -1) @ values)
+        return _normalise(both).to(v.dtype)
+
+
+def linear_attention_in_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    q_map: Callable[[Tensor], Tensor],
+    k_map: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """As `linear_attention`, with features made for some tokens at a time, and made again in backward.
+
+    For maps that make many more features than a head is wide: all features together would be by far the largest
+    tensors, and moving them costs more time than making them twice.
+
+    Args:
+        q: (batch, num_heads, queries, head_dim).
+        k: (batch, num_heads, keys, head_dim).
+        v: (batch, num_heads, keys, head_dim), in float32 at least, as are q and k.
+        mask: (batch, keys), bool, True = real; masked keys are in neither sum.
+        q_map: Makes the features of a block of queries.
+        k_map: Makes those of a block of keys; finite for masked keys too.
+
+    Returns:
+        (batch, num_heads, queries, head_dim); zeros where no key has weight.
+    """
+    values = _values(v, mask)
+    state = v.new_zeros(())
+    for keys, block in zip(k.split(_BLOCK, dim=2), values.split(_BLOCK, dim=2), strict=True):
+        state = state + _again(lambda keys, block: k_map(keys).transpose(-2, -1) @ block, keys, block)
+    both = torch.cat([_again(lambda block: q_map(block) @ state, block) for block in q.split(_BLOCK, dim=2)], dim=2)
+    return _normalise(both)
+
+
+def _again(compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Compute now, keep nothing but the arguments, and compute again in backward."""
+    result: Tensor = checkpoint(compute, *tensors, use_reentrant=False, preserve_rng_state=False)
+    return result
 
 
 def float_features(x: Tensor) -> Tensor:
@@ -47,19 +91,21 @@ def float_features(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _sums(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return numerators (batch, num_heads, queries, head_dim) and normalisers (batch, num_heads, queries, 1)."""
-    return q @ (k.transpose(-2, -1) @ v), q @ k.sum(dim=-2).unsqueeze(-1)
+def _values(v: Tensor, mask: Tensor | None) -> Tensor:
+    """Append a column of ones, so that the normaliser is one more sum of values, and zero what is masked."""
+    values = F.pad(v, (0, 1), value=1.0)
+    return values if mask is None else values.masked_fill_(~mask[:, None, :, None], 0.0)
 
 
-def _causal_sums(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """As `_sums`, over the keys up to each query: sums over earlier chunks, and scores within a chunk."""
+def _normalise(sums: Tensor) -> Tensor:
+    """Divide the sums of values by their last column."""
+    return sums[..., :-1] / sums[..., -1:].clamp_min(SMALLEST)
+
+
+def _causal_sums(q: Tensor, k: Tensor, values: Tensor) -> Tensor:
+    """Sum over the keys up to each query: a state over earlier chunks, and scores within the chunk."""
     length = q.shape[2]
-    q, k, v = (
-        F.pad(x, (0, 0, 0, -length % _CHUNK)).unflatten(2, (-1, _CHUNK)) for x in (q, k, F.pad(v, (0, 1), value=1.0))
-    )
-    state = k.transpose(-2, -1) @ v
+    q, k, values = (F.pad(x, (0, 0, 0, -length % _CHUNK)).unflatten(2, (-1, _CHUNK)) for x in (q, k, values))
+    state = k.transpose(-2, -1) @ values
     before = F.pad(state.cumsum(dim=2), (0, 0, 0, 0, 1, -1))
-    both = q @ before + (q @ k.transpose(-2, -1)).tril() @ v
-    both = both.flatten(2, 3)[:, :, :length]
-    return both[..., :-1], both[..., -1:]
+    return (q @ before + (q @ k.transpose(-2, -1)).tril() @ values).flatten(2, 3)[:, :, :length]

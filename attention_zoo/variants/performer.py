@@ -17,7 +17,6 @@ Departures from the paper:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,12 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
-from attention_zoo.linear_attention import float_features, linear_attention
+from attention_zoo.linear_attention import float_features, linear_attention, linear_attention_in_blocks
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
 _RELU_FLOOR = 1e-3
 _SOFTMAX_FEATURES = 256
+_TOKENS = 512
+"""Keys met together in the search for the highest exponents."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,13 +82,14 @@ class Performer(SequenceMixer):
         """Attend; see `SequenceMixer.forward`."""
         self.check_input(x, mask)
         q, k, v = self.projections.split(x)
-        with torch.autocast(x.device.type, enabled=False):
-            q, k = float_features(q), float_features(k)
-            directions = None if self.features is None else self.features.to(q.dtype)
-            if directions is not None and self.config.kernel == "softmax":
-                heads = linear_attention(*softmax_features(q, k, directions, mask), v)
-            else:
-                heads = linear_attention(relu_features(q, directions), relu_features(k, directions), v, mask)
+        if self.features is None:
+            heads = linear_attention(relu_features(q), relu_features(k), v, mask)
+        else:
+            estimate = estimate_softmax if self.config.kernel == "softmax" else estimate_relu
+            with torch.autocast(x.device.type, enabled=False):
+                heads = estimate(
+                    float_features(q), float_features(k), float_features(v), float_features(self.features), mask
+                ).to(v.dtype)
         return self.projections.merge(F.dropout(heads, self.dims.dropout, self.training), mask)
 
     def after_step(self) -> None:
@@ -128,47 +130,55 @@ def orthogonal_features(num_features: int, head_dim: int, generator: torch.Gener
     return (uniform * lengths.norm(dim=-1, keepdim=True)).flatten(0, 1)[:num_features]
 
 
-def relu_features(x: Tensor, directions: Tensor | None) -> Tensor:
-    """Return relu of x or of its projections, plus 0.001.
-
-    Args:
-        x: (batch, num_heads, length, head_dim).
-        directions: (num_features, head_dim), or None.
-
-    Returns:
-        (batch, num_heads, length, num_features), or head_dim features without directions.
-    """
-    if directions is not None:
-        x = x @ (directions.T / math.sqrt(len(directions)))
-    return x.relu() + _RELU_FLOOR
+def relu_features(x: Tensor) -> Tensor:
+    """Return relu(x) + 0.001 in float32 at least."""
+    return float_features(x).relu() + _RELU_FLOOR
 
 
-def softmax_features(q: Tensor, k: Tensor, directions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return positive features whose products estimate exp(q·k / sqrt(head_dim)) up to a factor for each query.
-
-    Lemma 1 of the paper. The shifts are constants of a sequence, a head and a feature (keys), or a query (queries),
-    and cancel against the normaliser, so no gradient has to pass through them.
+def estimate_relu(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend with the ReLU of random projections.
 
     Args:
         q: (batch, num_heads, length, head_dim).
         k: (batch, num_heads, length, head_dim).
+        v: (batch, num_heads, length, head_dim).
         directions: (num_features, head_dim).
         mask: (batch, length), bool, True = real.
 
     Returns:
-        Two tensors (batch, num_heads, length, num_features); masked keys have features of zero.
+        (batch, num_heads, length, head_dim).
     """
-    q_exponents, k_exponents = _exponents(q, directions), _exponents(k, directions)
+    projection = directions.T * len(directions) ** -0.5
+    return linear_attention_in_blocks(
+        q, k, v, mask, lambda q: relu_features(q @ projection), lambda k: relu_features(k @ projection)
+    )
+
+
+def estimate_softmax(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, mask: Tensor | None) -> Tensor:
+    """Estimate softmax attention by positive features: lemma 1 of the paper. Shapes as in `estimate_relu`.
+
+    The shifts of the exponents are constants of a sequence, a head and a feature (keys), or of a query (queries, whose
+    square is one too). They cancel against the normaliser, so no gradient has to pass through them. What is added to a
+    product with the directions goes into the product, as one more column on either side.
+    """
+    scale = q.shape[-1] ** -0.25
+    projection = directions.T.expand(*q.shape[:2], -1, -1)
+    k = k * scale
+    exponent = -k.square().sum(dim=-1, keepdim=True) / 2
     if mask is not None:
-        k_exponents = k_exponents.masked_fill(~mask[:, None, :, None], torch.finfo(k.dtype).min)
+        exponent = exponent.masked_fill(~mask[:, None, :, None], torch.finfo(k.dtype).min / 2)
+    k = torch.cat((k, exponent), dim=-1)
+    from_keys = F.pad(projection, (0, 0, 0, 1), value=1.0)
     with torch.no_grad():
-        highest = k_exponents.amax(dim=2, keepdim=True)
+        parts = [(block @ from_keys).amax(dim=2, keepdim=True) for block in k.split(_TOKENS, dim=2)]
+        highest = torch.stack(parts).amax(dim=0)
         if mask is not None:
             highest = highest.masked_fill(~mask.any(dim=1)[:, None, None, None], 0.0)
-        q_highest = (q_exponents + highest).amax(dim=3, keepdim=True)
-    return (q_exponents + (highest - q_highest)).exp(), (k_exponents - highest).exp()
+    from_keys, from_queries = torch.cat((from_keys, -highest), dim=2), torch.cat((projection, highest), dim=2)
 
+    def q_map(q: Tensor) -> Tensor:
+        exponents = q @ from_queries
+        return (exponents - exponents.detach().amax(dim=3, keepdim=True)).exp()
 
-def _exponents(x: Tensor, directions: Tensor) -> Tensor:
-    scaled = x * x.shape[-1] ** -0.25
-    return scaled @ directions.T - scaled.square().sum(dim=-1, keepdim=True) / 2
+    q, k = (F.pad(x, (0, 1), value=1.0) for x in (q * scale, k))
+    return linear_attention_in_blocks(q, k, v, mask, q_map, lambda k: (k @ from_keys).exp())
