@@ -24,7 +24,7 @@ class Batch:
     """Padded examples on a device."""
 
     tokens: Tensor
-    """(batch, length), uint8, zero where padded."""
+    """(batch, length), ids: zero where padded; uint8, or int16 where the data has a token offset."""
     mask: Tensor | None
     """(batch, length), bool, True = real token; None when nothing is padded."""
     labels: Tensor
@@ -60,9 +60,13 @@ def collate(split: Split, indices: Sequence[int], padded_length: int | None, lim
         tokens[row, : lengths[row]] = split.tokens_of(int(index))
     mask = None if int(lengths.min()) == length else np.arange(length) < lengths[:, None]
     labels = split.labels[np.asarray(indices)].astype(np.int64)
+    real = None if mask is None else torch.from_numpy(mask).to(device, non_blocking=True)
+    ids = torch.from_numpy(tokens).to(device, non_blocking=True)
+    if split.token_offset:
+        ids = ids.to(torch.int16) + (split.token_offset if real is None else split.token_offset * real)
     return Batch(
-        tokens=torch.from_numpy(tokens).to(device, non_blocking=True),
-        mask=None if mask is None else torch.from_numpy(mask).to(device, non_blocking=True),
+        tokens=ids,
+        mask=real,
         labels=torch.from_numpy(labels).to(device, non_blocking=True),
         lengths=lengths,
     )

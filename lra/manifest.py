@@ -58,6 +58,8 @@ class Manifest(_Record):
     """One phrase for tables: which edition of the task this is."""
     maker: str
     """The generator or reader that made the arrays, with its version."""
+    token_offset: Natural = 0
+    """Added to stored values of real tokens to get their ids."""
     options: dict[str, Any]
     """The task's options, seed included."""
     rails: dict[str, float]

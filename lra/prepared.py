@@ -38,27 +38,43 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The examples of one split; example `i` owns `tokens[offsets[i]:offsets[i + 1]]`."""
+    """The examples of one split: document `i` is `tokens[offsets[i]:offsets[i + 1]]`.
+
+    An example is one document, or two that follow one another; the number of offsets says which.
+    """
 
     tokens: npt.NDArray[Any]
     """(total tokens,), uint8."""
     offsets: npt.NDArray[np.int64]
-    """(examples + 1,), starting with 0."""
+    """(examples * documents + 1,), starting with 0."""
     labels: npt.NDArray[Any]
     """(examples,), uint8 or int64."""
+    token_offset: int = 0
+    """Added to the stored value of a real token to get its id; 1 for pixels, whose 0 is a level and not padding."""
 
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self.labels)
 
+    @property
+    def documents(self) -> int:
+        """Documents of each example: 1, or 2 where the task compares a pair."""
+        return (len(self.offsets) - 1) // len(self.labels)
+
+    @cached_property
+    def document_lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each document: (examples, documents)."""
+        return np.diff(self.offsets).reshape(len(self), self.documents)
+
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each example: (examples,)."""
-        return np.diff(self.offsets)
+        """Tokens of the longest document of each example: (examples,)."""
+        return self.document_lengths.max(axis=1)
 
-    def tokens_of(self, index: int) -> npt.NDArray[Any]:
-        """Return the tokens of one example: (length,), a view."""
-        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+    def tokens_of(self, index: int, document: int = 0) -> npt.NDArray[Any]:
+        """Return the tokens of one document of an example: (length,), a view."""
+        position = index * self.documents + document
+        return self.tokens[self.offsets[position] : self.offsets[position + 1]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +153,7 @@ def write_prepared(
                 task=task,
                 edition=edition,
                 maker=maker,
+                token_offset=splits["train"].token_offset,
                 options=dict(options),
                 rails=dict(rails),
                 splits={name: _describe(splits[name], num_classes) for name in SPLITS},
@@ -174,8 +191,8 @@ def _describe(split: Split, num_classes: int) -> SplitRecord:
     return SplitRecord(
         examples=len(split),
         tokens=len(split.tokens),
-        min_length=int(split.lengths.min()),
-        max_length=int(split.lengths.max()),
+        min_length=int(split.document_lengths.min()),
+        max_length=int(split.document_lengths.max()),
         label_counts=np.bincount(split.labels, minlength=num_classes).tolist(),
     )
 
@@ -195,15 +212,16 @@ def _save_arrays(folder: Path, splits: Mapping[SplitName, Split]) -> dict[str, F
 
 def _open_split(path: Path, name: SplitName, manifest: Manifest) -> Split:
     arrays = {kind: _open_array(path / f"{name}-{kind}.npy", manifest) for kind in ARRAYS}
-    split, record = Split(**arrays), manifest.splits[name]
+    split, record = Split(**arrays, token_offset=manifest.token_offset), manifest.splits[name]
     sound = (
         len(split) == record.examples
         and len(split.tokens) == record.tokens
-        and len(split.offsets) == len(split) + 1
+        and split.documents in (1, 2)
+        and len(split.offsets) == split.documents * len(split) + 1
         and int(split.offsets[0]) == 0
         and int(split.offsets[-1]) == len(split.tokens)
-        and int(split.lengths.min()) == record.min_length
-        and int(split.lengths.max()) == record.max_length
+        and int(split.document_lengths.min()) == record.min_length
+        and int(split.document_lengths.max()) == record.max_length
     )
     if not sound:
         raise DataError(f"{path}: damaged, the arrays of the {name} split do not fit together")
