@@ -82,8 +82,8 @@ def shrink(image: Bytes, side: int) -> Bytes:
     x = (np.arange(len(image)) + 0.5 - centres[:, None]) / scale
     weights = np.where(np.abs(x) < LANCZOS_LOBES, np.sinc(x) * np.sinc(x / LANCZOS_LOBES), 0.0)
     weights /= weights.sum(axis=1, keepdims=True)
-    rows = _to_bytes(image @ weights.T)
-    return _to_bytes(weights @ rows)
+    rows = _to_bytes(image.astype(np.float64) @ weights.T)
+    return _to_bytes(weights @ rows.astype(np.float64))
 
 
 def _to_bytes(values: npt.NDArray[np.float64]) -> Bytes:
@@ -103,4 +103,5 @@ def _draw_line(image: Bytes, centre: int, end: npt.NDArray[np.int64], width: int
     norm = math.hypot(*end)
     forward = (y * end[0] + x * end[1]) / norm
     aside = (y * end[1] - x * end[0]) / norm
-    image[(forward >= -1e-9) & (forward <= norm + 1e-9) & (np.abs(aside) <= width / 2 + 1e-9)] = 255
+    inside = (forward >= -1e-9) & (forward <= norm + 1e-9) & (aside > 1e-9 - width / 2) & (aside <= width / 2 + 1e-9)
+    image[inside] = 255
