@@ -24,9 +24,10 @@ class Batch:
     """Padded examples on a device."""
 
     tokens: Tensor
-    """(batch, length), ids: zero where padded; uint8, or int16 where the data has a token offset."""
+    """(batch, length), or (batch, 2, length) for pairs of documents; ids: zero where padded; uint8, or int16 where the
+    data has a token offset."""
     mask: Tensor | None
-    """(batch, length), bool, True = real token; None when nothing is padded."""
+    """Shaped like `tokens`, bool, True = real token; None when nothing is padded."""
     labels: Tensor
     """(batch,), int64."""
     lengths: np.ndarray
@@ -52,13 +53,16 @@ class Batch:
 
 def collate(split: Split, indices: Sequence[int], padded_length: int | None, limit: int, device: torch.device) -> Batch:
     """Pad examples to `padded_length`, or to the longest of them rounded up (never past `limit`)."""
-    lengths = split.lengths[np.asarray(indices)]
-    longest = int(lengths.max())
+    lengths = split.document_lengths[np.asarray(indices)]
+    longest = max(1, int(lengths.max()))
     length = padded_length or min(limit, -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
-    tokens = np.zeros((len(indices), length), dtype=np.uint8)
+    tokens = np.zeros((*lengths.shape, length), dtype=np.uint8)
     for row, index in enumerate(indices):
-        tokens[row, : lengths[row]] = split.tokens_of(int(index))
-    mask = None if int(lengths.min()) == length else np.arange(length) < lengths[:, None]
+        for document, end in enumerate(lengths[row]):
+            tokens[row, document, :end] = split.tokens_of(int(index), document)
+    mask = None if int(lengths.min()) == length else np.arange(length) < lengths[..., None]
+    if split.documents == 1:
+        tokens, mask = tokens[:, 0], None if mask is None else mask[:, 0]
     labels = split.labels[np.asarray(indices)].astype(np.int64)
     real = None if mask is None else torch.from_numpy(mask).to(device, non_blocking=True)
     ids = torch.from_numpy(tokens).to(device, non_blocking=True)
@@ -68,7 +72,7 @@ def collate(split: Split, indices: Sequence[int], padded_length: int | None, lim
         tokens=ids,
         mask=real,
         labels=torch.from_numpy(labels).to(device, non_blocking=True),
-        lengths=lengths,
+        lengths=lengths.sum(axis=1),
     )
 
 
@@ -135,6 +139,6 @@ def evaluation_batches(
     start = 0
     while start < len(order):
         longest = padded_length or min(limit, int(split.lengths[order[start]]) + LENGTH_MULTIPLE)
-        indices = order[start : start + max(1, max_tokens // longest)]
+        indices = order[start : start + max(1, max_tokens // (longest * split.documents))]
         yield indices, collate(split, indices.tolist(), padded_length, limit, device)
         start += len(indices)

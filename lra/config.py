@@ -42,8 +42,12 @@ class ModelConfig(Section):
     dropout: Share = 0.1
     attention_dropout: Share = 0.1
     positions: Literal["none", "sinusoidal", "learned", "rotary"] = "sinusoidal"
-    pooling: Literal["cls", "masked_mean", "padded_mean"] = "masked_mean"
-    """`cls` reads a learnt token put in front; `padded_mean` divides the sum over real tokens by `max_length`."""
+    pooling: Literal["cls", "first", "masked_mean", "padded_mean"] = "masked_mean"
+    """`cls` reads a learnt token put in front, `first` the first token of the text; `padded_mean` divides the sum over
+    real tokens by `max_length`."""
+    pair_head: Literal["paper", "code"] = "paper"
+    """For tasks on pairs: `paper` classifies [x1, x2, x1 * x2, x1 - x2] with one hidden layer, `code` classifies
+    [x1, x2] with two, the second half as wide."""
     qkv_bias: bool = True
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
     embedding_rows: Count | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -13,6 +14,7 @@ from attention_zoo import LayerDims, SequenceMixer, get_variant
 from attention_zoo.masking import masked_mean, zero_masked
 from lra.config import ModelConfig, RunConfig
 from lra.seeding import seed_torch
+from lra.tasks import get_task
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -28,15 +30,46 @@ def sinusoid_table(length: int, dim: int) -> Tensor:
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :dim].float()
 
 
+class TokenTable(nn.Embedding):
+    """A learnt vector for each id."""
+
+    def __init__(self, rows: int, dim: int, std: float) -> None:
+        super().__init__(rows, dim)
+        nn.init.normal_(self.weight, std=std)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (batch, length) ids of any integer type to (batch, length, dim)."""
+        return super().forward(tokens.long())
+
+
+class LinearInput(nn.Linear):
+    """A linear map of real values: bytes, brought to mean 0 and standard deviation 1."""
+
+    def __init__(self, dim: int, mean: float, std: float) -> None:
+        super().__init__(1, dim)
+        self.mean, self.std = mean, std
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (batch, length) values 0 to 255 to (batch, length, dim)."""
+        values = (tokens.to(self.weight.dtype) / 255.0 - self.mean) / self.std
+        return super().forward(values.unsqueeze(-1))
+
+
 class Embedding(nn.Module):
-    """Token table, optional CLS token in front, positions, dropout."""
+    """Tokens as vectors, optional CLS token in front, positions, dropout.
+
+    Args:
+        config: The model.
+        tokens: What makes a vector of one token.
+        zero_is_padding: Hide tokens of value 0 like padding. The first implementations of the benchmark do that to
+            black pixels.
+    """
 
     positions: Tensor
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+    def __init__(self, config: ModelConfig, tokens: TokenTable | LinearInput, *, zero_is_padding: bool) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(config.embedding_rows or vocab_size, config.dim)
-        nn.init.normal_(self.tokens.weight, std=config.embedding_std)
+        self.tokens, self.zero_is_padding = tokens, zero_is_padding
         self.cls = nn.Parameter(torch.zeros(config.dim)) if config.pooling == "cls" else None
         rows = config.max_length + (self.cls is not None)
         if config.positions == "learned":
@@ -48,8 +81,10 @@ class Embedding(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Embed (batch, length) token ids to (batch, length [+ 1 with CLS], dim), and extend the mask likewise."""
-        x = self.tokens(tokens.long())
+        """Embed (batch, length) tokens to (batch, length [+ 1 with CLS], dim), and extend the mask likewise."""
+        x = self.tokens(tokens)
+        if self.zero_is_padding:
+            mask = tokens > 0
         if self.cls is not None:
             x = torch.cat((self.cls.to(x.dtype).expand(len(x), 1, -1), x), dim=1)
             mask = mask if mask is None else F.pad(mask, (1, 0), value=True)
@@ -87,31 +122,45 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Pool the sequence and classify."""
+    """Pool each sequence, combine the two of a pair, and classify."""
 
-    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+    def __init__(self, config: ModelConfig, num_classes: int, *, paired: bool) -> None:
         super().__init__()
         self.pooling, self.max_length = config.pooling, config.max_length
+        self.pair_head = config.pair_head if paired else None
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
-        self.hidden = nn.Linear(config.dim, config.head_hidden) if config.head_hidden else None
-        self.out = nn.Linear(config.head_hidden or config.dim, num_classes)
+        widths = [config.dim * {None: 1, "code": 2, "paper": 4}[self.pair_head]]
+        if config.head_hidden:
+            widths.append(config.head_hidden)
+            if self.pair_head == "code":
+                widths.append(config.head_hidden // 2)
+        self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
+        self.out = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Map (batch, length, dim) to logits (batch, num_classes)."""
-        x = self.norm(x)
-        if self.pooling == "cls":
-            x = x[:, 0]
-        elif self.pooling == "masked_mean":
-            x = masked_mean(x, mask)
-        else:
-            x = zero_masked(x, mask).sum(dim=1) / self.max_length
-        if self.hidden is not None:
-            x = F.relu(self.hidden(x))
+        """Map (batch, length, dim) to logits (batch, num_classes); (2 * batch, ...) for pairs, kept side by side."""
+        x = self.pool(self.norm(x), mask)
+        if self.pair_head is not None:
+            first, second = x.unflatten(0, (-1, 2)).unbind(dim=1)
+            features = [first, second]
+            if self.pair_head == "paper":
+                features += [first * second, first - second]
+            x = torch.cat(features, dim=-1)
+        for linear in self.hidden:
+            x = F.relu(linear(x))
         return self.out(x)
+
+    def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Reduce (batch, length, dim) to (batch, dim)."""
+        if self.pooling in ("cls", "first"):
+            return x[:, 0]
+        if self.pooling == "masked_mean":
+            return masked_mean(x, mask)
+        return zero_masked(x, mask).sum(dim=1) / self.max_length
 
 
 class Classifier(nn.Module):
-    """Encoder of one sequence with a classification head."""
+    """Encoder of a sequence, or of each of two, with a classification head."""
 
     def __init__(self, embedding: Embedding, blocks: list[Block], head: Head) -> None:
         super().__init__()
@@ -121,12 +170,14 @@ class Classifier(nn.Module):
         """Classify.
 
         Args:
-            tokens: (batch, length), integer ids.
-            mask: (batch, length), bool, True = real token; None = all real.
+            tokens: (batch, length), integers; (batch, 2, length) for pairs.
+            mask: Shaped like `tokens`, bool, True = real token; None = all real.
 
         Returns:
             Logits (batch, num_classes).
         """
+        if tokens.dim() == 3:
+            tokens, mask = tokens.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
         x, mask = self.embedding(tokens, mask)
         for block in self.blocks:
             x = block(x, mask)
@@ -146,8 +197,15 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
     spec = get_variant(config.variant.name)
     options = spec.config.from_dict(config.variant.options)
     num_prefix = int(model.pooling == "cls")
+    info = get_task(config.task).info
     seed_torch(config.seed, "init", "embedding")
-    embedding = Embedding(model, vocab_size)
+    if info.normalisation is None:
+        tokens: TokenTable | LinearInput = TokenTable(
+            model.embedding_rows or vocab_size, model.dim, model.embedding_std
+        )
+    else:
+        tokens = LinearInput(model.dim, *info.normalisation)
+    embedding = Embedding(model, tokens, zero_is_padding=config.data.get("legacy_zero_mask", False))
     blocks = []
     for layer in range(model.num_layers):
         dims = LayerDims(
@@ -157,6 +215,7 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
             max_length=model.max_length + num_prefix,
             qkv_bias=model.qkv_bias,
             dropout=model.attention_dropout,
+            grid=info.grid,
             num_prefix=num_prefix,
             layer=layer,
         )
@@ -165,7 +224,7 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
         seed_torch(config.seed, "init", "block", layer)
         blocks.append(Block(model, mixer))
     seed_torch(config.seed, "init", "head")
-    return Classifier(embedding, blocks, Head(model, num_classes))
+    return Classifier(embedding, blocks, Head(model, num_classes, paired=info.paired))
 
 
 def mixers(model: nn.Module) -> Iterator[SequenceMixer]:

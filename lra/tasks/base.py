@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lra.errors import DataError
 from lra.prepared import PreparedData, SplitName, open_prepared
+from lra.tasks.sources import keep_source, kept_source
 
 
 class TaskOptions(BaseModel):
@@ -37,6 +38,10 @@ class TaskInfo:
     num_classes: int
     paired: bool = False
     """Whether an example is two documents through one shared encoder."""
+    grid: tuple[int, int] | None = None
+    """(rows, columns) when the tokens are the pixels of an image in row-major order."""
+    normalisation: tuple[float, float] | None = None
+    """Mean and standard deviation of value / 255, for tasks whose values enter through a linear map, not a table."""
 
 
 class Task(ABC, Generic[OptionsT]):
@@ -56,6 +61,10 @@ class Task(ABC, Generic[OptionsT]):
     @abstractmethod
     def short_name(self, options: OptionsT) -> str:
         """Return a word for the edition, for the name of its folder."""
+
+    def source_key(self, options: OptionsT) -> str | None:  # noqa: ARG002
+        """Name the source that this edition is read from, for `lra.tasks.sources`; None for generated ones."""
+        return None
 
     @abstractmethod
     def build(
@@ -101,11 +110,15 @@ class Task(ABC, Generic[OptionsT]):
         Raises:
             DataError: In at most three lines: what is missing or damaged, and what mends it.
         """
-        target = home / self.folder_name(options)
+        target, key = home / self.folder_name(options), self.source_key(options)
         if not target.is_dir():
             _check_writable(home)
-            return self.build(options, target, source=source, workers=workers, progress=progress)
-        data = open_prepared(target, verify=False)
+            origin = kept_source(home, key) if source is None and key is not None else source
+            data = self.build(options, target, source=origin, workers=workers, progress=progress)
+        else:
+            data = open_prepared(target, verify=False)
+        if source is not None and key is not None:
+            keep_source(home, key, source)
         if data.manifest.task != self.info.name or data.manifest.options != options.model_dump(mode="json"):
             raise DataError(f"{target}: holds other data than its name says; remove the folder and prepare it again")
         return data

@@ -1,0 +1,47 @@
+"""Where the files that tasks are read from are kept: `sources/` in the folder of prepared data.
+
+An entry is a link to the user's own file, or to one that `lra-data fetch` put there, so every edition of a task can be
+prepared from a file that was named once.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from lra.errors import DataError
+
+FOLDER = "sources"
+
+
+def kept_source(home: Path, key: str) -> Path | None:
+    """Return the file or folder that was kept under a key; None if there is none, or it is gone."""
+    entry = home / FOLDER / key
+    return entry.resolve() if entry.exists() else None
+
+
+def keep_source(home: Path, key: str, source: Path) -> None:
+    """Remember a file or folder under a key, in place of an earlier one; nothing is copied.
+
+    Raises:
+        DataError: The folder cannot be written.
+    """
+    if kept_source(home, key) == source.resolve():
+        return
+    entry = home / FOLDER / key
+    temporary = entry.with_name(f".{key}.{secrets.token_hex(4)}.tmp")
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        temporary.symlink_to(source.resolve())
+        temporary.replace(entry)
+    except OSError as error:
+        raise DataError(f"cannot note {source} in {entry.parent}: {error.strerror or error}") from error
+
+
+def missing(task: str, what: str, home: Path, *, settings: str = "") -> DataError:
+    """Return the three lines that say what is missing, what fetches it, and what to do with a file fetched by hand."""
+    return DataError(
+        f"{task}: {what} is neither prepared nor kept in {home / FOLDER}\n"
+        f"Fetch and prepare it with: lra-data fetch {task}\n"
+        f"Fetched by hand, it is read with: lra-data prepare {task} --from FILE{settings}"
+    )
