@@ -1,0 +1,159 @@
+"""Statistics over seeds and over test examples: scipy, and little else.
+
+With three to five seeds a bootstrap's intervals are far too narrow, so means over seeds get Student's interval; a
+single run gets Wilson's, which speaks of the test examples and not of other seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from lra.metrics import wilson_interval
+
+Booleans = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A mean over seeds."""
+
+    mean: float
+    deviation: float
+    """Sample standard deviation (n - 1); NaN for one value."""
+    count: int
+    low: float
+    high: float
+    """Bounds of the interval; NaN for one value."""
+
+
+def mean_with_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """Estimate a mean with Student's t interval.
+
+    Raises:
+        ValueError: There are no values.
+    """
+    data = np.asarray(values, dtype=float)
+    if len(data) == 0:
+        raise ValueError("no values to average")
+    if len(data) == 1:
+        return Estimate(mean=float(data[0]), deviation=math.nan, count=1, low=math.nan, high=math.nan)
+    mean, deviation = float(data.mean()), float(data.std(ddof=1))
+    half = float(stats.t.ppf(0.5 + confidence / 2, len(data) - 1)) * deviation / math.sqrt(len(data))
+    return Estimate(mean=mean, deviation=deviation, count=len(data), low=mean - half, high=mean + half)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedComparison:
+    """A against B over the seeds that both have."""
+
+    difference: Estimate
+    """Of A minus B."""
+    p_value: float
+    """Two-sided paired t test; NaN for fewer than two pairs."""
+    detectable: float
+    """Smallest true difference that this many pairs of this spread would show in 80 % of cases; NaN below two."""
+
+
+def compare_paired(first: Sequence[float], second: Sequence[float]) -> PairedComparison:
+    """Compare two variants run with equal seeds, pair by pair.
+
+    Raises:
+        ValueError: The lengths differ, or there is nothing to compare.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} values do not pair")
+    differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    estimate = mean_with_interval(differences.tolist())
+    if estimate.count < 2:
+        return PairedComparison(difference=estimate, p_value=math.nan, detectable=math.nan)
+    if estimate.deviation == 0.0:
+        p_value = 1.0 if estimate.mean == 0.0 else 0.0
+    else:
+        p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return PairedComparison(
+        difference=estimate, p_value=p_value, detectable=detectable_difference(estimate.deviation, estimate.count)
+    )
+
+
+def detectable_difference(deviation: float, pairs: int, power: float = 0.8, level: float = 0.05) -> float:
+    """Return the smallest true mean difference that a paired t test of this size finds with the given power."""
+    if pairs < 2 or deviation == 0.0:
+        return math.nan if pairs < 2 else 0.0
+    freedom, critical = pairs - 1, stats.t.ppf(1 - level / 2, pairs - 1)
+
+    def missed(effect: float) -> float:
+        shift = effect * math.sqrt(pairs)
+        found = stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
+        return float(found) - power
+
+    low, high = 0.0, 1.0
+    while missed(high) < 0:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if missed(middle) < 0 else (low, middle)
+    return high * deviation
+
+
+def mcnemar(first: Booleans, second: Booleans) -> tuple[int, int, float]:
+    """Compare two models on the same test examples by the exact test of McNemar.
+
+    Args:
+        first: (examples,), whether A was right.
+        second: The same for B.
+
+    Returns:
+        Examples that only A has right, those that only B has right, and the two-sided p value.
+
+    Raises:
+        ValueError: The examples are not the same number.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"{len(first)} and {len(second)} examples do not pair")
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    disagreements = only_first + only_second
+    if disagreements == 0:
+        return 0, 0, 1.0
+    return only_first, only_second, float(stats.binomtest(only_first, disagreements).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p values for several tests (S. Holm, 1979); NaN stays NaN and does not count."""
+    adjusted = [math.nan] * len(p_values)
+    known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    running = 0.0
+    for rank, (p, index) in enumerate(known):
+        running = max(running, min(1.0, p * (len(known) - rank)))
+        adjusted[index] = running
+    return adjusted
+
+
+def average_ranks(scores: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], float]:
+    """Rank variants within each task and average (J. Demsar, 2006).
+
+    Args:
+        scores: (variants, tasks), higher is better, complete.
+
+    Returns:
+        Average rank of each variant, 1 being best, and Nemenyi's critical difference at 0.05.
+
+    Raises:
+        ValueError: Fewer than two variants or tasks, or a score is missing.
+    """
+    variants, tasks = scores.shape
+    if variants < 2 or tasks < 2 or np.isnan(scores).any():
+        raise ValueError("ranks need two variants, two tasks and every score")
+    ranks = np.mean([stats.rankdata(-column) for column in scores.T], axis=0)
+    quantile = float(stats.studentized_range.ppf(0.95, variants, math.inf)) / math.sqrt(2)
+    return ranks, quantile * math.sqrt(variants * (variants + 1) / (6 * tasks))
+
+
+def trained(correct: int, total: int, rail: float) -> bool:
+    """Say whether a run is above a rail (in percent) by more than the noise of its test set."""
+    return wilson_interval(correct, total)[0] > rail / 100
