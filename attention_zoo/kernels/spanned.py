@@ -24,7 +24,7 @@ _SCORES = 2**18
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Band:
-    """Which keys are met, and how the weights fade. Nothing in it may depend on a tensor's values in secret."""
+    """Which keys are met, and how the weights fade with the distance."""
 
     radius: int
     """Farthest distance that is met at all; the caller answers for m = 0 beyond it."""
@@ -160,33 +160,43 @@ def _blocks(batch: int, num_heads: int, length: int, band: Band) -> Iterator[_Bl
 class _Fade:
     """The mask m of the blocks of one pass: log m, and its derivative by the span.
 
-    Spans without axes of batch and length give one table by distance, from which blocks are read.
+    Spans without axes of batch and length give one line of values by distance, from which blocks are read.
     """
 
     def __init__(self, spans: Tensor, length: int, band: Band, *, backward: bool) -> None:
-        self.spans, self.band, self.backward = spans, band, backward
+        self.spans, self.length, self.band, self.backward = spans, length, band, backward
         self.lowest = torch.finfo(spans.dtype).min / 4
         """Added up with itself and any score it stays finite, and its weight is exactly zero."""
         self.by_distance = spans.numel() == spans.shape[1]
         if self.by_distance:
-            self.table, self.slopes = self._fade(torch.arange(length, device=spans.device))
+            offsets = torch.arange(1 - length, length, device=spans.device).abs_()
+            self.line, self.slopes = self._fade(offsets, spans)
 
     def of(self, block: _Block) -> tuple[Tensor, Tensor | None]:
         """Return log m and d log m / d span, both broadcastable to (sequences, num_heads, queries, keys)."""
         i = torch.arange(block.queries.start, block.queries.stop, device=self.spans.device)[:, None]
         j = block.positions(self.spans.device)
-        distance = (i - j).abs_()
-        if block.prefix:
-            distance.masked_fill_((i < block.prefix) | (j < block.prefix), 0)
         if self.by_distance:
-            fade = self.table[:, :, distance]
-            slope = None if self.slopes is None else self.slopes[:, :, distance]
+            log_m = self._read(self.line, block)
+            slope = None if self.slopes is None else self._read(self.slopes, block)
         else:
-            fade, slope = self._fade(distance, block.part_of(self.spans)[..., None])
-        return (fade.masked_fill_(j > i, self.lowest) if self.band.causal else fade), slope
+            distance = (i - j).abs_().masked_fill_((i < block.prefix) | (j < block.prefix), 0)
+            log_m, slope = self._fade(distance, block.part_of(self.spans)[..., None])
+        return (log_m.masked_fill_(j > i, self.lowest) if self.band.causal else log_m), slope
 
-    def _fade(self, distance: Tensor, spans: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        beyond = (distance.to(self.spans.dtype) - (self.spans if spans is None else spans)).relu_()
+    def _read(self, line: Tensor, block: _Block) -> Tensor:
+        """Read (1, num_heads, queries, keys) off a line of all offsets; prefix tokens are at distance 0."""
+        queries, keys = block.queries, block.keys
+        count, met = queries.stop - queries.start, keys.stop - keys.start
+        if queries.start < block.prefix:
+            return line.new_zeros(*line.shape[:2], count, block.prefix + met)
+        # The last query's offsets come first: each query before it begins one further on.
+        first = keys.start - queries.stop + self.length
+        values = line[..., first : first + count + met - 1].unfold(-1, met, 1).flip(2)
+        return torch.nn.functional.pad(values, (block.prefix, 0)) if block.prefix else values
+
+    def _fade(self, distance: Tensor, spans: Tensor) -> tuple[Tensor, Tensor | None]:
+        beyond = (distance.to(spans.dtype) - spans).relu_()
         m = 1.0 - beyond / self.band.ramp
         # Written so that a span that is no number shows.
         log_m = torch.where(m <= 0.0, self.lowest, m.log())
