@@ -25,8 +25,11 @@ _EXPONENT_MIN = -43.0
 _CHUNK_ELEMENTS = 2**18
 """Elements of one chunk's (batch, queries, cells) tensor: about a core's second-level cache in float32."""
 BACKENDS = ("auto", "reference", "dense", "pyramid")
-DENSE_UP_TO = 3136
-"""Cells of the largest grid for which `auto` takes the dense form: 56 by 56, where the measured times cross."""
+DENSE_UP_TO = 4096
+"""Cells of the largest grid for which `auto` takes the dense form.
+
+Measured times cross between 56 by 56 (narrow Gaussians) and 80 by 80 (wide ones): `benchmarks/contextpool_grid.py`.
+"""
 
 
 def grid_pool(
