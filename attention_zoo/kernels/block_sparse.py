@@ -72,6 +72,13 @@ def block_sparse_attention(
         The outputs, shaped like `q`, and the log-sum-exp of the scores, (batch, num_heads, query blocks * queries), of
         which the gradient flows too. Rows that see no key have finite outputs, and a log-sum-exp far below all others.
     """
+    # A compiler would unroll the loop over parts: under torch.compile this stays as it is, between two graphs.
+    run = torch.compiler.disable(_run) if torch.compiler.is_compiling() else _run
+    out, log_sum = run(q, k, v, pattern, dropout)
+    return out, log_sum
+
+
+def _run(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, dropout: float) -> tuple[Tensor, Tensor]:
     seed = int(torch.randint(2**63 - 1, ()).item()) if dropout > 0.0 else 0
     shape = _Shape(pattern.index.shape[1], pattern.key_size, dropout, seed)
     masks = pattern.seen, pattern.bias, pattern.relative, pattern.pairs

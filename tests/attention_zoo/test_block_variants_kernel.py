@@ -178,3 +178,14 @@ def test_nothing_of_length_by_length_is_made(name, options, dropout):
     with LargestTensor() as largest:
         mixer(x).sum().backward()
     assert length * dim <= largest.numel <= length * 160 < length**2 / 25
+
+
+@pytest.mark.parametrize("name", ["bigbird", "local"])
+def test_compiled_is_the_same(name):
+    spec = get_variant(name)
+    mixer = spec.build(spec.config(), LayerDims(dim=16, num_heads=2, max_length=300)).eval()
+    x, mask = torch.randn(2, 300, 16, requires_grad=True), torch.rand(2, 300) > 0.2
+    plain, compiled = mixer(x, mask), torch.compile(mixer, backend="aot_eager")(x, mask)
+    torch.testing.assert_close(compiled, plain)
+    (expected,), (actual,) = (torch.autograd.grad(out.square().sum(), x) for out in (plain, compiled))
+    torch.testing.assert_close(actual, expected)
