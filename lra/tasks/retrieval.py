@@ -1,0 +1,128 @@
+"""Retrieval: does one paper cite the other, from their bytes, 2 classes (ACL Anthology Network)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from lra.errors import DataError, UsageError
+from lra.prepared import SPLITS, PreparedData, Split, SplitName, write_prepared
+from lra.tasks.base import Task, TaskInfo, TaskOptions
+from lra.tasks.retrieval_files import OFFICIAL_STEM, VERSION, PairReader
+from lra.tasks.sampling import ReadOptions, rails, sample
+from lra.tasks.sources import missing
+from lra.tasks.text import printable
+
+OFFICIAL_COUNTS: dict[SplitName, int] = {"train": 147_086, "validation": 18_090, "test": 17_437}
+
+
+class RetrievalOptions(ReadOptions):
+    """Which Retrieval; the defaults are the benchmark's own pairs, cut where it cuts them."""
+
+    source: Literal["official", "substitute"] = "official"
+    """`official` reads the released pairs and insists on their number; `substitute` reads other pairs in the same
+    layout, and says so in every table."""
+    max_length: Annotated[int, Field(ge=1, le=1 << 16)] = 4_000
+    """Bytes of each document that are kept, from its start."""
+
+
+class Retrieval(Task[RetrievalOptions]):
+    """The Retrieval task: two documents of an example, one encoder for both."""
+
+    info: ClassVar[TaskInfo] = TaskInfo(
+        name="retrieval", title="Retrieval", version=VERSION, vocab_size=257, num_classes=2, paired=True
+    )
+    options: ClassVar[type[TaskOptions]] = RetrievalOptions
+
+    def edition(self, options: RetrievalOptions) -> str:
+        """Say whose pairs they are, how long documents are, and whether splits are samples."""
+        origin = "AAN" if options.source == "official" else "AAN substitute"
+        return ", ".join([origin, f"first {options.max_length:,} bytes", *options.sample_phrase()])
+
+    def max_length(self, options: RetrievalOptions) -> int:
+        """Return the bytes that are kept of a document."""
+        return options.max_length
+
+    def short_name(self, options: RetrievalOptions) -> str:
+        """Return the length, preceded by `substitute` for other pairs than the benchmark's."""
+        return f"substitute-{options.max_length}" if options.source == "substitute" else str(options.max_length)
+
+    def source_key(self, options: RetrievalOptions) -> str:
+        """Return the task's name for the released pairs; a substitute is never taken for them."""
+        return self.info.name if options.source == "official" else f"{self.info.name}-substitute"
+
+    def build(
+        self,
+        options: RetrievalOptions,
+        target: Path,
+        *,
+        source: Path | None,
+        workers: int | None,  # noqa: ARG002 - an archive is one stream
+        progress: bool,
+    ) -> PreparedData:
+        """Read the three files of pairs from a folder or a tar archive."""
+        official = options.source == "official"
+        if source is None and official:
+            raise missing(self.info.name, "the archive lra_release.gz of the benchmark", target.parent)
+        if source is None:
+            raise DataError(
+                "retrieval: the substitute for AAN is neither prepared nor kept in this folder of data\n"
+                "It is any three files NAME.train.tsv, NAME.eval.tsv and NAME.test.tsv of rows "
+                "label, id1, id2, text1, text2.\n"
+                "Read them with: lra-data prepare retrieval --set source=substitute --from FILE-OR-FOLDER"
+            )
+        if not source.exists():
+            raise DataError(f"{source}: no such file or folder")
+        reader = PairReader(max_length=options.max_length, progress=progress)
+        splits = reader.read(source, OFFICIAL_STEM if official else None)
+        counts = {name: len(splits[name]) for name in SPLITS}
+        if official and counts != OFFICIAL_COUNTS:
+            raise DataError(
+                f"{source}: {_listed(counts)} pairs, but the benchmark has {_listed(OFFICIAL_COUNTS)}; "
+                "--set source=substitute takes other pairs"
+            )
+        edition = self.edition(options) if official else f"{self.edition(options)}, of {_listed(counts)} pairs"
+        kept = {name: _sampled(splits[name], options, name) for name in SPLITS}
+        return write_prepared(
+            target,
+            task=self.info.name,
+            edition=edition,
+            maker=f"pair reader {VERSION}",
+            options=options.model_dump(mode="json"),
+            num_classes=self.info.num_classes,
+            splits=kept,
+            rails=rails(kept, self.info.num_classes),
+        )
+
+    def show(self, data: PreparedData, split: SplitName, index: int) -> str:
+        """Return both documents as text; bytes that are not UTF-8 appear as escapes."""
+        examples = data.split(split)
+        if not 0 <= index < len(examples):
+            raise UsageError(f"{split} has examples 0 to {len(examples) - 1}, not {index}")
+        label = int(examples.labels[index])
+        lines = [f"{split} example {index}: label {label} ({('no citation', 'one cites the other')[label]})"]
+        for document in range(2):
+            text = examples.tokens_of(index, document).tobytes()
+            lines += [f"document {document + 1}, {len(text)} bytes:", printable(text)]
+        return "\n".join(lines)
+
+
+def _sampled(split: Split, options: RetrievalOptions, name: SplitName) -> Split:
+    limit = options.limits[name]
+    if limit is None or limit >= len(split):
+        return split
+    chosen = sample(len(split), limit, options.seed, name)
+    documents = [split.tokens_of(int(index), document) for index in chosen for document in range(2)]
+    return Split(
+        tokens=np.concatenate(documents),
+        offsets=np.concatenate([[0], np.cumsum([len(document) for document in documents])]),
+        labels=split.labels[chosen],
+        token_offset=split.token_offset,
+    )
+
+
+def _listed(counts: dict[SplitName, int]) -> str:
+    return " / ".join(f"{counts[name]:,}" for name in SPLITS)

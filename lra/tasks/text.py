@@ -1,0 +1,160 @@
+"""Text: the sentiment of a film review from its bytes, 2 classes (IMDb, Maas et al. 2011)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from tqdm import tqdm
+
+from lra.archives import stream_members
+from lra.errors import DataError, UsageError
+from lra.prepared import PreparedData, Split, SplitName, write_prepared
+from lra.tasks.base import Task, TaskInfo, TaskOptions
+from lra.tasks.sampling import Count, ReadOptions, byte_split, hold_out, rails, sample
+from lra.tasks.sources import missing
+
+VERSION = 1
+"""Raised when the same archive gives other arrays."""
+OFFICIAL_COUNT = 25_000
+HELD_OUT = 0.1
+"""Share of the training reviews that become the validation split."""
+REVIEW_LIMIT = 1 << 20
+ARCHIVE_LIMIT = 1 << 30
+
+_NAME = re.compile(r"(?:\./)?aclImdb/(train|test)/(neg|pos)/(\d+)_\d+\.txt")
+_LABELS = {"neg": 0, "pos": 1}
+
+
+class TextOptions(ReadOptions):
+    """Which Text; the defaults are the length that papers mean by it, with a held-out validation split."""
+
+    max_length: Annotated[int, Field(ge=1, le=1 << 16)] = 4_096
+    """Bytes of a review that are kept, from its start: 1,000 in the original configuration, 4,000 or more elsewhere."""
+    validation: Literal["held_out", "test"] = "held_out"
+    """`held_out` draws 10 % of the training reviews; `test` validates on the test split, as the original code does."""
+    train_reviews: Count = OFFICIAL_COUNT
+    """Reviews that the archive must hold for training, held-out ones included."""
+    test_reviews: Count = OFFICIAL_COUNT
+
+
+class Text(Task[TextOptions]):
+    """The Text task."""
+
+    info: ClassVar[TaskInfo] = TaskInfo(name="text", title="Text", version=VERSION, vocab_size=257, num_classes=2)
+    options: ClassVar[type[TaskOptions]] = TextOptions
+
+    def edition(self, options: TextOptions) -> str:
+        """Say how long reviews are, what validation is, and whether splits are samples."""
+        held_out = "10 % of train held out" if options.validation == "held_out" else "validation is the test split"
+        parts = [f"IMDb, first {options.max_length:,} bytes", held_out, *options.sample_phrase()]
+        if (options.train_reviews, options.test_reviews) != (OFFICIAL_COUNT, OFFICIAL_COUNT):
+            parts.append(f"archive of {options.train_reviews:,} + {options.test_reviews:,} reviews")
+        return ", ".join(parts)
+
+    def max_length(self, options: TextOptions) -> int:
+        """Return the bytes that are kept of a review."""
+        return options.max_length
+
+    def short_name(self, options: TextOptions) -> str:
+        """Return the length, and `val-test` where the test split validates."""
+        return f"{options.max_length}-val-test" if options.validation == "test" else str(options.max_length)
+
+    def source_key(self, options: TextOptions) -> str:  # noqa: ARG002 - all editions come from one archive
+        """Return the task's name."""
+        return self.info.name
+
+    def build(
+        self,
+        options: TextOptions,
+        target: Path,
+        *,
+        source: Path | None,
+        workers: int | None,  # noqa: ARG002 - an archive is one stream
+        progress: bool,
+    ) -> PreparedData:
+        """Read the archive `aclImdb_v1.tar.gz`."""
+        if source is None:
+            raise missing(self.info.name, "aclImdb_v1.tar.gz, the archive of IMDb reviews,", target.parent)
+        splits = self._cut(read_reviews(source, options, progress=progress), options)
+        return write_prepared(
+            target,
+            task=self.info.name,
+            edition=self.edition(options),
+            maker=f"IMDb reader {VERSION}",
+            options=options.model_dump(mode="json"),
+            num_classes=self.info.num_classes,
+            splits=splits,
+            rails=rails(splits, self.info.num_classes),
+        )
+
+    def show(self, data: PreparedData, split: SplitName, index: int) -> str:
+        """Return the review as text; bytes that are not UTF-8 appear as escapes."""
+        examples = data.split(split)
+        if not 0 <= index < len(examples):
+            raise UsageError(f"{split} has examples 0 to {len(examples) - 1}, not {index}")
+        review = examples.tokens_of(index).tobytes()
+        label = int(examples.labels[index])
+        head = f"{split} example {index}: {len(review)} bytes, label {label} ({('negative', 'positive')[label]})"
+        return f"{head}\n{printable(review)}"
+
+    @staticmethod
+    def _cut(reviews: dict[str, list[tuple[bytes, int]]], options: TextOptions) -> dict[SplitName, Split]:
+        chosen: dict[SplitName, list[tuple[bytes, int]]] = {"test": reviews["test"]}
+        if options.validation == "test":
+            chosen |= {"train": reviews["train"], "validation": reviews["test"]}
+        else:
+            total = len(reviews["train"])
+            stay, held_out = hold_out(total, max(1, round(HELD_OUT * total)), options.seed)
+            chosen["train"] = [reviews["train"][i] for i in stay]
+            chosen["validation"] = [reviews["train"][i] for i in held_out]
+        splits: dict[SplitName, Split] = {}
+        for name, rows in chosen.items():
+            # validation on the test split scores the very same reviews
+            drawn_as: SplitName = "test" if options.validation == "test" and name == "validation" else name
+            kept = [rows[i] for i in sample(len(rows), options.limits[name], options.seed, drawn_as)]
+            splits[name] = byte_split([review for review, _ in kept], [label for _, label in kept])
+        return splits
+
+
+def read_reviews(source: Path, options: TextOptions, *, progress: bool) -> dict[str, list[tuple[bytes, int]]]:
+    """Return (bytes, label) of the reviews of `train` and `test`, ordered by label and number, cut to the length.
+
+    Raises:
+        DataError: The archive is damaged or is another one, or a review is empty.
+    """
+    found: dict[tuple[str, int, int], bytes] = {}
+    total = options.train_reviews + options.test_reviews
+    with tqdm(desc=source.name, total=total, unit=" reviews", disable=None if progress else True) as bar:
+        for member in stream_members(source, _limit, total_limit=ARCHIVE_LIMIT):
+            match = _NAME.fullmatch(member.name)
+            assert match is not None  # only such members are wanted
+            split, sentiment, number = match.groups()
+            key = (split, _LABELS[sentiment], int(number))
+            if key in found:
+                raise DataError(f"{member.place}: the number {number} is there twice")
+            found[key] = member.read()[: options.max_length]
+            if not found[key]:
+                raise DataError(f"{member.place}: an empty review")
+            bar.update()
+    reviews: dict[str, list[tuple[bytes, int]]] = {"train": [], "test": []}
+    for split, label, number in sorted(found):
+        reviews[split].append((found[split, label, number], label))
+    for split, expected in (("train", options.train_reviews), ("test", options.test_reviews)):
+        count = len(reviews[split])
+        if count != expected:
+            hint = f"; --set {split}_reviews={count} admits them" if count else ": is this the IMDb archive?"
+            raise DataError(f"{source}: {count} reviews in aclImdb/{split}, expected {expected}{hint}")
+    return reviews
+
+
+def printable(data: bytes) -> str:
+    """Return bytes as text for a terminal: control characters and what is not UTF-8 appear as escapes."""
+    text = data.decode("utf-8", errors="backslashreplace")
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+
+
+def _limit(name: str) -> int | None:
+    return REVIEW_LIMIT if _NAME.fullmatch(name) else None
