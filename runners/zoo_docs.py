@@ -128,7 +128,7 @@ def _claims(spec: VariantSpec) -> list[tuple[str, str]]:
     exact = traits.exact_limit
     limit = "" if exact is None else ", ".join(f"{key}={value!r}" for key, value in exact(2048).items()) or "always"
     claims = [
-        ("origin", plugin_origin(spec.name) or "built in"),
+        ("origin", _origin(spec.name)),
         ("time", traits.complexity),
         ("memory", traits.memory),
         ("parameters against full", f"{relative_parameters(spec):.3f}"),
@@ -139,6 +139,12 @@ def _claims(spec: VariantSpec) -> list[tuple[str, str]]:
         ("equals full attention at length 2048 with", limit or "nothing"),
     ]
     return claims + [(f"waived check: {name}", reason) for name, reason in traits.waivers.items()]
+
+
+def _origin(name: str) -> str:
+    """Name the plug-in's distribution and version; this project's own version would date the page."""
+    origin = plugin_origin(name)
+    return "this project, by entry point" if origin.split(" ")[0] == OWN_DISTRIBUTION else origin or "built in"
 
 
 def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
