@@ -15,15 +15,17 @@ from torch import nn
 
 from lra.batching import TrainingBatches
 from lra.checkpoints import newest_checkpoint, save_checkpoint, weights_digest, write_state
+from lra.claims import Position, hold, owner_of
 from lra.config import NUMERICS_VERSION, RunConfig
 from lra.environment import describe_environment
-from lra.errors import LraError
+from lra.errors import LraError, StoreError
 from lra.metrics import Score
-from lra.model import build_model, count_parameters, mixers
+from lra.model import build_model, mixers
 from lra.prepared import PreparedData, SplitName
-from lra.records import AttemptStatus, Cost, Count, Outcome, RunRecord, Store
+from lra.records import AttemptStatus, Count, Outcome, RunRecord, Store
 from lra.tasks import get_task
 
+from .cost import measured_cost
 from .evaluate import DivergedError, evaluate
 from .loop import LoopHooks, PreemptedError, TrainState, train
 from .memory import PeakMemory
@@ -46,6 +48,12 @@ class PreemptedCellError(LraError):
     exit_code = 75
 
 
+class ClaimedCellError(LraError):
+    """Another process is running this cell; nothing was done or recorded."""
+
+    exit_code = 4
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Execution:
     """How to run, as opposed to what: nothing here changes the number."""
@@ -65,9 +73,10 @@ def execute_cell(
 ) -> RunRecord:
     """Run one cell to its record, continuing from its checkpoint if there is one.
 
-    A record that is there already is returned as it is, unless `execution.force`.
+    A record that is there already is returned as it is, unless `execution.force`. The cell is claimed while it runs.
 
     Raises:
+        ClaimedCellError: Another process, which is alive, has the claim.
         CellError: Out of memory, or an error inside the run; noted as an attempt.
         PreemptedCellError: A stop was requested; the state is saved, and the next call continues.
         StoreError: The store refuses.
@@ -77,13 +86,41 @@ def execute_cell(
     if present is not None and not execution.force:
         return present
     store.check_writable()
+    position = Position(steps=config.train.steps)
+    try:
+        with hold(store.root, cell_id, position, give_up=stop_requested) as ours:
+            if not ours:
+                if stop_requested():
+                    raise PreemptedCellError("stopped while waiting for the claim of another host")
+                owner = owner_of(store.root, cell_id) or {}
+                raise ClaimedCellError(
+                    f"being run by pid {owner.get('pid', 'unknown')} on host {owner.get('host', 'unknown')}"
+                )
+            present = store.find(cell_id)  # its last owner may have finished it a moment ago
+            if present is not None and not execution.force:
+                return present
+            return _run_and_note(config, data, store, execution, stop_requested, cell_id, position)
+    except OSError as error:
+        raise StoreError(f"cannot claim a cell in the store {store.root}: {error.strerror or error}") from error
+
+
+def _run_and_note(
+    config: RunConfig,
+    data: PreparedData,
+    store: Store,
+    execution: Execution,
+    stop_requested: Callable[[], bool],
+    cell_id: str,
+    position: Position,
+) -> RunRecord:
+    """Run a claimed cell and leave a note of how it ended."""
     environment = describe_environment(execution.device)
 
     def note(status: AttemptStatus, detail: str) -> None:
         store.note_attempt(cell_id, status, detail, environment)
 
     try:
-        record = _run(config, data, store, execution, stop_requested, cell_id, environment)
+        record = _run(config, data, store, execution, stop_requested, cell_id, environment, position)
     except PreemptedError as stop:
         note("preempted", str(stop))
         raise PreemptedCellError(f"{stop}; run the same command again to continue") from stop
@@ -136,6 +173,7 @@ def _run(
     stop_requested: Callable[[], bool],
     cell_id: str,
     environment: dict[str, Any],
+    position: Position,
 ) -> RunRecord:
     device, recipe = execution.device, config.train
     info = get_task(config.task).info
@@ -180,12 +218,16 @@ def _run(
         save_checkpoint(folder, state.step, content)
         last_save = time.monotonic()
 
+    def report(state: TrainState, loss: float, accuracy: float) -> None:
+        position.step = state.step
+        line.report(state, loss, accuracy)
+
     hooks = LoopHooks(
         validate=lambda: score("validation", "validation")[0],
         save=save,
         save_due=lambda: time.monotonic() - last_save >= execution.checkpoint_seconds,
         stop_requested=stop_requested,
-        report=line.report,
+        report=report,
     )
     batches = TrainingBatches(
         data.split("train"),
@@ -217,7 +259,7 @@ def _run(
         data_digest=data.digest,
         rails=dict(data.manifest.rails),
         outcome=outcome,
-        cost=_cost(config, state, model, memory, info.vocab_size, info.num_classes),
+        cost=measured_cost(config, state, model, memory, info.vocab_size, info.num_classes),
         backend=", ".join(dict.fromkeys(layer.resolved_backend(device) for layer in layers)),
         environment=environment,
         arrays_sha256="",
@@ -253,30 +295,6 @@ def _score_chosen(
         weights_digest=weights_digest(model.state_dict()),
     )
     return outcome, {"test_correct": correct}
-
-
-def _cost(
-    config: RunConfig, state: TrainState, model: nn.Module, memory: PeakMemory, vocab_size: int, num_classes: int
-) -> Cost:
-    timed = state.timed_seconds > 0
-    return Cost(
-        parameters=count_parameters(model),
-        parameters_full=parameters_with_full(config, vocab_size, num_classes),
-        train_seconds=state.timed_seconds,
-        examples_per_second=state.timed_examples / state.timed_seconds if timed else None,
-        tokens_per_second=state.timed_tokens / state.timed_seconds if timed else None,
-        wall_seconds=state.wall_seconds,
-        peak_memory_bytes=memory.read(),
-        peak_memory_method=memory.method,
-        resumed=state.resumed,
-    )
-
-
-def parameters_with_full(config: RunConfig, vocab_size: int, num_classes: int) -> int:
-    """Count the parameters that the same model has with full attention, without allocating them."""
-    full = config.variant.model_copy(update={"name": "full", "options": {}, "origin": ""})
-    with torch.device("meta"):
-        return count_parameters(build_model(config.model_copy(update={"variant": full}), vocab_size, num_classes))
 
 
 def _first_line(error: BaseException) -> str:

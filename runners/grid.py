@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
-from attention_zoo import available
-from attention_zoo.registry import normalise
-from lra.config import RunConfig
+from attention_zoo import OptionError, RegistrationError, UnknownVariantError, available, get_variant
+from attention_zoo.registry import normalise, plugin_origin
+from lra.config import RunConfig, validate_section
 from lra.errors import DataError, UsageError
 from lra.model import build_model, count_parameters
 from lra.prepared import open_prepared
 from lra.profiles import load_profile, parse_override, resolve
+from lra.records import read_record
+from lra.strict_yaml import load_file, load_text
 from lra.tasks import get_task
 
-from .cell import parameters_with_full
+from .cost import parameters_with_full
 
 
 def plan(
@@ -53,6 +57,52 @@ def plan(
     if problems:
         raise UsageError("\n".join(dict.fromkeys(problems)))
     return cells
+
+
+def read_config(source: str) -> RunConfig:
+    """Read the configuration of one cell from a YAML or JSON file, a record, or standard input (`-`).
+
+    Raises:
+        UsageError: There is no such file, or it does not hold a configuration that can be run here.
+        StoreError: It is a record, and damaged.
+    """
+    path = Path(source)
+    if source != "-" and not path.is_file():
+        raise UsageError(f"--config {source}: no such file")
+    values = load_text(sys.stdin.read(), "standard input") if source == "-" else load_file(path)
+    if isinstance(values, dict) and values.keys() == {"record", "sha256"}:
+        config = read_record(path).config
+    else:
+        config = _validated(values if isinstance(values, dict) else {}, source)
+    check_runnable(config)
+    return config
+
+
+def _validated(values: dict[str, Any], source: str) -> RunConfig:
+    config, problems = validate_section(RunConfig, values, source)
+    if config is None:
+        raise UsageError("\n".join(problems))
+    return config
+
+
+def check_runnable(config: RunConfig) -> None:
+    """Check the parts of a ready-made configuration that the task and the variant know about.
+
+    Raises:
+        UsageError: A name is unknown, an option wrong or left out, or the plug-in has another version.
+    """
+    data, problems = validate_section(get_task(config.task).options, config.data, "data")
+    name, options = config.variant.name, config.variant.options
+    try:
+        complete = get_variant(name).config.from_dict(options).to_dict()
+    except (UnknownVariantError, RegistrationError, OptionError) as error:
+        raise UsageError(f"variant: {error.args[0]}") from error
+    if data is not None and (data.model_dump() != config.data or complete != options):
+        problems.append("a configuration names every option of task and variant; this one leaves some out")
+    if plugin_origin(name) != config.variant.origin:
+        problems.append(f"variant {name!r} is {plugin_origin(name)!r} here, not {config.variant.origin!r}")
+    if problems:
+        raise UsageError("\n".join(problems))
 
 
 def describe(config: RunConfig, home: Path) -> str:

@@ -24,25 +24,24 @@ Examples:
   lra-run --attn full,contextpool --task listops --seeds 0-4
   lra-run --attn contextpool --task listops --set variant.placement=stream
   lra-run --attn full --task listops --profile official --dry-run
+  lra-run --config lra-results/results/ab/ab12....json --store elsewhere
 """
 
 
 @click.command(epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
-@click.option("--attn", required=True, metavar="NAME[,NAME...]", help="Attention variants; `all` runs every one.")
-@click.option("--task", required=True, metavar="NAME[,NAME...]", help="Tasks of the benchmark, such as listops.")
+@click.option("--attn", metavar="NAME[,NAME...]", help="Attention variants; `all` runs every one.")
+@click.option("--task", metavar="NAME[,NAME...]", help="Tasks of the benchmark, such as listops.")
 @click.option(
     "--profile",
     metavar="NAME",
     help="Recipe: a shipped one (quick, nystromformer, official) or a YAML file.  "
     "[default: nystromformer with a CUDA device, else quick]",
 )
-@click.option("--seeds", default="0", show_default=True, metavar="LIST", help="Seeds, such as 3, 0-4 or 0,2,5.")
+@click.option("--seeds", metavar="LIST", help="Seeds, such as 3, 0-4 or 0,2,5.  [default: 0]")
 @click.option(
     "--track",
     type=click.Choice(["matched", "open"]),
-    default="matched",
-    show_default=True,
-    help="matched: only the variant's own options may be set; open: everything, and tables say so.",
+    help="matched: only the variant's own options may be set; open: everything, and tables say so.  [default: matched]",
 )
 @click.option(
     "--set",
@@ -50,6 +49,12 @@ Examples:
     multiple=True,
     metavar="KEY=VALUE",
     help="Override a setting: variant.x, variants.NAME.x, and on the open track model.x, train.x, data.x.",
+)
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="Run exactly the cell of this file: a complete configuration, or a record; - reads standard input.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]")
@@ -77,12 +82,13 @@ Examples:
 @one_line_errors
 def command(
     *,
-    attn: str,
-    task: str,
+    attn: str | None,
+    task: str | None,
     profile: str | None,
-    seeds: str,
-    track: str,
+    seeds: str | None,
+    track: str | None,
     overrides: tuple[str, ...],
+    config_file: str | None,
     device: str,
     threads: int | None,
     store_folder: Path,
@@ -97,23 +103,39 @@ def command(
     A run that was interrupted continues where it stopped when the same command is given again; a run that has its
     record is not repeated.
     """
-    seed_list = parse_seeds(seeds)
+    if config_file is not None and any((attn, task, profile, seeds, track, overrides)):
+        raise click.UsageError(
+            "--config is a whole cell: --attn, --task, --profile, --seeds, --track, --set go without"
+        )
+    if config_file is None and not (attn and task):
+        raise click.UsageError("--attn and --task are needed, or --config")
+    seed_list = parse_seeds(seeds or "0")
     import torch
 
     from lra.prepared import data_home
     from lra.records import Store
 
-    from .cell import CellError, Execution, execute_cell
-    from .grid import describe, plan
+    from .cell import CellError, ClaimedCellError, Execution, execute_cell
+    from .grid import describe, plan, read_config
     from .summary import summary
 
     if threads is not None:
         torch.set_num_threads(threads)
     the_device = pick_device(device)
-    if profile is None:
-        profile = "nystromformer" if the_device.type == "cuda" else "quick"
-        click.echo(f"Profile {profile} (the default on {the_device.type}); --profile picks another.", err=True)
-    cells = plan(attn=attn, task=task, profile=profile, seeds=seed_list, track=track, overrides=overrides)
+    if config_file is not None:
+        cells = [read_config(config_file)]
+    else:
+        if profile is None:
+            profile = "nystromformer" if the_device.type == "cuda" else "quick"
+            click.echo(f"Profile {profile} (the default on {the_device.type}); --profile picks another.", err=True)
+        cells = plan(
+            attn=attn or "",
+            task=task or "",
+            profile=profile,
+            seeds=seed_list,
+            track=track or "matched",
+            overrides=overrides,
+        )
     home, store = data_home(data_dir), Store(store_folder)
     if dry_run:
         for config in cells:
@@ -139,6 +161,10 @@ def command(
         except CellError as error:
             click.echo(f"Error: {config.variant.name}, seed {config.seed}: {error}", err=True)
             rows.append((config.variant.name, config.seed, error.status))
+            ended_without_number = True
+        except ClaimedCellError as error:
+            click.echo(f"Error: {config.variant.name}, seed {config.seed}: {error}", err=True)
+            rows.append((config.variant.name, config.seed, "claimed"))
             ended_without_number = True
     click.echo("\n\n".join(summary(rows, store) for rows in tables.values()))
     if ended_without_number:
@@ -180,3 +206,7 @@ def main() -> None:
     """Run the command line."""
     signals.install()
     command()
+
+
+if __name__ == "__main__":
+    main()
