@@ -24,9 +24,7 @@ from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
 _ROWS = 64
-"""Queries of a column that are handled together; it decides on speed alone, as does the next."""
-_FIXED = 100
-"""Queries of the fixed pattern that are handled together, at most, in whole blocks."""
+"""Queries of a column that are handled together; it decides on speed alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,13 +62,11 @@ class SparseTransformer(SequenceMixer):
         """Attend; see `SequenceMixer.forward`."""
         self.check_input(x, mask)
         length, stride = x.shape[1], self.config.stride
-        together = min(num_blocks(length, stride), max(1, _FIXED // stride)) if self.config.pattern == "fixed" else 1
-        real = pad_mask(mask, length, stride * together, x.device)
-        q, k, v = (pad_to_blocks(heads, stride * together) for heads in self.projections.split(x))
+        real = pad_mask(mask, length, stride, x.device)
+        q, k, v = (pad_to_blocks(heads, stride) for heads in self.projections.split(x))
         dropout = self.dims.dropout if self.training else 0.0
         if self.config.pattern == "fixed":
-            num_summary = self.config.num_summary
-            heads = _fixed(q, k, v, real, stride=stride, num_summary=num_summary, together=together, dropout=dropout)
+            heads = _fixed(q, k, v, real, stride=stride, num_summary=self.config.num_summary, dropout=dropout)
         else:
             near = _near(q, k, v, real, stride=stride, dropout=dropout)
             heads, _ = merge([near, _columns(q, k, v, real, stride=stride, dropout=dropout)])
@@ -78,15 +74,7 @@ class SparseTransformer(SequenceMixer):
 
 
 def _fixed(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    real: Tensor | None,
-    *,
-    stride: int,
-    num_summary: int,
-    together: int,
-    dropout: float,
+    q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, *, stride: int, num_summary: int, dropout: float
 ) -> Tensor:
     """Attend to the own block and to the summary tokens of all blocks.
 
@@ -97,20 +85,17 @@ def _fixed(
         real: (batch or 1, blocks * stride) or None.
         stride: Tokens in a block.
         num_summary: Summary tokens of a block.
-        together: Blocks handled together; it divides the number of blocks.
         dropout: Probability of dropping a weight.
     """
-    length, device, size = q.shape[2], q.device, stride * together
+    length, device = q.shape[2], q.device
     position = torch.arange(length, device=device)
     ordinary = (position % stride < stride - num_summary)[None]
     shared = position.view(-1, stride)[:, stride - num_summary :].reshape(1, -1)
-    index, exists = neighbours(length // size, 0, 0, device)
-    block = position[:size] // stride
+    index, exists = neighbours(length // stride, 0, 0, device)
     pattern = Pattern(
         index=index[None],
-        key_size=size,
-        seen=seen_keys(index[None], exists[None], ordinary if real is None else ordinary & real, size),
-        relative=block == block[:, None],
+        key_size=stride,
+        seen=seen_keys(index[None], exists[None], ordinary if real is None else ordinary & real, stride),
         shared=shared,
         shared_seen=None if real is None else real.gather(1, shared.expand(real.shape[0], -1)),
     )

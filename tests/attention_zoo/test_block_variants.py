@@ -132,10 +132,8 @@ def test_bigbird_draws_its_random_blocks_evenly():
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("together", [1, 16])
 @pytest.mark.parametrize(("stride", "num_summary"), [(1, 1), (5, 2), (8, 3), (60, 10)])
-def test_fixed_sparse_attends_to_the_block_and_to_all_summaries(length, stride, num_summary, together, monkeypatch):
-    monkeypatch.setattr(sparse_module, "_FIXED", together)
+def test_fixed_sparse_attends_to_the_block_and_to_all_summaries(length, stride, num_summary):
     mixer = build("sparse", length, {"stride": stride, "num_summary": num_summary})
     assert_dense(
         mixer, pairs(length, lambda i, j: i // stride == j // stride or j % stride >= stride - num_summary), length
