@@ -185,3 +185,11 @@ def test_grid_is_used_only_on_request(spec):
     assert gradient["flat"][2, 5] < 1e-6
     assert "dense" in planar.resolved_backend(x.device) or spec is CONTROL
     assert build(spec, {"grid": "auto"}).front.predictor.inner.weight.dim() == 3  # no image, no grid
+
+
+@pytest.mark.parametrize("spec", [POOL, CONTROL], ids=lambda spec: spec.name)
+def test_one_seed_gives_the_base_the_weights_it_has_alone(spec):
+    alone = build(get_variant("full"), seed=3).state_dict()
+    assert alone
+    inside = build(spec, seed=3).base.state_dict()
+    assert all(torch.equal(inside[name], value) for name, value in alone.items())
