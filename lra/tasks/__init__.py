@@ -7,8 +7,10 @@ from typing import Any
 from lra.errors import UsageError, suggest
 from lra.tasks.base import Task
 from lra.tasks.listops import ListOps
+from lra.tasks.pathfinder import Pathfinder, Pathfinder64, PathX, PathX256
 
-TASKS: dict[str, Task[Any]] = {"listops": ListOps()}
+_ALL: tuple[Task[Any], ...] = (ListOps(), Pathfinder(), Pathfinder64(), PathX(), PathX256())
+TASKS: dict[str, Task[Any]] = {task.info.name: task for task in _ALL}
 
 
 def get_task(name: str) -> Task[Any]:

@@ -1,0 +1,140 @@
+"""The four Pathfinder tasks: options, splits, what is on disk and what is shown."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from lra.batching import collate
+from lra.errors import DataError, UsageError
+from lra.prepared import SPLITS, open_prepared
+from lra.tasks import get_task
+from lra.tasks.pathfinder import PathfinderOptions
+from lra.tasks.pathfinder_view import contact_sheet, shade
+
+SIZES = {"pathfinder": 32, "pathfinder64": 64, "pathx": 128, "pathx256": 256}
+
+
+def prepare(home, **options):
+    task = get_task(options.pop("task", "pathfinder"))
+    return task.prepare(PathfinderOptions(**options), home, workers=1, progress=False)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("home"), difficulty="easy", count=200)
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES.items())
+def test_each_size_is_a_task(name, size):
+    task = get_task(name)
+    assert (task.info.vocab_size, task.info.num_classes) == (257, 2)
+    assert task.max_length(PathfinderOptions()) == size * size
+
+
+def test_the_benchmarks_counts_are_the_default():
+    assert PathfinderOptions().counts == {"train": 160_000, "validation": 20_000, "test": 20_000}
+    assert PathfinderOptions().difficulty == "hard"
+
+
+def test_prepared_images_are_bytes_cut_80_10_10(data):
+    assert [len(data.split(name)) for name in SPLITS] == [160, 20, 20]
+    reopened = open_prepared(data.path, verify=True)
+    assert reopened.split("train").tokens.dtype == np.uint8
+    assert (reopened.split("train").lengths == 1024).all()
+    assert reopened.manifest.rails["chance"] == 50.0
+    assert {int(label) for name in SPLITS for label in data.split(name).labels} == {0, 1}
+
+
+def test_nothing_but_the_prepared_folder_is_left(data):
+    assert [path.name for path in data.path.parent.iterdir()] == [data.path.name]
+
+
+def test_black_is_a_level_of_its_own_and_padding_another_id(data):
+    split = data.split("test")
+    batch = collate(split, range(20), None, 1024, torch.device("cpu"))
+    assert batch.mask is None
+    assert int(batch.tokens.min()) == 1
+    assert int(batch.tokens.max()) == 256
+    assert (batch.tokens[3].numpy() == split.tokens_of(3).astype(int) + 1).all()
+
+
+def test_the_legacy_edition_keeps_raw_levels_and_says_so(tmp_path, data):
+    legacy = prepare(tmp_path, difficulty="easy", count=200, legacy_zero_mask=True)
+    assert legacy.digest == data.digest
+    assert legacy.manifest.options["legacy_zero_mask"] is True
+    assert "black as padding" in legacy.manifest.edition
+    batch = collate(legacy.split("test"), [0], None, 1024, torch.device("cpu"))
+    assert int(batch.tokens.min()) == 0
+    assert batch.tokens.dtype == torch.uint8
+
+
+def test_seed_and_difficulty_change_the_images(tmp_path, data):
+    digests = {prepare(tmp_path, difficulty=d, seed=s, count=200).digest for d, s in (("easy", 1), ("medium", 0))}
+    assert len(digests | {data.digest}) == 3
+
+
+def test_the_other_sizes_are_prepared_too(tmp_path):
+    for name, size in list(SIZES.items())[1:]:
+        prepared = prepare(tmp_path, task=name, difficulty="easy", count=10)
+        assert prepared.manifest.splits["train"].max_length == size * size
+
+
+@pytest.mark.parametrize("wrong", [{"count": 9}, {"difficulty": "baseline"}, {"seed": -1}, {"sizes": 32}])
+def test_wrong_options_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        PathfinderOptions(**wrong)
+
+
+def test_generated_data_takes_no_source(tmp_path):
+    with pytest.raises(UsageError, match="source=official"):
+        get_task("pathfinder").prepare(PathfinderOptions(count=10), tmp_path, source=tmp_path)
+
+
+def test_official_data_without_a_folder_says_how_to_give_one(tmp_path):
+    with pytest.raises(DataError, match=r"lra-data prepare pathx --set source=official --from FOLDER"):
+        get_task("pathx").prepare(PathfinderOptions(source="official"), tmp_path)
+
+
+def test_an_example_is_shown_as_shaded_text(data):
+    text = get_task("pathfinder").show(data, "train", 3)
+    head, *lines = text.split("\n")
+    label = data.split("train").labels[3]
+    assert head.startswith(f"train example 3: 32 x 32 pixels, label {label} (the discs are on ")
+    assert len(lines) == 32
+    assert max(map(len, lines)) <= 64
+    assert "@@" in text
+    with pytest.raises(UsageError, match="examples 0 to 159"):
+        get_task("pathfinder").show(data, "train", 160)
+
+
+def test_large_images_are_shrunk_for_text():
+    image = np.zeros((256, 256), dtype=np.uint8)
+    image[0, 255] = 255
+    lines = shade(image).split("\n")
+    assert (len(lines), len(lines[0])) == (64, 128)
+    assert lines[0].endswith("@@")
+
+
+def test_a_contact_sheet_shows_the_images_and_their_labels(data, tmp_path):
+    contact_sheet(data, "train", range(10), tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as file:
+        sheet = np.array(file)
+    cell = 4 * 32 + 8
+    assert sheet.shape == (3 * cell, 4 * cell)
+    split = data.split("train")
+    for index in (0, 5, 9):
+        top, left = cell * (index // 4), cell * (index % 4)
+        assert (
+            sheet[top + 4 : top + cell - 4 : 4, left + 4 : left + cell - 4 : 4].ravel() == split.tokens_of(index)
+        ).all()
+        assert sheet[top + 2, left + 20] == (255 if split.labels[index] else 96)
+
+
+def test_a_contact_sheet_of_nothing_or_to_nowhere_is_refused(data, tmp_path):
+    for indices in ([], [500]):
+        with pytest.raises(UsageError):
+            contact_sheet(data, "test", indices, tmp_path / "sheet.png")
+    with pytest.raises(DataError, match="cannot write"):
+        contact_sheet(data, "test", [0], tmp_path / "missing" / "sheet.png")
