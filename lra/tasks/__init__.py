@@ -6,10 +6,23 @@ from typing import Any
 
 from lra.errors import UsageError, suggest
 from lra.tasks.base import Task
+from lra.tasks.image import Image, ImageContinuous
 from lra.tasks.listops import ListOps
 from lra.tasks.pathfinder import Pathfinder, Pathfinder64, PathX, PathX256
+from lra.tasks.retrieval import Retrieval
+from lra.tasks.text import Text
 
-_ALL: tuple[Task[Any], ...] = (ListOps(), Pathfinder(), Pathfinder64(), PathX(), PathX256())
+_ALL: tuple[Task[Any], ...] = (
+    ListOps(),
+    Text(),
+    Retrieval(),
+    Image(),
+    ImageContinuous(),
+    Pathfinder(),
+    Pathfinder64(),
+    PathX(),
+    PathX256(),
+)
 TASKS: dict[str, Task[Any]] = {task.info.name: task for task in _ALL}
 
 
