@@ -85,6 +85,13 @@ def spanned_attention(q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tenso
     Returns:
         (batch, num_heads, length, head_dim) in the dtype of `q`. Rows that see no key are finite and unspecified.
     """
+    # A compiler would unroll the loop over blocks anew for every radius: this stays as it is, between two graphs.
+    run = torch.compiler.disable(_run) if torch.compiler.is_compiling() else _run
+    out: Tensor = run(q, k, v, span, mask, band)
+    return out
+
+
+def _run(q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tensor | None, band: Band) -> Tensor:
     out: Tensor = _Spanned.apply(q, k, v, span, mask, band)  # type: ignore[no-untyped-call]
     return out
 

@@ -138,7 +138,10 @@ class StaticSpans(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:  # noqa: ARG002 - the same for every input
         """Return the spans in tokens, (1, num_heads, 1), and the longest of them, rounded up."""
-        return self._spans().view(1, -1, 1), self._longest()
+        # Compiled, the version of the parameter would be a reason to compile again after every step.
+        read = torch.compiler.disable(self._longest) if torch.compiler.is_compiling() else self._longest
+        longest = read()
+        return self._spans().view(1, -1, 1), longest
 
     def mean(self) -> Tensor:
         """Average over the heads."""

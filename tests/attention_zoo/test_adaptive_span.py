@@ -176,6 +176,23 @@ def test_static_spans_are_read_once_per_change(monkeypatch):
     assert len(reads) == 2
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler looks at it itself
+def test_compiled_it_follows_the_spans_without_compiling_again():
+    mixer = make()
+    x, mask = inputs()
+    compiled = torch.compile(mixer, backend="aot_eager")
+    with torch._dynamo.config.patch(recompile_limit=3, fail_on_recompile_limit_hit=True):
+        for fraction in (0.0, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0):
+            with torch.no_grad():
+                mixer.span.fraction.fill_(fraction)
+            mixer.after_step()
+            torch.testing.assert_close(compiled(x, mask), naive(mixer, x, mask))
+    fresh, again = x.clone().requires_grad_(), x.clone().requires_grad_()
+    compiled(fresh, mask).sum().backward()
+    naive(mixer, again, mask).sum().backward()
+    torch.testing.assert_close(fresh.grad, again.grad)
+
+
 def test_a_diverged_span_is_no_crash():
     mixer = make()
     with torch.no_grad():
