@@ -19,41 +19,13 @@ from lra.errors import DataError
 
 COLUMNS = 3 * 32 * 32
 
-_OPCODES = frozenset(
-    # fmt: off
-    (
-        "PROTO",
-        "STOP",
-        "MARK",
-        "EMPTY_DICT",
-        "SETITEM",
-        "SETITEMS",
-        "EMPTY_LIST",
-        "APPEND",
-        "APPENDS",
-        "EMPTY_TUPLE",
-        "TUPLE",
-        "TUPLE1",
-        "TUPLE2",
-        "TUPLE3",
-        "BINPUT",
-        "LONG_BINPUT",
-        "BINGET",
-        "LONG_BINGET",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "NONE",
-        "NEWTRUE",
-        "NEWFALSE",
-        "GLOBAL",
-        "REDUCE",
-        "BUILD",
-    )
-    # fmt: on
-)
+# fmt: off
+_OPCODES = frozenset((
+    "PROTO", "STOP", "MARK", "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE",
+    "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "BININT", "BININT1",
+    "BININT2", "BINSTRING", "SHORT_BINSTRING", "NONE", "NEWTRUE", "NEWFALSE", "GLOBAL", "REDUCE", "BUILD",
+))
+# fmt: on
 _MAX_OPCODES = 200_000
 """A released file has 20,000."""
 _MAX_CONTAINERS = 32

@@ -168,34 +168,34 @@ def _place(folder: Path) -> str:
     return "/".join(parts[first:])
 
 
-def _info(name: str, title: str) -> TaskInfo:
+def _info(name: str, title: str, size: int) -> TaskInfo:
     # 256 levels, and one id for padding
-    return TaskInfo(name=name, title=title, version=generator.VERSION, vocab_size=257, num_classes=2)
+    return TaskInfo(name=name, title=title, version=generator.VERSION, vocab_size=257, num_classes=2, grid=(size, size))
 
 
 class Pathfinder(PathfinderTask):
     """Pathfinder: 32 x 32 pixels, 1,024 tokens."""
 
     size: ClassVar[int] = 32
-    info: ClassVar[TaskInfo] = _info("pathfinder", "Pathfinder")
+    info: ClassVar[TaskInfo] = _info("pathfinder", "Pathfinder", size)
 
 
 class Pathfinder64(PathfinderTask):
     """Pathfinder at 64 x 64 pixels, 4,096 tokens; in no published table."""
 
     size: ClassVar[int] = 64
-    info: ClassVar[TaskInfo] = _info("pathfinder64", "Pathfinder-64")
+    info: ClassVar[TaskInfo] = _info("pathfinder64", "Pathfinder-64", size)
 
 
 class PathX(PathfinderTask):
     """Path-X: 128 x 128 pixels, 16,384 tokens."""
 
     size: ClassVar[int] = 128
-    info: ClassVar[TaskInfo] = _info("pathx", "Path-X")
+    info: ClassVar[TaskInfo] = _info("pathx", "Path-X", size)
 
 
 class PathX256(PathfinderTask):
     """Pathfinder at 256 x 256 pixels, 65,536 tokens."""
 
     size: ClassVar[int] = 256
-    info: ClassVar[TaskInfo] = _info("pathx256", "Path-X-256")
+    info: ClassVar[TaskInfo] = _info("pathx256", "Path-X-256", size)
