@@ -1,6 +1,6 @@
 """Training throughput on real ListOps lengths, and what bucketed batches gain over fixed padding.
 
-    python benchmarks/training.py --attn full,contextpool --steps 12 --repeats 3
+    python -m benchmarks.training --attn full,contextpool --steps 12 --repeats 3
 
 Each repeat times the configurations one after another, so that drift of the machine hits all of them alike. Reported are
 medians over repeats of steps after warm-up, with the optimiser's step and the making of the batch.
@@ -82,7 +82,9 @@ def main() -> None:
                 )
             )
         rows.append((variant, "bucketed / fixed", "", f"{rates['bucketed'] / rates['fixed']:.2f} x", "", ""))
-    print(f"ListOps, profile {options.profile}, batch {options.batch_size}, {options.threads} thread(s), torch", end=" ")
+    print(
+        f"ListOps, profile {options.profile}, batch {options.batch_size}, {options.threads} thread(s), torch", end=" "
+    )
     print(f"{torch.__version__}; median of {options.repeats} interleaved repeats of {options.steps} steps")
     print(tabulate(rows, headers=("variant", "padding", "ms/step", "examples/s", "real tokens/s", "range/median")))
 
