@@ -89,7 +89,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: b
         return _fused_causal_masked(q, k, v, allowed, dropout=dropout)
     # The fused kernels want values as wide as the keys: else torch writes out all scores. Zeros change no score.
     scale, width = q.shape[-1] ** -0.5, v.shape[-1]
-    q, k, v = (F.pad(x, (0, max(q.shape[-1], width) - x.shape[-1])) for x in (q, k, v))
+    if q.shape[-1] != width:  # padding by nothing would copy
+        q, k, v = (F.pad(x, (0, max(q.shape[-1], width) - x.shape[-1])) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal, dropout_p=dropout, scale=scale)
     return out[..., :width]
 
