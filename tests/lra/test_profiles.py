@@ -1,0 +1,96 @@
+"""Every task of every shipped profile resolves, and the sizes are the published ones."""
+
+import pytest
+import torch
+
+from lra.errors import UsageError
+from lra.model import build_model, count_parameters
+from lra.profiles import load_profile, profile_names, resolve
+from lra.tasks import TASKS, get_task
+
+CELLS = [(profile, task) for profile in profile_names() for task in load_profile(profile).tasks]
+SIX = {"listops", "text", "retrieval", "image", "pathfinder", "pathx"}
+
+
+def config(profile, task, track="matched", **overrides):
+    return resolve(task=task, variant="full", profile=load_profile(profile), seed=0, track=track, overrides=overrides)
+
+
+def parameters(profile, task):
+    info = get_task(task).info
+    with torch.device("meta"):
+        return count_parameters(build_model(config(profile, task), info.vocab_size, info.num_classes))
+
+
+def test_the_profiles_are_the_five():
+    assert profile_names() == ["modern", "nystromformer", "official", "paper", "quick"]
+    assert len(CELLS) >= 30
+
+
+@pytest.mark.parametrize(("profile", "task"), CELLS)
+def test_every_task_of_every_profile_resolves_and_builds(profile, task):
+    assert config(profile, task).profile == profile
+    assert parameters(profile, task) > 0
+
+
+@pytest.mark.parametrize(
+    ("profile", "tasks"),
+    [
+        ("official", SIX | {"pathfinder64", "pathx256"}),
+        ("nystromformer", SIX - {"pathx"}),
+        ("paper", SIX - {"pathx"}),
+        ("modern", set(TASKS)),
+        ("quick", set(TASKS)),
+    ],
+)
+def test_each_profile_covers_what_its_source_defines(profile, tasks):
+    assert tasks <= set(load_profile(profile).tasks)
+
+
+@pytest.mark.parametrize(
+    ("profile", "task", "expected"),
+    [
+        ("official", "listops", 8_948_746),
+        ("official", "text", 3_486_722),
+        ("official", "retrieval", 1_087_618),
+        ("official", "image", 248_458),
+        ("official", "pathfinder", 26_530),
+        ("official", "pathfinder64", 153_186),
+        ("official", "pathx", 537_954),
+        ("official", "pathx256", 2_119_266),
+        ("nystromformer", "listops", 209_802),
+        ("nystromformer", "text", 370_562),
+        ("nystromformer", "retrieval", 395_138),
+        ("nystromformer", "image", 174_986),
+        ("nystromformer", "pathfinder", 173_954),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(profile, task, expected):
+    assert parameters(profile, task) == expected
+
+
+@pytest.mark.parametrize(("profile", "legacy"), [("official", True), ("nystromformer", True), ("modern", False)])
+def test_faithful_switches_are_in_the_record(profile, legacy):
+    for task in ("image", "pathfinder"):
+        assert config(profile, task).data["legacy_zero_mask"] is legacy
+    assert config(profile, "text").data["validation"] == ("test" if legacy else "held_out")
+
+
+def test_the_official_retrieval_never_leaves_its_warm_up_and_the_modern_one_trains_on():
+    official, modern = config("official", "retrieval"), config("modern", "retrieval")
+    assert official.train.warmup_steps > official.train.steps
+    assert official.train.steps * official.train.batch_size < 1.1 * 147_086
+    assert modern.train.warmup_steps < modern.train.steps / 10
+    assert modern.train.steps * modern.train.batch_size > 10 * 147_086
+    assert (official.model.pair_head, modern.model.pair_head) == ("code", "paper")
+
+
+def test_quick_retrieval_is_labelled_as_a_substitute():
+    chosen = config("quick", "retrieval")
+    task = get_task("retrieval")
+    assert "substitute" in task.edition(task.options.model_validate(chosen.data))
+
+
+def test_data_longer_than_the_model_is_refused():
+    with pytest.raises(UsageError, match="shorter than the data"):
+        config("quick", "text", track="open", **{"data.max_length": 4096})
