@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from attention_zoo.kernels.blockwise import DropoutBits
 
-_SCORES_CPU = 3 * 2**16
-"""Scores made at a time (768 KiB in float32), when several blocks fit beside each other."""
-_SCORES_GPU = 2**25
+_NUMBERS_CPU = 3 * 2**16
+"""Scores, or features of keys, made at a time (768 KiB in float32), when several blocks fit beside each other."""
+_NUMBERS_GPU = 2**25
 
 HIDDEN = torch.finfo(torch.float32).min / 4
 """Added to a hidden score: the weight underflows to zero. Three of them add up to a finite number still."""
@@ -204,9 +204,11 @@ class _Work:
 
     def parts(self) -> Iterator[Part]:
         """Cut the work into as many blocks of queries, heads and sequences as fit."""
-        batch, num_heads, blocks, size, _ = self.q.shape
+        batch, num_heads, blocks, size, head_dim = self.q.shape
         keys = self.num_shared + self.index.shape[3] * self.k.shape[1]
-        together = max(1, (_SCORES_CPU if self.q.device.type == "cpu" else _SCORES_GPU) // (size * keys))
+        # Short blocks of queries have few scores, and more in gathered keys.
+        numbers = keys * max(size, head_dim)
+        together = max(1, (_NUMBERS_CPU if self.q.device.type == "cpu" else _NUMBERS_GPU) // numbers)
         heads = max(1, together // blocks)
         sequences = max(1, heads // num_heads)
         for b in range(0, batch, sequences):

@@ -73,7 +73,8 @@ class SinkhornAttention(SequenceMixer):
         q, k, v = (pad_to_blocks(heads, size) for heads in self.projections.split(x))
         if real is not None:
             real = real.expand(batch, -1)
-            k, v = (heads.masked_fill(~real[:, None, :, None], 0.0) for heads in (k, v))
+        if real is not None and mask is not None:
+            k, v = (heads * real[:, None, :, None] for heads in (k, v))
         permutation = self._permutation(k, real)
         both_k, both_v = (_beside(heads, permutation, size) for heads in (k, v))
         allowed = None

@@ -65,7 +65,7 @@ def make_pattern(*, per_example, masked, shared, pairs):
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("pairs", [False, True])
 def test_kernel_equals_dense_attention(per_example, masked, shared, pairs, scores, monkeypatch):
-    monkeypatch.setattr(block_sparse, "_SCORES_CPU", scores)
+    monkeypatch.setattr(block_sparse, "_NUMBERS_CPU", scores)
     pattern, allowed = make_pattern(per_example=per_example, masked=masked, shared=shared, pairs=pairs)
     q, k, v = heads()
     out, log_sum = block_sparse_attention(q, k, v, pattern)
@@ -107,7 +107,7 @@ def test_merge_is_attention_over_the_union():
 
 @pytest.mark.parametrize("scores", [70, 2**17])
 def test_dropout_has_the_gradient_of_what_it_computes(scores, monkeypatch):
-    monkeypatch.setattr(block_sparse, "_SCORES_CPU", scores)
+    monkeypatch.setattr(block_sparse, "_NUMBERS_CPU", scores)
     pattern, _ = make_pattern(per_example=True, masked=True, shared=True, pairs=False)
 
     def seeded(q, k, v):
