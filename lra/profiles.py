@@ -40,16 +40,16 @@ class Profile(Section):
     tasks: dict[str, TaskRecipe]
 
 
-def profile_folder() -> Path:
-    """Return the folder of the shipped profiles: inside the installed package, or beside it in a working copy."""
+def config_folder(kind: str) -> Path:
+    """Return the folder of shipped `profiles` or `suites`: inside the installed package, or beside it in a copy."""
     package = Path(__file__).resolve().parent
-    installed = package / "configs" / "profiles"
-    return installed if installed.is_dir() else package.parent / "configs" / "profiles"
+    installed = package / "configs" / kind
+    return installed if installed.is_dir() else package.parent / "configs" / kind
 
 
 def profile_names() -> list[str]:
     """List the shipped profiles."""
-    return sorted(file.stem for file in profile_folder().glob("*.yaml"))
+    return sorted(file.stem for file in config_folder("profiles").glob("*.yaml"))
 
 
 def load_profile(name: str) -> Profile:
@@ -58,7 +58,7 @@ def load_profile(name: str) -> Profile:
     Raises:
         UsageError: No such profile, or its file does not hold what a profile holds.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else profile_folder() / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else config_folder("profiles") / f"{name}.yaml"
     if not path.is_file():
         raise UsageError(f"unknown profile {name!r}; {suggest(name, profile_names())}")
     values = load_file(path)

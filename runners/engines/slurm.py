@@ -1,0 +1,95 @@
+"""Cells as the array jobs of a Slurm cluster, through submitit (extra `slurm`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .base import Ended, Engine, EngineError, Job
+from .process import run_job
+
+
+class SlurmTask:
+    """What a Slurm job executes: the same fresh process as on the local machine.
+
+    Called by submitit on the node. When Slurm announces a pre-emption or the end of the time, submitit calls
+    `checkpoint`, and submits what it returns again.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def __call__(self) -> Ended:
+        """Run the job's process to its end."""
+        return run_job(self.job, {}, lambda: False)
+
+    def checkpoint(self) -> Any:
+        """Submit the job again; Slurm ends the process, and the cell continues from its own last checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(SlurmTask(self.job))
+
+
+class SlurmEngine(Engine):
+    """Submits the jobs that are ready together, as one array.
+
+    Args:
+        folder: For submitit's own files, on a file system that the nodes share.
+        slots: Jobs of an array that run at once.
+        threads: CPUs of a job.
+        gpus: GPUs of a job.
+        cluster: `slurm`, or `local` for processes on this machine.
+        settings: More parameters of submitit's executor, such as slurm_partition and timeout_min.
+
+    Raises:
+        EngineError: submitit or Slurm is not there.
+    """
+
+    def __init__(
+        self, *, folder: Path, slots: int, threads: int, gpus: int, cluster: str, settings: Mapping[str, Any]
+    ) -> None:
+        try:
+            import submitit
+        except ImportError as error:
+            raise EngineError("engine slurm needs the extra: pip install 'lra-harness[slurm]'") from error
+        self._errors: Any = submitit.core.utils
+        self._slots = slots
+        self._running: dict[str, Any] = {}
+        parallel = {"slurm_array_parallelism": slots} if cluster == "slurm" else {}
+        try:
+            self._executor: Any = submitit.AutoExecutor(folder=folder, cluster=cluster)
+            self._executor.update_parameters(cpus_per_task=threads, gpus_per_node=gpus, **parallel, **settings)
+        except (RuntimeError, NameError, TypeError) as error:
+            raise EngineError(f"Slurm: {error}") from error
+
+    def free_slots(self) -> int:
+        """Return how many more jobs may be submitted."""
+        return self._slots - len(self._running)
+
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Submit the jobs as one array."""
+        with self._executor.batch():
+            submitted = [(job.key, self._executor.submit(SlurmTask(job))) for job in jobs]
+        self._running |= dict(submitted)
+
+    def poll(self) -> list[Ended]:
+        """Return the jobs that ended."""
+        return [self._result(key) for key, job in list(self._running.items()) if job.done()]
+
+    def stop(self) -> None:
+        """Cancel all; Slurm sends SIGTERM to their processes."""
+        for job in self._running.values():
+            job.cancel()
+
+    def close(self) -> None:
+        """Forget the jobs: those cancelled end by themselves, and the store knows."""
+        self._running.clear()
+
+    def _result(self, key: str) -> Ended:
+        job = self._running.pop(key)
+        try:
+            ended: Ended = job.result()
+        except (self._errors.UncompletedJobError, self._errors.FailedJobError) as error:
+            return Ended(key=key, returncode=None, detail=f"Slurm job {job.job_id}: {str(error).strip()[:500]}")
+        return ended
