@@ -121,16 +121,28 @@ def verify(task: str | None, data_dir: Path | None) -> None:
 @click.argument("task")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="train", show_default=True)
 @click.option("--index", type=int, default=0, show_default=True, help="Which example, from 0.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write a PNG with 36 images from --index on instead."
+)
 @set_option
 @data_dir_option
 @one_line_errors
-def show(task: str, split: SplitName, index: int, settings: tuple[str, ...], data_dir: Path | None) -> None:
+def show(
+    task: str, split: SplitName, index: int, out: Path | None, settings: tuple[str, ...], data_dir: Path | None
+) -> None:
     """Show one example of TASK as a person would read it, preparing the data first if need be."""
     from lra.prepared import data_home
 
     the_task, options = _resolve(task, settings)
     data = the_task.prepare(options, data_home(data_dir))
-    click.echo(the_task.show(data, split, index))
+    if out is None:
+        click.echo(the_task.show(data, split, index))
+        return
+    from lra.tasks.pathfinder_view import contact_sheet
+
+    last = min(index + 36, len(data.split(split)))
+    contact_sheet(data, split, range(index, max(last, index + 1)), out)
+    click.echo(f"Wrote {split} examples {index} to {last - 1} to {out}")
 
 
 def _resolve(task: str, settings: tuple[str, ...]) -> tuple[Task[Any], TaskOptions]:

@@ -34,7 +34,7 @@ def contact_sheet(data: PreparedData, split: SplitName, indices: Sequence[int], 
     """Write a PNG with some images side by side; those with label 1 have a white frame, the others a gray one.
 
     Raises:
-        UsageError: The split has no such example, or none is asked for.
+        UsageError: The examples are not square images, the split has no such example, or none is asked for.
         DataError: The file cannot be written.
     """
     from PIL import Image
@@ -43,7 +43,10 @@ def contact_sheet(data: PreparedData, split: SplitName, indices: Sequence[int], 
     outside = [index for index in indices if not 0 <= index < len(examples)]
     if outside or not indices:
         raise UsageError(f"{split} has examples 0 to {len(examples) - 1}, not {outside[0] if outside else 'none'}")
-    size = math.isqrt(len(examples.tokens_of(indices[0])))
+    record = data.manifest.splits[split]
+    size = math.isqrt(record.max_length)
+    if record.min_length != record.max_length or size**2 != record.max_length:
+        raise UsageError(f"{data.manifest.task} has no images for a contact sheet")
     zoom = max(1, SHEET_PIXELS // size)
     cell = size * zoom + 2 * GAP
     columns = math.ceil(math.sqrt(len(indices)))

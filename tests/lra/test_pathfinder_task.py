@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from pydantic import ValidationError
 
@@ -12,6 +13,7 @@ from lra.prepared import SPLITS, open_prepared
 from lra.tasks import get_task
 from lra.tasks.pathfinder import PathfinderOptions
 from lra.tasks.pathfinder_view import contact_sheet, shade
+from runners.data_command import main
 
 SIZES = {"pathfinder": 32, "pathfinder64": 64, "pathx": 128, "pathx256": 256}
 
@@ -138,3 +140,27 @@ def test_a_contact_sheet_of_nothing_or_to_nowhere_is_refused(data, tmp_path):
             contact_sheet(data, "test", indices, tmp_path / "sheet.png")
     with pytest.raises(DataError, match="cannot write"):
         contact_sheet(data, "test", [0], tmp_path / "missing" / "sheet.png")
+
+
+def test_the_command_shows_text_or_writes_a_sheet(tmp_path):
+    options = ["--set", "difficulty=easy", "--set", "count=20", "--data-dir", str(tmp_path / "home"), "--split", "test"]
+    text = CliRunner().invoke(main, ["show", "pathfinder", "--index", "1", *options])
+    assert text.exit_code == 0
+    assert text.output.startswith("test example 1: 32 x 32 pixels")
+    sheet = CliRunner().invoke(main, ["show", "pathfinder", "--out", str(tmp_path / "a.png"), *options])
+    assert (sheet.exit_code, sheet.output) == (0, f"Wrote test examples 0 to 1 to {tmp_path / 'a.png'}\n")
+    with Image.open(tmp_path / "a.png") as file:
+        assert file.size == (2 * 136, 136)
+    beyond = CliRunner().invoke(
+        main, ["show", "pathfinder", "--out", str(tmp_path / "b.png"), "--index", "2", *options]
+    )
+    assert beyond.exit_code == 2
+
+
+def test_a_contact_sheet_of_text_is_refused(tmp_path):
+    tiny = ["min_length=11", "max_length=63", "max_depth=4", "max_args=5", "train=60", "validation=20", "test=20"]
+    settings = [argument for setting in tiny for argument in ("--set", setting)]
+    command = ["show", "listops", "--out", str(tmp_path / "a.png"), "--data-dir", str(tmp_path / "home"), *settings]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2
+    assert "listops has no images" in result.output
