@@ -79,7 +79,7 @@ def block_sparse_attention(
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, dropout: float) -> tuple[Tensor, Tensor]:
-    seed = int(torch.randint(2**63 - 1, ()).item()) if dropout > 0.0 else 0
+    seed = int(torch.randint(2**63 - 1, (), device="cpu").item()) if dropout > 0.0 else 0
     shape = _Shape(pattern.index.shape[1], pattern.key_size, dropout, seed)
     masks = pattern.seen, pattern.bias, pattern.relative, pattern.pairs
     out, log_sum = _BlockSparse.apply(  # type: ignore[no-untyped-call]

@@ -57,7 +57,7 @@ class HTransformer1d(SequenceMixer):
         self.check_input(x, mask)
         length, size = x.shape[1], self.config.block_size
         real = torch.ones(1, length, dtype=torch.bool, device=x.device) if mask is None else mask
-        level = _Level(*self.projections.split(x), real.to(x.dtype), size)
+        level = _Level(*self.projections.split(x), real.to(torch.promote_types(x.dtype, torch.float32)), size)
         dropout = self.dims.dropout if self.training else 0.0
         parts = [level.attend(_near(level.blocks, x.device), dropout)]
         while level.blocks > 2:
@@ -95,7 +95,7 @@ class _Level:
         """Put two cells together."""
         pairs = self.count.unflatten(1, (-1, 2))
         count = pairs.sum(dim=2)
-        shares = (pairs / count.clamp_min(1).unsqueeze(2))[:, None, :, None]
+        shares = (pairs / count.clamp_min(1).unsqueeze(2))[:, None, :, None].to(self.q.dtype)
         # (batch or 1, 1, cells, 1, 2) @ (batch, num_heads, cells, 2, head_dim)
         q, k, v = ((shares @ heads.unflatten(2, (-1, 2))).squeeze(3) for heads in (self.q, self.k, self.v))
         return _Level(q, k, v, count, self.size)
