@@ -17,7 +17,7 @@ def cpu_slots(slots: int) -> Sequence[Environment]:
     return [{"CUDA_VISIBLE_DEVICES": ""}] * slots
 
 
-def gpu_slots(gpus: Sequence[str], per_gpu: int, slots: int | None = None) -> list[Environment]:
+def gpu_slots(gpus: Sequence[str], per_gpu: int, slots: int | None = None) -> Sequence[Environment]:
     """Return the environments of processes that see one GPU each, the GPUs dealt out in turn.
 
     Args:
