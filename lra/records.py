@@ -18,14 +18,17 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
 
-from lra.config import RunConfig, Section, canonical_json
+from lra.config import NUMERICS_VERSION, RunConfig, Section, canonical_json
 from lra.durable import publish, write_atomically
 from lra.errors import StoreError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 1
 
@@ -94,6 +97,18 @@ class RunRecord(Section):
     arrays_sha256: str
     finished_at: str
     """UTC, ISO 8601."""
+
+
+class AttemptedCell(Section):
+    """What an attempt tried to run; it places the status of a cell without a record in a table."""
+
+    cell_id: str
+    status: AttemptStatus
+    config: RunConfig
+    numerics_version: int = NUMERICS_VERSION
+    task_title: str
+    data_edition: str
+    data_digest: str
 
 
 class Store:
@@ -168,14 +183,30 @@ class Store:
             raise StoreError(f"cannot write the result to {path}: {error.strerror or error}") from error
         raise StoreError(f"{path} holds another outcome of the same cell; ours is kept as conflict-{number} beside it")
 
-    def note_attempt(self, cell_id: str, status: AttemptStatus, detail: str, environment: dict[str, Any]) -> None:
+    def note_attempt(
+        self,
+        cell_id: str,
+        status: AttemptStatus,
+        detail: str,
+        environment: dict[str, Any],
+        cell: AttemptedCell | None = None,
+    ) -> None:
         """Leave a note of one attempt, whatever came of it.
+
+        Args:
+            cell_id: The cell.
+            status: How the attempt ended.
+            detail: More about it.
+            environment: See `lra.environment`.
+            cell: What was tried; without it, reports can count the attempt but not place it.
 
         Raises:
             StoreError: The disk refuses.
         """
         folder = self.root / "attempts" / cell_id
         note = {"status": status, "detail": detail, "environment": environment, "schema_version": SCHEMA_VERSION}
+        if cell is not None:
+            note["cell"] = cell.model_dump()
         body = json.dumps(note, indent=1, sort_keys=True, allow_nan=False).encode()
         number = len(list(folder.glob("*.json"))) + 1
         try:
@@ -208,6 +239,25 @@ class Store:
             raise StoreError(f"{path} is not what its record says")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
+
+
+def load(folder: Path | str) -> pd.DataFrame:
+    """Return the records of a store as a tidy data frame, one row per run; see `lra.frame.record_frame`.
+
+    Files that are damaged, foreign or of a newer schema are listed in `frame.attrs["problems"]`.
+
+    Raises:
+        StoreError: There is no such folder.
+    """
+    from lra.frame import record_frame
+
+    root = Path(folder)
+    if not root.is_dir():
+        raise StoreError(f"no store at {root}")
+    entries = list(Store(root).records())
+    frame = record_frame(entry for entry in entries if isinstance(entry, RunRecord))
+    frame.attrs["problems"] = [str(entry) for entry in entries if isinstance(entry, StoreError)]
+    return frame
 
 
 def read_record(path: Path) -> RunRecord:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import pandas as pd
 from pydantic import Field
 
@@ -13,7 +14,9 @@ from lra.errors import UsageError
 from lra.strict_yaml import load_file
 
 from .load import Loaded
-from .tables import NOT_RUN, Table, select, with_columns
+from .tables import NOT_RUN, Table, accuracy_cell, plain_table, preview, surroundings, table_caption
+
+OTHER_RECIPE = "other recipe"
 
 
 class Published(Section):
@@ -23,13 +26,18 @@ class Published(Section):
     title: str
     source: str
     profile: str
-    """The profile of ours that has this source's sizes."""
+    """The profile of ours that has this source's sizes; empty where none has."""
     flags: list[str]
-    """Known reasons why the numbers are not comparable with clean ones."""
+    """Known reasons why the numbers are not comparable with clean ones; docs/reports.md explains each."""
+    row_flags: dict[str, list[str]] = Field(default_factory=dict)
+    """Further reasons that hold for single rows."""
     notes: dict[str, str] = Field(default_factory=dict)
     columns: list[str]
     """Tasks, in the order of the rows' values."""
-    rows: dict[str, list[float]]
+    rows: dict[str, list[float | None]]
+    """By variant; null where the source says that the model failed."""
+    average: Literal["A5", "A6"] = "A5"
+    """Mean of the five tasks, or of six with Path-X counted as 50 where it failed."""
     printed_averages: dict[str, float]
     """What the source itself prints, misprints included."""
 
@@ -50,37 +58,60 @@ def load_published() -> list[Published]:
 
 
 def beside(loaded: Loaded, profile: str, track: str) -> Table:
-    """Put our mean test accuracy beside every published number under the same profile, with the difference.
+    """Put our mean test accuracy beside published numbers, with the difference and the source of each.
+
+    Numbers under a recipe with the profile's sizes are all listed. Of other sources only what was run here is, without
+    a difference, which would compare recipes rather than variants.
 
     Raises:
-        UsageError: No published source has this profile.
+        UsageError: Nothing of it was ever published.
     """
-    sources = [source for source in load_published() if source.profile == profile]
-    if not sources:
-        known = sorted({source.profile for source in load_published()})
-        raise UsageError(f"nothing published under profile {profile!r}; there is {', '.join(known)}")
-    frame = with_columns(select(loaded, profile, track))
-    rows = []
-    for source in sources:
+    frame = loaded.only(profile, track).frame()
+    seeds = frame["seed"].nunique()
+    rows, used = [], []
+    for source in load_published():
+        comparable = source.profile == profile
         for variant, numbers in source.rows.items():
-            for task, number in zip(source.columns, numbers, strict=True):
-                ours = frame[(frame["variant"] == variant) & (frame["task"] == task)]["accuracy"].dropna()
-                mean = ours.mean(skipna=False) if len(ours) else None
-                rows.append(
-                    {
-                        "task": task,
-                        "variant": variant,
-                        "source": source.title,
-                        "published": f"{number:.2f}",
-                        "ours": NOT_RUN if mean is None else f"{mean:.2f} ({len(ours)})",
-                        "difference": NOT_RUN if mean is None else f"{mean - number:+.2f}",
-                    }
-                )
-    cells = pd.DataFrame(rows).sort_values(["task", "variant", "source"], ignore_index=True)
-    values = pd.DataFrame(np.nan, index=cells.index, columns=cells.columns)
-    notes = [f"{source.title}: {source.source}; {', '.join(source.flags)}." for source in sources]
-    editions = sorted(set(zip(frame["title"], frame["edition"], strict=True)))
-    notes += [f"Ours, {title}: {edition}." for title, edition in editions]
-    return Table(
-        caption=f"Ours beside published, profile {profile}, {track} track", cells=cells, values=values, notes=notes
-    )
+            for task, published in zip(source.columns, numbers, strict=True):
+                ours = frame[(frame["variant"] == variant) & (frame["task"] == task)]
+                found = [
+                    _row(source, published, group, seeds, comparable) for _, group in ours.groupby(["column", "label"])
+                ]
+                if comparable and not found:
+                    found = [_row(source, published, ours, seeds, comparable) | {"task": task, "variant": variant}]
+                rows += found
+                used += [source] if found else []
+    if not rows:
+        known = ", ".join(sorted({source.profile for source in load_published() if source.profile}))
+        raise UsageError(
+            f"nothing published has the sizes of profile {profile!r} or one of its variants; there is {known}"
+        )
+    rows.sort(key=lambda row: (row["task"], row["variant"], row["source"]))
+    notes = [f"{s.title}: {s.source}; {', '.join(s.flags)}." for s in {s.name: s for s in used}.values()]
+    notes.append(f"{OTHER_RECIPE}: the source's model, data rules or training differ from the profile; no difference.")
+    title = table_caption("Ours beside published", profile, track)
+    return plain_table(title, rows, preview(frame) + notes + surroundings(frame), frame)
+
+
+def _row(
+    source: Published,
+    published: float | None,
+    group: pd.DataFrame,
+    seeds: int,
+    comparable: bool,  # noqa: FBT001
+) -> dict[str, str]:
+    """Write one row; `group` holds our runs of one label under one heading, or none."""
+    text, mean, label, column, flags = NOT_RUN, math.nan, "", "", list[str]()
+    if len(group):
+        text, mean = accuracy_cell(group, seeds)
+        label, column = group["label"].iloc[0], group["column"].iloc[0]
+        flags = source.row_flags.get(group["variant"].iloc[0], [])
+    difference = NOT_RUN if math.isnan(mean) or published is None else f"{mean - published:+.2f}"
+    return {
+        "task": column,
+        "variant": label,
+        "source": source.title + (f" ({', '.join(flags)})" if flags else ""),
+        "published": "fails" if published is None else f"{published:.2f}",
+        "ours": text,
+        "difference": difference if comparable else OTHER_RECIPE,
+    }

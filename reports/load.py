@@ -1,19 +1,19 @@
-"""Records and attempts of one or more stores, as data frames."""
+"""Records and attempts of one or more stores."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
 from lra.errors import StoreError, UsageError
-from lra.records import RunRecord, Store
-
-OPTION_COLUMN = "options"
+from lra.frame import record_frame
+from lra.records import AttemptedCell, RunRecord, Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +22,40 @@ class Loaded:
 
     records: dict[str, RunRecord]
     """By cell id."""
+    attempts: dict[str, AttemptedCell]
+    """The last attempt of each cell that has no record, by cell id."""
     stores: dict[str, Store]
-    """Cell id -> the store that holds it."""
+    """Cell id -> the store that holds its record."""
     problems: list[str]
     """Files that were passed over, one line each; never dropped in silence."""
-    attempts: dict[str, str]
-    """Cell id -> last status, for cells that have attempts and no record."""
+
+    def profiles(self) -> list[tuple[str, str]]:
+        """List the (profile, track) pairs there are; each makes tables of its own."""
+        configs = [r.config for r in self.records.values()] + [a.config for a in self.attempts.values()]
+        return sorted({(config.profile, config.track) for config in configs})
+
+    def only(self, profile: str, track: str) -> Loaded:
+        """Return what belongs to one profile and track."""
+        pair = (profile, track)
+        records = {k: r for k, r in self.records.items() if (r.config.profile, r.config.track) == pair}
+        attempts = {k: a for k, a in self.attempts.items() if (a.config.profile, a.config.track) == pair}
+        return Loaded(records=records, attempts=attempts, stores=self.stores, problems=self.problems)
+
+    def frame(self) -> pd.DataFrame:
+        """Return the tidy frame of `lra.frame.record_frame` with two more columns.
+
+        `column` is the heading of the task; different data of one task get different headings. `label` is the variant,
+        with the settings in brackets in which its cells under one heading differ: so one label, heading and seed is one
+        cell, and different runs are never averaged.
+        """
+        frame = record_frame(self.records.values(), self.attempts.values())
+        frame["column"] = _headings(frame)
+        frame["label"] = label_by_settings(frame)
+        return frame
 
 
 def load_stores(folders: Sequence[Path]) -> Loaded:
-    """Read every record of the stores.
+    """Read every record, and the attempts of cells that have none.
 
     Raises:
         UsageError: A folder is not there.
@@ -39,7 +63,6 @@ def load_stores(folders: Sequence[Path]) -> Loaded:
     records: dict[str, RunRecord] = {}
     stores: dict[str, Store] = {}
     problems: list[str] = []
-    attempts: dict[str, str] = {}
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"no store at {folder}")
@@ -47,61 +70,79 @@ def load_stores(folders: Sequence[Path]) -> Loaded:
         for entry in store.records():
             if isinstance(entry, StoreError):
                 problems.append(str(entry))
-            else:
-                records.setdefault(entry.cell_id, entry)
-                stores.setdefault(entry.cell_id, store)
+                continue
+            first = records.setdefault(entry.cell_id, entry)
+            stores.setdefault(entry.cell_id, store)
+            if not store.record_path(entry.cell_id).exists():
+                problems.append(f"{folder}: the record of cell {entry.cell_id} lies under another name")
+            if (first.status, first.outcome) != (entry.status, entry.outcome):
+                problems.append(
+                    f"{store.record_path(entry.cell_id)}: another outcome than in {stores[entry.cell_id].root}"
+                )
         problems += [f"{path}: another outcome of the same cell" for path in folder.glob("results/*/*.conflict-*.json")]
+    attempts: dict[str, AttemptedCell] = {}
+    for folder in folders:
         for cell in sorted(folder.glob("attempts/*")):
-            notes = sorted(cell.glob("*.json"), key=lambda path: int(path.name.partition("-")[0]))
-            if notes and cell.name not in records:
-                attempts[cell.name] = json.loads(notes[-1].read_text()).get("status", "failed")
+            if cell.name not in records:
+                attempt = _last_attempt(cell, problems)
+                if attempt is not None:
+                    attempts.setdefault(cell.name, attempt)
     return Loaded(records=records, stores=stores, problems=problems, attempts=attempts)
 
 
-def tidy(records: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return one row per record; `accuracy` is in percent and missing where a run gave no number.
+def _last_attempt(folder: Path, problems: list[str]) -> AttemptedCell | None:
+    """Read the newest note of a cell; what cannot be read or placed is added to the problems."""
+    notes = [path for path in folder.glob("*.json") if path.name.partition("-")[0].isdecimal()]
+    if not notes:
+        return None
+    newest = max(notes, key=lambda path: int(path.name.partition("-")[0]))
+    try:
+        note = json.loads(newest.read_bytes())
+        if "cell" in note:
+            return AttemptedCell.model_validate(note["cell"])
+        problems.append(f"{newest}: an attempt ({note['status']}) that does not say what it tried")
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        problems.append(f"{newest} is not a note of an attempt: {str(error).splitlines()[0]}")
+    return None
 
-    The column `label` is the variant's name, with those options in brackets in which records of that variant differ.
+
+def label_by_settings(frame: pd.DataFrame, leave_out: Sequence[str] = ()) -> list[str]:
+    """Return each row's variant, with the settings in brackets in which rows of it differ under the same heading.
+
+    Args:
+        frame: With `variant`, `column` and `settings`.
+        leave_out: Settings that the table shows in another way.
     """
-    rows = [_row(record) for record in records]
-    frame = pd.DataFrame(rows, columns=_COLUMNS)
-    frame["label"] = frame["variant"]
-    for variant, group in frame.groupby("variant"):
-        varying = _varying(list(group[OPTION_COLUMN]))
-        if varying:
-            for index, options in group[OPTION_COLUMN].items():
-                text = ", ".join(f"{name}={options[name]}" for name in varying if name in options)
-                frame.loc[index, "label"] = f"{variant} [{text}]"
-    return frame
+    varying: dict[str, set[str]] = {}
+    for (variant, _), group in frame.groupby(["variant", "column"], sort=False):
+        found = varying.setdefault(str(variant), set())
+        found |= set(varying_settings(group)) - set(leave_out)
+    labels = []
+    for variant, settings in zip(frame["variant"], frame["settings"], strict=True):
+        named = [name for name in sorted(varying[variant]) if name in settings]
+        text = ", ".join(f"{name.removeprefix('variant.')}={settings[name]}" for name in named)
+        labels.append(f"{variant} [{text}]" if text else variant)
+    return labels
 
 
-_COLUMNS = (
-    "cell_id", "task", "title", "edition", "profile", "track", "variant", OPTION_COLUMN, "seed", "status", "accuracy",
-    "correct", "total", "validation_accuracy", "selected_step", "steps", "batch_size", "layers", "parameters",
-    "parameters_full", "examples_per_second", "tokens_per_second", "peak_bytes", "train_seconds", "device", "backend",
-)  # fmt: skip
+def varying_settings(frame: pd.DataFrame) -> list[str]:
+    """List the settings that do not have one value in all rows; to be absent counts as a value."""
+    values: dict[str, set[str]] = {}
+    holders: Counter[str] = Counter()
+    for settings in frame["settings"]:
+        holders.update(settings)
+        for name, value in settings.items():
+            values.setdefault(name, set()).add(repr(value))
+    return sorted(name for name, found in values.items() if len(found) > 1 or holders[name] < len(frame))
 
 
-def _row(record: RunRecord) -> tuple[Any, ...]:
-    config, cost, outcome = record.config, record.cost, record.outcome
-    test: tuple[float | None, ...] = (None, None, None, None, None)
-    if outcome is not None:
-        test = (
-            100 * outcome.test.correct / outcome.test.total,
-            outcome.test.correct,
-            outcome.test.total,
-            100 * outcome.validation.correct / outcome.validation.total,
-            outcome.selected_step,
-        )
-    return (
-        record.cell_id, config.task, record.task_title, record.data_edition, config.profile, config.track,
-        config.variant.name, config.variant.options, config.seed, record.status, *test, config.train.steps,
-        config.train.batch_size, config.model.num_layers, cost.parameters, cost.parameters_full,
-        cost.examples_per_second, cost.tokens_per_second, cost.peak_memory_bytes, cost.train_seconds,
-        record.environment.get("device", ""), record.backend,
-    )  # fmt: skip
-
-
-def _varying(options: Sequence[dict[str, Any]]) -> list[str]:
-    names = {name for each in options for name in each}
-    return sorted(name for name in names if len({json.dumps(each.get(name), sort_keys=True) for each in options}) > 1)
+def _headings(frame: pd.DataFrame) -> list[str]:
+    editions = frame.groupby("task")["edition"].nunique()
+    digests = frame.groupby(["task", "edition"])["data_digest"].nunique()
+    headings = []
+    for task, title, edition, digest in zip(
+        frame["task"], frame["title"], frame["edition"], frame["data_digest"], strict=True
+    ):
+        heading = title if editions[task] == 1 else f"{title} ({edition})"
+        headings.append(heading if digests[task, edition] == 1 else f"{heading} {digest[:8]}")
+    return headings

@@ -9,17 +9,24 @@ import math
 import re
 from collections.abc import Callable
 
+import pandas as pd
 from tabulate import tabulate
 
 from .tables import Table
 
 FORMATS = ("text", "markdown", "latex", "csv", "html")
+IDS_IN_TEXT = 8
+"""Record ids that plain text lists; the other forms list all."""
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "|": r"$|$",
+    "[": "{[}", "]": "{]}", "*": "{*}", "-": "{-}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "'": "{'}",
 }  # fmt: skip
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What a terminal obeys, and what reverses or breaks the line."""
+_FORMULA = re.compile(r"[=@+\-\t\uff1d\uff20\uff0b\uff0d]")
+_PLAIN_NUMBER = re.compile(r"[+-]\d[\d,]*(\.\d+)?")
 
 
 def render(table: Table, form: str, *, command: str = "") -> str:
@@ -34,22 +41,31 @@ def render(table: Table, form: str, *, command: str = "") -> str:
 
 
 def rankings(table: Table) -> dict[tuple[int, int], int]:
-    """Return (row, column) -> 1 for the best and 2 for the second of each column that is compared."""
+    """Return (row, column) -> 1 for the best and 2 for the second of each column that is compared.
+
+    Values are compared as they are printed, with two decimals, so that equal numbers are marked alike.
+    """
     found = {}
     for column in range(table.values.shape[1]):
-        scores = sorted({v for v in table.values.iloc[:, column] if not math.isnan(v)}, reverse=True)
+        values = [round(float(value), 2) for value in table.values.iloc[:, column]]
+        scores = sorted({value for value in values if not math.isnan(value)}, reverse=True)
         if len(scores) > 1:
-            for row, value in enumerate(table.values.iloc[:, column]):
+            for row, value in enumerate(values):
                 if value in scores[:2]:
                     found[row, column] = scores.index(value) + 1
     return found
 
 
+def clean(text: object) -> str:
+    """Take out control characters, which a terminal would obey, and line breaks."""
+    return _CONTROL.sub("?", re.sub(r"[\r\n\t]+", " ", str(text)))
+
+
 def _grid(table: Table) -> tuple[list[str], list[list[str]]]:
-    named = table.cells.index.dtype.kind == "O" or table.cells.index.dtype.name.startswith("str")
-    header = [*([""] if named else []), *map(_clean, table.cells.columns)]
+    named = not isinstance(table.cells.index, pd.RangeIndex)
+    header = [*([""] if named else []), *map(clean, table.cells.columns)]
     rows = [
-        [*([_clean(name)] if named else []), *map(_clean, row)]
+        [*([clean(name)] if named else []), *map(clean, row)]
         for name, row in zip(table.cells.index, table.cells.to_numpy(), strict=True)
     ]
     return header, rows
@@ -68,23 +84,31 @@ def _marked(
 
 
 def _notes(table: Table, command: str) -> list[str]:
-    return [_clean(note) for note in table.notes] + ([f"Made by: {_clean(command)}"] if command else [])
+    return [clean(note) for note in table.notes] + ([f"Made by: {clean(command)}"] if command else [])
+
+
+def _records(table: Table) -> str:
+    return f"{len(table.records)} cells: {' '.join(clean(cell)[:12] for cell in table.records)}"
 
 
 def _text(table: Table, command: str) -> str:
     header, rows = _grid(table)
     body = tabulate(rows, headers=header, tablefmt="simple", disable_numparse=True)
-    return "\n".join([_clean(table.caption), "", body, "", *_notes(table, command), ""])
+    ids = " ".join(clean(cell)[:12] for cell in table.records[:IDS_IN_TEXT])
+    more = len(table.records) - IDS_IN_TEXT
+    tail = [f"{len(table.records)} cells: {ids}{f' and {more} more' if more > 0 else ''}"] if ids else []
+    return "\n".join([clean(table.caption), "", body, "", *_notes(table, command), *tail, ""])
 
 
 def _markdown(table: Table, command: str) -> str:
     def escape(text: str) -> str:
-        return html.escape(text, quote=False).replace("|", r"\|").replace("*", r"\*").replace("_", r"\_")
+        return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", html.escape(text, quote=False))
 
     header, rows = _marked(table, lambda t, rank: {1: f"**{t}**", 2: f"<u>{t}</u>"}.get(rank, t), escape)
     body = tabulate(rows, headers=header, tablefmt="github", disable_numparse=True)
     notes = [f"- {escape(note)}" for note in _notes(table, command)]
-    return "\n".join([f"**{escape(table.caption)}**", "", body, "", *notes, ""])
+    comment = f"<!-- {_records(table).replace('--', '- -').replace('>', '')} -->"
+    return "\n".join([f"**{escape(clean(table.caption))}**", "", body, "", *notes, "", comment, ""])
 
 
 def _latex(table: Table, command: str) -> str:
@@ -92,9 +116,11 @@ def _latex(table: Table, command: str) -> str:
         table, lambda t, rank: {1: rf"\textbf{{{t}}}", 2: rf"\underline{{{t}}}"}.get(rank, t), _latex_text
     )
     lines = [
+        r"% needs \usepackage{booktabs}",
+        f"% {_records(table)}",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{_latex_text(table.caption)}}}",
+        rf"\caption{{{_latex_text(clean(table.caption))}}}",
         rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
         r"\toprule",
         " & ".join(header) + r" \\",
@@ -114,16 +140,17 @@ def _csv(table: Table, command: str) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([[_no_formula(cell) for cell in row] for row in [header, *rows]])
-    writer.writerows([[_no_formula(f"# {note}")] for note in [_clean(table.caption), *_notes(table, command)]])
+    writer.writerows([[f"# {note}"] for note in [clean(table.caption), *_notes(table, command), _records(table)]])
     return buffer.getvalue()
 
 
 def _html(table: Table, command: str) -> str:
     header, rows = _marked(table, lambda t, rank: {1: f"<b>{t}</b>", 2: f"<u>{t}</u>"}.get(rank, t), html.escape)
-    head = "".join(f"<th>{name}</th>" for name in header)
+    head = "".join(f'<th scope="col">{name}</th>' for name in header)
     body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in _notes(table, command))
-    caption = f"<caption>{html.escape(_clean(table.caption))}</caption>"
+    notes += f"<li><details><summary>Cells</summary>{html.escape(_records(table))}</details></li>"
+    caption = f"<caption>{html.escape(clean(table.caption))}</caption>"
     return f"<table>{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>\n<ul>{notes}</ul>\n"
 
 
@@ -136,15 +163,14 @@ _RENDERERS: dict[str, Callable[[Table, str], str]] = {
 }
 
 
-def _clean(text: object) -> str:
-    """Take out control characters, which a terminal would obey."""
-    return _CONTROL.sub("?", str(text)).replace("\n", " ")
-
-
 def _latex_text(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    """Escape for LaTeX; letters beyond Latin, which not every setup has, are written as their code points."""
+    escaped = (_LATEX.get(letter, letter) for letter in text)
+    return "".join(part if len(part) > 1 or part < "\u0180" else f"U+{ord(part):04X}" for part in escaped)
 
 
 def _no_formula(cell: str) -> str:
-    """Keep a spreadsheet from taking a text for a formula; signed numbers stay as they are."""
-    return f"'{cell}" if re.match(r"^(=|@|\t|[+-](?![\d.]|$))", cell) else cell
+    """Keep a spreadsheet from taking a text for a formula; plain signed numbers and a lone dash stay as they are."""
+    if _FORMULA.match(cell) and cell != "-" and not _PLAIN_NUMBER.fullmatch(cell):
+        return f"'{cell}"
+    return cell

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from lra.errors import UsageError
-from lra.records import RunRecord
+from lra.metrics import wilson_interval
 
-from .load import Loaded, tidy
-from .statistics import compare_paired, holm, mcnemar, mean_with_interval
+from .load import Loaded, label_by_settings
+from .statistics import mean_with_interval, trained
 
 FIVE = ("listops", "text", "retrieval", "image", "pathfinder")
-"""Tasks of the five-task average."""
+"""Tasks of the five-task average, A5."""
 SIX = (*FIVE, "pathx")
 NOT_RUN = "-"
+STATUS_WORDS = {"oom": "OOM"}
+"""How statuses are written where they have a spelling of their own."""
 
 
 @dataclass(kw_only=True)
@@ -27,260 +29,213 @@ class Table:
 
     caption: str
     cells: pd.DataFrame
-    """Text; the index holds the rows' names."""
+    """Text; the index holds the rows' names, unless it is a plain range."""
     values: pd.DataFrame
     """Numbers of the same shape, higher is better, NaN where a cell takes no part."""
     notes: list[str] = field(default_factory=list)
+    records: list[str] = field(default_factory=list)
+    """Ids of the cells that the table was made from."""
 
 
-def profiles(loaded: Loaded) -> list[tuple[str, str]]:
-    """List the (profile, track) pairs there are; each makes tables of its own."""
-    return sorted({(record.config.profile, record.config.track) for record in loaded.records.values()})
-
-
-def select(loaded: Loaded, profile: str, track: str) -> list[RunRecord]:
-    """Return the records of one profile and track."""
-    return [r for r in loaded.records.values() if (r.config.profile, r.config.track) == (profile, track)]
+def plain_table(caption: str, rows: Sequence[dict[str, str]], notes: list[str], frame: pd.DataFrame) -> Table:
+    """Make a table in which no cell is marked as best."""
+    cells = pd.DataFrame(list(rows))
+    values = pd.DataFrame(np.nan, index=cells.index, columns=cells.columns)
+    return Table(caption=caption, cells=cells, values=values, notes=notes, records=frame["cell_id"].tolist())
 
 
 def accuracy(loaded: Loaded, profile: str, track: str) -> Table:
     """Tabulate test accuracy: variants x tasks, with averages over complete rows, and what needs no model."""
-    records = select(loaded, profile, track)
-    frame = with_columns(records)
-    columns = list(dict.fromkeys(frame.sort_values(["task", "edition"])["column"]))
-    labels, seeds = sorted(frame["label"].unique()), sorted(frame["seed"].unique())
+    loaded = loaded.only(profile, track)
+    frame = loaded.frame()
+    columns, labels = headings(frame), sorted(frame["label"].unique())
+    seeds = frame["seed"].nunique()
     cells = pd.DataFrame(NOT_RUN, index=labels, columns=columns, dtype=object)
     values = pd.DataFrame(np.nan, index=labels, columns=columns)
     for (label, column), group in frame.groupby(["label", "column"]):
-        cells.loc[label, column], values.loc[label, column] = accuracy_cell(group, len(seeds))
+        cells.loc[label, column], values.loc[label, column] = accuracy_cell(group, seeds)
     tasks = dict(zip(frame["column"], frame["task"], strict=True))
+    notes = ["Cells: test accuracy in %, mean ± standard deviation over seeds (n); (k/n): k of n seeds gave a number."]
     for name, members in (("A5", FIVE), ("A6", SIX)):
         chosen = [column for column in columns if tasks[column] in members]
         if sorted(tasks[column] for column in chosen) == sorted(members):
             averages = values[chosen].mean(axis=1, skipna=False)
             cells[name] = [NOT_RUN if math.isnan(value) else f"{value:.2f}" for value in averages]
             values[name] = averages
-    cells, values = _add_rails(cells, values, records, dict(zip(frame["cell_id"], frame["column"], strict=True)))
-    notes = _editions(frame)
-    notes.append("Cells: mean of the test accuracy in % ± standard deviation over seeds (n). (k/n): k of n seeds.")
-    if len(seeds) == 1:
-        notes.insert(0, "PREVIEW: one seed. Differences below the noise of a seed mean nothing.")
-    notes += _hardware(records)
-    return Table(caption=_caption("Test accuracy", profile, track), cells=cells, values=values, notes=notes)
+            notes.append(
+                f"{name}: mean of {len(members)} tasks; {NOT_RUN} unless every one has a number from each seed."
+            )
+    cells, values = _add_rails(cells, values, loaded, frame)
+    notes = preview(frame) + notes + _noise(frame) + _untrained(loaded, frame) + surroundings(frame)
+    title = table_caption("Test accuracy", profile, track)
+    return Table(caption=title, cells=cells, values=values, notes=notes, records=frame["cell_id"].tolist())
 
 
 def accuracy_cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
-    """Write the runs of one variant on one task, and their mean; NaN if some gave no number."""
+    """Write the runs of one variant on one task, and their mean.
+
+    The mean is NaN, so that no average and no ranking uses it, if one of the runs ended without a number.
+    """
     scores = group["accuracy"].dropna().tolist()
+    failures = Counter(group["status"][group["accuracy"].isna()])
+    words = [f"{STATUS_WORDS.get(status, status)} ({count}/{len(group)})" for status, count in sorted(failures.items())]
     if not scores:
-        return f"diverged (0/{len(group)})", math.nan
+        return ", ".join(words), math.nan
     estimate = mean_with_interval(scores)
     spread = "" if math.isnan(estimate.deviation) else f" ± {estimate.deviation:.2f}"
-    failed = len(group) - len(scores)
     count = f"({estimate.count}/{expected})" if estimate.count < expected else f"({estimate.count})"
-    text = f"{estimate.mean:.2f}{spread} {count}"
-    return (f"{text}, diverged {failed}" if failed else text), (math.nan if failed else estimate.mean)
+    return ", ".join([f"{estimate.mean:.2f}{spread} {count}", *words]), (math.nan if words else estimate.mean)
+
+
+def seeds(loaded: Loaded, profile: str, track: str) -> Table:
+    """Tabulate each variant on each task over its seeds: interval, extremes, and how many learnt anything."""
+    loaded = loaded.only(profile, track)
+    frame = loaded.frame()
+    rows = []
+    for (column, label), group in frame.groupby(["column", "label"]):
+        scores = group["accuracy"].dropna()
+        row = {"task": str(column), "variant": str(label), "runs": str(len(group)), "mean": NOT_RUN}
+        row |= {"interval": NOT_RUN, "lowest": NOT_RUN, "highest": NOT_RUN, "trained": f"0/{len(group)}"}
+        if len(scores):
+            estimate = mean_with_interval(scores.tolist())
+            low, high, kind = estimate.low, estimate.high, "t"
+            if estimate.count == 1:
+                single = group.loc[scores.index[0]]
+                low, high = (100 * bound for bound in wilson_interval(int(single["correct"]), int(single["total"])))
+                kind = "Wilson"
+            row |= {"mean": f"{estimate.mean:.2f}", "interval": f"{low:.2f} to {high:.2f} ({kind})"}
+            learnt = sum(_is_trained(loaded, cell) for cell in group["cell_id"])
+            row |= {"lowest": f"{scores.min():.2f}", "highest": f"{scores.max():.2f}"}
+            row["trained"] = f"{learnt}/{len(group)}"
+        rows.append(row)
+    notes = [
+        "Intervals: 95 %, Student's t over seeds; Wilson over test examples where there is one run, which says "
+        "nothing of other seeds.",
+        "Trained: above every answer that needs no input (chance, majority) by more than the noise of the test set.",
+    ]
+    notes = preview(frame) + notes + surroundings(frame)
+    return plain_table(table_caption("Test accuracy over seeds", profile, track), rows, notes, frame)
 
 
 def cost(loaded: Loaded, profile: str, track: str) -> Table:
     """Tabulate what training took, relative to `full` on the same task and device: speed, memory, parameters."""
-    records = select(loaded, profile, track)
-    frame = with_columns(records)
+    loaded = loaded.only(profile, track)
+    frame = loaded.frame()
     rows = []
-    for (column, device, label), group in frame.groupby(["column", "device", "label"]):
+    for (column, device, label), group in frame.dropna(subset=["parameters"]).groupby(["column", "device", "label"]):
         base = frame[(frame["column"] == column) & (frame["device"] == device) & (frame["label"] == "full")]
         speed, memory = _median(group["tokens_per_second"]), _median(group["peak_bytes"])
+        parameters, reference = int(group["parameters"].iloc[0]), int(group["parameters_full"].iloc[0])
         rows.append(
             {
-                "task": column,
-                "variant": label,
-                "device": device,
-                "tokens/s": _number(speed, "{:,.0f}"),
-                "x full ": _number(speed / _median(base["tokens_per_second"]), "{:.2f}"),
-                "peak MiB": _number(memory / 2**20, "{:,.0f}"),
-                "x full": _number(memory / _median(base["peak_bytes"]), "{:.2f}"),
-                "parameters": f"{group['parameters'].iloc[0]:,}",
-                "x full  ": f"{group['parameters'].iloc[0] / group['parameters_full'].iloc[0]:.3f}",
-                "backend": group["backend"].iloc[0],
+                "task": str(column),
+                "variant": str(label),
+                "device": str(device),
+                "tokens/s": number(speed, "{:,.0f}"),
+                "speed x full": number(speed / _median(base["tokens_per_second"]), "{:.2f}"),
+                "peak MiB": number(memory / 2**20, "{:,.0f}"),
+                "memory x full": number(memory / _median(base["peak_bytes"]), "{:.2f}"),
+                "parameters": f"{parameters:,}",
+                "parameters x full": f"{parameters / reference:.3f}",
+                "backend": ", ".join(sorted(set(group["backend"]))),
             }
         )
-    cells = pd.DataFrame(rows)
-    values = pd.DataFrame(np.nan, index=cells.index, columns=cells.columns)
-    methods = sorted({record.cost.peak_memory_method for record in records})
-    notes = ["Medians over seeds, as the runs found them; `lra-bench` measures speed and memory apart from other work."]
-    notes.append(f"Memory: {'; '.join(methods)}.")
-    return Table(caption=_caption("Cost of training", profile, track), cells=cells, values=values, notes=notes)
-
-
-def head_to_head(loaded: Loaded, profile: str, track: str, first: str, second: str) -> Table:
-    """Compare two variants task by task: paired over seeds, and on the same test examples.
-
-    Raises:
-        UsageError: One of the two has no records here.
-    """
-    records = select(loaded, profile, track)
-    frame = with_columns(records)
-    for name in (first, second):
-        if name not in set(frame["label"]):
-            raise UsageError(f"no records of {name!r} under profile {profile}; there are {sorted(set(frame['label']))}")
-    rows, p_values = [], []
-    for column in dict.fromkeys(frame["column"]):
-        sides = [
-            frame[(frame["column"] == column) & (frame["label"] == name)].dropna(subset="accuracy").set_index("seed")
-            for name in (first, second)
-        ]
-        seeds = sorted(set(sides[0].index) & set(sides[1].index))
-        if not seeds:
-            continue
-        result = compare_paired(*(side.loc[seeds, "accuracy"].tolist() for side in sides))
-        difference = result.difference
-        bits = [_mcnemar(loaded, *(str(side.loc[seed, "cell_id"]) for side in sides)) for seed in seeds]
-        p_values.append(result.p_value)
-        rows.append(
-            {
-                "task": column,
-                "seeds": str(len(seeds)),
-                "difference": f"{difference.mean:+.2f}",
-                "95 % interval": _interval(difference.low, difference.high),
-                "p (paired t)": _number(result.p_value, "{:.3f}"),
-                "detectable": _number(result.detectable, "{:.2f}"),
-                "McNemar p per seed": ", ".join(f"{p:.3f}" for _, _, p in bits),
-                f"only {first}": ", ".join(str(a) for a, _, _ in bits),
-                f"only {second}": ", ".join(str(b) for _, b, _ in bits),
-            }
-        )
-    if not rows:
-        raise UsageError(f"{first} and {second} have no task and seed in common under profile {profile}")
-    for row, adjusted in zip(rows, holm(p_values), strict=True):
-        row["p (Holm)"] = _number(adjusted, "{:.3f}")
-    cells = pd.DataFrame(rows)
-    values = pd.DataFrame(np.nan, index=cells.index, columns=cells.columns)
-    notes = [
-        f"Difference: {first} minus {second}, points of test accuracy, mean over seeds that both have.",
-        "Detectable: true difference that so many pairs of such spread would show in 80 % of cases.",
-        "Only: test examples that one of the two has right and the other wrong, per seed (exact McNemar test).",
-    ]
-    if all(row["seeds"] == "1" for row in rows):
-        notes.insert(0, "PREVIEW: one seed. No claim can rest on it.")
-    title = _caption(f"{first} against {second}", profile, track)
-    return Table(caption=title, cells=cells, values=values, notes=notes + _editions(frame))
-
-
-def ablation(loaded: Loaded, profile: str, track: str, variant: str) -> Table:
-    """Tabulate the runs of one variant by its changed options, with the difference to the most common setting.
-
-    Raises:
-        UsageError: The variant has no records here.
-    """
-    records = [r for r in select(loaded, profile, track) if r.config.variant.name == variant]
-    if not records:
-        raise UsageError(f"no records of {variant!r} under profile {profile}, {track} track")
-    frame = with_columns(records)
-    options = [
-        name for name in _option_names(records) if frame["options"].map(lambda o, n=name: str(o.get(n))).nunique() > 1
-    ]
-    common = {name: frame["options"].map(lambda o, n=name: str(o.get(n))).mode().iloc[0] for name in options}
-    rows = []
-    for (column, label), group in frame.groupby(["column", "label"]):
-        chosen = {name: str(group["options"].iloc[0].get(name)) for name in options}
-        changed = {name: value for name, value in chosen.items() if value != common[name]}
-        rows.append((column, len(changed), label, changed, group))
-    base = {column: group for column, count, _, _, group in rows if count == 0}
-    lines = []
-    for column, _, _, changed, group in sorted(rows, key=lambda row: (row[0], row[1], row[2])):
-        text, _ = accuracy_cell(group, frame["seed"].nunique())
-        difference = NOT_RUN
-        if column in base and changed:
-            ours, theirs = (side.set_index("seed")["accuracy"].dropna() for side in (group, base[column]))
-            shared = sorted(set(ours.index) & set(theirs.index))
-            if shared:
-                result = compare_paired(ours.loc[shared].tolist(), theirs.loc[shared].tolist()).difference
-                difference = f"{result.mean:+.2f} {_interval(result.low, result.high)}".strip()
-        what = ", ".join(f"{name}={value}" for name, value in changed.items()) or "base setting"
-        lines.append({"task": column, "changed": what, "test accuracy %": text, "difference to base": difference})
-    cells = pd.DataFrame(lines)
-    values = pd.DataFrame(np.nan, index=cells.index, columns=cells.columns)
-    setting = ", ".join(f"{name}={value}" for name, value in common.items()) or "all defaults"
-    notes = [f"Base setting, the most common value of each option: {setting}.", *_editions(frame)]
-    return Table(caption=_caption(f"Ablation of {variant}", profile, track), cells=cells, values=values, notes=notes)
+    methods = sorted({record.cost.peak_memory_method for record in loaded.records.values()})
+    notes = ["Medians over seeds, measured during training runs, which may have shared their machine with other work."]
+    notes += [f"Memory: {'; '.join(methods)}.", *surroundings(frame)]
+    return plain_table(table_caption("Cost of training", profile, track), rows, notes, frame)
 
 
 def depth(loaded: Loaded, profile: str, track: str) -> Table:
     """Tabulate accuracy by number of layers, one row per variant and task."""
-    records = select(loaded, profile, track)
-    frame = with_columns(records)
-    layers = sorted(frame["layers"].unique())
-    rows = {}
+    frame = loaded.only(profile, track).frame()
+    frame["label"] = label_by_settings(frame, leave_out=["model.num_layers"])
+    layers, seed_count = sorted(frame["layers"].unique()), frame["seed"].nunique()
+    rows = []
     for (column, label), group in frame.groupby(["column", "label"]):
-        by_layers = {n: group[group["layers"] == n] for n in group["layers"].unique()}
-        rows[f"{column}: {label}"] = {
-            f"{n} layers": accuracy_cell(by_layers[n], frame["seed"].nunique())[0] if n in by_layers else NOT_RUN
-            for n in layers
-        }
-    cells = pd.DataFrame.from_dict(rows, orient="index")
-    values = pd.DataFrame(np.nan, index=cells.index, columns=cells.columns)
-    return Table(
-        caption=_caption("Accuracy by depth", profile, track), cells=cells, values=values, notes=_editions(frame)
-    )
+        row = {"task": str(column), "variant": str(label)}
+        for count in layers:
+            part = group[group["layers"] == count]
+            row[f"{count} layers"] = accuracy_cell(part, seed_count)[0] if len(part) else NOT_RUN
+        rows.append(row)
+    notes = preview(frame) + surroundings(frame)
+    return plain_table(table_caption("Test accuracy by depth", profile, track), rows, notes, frame)
 
 
-def with_columns(records: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return the tidy frame with the heading of each record's task; editions of one task are kept apart."""
-    frame = tidy(records)
-    editions = frame.groupby("task")["edition"].nunique()
-    headings = [
-        title if editions[task] == 1 else f"{title} ({edition})"
-        for task, title, edition in zip(frame["task"], frame["title"], frame["edition"], strict=True)
+def headings(frame: pd.DataFrame) -> list[str]:
+    """List the headings of the tasks: in the benchmark's order, others after them."""
+    order = {task: position for position, task in enumerate(SIX)}
+    tasks = dict(zip(frame["column"], frame["task"], strict=True))
+    return sorted(tasks, key=lambda column: (order.get(tasks[column], len(order)), column))
+
+
+def preview(frame: pd.DataFrame) -> list[str]:
+    """Warn if there is one seed only."""
+    return ["PREVIEW: one seed. No claim can rest on it."] if frame["seed"].nunique() == 1 else []
+
+
+def surroundings(frame: pd.DataFrame) -> list[str]:
+    """Say on what data, on what devices and for how long."""
+    notes = [
+        f"{title}: {edition}." for title, edition in sorted(set(zip(frame["title"], frame["edition"], strict=True)))
     ]
-    frame["column"] = headings
-    return frame
+    devices = sorted(set(frame["device"].dropna()))
+    steps = sorted({int(count) for count in frame["steps"]})
+    return [*notes, f"Devices: {', '.join(devices) or 'none'}. Training steps: {', '.join(map(str, steps))}."]
+
+
+def table_caption(what: str, profile: str, track: str) -> str:
+    """Write a caption with profile and track."""
+    return f"{what}, profile {profile}, {track} track"
+
+
+def number(value: float, form: str) -> str:
+    """Write a number, or that there is none."""
+    return NOT_RUN if math.isnan(value) else form.format(value)
 
 
 def _add_rails(
-    cells: pd.DataFrame, values: pd.DataFrame, records: Sequence[RunRecord], columns: Mapping[str, str]
+    cells: pd.DataFrame, values: pd.DataFrame, loaded: Loaded, frame: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Add one row for each kind of answer that needs no model."""
+    columns = dict(zip(frame["cell_id"], frame["column"], strict=True))
     rails: dict[str, dict[str, float]] = {}
-    for record in records:
+    for record in loaded.records.values():
         for name, value in record.rails.items():
             rails.setdefault(f"({name})", {})[columns[record.cell_id]] = value
     for name, by_column in rails.items():
-        cells.loc[name] = [f"{by_column[c]:.1f}" if c in by_column else NOT_RUN for c in cells.columns]
+        cells.loc[name] = [f"{by_column[column]:.2f}" if column in by_column else NOT_RUN for column in cells.columns]
         values.loc[name] = math.nan
     return cells, values
 
 
-def _editions(frame: pd.DataFrame) -> list[str]:
-    pairs = sorted(set(zip(frame["title"], frame["edition"], strict=True)))
-    return [f"{title}: {edition}." for title, edition in pairs]
+def _is_trained(loaded: Loaded, cell: str) -> bool:
+    """Say whether a run is above chance and majority."""
+    record = loaded.records.get(cell)
+    if record is None or record.outcome is None:
+        return False
+    blind = max((value for name, value in record.rails.items() if name in ("chance", "majority")), default=0.0)
+    return trained(record.outcome.test.correct, record.outcome.test.total, blind)
 
 
-def _hardware(records: Sequence[RunRecord]) -> list[str]:
-    devices = sorted({str(r.environment.get("device", "?")) for r in records})
-    steps = sorted({r.config.train.steps for r in records})
-    return [f"Devices: {', '.join(devices)}. Steps: {', '.join(map(str, steps))}."]
+def _untrained(loaded: Loaded, frame: pd.DataFrame) -> list[str]:
+    """Name the runs that gave a number and learnt nothing."""
+    found = frame.dropna(subset=["accuracy"])
+    rows = found[[not _is_trained(loaded, cell) for cell in found["cell_id"]]]
+    names = [f"{r.label} on {r.column} (seed {r.seed})" for r in rows.itertuples()]
+    return [f"Not above chance by more than the noise of the test set: {', '.join(names)}."] if names else []
 
 
-def _option_names(records: Sequence[RunRecord]) -> list[str]:
-    return sorted({name for record in records for name in record.config.variant.options})
-
-
-def _mcnemar(loaded: Loaded, first: str, second: str) -> tuple[int, int, float]:
-    bits = [loaded.stores[cell].arrays(cell)["test_correct"] for cell in (first, second)]
-    return mcnemar(bits[0], bits[1])
+def _noise(frame: pd.DataFrame) -> list[str]:
+    """Say how wide the test set alone makes the interval of one run."""
+    widths: dict[str, float] = {}
+    found = frame.dropna(subset=["accuracy"])
+    for column, correct, total in zip(found["column"], found["correct"], found["total"], strict=True):
+        low, high = wilson_interval(int(correct), int(total))
+        widths[column] = max(widths.get(column, 0.0), 50 * (high - low))
+    text = ", ".join(f"{column} ± {width:.1f}" for column, width in sorted(widths.items()))
+    return [f"Noise of the test set alone for one run (Wilson, 95 %), at most: {text}."] if text else []
 
 
 def _median(column: pd.Series) -> float:
-    numbers = [float(value) for value in column if value is not None and not pd.isna(value)]
-    return float(np.median(numbers)) if numbers else math.nan
-
-
-def _number(value: float, form: str) -> str:
-    return NOT_RUN if math.isnan(value) else form.format(value)
-
-
-def _interval(low: float, high: float) -> str:
-    return NOT_RUN if math.isnan(low) else f"[{low:+.2f}, {high:+.2f}]"
-
-
-def _caption(what: str, profile: str, track: str) -> str:
-    return f"{what}, profile {profile}, {track} track"
+    return float(column.median()) if column.notna().any() else math.nan

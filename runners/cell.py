@@ -22,7 +22,7 @@ from lra.errors import LraError, StoreError
 from lra.metrics import Score
 from lra.model import build_model, mixers
 from lra.prepared import PreparedData, SplitName
-from lra.records import AttemptStatus, Count, Outcome, RunRecord, Store
+from lra.records import AttemptedCell, AttemptStatus, Count, Outcome, RunRecord, Store
 from lra.tasks import get_task
 
 from .cost import measured_cost
@@ -117,7 +117,15 @@ def _run_and_note(
     environment = describe_environment(execution.device)
 
     def note(status: AttemptStatus, detail: str) -> None:
-        store.note_attempt(cell_id, status, detail, environment)
+        cell = AttemptedCell(
+            cell_id=cell_id,
+            status=status,
+            config=config,
+            task_title=get_task(config.task).info.title,
+            data_edition=data.manifest.edition,
+            data_digest=data.digest,
+        )
+        store.note_attempt(cell_id, status, detail, environment, cell)
 
     try:
         record = _run(config, data, store, execution, stop_requested, cell_id, environment, position)

@@ -1,0 +1,104 @@
+"""What the commands of `lra-report` share: stores in, text out, one-line errors."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec
+
+import click
+
+from lra.errors import LraError, UsageError
+
+if TYPE_CHECKING:
+    from .load import Loaded
+
+P = ParamSpec("P")
+PROBLEMS_SHOWN = 10
+
+store_option = click.option(
+    "--store",
+    "stores",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Store of records; may be given several times.  [default: LRA_STORE, else lra-results]",
+    envvar="LRA_STORE",
+)
+profile_option = click.option("--profile", help="Only records of this profile.")
+out_option = click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write instead.")
+
+
+def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn every error that is meant for the user into `Error: ...` on stderr and its exit code."""
+
+    @wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except LraError as error:
+            for line in str(error).splitlines():
+                click.echo(f"Error: {line}", err=True)
+            sys.exit(error.exit_code)
+
+    return guarded
+
+
+def load(stores: tuple[Path, ...], profile: str | None = None) -> Loaded:
+    """Load the stores and say on stderr what had to be passed over.
+
+    Raises:
+        UsageError: There is no record of this profile, or none at all.
+    """
+    from .load import load_stores
+    from .render import clean
+
+    loaded = load_stores(stores or (Path("lra-results"),))
+    if loaded.problems:
+        click.echo(f"{len(loaded.problems)} files passed over:", err=True)
+        for problem in loaded.problems[:PROBLEMS_SHOWN]:
+            click.echo(f"  {clean(problem)}", err=True)
+        if len(loaded.problems) > PROBLEMS_SHOWN:
+            click.echo(f"  and {len(loaded.problems) - PROBLEMS_SHOWN} more", err=True)
+    pairs = loaded.profiles()
+    if not pairs:
+        raise UsageError("the store holds no records yet")
+    if profile is not None and profile not in {name for name, _ in pairs}:
+        raise UsageError(
+            f"no records of profile {profile!r}; there is {', '.join(sorted({name for name, _ in pairs}))}"
+        )
+    return loaded
+
+
+def find(loaded: Loaded, prefix: str) -> str:
+    """Complete the beginning of a cell id.
+
+    Raises:
+        UsageError: No record, or several, begin so.
+    """
+    found = [cell for cell in loaded.records if cell.startswith(prefix)]
+    if len(found) != 1:
+        raise UsageError(f"{len(found)} records begin with {prefix!r}; give more or other digits of the cell id")
+    return found[0]
+
+
+def write(text: str, out: Path | None) -> None:
+    """Print, or write to a file.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    if out is None:
+        click.echo(text)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def invocation() -> str:
+    """Return the command line as it was given."""
+    return "lra-report " + shlex.join(sys.argv[1:])
