@@ -147,18 +147,19 @@ class _BlockSparse(torch.autograd.Function):
         grad_blocks = work.blocks_of(torch.zeros_like(grad_q) if grad_out is None else grad_out)
         grad_sums = None if grad_log_sum is None else work.blocks_of(grad_log_sum.unsqueeze(-1))
         grad_q_blocks, grad_k, grad_v = work.blocks_of(grad_q), work.accumulator(), work.accumulator()
-        for part in work.parts():
-            queries, keys, values = work.gather(part)
-            weights = torch.softmax(work.scores(part, queries, keys), dim=-1)
-            grad = grad_blocks[part].to(work.like.dtype) * bits.scale
-            bits.draw(weights.shape)
-            grad_weights = bits.drop_(grad @ values.transpose(-2, -1))
-            grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            if grad_sums is not None:
-                grad_scores.addcmul_(weights, grad_sums[part])
-            grad_q_blocks[part] = (grad_scores @ keys).mul_(work.scale)
-            work.scatter(part, grad_k, grad_scores.transpose(-2, -1) @ queries)
-            work.scatter(part, grad_v, bits.drop_(weights).transpose(-2, -1) @ grad)
+        with torch.autocast(grad_q.device.type, enabled=False):
+            for part in work.parts():
+                queries, keys, values = work.gather(part)
+                weights = torch.softmax(work.scores(part, queries, keys), dim=-1)
+                grad = grad_blocks[part].to(work.like.dtype) * bits.scale
+                bits.draw(weights.shape)
+                grad_weights = bits.drop_(grad @ values.transpose(-2, -1))
+                grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+                if grad_sums is not None:
+                    grad_scores.addcmul_(weights, grad_sums[part])
+                grad_q_blocks[part] = (grad_scores @ keys).mul_(work.scale)
+                work.scatter(part, grad_k, grad_scores.transpose(-2, -1) @ queries)
+                work.scatter(part, grad_v, bits.drop_(weights).transpose(-2, -1) @ grad)
         return None, grad_q, work.collect(grad_k), work.collect(grad_v), *[None] * 7
 
 
@@ -262,7 +263,7 @@ class _Work:
         own, shared = total
         if self.shared is not None and shared is not None:
             own.flatten(0, 1).index_add_(0, self.shared.flatten(), shared.flatten(0, 2))
-        return own.view(self.key_shape).to(self.q.dtype)
+        return own.view(self.key_shape).to(self.k.dtype)
 
 
 def _pick(x: Tensor, index: Tensor) -> Tensor:

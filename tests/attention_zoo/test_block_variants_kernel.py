@@ -141,6 +141,18 @@ def test_low_precision_computes_in_float32(dtype):
     torch.testing.assert_close(log_sum, exact_sum)
 
 
+def test_autocast_changes_nothing_inside():
+    pattern, _ = make_pattern(per_example=True, masked=True, shared=True, pairs=False)
+    inputs = tuple(x.detach().float().requires_grad_() for x in heads())
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            out, _ = block_sparse_attention(*inputs, pattern)
+            results.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
+    for plain, mixed in zip(*results, strict=True):
+        assert torch.equal(plain, mixed)
+
+
 class LargestTensor(TorchDispatchMode):
     def __init__(self):
         super().__init__()
