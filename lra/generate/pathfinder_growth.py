@@ -16,6 +16,8 @@ Flags = npt.NDArray[np.bool_]
 
 DRAWS = 3
 """Draws of a next segment before a curve is given up (`max_paddle_retrial` 2, plus the first)."""
+SEED_STOCK = 4096
+"""Pairs of seeds that are drawn together; more than there are slots."""
 FREE = 76
 """0.3 of 255: a weaker claim leaves a pixel available to a seed."""
 
@@ -76,6 +78,8 @@ class Field:
         chosen = np.zeros(len(slots), dtype=np.int64)
         found = np.zeros(len(slots), dtype=np.bool_)
         for _ in range(DRAWS):
+            if len(pending) == 0:
+                break
             draw = (rng.random(len(pending)) * chances[-1, pending]).astype(np.int64)
             choice = (chances.take(pending, axis=1) <= draw).sum(axis=0)
             chosen[pending] = choice
@@ -125,9 +129,13 @@ def _finished_pairs(recipe: Recipe, tables: Tables, rng: np.random.Generator) ->
     pivots = np.zeros((slots, 2), dtype=np.int64)
     done = np.zeros(slots, dtype=np.int64)
     fresh = everyone = np.arange(slots)
+    seeds, used = _draw_seeds(recipe, tables, rng), 0
     while True:
         field.clear(fresh)
-        anchors[fresh, :, 0], directions[fresh, :, 0] = _draw_seeds(recipe, tables, len(fresh), rng)
+        if used + len(fresh) > SEED_STOCK:
+            seeds, used = _draw_seeds(recipe, tables, rng), 0
+        anchors[fresh, :, 0], directions[fresh, :, 0] = (part[used : used + len(fresh)] for part in seeds)
+        used += len(fresh)
         pivots[fresh] = anchors[fresh, :, 0] + tables.seed_pivot[directions[fresh, :, 0]]
         done[fresh] = 0
         turn, last = done % 2, done // 2
@@ -162,8 +170,9 @@ def _keep_clear(tables: Tables, anchors: Ints, directions: Ints) -> Flags:
     return ~np.any(collisions, axis=0)
 
 
-def _draw_seeds(recipe: Recipe, tables: Tables, count: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """Draw the two seeds of some pairs: anchors and directions, (pairs, 2)."""
+def _draw_seeds(recipe: Recipe, tables: Tables, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """Draw the two seeds of a stock of pairs: anchors and directions, (SEED_STOCK, 2)."""
+    count = SEED_STOCK
     first = tables.seed_usable[rng.integers(len(tables.seed_usable), size=count)]
     directions = np.stack([first, rng.integers(SEED_DIRECTIONS, size=count)], axis=1)
     low, room = tables.seed_low[directions[:, 0]], tables.seed_room[directions[:, 0]]
