@@ -74,7 +74,7 @@ def attend(
         # Kernels differ on a row without keys (zeros, NaN): let it see all of them, and zero what comes out.
         allowed = allowed | ~sees_a_key
     out = compute(q, k, v, allowed, causal=causal, dropout=rate)
-    return out.masked_fill(~sees_a_key, 0.0)
+    return out * sees_a_key  # a product: masked_fill is far slower with a broadcast mask
 
 
 def _sees_a_key(allowed: Tensor, *, queries: int, causal: bool) -> Tensor:
