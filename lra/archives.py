@@ -87,6 +87,8 @@ def stream_members(path: Path, wanted: Callable[[str], int | None], *, total_lim
         meter.burst = None
         while meter.read(CHUNK):
             pass
+        if (total_limit - meter.left) % tarfile.BLOCKSIZE:
+            raise DataError(f"{path}: not a sound archive: it ends inside a block")
 
 
 def read_lines(handle: IO[bytes], place: str) -> Iterator[bytes]:
