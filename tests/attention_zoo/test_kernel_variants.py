@@ -96,7 +96,7 @@ def naive_performer(mixer: SequenceMixer, x: Tensor, mask: Tensor | None) -> Ten
         ("performer", naive_performer, {"kernel": "softmax"}),
         ("performer", naive_performer, {"kernel": "softmax", "num_features": 5, "rotary": True}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_equals_the_formula_in_outputs_and_gradients(name, naive, options, masked):
     x, mask = inputs()
@@ -124,7 +124,7 @@ def test_half_precision_sums_in_single_precision():
 @pytest.mark.parametrize(
     "options",
     [{"kernel": "softmax"}, {"num_features": 24}, {"kernel": "softmax", "num_features": 24, "redraw_interval": 2}],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_other_kernels_keep_the_contract(options, monkeypatch):
     original = PerformerConfig.__init__

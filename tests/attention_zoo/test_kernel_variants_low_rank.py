@@ -173,7 +173,7 @@ def naive_skyformer(mixer: SequenceMixer, x: Tensor, mask: Tensor | None) -> Ten
         ("skyformer", naive_skyformer, {"num_landmarks": 80, "inverse_iterations": 2, "rotary": True}),
         ("skyformer", naive_skyformer, {"num_landmarks": 256, "inverse_iterations": 1}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_equals_the_formula_in_outputs_and_gradients(name, naive, options, masked):
     x, mask = inputs()
@@ -191,7 +191,7 @@ def test_equals_the_formula_in_outputs_and_gradients(name, naive, options, maske
         ("nystrom", {"num_landmarks": 256}),
         ("skyformer", {"num_landmarks": 6}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_other_options_keep_the_contract(name, options, monkeypatch):
     spec = get_variant(name)

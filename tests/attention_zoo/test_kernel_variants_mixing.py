@@ -51,7 +51,11 @@ def naive_synthesizer(mixer: SequenceMixer, x: Tensor, mask: Tensor | None) -> T
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("options", [{}, {"rank": 3}, {"kind": "random"}, {"kind": "dense"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"rank": 3}, {"kind": "random"}, {"kind": "dense"}],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_synthesizer_equals_the_formula_in_outputs_and_gradients(options, masked):
     mixer = make("synthesizer", **options)
     with torch.no_grad():
