@@ -45,7 +45,7 @@ def _grow(recipe: Recipe, field: Field, slots: Ints, rng: np.random.Generator) -
     anchors = np.zeros((len(slots), length), dtype=np.int64)
     directions = np.zeros_like(anchors)
     directions[:, 0] = rng.integers(SEED_DIRECTIONS, size=len(slots))
-    seeded, anchors[:, 0] = _find_room(recipe, field, slots, directions[:, 0], rng)
+    seeded, anchors[:, 0] = find_room(recipe, field, slots, directions[:, 0], rng)
     alive = np.flatnonzero(seeded)
     pivots = anchors[alive, 0] + field.tables.seed_pivot[directions[alive, 0]]
     for index in range(1, length):
@@ -60,7 +60,7 @@ def _grow(recipe: Recipe, field: Field, slots: Ints, rng: np.random.Generator) -
     return grown, anchors[alive], directions[alive]
 
 
-def _find_room(
+def find_room(
     recipe: Recipe, field: Field, slots: Ints, directions: Ints, rng: np.random.Generator
 ) -> tuple[Flags, Ints]:
     """Draw an anchor among those where a seed has room, all equally likely; say for which images there is none."""

@@ -1,5 +1,6 @@
 """A corpus of Pathfinder images: the same for any number of processes, and taken up again after a kill."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from lra.errors import DataError
 from lra.generate import pathfinder_corpus
 from lra.generate.pathfinder import CHUNK, generate_chunk, make_recipe
 from lra.generate.pathfinder_corpus import IMAGES, LOG, generate_images, sole_owner
+from lra.generate.workers import in_order
 
 RECIPE = make_recipe(32, "easy")
 TOTAL = 3 * CHUNK + 10
@@ -118,6 +120,11 @@ def test_a_killed_process_is_continued_by_the_next(tmp_path, calls):
     direct = [generate_chunk(RECIPE, 0, number) for number in range(finished + 1)]
     assert (images == np.concatenate([pictures for pictures, _ in direct])).all()
     assert (labels == np.concatenate([answers for _, answers in direct])).all()
+
+
+def test_a_worker_that_dies_is_a_data_error():
+    with pytest.raises(DataError, match="a worker process died"):
+        list(in_order(os._exit, [3, 3], 2))
 
 
 def test_a_folder_that_refuses_is_a_data_error(tmp_path):

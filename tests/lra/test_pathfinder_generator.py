@@ -9,7 +9,8 @@ import pytest
 from scipy import ndimage
 
 from lra.generate.pathfinder import CHUNK, CONTOUR_LENGTHS, SIZES, generate_chunk, generate_scenes, make_recipe
-from lra.generate.pathfinder_growth import grow_pairs
+from lra.generate.pathfinder_distractors import find_room
+from lra.generate.pathfinder_growth import Field, grow_pairs
 from lra.generate.pathfinder_stamps import dilate, marker_stamp, segment_stamps, shrink
 from lra.generate.pathfinder_tables import CROWDED, SEED_DIRECTIONS, make_tables
 from lra.seeding import numpy_generator
@@ -122,6 +123,22 @@ def claimed_area(recipe, side, anchor, direction):
     row, column, reach = anchor // side, anchor % side, len(claim) // 2
     plane[row - reach : row + reach + 1, column - reach : column + reach + 1] = claim
     return plane
+
+
+def test_the_last_room_for_a_seed_is_found_and_no_room_is_told():
+    recipe = make_recipe(32, "easy")
+    tables = make_tables(recipe, 1)
+    field = Field(tables, 3)
+    field.planes[:] = 255
+    direction = tables.seed_usable[0]
+    places = [(frame_row * tables.side + 20) for frame_row in (12, 30)]
+    for slot, place in enumerate(places):
+        field.planes[slot, place + tables.seed_core[:, direction]] = 0
+    found, anchors = find_room(recipe, field, np.arange(3), np.full(3, direction), numpy_generator(0, "room"))
+    assert found.tolist() == [True, True, False]
+    assert anchors[:2].tolist() == places
+    unusable = np.setdiff1d(np.arange(SEED_DIRECTIONS), tables.seed_usable)[:3]
+    assert not find_room(recipe, Field(tables, 3), np.arange(3), unusable, numpy_generator(0, "room"))[0].any()
 
 
 @pytest.mark.parametrize("size", SIZES)
