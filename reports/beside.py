@@ -70,7 +70,7 @@ def beside(loaded: Loaded, profile: str, track: str) -> Table:
     seeds = frame["seed"].nunique()
     rows, used = [], []
     for source in load_published():
-        comparable = source.profile == profile
+        comparable = source.profile == profile and track == "matched"
         for variant, numbers in source.rows.items():
             for task, published in zip(source.columns, numbers, strict=True):
                 ours = frame[(frame["variant"] == variant) & (frame["task"] == task)]

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec
 
@@ -62,14 +63,23 @@ def load(stores: tuple[Path, ...], profile: str | None = None) -> Loaded:
             click.echo(f"  {clean(problem)}", err=True)
         if len(loaded.problems) > PROBLEMS_SHOWN:
             click.echo(f"  and {len(loaded.problems) - PROBLEMS_SHOWN} more", err=True)
-    pairs = loaded.profiles()
-    if not pairs:
+    names = sorted({name for name, _ in loaded.profiles()})
+    if not names:
         raise UsageError("the store holds no records yet")
-    if profile is not None and profile not in {name for name, _ in pairs}:
-        raise UsageError(
-            f"no records of profile {profile!r}; there is {', '.join(sorted({name for name, _ in pairs}))}"
-        )
-    return loaded
+    if profile is not None and profile not in names:
+        raise UsageError(f"no records of profile {profile!r}; there is {', '.join(names)}")
+    return loaded if profile is None else loaded.of_profile(profile)
+
+
+def need_report_extra() -> None:
+    """Say how to install what figures and pages need.
+
+    Raises:
+        UsageError: matplotlib or jinja2 is not installed.
+    """
+    missing = [name for name in ("matplotlib", "jinja2") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"{' and '.join(missing)} not installed; pip install 'lra-harness[report]'")
 
 
 def find(loaded: Loaded, prefix: str) -> str:

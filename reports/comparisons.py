@@ -9,7 +9,7 @@ import pandas as pd
 
 from lra.errors import UsageError, suggest
 
-from .load import Loaded, varying_settings
+from .load import Loaded, short_name, varying_settings
 from .statistics import average_ranks, compare_paired, holm, mcnemar
 from .tables import NOT_RUN, Table, accuracy_cell, headings, number, plain_table, preview, surroundings, table_caption
 
@@ -150,7 +150,7 @@ def _changes(frame: pd.DataFrame) -> tuple[list[str], str]:
     common = {name: str(pd.Series([text[name] for text in texts]).mode().iloc[0]) for name in names}
 
     def written(values: dict[str, str]) -> str:
-        return ", ".join(f"{name.removeprefix('variant.')}={value}" for name, value in values.items())
+        return ", ".join(f"{short_name(name)}={value}" for name, value in values.items())
 
     changes = [written({name: text[name] for name in names if text[name] != common[name]}) for text in texts]
     return changes, written(common)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from pydantic import ValidationError
 
+from lra.config import RunConfig
 from lra.errors import StoreError, UsageError
 from lra.frame import record_frame
 from lra.records import AttemptedCell, RunRecord, Store
@@ -34,11 +35,17 @@ class Loaded:
         configs = [r.config for r in self.records.values()] + [a.config for a in self.attempts.values()]
         return sorted({(config.profile, config.track) for config in configs})
 
+    def of_profile(self, profile: str) -> Loaded:
+        """Return what belongs to one profile."""
+        return self._where(lambda config: config.profile == profile)
+
     def only(self, profile: str, track: str) -> Loaded:
         """Return what belongs to one profile and track."""
-        pair = (profile, track)
-        records = {k: r for k, r in self.records.items() if (r.config.profile, r.config.track) == pair}
-        attempts = {k: a for k, a in self.attempts.items() if (a.config.profile, a.config.track) == pair}
+        return self._where(lambda config: (config.profile, config.track) == (profile, track))
+
+    def _where(self, wanted: Callable[[RunConfig], bool]) -> Loaded:
+        records = {cell: record for cell, record in self.records.items() if wanted(record.config)}
+        attempts = {cell: attempt for cell, attempt in self.attempts.items() if wanted(attempt.config)}
         return Loaded(records=records, attempts=attempts, stores=self.stores, problems=self.problems)
 
     def frame(self) -> pd.DataFrame:
@@ -120,9 +127,14 @@ def label_by_settings(frame: pd.DataFrame, leave_out: Sequence[str] = ()) -> lis
     labels = []
     for variant, settings in zip(frame["variant"], frame["settings"], strict=True):
         named = [name for name in sorted(varying[variant]) if name in settings]
-        text = ", ".join(f"{name.removeprefix('variant.')}={settings[name]}" for name in named)
+        text = ", ".join(f"{short_name(name)}={settings[name]}" for name in named)
         labels.append(f"{variant} [{text}]" if text else variant)
     return labels
+
+
+def short_name(setting: str) -> str:
+    """Return the name of a setting without its section."""
+    return setting.partition(".")[2] or setting
 
 
 def varying_settings(frame: pd.DataFrame) -> list[str]:
@@ -130,7 +142,7 @@ def varying_settings(frame: pd.DataFrame) -> list[str]:
     values: dict[str, set[str]] = {}
     holders: Counter[str] = Counter()
     for settings in frame["settings"]:
-        holders.update(settings)
+        holders.update(list(settings))
         for name, value in settings.items():
             values.setdefault(name, set()).add(repr(value))
     return sorted(name for name, found in values.items() if len(found) > 1 or holders[name] < len(frame))

@@ -9,7 +9,17 @@ import click
 
 from lra.errors import UsageError
 
-from .command_line import find, invocation, load, one_line_errors, out_option, profile_option, store_option, write
+from .command_line import (
+    find,
+    invocation,
+    load,
+    need_report_extra,
+    one_line_errors,
+    out_option,
+    profile_option,
+    store_option,
+    write,
+)
 
 if TYPE_CHECKING:
     from .load import Loaded
@@ -71,13 +81,12 @@ def table(
     loaded = load(stores, profile)
     texts, refusals = [], []
     for pair in loaded.profiles():
-        if profile in (None, pair[0]):
-            try:
-                texts.append(render(make_table(preset, names, loaded, *pair), form, command=invocation()))
-            except UsageError as error:
-                refusals.append(str(error))
+        try:
+            texts.append(render(make_table(preset, names, loaded, *pair), form, command=invocation()))
+        except UsageError as error:
+            refusals.append(str(error))
     if not texts:
-        raise UsageError("\n".join(refusals))
+        raise UsageError("\n".join(dict.fromkeys(refusals)))
     for refusal in refusals:
         click.echo(f"left out: {refusal}", err=True)
     write("\n".join(texts), out)
@@ -95,6 +104,30 @@ def compare(*, first: str, second: str, stores: tuple[Path, ...]) -> None:
     loaded = load(stores)
     pair = [find(loaded, prefix) for prefix in (first, second)]
     write("\n".join(differences(loaded, *pair)), None)
+
+
+@command.command()
+@store_option
+@profile_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("figures"),
+    show_default=True,
+    help="Folder for the figures.",
+)
+@click.option("--format", "form", type=click.Choice(FIGURE_FORMATS), default="png", show_default=True)
+@one_line_errors
+def figures(*, stores: tuple[Path, ...], profile: str | None, out: Path, form: str) -> None:
+    """Draw all figures that the records give, for each profile, track and task; needs the extra `report`.
+
+    Runs of all seeds; speed, score and memory; what nothing beats in cost and score; learning curves; depth.
+    """
+    need_report_extra()
+    from .figures import draw_all
+
+    for path in draw_all(load(stores, profile), out, form):
+        click.echo(path)
 
 
 def make_table(preset: str, names: tuple[str, ...], loaded: Loaded, profile: str, track: str) -> Table:

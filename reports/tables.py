@@ -19,6 +19,8 @@ FIVE = ("listops", "text", "retrieval", "image", "pathfinder")
 """Tasks of the five-task average, A5."""
 SIX = (*FIVE, "pathx")
 NOT_RUN = "-"
+PARAMETER_RULE = 0.10
+"""The benchmark's own rule: at most this much off the parameters of full attention."""
 STATUS_WORDS = {"oom": "OOM"}
 """How statuses are written where they have a spelling of their own."""
 
@@ -66,7 +68,7 @@ def accuracy(loaded: Loaded, profile: str, track: str) -> Table:
                 f"{name}: mean of {len(members)} tasks; {NOT_RUN} unless every one has a number from each seed."
             )
     cells, values = _add_rails(cells, values, loaded, frame)
-    notes = preview(frame) + notes + _noise(frame) + _untrained(loaded, frame) + surroundings(frame)
+    notes = preview(frame) + notes + _noise(frame) + _untrained(loaded, frame) + _unequal(frame) + surroundings(frame)
     title = table_caption("Test accuracy", profile, track)
     return Table(caption=title, cells=cells, values=values, notes=notes, records=frame["cell_id"].tolist())
 
@@ -122,8 +124,10 @@ def cost(loaded: Loaded, profile: str, track: str) -> Table:
     loaded = loaded.only(profile, track)
     frame = loaded.frame()
     rows = []
+    frame["recipe"] = [_recipe(settings) for settings in frame["settings"]]
     for (column, device, label), group in frame.dropna(subset=["parameters"]).groupby(["column", "device", "label"]):
-        base = frame[(frame["column"] == column) & (frame["device"] == device) & (frame["label"] == "full")]
+        peers = frame[(frame["column"] == column) & (frame["device"] == device) & (frame["variant"] == "full")]
+        base = peers[peers["recipe"] == group["recipe"].iloc[0]]
         speed, memory = _median(group["tokens_per_second"]), _median(group["peak_bytes"])
         parameters, reference = int(group["parameters"].iloc[0]), int(group["parameters_full"].iloc[0])
         rows.append(
@@ -142,7 +146,7 @@ def cost(loaded: Loaded, profile: str, track: str) -> Table:
         )
     methods = sorted({record.cost.peak_memory_method for record in loaded.records.values()})
     notes = ["Medians over seeds, measured during training runs, which may have shared their machine with other work."]
-    notes += [f"Memory: {'; '.join(methods)}.", *surroundings(frame)]
+    notes += [f"Memory: {'; '.join(methods)}.", *_unequal(frame), *surroundings(frame)]
     return plain_table(table_caption("Cost of training", profile, track), rows, notes, frame)
 
 
@@ -224,6 +228,18 @@ def _untrained(loaded: Loaded, frame: pd.DataFrame) -> list[str]:
     rows = found[[not _is_trained(loaded, cell) for cell in found["cell_id"]]]
     names = [f"{r.label} on {r.column} (seed {r.seed})" for r in rows.itertuples()]
     return [f"Not above chance by more than the noise of the test set: {', '.join(names)}."] if names else []
+
+
+def _unequal(frame: pd.DataFrame) -> list[str]:
+    """Name the variants that break the benchmark's rule on the number of parameters."""
+    ratio = frame["parameters"] / frame["parameters_full"]
+    names = sorted(set(frame["label"][(ratio - 1).abs() > PARAMETER_RULE]))
+    return [f"Parameters more than 10 % off full attention's: {', '.join(names)}."] if names else []
+
+
+def _recipe(settings: dict[str, object]) -> str:
+    """Return all settings but the variant's own, as a key."""
+    return repr({name: value for name, value in settings.items() if not name.startswith("variant.")})
 
 
 def _noise(frame: pd.DataFrame) -> list[str]:

@@ -1,0 +1,65 @@
+"""All figures that records give: which there are, and from which rows each is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lra.errors import UsageError
+
+from .curves import LINES_PER_PANEL, depth_curves, learning_curves
+from .load import Loaded, label_by_settings
+from .points import bubbles, pareto, seed_dots
+from .style import house_style, save, slug
+from .tables import headings
+
+
+def draw_all(loaded: Loaded, folder: Path, form: str) -> list[Path]:
+    """Draw every figure that the records give into a folder.
+
+    Raises:
+        UsageError: They give none, or a file cannot be written.
+    """
+    paths, counts = [], dict[str, int]()
+    for title, figure in figures(loaded):
+        name = slug(title)
+        counts[name] = counts.get(name, 0) + 1
+        number = f"-{counts[name]}" if counts[name] > 1 else ""
+        paths.append(save(figure, folder / f"{name}{number}.{form}", form))
+    if not paths:
+        raise UsageError("no record here has a number to draw")
+    return paths
+
+
+def figures(loaded: Loaded) -> Iterator[tuple[str, Figure]]:
+    """Yield (title, figure) of every figure, one profile, track and task after the other."""
+    for profile, track in loaded.profiles():
+        part = loaded.only(profile, track)
+        frame = part.frame()
+        for column in headings(frame):
+            here = frame[frame["column"] == column]
+            if here["accuracy"].notna().any():
+                where = f"{column}, profile {profile}, {track} track"
+                with house_style():
+                    yield from _of_task(part, here, where)
+
+
+def _of_task(loaded: Loaded, frame: pd.DataFrame, where: str) -> Iterator[tuple[str, Figure]]:
+    yield f"seeds: {where}", seed_dots(loaded, frame, where)
+    for device, group in frame.dropna(subset=["accuracy", "tokens_per_second"]).groupby("device"):
+        place = f"{where}, {device}"
+        if group["peak_bytes"].notna().all():
+            yield f"speed, score and memory: {place}", bubbles(group, place)
+            yield f"front: {place}", pareto(group, place)
+    labels = sorted(frame["label"].unique())
+    for start in range(0, len(labels), LINES_PER_PANEL):
+        some = frame[frame["label"].isin(labels[start : start + LINES_PER_PANEL])]
+        drawn = learning_curves(loaded, some, where)
+        if drawn is not None:
+            yield f"learning: {where}", drawn
+    if frame["layers"].nunique() > 1:
+        by_depth = frame.assign(label=label_by_settings(frame, leave_out=["model.num_layers"]))
+        yield f"depth: {where}", depth_curves(by_depth, where)

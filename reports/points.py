@@ -1,0 +1,168 @@
+"""Figures of points: speed, score and memory; the front of what is not beaten; all seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .load import Loaded
+from .style import COLOURS, COLUMN, mark_preview, new_figure, shown
+
+MIB = 2**20
+LARGEST_BUBBLE = 420.0
+"""Area of the bubble with the most memory, in square points."""
+
+
+def medians(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per label: mean accuracy, median speed, median memory in MiB, seeds."""
+    groups = frame.groupby("label")
+    return pd.DataFrame(
+        {
+            "accuracy": groups["accuracy"].mean(skipna=False),
+            "speed": groups["tokens_per_second"].median(),
+            "memory": groups["peak_bytes"].median() / MIB,
+            "seeds": groups["seed"].nunique(),
+        }
+    ).sort_values("accuracy", ascending=False)
+
+
+def bubbles(frame: pd.DataFrame, where: str) -> Figure:
+    """Draw each variant at its speed and score, with an area in proportion to its memory.
+
+    Args:
+        frame: Rows of one task and device, all with numbers.
+        where: What they have in common, for the title.
+    """
+    rows = medians(frame)
+    figure = new_figure(2.5 + 0.13 * len(rows))
+    axes = figure.subplots()
+    area = LARGEST_BUBBLE * rows["memory"] / rows["memory"].max()
+    colours = [COLOURS[i % len(COLOURS)] for i in range(len(rows))]
+    axes.scatter(rows["speed"], rows["accuracy"], s=area, c=colours, alpha=0.55, edgecolors=colours, linewidths=0.8)
+    _number_points(axes, rows["speed"], rows["accuracy"])
+    axes.set(xscale="log", xlabel="training speed (tokens/s)", ylabel="test accuracy (%)")
+    axes.margins(0.18)
+    _plain_ticks(axes)
+    _title(figure, "Area: peak memory", where)
+    mark_preview(axes, int(rows["seeds"].max()))
+    _key(figure, [f"{label}: {row.memory:,.0f} MiB" for label, row in rows.iterrows()])
+    return figure
+
+
+def pareto(frame: pd.DataFrame, where: str) -> Figure:
+    """Draw accuracy against training time and against memory; what nothing beats in both is filled and joined.
+
+    Args:
+        frame: Rows of one task and device, all with numbers.
+        where: What they have in common, for the title.
+    """
+    rows = medians(frame)
+    figure = new_figure(2.3 + 0.13 * len(rows))
+    panels = figure.subplots(1, 2, sharey=True)
+    costs = (("time per 1000 tokens (ms)", 1e6 / rows["speed"]), ("peak memory (MiB)", rows["memory"]))
+    for axes, (text, cost) in zip(panels, costs, strict=True):
+        on_front = front(cost.to_numpy(), rows["accuracy"].to_numpy())
+        best = np.flatnonzero(on_front)[np.argsort(cost.to_numpy()[on_front])]
+        axes.step(cost.iloc[best], rows["accuracy"].iloc[best], where="post", color=COLOURS[0], linewidth=0.9, zorder=1)
+        faces = [COLOURS[0] if held else "white" for held in on_front]
+        axes.scatter(cost, rows["accuracy"], s=70, c=faces, edgecolors=COLOURS[0], linewidths=0.9, zorder=2)
+        for number, (x, y, held) in enumerate(zip(cost, rows["accuracy"], on_front, strict=True), start=1):
+            axes.annotate(
+                str(number), (x, y), ha="center", va="center", fontsize=5.5, color="white" if held else "black"
+            )
+        axes.set(xscale="log", xlabel=text)
+        axes.margins(0.2)
+        _plain_ticks(axes)
+        mark_preview(axes, int(rows["seeds"].max()))
+    panels[0].set_ylabel("test accuracy (%)")
+    _title(figure, "Filled: nothing is cheaper and better", where)
+    _key(figure, [str(label) for label in rows.index])
+    return figure
+
+
+def front(cost: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Say of each point whether no other is at least as cheap and as good, and better in one: (points,) bool."""
+    cheaper, better = cost[:, None] >= cost[None, :], score[:, None] <= score[None, :]
+    strictly = (cost[:, None] > cost[None, :]) | (score[:, None] < score[None, :])
+    return np.logical_not(np.any(cheaper & better & strictly, axis=1))
+
+
+def seed_dots(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure:
+    """Draw every run as a dot, the mean as a bar, and what needs no model as lines.
+
+    Args:
+        loaded: Where the records are.
+        frame: Rows of one task.
+        where: What they have in common, for the title.
+    """
+    labels = sorted(frame["label"].unique(), reverse=True)
+    figure = new_figure(1.3 + 0.2 * len(labels))
+    axes = figure.subplots()
+    for row, label in enumerate(labels):
+        group = frame[frame["label"] == label]
+        scores = group["accuracy"].dropna()
+        offsets = np.linspace(-0.18, 0.18, len(scores)) if len(scores) > 1 else np.zeros(len(scores))
+        axes.scatter(scores, row + offsets, s=14, color=COLOURS[0], alpha=0.8, linewidths=0, zorder=3)
+        if len(scores) > 1:
+            axes.vlines(scores.mean(skipna=False), row - 0.32, row + 0.32, color=COLOURS[1], linewidth=1.4, zorder=2)
+        lost = group["status"][group["accuracy"].isna()]
+        if len(lost):
+            text = ", ".join(f"{status} {count}" for status, count in lost.value_counts().sort_index().items())
+            axes.annotate(
+                text,
+                (1.0, row),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="center",
+                fontsize=6,
+                color="#666666",
+            )
+    rails = {name: value for cell in frame["cell_id"] if cell in loaded.records
+             for name, value in loaded.records[cell].rails.items()}  # fmt: skip
+    for number, (name, value) in enumerate(sorted(rails.items(), key=lambda item: item[1])):
+        line = ("--", ":", "-.")[number % 3]
+        axes.axvline(
+            value, color="#777777", linewidth=0.8, linestyle=line, label=f"{shown(name)} {value:.1f}", zorder=1
+        )
+    axes.set_yticks(range(len(labels)), [shown(label, 34) for label in labels])
+    axes.set_ylim(-0.6, len(labels) - 0.4)
+    axes.margins(x=0.06)
+    axes.set_xlabel("test accuracy (%)")
+    _title(figure, "Dots: runs; bar: mean", where)
+    mark_preview(axes, frame["seed"].nunique())
+    if rails:
+        figure.legend(loc="outside lower center", ncols=3, handlelength=1.6, columnspacing=1.0)
+    return figure
+
+
+def _number_points(axes: Axes, x: pd.Series, y: pd.Series) -> None:
+    for number, point in enumerate(zip(x, y, strict=True), start=1):
+        axes.annotate(str(number), point, ha="center", va="center", fontsize=6)
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Write the ticks of a logarithmic axis as plain numbers: few, and also where the axis spans less than a decade."""
+    axes.xaxis.set_major_formatter("{x:,.4g}")
+    low, high = axes.get_xlim()
+    if high / low < 20:
+        axes.set_xticks(_round_steps(low, high))
+        axes.minorticks_off()
+
+
+def _round_steps(low: float, high: float) -> list[float]:
+    """Return up to four round numbers, evenly spread on a logarithmic axis."""
+    places = np.geomspace(low, high, 6)[1:-1]
+    return sorted({float(f"{place:.2g}") for place in places})
+
+
+def _key(figure: Figure, names: list[str]) -> None:
+    """List the numbered points under the axes."""
+    text = "\n".join(f"{number}  {shown(name, 60)}" for number, name in enumerate(names, start=1))
+    figure.supxlabel(text, fontsize=6.5, ha="left", x=0.12)
+
+
+def _title(figure: Figure, what: str, where: str) -> None:
+    longest = int(figure.get_size_inches()[0] / COLUMN * 62)
+    figure.suptitle(f"{what}\n{shown(where, longest)}", fontsize=7)
