@@ -67,7 +67,8 @@ def collate(split: Split, indices: Sequence[int], padded_length: int | None, lim
     real = None if mask is None else torch.from_numpy(mask).to(device, non_blocking=True)
     ids = torch.from_numpy(tokens).to(device, non_blocking=True)
     if split.token_offset:
-        ids = ids.to(torch.int16) + (split.token_offset if real is None else split.token_offset * real)
+        ids = ids.to(torch.int16) + split.token_offset
+        ids = ids if real is None else ids * real
     return Batch(
         tokens=ids,
         mask=real,

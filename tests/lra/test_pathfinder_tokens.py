@@ -16,6 +16,7 @@ def one_split(offset):
 def test_levels_become_ids_from_one_and_padding_stays_zero():
     batch = collate(one_split(1), [0, 1], 4, 4, torch.device("cpu"))
     assert batch.tokens.tolist() == [[1, 256, 8, 1], [1, 10, 0, 0]]
+    assert batch.tokens.dtype == torch.int16
     assert batch.mask.tolist() == [[True] * 4, [True, True, False, False]]
 
 
