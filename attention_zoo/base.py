@@ -206,6 +206,13 @@ class SequenceMixer(nn.Module, ABC):
         """Return scalars of the last forward pass worth a learning curve; none unless overridden."""
         return {}
 
+    def token_statistics(self) -> dict[str, Tensor]:
+        """Return numbers of each token in the last forward pass worth a figure; none unless overridden.
+
+        Each is (batch, length - num_prefix), detached, zero at masked tokens.
+        """
+        return {}
+
     def resolved_backend(self, device: torch.device) -> str:  # noqa: ARG002
         """Name the implementation that `forward` uses in training on this device; it goes into the record."""
         return "torch"

@@ -137,6 +137,10 @@ class _Host(SequenceMixer):
         """Return the base's."""
         return self.base.statistics()
 
+    def token_statistics(self) -> dict[str, Tensor]:
+        """Return the base's."""
+        return self.base.token_statistics()
+
     def resolved_backend(self, device: torch.device) -> str:
         """Return the base's."""
         return self.base.resolved_backend(device)
@@ -184,6 +188,11 @@ class ContextPoolMixer(_Host):
     def statistics(self) -> dict[str, Tensor]:
         """Return the base's, and mean and quantiles of sigma."""
         return self.base.statistics() | (self.front.statistics() if isinstance(self.front, ContextPool) else {})
+
+    def token_statistics(self) -> dict[str, Tensor]:
+        """Return the base's, and sigma."""
+        sigma = self.front.last_sigma if isinstance(self.front, ContextPool) else None
+        return self.base.token_statistics() | ({} if sigma is None else {"sigma": sigma})
 
     def resolved_backend(self, device: torch.device) -> str:
         """Name the implementation of the pooling at the longest length, then that of the base."""

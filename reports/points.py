@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from .load import Loaded
 from .style import COLOURS, COLUMN, mark_preview, new_figure, shown
@@ -144,7 +145,7 @@ def _number_points(axes: Axes, x: pd.Series, y: pd.Series) -> None:
 
 def _plain_ticks(axes: Axes) -> None:
     """Write the ticks of a logarithmic axis as plain numbers: few, and also where the axis spans less than a decade."""
-    axes.xaxis.set_major_formatter("{x:,.4g}")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 100 else f"{x:.2g}"))
     low, high = axes.get_xlim()
     if high / low < 20:
         axes.set_xticks(_round_steps(low, high))
