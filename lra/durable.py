@@ -72,6 +72,18 @@ def build_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder at once as far as its name goes, so that nobody finds half of it.
+
+    Raises:
+        OSError: It could not be removed.
+    """
+    doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    folder.rename(doomed)
+    sync_folder(folder.parent)
+    shutil.rmtree(doomed)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries, so that a rename in it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

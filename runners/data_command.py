@@ -1,4 +1,4 @@
-"""`lra-data`: prepare, list, verify and look at the data of the tasks."""
+"""`lra-data`: fetch, prepare, list, verify, look at and remove the data of the tasks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from .command_line import data_dir_option, one_line_errors
 
 if TYPE_CHECKING:
-    from lra.prepared import SplitName
+    from lra.prepared import PreparedData, SplitName
     from lra.tasks.base import Task, TaskOptions
 
 set_option = click.option(
@@ -24,7 +24,7 @@ set_option = click.option(
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Prepare, list, verify and look at the data of the tasks."""
+    """Fetch, prepare, list, verify, look at and remove the data of the tasks."""
 
 
 @main.command("list")
@@ -57,9 +57,7 @@ def list_command(data_dir: Path | None) -> None:
 
 @main.command()
 @click.argument("task")
-@click.option(
-    "--from", "source", type=click.Path(path_type=Path), help="Folder or file to read, for official editions."
-)
+@click.option("--from", "source", type=click.Path(path_type=Path), help="Archive or folder to read; it is remembered.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @set_option
@@ -82,6 +80,78 @@ def prepare(
     present = (home / the_task.folder_name(options)).is_dir()
     data = the_task.prepare(options, home, source=source, workers=workers, progress=not quiet)
     click.echo(f"{'Already prepared' if present else 'Prepared'}: {data.path}")
+    _describe(data)
+
+
+@main.command()
+@click.argument("task")
+@click.option("--mirror", metavar="URL", help="Folder of another server that holds the same file.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+@set_option
+@data_dir_option
+@one_line_errors
+def fetch(task: str, mirror: str | None, *, quiet: bool, settings: tuple[str, ...], data_dir: Path | None) -> None:
+    """Download the file that TASK is read from, and prepare its data.
+
+    A download that broke off goes on where it ended when the same command is given again.
+    """
+    from lra.download import REMOTES
+    from lra.download import fetch as download
+    from lra.errors import UsageError
+    from lra.prepared import data_home
+    from lra.tasks.sources import FOLDER
+
+    the_task, options = _resolve(task, settings)
+    key = the_task.source_key(options)
+    if key is None:
+        raise UsageError(f"{the_task.info.name} is generated; lra-data prepare {the_task.info.name} makes it")
+    if key not in REMOTES:
+        raise UsageError(f"there is no address of this edition; lra-data prepare {the_task.info.name} --from reads it")
+    home, remote = data_home(data_dir), REMOTES[key]
+    click.echo(f"Fetching {remote.file_name} from {mirror or remote.url}")
+    file = download(remote, home / FOLDER, mirror=mirror, progress=not quiet)
+    checked = "of the known SHA-256" if remote.sha256 is not None else "unchecked: no digest of it is known"
+    click.echo(f"Fetched: {file} ({checked})")
+    data = the_task.prepare(options, home, source=file, progress=not quiet)
+    click.echo(f"Prepared: {data.path}")
+    _describe(data)
+
+
+@main.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@data_dir_option
+@one_line_errors
+def remove(names: tuple[str, ...], data_dir: Path | None, *, yes: bool) -> None:
+    """Remove prepared data: each NAME is a folder as `list` shows it, or a task for all its editions.
+
+    Files that the data was read from stay.
+    """
+    from lra.durable import remove_folder
+    from lra.errors import DataError, suggest
+    from lra.prepared import data_home
+    from lra.tasks import TASKS
+
+    home = data_home(data_dir)
+    present = {folder.name: folder for folder in _prepared_folders(home)}
+    doomed: dict[str, Path] = {}
+    for name in names:
+        chosen = {key: folder for key, folder in present.items() if name in (key, _task_of(folder))}
+        if not chosen:
+            raise DataError(f"nothing named {name!r} is prepared in {home}; {suggest(name, {*present, *TASKS})}")
+        doomed |= chosen
+    click.echo("\n".join(doomed))
+    if not yes:
+        click.confirm(f"Remove {len(doomed)} of {len(present)} in {home}?", abort=True)
+    for folder in doomed.values():
+        try:
+            remove_folder(folder)
+        except OSError as error:
+            raise DataError(f"cannot remove {folder}: {error.strerror or error}") from error
+    click.echo(f"Removed {len(doomed)}")
+
+
+def _describe(data: PreparedData) -> None:
     click.echo(f"{data.manifest.task}, {data.manifest.edition}; digest {data.digest[:12]}")
     for name, record in data.manifest.splits.items():
         lengths = f"{record.min_length} to {record.max_length} tokens"
