@@ -42,24 +42,35 @@ def figures(loaded: Loaded) -> Iterator[tuple[str, Figure]]:
         for column in headings(frame):
             here = frame[frame["column"] == column]
             if here["accuracy"].notna().any():
-                where = f"{column}, profile {profile}, {track} track"
+                where = place(column, profile, track)
                 with house_style():
                     yield from _of_task(part, here, where)
+
+
+def curve_titles(frame: pd.DataFrame, where: str) -> list[str]:
+    """Return for each row of one task the title of the figure with its learning curve."""
+    labels = {label: position for position, label in enumerate(sorted(frame["label"].unique()))}
+    panels = [labels[label] // LINES_PER_PANEL + 1 for label in frame["label"]]
+    return [f"learning{f' {panel}' if max(panels) > 1 else ''}: {where}" for panel in panels]
+
+
+def place(column: str, profile: str, track: str) -> str:
+    """Say in a title what rows have in common."""
+    return f"{column}, profile {profile}, {track} track"
 
 
 def _of_task(loaded: Loaded, frame: pd.DataFrame, where: str) -> Iterator[tuple[str, Figure]]:
     yield f"seeds: {where}", seed_dots(loaded, frame, where)
     for device, group in frame.dropna(subset=["accuracy", "tokens_per_second"]).groupby("device"):
-        place = f"{where}, {device}"
+        title = f"{where}, {device}"
         if group["peak_bytes"].notna().all():
-            yield f"speed, score and memory: {place}", bubbles(group, place)
-            yield f"front: {place}", pareto(group, place)
-    labels = sorted(frame["label"].unique())
-    for start in range(0, len(labels), LINES_PER_PANEL):
-        some = frame[frame["label"].isin(labels[start : start + LINES_PER_PANEL])]
-        drawn = learning_curves(loaded, some, where)
+            yield f"speed, score and memory: {title}", bubbles(group, title)
+            yield f"front: {title}", pareto(group, title)
+    panels = pd.Series(curve_titles(frame, where), index=frame.index)
+    for title in panels.unique():
+        drawn = learning_curves(loaded, frame[panels == title], where)
         if drawn is not None:
-            yield f"learning: {where}", drawn
+            yield title, drawn
     if frame["layers"].nunique() > 1:
         by_depth = frame.assign(label=label_by_settings(frame, leave_out=["model.num_layers"]))
         yield f"depth: {where}", depth_curves(by_depth, where)

@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from .load import Loaded
-from .style import COLOURS, COLUMN, mark_preview, new_figure, shown
+from .style import COLOURS, COLUMN, mark_preview, new_figure, plain_ticks, shown
 
 MIB = 2**20
 LARGEST_BUBBLE = 420.0
@@ -45,7 +44,7 @@ def bubbles(frame: pd.DataFrame, where: str) -> Figure:
     _number_points(axes, rows["speed"], rows["accuracy"])
     axes.set(xscale="log", xlabel="training speed (tokens/s)", ylabel="test accuracy (%)")
     axes.margins(0.18)
-    _plain_ticks(axes)
+    plain_ticks(axes.xaxis, *axes.get_xlim())
     _title(figure, "Area: peak memory", where)
     mark_preview(axes, int(rows["seeds"].max()))
     _key(figure, [f"{label}: {row.memory:,.0f} MiB" for label, row in rows.iterrows()])
@@ -75,7 +74,7 @@ def pareto(frame: pd.DataFrame, where: str) -> Figure:
             )
         axes.set(xscale="log", xlabel=text)
         axes.margins(0.2)
-        _plain_ticks(axes)
+        plain_ticks(axes.xaxis, *axes.get_xlim())
         mark_preview(axes, int(rows["seeds"].max()))
     panels[0].set_ylabel("test accuracy (%)")
     _title(figure, "Filled: nothing is cheaper and better", where)
@@ -141,21 +140,6 @@ def seed_dots(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure:
 def _number_points(axes: Axes, x: pd.Series, y: pd.Series) -> None:
     for number, point in enumerate(zip(x, y, strict=True), start=1):
         axes.annotate(str(number), point, ha="center", va="center", fontsize=6)
-
-
-def _plain_ticks(axes: Axes) -> None:
-    """Write the ticks of a logarithmic axis as plain numbers: few, and also where the axis spans less than a decade."""
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 100 else f"{x:.2g}"))
-    low, high = axes.get_xlim()
-    if high / low < 20:
-        axes.set_xticks(_round_steps(low, high))
-        axes.minorticks_off()
-
-
-def _round_steps(low: float, high: float) -> list[float]:
-    """Return up to four round numbers, evenly spread on a logarithmic axis."""
-    places = np.geomspace(low, high, 6)[1:-1]
-    return sorted({float(f"{place:.2g}") for place in places})
 
 
 def _key(figure: Figure, names: list[str]) -> None:

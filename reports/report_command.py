@@ -130,6 +130,61 @@ def figures(*, stores: tuple[Path, ...], profile: str | None, out: Path, form: s
         click.echo(path)
 
 
+@command.command()
+@store_option
+@profile_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+    help="The page.",
+)
+@one_line_errors
+def html(*, stores: tuple[Path, ...], profile: str | None, out: Path) -> None:
+    """Write one self-contained page with tables, figures, runs, settings and caveats; needs the extra `report`."""
+    need_report_extra()
+    from .page import page
+
+    write(page(load(stores, profile), invocation()), out)
+    click.echo(out)
+
+
+@command.command()
+@click.argument("record")
+@store_option
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path, file_okay=False), envvar="LRA_HOME", help="Folder of prepared data."
+)
+@click.option("--examples", type=click.IntRange(1, 8), default=3, show_default=True, help="Test examples to show.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("pooling.png"),
+    show_default=True,
+    help="Figure: .png, .svg or .pdf.",
+)
+@one_line_errors
+def pooling(*, record: str, stores: tuple[Path, ...], data_dir: Path | None, examples: int, out: Path) -> None:
+    """Draw how widely a trained ContextPool pools around each token; RECORD is the beginning of a cell id."""
+    need_report_extra()
+    form = out.suffix.removeprefix(".").lower()
+    if form not in FIGURE_FORMATS:
+        raise UsageError(f"--out {out}: the figure is written as {', '.join(FIGURE_FORMATS)}")
+    from .pooling import draw_supports, load_supports
+    from .style import house_style, save
+
+    loaded = load(stores)
+    cell = find(loaded, record)
+    found = loaded.records[cell]
+    supports = load_supports(found, loaded.stores[cell], data_dir)
+    config = found.config
+    title = f"{config.variant.name}, {found.task_title}, profile {config.profile}, seed {config.seed}, run {cell[:12]}"
+    with house_style():
+        figure = draw_supports(supports, title, range(min(examples, len(supports.sigma))))
+    click.echo(save(figure, out, form))
+
+
 def make_table(preset: str, names: tuple[str, ...], loaded: Loaded, profile: str, track: str) -> Table:
     """Make one table of a preset.
 

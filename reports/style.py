@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lra.errors import UsageError
 
@@ -87,6 +90,14 @@ def shown(name: object, longest: int = 40) -> str:
 def slug(text: str) -> str:
     """Return a name for a file: letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:120] or "unnamed"
+
+
+def plain_ticks(axis: Axis, low: float, high: float, count: int = 4) -> None:
+    """Put a few round, plainly written numbers, evenly spread, on a logarithmic axis from `low` to `high`."""
+    places = np.geomspace(low, high, count + 2)[1:-1]
+    axis.set_major_locator(FixedLocator(sorted({float(f"{place:.2g}") for place in places})))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 100 else f"{x:.2g}"))
 
 
 def mark_preview(axes: Axes, seeds: int) -> None:
