@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
-import multiprocessing
 import os
-import signal
-import threading
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 from tqdm import tqdm
 
-from lra.errors import DataError, UsageError
+from lra.errors import UsageError
 from lra.generate.listops import Examples, Grammar, generate_chunk
+from lra.generate.workers import in_order
 
 SERIAL_CHUNKS = 8
 """Up to so many chunks, starting processes costs more than it saves."""
@@ -60,37 +56,12 @@ def _chunks(grammar: Grammar, total: int, seed: int, workers: int) -> Iterator[E
     first = generate_chunk(seed, 0, grammar)
     yield first
     needed = total / max(1, len(first.labels))
-    if workers == 1 or needed <= SERIAL_CHUNKS:
-        number = 1
-        while True:
-            yield generate_chunk(seed, number, grammar)
-            number += 1
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
-    pending: deque[Future[Examples]] = deque()
-    number = 1
-    try:
-        while True:
-            while len(pending) < 2 * workers:
-                pending.append(pool.submit(generate_chunk, seed, number, grammar))
-                number += 1
-            yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise DataError("listops: a worker process died; out of memory?") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    make = functools.partial(_chunk, seed=seed, grammar=grammar)
+    yield from in_order(make, itertools.count(1), 1 if needed <= SERIAL_CHUNKS else workers)
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent process, and do not outlive it if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_after_parent, daemon=True).start()
-
-
-def _exit_after_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _chunk(number: int, seed: int, grammar: Grammar) -> Examples:
+    return generate_chunk(seed, number, grammar)
 
 
 def _new_examples(chunk: Examples, seen: set[bytes], room: int) -> Examples:

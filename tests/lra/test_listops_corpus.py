@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lra.errors import DataError, LraError, UsageError
-from lra.generate import listops, listops_corpus
+from lra.generate import listops, workers
 from lra.generate.listops import Grammar, generate_chunk
 from lra.generate.listops_corpus import SERIAL_CHUNKS, generate_examples
 from lra.generate.listops_tokens import CLOSE, DIGIT_0, IDS, MAX, MED, MIN, SM, VOCAB_SIZE, WORDS, render
@@ -88,7 +88,7 @@ def test_a_dead_worker_is_one_line(monkeypatch):
         def shutdown(self, *, cancel_futures):
             assert cancel_futures
 
-    monkeypatch.setattr(listops_corpus, "ProcessPoolExecutor", DeadPool)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", DeadPool)
     with pytest.raises(DataError, match="a worker process died"):
         generate_examples(SHORT, 1_000_000, 0, workers=2, progress=False)
 
