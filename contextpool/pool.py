@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
 from typing import Literal, get_args
 
 import torch
@@ -13,7 +16,7 @@ from contextpool.opaque import Kernel
 from contextpool.pyramid import pyramid_pool
 from contextpool.reference import SIGMA_MIN, reference_pool
 
-Backend = Literal["auto", "reference", "dense", "pyramid", "tree"]
+Backend = Literal["auto", "reference", "dense", "pyramid", "tree", "triton"]
 
 SIGMA_MAX = 1e8
 """Widest Gaussian, in tokens: uniform for every length that fits a machine, and safe to raise to the fourth power."""
@@ -22,8 +25,11 @@ WEIGHT_RANGE = 60.0
 DENSE_UP_TO = {"cpu": {False: 384, True: 768}, "cuda": {False: 2048, True: 4096}}
 """Longest sequence for which `auto` takes the dense form, by type of device and whether causal.
 
-The figures for the CPU are where the measured times cross (`benchmarks/contextpool.py`); those for CUDA are estimates.
+The figures for the CPU are where the measured times cross (`benchmarks/contextpool.py`); those for CUDA, where this
+concerns float64 and installations without Triton, are estimates.
 """
+TRITON_UP_TO = 4096
+"""Longest sequence for which `auto` takes the Triton form on CUDA: an estimate from operations counted, not timed."""
 
 _KERNELS: dict[str, dict[bool, Kernel]] = {
     "dense": {False: dense_pool, True: dense_causal_pool},
@@ -64,10 +70,12 @@ def context_pool(
         grid: (rows, columns) if the tokens are the cells of a grid in row-major order; the distance is then Euclidean.
         normalized: See above.
         backend: `reference` (the formula, quadratic memory), `dense` (the formula in chunks, quadratic time), `pyramid`
-            (linear time, not causal), `tree` (time n log n, causal only) or `auto`: `dense` up to the lengths of
-            `DENSE_UP_TO`, beyond them `pyramid`, or `tree` if causal. The pyramid and the tree err by about 3e-7 of
-            the result, in float64 too. They cut off tails, so where whole stretches of a sequence weigh 10^5 times as
-            much as the next stretch or more, the error near the border grows with that factor; `dense` has no limit.
+            (linear time, not causal), `tree` (time n log n, causal only), `triton` (the formula in a fused kernel, CUDA
+            only, not in float64; it has not run on a GPU yet) or `auto`: on CUDA with Triton installed, `triton` up to
+            `TRITON_UP_TO` tokens; otherwise `dense` up to the lengths of `DENSE_UP_TO`; beyond them `pyramid`, or
+            `tree` if causal. The pyramid and the tree err by about 3e-7 of the result, in float64 too. They cut off
+            tails, so where whole stretches of a sequence weigh 10^5 times as much as the next stretch or more, the
+            error near the border grows with that factor; `dense` and `triton` have no limit.
 
     Returns:
         (batch, length, dim); zeros at masked positions, whose gradients are zero too.
@@ -82,7 +90,7 @@ def context_pool(
         from contextpool.grid import grid_pool
 
         return grid_pool(x, log_weight, sigma, mask, grid=grid, normalized=normalized, backend=backend)
-    chosen = resolve_backend(x.shape[1], x.device, causal=causal, backend=backend)
+    chosen = resolve_backend(x.shape[1], x.device, causal=causal, backend=backend, dtype=x.dtype)
     if x.numel() == 0:
         return x * 1.0
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -90,10 +98,17 @@ def context_pool(
     if chosen == "reference":
         y = reference_pool(x.to(dtype), log_weight, sigma, mask, causal=causal, normalized=normalized)
         return y.to(x.dtype)
-    return _run(_KERNELS[chosen][causal], x, log_weight, sigma, mask, normalized=normalized)
+    return _run(_kernel(chosen, causal=causal), x, log_weight, sigma, mask, normalized=normalized)
 
 
-def resolve_backend(length: int, device: torch.device, *, causal: bool = False, backend: str = "auto") -> str:
+def resolve_backend(
+    length: int,
+    device: torch.device,
+    *,
+    causal: bool = False,
+    backend: str = "auto",
+    dtype: torch.dtype = torch.float32,
+) -> str:
     """Name the backend that `context_pool` uses for sequences of a length.
 
     Raises:
@@ -102,13 +117,39 @@ def resolve_backend(length: int, device: torch.device, *, causal: bool = False, 
     if backend not in get_args(Backend):
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(get_args(Backend))}")
     if backend == "auto":
+        if device.type == "cuda" and length <= TRITON_UP_TO and dtype != torch.float64 and _triton_installed():
+            return "triton"
         if length <= DENSE_UP_TO.get(device.type, DENSE_UP_TO["cpu"])[causal]:
             return "dense"
         return "tree" if causal else "pyramid"
-    if backend != "reference" and causal not in _KERNELS[backend]:
-        possible = ", ".join(["reference", *(name for name, forms in _KERNELS.items() if causal in forms)])
+    if backend == "triton":
+        _check_triton(device, dtype)
+    elif backend != "reference" and causal not in _KERNELS[backend]:
+        possible = ", ".join(["reference", *(name for name, forms in _KERNELS.items() if causal in forms), "triton"])
         raise ValueError(f"backend {backend!r} has no {'' if causal else 'non-'}causal form; possible: {possible}")
     return backend
+
+
+def _kernel(backend: str, *, causal: bool) -> Kernel:
+    if backend == "triton":
+        from contextpool.triton_pool import triton_causal_pool, triton_pool
+
+        return triton_causal_pool if causal else triton_pool
+    return _KERNELS[backend][causal]
+
+
+@functools.cache
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _check_triton(device: torch.device, dtype: torch.dtype) -> None:
+    if dtype == torch.float64:
+        raise ValueError("backend 'triton' sums in float32 and takes no float64 tokens; use 'dense'")
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"backend 'triton' needs tensors on a CUDA device, got {device.type!r}")
+    if not _triton_installed():
+        raise ValueError("backend 'triton' needs the package triton, which PyTorch's CUDA builds bring along")
 
 
 def _run(

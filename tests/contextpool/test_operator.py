@@ -244,7 +244,7 @@ def test_auto_goes_by_length_device_and_form():
     chosen = [resolve_backend(length, cpu) for length in (1, 384, 385, 65536)]
     assert chosen == ["dense", "dense", "pyramid", "pyramid"]
     assert [resolve_backend(length, cpu, causal=True) for length in (768, 769)] == ["dense", "tree"]
-    assert resolve_backend(1000, torch.device("cuda")) == "dense"
+    assert resolve_backend(1000, torch.device("cuda"), dtype=torch.float64) == "dense"
 
 
 def test_mistakes_are_named():
