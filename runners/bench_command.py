@@ -1,0 +1,209 @@
+"""`lra-bench`: speed, memory and FLOPs of training steps by length, relative to full attention."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from lra.errors import UsageError
+
+from .command_line import one_line_errors
+
+ARENA_ROWS = "full,local,linformer,reformer,sinkhorn,synthesizer,bigbird,linear,performer,contextpool"
+"""The rows of table 2 of Long Range Arena (Tay et al. 2021, arXiv:2011.04006), and ContextPool."""
+QUICK_ROWS = "full,local,linear,contextpool"
+EXAMPLES = """
+\b
+Examples:
+  lra-bench --preset lra --quick
+  lra-bench --attn local,contextpool --lengths 1024,4096 --batch 8
+  lra-bench --attn all --tokens 16384 --lengths 1024,2048,4096,8192,16384
+  lra-bench --attn contextpool --set variant.placement=stream --profile official
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Defaults:
+    """What the options that were not given are taken for."""
+
+    attn: str
+    profile: str
+    lengths: str
+    batch: int
+    steps: int
+    seconds: float
+
+
+def defaults(*, preset: str | None, quick: bool, cuda: bool) -> Defaults:
+    """Choose the settings that the user left open."""
+    if quick:
+        return Defaults(attn=QUICK_ROWS, profile="quick", lengths="512,1024,2048", batch=4, steps=20, seconds=1.5)
+    profile = "official" if preset == "lra" else "nystromformer" if cuda else "quick"
+    return Defaults(attn=ARENA_ROWS, profile=profile, lengths="1024,2048,3072,4096", batch=32, steps=20, seconds=10.0)
+
+
+@click.command(epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
+@click.option(
+    "--attn",
+    metavar="NAME[,NAME...]",
+    help="Attention variants; `all` runs every one; `full` always takes part.  [default: table 2's, and contextpool]",
+)
+@click.option("--task", default="text", show_default=True, help="Task whose shapes are measured.")
+@click.option(
+    "--profile",
+    metavar="NAME",
+    help="Recipe with the model's sizes.  [default: nystromformer with a CUDA device, else quick]",
+)
+@click.option("--lengths", metavar="LIST", help="Tokens of a sequence.  [default: 1024,2048,3072,4096]")
+@click.option("--batch", type=click.IntRange(min=1), help="Sequences in a step, on this one device.  [default: 32]")
+@click.option(
+    "--tokens", type=click.IntRange(min=1), help="Tokens in a step, whatever the length, in place of --batch."
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["lra"]),
+    help="lra: the layout of table 2 of the benchmark's paper, on the official profile's model.",
+)
+@click.option(
+    "--quick", is_flag=True, help="Four variants on a small model, lengths to 2048, batch 4: about two minutes."
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting: variant.x, variants.NAME.x, model.x, train.x.",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Timed steps of each variant.  [default: 20]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.0),
+    help="Time budget per variant and length, which ends the timing early.  [default: 10]",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]")
+@click.option(
+    "--memory-limit",
+    type=click.FloatRange(min=0.0, min_open=True),
+    metavar="GIB",
+    help="CPU: what a step may allocate; more is out of memory.  [default: what the machine has available]",
+)
+@click.option(
+    "--store",
+    "store_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("lra-results"),
+    show_default=True,
+    envvar="LRA_STORE",
+    show_envvar=True,
+    help="Folder of results; readings go under bench/.",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all readings here too."
+)
+@click.option("--quiet", is_flag=True, help="No progress, only the tables.")
+@one_line_errors
+def command(
+    *,
+    attn: str | None,
+    task: str,
+    profile: str | None,
+    lengths: str | None,
+    batch: int | None,
+    tokens: int | None,
+    preset: str | None,
+    quick: bool,
+    overrides: tuple[str, ...],
+    steps: int | None,
+    seconds: float | None,
+    device: str,
+    threads: int | None,
+    memory_limit: float | None,
+    store_folder: Path,
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Measure training steps (forward, backward, optimiser) of attention variants on random tokens, by length.
+
+    Nothing is trained and no data is needed. A variant that runs out of memory is listed as such.
+    """
+    if batch is not None and tokens is not None:
+        raise click.UsageError("--batch and --tokens exclude each other")
+    import torch
+
+    from attention_zoo import available
+    from attention_zoo.registry import normalise
+    from lra.bench_records import save_bench_record
+    from lra.durable import write_atomically
+    from lra.profiles import load_profile, parse_override
+    from lra.records import Store
+
+    from .bench_measure import REFERENCE, BenchPlan, measure_length
+    from .bench_tables import arena_report, full_report
+    from .bench_timing import TimingPlan
+    from .run_command import pick_device
+
+    the_device = pick_device(device)
+    chosen = defaults(preset=preset, quick=quick, cuda=the_device.type == "cuda")
+    names = available() if attn == "all" else [normalise(name) for name in (attn or chosen.attn).split(",")]
+    plan = BenchPlan(
+        variants=list(dict.fromkeys([REFERENCE, *names])),
+        lengths=parse_lengths(lengths or chosen.lengths),
+        task=normalise(task),
+        profile=load_profile(profile or chosen.profile),
+        device=the_device,
+        threads=threads or torch.get_num_threads(),
+        batch=batch or chosen.batch,
+        tokens=tokens,
+        overrides=dict(map(parse_override, overrides)),
+        timing=TimingPlan(steps=steps or chosen.steps, seconds=chosen.seconds if seconds is None else seconds),
+        memory_limit=None if memory_limit is None else int(memory_limit * 2**30),
+    )
+    configs = plan.configs()
+    Store(store_folder).check_writable()
+
+    def say(text: str) -> None:
+        if not quiet:
+            click.echo(text, err=True)
+
+    records = []
+    for length in plan.lengths:
+        for record in measure_length(plan, configs[length], say):
+            save_bench_record(store_folder, record)
+            records.append(record)
+    if quick:
+        click.echo("Quick: a small model, a small batch, few variants; not the sizes of the paper.\n")
+    order = {name: position for position, name in enumerate(plan.variants)}
+    records.sort(key=lambda record: (order[record.variant], record.length))
+    click.echo(arena_report(records) if preset == "lra" else full_report(records))
+    if json_file is not None:
+        body = json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False)
+        write_atomically(json_file, body.encode())
+    if any(record.status == "failed" for record in records):
+        sys.exit(4)
+
+
+def parse_lengths(text: str) -> list[int]:
+    """Read `1024,2048`, in rising order.
+
+    Raises:
+        UsageError: A piece is not a positive number.
+    """
+    pieces = [piece.strip() for piece in text.split(",")]
+    wrong = [piece for piece in pieces if not piece.isdecimal() or int(piece) == 0]
+    if wrong:
+        raise UsageError(f"--lengths {text}: {wrong[0]!r} is not a length; write 1024,2048,4096")
+    return sorted({int(piece) for piece in pieces})
+
+
+def main() -> None:
+    """Run the command line."""
+    command()
+
+
+if __name__ == "__main__":
+    main()

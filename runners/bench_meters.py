@@ -1,0 +1,80 @@
+"""Peak memory of a piece of work, by meters that share no code.
+
+On CPU the headline is torch's own account of what its allocator handed out, and the check is the kernel's high-water
+mark of the process. The kernel's number is only as good as the C library's manners: without `PINNED_MALLOC` in the
+environment from the start of the process on, fragmentation of the heap inflates it, most for the variants that need
+least. `ru_maxrss` would not do in any case: it survives fork and exec.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+PINNED_MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
+"""glibc: one heap, and every block from 64 KiB on taken from the kernel and given back at once."""
+ALLOCATOR_METER = "torch profiler, allocator events"
+KERNEL_METER = "kernel high-water mark, fresh process, pinned malloc"
+CUDA_METER = "CUDA allocator, max_memory_allocated"
+
+
+def allocator_peak(run: Callable[[], None]) -> int:
+    """Return the peak, in bytes, of what torch's CPU allocator handed out during a piece of work."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    level = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return peak
+
+
+def kernel_peak(run: Callable[[], None]) -> int | None:
+    """Return by how much the process's resident memory rose at most, in bytes; None where the kernel does not say."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to trim
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident now
+    except OSError:
+        return None
+    before = _kilobytes("Rss", Path("/proc/self/smaps_rollup"))
+    run()
+    return (_kilobytes("VmHWM", Path("/proc/self/status")) - before) * 1024
+
+
+def cuda_peak(run: Callable[[], None], device: torch.device) -> tuple[int, int]:
+    """Return the peak of what the CUDA allocator handed out on top of what was there, and of what it had reserved."""
+    gc.collect()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before, torch.cuda.max_memory_reserved(device)
+
+
+def canary(device: torch.device) -> None:
+    """Hold 48 MiB for a moment: three tensors of 16 MiB, written to."""
+    held = [torch.ones(4 * 2**20, device=device) for _ in range(3)]
+    del held
+
+
+def _kilobytes(field: str, path: Path) -> int:
+    match = re.search(rf"^{field}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
+    if match is None:
+        raise OSError(f"{path} has no {field}")
+    return int(match.group(1))
