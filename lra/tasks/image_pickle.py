@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,9 @@ def read_pickle(data: bytes, place: str) -> tuple[npt.NDArray[np.uint8], npt.NDA
     Raises:
         DataError: The file is not a pickle of such images, or holds an instruction that those do not need.
     """
-    _check_opcodes(data, place)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # strings with odd escapes make the standard library warn; they are refused
+        _check_opcodes(data, place)
     try:
         content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except _ERRORS as error:

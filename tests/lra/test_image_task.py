@@ -168,6 +168,7 @@ NESTED = b"\x80\x02" + b")" + b"\x85" * 100_000 + b"."
         (b"\x80\x02}.", "not an array"),
         (b"\x80\x02].", "no dictionary"),
         (b"", "not a pickle"),
+        (b"\x80\x02S'\\-'\n.", "instruction STRING"),
         (GOOD[:-1], "not a pickle"),
         (GOOD.replace(b"M" + struct.pack("<H", 3072), b"M" + struct.pack("<H", 3071)), "not an array"),
         (GOOD.replace(b"u1", b"O8"), "not an array"),
