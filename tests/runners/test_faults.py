@@ -317,3 +317,10 @@ def test_arrays_of_another_record_are_refused(example, tmp_path):
     with pytest.raises(StoreError, match="not what its record says"):
         store.arrays(record.cell_id)
     assert isinstance(arrays["test_correct"], np.ndarray)
+
+
+def test_the_page_on_reliability_names_tests_that_exist():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "reliability.md").read_text())
+    assert len(named) >= 30
+    missing = [(file, name) for file, name in named if f"def {name}(" not in (ROOT / file).read_text()]
+    assert missing == []
