@@ -13,7 +13,7 @@ from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.image_files import VERSION, Bytes, read_images
 from lra.tasks.pathfinder_view import shade
 from lra.tasks.sampling import Count, ReadOptions, hold_out, rails, sample
-from lra.tasks.sources import missing
+from lra.tasks.sources import describe_source, missing
 
 SIDE = 32
 HELD_OUT = 0.1
@@ -94,7 +94,7 @@ class _Pixels(Task[OptionsT]):
             target,
             task=self.info.name,
             edition=self.edition(options),
-            maker=f"CIFAR-10 reader {VERSION}",
+            maker=f"CIFAR-10 reader {VERSION}, {describe_source(source)}",
             options=options.model_dump(mode="json"),
             num_classes=self.info.num_classes,
             splits=splits,

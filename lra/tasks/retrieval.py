@@ -13,7 +13,7 @@ from lra.prepared import SPLITS, PreparedData, Split, SplitName, write_prepared
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.retrieval_files import OFFICIAL_STEM, VERSION, PairReader
 from lra.tasks.sampling import ReadOptions, rails, sample
-from lra.tasks.sources import missing
+from lra.tasks.sources import describe_source, missing
 from lra.tasks.text import printable
 
 OFFICIAL_COUNTS: dict[SplitName, int] = {"train": 147_086, "validation": 18_090, "test": 17_437}
@@ -90,7 +90,7 @@ class Retrieval(Task[RetrievalOptions]):
             target,
             task=self.info.name,
             edition=edition,
-            maker=f"pair reader {VERSION}",
+            maker=f"pair reader {VERSION}, {describe_source(source)}",
             options=options.model_dump(mode="json"),
             num_classes=self.info.num_classes,
             splits=kept,

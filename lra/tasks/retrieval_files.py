@@ -49,7 +49,8 @@ class PairReader:
             splits[name], places[name] = self._split(lines, place), place
         absent = [f"{stem or 'NAME'}{SUFFIXES[name]}" for name in SPLITS if name not in splits]
         if absent:
-            raise DataError(f"{source}: {', '.join(absent)} not found")
+            hint = "" if stem is None else "; --set source=substitute reads files of other names"
+            raise DataError(f"{source}: {', '.join(absent)} not found{hint}")
         return splits
 
     def _split(self, lines: Iterator[bytes], place: str) -> Split:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
+from lra.durable import file_digest
 from lra.errors import DataError
+from lra.prepared import data_home
 
 FOLDER = "sources"
 
@@ -38,10 +40,16 @@ def keep_source(home: Path, key: str, source: Path) -> None:
         raise DataError(f"cannot note {source} in {entry.parent}: {error.strerror or error}") from error
 
 
-def missing(task: str, what: str, home: Path, *, settings: str = "") -> DataError:
+def describe_source(source: Path) -> str:
+    """Return name and SHA-256 of an archive, for the manifest; of a folder, the name."""
+    return f"{source.name}, SHA-256 {file_digest(source)}" if source.is_file() else f"folder {source.name}"
+
+
+def missing(task: str, what: str, home: Path) -> DataError:
     """Return the three lines that say what is missing, what fetches it, and what to do with a file fetched by hand."""
+    place = "" if home == data_home() else f" --data-dir {home}"
     return DataError(
         f"{task}: {what} is neither prepared nor kept in {home / FOLDER}\n"
-        f"Fetch and prepare it with: lra-data fetch {task}\n"
-        f"Fetched by hand, it is read with: lra-data prepare {task} --from FILE{settings}"
+        f"Fetch and prepare it with: lra-data fetch {task}{place}\n"
+        f"Fetched by hand, it is read with: lra-data prepare {task} --from FILE{place}"
     )

@@ -14,7 +14,7 @@ from lra.errors import DataError, UsageError
 from lra.prepared import PreparedData, Split, SplitName, write_prepared
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.sampling import Count, ReadOptions, byte_split, hold_out, rails, sample
-from lra.tasks.sources import missing
+from lra.tasks.sources import describe_source, missing
 
 VERSION = 1
 """Raised when the same archive gives other arrays."""
@@ -83,7 +83,7 @@ class Text(Task[TextOptions]):
             target,
             task=self.info.name,
             edition=self.edition(options),
-            maker=f"IMDb reader {VERSION}",
+            maker=f"IMDb reader {VERSION}, {describe_source(source)}",
             options=options.model_dump(mode="json"),
             num_classes=self.info.num_classes,
             splits=splits,
