@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-import torch
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
@@ -16,6 +15,8 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 
 def seed_torch(seed: int, *purpose: str | int) -> None:
     """Seed torch's generators, on every device, for one purpose."""
+    import torch  # late, because the preparation of data uses this module without torch
+
     torch.manual_seed(derive_seed(seed, *purpose))
 
 
