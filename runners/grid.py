@@ -71,9 +71,13 @@ def read_config(source: str) -> RunConfig:
         raise UsageError(f"--config {source}: no such file")
     values = load_text(sys.stdin.read(), "standard input") if source == "-" else load_file(path)
     if isinstance(values, dict) and values.keys() == {"record", "sha256"}:
-        config = read_record(path).config
+        record = read_record(path)
+        config, same = record.config, record.config.cell_id(record.data_digest) == record.cell_id
     else:
         config = _validated(values if isinstance(values, dict) else {}, source)
+        same = values == config.model_dump()
+    if not same:
+        raise UsageError(f"{source}: not a complete configuration of this version; it would be another cell than meant")
     check_runnable(config)
     return config
 

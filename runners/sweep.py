@@ -184,7 +184,9 @@ def how_it_ended(returncode: int | None) -> str:
     """Say in words how a process ended that left no note itself."""
     if returncode is None:
         return "the engine lost the process"
-    if returncode >= 0:
+    if returncode == 0:
+        return "ended well, but without a record of this cell"
+    if returncode > 0:
         return f"ended with exit code {returncode}"
     name = signal.Signals(-returncode).name
     hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""

@@ -21,6 +21,7 @@ COUNTS = {
     "contextpool_ablation": lambda: 3 * (1 + 8 + 4 + 3 + 2),
     "depth": lambda: 3 * 2 * 6,
     "learned_context": lambda: 3 * 8,
+    "convnet": lambda: 3 * 4,
     "efficiency": lambda: 4 * len(available()),
 }
 

@@ -308,6 +308,7 @@ def test_words(data, store):
     execute(tiny(), data, store)
     assert tally([state_of(store, cell) for cell in [*cells, cells[1]]]) == "2 not run, 1 ok"
     assert how_it_ended(-6) == "killed by SIGABRT"
+    assert how_it_ended(0) == "ended well, but without a record of this cell"
 
 
 def test_a_log_tells_now_and_then_how_far_it_is(data, store, monkeypatch, capsys):

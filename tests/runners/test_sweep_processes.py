@@ -201,6 +201,7 @@ def test_one_cell_runs_from_a_record_with_the_same_bits(clean, home, tmp_path):
         (lambda values: values["variant"].update(origin="other 1"), "is '' here, not 'other 1'"),
         (lambda values: values["train"].update(stepz=1), "train.stepz: unknown key"),
         (lambda values: values.clear(), "missing"),
+        (lambda values: values["model"].pop("qkv_bias"), "not a complete configuration of this version"),
     ],
 )
 def test_a_configuration_that_cannot_be_run_is_refused(change, message, tmp_path):
