@@ -1,0 +1,87 @@
+"""Stores of made-up records, for tests of what is made of records."""
+
+import numpy as np
+
+from lra.config import VariantChoice
+from lra.profiles import load_profile, resolve
+from lra.records import AttemptedCell, Cost, Count, Outcome, RunRecord, Store
+
+TITLES = {"listops": "ListOps", "text": "Text", "retrieval": "Retrieval", "image": "Image", "pathfinder": "Pathfinder"}
+TOTAL = 1000
+BASE = resolve(task="listops", variant="full", profile=load_profile("quick"), seed=0, overrides={})
+HOSTILE = (
+    "<script>alert(1)</script>",
+    r"\input{/etc/passwd} $x_1$ & 50% #1 ~^ {}",
+    "\x1b[31mred\x1b[0m\u202egnp",
+    "=cmd|' /C calc'!A0",
+    "-2+3+cmd|' /C calc'!A0",
+    "a|b](http://x.test)`*_",
+    '" onload="x',
+    "[* bracket first",
+)
+
+
+def cell_config(task="listops", variant="full", seed=0, profile="quick", track="matched", options=None, layers=2):
+    choice = VariantChoice(name=variant, options=BASE.variant.options | (options or {}))
+    model = BASE.model.model_copy(update={"num_layers": layers})
+    changes = {"task": task, "variant": choice, "seed": seed, "profile": profile, "track": track, "model": model}
+    return BASE.model_copy(update=changes)
+
+
+def add_run(
+    folder,
+    correct,
+    *,
+    edition="made up",
+    digest="d" * 64,
+    rails=None,
+    speed=1000.0,
+    memory=64,
+    title=None,
+    bits=None,
+    **of,
+):
+    """Publish one run that has `correct` of 1000 right; None is a run that diverged."""
+    config = cell_config(**of)
+    arrays = {}
+    outcome = None
+    if correct is not None:
+        test = Count(correct=correct, total=TOTAL, loss=1.5)
+        validation = Count(correct=correct // 10, total=100, loss=1.5)
+        outcome = Outcome(test=test, validation=validation, selected_step=40, weights_digest="e" * 64)
+        arrays["test_correct"] = np.arange(TOTAL) < correct if bits is None else bits
+        assert int(arrays["test_correct"].sum()) == correct
+    steps = np.arange(1, 6) * 10.0
+    arrays |= {"curve.step": steps, "curve.validation_correct": np.floor(np.linspace(10, (correct or 100) // 10, 5))}
+    cost = Cost(
+        parameters=1000, parameters_full=1000, train_seconds=2.0, examples_per_second=speed / 10,
+        tokens_per_second=speed, wall_seconds=3.0, peak_memory_bytes=memory * 2**20, peak_memory_method="made up",
+        resumed=0,
+    )  # fmt: skip
+    record = RunRecord(
+        cell_id=config.cell_id(digest), status="ok" if outcome else "diverged", config=config, numerics_version=1,
+        task_title=title or TITLES[config.task], data_edition=edition, data_digest=digest,
+        rails={"chance": 10.0, "majority": 11.0} if rails is None else rails, outcome=outcome, cost=cost,
+        backend="reference", environment={"device": "cpu", "torch": "2"}, arrays_sha256="",
+        finished_at="2026-01-01T00:00:00+00:00",
+    )  # fmt: skip
+    return Store(folder).publish(record, arrays)
+
+
+def add_attempt(folder, status, digest="d" * 64, **of):
+    config = cell_config(**of)
+    cell = AttemptedCell(
+        cell_id=config.cell_id(digest), status=status, config=config, task_title=TITLES[config.task],
+        data_edition="made up", data_digest=digest,
+    )  # fmt: skip
+    Store(folder).note_attempt(cell.cell_id, status, "why", {"device": "cpu"}, cell)
+
+
+def five_tasks(folder, variants=("full", "contextpool"), seeds=3, tasks=tuple(TITLES), **of):
+    """Fill a store with the five tasks; variant v, task t and seed s get 400 + 50 v + 10 t + s right answers."""
+    for v, variant in enumerate(variants):
+        for t, task in enumerate(tasks):
+            for seed in range(seeds):
+                speed, memory = 1000.0 * (v + 1), 64 * (v + 1)
+                right = 400 + 50 * v + 10 * t + seed
+                add_run(folder, right, variant=variant, task=task, seed=seed, speed=speed, memory=memory, **of)

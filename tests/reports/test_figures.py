@@ -1,0 +1,196 @@
+"""Figures: each is drawn, none is clipped, equal records give equal bytes, and names stay text."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.text
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from lra.errors import StoreError, UsageError
+from reports.curves import on_common_steps
+from reports.figures import draw_all, figures
+from reports.load import load_stores
+from reports.points import front
+from reports.pooling import draw_supports, load_supports
+from reports.style import house_style, save
+from tests.reports.synthetic import HOSTILE, add_run, five_tasks
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = {"seeds", "speed, score and memory", "front", "learning", "depth"}
+TINY = {
+    "name": "tiny", "title": "For tests", "source": "this test",
+    "tasks": {"listops": {
+        "data": {"train": 64, "validation": 32, "test": 32, "min_length": 4, "max_length": 24, "max_depth": 3},
+        "model": {"dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 16, "max_length": 24},
+        "train": {"batch_size": 8, "steps": 4, "eval_every": 2, "lr": 0.01},
+    }},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    five_tasks(folder, tasks=("listops", "text"))
+    add_run(folder, None, variant="full", seed=8)
+    for number in range(9):
+        add_run(
+            folder, 300 + 5 * number, variant=f"variant_{number}", memory=16 * (number + 1), speed=900 - 50 * number
+        )
+    for layers in (1, 2, 4):
+        for seed in range(2):
+            add_run(folder, 300 + 20 * layers + seed, layers=layers, seed=seed, track="open")
+    return load_stores([folder])
+
+
+@pytest.fixture(scope="module")
+def drawn(loaded):
+    return list(figures(loaded))
+
+
+def test_every_kind_of_figure_is_drawn(drawn):
+    titles = [title for title, _ in drawn]
+    assert {title.partition(":")[0].rstrip(" 12") for title in titles} == KINDS
+    assert len(titles) == len(set(titles))
+    assert "learning 2: ListOps, profile quick, matched track" in titles  # eleven labels in two figures
+
+
+def clipped(figure):
+    """List the texts that reach beyond the paper."""
+    canvas = FigureCanvasAgg(figure)
+    with house_style():
+        canvas.draw()
+        width, height = figure.bbox.width, figure.bbox.height
+        texts = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text() and text.get_visible()]
+        assert len(texts) > 3
+        boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    return [t for t, box in boxes if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1]
+
+
+def test_no_text_is_clipped(drawn):
+    ticks_outside_the_axes = ("", " ")  # matplotlib keeps ticks beyond the limits, and does not draw them
+    for title, figure in drawn:
+        outside = [t for t in clipped(figure) if t not in ticks_outside_the_axes and not is_tick(t)]
+        assert outside == [], title
+
+
+def is_tick(text):
+    return text.replace("\u2212", "").replace(",", "").replace(".", "").isdigit()
+
+
+@pytest.mark.parametrize("form", ["svg", "png", "pdf"])
+def test_equal_records_give_equal_bytes(loaded, tmp_path, form):
+    part = loaded.only("quick", "open")
+    starts = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}
+    count = 0
+    for (title, first), (_, second) in list(zip(figures(part), figures(part), strict=True))[2:]:
+        contents = [save(f, tmp_path / f"{i}.{form}", form).read_bytes() for i, f in enumerate((first, second))]
+        assert contents[0] == contents[1], title
+        assert contents[0].startswith(starts[form])
+        count += 1
+    assert count == 3
+
+
+def test_draw_all_names_its_files_after_the_figures(loaded, tmp_path):
+    paths = draw_all(loaded.only("quick", "open"), tmp_path, "svg")
+    where = "listops-profile-quick-open-track"
+    names = [f"seeds-{where}", f"speed-score-and-memory-{where}-cpu", f"front-{where}-cpu", f"learning-{where}"]
+    assert [path.name for path in paths] == [f"{name}.svg" for name in [*names, f"depth-{where}"]]
+
+
+def test_hostile_names_are_drawn_as_text(tmp_path):
+    for number, name in enumerate(HOSTILE):
+        add_run(tmp_path, 400 + number, variant=name, title=HOSTILE[0], rails={HOSTILE[1]: 10.0})
+    paths = draw_all(load_stores([tmp_path]), tmp_path / "out", "svg")
+    assert len(paths) == 5
+    for path in paths:
+        assert path.parent == tmp_path / "out"
+        assert "<script" not in path.read_text()
+
+
+def test_nothing_to_draw_says_so(tmp_path):
+    add_run(tmp_path, None)
+    with pytest.raises(UsageError, match="no record here has a number"):
+        draw_all(load_stores([tmp_path]), tmp_path, "png")
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_the_front_is_what_nothing_beats(points):
+    cost, score = np.array(points, dtype=float).T
+    beaten = [
+        any((c <= cost[i] and s >= score[i]) and (c < cost[i] or s > score[i]) for c, s in points)
+        for i in range(len(points))
+    ]
+    assert front(cost, score).tolist() == [not each for each in beaten]
+
+
+def test_curves_are_averaged_where_all_have_a_step():
+    first = (np.array([10.0, 20.0, 30.0]), np.array([1.0, 2.0, 3.0]))
+    second = (np.array([20.0, 30.0, 40.0]), np.array([6.0, 7.0, 8.0]))
+    steps, scores = on_common_steps([first, second])
+    assert steps.tolist() == [20.0, 30.0]
+    assert scores.tolist() == [[2.0, 3.0], [6.0, 7.0]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Really train two tiny runs, with `lra-run`."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    command = [
+        sys.executable, "-c", "from runners.run_command import main; main()", "--attn", "contextpool,full", "--task",
+        "listops", "--profile", str(folder / "tiny.yaml"), "--data-dir", str(folder / "home"), "--store",
+        str(folder / "store"), "--device", "cpu", "--threads", "1", "--quiet",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return folder, load_stores([folder / "store"])
+
+
+def pick(loaded, variant):
+    return next(record for record in loaded.records.values() if record.config.variant.name == variant)
+
+
+def test_pooling_shows_the_widths_that_training_recorded(trained, tmp_path):
+    folder, loaded = trained
+    record = pick(loaded, "contextpool")
+    store = loaded.stores[record.cell_id]
+    supports = load_supports(record, store, folder / "home", count=5)
+    assert supports.layers == [0, 1]
+    assert supports.indices == [0, 1, 2, 3, 4]
+    for widths, names in zip(supports.sigma, supports.tokens, strict=True):
+        assert widths.shape == (2, len(names))
+        assert np.all(widths > 0)
+        assert names[0] in {"[MIN", "[MAX", "[MED", "[SM"}
+        assert names[-1] == "]"
+    everything = load_supports(record, store, folder / "home", count=32)
+    mean = np.concatenate([widths[0] for widths in everything.sigma]).mean()
+    last = store.arrays(record.cell_id)["curve.layer0.sigma_mean"][-1]  # over a batch of validation, not over test
+    assert mean == pytest.approx(last, rel=0.5)
+    with house_style():
+        drawn = [draw_supports(supports, "a run", [0, 1]) for _ in range(3)]
+    assert [t for t in clipped(drawn[0]) if not is_tick(t)] == []
+    contents = [save(figure, tmp_path / f"{i}.svg", "svg").read_bytes() for i, figure in enumerate(drawn[1:])]
+    assert contents[0] == contents[1]
+
+
+def test_pooling_refuses_what_has_no_widths_and_weights_that_are_gone(trained):
+    folder, loaded = trained
+    full, pooled = pick(loaded, "full"), pick(loaded, "contextpool")
+    store = loaded.stores[full.cell_id]
+    with pytest.raises(UsageError, match=r"'full' of run .* has no widths"):
+        load_supports(full, store, folder / "home")
+    lost = pooled.model_copy(update={"cell_id": "0" * 64})
+    with pytest.raises(StoreError, match="cannot read"):
+        load_supports(lost, store, folder / "home")
+    other = pooled.model_copy(update={"data_digest": "0" * 64})
+    with pytest.raises(StoreError, match="holds other data"):
+        load_supports(other, store, folder / "home")
+    with pytest.raises(UsageError, match="ended without weights"):
+        load_supports(pooled.model_copy(update={"outcome": None, "status": "diverged"}), store, folder / "home")

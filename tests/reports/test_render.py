@@ -1,0 +1,136 @@
+"""Every form of a table: what it holds, what it marks, and that names stay text in it."""
+
+import csv
+import html.parser
+import io
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from reports.load import load_stores
+from reports.render import FORMATS, clean, rankings, render
+from reports.tables import Table, accuracy
+from tests.reports.synthetic import HOSTILE, add_run
+
+
+def small():
+    values = pd.DataFrame({"x": [40.004, 40.001, 39.0, np.nan], "y": [1.0, 1.0, 1.0, 1.0]}, index=list("abcd"))
+    cells = values.map("{:.2f}".format)
+    return Table(caption="A caption", cells=cells, values=values, notes=["A note."], records=["f" * 64])
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hostile")
+    for number, name in enumerate(HOSTILE):
+        add_run(folder, 400 + number, variant=name, title=name if number == 0 else "ListOps", rails={name: 10.0})
+    return accuracy(load_stores([folder]), "quick", "matched")
+
+
+def test_best_and_second_are_those_of_the_printed_numbers():
+    assert rankings(small()) == {(0, 0): 1, (1, 0): 1, (2, 0): 2}
+    latex = render(small(), "latex")
+    assert latex.count(r"\textbf{40.00}") == 2
+    assert r"\underline{39.00}" in latex
+    markdown = render(small(), "markdown")
+    assert "**40.00**" in markdown
+    assert "<u>39.00</u>" in markdown
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_each_form_has_caption_cells_note_command_and_records(form):
+    text = render(small(), form, command="lra-report table accuracy")
+    for expected in ("A caption", "40.00", "A note.", "table accuracy", "f" * 12):
+        assert expected in text.replace("{-}", "-")
+
+
+def test_csv_is_read_back_cell_by_cell():
+    rows = list(csv.reader(io.StringIO(render(small(), "csv"))))
+    assert rows[:5] == [["", "x", "y"], *([n, x, "1.00"] for n, x in zip("abcd", ("40.00", "40.00", "39.00", "nan"),
+                                                                       strict=True))]  # fmt: skip
+
+
+def test_no_cell_of_a_csv_is_a_formula(hostile):
+    cells = [cell for row in csv.reader(io.StringIO(render(hostile, "csv"))) for cell in row]
+    assert sum("cmd|" in cell for cell in cells) >= 4
+    assert [cell for cell in cells if cell.startswith(("=", "@", "+", "\t")) or re.match(r"-[^$]", cell)] == []
+
+
+@pytest.mark.parametrize("number", ["-1.50", "+2", "-1,000.25", "-"])
+def test_signed_numbers_stay_numbers_in_a_csv(number):
+    table = small()
+    table.cells.iloc[0, 0] = number
+    assert f"a,{number},1.00" in render(table, "csv").replace('"', "")
+
+
+class Reader(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes, self.text = set(), [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.mark.parametrize("form", ["html", "markdown"])
+def test_names_make_no_element(hostile, form):
+    reader = Reader()
+    reader.feed(render(hostile, form))
+    assert reader.tags <= {"table", "caption", "thead", "tbody", "tr", "th", "td", "b", "u", "ul", "li", "details",
+                           "summary"}  # fmt: skip
+    assert {name for name, _ in reader.attributes} <= {"scope"}
+    assert "alert(1)" in reader.text
+
+
+def test_names_make_no_link_code_or_column_in_markdown(hostile):
+    text = render(hostile, "markdown")
+    assert not re.search(r"(?<!\\)[\[`]", re.sub(r"<!--.*-->", "", text))
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 2 * len(HOSTILE)
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_no_form_carries_what_a_terminal_obeys(hostile, form):
+    text = render(hostile, form, command="lra-report \x1b]0;title\x07")
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
+    assert clean("a\x1b[31m\nb\u202e") == "a?[31m b?"
+
+
+def latex_document(table):
+    return "\n".join(
+        [r"\documentclass{article}", r"\usepackage[T1]{fontenc}", r"\usepackage{textcomp}", r"\usepackage{booktabs}",
+         r"\begin{document}", render(table, "latex", command="lra-report --x"), r"\end{document}"]
+    )  # fmt: skip
+
+
+def test_names_make_no_command_in_latex(hostile):
+    body = render(hostile, "latex")
+    used = set(re.findall(r"\\([a-zA-Z]+)", body))
+    assert used <= {
+        "usepackage", "begin", "end", "centering", "caption", "toprule", "midrule", "bottomrule", "textbf", "underline",
+        "par", "footnotesize", "pm", "textbackslash", "textasciitilde", "textasciicircum", "textquotedbl",
+        "textasciigrave",
+    }  # fmt: skip
+    notes = re.sub(r"\$(\\pm|[<>|])\$", "", body.partition(r"\bottomrule")[2])
+    assert not re.search(r"(?<!\\)[&%$#_~^]", notes)
+    rows = body.partition(r"\midrule")[2].partition(r"\bottomrule")[0].strip().splitlines()
+    assert [len(re.findall(r"(?<!\\)&", row)) for row in rows] == [len(hostile.cells.columns)] * len(hostile.cells)
+    assert not any(re.match(r"\s*[\[*]", row) for row in rows)  # after a line break these would be arguments
+    assert re.sub(r"\\[{}]", "", body).count("{") == re.sub(r"\\[{}]", "", body).count("}")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(hostile, tmp_path):
+    (tmp_path / "table.tex").write_text(latex_document(hostile))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "table.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]

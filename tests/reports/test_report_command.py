@@ -1,0 +1,130 @@
+"""`lra-report` and the Python interface as a user meets them."""
+
+import hashlib
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from lra.config import canonical_json
+from lra.errors import StoreError
+from lra.records import Store, load
+from reports.report_command import command
+from tests.reports.synthetic import add_attempt, add_run, five_tasks
+
+
+def report(*arguments):
+    return CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    five_tasks(folder)
+    add_run(folder, 411, variant="contextpool", seed=5, options={"rotary": True})
+    add_run(folder, 411, layers=4, track="open")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [["accuracy"], ["seeds"], ["cost"], ["depth"], ["published"], ["head-to-head", "full", "linear"],
+     ["ablation", "full"], ["ranks"]],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["text", "markdown", "latex", "csv", "html"])
+def test_every_preset_in_every_form(tmp_path_factory, store, preset, form):
+    if preset[0] == "head-to-head":
+        store = tmp_path_factory.mktemp("plain")
+        five_tasks(store, variants=("full", "linear"))
+    done = report("table", *preset, "--store", store, "--format", form)
+    assert done.exit_code == 0, done.output
+    assert "quick" in done.stdout
+    assert len(done.stdout.splitlines()) > 6
+
+
+def test_out_writes_the_file(store, tmp_path):
+    done = report("table", "accuracy", "--store", store, "--format", "csv", "--out", tmp_path / "t.csv")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "contextpool" in (tmp_path / "t.csv").read_text()
+    done = report("table", "accuracy", "--store", store, "--out", tmp_path / "no" / "t.csv")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Error: cannot write")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table", "head-to-head", "full"], "head-to-head takes 2 variant names, got 1"),
+        (["table", "accuracy", "--profile", "official"], "no records of profile 'official'; there is quick"),
+        (["table", "ablation", "nobody"], "no records of 'nobody'"),
+        (["compare", "zz", "zz"], "0 records begin with 'zz'"),
+        (["pooling", "zz", "--out", "x.gif"], "written as png, svg, pdf"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(store, arguments, message):
+    done = report(*arguments, "--store", store)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_an_empty_store_and_a_missing_one_say_so(tmp_path):
+    assert "holds no records yet" in report("table", "accuracy", "--store", tmp_path).stderr
+    assert "no store at" in report("table", "accuracy", "--store", tmp_path / "nowhere").stderr
+
+
+def damage(folder):
+    """Make a store with one good record and four that cannot be used."""
+    add_run(folder, 400)
+    paths = [Store(folder).record_path(add_run(folder, 400, seed=seed).cell_id) for seed in (1, 2, 3)]
+    paths[0].write_text(paths[0].read_text().replace('"correct": 400', '"correct": 900'))
+    paths[1].write_text("not json")
+    envelope = json.loads(paths[2].read_text())
+    envelope["record"]["schema_version"] = 99
+    envelope["sha256"] = hashlib.sha256(canonical_json(envelope["record"])).hexdigest()
+    paths[2].write_text(json.dumps(envelope))
+    foreign = folder / "results" / "zz" / "other.json"
+    foreign.parent.mkdir()
+    foreign.write_text('{"a": 1}')
+    note = folder / "attempts" / "x" / "1-host-1.json"
+    note.parent.mkdir(parents=True)
+    note.write_text('{"status": "oom"}')
+
+
+def test_damaged_foreign_and_newer_files_are_counted_and_named(tmp_path):
+    damage(tmp_path)
+    done = report("table", "accuracy", "--store", tmp_path)
+    assert done.exit_code == 0
+    assert "40.00 (1)" in done.stdout
+    assert done.stderr.startswith("5 files passed over:")
+    for reason in ("checksum does not match", "is not a record of a run", "newer version (schema 99)", "does not say"):
+        assert reason in done.stderr
+    frame = load(tmp_path)
+    assert len(frame) == 1
+    assert len(frame.attrs["problems"]) == 4
+
+
+def test_what_was_tried_and_gave_nothing_is_in_the_table(tmp_path):
+    add_attempt(tmp_path, "oom")
+    assert "OOM (1/1)" in report("table", "accuracy", "--store", tmp_path).stdout
+
+
+def test_compare_shows_what_differs_and_nothing_else(tmp_path):
+    ids = [add_run(tmp_path, right, seed=seed).cell_id for seed, right in ((0, 400), (1, 420))]
+    done = report("compare", *ids, "--store", tmp_path)
+    assert "config.seed: 0  |  1" in done.stdout
+    assert "outcome.test.correct: 400  |  420" in done.stdout
+    assert "curve.validation_correct: first differs in row 1: 17 | 18" in done.stdout
+    assert "config.task" not in done.stdout
+    assert "no difference" in report("compare", ids[0], ids[0], "--store", tmp_path).stdout
+
+
+def test_load_gives_a_tidy_frame(store):
+    frame = load(store)
+    assert len(frame) == 32
+    means = frame[frame["track"] == "matched"].groupby(["variant", "task"])["accuracy"].mean()
+    assert means["full", "text"] == pytest.approx(41.1)
+    assert frame["settings"].iloc[0]["model.num_layers"] in (2, 4)
+    assert frame.attrs["problems"] == []
+    with pytest.raises(StoreError, match="no store at"):
+        load(store / "nowhere")
