@@ -30,6 +30,10 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The model around the mixer."""
 
+    family: Literal["transformer", "convnet"] = "transformer"
+    """`convnet` is a small residual network for pixels, without a mixer: see `lra.convnet`."""
+    pool: str = "max"
+    """How a convnet makes its feature maps smaller: `max`, `average`, `stride`, or a plug-in such as `contextpool`."""
     dim: Count
     """Width of the stream, in features."""
     num_layers: Count

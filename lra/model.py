@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attention_zoo import LayerDims, SequenceMixer, get_variant
 from attention_zoo.masking import masked_mean, zero_masked
 from lra.config import ModelConfig, RunConfig
+from lra.convnet import ConvNet
 from lra.seeding import seed_torch
 from lra.tasks import get_task
 
@@ -184,14 +185,14 @@ class Classifier(nn.Module):
         return self.head(x, mask)
 
 
-def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classifier:
+def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classifier | ConvNet:
     """Build the model of a run.
 
     Each part is initialised from its own stream of the run's seed, so two variants under one seed share the weights of
     all parts that they have in common. Torch's global generator is left reseeded.
 
     Raises:
-        ValueError: The variant refuses the dimensions.
+        ValueError: The variant refuses the dimensions, or a convnet is asked of a task without a grid.
     """
     model = config.model
     spec = get_variant(config.variant.name)
@@ -205,7 +206,14 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
         )
     else:
         tokens = LinearInput(model.dim, *info.normalisation)
-    embedding = Embedding(model, tokens, zero_is_padding=config.data.get("legacy_zero_mask", False))
+    zero_is_padding = config.data.get("legacy_zero_mask", False)
+    if model.family == "convnet":
+        if info.grid is None:
+            raise ValueError(f"task {info.name!r} has no images for a convnet")
+        seed_torch(config.seed, "init", "convnet")
+        activation = _ACTIVATIONS[model.activation]
+        return ConvNet(model, tokens, info.grid, num_classes, activation, zero_is_padding=zero_is_padding)
+    embedding = Embedding(model, tokens, zero_is_padding=zero_is_padding)
     blocks = []
     for layer in range(model.num_layers):
         dims = LayerDims(

@@ -11,6 +11,7 @@ from pydantic import Field
 from attention_zoo import OptionError, RegistrationError, UnknownVariantError, VariantConfig, get_variant
 from attention_zoo.registry import plugin_origin
 from lra.config import ModelConfig, RunConfig, Section, Track, TrainConfig, VariantChoice, validate_section
+from lra.convnet import family_problems
 from lra.errors import UsageError, suggest
 from lra.strict_yaml import load_file, load_text
 from lra.tasks import get_task
@@ -124,6 +125,8 @@ def resolve(
     model, model_problems = validate_section(ModelConfig, sections["model"], "model")
     train, train_problems = validate_section(TrainConfig, sections["train"], "train")
     problems += data_problems + model_problems + train_problems
+    if model is not None:
+        problems += family_problems(model, the_task.info, variant, has_options=bool(options))
     if model is not None and model.positions == "rotary":
         options.setdefault("rotary", True)
     config = _variant_config(variant, options, problems)
