@@ -14,8 +14,8 @@ from lra.profiles import Profile, resolve
 from lra.seeding import seed_torch
 from lra.tasks import get_task
 
-from .cell import build_optimizer
 from .evaluate import autocast
+from .optimizer import build_optimizer
 
 
 def workload_config(

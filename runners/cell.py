@@ -29,7 +29,9 @@ from .cost import measured_cost
 from .evaluate import DivergedError, evaluate
 from .loop import LoopHooks, PreemptedError, TrainState, train
 from .memory import PeakMemory
+from .optimizer import build_optimizer
 from .progress import ProgressLine
+from .trackers import open_trackers
 
 
 class CellError(LraError):
@@ -66,6 +68,8 @@ class Execution:
     force: bool = False
     """Run even if the store has the record; the outcomes are then compared."""
     progress: bool = True
+    trackers: tuple[str, ...] = ()
+    """Names of trackers that get the numbers of the run, besides its event file."""
 
 
 def execute_cell(
@@ -152,27 +156,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
-    """Build AdamW over all parameters; mixers may ask for a learning rate of their own for some of theirs."""
-    scales = {
-        id(parameter): mixer.learning_rate_scales().get(name, 1.0)
-        for mixer in mixers(model)
-        for name, parameter in mixer.named_parameters()
-    }
-    groups: dict[float, list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        groups.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)
-    first, second = config.train.betas
-    return torch.optim.AdamW(
-        [{"params": members, "lr_scale": scale} for scale, members in groups.items()],
-        lr=config.train.lr,
-        betas=(first, second),
-        eps=config.train.eps,
-        weight_decay=config.train.weight_decay,
-        fused=True,
-    )
-
-
 def _run(
     config: RunConfig,
     data: PreparedData,
@@ -229,9 +212,15 @@ def _run(
     def report(state: TrainState, loss: float, accuracy: float) -> None:
         position.step = state.step
         line.report(state, loss, accuracy)
+        trackers.log(state.step, {"train/loss": loss, "train/accuracy": accuracy})
+
+    def validate() -> Score:
+        result, _ = score("validation", "validation")
+        trackers.log(state.step, {"validation/loss": result.loss, "validation/accuracy": result.accuracy})
+        return result
 
     hooks = LoopHooks(
-        validate=lambda: score("validation", "validation")[0],
+        validate=validate,
         save=save,
         save_due=lambda: time.monotonic() - last_save >= execution.checkpoint_seconds,
         stop_requested=stop_requested,
@@ -246,7 +235,8 @@ def _run(
     )
     outcome: Outcome | None = None
     detail, arrays = "", dict[str, np.ndarray]()
-    with line:
+    trackers = open_trackers(execution.trackers, store.root, cell_id, config)
+    with line, trackers:
         try:
             train(model, layers, optimizer, batches, recipe, config.seed, state, hooks, device)
             outcome, arrays = _score_chosen(model, config, state, score)

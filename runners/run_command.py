@@ -71,6 +71,13 @@ Examples:
 @data_dir_option
 @click.option("--dry-run", is_flag=True, help="Print the configuration, the parameters and the cell id; run nothing.")
 @click.option("--force", is_flag=True, help="Run again although the record exists; the outcomes are compared.")
+@click.option(
+    "--tracker",
+    "trackers",
+    multiple=True,
+    metavar="NAME",
+    help="Also send the numbers to tensorboard, wandb (offline) or a plug-in; an event file is always written.",
+)
 @click.option("--quiet", is_flag=True, help="No progress, only the final table.")
 @click.option(
     "--checkpoint-seconds",
@@ -95,6 +102,7 @@ def command(
     data_dir: Path | None,
     dry_run: bool,
     force: bool,
+    trackers: tuple[str, ...],
     quiet: bool,
     checkpoint_seconds: float,
 ) -> None:
@@ -118,6 +126,7 @@ def command(
     from .cell import CellError, ClaimedCellError, Execution, execute_cell
     from .grid import describe, plan, read_config
     from .summary import summary
+    from .trackers import check_trackers
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -142,7 +151,14 @@ def command(
             click.echo(describe(config, home))
         return
     store.check_writable()
-    execution = Execution(device=the_device, force=force, progress=not quiet, checkpoint_seconds=checkpoint_seconds)
+    check_trackers(trackers)
+    execution = Execution(
+        device=the_device,
+        force=force,
+        progress=not quiet,
+        checkpoint_seconds=checkpoint_seconds,
+        trackers=trackers,
+    )
     prepared: dict[str, PreparedData] = {}
     tables: dict[tuple[str, str], list[Any]] = {}
     ended_without_number = False

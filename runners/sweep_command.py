@@ -83,6 +83,7 @@ def plan(*, suite: str, store_folder: Path, data_dir: Path | None, probe: bool) 
     help="After this, start no cell, and stop the running ones with their state saved.",
 )
 @click.option("--checkpoint-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True)
+@click.option("--tracker", "trackers", multiple=True, metavar="NAME", help="As for lra-run.")
 @click.option("--ray-address", metavar="ADDRESS", help="Of a running Ray cluster.  [default: one on this machine]")
 @click.option("--slurm", "slurm", multiple=True, metavar="KEY=VALUE", help="For submitit, such as slurm_partition=gpu.")
 @one_line_errors
@@ -99,6 +100,7 @@ def run(
     timeout: float | None,
     time_limit: float | None,
     checkpoint_seconds: float,
+    trackers: tuple[str, ...],
     ray_address: str | None,
     slurm: tuple[str, ...],
 ) -> None:
@@ -112,7 +114,9 @@ def run(
     from .sweep import Sweep, SweepSettings, tally
     from .sweep_state import NO_NUMBER, state_of
     from .sweep_view import SweepView
+    from .trackers import check_trackers
 
+    check_trackers(trackers)
     store, home = Store(store_folder.resolve()), _home(data_dir)
     cells = _cells(suite, data_dir, prepare=True)
     store.check_writable()
@@ -124,6 +128,7 @@ def run(
         arguments=(
             *("--store", str(store.root), "--data-dir", str(home), "--device", device, "--threads", str(threads)),
             *("--checkpoint-seconds", str(checkpoint_seconds), "--quiet"),
+            *(argument for name in trackers for argument in ("--tracker", name)),
         ),
         timeout_seconds=timeout and 60 * timeout,
         limit_seconds=time_limit and 60 * time_limit,
