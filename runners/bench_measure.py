@@ -78,6 +78,7 @@ def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[
         configs: One step of each variant.
         say: Told what is being done.
     """
+    torch.set_num_threads(plan.threads)
     replies: dict[str, ProbeReply] = {}
     for config in configs:
         name = config.variant.name
@@ -124,7 +125,6 @@ def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[
 
 def time_variants(configs: Sequence[RunConfig], plan: BenchPlan) -> dict[str, list[float]]:
     """Time steps of the variants in turns, in this process; those that run out of memory are missing in the answer."""
-    torch.set_num_threads(plan.threads)
     works: dict[str, Workload] = {}
     for config in configs:
         try:

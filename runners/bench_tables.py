@@ -65,11 +65,12 @@ def caption(records: Sequence[BenchRecord]) -> str:
     else:
         batch = "batch " + ", ".join(f"{size} at {length}" for length, size in batches)
     machine = environment["device"] if first.device_type == "cuda" else environment["cpu"]
+    compiled = ", torch.compile" if first.config.train.compile else ""
     dropout = f"dropout {model.dropout:g}, of attention {model.attention_dropout:g}"
     return (
         f"{first.config.task}, profile {first.config.profile}: {model.num_layers} layers, dim {model.dim}, "
         f"{model.num_heads} heads, mlp {model.mlp_dim}, {dropout}; {batch} on this one device, random tokens;\n"
-        f"{first.config.train.precision}, forward + backward + AdamW; {machine}, {first.threads} threads, "
+        f"{first.config.train.precision}{compiled}, forward + backward + AdamW; {machine}, {first.threads} threads, "
         f"load {environment['load_average']} when timing began, torch {environment['torch']}"
     )
 
