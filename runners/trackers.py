@@ -143,7 +143,8 @@ class _Feed:
     """One tracker, its queue and its thread."""
 
     def __init__(self, title: str, factory: Factory, folder: Path, name: str, config: Mapping[str, Any]) -> None:
-        self.title, self.make = title, lambda: factory(folder, name, config)
+        self.title = title
+        self.make: Callable[[], Tracker] = lambda: factory(folder, name, config)
         self.items: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(QUEUE_LENGTH)
         self.thread = threading.Thread(target=self._work, daemon=True)
 
@@ -188,7 +189,7 @@ def _factory(name: str) -> Factory:
 
     def load_and_make(folder: Path, run: str, config: Mapping[str, Any]) -> Tracker:
         (point,) = importlib.metadata.entry_points(group=GROUP, name=name)
-        factory: Any = point.load()  # type: ignore[no-untyped-call]  # the stubs leave it untyped
+        factory: Any = point.load()
         tracker: Tracker = factory(folder, run, config)
         return tracker
 
