@@ -91,7 +91,7 @@ def bench(tmp_path_factory):
     return printed, folder / "store", folder / "all.json"
 
 
-def invoke(folder, *arguments):
+def invoke(folder, *arguments, exit_code=0):
     before = Path.cwd()
     os.chdir(ROOT)
     try:
@@ -103,7 +103,7 @@ def invoke(folder, *arguments):
         )  # fmt: skip
     finally:
         os.chdir(before)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == exit_code, done.output
     return done.output
 
 
@@ -148,6 +148,13 @@ def test_out_of_memory_is_a_value(tmp_path):
     assert record.status == "oom"
     assert record.timing is record.memory is record.speed_ratio is None
     assert "full at 512: oom: " in printed
+
+
+def test_a_model_that_cannot_be_built_is_a_failure_with_its_reason(tmp_path):
+    printed = invoke(tmp_path, "--attn", "full", "--lengths", "64", "--set", "model.num_heads=3", exit_code=4)
+    [record] = bench_records(tmp_path / "store")
+    assert (record.status, record.timing) == ("failed", None)
+    assert "full at 64: failed: dim 64 is not a multiple of num_heads 3" in printed
 
 
 def config(variant="full", length=32, task="text", **settings):
