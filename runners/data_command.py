@@ -201,9 +201,12 @@ def show(
     task: str, split: SplitName, index: int, out: Path | None, settings: tuple[str, ...], data_dir: Path | None
 ) -> None:
     """Show one example of TASK as a person would read it, preparing the data first if need be."""
+    from lra.errors import UsageError
     from lra.prepared import data_home
 
     the_task, options = _resolve(task, settings)
+    if out is not None and the_task.info.grid is None:
+        raise UsageError(f"--out draws images, and {the_task.info.name} has none")
     data = the_task.prepare(options, data_home(data_dir))
     if out is None:
         click.echo(the_task.show(data, split, index))

@@ -114,3 +114,8 @@ def test_remove_never_leaves_the_folder_of_data(run, home, tmp_path):
     for name in ("../text-outside", str(outside), ".", "sources"):
         assert run("remove", name, "--yes").exit_code == 3
     assert outside.is_dir()
+
+
+def test_only_images_have_a_contact_sheet(run, tmp_path):
+    result = run("show", "text", "--out", tmp_path / "sheet.png")
+    assert (result.exit_code, result.stderr) == (2, "Error: --out draws images, and text has none\n")
