@@ -89,6 +89,7 @@ def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[
         replies[name] = probe(request)
     say(f"length {configs[0].model.max_length}: time")
     environment = describe_bench_environment(plan.device)
+    processor = environment["device" if plan.device.type == "cuda" else "cpu"]
     fitting = [config for config in configs if replies[config.variant.name].status == "ok"]
     seconds = time_variants(fitting, plan)
     records = []
@@ -102,9 +103,7 @@ def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[
         both = times is not None and REFERENCE in seconds
         records.append(
             BenchRecord(
-                settings_id=settings_id(
-                    config, device=environment["device"], threads=plan.threads, memory_limit=plan.memory_limit
-                ),
+                settings_id=settings_id(config, device=processor, threads=plan.threads, memory_limit=plan.memory_limit),
                 status=reply.status,
                 detail=reply.detail,
                 config=config,

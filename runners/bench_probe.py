@@ -61,7 +61,7 @@ class ProbeReply(Section):
 def probe(request: ProbeRequest) -> ProbeReply:
     """Measure in a fresh process with pinned malloc; whatever becomes of that process, there is a reply."""
     done = subprocess.run(
-        [sys.executable, "-m", __name__ if __name__ != "__main__" else __spec__.name],
+        [sys.executable, "-m", __name__],
         input=request.model_dump_json(),
         env=os.environ | PINNED_MALLOC,
         capture_output=True,
