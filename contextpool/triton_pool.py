@@ -18,9 +18,9 @@ Each number is summed by one program, in one order: no atomics, and the same bit
 delta_i are zero. Sums are in float32; products of float16 and bfloat16 tokens round p to that type, and those of
 float32 tokens are not lowered to TensorFloat-32.
 
-Tested under Triton's interpreter and compiled for compute capabilities 8.0 and 9.0, but **not yet run on a GPU**: the
-sizes of blocks are first guesses, and no speed is claimed. With TRITON_INTERPRET=1 in the environment before Triton is
-imported, the kernels run on CPU tensors, slowly. Importing this module imports Triton.
+Tested under the interpreter of Triton 3.9 and compiled for compute capabilities 8.0 and 9.0 (also by Triton 3.6), but
+**not yet run on a GPU**: the sizes of blocks are first guesses, and no speed is claimed. With TRITON_INTERPRET=1 in the
+environment before Triton is imported, the kernels run on CPU tensors, slowly. Importing this module imports Triton.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from contextpool.opaque import opaque_kernel
 SIZES = {torch.float32: (32, 64, 4), torch.bfloat16: (64, 128, 8), torch.float16: (64, 128, 8)}
 """Dtype of x -> queries, and keys, that a program handles at a time; most features that it sums; its warps.
 
-With these the compiler keeps everything in registers; with more it spills.
+With these, for compute capabilities 8.0 and 9.0, the compiler spills no registers; with twice as many it does.
 """
 TAIL = 20.0
 """A key may be skipped where its weight is exp(-20) = 2e-9 of the query's own, or less, whatever the weights are."""
