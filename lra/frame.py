@@ -13,7 +13,7 @@ COLUMNS = (
     "cell_id", "task", "title", "edition", "data_digest", "profile", "track", "variant", "seed", "status", "accuracy",
     "correct", "total", "validation_accuracy", "selected_step", "steps", "batch_size", "layers", "parameters",
     "parameters_full", "examples_per_second", "tokens_per_second", "peak_bytes", "train_seconds", "device", "backend",
-    "settings",
+    "finished_at", "settings",
 )  # fmt: skip
 
 
@@ -42,6 +42,7 @@ def _record_row(record: RunRecord) -> dict[str, Any]:
         "train_seconds": cost.train_seconds,
         "device": str(record.environment.get("device", "")),
         "backend": record.backend,
+        "finished_at": record.finished_at,
     }
     row["settings"]["numerics_version"] = record.numerics_version
     if outcome is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
@@ -77,7 +78,7 @@ def head_to_head(loaded: Loaded, profile: str, track: str, first: str, second: s
 def ablation(loaded: Loaded, profile: str, track: str, variant: str) -> Table:
     """Tabulate the runs of one variant by its changed settings, with the difference to the base setting.
 
-    The base setting has the most common value of each; where several are equally common, the first in order.
+    The base setting has the most common value of each; of equally common ones, that of the run that ended first.
 
     Raises:
         UsageError: The variant has no records here.
@@ -147,7 +148,8 @@ def _changes(frame: pd.DataFrame) -> tuple[list[str], str]:
     """Say for each row in what it departs from the most common settings, and what those are where rows differ."""
     names = varying_settings(frame)
     texts = [{name: str(settings.get(name, "absent")) for name in names} for settings in frame["settings"]]
-    common = {name: str(pd.Series([text[name] for text in texts]).mode().iloc[0]) for name in names}
+    in_time = [texts[row] for row in frame["finished_at"].reset_index(drop=True).sort_values(kind="stable").index]
+    common = {name: Counter(text[name] for text in in_time).most_common(1)[0][0] for name in names}
 
     def written(values: dict[str, str]) -> str:
         return ", ".join(f"{short_name(name)}={value}" for name, value in values.items())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from lra.errors import UsageError
 from lra.metrics import wilson_interval
 
 from .load import Loaded, label_by_settings
@@ -151,8 +152,14 @@ def cost(loaded: Loaded, profile: str, track: str) -> Table:
 
 
 def depth(loaded: Loaded, profile: str, track: str) -> Table:
-    """Tabulate accuracy by number of layers, one row per variant and task."""
+    """Tabulate accuracy by number of layers, one row per variant and task.
+
+    Raises:
+        UsageError: All runs have the same number.
+    """
     frame = loaded.only(profile, track).frame()
+    if frame["layers"].nunique() == 1:
+        raise UsageError(f"all runs under profile {profile}, {track} track, have the same number of layers")
     frame["label"] = label_by_settings(frame, leave_out=["model.num_layers"])
     layers, seed_count = sorted(frame["layers"].unique()), frame["seed"].nunique()
     rows = []
@@ -160,7 +167,9 @@ def depth(loaded: Loaded, profile: str, track: str) -> Table:
         row = {"task": str(column), "variant": str(label)}
         for count in layers:
             part = group[group["layers"] == count]
-            row[f"{count} layers"] = accuracy_cell(part, seed_count)[0] if len(part) else NOT_RUN
+            row[f"{count} layer{'' if count == 1 else 's'}"] = (
+                accuracy_cell(part, seed_count)[0] if len(part) else NOT_RUN
+            )
         rows.append(row)
     notes = preview(frame) + surroundings(frame)
     return plain_table(table_caption("Test accuracy by depth", profile, track), rows, notes, frame)

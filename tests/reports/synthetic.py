@@ -39,6 +39,7 @@ def add_run(
     memory=64,
     title=None,
     bits=None,
+    finished_at="2026-01-01T00:00:00+00:00",
     **of,
 ):
     """Publish one run that has `correct` of 1000 right; None is a run that diverged."""
@@ -63,7 +64,7 @@ def add_run(
         task_title=title or TITLES[config.task], data_edition=edition, data_digest=digest,
         rails={"chance": 10.0, "majority": 11.0} if rails is None else rails, outcome=outcome, cost=cost,
         backend="reference", environment={"device": "cpu", "torch": "2"}, arrays_sha256="",
-        finished_at="2026-01-01T00:00:00+00:00",
+        finished_at=finished_at,
     )  # fmt: skip
     return Store(folder).publish(record, arrays)
 

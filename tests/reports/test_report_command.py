@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -9,8 +11,11 @@ from click.testing import CliRunner
 from lra.config import canonical_json
 from lra.errors import StoreError
 from lra.records import Store, load
-from reports.report_command import command
+from reports.beside import load_published
+from reports.report_command import PRESETS, command
 from tests.reports.synthetic import add_attempt, add_run, five_tasks
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def report(*arguments):
@@ -23,6 +28,7 @@ def store(tmp_path_factory):
     five_tasks(folder)
     add_run(folder, 411, variant="contextpool", seed=5, options={"rotary": True})
     add_run(folder, 411, layers=4, track="open")
+    add_run(folder, 421, layers=2, track="open")
     return folder
 
 
@@ -119,9 +125,26 @@ def test_compare_shows_what_differs_and_nothing_else(tmp_path):
     assert "no difference" in report("compare", ids[0], ids[0], "--store", tmp_path).stdout
 
 
+def test_the_example_of_the_page_on_reports_runs(tmp_path, monkeypatch, capsys):
+    add_run(tmp_path / "lra-results", 400)
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "reports.md").read_text(), re.S)
+    exec(compile(example, "docs/reports.md", "exec"), {})
+    assert "40.0" in capsys.readouterr().out
+
+
+def test_the_page_on_reports_shows_every_preset_and_explains_every_flag():
+    page = (ROOT / "docs" / "reports.md").read_text()
+    for preset in PRESETS:
+        assert f"lra-report table {preset}" in page
+    flags = {flag for s in load_published() for flag in [*s.flags, *(f for row in s.row_flags.values() for f in row)]}
+    assert len(flags) >= 8
+    assert [flag for flag in flags if f"`{flag}`" not in page] == []
+
+
 def test_load_gives_a_tidy_frame(store):
     frame = load(store)
-    assert len(frame) == 32
+    assert len(frame) == 33
     means = frame[frame["track"] == "matched"].groupby(["variant", "task"])["accuracy"].mean()
     assert means["full", "text"] == pytest.approx(41.1)
     assert frame["settings"].iloc[0]["model.num_layers"] in (2, 4)

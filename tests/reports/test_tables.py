@@ -111,8 +111,8 @@ def test_depth(tmp_path):
         add_run(tmp_path, right, layers=layers, track="open")
     add_run(tmp_path, 200, layers=1, track="open", variant="linear")
     cells = made(depth, tmp_path, track="open").cells.set_index("variant")
-    assert cells.loc["full", ["1 layers", "2 layers", "4 layers"]].tolist() == ["30.00 (1)", "40.00 (1)", "35.00 (1)"]
-    assert cells.loc["linear", ["1 layers", "2 layers"]].tolist() == ["20.00 (1)", "-"]
+    assert cells.loc["full", ["1 layer", "2 layers", "4 layers"]].tolist() == ["30.00 (1)", "40.00 (1)", "35.00 (1)"]
+    assert cells.loc["linear", ["1 layer", "2 layers"]].tolist() == ["20.00 (1)", "-"]
 
 
 def test_head_to_head_pairs_seeds_and_examples(tmp_path):
@@ -139,6 +139,14 @@ def test_ablation_differs_from_the_most_common_setting(tmp_path):
     assert cells["changed"].tolist() == ["(base)", "rotary=True"]
     assert cells["test accuracy %"].tolist() == ["40.15 ± 0.13 (4)", "45.20 ± 0.20 (3/4)"]
     assert cells["difference to base"].tolist() == ["-", "+5.10 [+4.85, +5.35] (3)"]
+
+
+def test_of_equally_common_settings_the_one_run_first_is_the_base(tmp_path):
+    add_run(tmp_path, 400, options={"rotary": False}, finished_at="2026-01-02T00:00:00+00:00")
+    add_run(tmp_path, 410, options={"rotary": True}, finished_at="2026-01-01T00:00:00+00:00")
+    cells = made(ablation, tmp_path, "full").cells
+    assert cells["changed"].tolist() == ["(base)", "rotary=False"]
+    assert cells["difference to base"].tolist() == ["-", "-1.00 (1)"]
 
 
 def test_ranks(tmp_path):
