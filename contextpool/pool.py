@@ -25,11 +25,8 @@ WEIGHT_RANGE = 60.0
 DENSE_UP_TO = {"cpu": {False: 384, True: 768}, "cuda": {False: 2048, True: 4096}}
 """Longest sequence for which `auto` takes the dense form, by type of device and whether causal.
 
-The figures for the CPU are where the measured times cross (`benchmarks/contextpool.py`); those for CUDA, where this
-concerns float64 and installations without Triton, are estimates.
+The figures for the CPU are where the measured times cross (`benchmarks/contextpool.py`); those for CUDA are estimates.
 """
-TRITON_UP_TO = 4096
-"""Longest sequence for which `auto` takes the Triton form on CUDA: an estimate from operations counted, not timed."""
 
 _KERNELS: dict[str, dict[bool, Kernel]] = {
     "dense": {False: dense_pool, True: dense_causal_pool},
@@ -67,15 +64,16 @@ def context_pool(
         sigma: (batch, length), in tokens, clamped to at least 0.05.
         mask: (batch, length), bool, True = real token, in any pattern; None = all real.
         causal: Whether token i sees only tokens j <= i.
-        grid: (rows, columns) if the tokens are the cells of a grid in row-major order; the distance is then Euclidean.
+        grid: (rows, columns) if the tokens are the cells of a grid in row-major order; sigma is then in rows,
+            and sigma * columns / rows across.
         normalized: See above.
         backend: `reference` (the formula, quadratic memory), `dense` (the formula in chunks, quadratic time), `pyramid`
             (linear time, not causal), `tree` (time n log n, causal only), `triton` (the formula in a fused kernel, CUDA
-            only, not in float64; it has not run on a GPU yet) or `auto`: on CUDA with Triton installed, `triton` up to
-            `TRITON_UP_TO` tokens; otherwise `dense` up to the lengths of `DENSE_UP_TO`; beyond them `pyramid`, or
-            `tree` if causal. The pyramid and the tree err by about 3e-7 of the result, in float64 too. They cut off
-            tails, so where whole stretches of a sequence weigh 10^5 times as much as the next stretch or more, the
-            error near the border grows with that factor; `dense` and `triton` have no limit.
+            only, not in float64; never yet run on a GPU, so only taken when asked for) or `auto`: `dense` up to the
+            lengths of `DENSE_UP_TO`, beyond them `pyramid`, or `tree` if causal. The pyramid and the tree err by about
+            3e-7 of the result, in float64 too. They cut off tails, so where whole stretches of a sequence weigh 10^5
+            times as much as the next stretch or more, the error near the border grows with that factor; `dense` and
+            `triton` have no limit.
 
     Returns:
         (batch, length, dim); zeros at masked positions, whose gradients are zero too.
@@ -117,8 +115,6 @@ def resolve_backend(
     if backend not in get_args(Backend):
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(get_args(Backend))}")
     if backend == "auto":
-        if device.type == "cuda" and length <= TRITON_UP_TO and dtype != torch.float64 and _triton_installed():
-            return "triton"
         if length <= DENSE_UP_TO.get(device.type, DENSE_UP_TO["cpu"])[causal]:
             return "dense"
         return "tree" if causal else "pyramid"
