@@ -217,7 +217,7 @@ def test_broken_cells_of_a_sweep_leave_the_others_alone(data, tmp_path, monkeypa
     cells = [sweep_cell(tiny(seed=seed), data) for seed in range(2 * faults)]
     clean, broken = Store(tmp_path / "clean"), Store(tmp_path / "broken")
     assert sweep(cells[::2], clean, ForkEngine(data, clean))
-    assert sweep(cells, broken, ForkEngine(data, broken, sabotage, slots=4), timeout_seconds=6.0)
+    assert sweep(cells, broken, ForkEngine(data, broken, sabotage, slots=4), timeout_seconds=10.0)
     healthy, found = outcomes(clean), outcomes(broken)
     assert len(healthy) == faults
     assert {cell_id: found[cell_id] for cell_id in healthy} == healthy
