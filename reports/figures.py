@@ -59,9 +59,17 @@ def place(column: str, profile: str, track: str) -> str:
     return f"{column}, profile {profile}, {track} track"
 
 
+def _scored(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with a score and a speed; labels say how many of their runs those are, if not all."""
+    rows = frame.dropna(subset=["accuracy", "tokens_per_second"])
+    all_runs, here = frame["label"].value_counts(), rows["label"].value_counts()
+    names = {x: x if here[x] == all_runs[x] else f"{x} ({here[x]} of {all_runs[x]} runs)" for x in here.index}
+    return rows.assign(label=rows["label"].map(names))
+
+
 def _of_task(loaded: Loaded, frame: pd.DataFrame, where: str) -> Iterator[tuple[str, Figure]]:
     yield f"seeds: {where}", seed_dots(loaded, frame, where)
-    for device, group in frame.dropna(subset=["accuracy", "tokens_per_second"]).groupby("device"):
+    for device, group in _scored(frame).groupby("device"):
         title = f"{where}, {device}"
         if group["peak_bytes"].notna().all():
             yield f"speed, score and memory: {title}", bubbles(group, title)

@@ -40,7 +40,7 @@ def bubbles(frame: pd.DataFrame, where: str) -> Figure:
     axes = figure.subplots()
     area = LARGEST_BUBBLE * rows["memory"] / rows["memory"].max()
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(rows))]
-    axes.scatter(rows["speed"], rows["accuracy"], s=area, c=colours, alpha=0.55, edgecolors=colours, linewidths=0.8)
+    axes.scatter(rows["speed"], rows["accuracy"], s=area, c=colours, alpha=0.4, edgecolors=colours, linewidths=0.8)
     _number_points(axes, rows["speed"], rows["accuracy"])
     axes.set(xscale="log", xlabel="training speed (tokens/s)", ylabel="test accuracy (%)")
     axes.margins(0.18)
@@ -100,6 +100,7 @@ def seed_dots(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure:
     labels = sorted(frame["label"].unique(), reverse=True)
     figure = new_figure(1.3 + 0.2 * len(labels))
     axes = figure.subplots()
+    names = []
     for row, label in enumerate(labels):
         group = frame[frame["label"] == label]
         scores = group["accuracy"].dropna()
@@ -107,18 +108,9 @@ def seed_dots(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure:
         axes.scatter(scores, row + offsets, s=14, color=COLOURS[0], alpha=0.8, linewidths=0, zorder=3)
         if len(scores) > 1:
             axes.vlines(scores.mean(skipna=False), row - 0.32, row + 0.32, color=COLOURS[1], linewidth=1.4, zorder=2)
-        lost = group["status"][group["accuracy"].isna()]
-        if len(lost):
-            text = ", ".join(f"{status} {count}" for status, count in lost.value_counts().sort_index().items())
-            axes.annotate(
-                text,
-                (1.0, row),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="center",
-                fontsize=6,
-                color="#666666",
-            )
+        lost = group["status"][group["accuracy"].isna()].value_counts().sort_index()
+        words = ", ".join(f"{status} {count}" for status, count in lost.items())
+        names.append(shown(label, 34) + (f"\n({words})" if words else ""))
     rails = {name: value for cell in frame["cell_id"] if cell in loaded.records
              for name, value in loaded.records[cell].rails.items()}  # fmt: skip
     for number, (name, value) in enumerate(sorted(rails.items(), key=lambda item: item[1])):
@@ -126,7 +118,7 @@ def seed_dots(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure:
         axes.axvline(
             value, color="#777777", linewidth=0.8, linestyle=line, label=f"{shown(name)} {value:.1f}", zorder=1
         )
-    axes.set_yticks(range(len(labels)), [shown(label, 34) for label in labels])
+    axes.set_yticks(range(len(labels)), names)
     axes.set_ylim(-0.6, len(labels) - 0.4)
     axes.margins(x=0.06)
     axes.set_xlabel("test accuracy (%)")
