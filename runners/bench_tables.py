@@ -33,7 +33,7 @@ def full_report(records: Sequence[BenchRecord]) -> str:
                 ["variant", "faster", "less memory"],
             ),
         ]
-    return "\n\n".join([*parts, "\n".join(notes(records))])
+    return "\n\n".join([*parts, "\n".join([*notes(records), *_uncounted(records)])])
 
 
 def arena_report(records: Sequence[BenchRecord]) -> str:
@@ -64,19 +64,20 @@ def caption(records: Sequence[BenchRecord]) -> str:
         batch = f"batch {first.batch_size}"
     else:
         batch = "batch " + ", ".join(f"{size} at {length}" for length, size in batches)
+    load = max(record.environment["load_average"] for record in records)
     machine = environment["device"] if first.device_type == "cuda" else environment["cpu"]
     compiled = ", torch.compile" if first.config.train.compile else ""
     dropout = f"dropout {model.dropout:g}, of attention {model.attention_dropout:g}"
     return (
         f"{first.config.task}, profile {first.config.profile}: {model.num_layers} layers, dim {model.dim}, "
         f"{model.num_heads} heads, mlp {model.mlp_dim}, {dropout}; {batch} on this one device, random tokens;\n"
-        f"{first.config.train.precision}{compiled}, forward + backward + AdamW; {machine}, {first.threads} threads, "
-        f"load {environment['load_average']} when timing began, torch {environment['torch']}"
+        f"{first.config.train.precision}{compiled}, forward + backward + AdamW; {machine}, "
+        f"CPU threads: {first.threads}, load up to {load} when timing began, torch {environment['torch']}"
     )
 
 
 def notes(records: Sequence[BenchRecord]) -> list[str]:
-    """List the marks that occur, what ended without a number, and what the FLOPs leave out."""
+    """List the marks that occur, what ended without a number, and how memory was read."""
     lines = []
     timed = [record.timing for record in records if record.timing is not None]
     if any(timing.noisy for timing in timed):
@@ -92,7 +93,6 @@ def notes(records: Sequence[BenchRecord]) -> list[str]:
         check = f"; checked by: {first.check_meter}" if first.check_meter else ""
         lines.append(f"Memory: {first.meter}{check}.")
         lines.append(_agreement(records))
-    lines += _uncounted(records)
     return [line for line in lines if line]
 
 
@@ -165,7 +165,7 @@ def _uncounted(records: Sequence[BenchRecord]) -> list[str]:
     if not by_variant:
         return []
     shared = set.intersection(*by_variant.values())
-    lines = [f"Not in the FLOPs: work element by element; in all: {', '.join(sorted(shared)) or 'nothing'}."]
+    lines = ["Not in the FLOPs: what works element by element, and", f"  all: {', '.join(sorted(shared)) or 'nothing'}"]
     for name, operators in by_variant.items():
         if operators - shared:
             lines.append(f"  {name}: {', '.join(sorted(operators - shared))}")
