@@ -195,7 +195,7 @@ class SequenceMixer(nn.Module, ABC):
         """Return a scalar to add to the loss of the step, such as a penalty on spans; None unless overridden."""
         return None
 
-    def after_step(self) -> None:  # noqa: B027 - a hook with nothing to do is the common case
+    def after_step(self) -> None:
         """Run after every optimiser step, for instance to clamp a parameter; nothing unless overridden."""
 
     def learning_rate_scales(self) -> dict[str, float]:
