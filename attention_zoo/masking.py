@@ -9,8 +9,8 @@ from torch import Tensor
 def zero_masked(x: Tensor, mask: Tensor | None) -> Tensor:
     """Set masked positions of (batch, length, dim) to zero; their gradient is exactly zero too.
 
-    A product, because torch's `masked_fill` with a broadcast mask takes several times as long on a CPU. It relies on the
-    contract: masked positions hold finite values.
+    A product, because torch's `masked_fill` with a broadcast mask takes several times as long on a CPU. It relies on
+    the contract: masked positions hold finite values.
     """
     return x if mask is None else x * mask.unsqueeze(-1)
 

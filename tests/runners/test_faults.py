@@ -211,6 +211,7 @@ def sabotage(config):
 
 
 @pytest.mark.parametrize("faults", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("example")  # a cell run before the forks, so that no child pays for torch's late imports
 def test_broken_cells_of_a_sweep_leave_the_others_alone(data, tmp_path, monkeypatch, faults):
     monkeypatch.setattr(sweep_module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(sweep_module, "RETRY_SECONDS", 0.0)
