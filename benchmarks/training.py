@@ -2,8 +2,8 @@
 
     python -m benchmarks.training --attn full,contextpool --steps 12 --repeats 3
 
-Each repeat times the configurations one after another, so that drift of the machine hits all of them alike. Reported are
-medians over repeats of steps after warm-up, with the optimiser's step and the making of the batch.
+Each repeat times the configurations one after another, so that drift of the machine hits all of them alike. Reported
+are medians over repeats of steps after warm-up, with the optimiser's step and the making of the batch.
 """
 
 from __future__ import annotations
