@@ -68,9 +68,7 @@ def defaults(*, preset: str | None, quick: bool, cuda: bool) -> Defaults:
     type=click.Choice(["lra"]),
     help="lra: the layout of table 2 of the benchmark's paper, on the official profile's model.",
 )
-@click.option(
-    "--quick", is_flag=True, help="Four variants on a small model, lengths to 2048, batch 4: about two minutes."
-)
+@click.option("--quick", is_flag=True, help="Four variants on a small model, lengths to 2048, batch 4: a few minutes.")
 @click.option(
     "--set",
     "overrides",
