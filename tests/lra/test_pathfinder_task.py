@@ -163,4 +163,4 @@ def test_a_contact_sheet_of_text_is_refused(tmp_path):
     command = ["show", "listops", "--out", str(tmp_path / "a.png"), "--data-dir", str(tmp_path / "home"), *settings]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 2
-    assert "listops has no images" in result.output
+    assert "--out draws images, and listops has none" in result.output
