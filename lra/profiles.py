@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ from lra.errors import UsageError, suggest
 from lra.strict_yaml import load_file, load_text
 from lra.tasks import get_task
 
-SECTIONS = ("data", "model", "train")
+S = TypeVar("S", bound=Section)
 
 
 class TaskRecipe(Section):
@@ -59,16 +59,26 @@ def load_profile(name: str) -> Profile:
     Raises:
         UsageError: No such profile, or its file does not hold what a profile holds.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else config_folder("profiles") / f"{name}.yaml"
+    return load_shipped("profiles", name, Profile)
+
+
+def load_shipped(kind: Literal["profiles", "suites"], name: str, section: type[S]) -> S:
+    """Load a shipped file of `configs/<kind>` by name, or one of the user's by its path.
+
+    Raises:
+        UsageError: No such file, or it does not hold what a section holds.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else config_folder(kind) / f"{name}.yaml"
     if not path.is_file():
-        raise UsageError(f"unknown profile {name!r}; {suggest(name, profile_names())}")
+        known = [file.stem for file in config_folder(kind).glob("*.yaml")]
+        raise UsageError(f"unknown {kind.removesuffix('s')} {name!r}; {suggest(name, known)}")
     values = load_file(path)
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected a mapping at the top")
-    profile, problems = validate_section(Profile, values, path.name)
-    if profile is None:
+    loaded, problems = validate_section(section, values, path.name)
+    if loaded is None:
         raise UsageError("\n".join(problems))
-    return profile
+    return loaded
 
 
 def parse_override(text: str) -> tuple[str, Any]:

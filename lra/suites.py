@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from attention_zoo import available
 from attention_zoo.registry import normalise
-from lra.config import RunConfig, Section, Track, validate_section
-from lra.errors import UsageError, suggest
-from lra.profiles import Profile, config_folder, load_profile, resolve
-from lra.strict_yaml import load_file
+from lra.config import RunConfig, Section, Track
+from lra.errors import UsageError
+from lra.profiles import Profile, config_folder, load_profile, load_shipped, resolve
 from lra.tasks import TASKS
 
 Grid = dict[str, Any]
@@ -50,16 +48,7 @@ def load_suite(name: str) -> Suite:
     Raises:
         UsageError: No such suite, or its file does not hold what a suite holds.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else config_folder("suites") / f"{name}.yaml"
-    if not path.is_file():
-        raise UsageError(f"unknown suite {name!r}; {suggest(name, suite_names())}")
-    values = load_file(path)
-    if not isinstance(values, dict):
-        raise UsageError(f"{path}: expected a mapping at the top")
-    suite, problems = validate_section(Suite, values, path.name)
-    if suite is None:
-        raise UsageError("\n".join(problems))
-    return suite
+    return load_shipped("suites", name, Suite)
 
 
 def expand(suite: Suite) -> list[RunConfig]:

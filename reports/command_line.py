@@ -1,23 +1,20 @@
-"""What the commands of `lra-report` share: stores in, text out, one-line errors."""
+"""What the commands of `lra-report` share: stores in, text out."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
-from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING
 
 import click
 
-from lra.errors import LraError, UsageError
+from lra.errors import UsageError
 
 if TYPE_CHECKING:
     from .load import Loaded
 
-P = ParamSpec("P")
 PROBLEMS_SHOWN = 10
 
 store_option = click.option(
@@ -30,21 +27,6 @@ store_option = click.option(
 )
 profile_option = click.option("--profile", help="Only records of this profile.")
 out_option = click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write instead.")
-
-
-def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn every error that is meant for the user into `Error: ...` on stderr and its exit code."""
-
-    @wraps(command)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except LraError as error:
-            for line in str(error).splitlines():
-                click.echo(f"Error: {line}", err=True)
-            sys.exit(error.exit_code)
-
-    return guarded
 
 
 def load(stores: tuple[Path, ...], profile: str | None = None) -> Loaded:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lra.command_line import one_line_errors
 from lra.errors import UsageError
 
 from .command_line import (
@@ -14,7 +15,6 @@ from .command_line import (
     invocation,
     load,
     need_report_extra,
-    one_line_errors,
     out_option,
     profile_option,
     store_option,

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import click
 
+from lra.command_line import one_line_errors
 from lra.errors import UsageError
 
-from .command_line import one_line_errors
+from .command_line import store_option
 
 ARENA_ROWS = "full,local,linformer,reformer,sinkhorn,synthesizer,bigbird,linear,performer,contextpool"
 """The rows of table 2 of Long Range Arena (Tay et al. 2021, arXiv:2011.04006), and ContextPool."""
@@ -90,16 +91,7 @@ def defaults(*, preset: str | None, quick: bool, cuda: bool) -> Defaults:
     metavar="GIB",
     help="CPU: what a step may allocate; more is out of memory.  [default: what the machine has available]",
 )
-@click.option(
-    "--store",
-    "store_folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("lra-results"),
-    show_default=True,
-    envvar="LRA_STORE",
-    show_envvar=True,
-    help="Folder of results; readings go under bench/.",
-)
+@store_option
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all readings here too."
 )

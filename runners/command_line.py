@@ -1,19 +1,23 @@
-"""What the command lines share: one-line errors with their exit codes, and the options that several have."""
+"""Options that several command lines have."""
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec
 
 import click
 
-from lra.errors import LraError, UsageError
+from lra.errors import UsageError
 
-P = ParamSpec("P")
-
+store_option = click.option(
+    "--store",
+    "store_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("lra-results"),
+    show_default=True,
+    envvar="LRA_STORE",
+    show_envvar=True,
+    help="Folder of records, checkpoints and readings.",
+)
 data_dir_option = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -21,21 +25,6 @@ data_dir_option = click.option(
     show_envvar=True,
     help="Folder of prepared data.  [default: the platform's cache folder]",
 )
-
-
-def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn every error that is meant for the user into `Error: ...` on stderr and its exit code."""
-
-    @functools.wraps(command)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except LraError as error:
-            for line in str(error).splitlines():
-                click.echo(f"Error: {line}", err=True)
-            sys.exit(error.exit_code)
-
-    return guarded
 
 
 def parse_seeds(text: str) -> list[int]:

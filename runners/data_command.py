@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .command_line import data_dir_option, one_line_errors
+from lra.command_line import one_line_errors
+
+from .command_line import data_dir_option
 
 if TYPE_CHECKING:
     from lra.prepared import PreparedData, SplitName

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lra.command_line import one_line_errors
+
 from . import signals
-from .command_line import data_dir_option, one_line_errors, parse_seeds
+from .command_line import data_dir_option, parse_seeds, store_option
 
 if TYPE_CHECKING:
     import torch
@@ -58,16 +60,7 @@ Examples:
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]")
-@click.option(
-    "--store",
-    "store_folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("lra-results"),
-    show_default=True,
-    envvar="LRA_STORE",
-    show_envvar=True,
-    help="Folder of records and checkpoints.",
-)
+@store_option
 @data_dir_option
 @click.option("--dry-run", is_flag=True, help="Print the configuration, the parameters and the cell id; run nothing.")
 @click.option("--force", is_flag=True, help="Run again although the record exists; the outcomes are compared.")

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lra.command_line import one_line_errors
+
 from . import signals
-from .command_line import data_dir_option, one_line_errors
+from .command_line import data_dir_option, store_option
 
 if TYPE_CHECKING:
     from .engines.base import Engine
@@ -29,16 +31,6 @@ Examples:
 """
 
 suite_argument = click.argument("suite")
-store_option = click.option(
-    "--store",
-    "store_folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("lra-results"),
-    show_default=True,
-    envvar="LRA_STORE",
-    show_envvar=True,
-    help="Folder of records and checkpoints.",
-)
 
 
 @click.group(epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})

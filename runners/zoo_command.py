@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .command_line import one_line_errors
+from lra.command_line import one_line_errors
 
 if TYPE_CHECKING:
     from attention_zoo import VariantSpec
