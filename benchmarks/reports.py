@@ -51,6 +51,7 @@ def fill(folder: Path, count: int) -> None:
             cost=Cost(
                 parameters=1000,
                 parameters_full=1000,
+                flops=1_000_000,
                 train_seconds=1.0,
                 examples_per_second=10.0,
                 tokens_per_second=1000.0,

@@ -12,8 +12,8 @@ from lra.records import AttemptedCell, RunRecord
 COLUMNS = (
     "cell_id", "task", "title", "edition", "data_digest", "profile", "track", "variant", "seed", "status", "accuracy",
     "correct", "total", "validation_accuracy", "selected_step", "steps", "batch_size", "layers", "parameters",
-    "parameters_full", "examples_per_second", "tokens_per_second", "peak_bytes", "train_seconds", "device", "backend",
-    "finished_at", "settings",
+    "parameters_full", "flops", "examples_per_second", "tokens_per_second", "peak_bytes", "train_seconds", "device",
+    "backend", "finished_at", "settings",
 )  # fmt: skip
 
 
@@ -25,7 +25,7 @@ def record_frame(records: Iterable[RunRecord], attempts: Iterable[AttemptedCell]
     """
     rows = [_record_row(record) for record in records] + [_attempt_row(cell) for cell in attempts]
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    numbers = ["accuracy", "validation_accuracy", "examples_per_second", "tokens_per_second", "peak_bytes"]
+    numbers = ["accuracy", "validation_accuracy", "flops", "examples_per_second", "tokens_per_second", "peak_bytes"]
     frame[numbers] = frame[numbers].astype(float)
     return frame
 
@@ -36,6 +36,7 @@ def _record_row(record: RunRecord) -> dict[str, Any]:
         "status": record.status,
         "parameters": cost.parameters,
         "parameters_full": cost.parameters_full,
+        "flops": cost.flops,
         "examples_per_second": cost.examples_per_second,
         "tokens_per_second": cost.tokens_per_second,
         "peak_bytes": cost.peak_memory_bytes,

@@ -62,6 +62,9 @@ class Cost(Section):
     parameters: int
     parameters_full: int
     """Parameters of the same model with the variant `full`."""
+    flops: int | None
+    """Floating-point operations of one example of the longest length, forward and backward, as far as they have a
+    formula: see `lra.flops`. None: they could not be counted."""
     train_seconds: float
     """Time in training steps, without warm-up steps, evaluation and checkpoints."""
     examples_per_second: float | None

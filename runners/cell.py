@@ -257,7 +257,7 @@ def _run(
         data_digest=data.digest,
         rails=dict(data.manifest.rails),
         outcome=outcome,
-        cost=measured_cost(config, state, model, memory, info.vocab_size, info.num_classes),
+        cost=measured_cost(config, state, model, memory, info, device),
         backend=", ".join(dict.fromkeys(layer.resolved_backend(device) for layer in layers)),
         environment=environment,
         arrays_sha256="",

@@ -23,8 +23,8 @@ def record(**changes) -> RunRecord:
         "data_edition": "short", "data_digest": "d" * 64, "rails": {"chance": 10.0},
         "outcome": Outcome(test=score, validation=score, selected_step=5, weights_digest="e" * 64),
         "cost": Cost(
-            parameters=10, parameters_full=10, train_seconds=1.5, examples_per_second=None, tokens_per_second=3.25,
-            wall_seconds=2.0, peak_memory_bytes=1 << 20, peak_memory_method="none", resumed=0,
+            parameters=10, parameters_full=10, flops=1_000_000, train_seconds=1.5, examples_per_second=None,
+            tokens_per_second=3.25, wall_seconds=2.0, peak_memory_bytes=1 << 20, peak_memory_method="none", resumed=0,
         ),
         "backend": "fused", "environment": {"torch": "2"}, "arrays_sha256": "", "finished_at": "2026-01-01T00:00:00",
     }  # fmt: skip
