@@ -1,0 +1,146 @@
+"""Evidence: runs the cells behind docs/results.md that are still missing, and writes that page from their records.
+
+    python -m benchmarks.evidence run --time-limit 60      what is missing, most valuable first; stops cleanly
+    python -m benchmarks.evidence status                   how far each section is
+    python -m benchmarks.evidence page                     docs/results.md and its figures, from the records alone
+
+A section is a suite: one of benchmarks/evidence/, or a shipped one. Any spell on any machine adds cells to the store.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+SUITES = Path("benchmarks/evidence")
+STORE = Path("docs/results")
+PAGE = Path("docs/results.md")
+TEMPLATE = SUITES / "page.md"
+ON_CPU = {
+    name: str(SUITES / f"{name}.yaml")
+    for name in ("listops", "tasks", "depth", "ablation", "rates", "convnet", "depth-bytes")
+}
+"""Sections for any machine, in order of value, with their suites."""
+ON_GPU = {
+    "gpu-tasks": str(SUITES / "gpu-tasks.yaml"),
+    "gpu-retrieval": str(SUITES / "gpu-retrieval.yaml"),
+    "gpu-depth": "depth",
+    "gpu-ablation": "contextpool_ablation",
+    "gpu-context": "learned_context",
+    "gpu-convnet": "convnet",
+    "gpu-modern": str(SUITES / "gpu-modern.yaml"),
+    "gpu-official": "lra",
+}
+"""Sections that take a GPU hours to days, in order of value."""
+SECTIONS = ON_CPU | ON_GPU
+STOPPED = 75
+"""Exit code of a sweep that was stopped with its state saved."""
+REPORT = re.compile(r"^```report\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
+
+
+@click.group()
+def command() -> None:
+    """Add cells to the evidence, and write its page."""
+    os.chdir(ROOT)
+
+
+@command.command()
+@click.argument("sections", nargs=-1, type=click.Choice(list(SECTIONS)))
+@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
+              help="Minutes; cells still running then stop with their state saved.")  # fmt: skip
+@click.option("--gpu", is_flag=True, help="Run the sections for a GPU, when none is named.")
+@click.option("--slots", type=click.IntRange(min=1), help="Cells at a time.  [default: lra-sweep's]")
+@click.option("--per-gpu", type=click.IntRange(min=1), default=4, show_default=True, help="Cells that share a GPU.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a cell.  [default: lra-sweep's]")
+def run(
+    *, sections: tuple[str, ...], time_limit: float, gpu: bool, slots: int | None, per_gpu: int, threads: int | None
+) -> None:
+    """Run the missing cells of SECTIONS, by default of all sections for the kind of machine."""
+    end = time.monotonic() + 60 * time_limit
+    for section in sections or (ON_GPU if gpu else ON_CPU):
+        left = (end - time.monotonic()) / 60
+        if left <= 0:
+            break
+        arguments = ["run", SECTIONS[section], "--store", str(STORE), "--time-limit", f"{left:.2f}"]
+        arguments += ["--per-gpu", str(per_gpu)]
+        arguments += [] if slots is None else ["--slots", str(slots)]
+        arguments += [] if threads is None else ["--threads", str(threads)]
+        done = subprocess.run([sys.executable, "-m", "runners.sweep_command", *arguments], check=False)
+        if done.returncode == STOPPED:
+            break
+    click.echo(status_table())
+
+
+@command.command()
+def status() -> None:
+    """Print how many cells of each section have their record."""
+    click.echo(status_table())
+
+
+@command.command()
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=PAGE, show_default=True)
+def page(*, out: Path) -> None:
+    """Write the page from the records under docs/results and the text in benchmarks/evidence/page.md."""
+    out.write_text(render_page(), encoding="utf-8")
+    click.echo(out)
+
+
+def status_table() -> str:
+    """Count the cells of each section and those with a record, as a Markdown table.
+
+    A cell counts as run when the store has a record of its configuration, whatever the edition of the data.
+    """
+    from tabulate import tabulate
+
+    from lra.records import RunRecord, Store
+    from lra.suites import expand, load_suite
+
+    done = {entry.config.model_dump_json() for entry in Store(STORE).records() if isinstance(entry, RunRecord)}
+    rows = []
+    for section, name in SECTIONS.items():
+        suite = load_suite(name)
+        cells = expand(suite)
+        count = sum(cell.model_dump_json() in done for cell in cells)
+        rows.append([f"`{section}`", suite.title, suite.profile, f"{count} of {len(cells)}" if count else "not run"])
+    return tabulate(rows, headers=["section", "question", "profile", "cells run"], tablefmt="github")
+
+
+def render_page() -> str:
+    """Fill the text of the page with the output of the commands in it."""
+    text = Path(TEMPLATE).read_text(encoding="utf-8")
+    return REPORT.sub(lambda match: run_report(match[1]), text).replace("{{ status }}", status_table())
+
+
+def run_report(line: str) -> str:
+    """Return a command of lra-report in a fence, followed by what it prints.
+
+    Raises:
+        click.ClickException: The command failed.
+    """
+    full = f"lra-report {line} --store {STORE}"
+    if line.startswith("table"):
+        full += " --format markdown"
+    arguments = shlex.split(full)[1:]
+    done = subprocess.run(
+        [sys.executable, "-m", "reports.report_command", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    if done.returncode != 0:
+        raise click.ClickException(f"{full}\n{done.stderr}")
+    output = done.stdout if line.startswith("table") else ""
+    return f"```\n{full}\n```\n\n{output}".rstrip()
+
+
+if __name__ == "__main__":
+    command()
