@@ -100,15 +100,18 @@ def status_table() -> str:
     """
     from tabulate import tabulate
 
+    from lra.config import canonical_json
     from lra.records import RunRecord, Store
     from lra.suites import expand, load_suite
 
-    done = {entry.config.model_dump_json() for entry in Store(STORE).records() if isinstance(entry, RunRecord)}
+    done = {
+        canonical_json(entry.config.model_dump()) for entry in Store(STORE).records() if isinstance(entry, RunRecord)
+    }
     rows = []
     for section, name in SECTIONS.items():
         suite = load_suite(name)
         cells = expand(suite)
-        count = sum(cell.model_dump_json() in done for cell in cells)
+        count = sum(canonical_json(cell.model_dump()) in done for cell in cells)
         rows.append([f"`{section}`", suite.title, suite.profile, f"{count} of {len(cells)}" if count else "not run"])
     return tabulate(rows, headers=["section", "question", "profile", "cells run"], tablefmt="github")
 

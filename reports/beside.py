@@ -67,7 +67,7 @@ def beside(loaded: Loaded, profile: str, track: str) -> Table:
         UsageError: Nothing of it was ever published.
     """
     frame = loaded.only(profile, track).frame()
-    seeds = frame["seed"].nunique()
+    seeds = loaded.seed_count(frame)
     rows, used = [], []
     for source in load_published():
         comparable = source.profile == profile and track == "matched"

@@ -4,53 +4,124 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
-from lra.errors import UsageError
+from lra.errors import UsageError, suggest
 
 if TYPE_CHECKING:
     from .load import Loaded
 
+P = ParamSpec("P")
 PROBLEMS_SHOWN = 10
 
-store_option = click.option(
-    "--store",
-    "stores",
-    multiple=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Store of records; may be given several times.  [default: LRA_STORE, else lra-results]",
-    envvar="LRA_STORE",
-)
-profile_option = click.option("--profile", help="Only records of this profile.")
 out_option = click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write instead.")
 
 
-def load(stores: tuple[Path, ...], profile: str | None = None) -> Loaded:
+@dataclass
+class Selection:
+    """Which records a command uses: what its options say."""
+
+    stores: tuple[Path, ...] = ()
+    profile: str | None = None
+    suite: str | None = None
+    tasks: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Put the value of an option into the command's selection."""
+    setattr(context.ensure_object(Selection), str(parameter.name), value)
+
+
+_OPTIONS = (
+    click.option("--store", "stores", multiple=True, type=click.Path(path_type=Path, file_okay=False),
+                 envvar="LRA_STORE", callback=_keep, expose_value=False,
+                 help="Store of records; may be given several times.  [default: LRA_STORE, else lra-results]"),
+    click.option("--profile", callback=_keep, expose_value=False, help="Only records of this profile."),
+    click.option("--suite", callback=_keep, expose_value=False,
+                 help="Only cells of this suite: a name, or the path of a YAML file."),
+    click.option("--task", "tasks", multiple=True, callback=_keep, expose_value=False,
+                 help="Only records of this task; may be given several times."),
+    click.option("--variant", "variants", multiple=True, callback=_keep, expose_value=False,
+                 help="Only records of this variant; may be given several times."),
+)  # fmt: skip
+
+
+def takes_selection(command: Callable[Concatenate[Selection, P], None]) -> Callable[P, None]:
+    """Give a command the options that select records; it gets them as its first argument."""
+    given = click.make_pass_decorator(Selection, ensure=True)(command)
+    for option in reversed(_OPTIONS):
+        given = option(given)
+    return given
+
+
+def load(selection: Selection) -> Loaded:
     """Load the stores and say on stderr what had to be passed over.
 
     Raises:
-        UsageError: There is no record of this profile, or none at all.
+        UsageError: No record fits the selection, or there is none at all.
     """
     from .load import load_stores
     from .render import clean
 
-    loaded = load_stores(stores or (Path("lra-results"),))
+    loaded = load_stores(selection.stores or (Path("lra-results"),))
     if loaded.problems:
         click.echo(f"{len(loaded.problems)} files passed over:", err=True)
         for problem in loaded.problems[:PROBLEMS_SHOWN]:
             click.echo(f"  {clean(problem)}", err=True)
         if len(loaded.problems) > PROBLEMS_SHOWN:
             click.echo(f"  and {len(loaded.problems) - PROBLEMS_SHOWN} more", err=True)
-    names = sorted({name for name, _ in loaded.profiles()})
-    if not names:
+    if not loaded.profiles():
         raise UsageError("the store holds no records yet")
-    if profile is not None and profile not in names:
-        raise UsageError(f"no records of profile {profile!r}; there is {', '.join(names)}")
-    return loaded if profile is None else loaded.of_profile(profile)
+    return select(loaded, selection)
+
+
+def select(loaded: Loaded, selection: Selection) -> Loaded:
+    """Return the records that a selection names; with a suite, say on stderr how many of its cells those are.
+
+    Raises:
+        UsageError: A name is unknown, or no record fits.
+    """
+    if selection.profile is not None:
+        _check_name("profile", selection.profile, {name for name, _ in loaded.profiles()})
+        loaded = loaded.where(lambda config: config.profile == selection.profile)
+    if selection.suite is not None:
+        from lra.suites import expand, load_suite
+
+        cells = expand(load_suite(selection.suite))
+        loaded = loaded.of_cells(cells)
+        if not loaded.profiles():
+            raise UsageError(f"no record is one of the {len(cells)} cells of suite {selection.suite}")
+        configs = [record.config for record in loaded.records.values()]
+        found = len({config.cell_id("") for config in configs})
+        click.echo(f"suite {selection.suite}: {found} of {len(cells)} cells have a record", err=True)
+    if selection.tasks:
+        tasks = _normalised("task", selection.tasks, {config.task for config in loaded.configs()})
+        loaded = loaded.where(lambda config: config.task in tasks)
+    if selection.variants:
+        variants = _normalised("variant", selection.variants, {config.variant.name for config in loaded.configs()})
+        loaded = loaded.where(lambda config: config.variant.name in variants)
+    if not loaded.profiles():
+        raise UsageError("no record fits all that was asked for")
+    return loaded
+
+
+def _normalised(kind: str, given: tuple[str, ...], known: set[str]) -> set[str]:
+    names = {name if name in known else name.lower().replace("-", "_") for name in given}
+    for name in sorted(names):
+        _check_name(kind, name, known)
+    return names
+
+
+def _check_name(kind: str, name: str, known: set[str]) -> None:
+    if name not in known:
+        raise UsageError(f"no records of {kind} {name!r}; {suggest(name, known)}")
 
 
 def need_report_extra() -> None:

@@ -95,7 +95,7 @@ def ablation(loaded: Loaded, profile: str, track: str, variant: str) -> Table:
         base = _scored(here[[change == "" for change in changes]])
         for changed in sorted(set(changes)):
             group = here[[change == changed for change in changes]]
-            text, _ = accuracy_cell(group, frame["seed"].nunique())
+            text, _ = accuracy_cell(group, loaded.seed_count(frame))
             rows.append(
                 {
                     "task": column,
@@ -118,7 +118,7 @@ def ranks(loaded: Loaded, profile: str, track: str) -> Table:
     """
     frame = loaded.only(profile, track).frame()
     columns, labels = headings(frame), sorted(frame["label"].unique())
-    expected = frame["seed"].nunique()
+    expected = loaded.seed_count(frame)
     scores = {
         label: [
             accuracy_cell(part, expected)[1] if len(part) else math.nan for part in _by_column(frame, label, columns)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 from pydantic import ValidationError
 
-from lra.config import RunConfig
+from lra.config import RunConfig, canonical_json
 from lra.errors import StoreError, UsageError
 from lra.frame import record_frame
 from lra.records import AttemptedCell, RunRecord, Store
@@ -29,24 +29,36 @@ class Loaded:
     """Cell id -> the store that holds its record."""
     problems: list[str]
     """Files that were passed over, one line each; never dropped in silence."""
+    seeds: frozenset[int] = frozenset()
+    """Seeds that a suite asks for; of those that no run has, tables say that they are missing."""
 
     def profiles(self) -> list[tuple[str, str]]:
         """List the (profile, track) pairs there are; each makes tables of its own."""
-        configs = [r.config for r in self.records.values()] + [a.config for a in self.attempts.values()]
-        return sorted({(config.profile, config.track) for config in configs})
+        return sorted({(config.profile, config.track) for config in self.configs()})
 
-    def of_profile(self, profile: str) -> Loaded:
-        """Return what belongs to one profile."""
-        return self._where(lambda config: config.profile == profile)
+    def configs(self) -> list[RunConfig]:
+        """List the configurations of all records and attempts."""
+        return [r.config for r in self.records.values()] + [a.config for a in self.attempts.values()]
+
+    def seed_count(self, frame: pd.DataFrame) -> int:
+        """Count the seeds that a cell of a table should have: those in the frame and those the suite asks for."""
+        return len(self.seeds | set(frame["seed"]))
+
+    def where(self, wanted: Callable[[RunConfig], bool]) -> Loaded:
+        """Return the records and attempts of some configurations."""
+        records = {cell: record for cell, record in self.records.items() if wanted(record.config)}
+        attempts = {cell: attempt for cell, attempt in self.attempts.items() if wanted(attempt.config)}
+        return replace(self, records=records, attempts=attempts)
+
+    def of_cells(self, cells: Sequence[RunConfig]) -> Loaded:
+        """Return what is a cell of a suite, whatever the edition of the data."""
+        keys = {canonical_json(config.model_dump()) for config in cells}
+        found = self.where(lambda config: canonical_json(config.model_dump()) in keys)
+        return replace(found, seeds=frozenset(config.seed for config in cells))
 
     def only(self, profile: str, track: str) -> Loaded:
         """Return what belongs to one profile and track."""
-        return self._where(lambda config: (config.profile, config.track) == (profile, track))
-
-    def _where(self, wanted: Callable[[RunConfig], bool]) -> Loaded:
-        records = {cell: record for cell, record in self.records.items() if wanted(record.config)}
-        attempts = {cell: attempt for cell, attempt in self.attempts.items() if wanted(attempt.config)}
-        return Loaded(records=records, attempts=attempts, stores=self.stores, problems=self.problems)
+        return self.where(lambda config: (config.profile, config.track) == (profile, track))
 
     def frame(self) -> pd.DataFrame:
         """Return the tidy frame of `lra.frame.record_frame` with two more columns.

@@ -11,13 +11,13 @@ from lra.command_line import one_line_errors
 from lra.errors import UsageError
 
 from .command_line import (
+    Selection,
     find,
     invocation,
     load,
     need_report_extra,
     out_option,
-    profile_option,
-    store_option,
+    takes_selection,
     write,
 )
 
@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from .load import Loaded
     from .tables import Table
 
-PRESETS = ("accuracy", "seeds", "ranks", "cost", "depth", "published", "head-to-head", "ablation")
+PRESETS = {
+    "accuracy": "variants x tasks, with averages and rails",
+    "seeds": "intervals, extremes and how many runs learnt anything",
+    "ranks": "average rank over tasks, with the critical difference",
+    "cost": "speed, memory and parameters, relative to full",
+    "depth": "accuracy by number of layers",
+    "published": "our numbers beside published ones",
+    "head-to-head": "A B: paired differences over seeds, McNemar on the same examples",
+    "ablation": "VARIANT: one row per changed option",
+}
 FIGURE_FORMATS = ("png", "svg", "pdf")
 
 EXAMPLES = """
@@ -37,6 +46,7 @@ Examples:
   lra-report html --out report.html
   lra-report pooling 3f2a --out pooling.png
 """
+PRESET_LIST = "\n".join(["\b", "Presets:", *(f"  {name:<14}{text}" for name, text in PRESETS.items())])
 
 
 @click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -44,10 +54,10 @@ def command() -> None:
     """Make tables, figures and comparisons from the records of runs."""
 
 
-@command.command()
-@click.argument("preset", type=click.Choice(PRESETS))
+@command.command(epilog=PRESET_LIST)
+@click.argument("preset", type=click.Choice(list(PRESETS)))
 @click.argument("names", nargs=-1)
-@store_option
+@takes_selection
 @click.option(
     "--format",
     "form",
@@ -55,30 +65,16 @@ def command() -> None:
     default="text",
     show_default=True,
 )
-@profile_option
 @out_option
 @one_line_errors
-def table(
-    *, preset: str, names: tuple[str, ...], stores: tuple[Path, ...], form: str, profile: str | None, out: Path | None
-) -> None:
-    r"""Print the tables of a preset, one for each profile and track there is.
-
-    \b
-    accuracy              variants x tasks, with averages and rails
-    seeds                 intervals, extremes and how many runs learnt anything
-    ranks                 average rank over tasks, with the critical difference
-    cost                  speed, memory and parameters, relative to full
-    depth                 accuracy by number of layers
-    published             our numbers beside published ones
-    head-to-head A B      paired differences over seeds, McNemar on the same examples
-    ablation VARIANT      one row per changed option
-    """
+def table(selection: Selection, *, preset: str, names: tuple[str, ...], form: str, out: Path | None) -> None:
+    """Print the tables of a preset, one for each profile and track there is."""
     from .render import render
 
     takes = {"head-to-head": 2, "ablation": 1}.get(preset, 0)
     if len(names) != takes:
         raise UsageError(f"{preset} takes {takes} variant names, got {len(names)}")
-    loaded = load(stores, profile)
+    loaded = load(selection)
     texts, refusals = [], []
     for pair in loaded.profiles():
         try:
@@ -95,20 +91,22 @@ def table(
 @command.command()
 @click.argument("first")
 @click.argument("second")
-@store_option
+@takes_selection
 @one_line_errors
-def compare(*, first: str, second: str, stores: tuple[Path, ...]) -> None:
-    """Show what differs between two records, given by the beginnings of their cell ids."""
+def compare(selection: Selection, *, first: str, second: str) -> None:
+    """Show what differs between two records.
+
+    FIRST and SECOND are the beginnings of their cell ids.
+    """
     from .compare import differences
 
-    loaded = load(stores)
+    loaded = load(selection)
     pair = [find(loaded, prefix) for prefix in (first, second)]
     write("\n".join(differences(loaded, *pair)), None)
 
 
 @command.command()
-@store_option
-@profile_option
+@takes_selection
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -118,21 +116,21 @@ def compare(*, first: str, second: str, stores: tuple[Path, ...]) -> None:
 )
 @click.option("--format", "form", type=click.Choice(FIGURE_FORMATS), default="png", show_default=True)
 @one_line_errors
-def figures(*, stores: tuple[Path, ...], profile: str | None, out: Path, form: str) -> None:
-    """Draw all figures that the records give, for each profile, track and task; needs the extra `report`.
+def figures(selection: Selection, *, out: Path, form: str) -> None:
+    """Draw all figures that the records give (extra: report).
 
-    Runs of all seeds; speed, score and memory; what nothing beats in cost and score; learning curves; depth.
+    For each profile, track and task: the runs of all seeds; speed, score and memory; what nothing beats in cost and
+    score; learning curves; accuracy by depth.
     """
     need_report_extra()
     from .figures import draw_all
 
-    for path in draw_all(load(stores, profile), out, form):
+    for path in draw_all(load(selection), out, form):
         click.echo(path)
 
 
 @command.command()
-@store_option
-@profile_option
+@takes_selection
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -141,18 +139,21 @@ def figures(*, stores: tuple[Path, ...], profile: str | None, out: Path, form: s
     help="The page.",
 )
 @one_line_errors
-def html(*, stores: tuple[Path, ...], profile: str | None, out: Path) -> None:
-    """Write one self-contained page with tables, figures, runs, settings and caveats; needs the extra `report`."""
+def html(selection: Selection, *, out: Path) -> None:
+    """Write one self-contained page with all of it (extra: report).
+
+    Tables, figures, runs, settings, environments and caveats, in one file that asks the network nothing.
+    """
     need_report_extra()
     from .page import page
 
-    write(page(load(stores, profile), invocation()), out)
+    write(page(load(selection), invocation()), out)
     click.echo(out)
 
 
 @command.command()
 @click.argument("record")
-@store_option
+@takes_selection
 @click.option(
     "--data-dir", type=click.Path(path_type=Path, file_okay=False), envvar="LRA_HOME", help="Folder of prepared data."
 )
@@ -165,8 +166,11 @@ def html(*, stores: tuple[Path, ...], profile: str | None, out: Path) -> None:
     help="Figure: .png, .svg or .pdf.",
 )
 @one_line_errors
-def pooling(*, record: str, stores: tuple[Path, ...], data_dir: Path | None, examples: int, out: Path) -> None:
-    """Draw how widely a trained ContextPool pools around each token; RECORD is the beginning of a cell id."""
+def pooling(selection: Selection, *, record: str, data_dir: Path | None, examples: int, out: Path) -> None:
+    """Draw how widely a trained ContextPool pools (extra: report).
+
+    RECORD is the beginning of a cell id. Its chosen weights are run over test examples, token by token.
+    """
     need_report_extra()
     form = out.suffix.removeprefix(".").lower()
     if form not in FIGURE_FORMATS:
@@ -174,7 +178,7 @@ def pooling(*, record: str, stores: tuple[Path, ...], data_dir: Path | None, exa
     from .pooling import draw_supports, load_supports
     from .style import house_style, save
 
-    loaded = load(stores)
+    loaded = load(selection)
     cell = find(loaded, record)
     found = loaded.records[cell]
     supports = load_supports(found, loaded.stores[cell], data_dir)
@@ -211,3 +215,7 @@ def make_table(preset: str, names: tuple[str, ...], loaded: Loaded, profile: str
 def main() -> None:
     """Run the command line."""
     command()
+
+
+if __name__ == "__main__":
+    main()

@@ -52,7 +52,7 @@ def accuracy(loaded: Loaded, profile: str, track: str) -> Table:
     loaded = loaded.only(profile, track)
     frame = loaded.frame()
     columns, labels = headings(frame), sorted(frame["label"].unique())
-    seeds = frame["seed"].nunique()
+    seeds = loaded.seed_count(frame)
     cells = pd.DataFrame(NOT_RUN, index=labels, columns=columns, dtype=object)
     values = pd.DataFrame(np.nan, index=labels, columns=columns)
     for (label, column), group in frame.groupby(["label", "column"]):
@@ -161,7 +161,7 @@ def depth(loaded: Loaded, profile: str, track: str) -> Table:
     if frame["layers"].nunique() == 1:
         raise UsageError(f"all runs under profile {profile}, {track} track, have the same number of layers")
     frame["label"] = label_by_settings(frame, leave_out=["model.num_layers"])
-    layers, seed_count = sorted(frame["layers"].unique()), frame["seed"].nunique()
+    layers, seed_count = sorted(frame["layers"].unique()), loaded.seed_count(frame)
     rows = []
     for (column, label), group in frame.groupby(["column", "label"]):
         row = {"task": str(column), "variant": str(label)}

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from click.testing import CliRunner
 from lra.config import canonical_json
 from lra.errors import StoreError
 from lra.records import Store, load
+from lra.suites import expand, load_suite
 from reports.beside import load_published
 from reports.report_command import PRESETS, command
 from tests.reports.synthetic import add_attempt, add_run, five_tasks
@@ -48,6 +51,86 @@ def test_every_preset_in_every_form(tmp_path_factory, store, preset, form):
     assert len(done.stdout.splitlines()) > 6
 
 
+SUITE = {"name": "two", "title": "for this test", "profile": "quick", "tasks": ["listops"], "seeds": [0, 1, 2, 3]}
+
+
+def suite_file(folder, variants):
+    path = folder / "two.yaml"
+    path.write_text(json.dumps(SUITE | {"variants": variants}))  # JSON is YAML
+    return path
+
+
+def table_rows(done):
+    """Read the CSV form: {variant: cells} of the rows that are runs."""
+    rows = [line.split(",") for line in done.stdout.splitlines() if not line.startswith(("#", '"#', "("))]
+    return {row[0]: row[1:] for row in rows if row[0]}
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A store with two cells of a suite, saved and read as real ones are, and with runs beside them."""
+    suite = suite_file(tmp_path, {"full": {"rotary": [False, True]}, "linear": {}})
+    folder = tmp_path / "store"
+    cells = expand(load_suite(str(suite)))
+    assert len(cells) == 12
+    for cell, right in ((cells[0], 400), (cells[3], 410)):
+        add_run(folder, right, config=cell)
+    other = cells[0].model_copy(update={"train": cells[0].train.model_copy(update={"lr": 0.5})})
+    add_run(folder, 900, config=other)
+    add_run(folder, 910, config=cells[0].model_copy(update={"track": "open"}))
+    add_run(folder, 920, config=cells[0].model_copy(update={"task": "text"}))
+    return folder, suite
+
+
+def test_a_suite_selects_its_own_cells_and_says_how_many_seeds_they_lack(mixed):
+    folder, suite = mixed
+    done = report("table", "accuracy", "--store", folder, "--suite", suite, "--format", "csv")
+    assert done.exit_code == 0, done.output
+    assert done.stderr == f"suite {suite}: 2 of 12 cells have a record\n"
+    assert table_rows(done) == {"full": ["40.50 ± 0.71 (2/4)"]}
+    everything = report("table", "accuracy", "--store", folder, "--format", "csv")
+    assert "90.00" in everything.stdout
+    assert "91.00" in everything.stdout
+
+
+def test_tasks_and_variants_select(mixed, store):
+    folder, suite = mixed
+    done = report("table", "accuracy", "--store", store, "--variant", "ContextPool", "--variant", "linear",
+                  "--task", "text", "--task", "IMAGE", "--format", "csv")  # fmt: skip
+    assert "no records of variant 'linear'; known: contextpool, full" in done.stderr
+    done = report("table", "accuracy", "--store", store, "--variant", "ContextPool", "--task", "text",
+                  "--task", "IMAGE", "--format", "csv")  # fmt: skip
+    assert table_rows(done) == {"contextpool": ["46.10 ± 0.10 (3)", "48.10 ± 0.10 (3)"]}
+    done = report("table", "accuracy", "--store", folder, "--suite", suite, "--task", "text")
+    assert done.exit_code == 2
+    assert "no records of task 'text'; known: listops" in done.stderr
+
+
+def test_a_suite_none_of_whose_cells_was_run_says_so(tmp_path, store):
+    suite = suite_file(tmp_path, {"cosformer": {}})
+    done = report("table", "accuracy", "--store", store, "--suite", suite)
+    assert done.exit_code == 2
+    assert f"no record is one of the 4 cells of suite {suite}" in done.stderr
+    done = report("table", "accuracy", "--store", store, "--suite", "qick")
+    assert "unknown suite 'qick'; did you mean 'quick'?" in done.stderr
+
+
+def test_it_runs_as_a_module_too(mixed):
+    folder, suite = mixed
+    command = [sys.executable, "-m", "reports.report_command", "table", "seeds", "--store", folder, "--suite", suite]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"Made by: lra-report table seeds --store {folder} --suite {suite}" in done.stdout
+
+
+def test_help_lists_presets_and_shows_no_layout_marks():
+    helps = [report(*words, "--help").stdout for words in ([], ["table"], *([name] for name in command.commands))]
+    assert len(helps) >= 7
+    assert [text for text in helps if "\\b" in text or "\b" in text] == []
+    for preset, text in PRESETS.items():
+        assert re.search(rf"^    {preset} +{re.escape(text)}$", helps[1], re.M), preset
+
+
 def test_out_writes_the_file(store, tmp_path):
     done = report("table", "accuracy", "--store", store, "--format", "csv", "--out", tmp_path / "t.csv")
     assert (done.exit_code, done.stdout) == (0, "")
@@ -61,7 +144,7 @@ def test_out_writes_the_file(store, tmp_path):
     ("arguments", "message"),
     [
         (["table", "head-to-head", "full"], "head-to-head takes 2 variant names, got 1"),
-        (["table", "accuracy", "--profile", "official"], "no records of profile 'official'; there is quick"),
+        (["table", "accuracy", "--profile", "official"], "no records of profile 'official'; known: quick"),
         (["table", "ablation", "nobody"], "no records of 'nobody'"),
         (["compare", "zz", "zz"], "0 records begin with 'zz'"),
         (["pooling", "zz", "--out", "x.gif"], "written as png, svg, pdf"),
