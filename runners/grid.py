@@ -13,6 +13,7 @@ import yaml
 from attention_zoo import OptionError, RegistrationError, UnknownVariantError, available, get_variant
 from attention_zoo.registry import normalise, plugin_origin
 from lra.config import RunConfig, validate_section
+from lra.convnet import VARIANT as CONVNET_VARIANT
 from lra.errors import DataError, UsageError
 from lra.model import build_model, count_parameters
 from lra.prepared import open_prepared
@@ -57,6 +58,25 @@ def plan(
     if problems:
         raise UsageError("\n".join(dict.fromkeys(problems)))
     return cells
+
+
+def convnet_defaults(
+    attn: str | None, track: str | None, overrides: Sequence[str]
+) -> tuple[str | None, str | None, str | None]:
+    """Fill in what `--set model.family=convnet` leaves only one choice for.
+
+    Returns:
+        Variants and track, filled in where they are None, and a line that says so; None if nothing was.
+
+    Raises:
+        UsageError: An override is not `key=value`.
+    """
+    if dict(map(parse_override, overrides)).get("model.family") != "convnet":
+        return attn, track, None
+    chosen = [] if attn else [f"--attn {CONVNET_VARIANT}, since its own convolutions mix"]
+    chosen += [] if track else ["--track open, since no profile has one"]
+    line = f"model.family=convnet: {'; '.join(chosen)}." if chosen else None
+    return attn or CONVNET_VARIANT, track or "open", line
 
 
 def read_config(source: str) -> RunConfig:

@@ -26,12 +26,17 @@ Examples:
   lra-run --attn full,contextpool --task listops --seeds 0-4
   lra-run --attn contextpool --task listops --set variant.placement=stream
   lra-run --attn full --task listops --profile official --dry-run
+  lra-run --task image --set model.family=convnet --set model.pool=contextpool
   lra-run --config lra-results/results/ab/ab12....json --store elsewhere
 """
 
 
 @click.command(epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
-@click.option("--attn", metavar="NAME[,NAME...]", help="Attention variants; `all` runs every one.")
+@click.option(
+    "--attn",
+    metavar="NAME[,NAME...]",
+    help="Attention variants; `all` runs every one.  [default with model.family=convnet: conv]",
+)
 @click.option("--task", metavar="NAME[,NAME...]", help="Tasks of the benchmark, such as listops.")
 @click.option(
     "--profile",
@@ -43,7 +48,8 @@ Examples:
 @click.option(
     "--track",
     type=click.Choice(["matched", "open"]),
-    help="matched: only the variant's own options may be set; open: everything, and tables say so.  [default: matched]",
+    help="matched: only the variant's own options may be set; open: everything, and tables say so.  "
+    "[default: matched; open with model.family=convnet]",
 )
 @click.option(
     "--set",
@@ -108,7 +114,7 @@ def command(
         raise click.UsageError(
             "--config is a whole cell: --attn, --task, --profile, --seeds, --track, --set go without"
         )
-    if config_file is None and not (attn and task):
+    if config_file is None and not (task and (attn or overrides)):
         raise click.UsageError("--attn and --task are needed, or --config")
     seed_list = parse_seeds(seeds or "0")
     import torch
@@ -117,7 +123,7 @@ def command(
     from lra.records import Store
 
     from .cell import CellError, ClaimedCellError, Execution, execute_cell
-    from .grid import describe, plan, read_config
+    from .grid import convnet_defaults, describe, plan, read_config
     from .summary import summary
     from .trackers import check_trackers
 
@@ -127,11 +133,16 @@ def command(
     if config_file is not None:
         cells = [read_config(config_file)]
     else:
+        attn, track, line = convnet_defaults(attn, track, overrides)
+        if not attn:
+            raise click.UsageError("--attn and --task are needed, or --config")
+        if line:
+            click.echo(line, err=True)
         if profile is None:
             profile = "nystromformer" if the_device.type == "cuda" else "quick"
             click.echo(f"Profile {profile} (the default on {the_device.type}); --profile picks another.", err=True)
         cells = plan(
-            attn=attn or "",
+            attn=attn,
             task=task or "",
             profile=profile,
             seeds=seed_list,
