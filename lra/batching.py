@@ -125,7 +125,13 @@ class TrainingBatches:
 
 
 def evaluation_batches(
-    split: Split, *, max_tokens: int, padded_length: int | None, limit: int, device: torch.device
+    split: Split,
+    *,
+    max_tokens: int,
+    padded_length: int | None,
+    limit: int,
+    device: torch.device,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Yield (indices, batch) over a whole split, each example once, similar lengths together.
 
@@ -135,11 +141,14 @@ def evaluation_batches(
         padded_length: Fixed length to pad to; None pads to the longest of the batch.
         limit: Longest length there is.
         device: Where the batches go.
+        share: (rank, size): of several processes that share the work, only the batches of this one.
     """
     order = np.argsort(split.lengths, kind="stable")[::-1]
-    start = 0
+    start = number = 0
+    rank, size = share
     while start < len(order):
         longest = padded_length or min(limit, int(split.lengths[order[start]]) + LENGTH_MULTIPLE)
         indices = order[start : start + max(1, max_tokens // (longest * split.documents))]
-        yield indices, collate(split, indices.tolist(), padded_length, limit, device)
-        start += len(indices)
+        if number % size == rank:
+            yield indices, collate(split, indices.tolist(), padded_length, limit, device)
+        start, number = start + len(indices), number + 1

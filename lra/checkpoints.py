@@ -44,9 +44,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     Raises:
         StoreError: The disk refuses.
     """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    body = buffer.getvalue()
+    body = pack_state(state)
     try:
         write_atomically(path, body + _MAGIC + hashlib.sha256(body).digest())
     except OSError as error:
@@ -68,9 +66,25 @@ def read_state(path: Path) -> dict[str, Any]:
     if magic != _MAGIC or hashlib.sha256(body).digest() != digest:
         raise StoreError(f"{path} is damaged: its checksum does not match")
     try:
-        return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        return unpack_state(body)
     except pickle.UnpicklingError as error:
         raise StoreError(f"{path} holds more than tensors and plain values; refused") from error
+
+
+def pack_state(state: dict[str, Any]) -> bytes:
+    """Return tensors and plain values as bytes."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def unpack_state(body: bytes) -> dict[str, Any]:
+    """Take back what `pack_state` gave, on the CPU.
+
+    Raises:
+        UnpicklingError: It holds more than tensors and plain values.
+    """
+    return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:

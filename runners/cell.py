@@ -5,33 +5,29 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
-from lra.batching import TrainingBatches
-from lra.checkpoints import newest_checkpoint, save_checkpoint, weights_digest, write_state
+from lra.checkpoints import newest_checkpoint, pack_state, save_checkpoint, unpack_state, write_state
 from lra.claims import Position, hold, owner_of
 from lra.config import NUMERICS_VERSION, RunConfig
 from lra.environment import describe_environment
 from lra.errors import LraError, StoreError
-from lra.metrics import Score
-from lra.model import build_model, mixers
-from lra.prepared import PreparedData, SplitName
-from lra.records import AttemptedCell, AttemptStatus, Count, Outcome, RunRecord, Store
+from lra.prepared import PreparedData
+from lra.records import AttemptedCell, AttemptStatus, FinalStatus, RunRecord, Store
 from lra.tasks import get_task
 
 from .cost import measured_cost
-from .evaluate import DivergedError, evaluate
-from .loop import LoopHooks, PreemptedError, TrainState, train
+from .loop import PreemptedError
 from .memory import PeakMemory
-from .optimizer import build_optimizer
 from .progress import ProgressLine
 from .trackers import open_trackers
+from .training import Execution, Surroundings, train_and_score
+
+NOTHING_TO_DO = b""
+"""What the first process of a team tells the others in place of the state to go on from."""
 
 
 class CellError(LraError):
@@ -56,22 +52,6 @@ class ClaimedCellError(LraError):
     exit_code = 4
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Execution:
-    """How to run, as opposed to what: nothing here changes the number."""
-
-    device: torch.device
-    evaluation_tokens: int = 65_536
-    """Padded tokens per batch of evaluation."""
-    checkpoint_seconds: float = 60.0
-    """At most this much work is lost by a crash."""
-    force: bool = False
-    """Run even if the store has the record; the outcomes are then compared."""
-    progress: bool = True
-    trackers: tuple[str, ...] = ()
-    """Names of trackers that get the numbers of the run, besides its event file."""
-
-
 def execute_cell(
     config: RunConfig, data: PreparedData, store: Store, execution: Execution, stop_requested: Callable[[], bool]
 ) -> RunRecord:
@@ -88,6 +68,7 @@ def execute_cell(
     cell_id = config.cell_id(data.digest)
     present = store.find(cell_id)
     if present is not None and not execution.force:
+        execution.team.hand_out(NOTHING_TO_DO)
         return present
     store.check_writable()
     position = Position(steps=config.train.steps)
@@ -102,10 +83,63 @@ def execute_cell(
                 )
             present = store.find(cell_id)  # its last owner may have finished it a moment ago
             if present is not None and not execution.force:
+                execution.team.hand_out(NOTHING_TO_DO)
                 return present
-            return _run_and_note(config, data, store, execution, stop_requested, cell_id, position)
+            return _run_and_note(config, data, store, execution, stop_requested, position)
     except OSError as error:
         raise StoreError(f"cannot claim a cell in the store {store.root}: {error.strerror or error}") from error
+
+
+def follow_cell(
+    config: RunConfig, data: PreparedData, store: Store, execution: Execution, stop_requested: Callable[[], bool]
+) -> FinalStatus:
+    """Do the part of a process that does not lead its team: all but the claim, the saved state and the record.
+
+    Raises:
+        CellError: Out of memory, or an error in this process; noted as an attempt.
+        PreemptedCellError: A stop was requested of one of the processes.
+        LostProcessError: One of them has ended.
+    """
+    message = execution.team.hand_out()
+    if message == NOTHING_TO_DO:
+        return "ok"
+    around = Surroundings(
+        line=ProgressLine("", config.train.steps, shown=False),
+        log=lambda _step, _values: None,
+        save=lambda _step, _content: None,
+        save_due=lambda: False,
+        stop_requested=stop_requested,
+    )
+    try:
+        trained = train_and_score(config, data, execution, unpack_state(message)["saved"], around)
+    except PreemptedError as stop:
+        raise PreemptedCellError(str(stop)) from stop
+    except LraError:
+        raise
+    except Exception as error:
+        raise _noted(error, _Notes(config, data, store, execution)) from error
+    return "ok" if trained.outcome is not None else "diverged"
+
+
+class _Notes:
+    """Leaves notes of how an attempt at a cell ended."""
+
+    def __init__(self, config: RunConfig, data: PreparedData, store: Store, execution: Execution) -> None:
+        self.config, self.data, self.store = config, data, store
+        self.cell_id = config.cell_id(data.digest)
+        self.environment = describe_environment(execution.device) | {"processes": execution.team.size}
+
+    def add(self, status: AttemptStatus, detail: str) -> None:
+        """Leave one."""
+        cell = AttemptedCell(
+            cell_id=self.cell_id,
+            status=status,
+            config=self.config,
+            task_title=get_task(self.config.task).info.title,
+            data_edition=self.data.manifest.edition,
+            data_digest=self.data.digest,
+        )
+        self.store.note_attempt(self.cell_id, status, detail, self.environment, cell)
 
 
 def _run_and_note(
@@ -114,39 +148,31 @@ def _run_and_note(
     store: Store,
     execution: Execution,
     stop_requested: Callable[[], bool],
-    cell_id: str,
     position: Position,
 ) -> RunRecord:
     """Run a claimed cell and leave a note of how it ended."""
-    environment = describe_environment(execution.device)
-
-    def note(status: AttemptStatus, detail: str) -> None:
-        cell = AttemptedCell(
-            cell_id=cell_id,
-            status=status,
-            config=config,
-            task_title=get_task(config.task).info.title,
-            data_edition=data.manifest.edition,
-            data_digest=data.digest,
-        )
-        store.note_attempt(cell_id, status, detail, environment, cell)
-
+    notes = _Notes(config, data, store, execution)
     try:
-        record = _run(config, data, store, execution, stop_requested, cell_id, environment, position)
+        record = _run(config, data, store, execution, stop_requested, notes, position)
     except PreemptedError as stop:
-        note("preempted", str(stop))
+        notes.add("preempted", str(stop))
         raise PreemptedCellError(f"{stop}; run the same command again to continue") from stop
     except LraError:
         raise
     except Exception as error:
-        if is_out_of_memory(error):
-            note("oom", str(error))
-            raise CellError("oom", f"out of memory: {_first_line(error)}") from error
-        note("failed", traceback.format_exc())
-        where = store.root / "attempts" / cell_id
-        raise CellError("failed", f"{type(error).__name__}: {_first_line(error)} (traceback in {where})") from error
-    note(record.status, record.detail)
+        raise _noted(error, notes) from error
+    notes.add(record.status, record.detail)
     return record
+
+
+def _noted(error: Exception, notes: _Notes) -> CellError:
+    """Note an error as the end of an attempt and return what to raise."""
+    if is_out_of_memory(error):
+        notes.add("oom", str(error))
+        return CellError("oom", f"out of memory: {_first_line(error)}")
+    notes.add("failed", "".join(traceback.format_exception(error)))
+    where = notes.store.root / "attempts" / notes.cell_id
+    return CellError("failed", f"{type(error).__name__}: {_first_line(error)} (traceback in {where})")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -162,94 +188,49 @@ def _run(
     store: Store,
     execution: Execution,
     stop_requested: Callable[[], bool],
-    cell_id: str,
-    environment: dict[str, Any],
+    notes: _Notes,
     position: Position,
 ) -> RunRecord:
-    device, recipe = execution.device, config.train
+    cell_id = notes.cell_id
+    device, team = execution.device, execution.team
     info = get_task(config.task).info
     memory = PeakMemory(device)
-    model = build_model(config, info.vocab_size, info.num_classes).to(device)
-    layers = list(mixers(model))
-    optimizer = build_optimizer(model, config)
     folder = store.checkpoint_folder(cell_id)
-    line = ProgressLine(f"{config.variant.name}, seed {config.seed}", recipe.steps, shown=execution.progress)
-    state = TrainState()
-    saved, passed_over = newest_checkpoint(folder)
+    line = ProgressLine(f"{config.variant.name}, seed {config.seed}", config.train.steps, shown=execution.progress)
+    saved, passed_over = (None, []) if execution.force else newest_checkpoint(folder)
     for problem in passed_over:
         line.say(f"{problem}; using an older one")
-    if saved is not None and not execution.force:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        state = TrainState.from_dict(saved["state"])
-        state.resumed += 1
-        line.say(f"continuing from step {state.step}")
-    if recipe.compile:
-        model.compile()
-    padded_length = config.model.max_length if recipe.padding == "fixed" else None
-    limit, last_save = config.model.max_length, time.monotonic()
+    if team.size > 1:
+        team.hand_out(pack_state({"saved": saved}))
+    last_save = time.monotonic()
 
-    def score(split: SplitName, title: str) -> tuple[Score, np.ndarray]:
-        examples = data.split(split)
-        with line.sub(title, len(examples)) as advance:
-            return evaluate(
-                model,
-                examples,
-                device=device,
-                precision=recipe.precision,
-                padded_length=padded_length,
-                limit=limit,
-                max_tokens=execution.evaluation_tokens,
-                progress=advance,
-            )
-
-    def save() -> None:
+    def save(step: int, content: dict[str, Any]) -> None:
         nonlocal last_save
-        content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state.to_dict()}
-        save_checkpoint(folder, state.step, content)
+        save_checkpoint(folder, step, content)
         last_save = time.monotonic()
 
-    def report(state: TrainState, loss: float, accuracy: float) -> None:
-        position.step = state.step
-        line.report(state, loss, accuracy)
-        trackers.log(state.step, {"train/loss": loss, "train/accuracy": accuracy})
+    def log(step: int, values: dict[str, float]) -> None:
+        position.step = step
+        trackers.log(step, values)
 
-    def validate() -> Score:
-        result, _ = score("validation", "validation")
-        trackers.log(state.step, {"validation/loss": result.loss, "validation/accuracy": result.accuracy})
-        return result
-
-    hooks = LoopHooks(
-        validate=validate,
+    around = Surroundings(
+        line=line,
+        log=log,
         save=save,
         save_due=lambda: time.monotonic() - last_save >= execution.checkpoint_seconds,
         stop_requested=stop_requested,
-        report=report,
     )
-    batches = TrainingBatches(
-        data.split("train"),
-        batch_size=recipe.batch_size,
-        seed=config.seed,
-        padded_length=padded_length,
-        limit=limit,
-    )
-    outcome: Outcome | None = None
-    detail, arrays = "", dict[str, np.ndarray]()
     trackers = open_trackers(execution.trackers, store.root, cell_id, config)
     with line, trackers:
-        try:
-            train(model, layers, optimizer, batches, recipe, config.seed, state, hooks, device)
-            outcome, arrays = _score_chosen(model, config, state, score)
-        except DivergedError as diverged:
-            detail = str(diverged)
-    arrays |= {f"curve.{name}": np.asarray(column) for name, column in state.curve.items()}
+        trained = train_and_score(config, data, execution, saved, around)
+    outcome = trained.outcome
     if outcome is not None:
-        weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+        weights = {name: value.detach().cpu() for name, value in trained.model.state_dict().items()}
         write_state(folder / "chosen.pt", {"model": weights, "step": outcome.selected_step})
     record = RunRecord(
         cell_id=cell_id,
         status="ok" if outcome is not None else "diverged",
-        detail=detail,
+        detail=trained.detail,
         config=config,
         numerics_version=NUMERICS_VERSION,
         task_title=info.title,
@@ -257,42 +238,13 @@ def _run(
         data_digest=data.digest,
         rails=dict(data.manifest.rails),
         outcome=outcome,
-        cost=measured_cost(config, state, model, memory, info, device),
-        backend=", ".join(dict.fromkeys(layer.resolved_backend(device) for layer in layers)),
-        environment=environment,
+        cost=measured_cost(config, trained.state, trained.model, memory, info, device),
+        backend=", ".join(dict.fromkeys(layer.resolved_backend(device) for layer in trained.layers)),
+        environment=notes.environment,
         arrays_sha256="",
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return store.publish(record, arrays)
-
-
-def _score_chosen(
-    model: nn.Module, config: RunConfig, state: TrainState, score: Callable[[SplitName, str], tuple[Score, np.ndarray]]
-) -> tuple[Outcome, dict[str, np.ndarray]]:
-    """Load the weights that validation chose, prove that they are those, and read the test set: once, here.
-
-    Raises:
-        RuntimeError: The restored weights do not score on validation what was recorded of them.
-        DivergedError: The model's output is not finite.
-    """
-    chosen_step, validation = state.step, None
-    if config.train.selection == "best":
-        if state.best_weights is None or state.best_score is None:
-            raise RuntimeError("the run has no evaluation to select from")
-        model.load_state_dict(state.best_weights)
-        chosen_step, validation = state.best_step, state.best_score
-    again, _ = score("validation", "checking the chosen weights")
-    expected = int(state.curve["validation_correct"][-1]) if validation is None else validation.correct
-    if again.correct != expected:
-        raise RuntimeError(f"the chosen weights answer {again.correct} of validation, not the recorded {expected}")
-    test, correct = score("test", "test")
-    outcome = Outcome(
-        test=Count(correct=test.correct, total=test.total, loss=test.loss),
-        validation=Count(correct=again.correct, total=again.total, loss=again.loss),
-        selected_step=chosen_step,
-        weights_digest=weights_digest(model.state_dict()),
-    )
-    return outcome, {"test_correct": correct}
+    return store.publish(record, trained.arrays)
 
 
 def _first_line(error: BaseException) -> str:

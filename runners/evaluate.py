@@ -13,6 +13,8 @@ from lra.batching import evaluation_batches
 from lra.metrics import Score
 from lra.prepared import Split
 
+from .parallel import ALONE, Team
+
 
 class DivergedError(Exception):
     """The run has left the finite numbers; it has no score."""
@@ -34,6 +36,7 @@ def evaluate(
     limit: int,
     max_tokens: int,
     progress: Callable[[int], None] = lambda _: None,
+    team: Team = ALONE,
 ) -> tuple[Score, np.ndarray]:
     """Classify every example of a split, once each.
 
@@ -46,6 +49,7 @@ def evaluate(
         limit: Longest sequence the model takes.
         max_tokens: Padded tokens per batch.
         progress: Called with the number of examples of each batch.
+        team: The processes that share the work; all get the whole score.
 
     Returns:
         The score, and one bool per example, in the order of the split: whether the answer was right.
@@ -54,9 +58,15 @@ def evaluate(
         DivergedError: A logit is not finite. (The largest of NaNs would be class 0, and score.)
     """
     model.eval()
+    correct = np.zeros(len(split), dtype=bool)
     order, right, losses, finite = [], [], [], []
     for indices, batch in evaluation_batches(
-        split, max_tokens=max_tokens, padded_length=padded_length, limit=limit, device=device
+        split,
+        max_tokens=max_tokens,
+        padded_length=padded_length,
+        limit=limit,
+        device=device,
+        share=(team.rank, team.size),
     ):
         with autocast(device, precision):
             logits = model(batch.tokens, batch.mask)
@@ -66,9 +76,15 @@ def evaluate(
         right.append(logits.argmax(dim=1) == batch.labels)
         order.append(indices)
         progress(len(indices))
-    if not bool(torch.stack(finite).all()):
+    loss_sum, seen, broken = 0.0, 0, False
+    if order:  # a process of a large team may get nothing
+        correct[np.concatenate(order)] = torch.cat(right).cpu().numpy()
+        loss_sum, seen = float(torch.stack(losses).sum()), sum(map(len, order))
+        broken = not bool(torch.stack(finite).all())
+    loss_sum, all_seen, any_broken = team.total((loss_sum, seen, broken))
+    if any_broken:
         raise DivergedError("the model's outputs are not finite")
-    correct = np.empty(len(split), dtype=bool)
-    correct[np.concatenate(order)] = torch.cat(right).cpu().numpy()
-    loss = float(torch.stack(losses).sum()) / len(split)
-    return Score(correct=int(correct.sum()), total=len(split), loss=loss), correct
+    if all_seen != len(split):
+        raise RuntimeError(f"{all_seen:.0f} of {len(split)} examples were evaluated")
+    correct = team.union(correct)
+    return Score(correct=int(correct.sum()), total=len(split), loss=loss_sum / len(split)), correct

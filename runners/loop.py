@@ -19,6 +19,7 @@ from lra.schedules import learning_rate
 from lra.seeding import seed_torch
 
 from .evaluate import DivergedError, autocast
+from .parallel import Team
 
 CHECK_EVERY = 20
 """Steps between looks at the device: is the loss finite, what does the progress line say."""
@@ -86,11 +87,12 @@ def train(
     state: TrainState,
     hooks: LoopHooks,
     device: torch.device,
+    team: Team,
 ) -> None:
     """Train from `state.step` to `config.steps`, changing model, optimiser and state in place.
 
     Everything random in a step is a function of (seed, step), so a run that continues from a checkpoint does exactly
-    what an unbroken one does.
+    what an unbroken one does. Each process of the team computes its parts of the batches; `batches` is the same in all.
 
     Raises:
         DivergedError: The loss, or the model's output, is not finite.
@@ -108,7 +110,7 @@ def train(
         model.train()
         batch = batches.batch(step, device)
         optimizer.zero_grad(set_to_none=True)
-        for number, part in enumerate(batch.parts(config.accumulation)):
+        for number, part in team.deal(batch.parts(team.parts(config.accumulation))):
             seed_torch(seed, "step", step, number)
             with autocast(device, config.precision):
                 logits = model(part.tokens, part.mask).float()
@@ -121,6 +123,7 @@ def train(
                 count = torch.full_like(loss, len(part.labels))
                 state.sums += torch.stack((loss.detach() * count, right, count)).double()
                 first_bad = torch.where((first_bad < 0) & ~objective.isfinite(), step, first_bad)
+        team.sum_gradients(model)
         if config.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.step()
@@ -133,12 +136,12 @@ def train(
             state.timed_tokens += batch.num_tokens
         last = state.step == config.steps
         evaluation_due = last or state.step % config.eval_every == 0
-        stopping, saving = hooks.stop_requested(), hooks.save_due()
+        stopping, saving = team.any(hooks.stop_requested(), hooks.save_due())
         warm = step - first_step == WARM_STEPS - 1
         if not (evaluation_due or stopping or saving or warm or state.step % CHECK_EVERY == 0):
             continue
 
-        bad_step = int(first_bad)  # the device has finished all steps so far once this is read
+        bad_step = team.earliest(int(first_bad))  # the device has finished all steps so far once this is read
         elapsed = time.perf_counter() - clock
         state.wall_seconds += elapsed
         if step - first_step >= WARM_STEPS:
@@ -146,11 +149,11 @@ def train(
         clock = time.perf_counter()
         if bad_step >= 0:
             raise DivergedError(f"the loss is not finite at step {bad_step}")
-        loss_sum, right_sum, seen = state.sums.tolist()
+        loss_sum, right_sum, seen = team.collect(state.sums)
         hooks.report(state, loss_sum / seen, right_sum / seen)
         if evaluation_due:
             score = hooks.validate()
-            extend_curve(state, mixers, rate, score)
+            extend_curve(state, mixers, rate, loss_sum / seen, right_sum / seen, score)
             if state.best_score is None or score.correct > state.best_score.correct:
                 state.best_step, state.best_score = state.step, score
                 state.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -162,14 +165,15 @@ def train(
             raise PreemptedError(f"stopped after step {state.step} with the state saved")
 
 
-def extend_curve(state: TrainState, mixers: list[SequenceMixer], rate: float, score: Score) -> None:
+def extend_curve(
+    state: TrainState, mixers: list[SequenceMixer], rate: float, loss: float, accuracy: float, score: Score
+) -> None:
     """Add a row to the learning curve and start new sums."""
-    loss_sum, right_sum, seen = state.sums.tolist()
     row = {
         "step": float(state.step),
         "learning_rate": rate,
-        "train_loss": loss_sum / seen,
-        "train_accuracy": right_sum / seen,
+        "train_loss": loss,
+        "train_accuracy": accuracy,
         "validation_loss": score.loss,
         "validation_correct": float(score.correct),
     }

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
     from lra.config import RunConfig
     from lra.prepared import PreparedData
+    from lra.records import Store
+
+    from .parallel import Place, Team
+    from .training import Execution
 
 EXAMPLES = """
 \b
@@ -108,7 +112,7 @@ def command(
     """Train, evaluate and record attention variants on tasks of the Long Range Arena.
 
     A run that was interrupted continues where it stopped when the same command is given again; a run that has its
-    record is not repeated.
+    record is not repeated. Under torchrun, the processes share the batches of one cell.
     """
     if config_file is not None and any((attn, task, profile, seeds, track, overrides)):
         raise click.UsageError(
@@ -117,30 +121,36 @@ def command(
     if config_file is None and not (task and (attn or overrides)):
         raise click.UsageError("--attn and --task are needed, or --config")
     seed_list = parse_seeds(seeds or "0")
+    from dataclasses import replace
+
     import torch
 
     from lra.prepared import data_home
     from lra.records import Store
 
-    from .cell import CellError, ClaimedCellError, Execution, execute_cell
+    from .cell import CellError, ClaimedCellError, execute_cell
     from .grid import convnet_defaults, describe, plan, read_config
+    from .parallel import join, leave, own_device, place
     from .summary import summary
     from .trackers import check_trackers
+    from .training import Execution
 
     if threads is not None:
         torch.set_num_threads(threads)
-    the_device = pick_device(device)
+    here = place()
+    the_device = own_device(pick_device(device), here)
     if config_file is not None:
         cells = [read_config(config_file)]
     else:
         attn, track, line = convnet_defaults(attn, track, overrides)
         if not attn:
             raise click.UsageError("--attn and --task are needed, or --config")
-        if line:
+        if line and here.rank == 0:
             click.echo(line, err=True)
         if profile is None:
             profile = "nystromformer" if the_device.type == "cuda" else "quick"
-            click.echo(f"Profile {profile} (the default on {the_device.type}); --profile picks another.", err=True)
+            if here.rank == 0:
+                click.echo(f"Profile {profile} (the default on {the_device.type}); --profile picks another.", err=True)
         cells = plan(
             attn=attn,
             task=task or "",
@@ -151,9 +161,11 @@ def command(
         )
     home, store = data_home(data_dir), Store(store_folder)
     if dry_run:
-        for config in cells:
+        for config in cells if here.rank == 0 else []:
             click.echo(describe(config, home))
         return
+    if here.size > 1:
+        check_team(cells, here.size)
     store.check_writable()
     check_trackers(trackers)
     execution = Execution(
@@ -163,11 +175,15 @@ def command(
         checkpoint_seconds=checkpoint_seconds,
         trackers=trackers,
     )
+    if here.size > 1:
+        execution = replace(execution, team=join(here, the_device))
+        if here.rank > 0:
+            sys.exit(follow(cells[0], home, store, execution, here))
     prepared: dict[str, PreparedData] = {}
     tables: dict[tuple[str, str], list[Any]] = {}
     ended_without_number = False
     for config in cells:
-        data = prepared.get(config.task) or prepare(config, home, progress=not quiet)
+        data = prepared.get(config.task) or prepare_for(execution.team, here, config, home, progress=not quiet)
         prepared[config.task] = data
         if signals.stop_requested():
             sys.exit(signals.EXIT_PREEMPTED)
@@ -186,6 +202,7 @@ def command(
             click.echo(f"Error: {config.variant.name}, seed {config.seed}: {error}", err=True)
             rows.append((config.variant.name, config.seed, "claimed"))
             ended_without_number = True
+    leave(execution.team)
     click.echo("\n\n".join(summary(rows, store) for rows in tables.values()))
     if ended_without_number:
         sys.exit(CellError.exit_code)
@@ -197,6 +214,56 @@ def prepare(config: RunConfig, home: Path, *, progress: bool) -> PreparedData:
 
     task = get_task(config.task)
     return task.prepare(task.options.model_validate(config.data), home, progress=progress)
+
+
+def check_team(cells: list[RunConfig], size: int) -> None:
+    """Check that `size` processes can share what is to be run.
+
+    Raises:
+        UsageError: It is more than one cell, or its batch has not an example for each process.
+    """
+    from lra.errors import UsageError
+
+    if len(cells) > 1:
+        raise UsageError(
+            f"torchrun shares one cell among {size} processes, these are {len(cells)} cells: "
+            "name one, or run them side by side with lra-sweep run SUITE --slots N"
+        )
+    batch_size = cells[0].train.batch_size
+    if batch_size < size:
+        raise UsageError(f"a batch of {batch_size} cannot be shared by {size} processes; --nproc-per-node {batch_size}")
+
+
+def prepare_for(team: Team, here: Place, config: RunConfig, home: Path, *, progress: bool) -> PreparedData:
+    """Prepare the data of a run once on each machine: its first process builds, the others open what it built.
+
+    Raises:
+        DataError: The machines have different data.
+    """
+    from lra.errors import DataError
+
+    if here.local_rank > 0:
+        team.meet()
+    data = prepare(config, home, progress=progress and team.leads)
+    if here.local_rank == 0:
+        team.meet()
+    if not team.same(data.digest):
+        raise DataError(f"the processes of this run have different data for task {config.task}")
+    return data
+
+
+def follow(config: RunConfig, home: Path, store: Store, execution: Execution, here: Place) -> int:
+    """Take part in the run of another process and return the exit code; that process prints and writes."""
+    from .cell import CellError, PreemptedCellError, follow_cell
+    from .parallel import leave
+
+    data = prepare_for(execution.team, here, config, home, progress=False)
+    try:
+        status = follow_cell(config, data, store, execution, signals.stop_requested)
+    except PreemptedCellError:
+        return signals.EXIT_PREEMPTED
+    leave(execution.team)
+    return 0 if status == "ok" else CellError.exit_code
 
 
 def pick_device(name: str) -> torch.device:

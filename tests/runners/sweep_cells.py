@@ -13,11 +13,12 @@ from lra.prepared import PreparedData
 from lra.profiles import load_profile, resolve
 from lra.records import Store
 from lra.tasks import get_task
-from runners.cell import Execution, execute_cell
+from runners.cell import execute_cell
 from runners.engines.base import Ended, Engine
 from runners.sweep import Sweep, SweepSettings
 from runners.sweep_state import SweepCell
 from runners.sweep_view import SweepView
+from runners.training import Execution
 
 TINY = {
     "data.train": 64, "data.validation": 16, "data.test": 16, "data.min_length": 4, "data.max_length": 16,

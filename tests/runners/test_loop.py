@@ -12,7 +12,8 @@ from lra.config import RunConfig
 from lra.profiles import load_profile, resolve
 from lra.records import Store
 from lra.tasks import get_task
-from runners.cell import CellError, Execution, PreemptedCellError, execute_cell
+from runners.cell import CellError, PreemptedCellError, execute_cell
+from runners.training import Execution
 
 TINY = {
     "data.train": 256, "data.validation": 64, "data.test": 64, "data.min_length": 4, "data.max_length": 24,
@@ -119,7 +120,7 @@ def test_a_finished_cell_is_not_run_again_and_force_agrees(data, tmp_path, monke
     config = tiny()
     first = execute(config, data, tmp_path)
     assert execute(config, data, tmp_path, force=True) == first
-    monkeypatch.setattr("runners.cell.build_model", None)  # would fail if anything ran
+    monkeypatch.setattr("runners.training.build_model", None)  # would fail if anything ran
     assert execute(config, data, tmp_path) == first
 
 
@@ -182,15 +183,15 @@ def test_all_examples_are_scored_whatever_the_size_of_a_batch(data, tmp_path):
 
 def test_weights_that_do_not_score_as_recorded_stop_the_run(data, tmp_path, monkeypatch):
     """The check before the test set is read: here the choice is spoilt on purpose."""
-    from runners import cell
+    from runners import training
 
     def spoil(model, *rest):
         train(model, *rest)
         state = rest[5]
         state.best_weights = {name: torch.randn_like(value) for name, value in state.best_weights.items()}
 
-    train = cell.train
-    monkeypatch.setattr(cell, "train", spoil)
+    train = training.train
+    monkeypatch.setattr(training, "train", spoil)
     with pytest.raises(CellError, match="not the recorded"):
         execute(tiny(), data, tmp_path)
 
