@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from lra.errors import StoreError
 
 from .load import Loaded
-from .style import COLOURS, COLUMN, DASHES, MARKERS, legend_below, mark_preview, new_figure, shown
+from .style import COLOURS, COLUMN, DASHES, MARKERS, legend_below, mark_preview, new_figure, plain_ticks, shown
 
 LINES_PER_PANEL = 7
 """More lines are not told apart."""
@@ -72,27 +72,35 @@ def on_common_steps(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.nda
 
 
 def depth_curves(frame: pd.DataFrame, where: str) -> Figure:
-    """Draw accuracy over the number of layers: every run as a dot, the mean of each depth joined.
+    """Draw accuracy over layers, and over operations where they were counted: runs as dots, means joined by depth.
 
     Args:
         frame: Rows of one task, with labels that leave out the number of layers.
         where: What they have in common, for the title.
     """
+    rows = frame.dropna(subset=["accuracy"])
+    counted = bool(rows["flops"].notna().all())
     figure = new_figure(2.6)
-    axes = figure.subplots()
+    panels = np.atleast_1d(figure.subplots(1, 1 + counted, sharey=True))
     names = []
-    for number, (label, group) in enumerate(frame.dropna(subset=["accuracy"]).groupby("label")):
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        means = group.groupby("layers")["accuracy"].mean(skipna=False)
+    for number, (label, group) in enumerate(rows.groupby("label")):
         names.append(shown(label, 34))
-        axes.scatter(group["layers"], group["accuracy"], s=9, color=colour, alpha=0.45, linewidths=0)
-        axes.plot(
-            means.index, means, color=colour, marker=marker, linestyle=DASHES[number % len(DASHES)], label=names[-1]
-        )
-    axes.set(xlabel="layers", ylabel="test accuracy (%)", xticks=sorted(frame["layers"].unique()))
-    figure.suptitle(
-        f"Dots: runs; line: mean\n{shown(where, int(62 * figure.get_size_inches()[0] / COLUMN))}", fontsize=7
-    )
-    mark_preview(axes, frame["seed"].nunique())
-    legend_below(figure, axes, names)
+        look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        by_depth = group.groupby("layers")
+        means = by_depth["accuracy"].mean(skipna=False)
+        places = ((group["layers"], means.index), (group["flops"] / 1e6, by_depth["flops"].median() / 1e6))
+        for axes, (runs, joined) in zip(panels, places, strict=False):
+            axes.scatter(runs, group["accuracy"], s=9, color=look["color"], alpha=0.45, linewidths=0)
+            axes.plot(joined, means, linestyle=DASHES[number % len(DASHES)], label=names[-1], **look)
+    panels[0].set(xlabel="layers", ylabel="test accuracy (%)", xticks=sorted(rows["layers"].unique()))
+    if counted:
+        panels[1].set(xscale="log", xlabel="MFLOPs per example")
+        panels[1].margins(x=0.12)
+        low, high = panels[1].get_xlim()
+        plain_ticks(panels[1].xaxis, low, high)
+    longest = int(62 * figure.get_size_inches()[0] / COLUMN)
+    figure.suptitle(f"Dots: runs; line: mean\n{shown(where, longest)}", fontsize=7)
+    for axes in panels:
+        mark_preview(axes, frame["seed"].nunique())
+    legend_below(figure, panels[0], names)
     return figure

@@ -29,8 +29,8 @@ PRESETS = {
     "accuracy": "variants x tasks, with averages and rails",
     "seeds": "intervals, extremes and how many runs learnt anything",
     "ranks": "average rank over tasks, with the critical difference",
-    "cost": "speed, memory and parameters, relative to full",
-    "depth": "accuracy by number of layers",
+    "cost": "speed, memory, operations and parameters, relative to full",
+    "depth": "accuracy by number of layers, with operations and time",
     "published": "our numbers beside published ones",
     "head-to-head": "A B: paired differences over seeds, McNemar on the same examples",
     "ablation": "VARIANT: one row per changed option",
@@ -120,7 +120,7 @@ def figures(selection: Selection, *, out: Path, form: str) -> None:
     """Draw all figures that the records give (extra: report).
 
     For each profile, track and task: the runs of all seeds; speed, score and memory; what nothing beats in cost and
-    score; learning curves; accuracy by depth.
+    score; learning curves; accuracy by depth and operations.
     """
     need_report_extra()
     from .figures import draw_all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -92,10 +93,17 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:120] or "unnamed"
 
 
-def plain_ticks(axis: Axis, low: float, high: float, count: int = 4) -> None:
-    """Put a few round, plainly written numbers, evenly spread, on a logarithmic axis from `low` to `high`."""
-    places = np.geomspace(low, high, count + 2)[1:-1]
-    axis.set_major_locator(FixedLocator(sorted({float(f"{place:.2g}") for place in places})))
+def plain_ticks(axis: Axis, low: float, high: float) -> None:
+    """Put two to five round, plainly written numbers on a logarithmic axis from `low` to `high`."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    choices = [
+        [leading * 10.0**decade for decade in decades for leading in group if low <= leading * 10.0**decade <= high]
+        for group in ((1,), (1, 3), (1, 2, 5))
+    ]
+    choices.append([float(f"{place:.2g}") for place in np.geomspace(low, high, 5)[1:-1]])
+    axis.set_major_locator(
+        FixedLocator(next((places for places in choices if 3 <= len(set(places)) <= 5), choices[-1]))
+    )
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 100 else f"{x:.2g}"))
 

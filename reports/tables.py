@@ -22,6 +22,10 @@ SIX = (*FIVE, "pathx")
 NOT_RUN = "-"
 PARAMETER_RULE = 0.10
 """The benchmark's own rule: at most this much off the parameters of full attention."""
+FLOPS_NOTE = (
+    "MFLOPs: million operations of one example of the longest length, forward and backward, a multiplication and an "
+    "addition being two; matrix products, convolutions and fused attention only."
+)
 STATUS_WORDS = {"oom": "OOM"}
 """How statuses are written where they have a spelling of their own."""
 
@@ -121,7 +125,7 @@ def seeds(loaded: Loaded, profile: str, track: str) -> Table:
 
 
 def cost(loaded: Loaded, profile: str, track: str) -> Table:
-    """Tabulate what training took, relative to `full` on the same task and device: speed, memory, parameters."""
+    """Tabulate what training took, relative to `full` on the same task and device: speed, memory, size, operations."""
     loaded = loaded.only(profile, track)
     frame = loaded.frame()
     rows = []
@@ -129,30 +133,25 @@ def cost(loaded: Loaded, profile: str, track: str) -> Table:
     for (column, device, label), group in frame.dropna(subset=["parameters"]).groupby(["column", "device", "label"]):
         peers = frame[(frame["column"] == column) & (frame["device"] == device) & (frame["variant"] == "full")]
         base = peers[peers["recipe"] == group["recipe"].iloc[0]]
-        speed, memory = _median(group["tokens_per_second"]), _median(group["peak_bytes"])
         parameters, reference = int(group["parameters"].iloc[0]), int(group["parameters_full"].iloc[0])
-        rows.append(
-            {
-                "task": str(column),
-                "variant": str(label),
-                "device": str(device),
-                "tokens/s": number(speed, "{:,.0f}"),
-                "speed x full": number(speed / _median(base["tokens_per_second"]), "{:.2f}"),
-                "peak MiB": number(memory / 2**20, "{:,.0f}"),
-                "memory x full": number(memory / _median(base["peak_bytes"]), "{:.2f}"),
-                "parameters": f"{parameters:,}",
-                "parameters x full": f"{parameters / reference:.3f}",
-                "backend": ", ".join(sorted(set(group["backend"]))),
-            }
-        )
+        row = {"task": str(column), "variant": str(label), "device": str(device)}
+        for name, source, unit, form in (
+            ("tokens/s", "tokens_per_second", 1.0, "{:,.0f}"),
+            ("peak MiB", "peak_bytes", 2**20, "{:,.0f}"),
+            ("MFLOPs", "flops", 1e6, "{:,.1f}"),
+        ):
+            value = _median(group[source])
+            row |= {name: number(value / unit, form), f"{name} x full": number(value / _median(base[source]), "{:.2f}")}
+        row |= {"parameters": f"{parameters:,}", "parameters x full": f"{parameters / reference:.3f}"}
+        rows.append(row | {"backend": ", ".join(sorted(set(group["backend"])))})
     methods = sorted({record.cost.peak_memory_method for record in loaded.records.values()})
     notes = ["Medians over seeds, measured during training runs, which may have shared their machine with other work."]
-    notes += [f"Memory: {'; '.join(methods)}.", *_unequal(frame), *surroundings(frame)]
+    notes += [f"Memory: {'; '.join(methods)}.", FLOPS_NOTE, *_unequal(frame), *surroundings(frame)]
     return plain_table(table_caption("Cost of training", profile, track), rows, notes, frame)
 
 
 def depth(loaded: Loaded, profile: str, track: str) -> Table:
-    """Tabulate accuracy by number of layers, one row per variant and task.
+    """Tabulate accuracy against layers, operations and time: one row per task, variant and number of layers.
 
     Raises:
         UsageError: All runs have the same number.
@@ -161,17 +160,26 @@ def depth(loaded: Loaded, profile: str, track: str) -> Table:
     if frame["layers"].nunique() == 1:
         raise UsageError(f"all runs under profile {profile}, {track} track, have the same number of layers")
     frame["label"] = label_by_settings(frame, leave_out=["model.num_layers"])
-    layers, seed_count = sorted(frame["layers"].unique()), loaded.seed_count(frame)
+    frame["step_seconds"] = frame["batch_size"] / frame["examples_per_second"]
+    seed_count = loaded.seed_count(frame)
     rows = []
-    for (column, label), group in frame.groupby(["column", "label"]):
-        row = {"task": str(column), "variant": str(label)}
-        for count in layers:
-            part = group[group["layers"] == count]
-            row[f"{count} layer{'' if count == 1 else 's'}"] = (
-                accuracy_cell(part, seed_count)[0] if len(part) else NOT_RUN
-            )
-        rows.append(row)
-    notes = preview(frame) + surroundings(frame)
+    for (column, label, layers), group in frame.groupby(["column", "label", "layers"]):
+        times = [
+            number(_median(part["step_seconds"]), "{:.3f}") + ("" if frame["device"].nunique() == 1 else f" ({device})")
+            for device, part in group.groupby("device")
+        ]
+        rows.append(
+            {
+                "task": str(column),
+                "variant": str(label),
+                "layers": str(layers),
+                "test accuracy %": accuracy_cell(group, seed_count)[0],
+                "MFLOPs": number(_median(group["flops"]) / 1e6, "{:,.1f}"),
+                "seconds per step": ", ".join(times) or NOT_RUN,
+            }
+        )
+    notes = [FLOPS_NOTE, "Seconds per step: median over seeds, of training runs that may have shared their machine."]
+    notes = preview(frame) + notes + surroundings(frame)
     return plain_table(table_caption("Test accuracy by depth", profile, track), rows, notes, frame)
 
 

@@ -41,6 +41,7 @@ def add_run(
     bits=None,
     finished_at="2026-01-01T00:00:00+00:00",
     config=None,
+    flops=2_000_000,
     **of,
 ):
     """Publish one run that has `correct` of 1000 right; None is a run that diverged."""
@@ -56,7 +57,7 @@ def add_run(
     steps = np.arange(1, 6) * 10.0
     arrays |= {"curve.step": steps, "curve.validation_correct": np.floor(np.linspace(10, (correct or 100) // 10, 5))}
     cost = Cost(
-        parameters=1000, parameters_full=1000, flops=2_000_000, train_seconds=2.0, examples_per_second=speed / 10,
+        parameters=1000, parameters_full=1000, flops=flops, train_seconds=2.0, examples_per_second=speed / 10,
         tokens_per_second=speed, wall_seconds=3.0, peak_memory_bytes=memory * 2**20, peak_memory_method="made up",
         resumed=0,
     )  # fmt: skip

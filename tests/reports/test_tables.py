@@ -9,7 +9,7 @@ from lra.errors import UsageError
 from reports.comparisons import ablation, head_to_head, ranks
 from reports.load import load_stores
 from reports.tables import accuracy, cost, depth, seeds
-from tests.reports.synthetic import add_attempt, add_run, five_tasks
+from tests.reports.synthetic import BASE, add_attempt, add_run, five_tasks
 
 
 def made(maker, folder, *names, profile="quick", track="matched"):
@@ -98,21 +98,39 @@ def test_profiles_tracks_editions_data_and_settings_never_share_a_cell(tmp_path)
 
 def test_cost_is_relative_to_full_of_the_same_recipe(tmp_path):
     for layers in (2, 4):
-        add_run(tmp_path, 400, layers=layers, track="open", speed=1000.0 * layers, memory=100)
-        add_run(tmp_path, 400, layers=layers, track="open", variant="linear", speed=3000.0 * layers, memory=25)
-    cells = made(cost, tmp_path, track="open").cells.set_index("variant")
+        add_run(tmp_path, 400, layers=layers, track="open", speed=1000.0 * layers, memory=100, flops=5_000_000 * layers)
+        add_run(tmp_path, 400, layers=layers, track="open", variant="linear", speed=3000.0 * layers, memory=25,
+                flops=2_000_000 * layers)  # fmt: skip
+    add_run(tmp_path, 400, track="open", variant="conv", flops=None)
+    table = made(cost, tmp_path, track="open")
+    cells = table.cells.set_index("variant")
     for layers in (2, 4):
         row = cells.loc[f"linear [num_layers={layers}]"]
-        assert (row["speed x full"], row["memory x full"], row["peak MiB"]) == ("3.00", "0.25", "25")
+        assert (row["tokens/s x full"], row["peak MiB x full"], row["peak MiB"]) == ("3.00", "0.25", "25")
+        assert (row["MFLOPs"], row["MFLOPs x full"]) == (f"{2 * layers}.0", "0.40")
+    assert cells.loc["conv", ["MFLOPs", "MFLOPs x full"]].tolist() == ["-", "-"]
+    assert "matrix products, convolutions and fused attention only" in text_of(table)
 
 
-def test_depth(tmp_path):
+def test_depth_has_accuracy_operations_and_time(tmp_path):
     for layers, right in ((1, 300), (2, 400), (4, 350)):
-        add_run(tmp_path, right, layers=layers, track="open")
-    add_run(tmp_path, 200, layers=1, track="open", variant="linear")
-    cells = made(depth, tmp_path, track="open").cells.set_index("variant")
-    assert cells.loc["full", ["1 layer", "2 layers", "4 layers"]].tolist() == ["30.00 (1)", "40.00 (1)", "35.00 (1)"]
-    assert cells.loc["linear", ["1 layer", "2 layers"]].tolist() == ["20.00 (1)", "-"]
+        for seed in range(2):
+            add_run(tmp_path, right + 10 * seed, seed=seed, layers=layers, track="open", flops=1_500_000 * layers,
+                    speed=BASE.train.batch_size * 10 / layers)  # fmt: skip
+    add_run(tmp_path, 200, layers=1, track="open", variant="linear", flops=None)
+    add_run(tmp_path, None, layers=2, track="open", variant="linear")
+    add_attempt(tmp_path, "oom", layers=4, track="open", variant="linear")
+    cells = made(depth, tmp_path, track="open").cells
+    assert cells[["variant", "layers", "test accuracy %", "MFLOPs"]].to_numpy().tolist() == [
+        ["full", "1", "30.50 ± 0.71 (2)", "1.5"],
+        ["full", "2", "40.50 ± 0.71 (2)", "3.0"],
+        ["full", "4", "35.50 ± 0.71 (2)", "6.0"],
+        ["linear", "1", "20.00 (1/2)", "-"],
+        ["linear", "2", "diverged (1/1)", "2.0"],
+        ["linear", "4", "OOM (1/1)", "-"],
+    ]
+    assert cells["seconds per step"].tolist()[:3] == ["1.000", "2.000", "4.000"]
+    assert cells["seconds per step"].tolist()[5] == "-"
 
 
 def test_head_to_head_pairs_seeds_and_examples(tmp_path):
