@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -135,7 +136,23 @@ def validate_section(section: type[S], values: Mapping[str, Any], path: str) -> 
 def _problem(detail: Any, path: str, section: type[BaseModel]) -> str:
     where = ".".join([path, *map(str, detail["loc"])])
     if detail["type"] == "extra_forbidden":
-        return f"{where}: unknown key; {suggest(str(detail['loc'][-1]), section.model_fields)}"
+        *parents, key = detail["loc"]
+        return f"{where}: unknown key; {suggest(str(key), _section_at(section, parents).model_fields)}"
     if detail["type"] == "missing":
         return f"{where}: missing"
     return f"{where}: {detail['msg'][:1].lower()}{detail['msg'][1:]} (got {detail['input']!r})"
+
+
+def _section_at(section: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    """Return the section that a path of keys leads to, through sections, lists and mappings of sections."""
+    here: Any = section
+    for step in path:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            here = here.model_fields[str(step)].annotation
+            if isinstance(here, UnionType):
+                here = next(part for part in get_args(here) if part is not NoneType)
+        else:
+            here = get_args(here)[-1]  # of list[item] or dict[key, item]
+    assert isinstance(here, type)
+    assert issubclass(here, BaseModel)
+    return here

@@ -40,6 +40,16 @@ class Profile(Section):
     """Options of variants as the source sets them, by variant."""
     tasks: dict[str, TaskRecipe]
 
+    def recipe(self, task: str) -> TaskRecipe:
+        """Return what the profile says of a task.
+
+        Raises:
+            UsageError: It does not say anything.
+        """
+        if task not in self.tasks:
+            raise UsageError(f"profile {self.name!r} does not define task {task!r}; {suggest(task, self.tasks)}")
+        return self.tasks[task]
+
 
 def config_folder(kind: str) -> Path:
     """Return the folder of shipped `profiles` or `suites`: inside the installed package, or beside it in a copy."""
@@ -111,10 +121,7 @@ def resolve(
         UsageError: All mistakes at once, one per line.
     """
     problems: list[str] = []
-    recipe = profile.tasks.get(task)
-    the_task = get_task(task)
-    if recipe is None:
-        raise UsageError(f"profile {profile.name!r} does not define task {task!r}; {suggest(task, profile.tasks)}")
+    the_task, recipe = get_task(task), profile.recipe(task)
     sections = {"data": dict(recipe.data), "model": dict(recipe.model), "train": dict(recipe.train)}
     options = dict(profile.variants.get(variant, {}))
     for path, value in overrides.items():

@@ -22,6 +22,9 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="An option of the task, such as seed=1; may be repeated.",
 )
+profile_option = click.option(
+    "--profile", metavar="NAME", help="Take the options of this recipe, such as quick, instead of the task's own."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,8 +63,16 @@ def list_command(data_dir: Path | None) -> None:
 @main.command()
 @click.argument("task")
 @click.option("--from", "source", type=click.Path(path_type=Path), help="Archive or folder to read; it is remembered.")
+@click.option("--generate", is_flag=True, help="Generate ListOps or the Pathfinder family, whatever the profile says.")
+@click.option(
+    "--small",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="An edition of its own with N training examples, other splits in proportion.",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
+@profile_option
 @set_option
 @data_dir_option
 @one_line_errors
@@ -69,20 +80,46 @@ def prepare(
     *,
     task: str,
     source: Path | None,
+    generate: bool,
+    small: int | None,
     workers: int | None,
     quiet: bool,
+    profile: str | None,
     settings: tuple[str, ...],
     data_dir: Path | None,
 ) -> None:
-    """Prepare the data of TASK, unless it is there already."""
-    from lra.prepared import data_home
+    r"""Prepare the data of TASK, unless it is there already.
 
-    the_task, options = _resolve(task, settings)
+    \b
+    Examples:
+      lra-data prepare listops
+      lra-data prepare text --from aclImdb_v1.tar.gz --profile official
+      lra-data prepare image --small 2000
+    """
+    from lra.errors import UsageError
+    from lra.prepared import data_home
+    from lra.tasks import get_task
+
+    if generate and source is not None:
+        raise UsageError("--generate makes data and --from reads it; give one of them")
+    if generate:
+        name = get_task(task).info.name
+        if not get_task(task).info.generated:
+            raise UsageError(f"{name} is not generated; lra-data fetch {name} fetches its file")
+        settings = (*settings, "source=generated")
+    the_task, options = _resolve(task, settings, profile)
+    if small is not None:
+        settings = (*settings, *(f"{key}={value}" for key, value in the_task.small(options, small).items()))
+        the_task, options = _resolve(task, settings, profile)
     home = data_home(data_dir)
     present = (home / the_task.folder_name(options)).is_dir()
     data = the_task.prepare(options, home, source=source, workers=workers, progress=not quiet)
     click.echo(f"{'Already prepared' if present else 'Prepared'}: {data.path}")
     _describe(data)
+    if small is not None and profile is not None:
+        chosen = " ".join(f"--set data.{setting.removeprefix('data.')}" for setting in settings)
+        name = the_task.info.name
+        click.echo(f"Train on it with: lra-run --attn NAME --task {name} --profile {profile} --track open {chosen}")
 
 
 @main.command()
@@ -196,17 +233,25 @@ def verify(task: str | None, data_dir: Path | None) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write a PNG with 36 images from --index on instead."
 )
+@profile_option
 @set_option
 @data_dir_option
 @one_line_errors
 def show(
-    task: str, split: SplitName, index: int, out: Path | None, settings: tuple[str, ...], data_dir: Path | None
+    *,
+    task: str,
+    split: SplitName,
+    index: int,
+    out: Path | None,
+    profile: str | None,
+    settings: tuple[str, ...],
+    data_dir: Path | None,
 ) -> None:
     """Show one example of TASK as a person would read it, preparing the data first if need be."""
     from lra.errors import UsageError
     from lra.prepared import data_home
 
-    the_task, options = _resolve(task, settings)
+    the_task, options = _resolve(task, settings, profile)
     if out is not None and the_task.info.grid is None:
         raise UsageError(f"--out draws images, and {the_task.info.name} has none")
     data = the_task.prepare(options, data_home(data_dir))
@@ -220,15 +265,16 @@ def show(
     click.echo(f"Wrote {split} examples {index} to {last - 1} to {out}")
 
 
-def _resolve(task: str, settings: tuple[str, ...]) -> tuple[Task[Any], TaskOptions]:
-    """Find a task and build its options from `--set`."""
+def _resolve(task: str, settings: tuple[str, ...], profile: str | None = None) -> tuple[Task[Any], TaskOptions]:
+    """Find a task and build its options from `--profile` and, over it, `--set`."""
     from lra.config import validate_section
     from lra.errors import UsageError
+    from lra.profiles import load_profile
     from lra.strict_yaml import load_text
     from lra.tasks import get_task
 
     the_task = get_task(task)
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {} if profile is None else dict(load_profile(profile).recipe(the_task.info.name).data)
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator or not key:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from lra.errors import DataError
+from lra.errors import DataError, UsageError
 from lra.prepared import PreparedData, SplitName, open_prepared
 from lra.tasks.sources import keep_source, kept_source
 
@@ -40,6 +41,8 @@ class TaskInfo:
     """Whether an example is two documents through one shared encoder."""
     grid: tuple[int, int] | None = None
     """(rows, columns) when the tokens are the pixels of an image in row-major order."""
+    generated: bool = False
+    """Whether the harness makes the data itself when the option `source` says so."""
     normalisation: tuple[float, float] | None = None
     """Mean and standard deviation of value / 255, for tasks whose values enter through a linear map, not a table."""
 
@@ -61,6 +64,14 @@ class Task(ABC, Generic[OptionsT]):
     @abstractmethod
     def short_name(self, options: OptionsT) -> str:
         """Return a word for the edition, for the name of its folder."""
+
+    @abstractmethod
+    def small(self, options: OptionsT, train: int) -> dict[str, int]:
+        """Return the option values of the same edition with `train` training examples, other splits in proportion.
+
+        Raises:
+            UsageError: The edition has not more than `train` training examples, or cannot be cut.
+        """
 
     def source_key(self, options: OptionsT) -> str | None:  # noqa: ARG002
         """Name the source that this edition is read from, for `lra.tasks.sources`; None for generated ones."""
@@ -122,6 +133,19 @@ class Task(ABC, Generic[OptionsT]):
         if data.manifest.task != self.info.name or data.manifest.options != options.model_dump(mode="json"):
             raise DataError(f"{target}: holds other data than its name says; remove the folder and prepare it again")
         return data
+
+
+def in_proportion(full: Mapping[SplitName, int], train: int) -> dict[SplitName, int]:
+    """Shrink the sizes of splits to `train` training examples; none becomes empty.
+
+    Raises:
+        UsageError: There are not more than `train` to begin with.
+    """
+    if train >= full["train"]:
+        raise UsageError(
+            f"a small edition must have fewer than the {full['train']:,} training examples of the full one"
+        )
+    return {name: max(1, round(count * train / full["train"])) for name, count in full.items()}
 
 
 def _check_writable(home: Path) -> None:

@@ -12,12 +12,10 @@ from lra.prepared import PreparedData, Split, SplitName, write_prepared
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.image_files import VERSION, Bytes, read_images
 from lra.tasks.pathfinder_view import shade
-from lra.tasks.sampling import Count, ReadOptions, hold_out, rails, sample
+from lra.tasks.sampling import Count, ReadOptions, held_out_count, hold_out, rails, sample, sample_limits
 from lra.tasks.sources import describe_source, missing
 
 SIDE = 32
-HELD_OUT = 0.1
-"""Share of the training images that become the validation split."""
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
 GRAY_MEAN, GRAY_STD = 0.4809, 0.2390
 """Of value / 255 over the gray training images."""
@@ -49,6 +47,16 @@ class _Pixels(Task[OptionsT]):
         """Return the number of pixels."""
         return SIDE * SIDE
 
+    def small(self, options: OptionsT, train: int) -> dict[str, int]:
+        """Sample every split."""
+        held_out = held_out_count(options.train_images)
+        full: dict[SplitName, int] = {
+            "train": options.train_images - held_out,
+            "validation": held_out,
+            "test": options.test_images,
+        }
+        return sample_limits(full, train)
+
     def source_key(self, options: OptionsT) -> str:  # noqa: ARG002
         """Return `image`: both tasks are read from one archive."""
         return "image"
@@ -75,7 +83,7 @@ class _Pixels(Task[OptionsT]):
             if count != expected:
                 hint = f"--set {what}_images={count} admits them"
                 raise DataError(f"{source}: {count} {what} images, expected {expected}; {hint}")
-        stay, held_out = hold_out(len(train), max(1, round(HELD_OUT * len(train))), options.seed)
+        stay, held_out = hold_out(len(train), held_out_count(len(train)), options.seed)
         everything: dict[SplitName, tuple[Bytes, Bytes]] = {
             "train": (train[stay], train_labels[stay]),
             "validation": (train[held_out], train_labels[held_out]),

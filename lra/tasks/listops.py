@@ -16,7 +16,7 @@ from lra.generate.listops_corpus import generate_examples
 from lra.generate.listops_tokens import CLOSE, DIGIT_0, VOCAB_SIZE, WORDS
 from lra.prepared import SPLITS, PreparedData, Split, SplitName, write_prepared
 from lra.tasks import listops_files, listops_rails
-from lra.tasks.base import Task, TaskInfo, TaskOptions
+from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -75,7 +75,7 @@ class ListOps(Task[ListOpsOptions]):
     """The ListOps task."""
 
     info: ClassVar[TaskInfo] = TaskInfo(
-        name="listops", title="ListOps", version=1, vocab_size=VOCAB_SIZE, num_classes=10
+        name="listops", title="ListOps", version=1, vocab_size=VOCAB_SIZE, num_classes=10, generated=True
     )
     options: ClassVar[type[TaskOptions]] = ListOpsOptions
 
@@ -98,6 +98,12 @@ class ListOps(Task[ListOpsOptions]):
     def max_length(self, options: ListOpsOptions) -> int:
         """Return the upper bound of the lengths."""
         return min(options.max_length, options.grammar.longest_possible())
+
+    def small(self, options: ListOpsOptions, train: int) -> dict[str, int]:
+        """Generate fewer; the released files are read whole."""
+        if options.source == "official":
+            raise UsageError("the released ListOps files are read whole; a small edition is generated: --generate")
+        return {str(name): count for name, count in in_proportion(options.counts, train).items()}
 
     def short_name(self, options: ListOpsOptions) -> str:
         """Return `generated` or `official` for the benchmark's distribution, else what it is instead."""

@@ -14,7 +14,7 @@ from lra.generate import pathfinder as generator
 from lra.generate.pathfinder_corpus import generate_images, sole_owner
 from lra.generate.pathfinder_stamps import Bytes
 from lra.prepared import SPLITS, PreparedData, Split, SplitName, open_prepared, write_prepared
-from lra.tasks.base import Task, TaskInfo, TaskOptions
+from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
 from lra.tasks.pathfinder_view import shade
 
 OFFICIAL_COUNT = 200_000
@@ -66,6 +66,14 @@ class PathfinderTask(Task[PathfinderOptions]):
     def max_length(self, options: PathfinderOptions) -> int:  # noqa: ARG002 - every edition has one size
         """Return the number of pixels."""
         return self.size**2
+
+    def small(self, options: PathfinderOptions, train: int) -> dict[str, int]:
+        """Generate fewer; the released folders are read whole."""
+        if options.source == "official":
+            raise UsageError("the released Pathfinder images are read whole; a small edition is generated: --generate")
+        in_proportion(options.counts, train)
+        tens, rest = divmod(train, 8)
+        return {"count": 10 * tens + rest}  # the inverse of `split_counts`
 
     def short_name(self, options: PathfinderOptions) -> str:
         """Return the difficulty, preceded by `official` for the released images."""
@@ -170,7 +178,15 @@ def _place(folder: Path) -> str:
 
 def _info(name: str, title: str, size: int) -> TaskInfo:
     # 256 levels, and one id for padding
-    return TaskInfo(name=name, title=title, version=generator.VERSION, vocab_size=257, num_classes=2, grid=(size, size))
+    return TaskInfo(
+        name=name,
+        title=title,
+        version=generator.VERSION,
+        vocab_size=257,
+        num_classes=2,
+        grid=(size, size),
+        generated=True,
+    )
 
 
 class Pathfinder(PathfinderTask):

@@ -12,7 +12,7 @@ from lra.errors import DataError, UsageError
 from lra.prepared import SPLITS, PreparedData, Split, SplitName, write_prepared
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.retrieval_files import OFFICIAL_STEM, VERSION, PairReader
-from lra.tasks.sampling import ReadOptions, rails, sample
+from lra.tasks.sampling import ReadOptions, rails, sample, sample_limits
 from lra.tasks.sources import describe_source, missing
 from lra.tasks.text import printable
 
@@ -49,6 +49,10 @@ class Retrieval(Task[RetrievalOptions]):
     def short_name(self, options: RetrievalOptions) -> str:
         """Return the length, preceded by `substitute` for other pairs than the benchmark's."""
         return f"substitute-{options.max_length}" if options.source == "substitute" else str(options.max_length)
+
+    def small(self, options: RetrievalOptions, train: int) -> dict[str, int]:  # noqa: ARG002 - other pairs, same shares
+        """Sample every split; a substitute, whose size nothing says beforehand, in the benchmark's proportions."""
+        return sample_limits(OFFICIAL_COUNTS, train)
 
     def source_key(self, options: RetrievalOptions) -> str:
         """Return the task's name for the released pairs; a substitute is never taken for them."""

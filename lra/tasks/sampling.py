@@ -11,9 +11,11 @@ from pydantic import Field
 
 from lra.prepared import Split, SplitName
 from lra.seeding import numpy_generator
-from lra.tasks.base import TaskOptions
+from lra.tasks.base import TaskOptions, in_proportion
 
 Count = Annotated[int, Field(ge=1)]
+HELD_OUT = 0.1
+"""Share of the training examples that becomes the validation split of tasks without one of their own."""
 
 
 class ReadOptions(TaskOptions):
@@ -37,6 +39,15 @@ class ReadOptions(TaskOptions):
         return [f"at most {', '.join(parts)}"] if parts else []
 
 
+def sample_limits(full: Mapping[SplitName, int], train: int) -> dict[str, int]:
+    """Return the option values that keep `train` training examples and a like share of the other splits.
+
+    Raises:
+        UsageError: There are not more than `train` to begin with.
+    """
+    return {f"max_{name}": count for name, count in in_proportion(full, train).items()}
+
+
 def byte_split(documents: Sequence[bytes], labels: Sequence[int], *, per_example: int = 1) -> Split:
     """Join documents to a split whose ids are byte + 1.
 
@@ -53,6 +64,11 @@ def byte_split(documents: Sequence[bytes], labels: Sequence[int], *, per_example
         labels=np.asarray(labels, dtype=np.uint8),
         token_offset=1,
     )
+
+
+def held_out_count(total: int) -> int:
+    """Return how many of `total` training examples are held out."""
+    return max(1, round(HELD_OUT * total))
 
 
 def hold_out(total: int, count: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

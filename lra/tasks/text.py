@@ -13,14 +13,21 @@ from lra.archives import stream_members
 from lra.errors import DataError, UsageError
 from lra.prepared import PreparedData, Split, SplitName, write_prepared
 from lra.tasks.base import Task, TaskInfo, TaskOptions
-from lra.tasks.sampling import Count, ReadOptions, byte_split, hold_out, rails, sample
+from lra.tasks.sampling import (
+    Count,
+    ReadOptions,
+    byte_split,
+    held_out_count,
+    hold_out,
+    rails,
+    sample,
+    sample_limits,
+)
 from lra.tasks.sources import describe_source, missing
 
 VERSION = 1
 """Raised when the same archive gives other arrays."""
 OFFICIAL_COUNT = 25_000
-HELD_OUT = 0.1
-"""Share of the training reviews that become the validation split."""
 REVIEW_LIMIT = 1 << 20
 ARCHIVE_LIMIT = 1 << 30
 
@@ -61,6 +68,16 @@ class Text(Task[TextOptions]):
     def short_name(self, options: TextOptions) -> str:
         """Return the length, and `val-test` where the test split validates."""
         return f"{options.max_length}-val-test" if options.validation == "test" else str(options.max_length)
+
+    def small(self, options: TextOptions, train: int) -> dict[str, int]:
+        """Sample every split."""
+        held_out = 0 if options.validation == "test" else held_out_count(options.train_reviews)
+        full: dict[SplitName, int] = {
+            "train": options.train_reviews - held_out,
+            "validation": held_out or options.test_reviews,
+            "test": options.test_reviews,
+        }
+        return sample_limits(full, train)
 
     def source_key(self, options: TextOptions) -> str:  # noqa: ARG002 - all editions come from one archive
         """Return the task's name."""
@@ -107,7 +124,7 @@ class Text(Task[TextOptions]):
             chosen |= {"train": reviews["train"], "validation": reviews["test"]}
         else:
             total = len(reviews["train"])
-            stay, held_out = hold_out(total, max(1, round(HELD_OUT * total)), options.seed)
+            stay, held_out = hold_out(total, held_out_count(total), options.seed)
             chosen["train"] = [reviews["train"][i] for i in stay]
             chosen["validation"] = [reviews["train"][i] for i in held_out]
         splits: dict[SplitName, Split] = {}

@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from lra.prepared import open_prepared
+from lra.profiles import load_profile, parse_override, resolve
+from lra.tasks import TASKS
 from runners.data_command import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +48,39 @@ def test_prepare_tells_what_it_made_and_where(run, home):
     assert "train: 60 examples of" in first.stdout
     assert "chance 10.0, majority" in first.stdout
     assert first.stderr == ""  # no progress bar outside a terminal
+
+
+def test_a_small_edition_has_its_own_folder_and_says_what_it_is(run, home):
+    full, small = run("prepare", "listops", *SET_TINY), run("prepare", "listops", *SET_TINY, "--small", 30)
+    assert (full.exit_code, small.exit_code) == (0, 0), small.stderr
+    assert len(list(home.iterdir())) == 2
+    assert "60 / 20 / 20 examples" in full.stdout
+    assert "30 / 10 / 10 examples" in small.stdout
+
+
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.info.generated])
+def test_generate_wins_over_an_edition_that_is_read(run, task):
+    tiny = SET_TINY if task == "listops" else ["--set", "difficulty=easy", "--small", "8"]
+    assert run("prepare", task, "--set", "source=official", *tiny).exit_code != 0
+    result = run("prepare", task, "--set", "source=official", "--generate", *tiny)
+    assert result.exit_code == 0, result.stderr
+    assert f"{task}, " in result.stdout
+    assert "generated" in result.stdout
+
+
+def test_prepare_for_a_profile_makes_what_the_profile_reads(run, home):
+    result = run("prepare", "listops", "--profile", "quick", "--small", 200)
+    assert result.exit_code == 0, result.stderr
+    *_, advice = result.stdout.splitlines()
+    command = advice.removeprefix("Train on it with: lra-run --attn NAME ").split()
+    assert command[:4] == ["--task", "listops", "--profile", "quick"]
+    overrides = dict(parse_override(text) for text in command[command.index("--set") :] if "=" in text)
+    options = resolve(
+        task="listops", variant="full", profile=load_profile("quick"), seed=0, track="open", overrides=overrides
+    )
+    task = TASKS["listops"]
+    (folder,) = home.iterdir()
+    assert folder.name == task.folder_name(task.options.model_validate(options.data))
 
 
 def test_data_dir_wins_over_the_variable(run, home, tmp_path):
@@ -146,6 +181,18 @@ def test_show_prepares_and_renders(run):
         (["prepare", "listops", "--set", "seed=!!int 1"], 2, "Error: --set seed:1:1: tags are not allowed"),
         (["show", "listops", *SET_TINY, "--index", "60"], 2, "Error: train has examples 0 to 59, not 60"),
         (["prepare", "listops", *SET_TINY, "--from", "x"], 2, "Error: listops is generated; --set source=official"),
+        (["prepare", "text", "--generate"], 2, "Error: text is not generated; lra-data fetch text fetches its file"),
+        (["prepare", "listops", "--generate", "--from", "x"], 2, "Error: --generate makes data and --from reads it"),
+        (
+            ["prepare", "pathfinder", "--small", "7"],
+            2,
+            "Error: data.count: input should be greater than or equal to 10",
+        ),
+        (["prepare", "listops", "--small", "96000"], 2, "must have fewer than the 96,000 training examples"),
+        (["prepare", "listops", "--set", "source=official", "--small", "9"], 2, "a small edition is generated"),
+        (["prepare", "pathx", "--set", "source=official", "--small", "9"], 2, "a small edition is generated"),
+        (["prepare", "listops", "--profile", "quik"], 2, "Error: unknown profile 'quik'; did you mean 'quick'?"),
+        (["prepare", "pathx", "--profile", "nystromformer"], 2, "does not define task 'pathx'"),
         (["prepare", "listops", "--set", "max_depth=3"], 2, "no tree of this depth and width"),
     ],
 )
