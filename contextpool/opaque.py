@@ -1,7 +1,7 @@
 """Pairs of forward and backward functions as opaque PyTorch operators.
 
 `torch.compile` and autocast see one operator each way instead of the loops inside: the first does not unroll them, and
-the second does not lower the precision of their sums.
+the second does not lower the precision of their sums. Counters of FLOPs see one operator too, so each has a formula.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+
+aten = torch.ops.aten
 
 Forward = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 """(x, weight, sigma, normalized) -> (y, one factor per row, which the backward needs)."""
@@ -25,8 +28,12 @@ of x. y has the dtype of x; not normalised, it is the bare weighted sum.
 """
 
 
-def opaque_kernel(name: str, forward: Forward, backward: Backward) -> Kernel:
-    """Register `contextpool::{name}` and its backward, and return the differentiable call."""
+def opaque_kernel(name: str, forward: Forward, backward: Backward, *, countable: bool = True) -> Kernel:
+    """Register `contextpool::{name}` and its backward, and return the differentiable call.
+
+    The FLOPs of a call depend on the widths of the Gaussians, so they are counted by running it once more. Without
+    `countable`, for functions that are not made of torch's operators, it has no formula and counters list it.
+    """
 
     @torch.library.custom_op(f"contextpool::{name}_backward", mutates_args=())
     def run_backward(
@@ -70,8 +77,25 @@ def opaque_kernel(name: str, forward: Forward, backward: Backward) -> Kernel:
     run_backward.register_fake(fake_backward)
     run_forward.register_autograd(differentiate, setup_context=save)
 
+    if countable:
+        register_flop_formula(getattr(torch.ops.contextpool, name), get_raw=True)(_by_running(forward))
+        register_flop_formula(getattr(torch.ops.contextpool, f"{name}_backward"), get_raw=True)(_by_running(backward))
+
     def kernel(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool) -> Tensor:  # noqa: FBT001
         y: Tensor = run_forward(x, weight, sigma, normalized)[0]
         return y
 
     return kernel
+
+
+def _by_running(function: Callable[..., Any]) -> Callable[..., int]:
+    """Make the formula of an operator: the FLOPs of its function on the same arguments."""
+
+    def formula(*arguments: Any, out_val: Any = None) -> int:  # noqa: ARG001 - a formula is told the result
+        counter = FlopCounterMode(display=False)
+        counter.flop_registry[aten.baddbmm_] = counter.flop_registry[aten.baddbmm]  # the counter's own copy
+        with counter, torch.no_grad():
+            function(*arguments)
+        return counter.get_total_flops()
+
+    return formula

@@ -303,5 +303,9 @@ def _reached_from(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-triton_pool = opaque_kernel("triton", partial(_forward, causal=False), partial(_backward, causal=False))
-triton_causal_pool = opaque_kernel("triton_causal", partial(_forward, causal=True), partial(_backward, causal=True))
+triton_pool = opaque_kernel(
+    "triton", partial(_forward, causal=False), partial(_backward, causal=False), countable=False
+)
+triton_causal_pool = opaque_kernel(
+    "triton_causal", partial(_forward, causal=True), partial(_backward, causal=True), countable=False
+)

@@ -63,6 +63,23 @@ def test_linformer_equals_its_closed_form():
     assert counted("linformer", rank=rank).total == PROJECTIONS + shortening + 2 * 7 * TOKENS * rank * DIM
 
 
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_convolution_costs_three_times_its_forward(groups, transposed):
+    make = torch.nn.ConvTranspose1d if transposed else torch.nn.Conv1d
+    layer = make(8, 16, 5, groups=groups, bias=False)
+    x = torch.randn(2, 8, 20, requires_grad=True)
+    count = count_flops(lambda: layer(x).sum().backward())
+    places = 20 if transposed else 16
+    assert count.total == 3 * 2 * 2 * places * 5 * 8 * 16 // groups
+
+
+def test_a_product_that_adds_in_place_is_counted():
+    a, b, total = torch.randn(2, 3, 4), torch.randn(2, 4, 5), torch.zeros(2, 3, 5)
+    assert count_flops(lambda: total.baddbmm_(a, b)).total == 2 * 2 * 3 * 4 * 5
+    assert count_flops(lambda: total[0].addmm_(a[0], b[0])).total == 2 * 3 * 4 * 5
+
+
 def test_fnet_has_no_formula_and_says_so():
     count = counted("fnet")
     assert count.total == 0
