@@ -5,8 +5,6 @@ The backward pass recomputes each chunk's Gaussians, so nothing but the inputs a
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -17,15 +15,15 @@ CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
 """Elements of one chunk's (batch, queries, keys) tensor: a core's cache, or enough to fill a GPU."""
 
 
-def _forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool, *, causal: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001
+def _forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001
     """Return the pooled tokens and the factor of each row, 1 / sum_j w_j g_ij (1 if not normalised)."""
     y, scale = torch.empty_like(x), torch.ones_like(sigma)
     source = _source(x, weight)
-    for start, stop, reach in _chunks(x, causal=causal):
-        kernel = _gaussians(sigma, start, stop, reach, causal=causal)[0]
-        pooled = kernel @ source[:, :reach]
+    for start, stop in _chunks(x):
+        kernel = _gaussians(sigma, start, stop)[0]
+        pooled = kernel @ source
         if normalized:
-            scale[:, start:stop] = reciprocal((kernel @ weight[:, :reach, None])[:, :, 0])
+            scale[:, start:stop] = reciprocal((kernel @ weight[:, :, None])[:, :, 0])
         scale[:, start:stop].masked_fill_(weight[:, start:stop] == 0.0, 0.0)
         y[:, start:stop] = pooled * scale[:, start:stop, None]
     return y, scale
@@ -38,8 +36,6 @@ def _backward(
     sigma: Tensor,
     scale: Tensor,
     normalized: bool,  # noqa: FBT001
-    *,
-    causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight and sigma.
 
@@ -48,16 +44,16 @@ def _backward(
     """
     source = _source(x, weight)
     grad_source, grad_weight, grad_sigma = torch.zeros_like(source), torch.zeros_like(weight), torch.zeros_like(sigma)
-    for start, stop, reach in _chunks(x, causal=causal):
-        kernel, square = _gaussians(sigma, start, stop, reach, causal=causal)
+    for start, stop in _chunks(x):
+        kernel, square = _gaussians(sigma, start, stop)
         row = scale[:, start:stop, None]
         upstream = grad[:, start:stop].to(weight.dtype) * row
-        grad_source[:, :reach] += kernel.transpose(1, 2) @ upstream
-        product = upstream @ source[:, :reach].transpose(1, 2)
+        grad_source += kernel.transpose(1, 2) @ upstream
+        product = upstream @ source.transpose(1, 2)
         if normalized:
             normaliser = -(kernel * product).sum(dim=2, keepdim=True) * row
-            grad_weight[:, :reach] += (kernel.transpose(1, 2) @ normaliser)[:, :, 0]
-            product.addcmul_(normaliser, weight[:, None, :reach])
+            grad_weight += (kernel.transpose(1, 2) @ normaliser)[:, :, 0]
+            product.addcmul_(normaliser, weight[:, None, :])
         moment = product.mul_(kernel).mul_(square).sum(dim=2)
         grad_sigma[:, start:stop] = moment / sigma[:, start:stop] ** 3
     grad_weight += (grad_source * x).sum(dim=2)
@@ -69,22 +65,24 @@ def _source(x: Tensor, weight: Tensor) -> Tensor:
     return (x * weight[:, :, None]).masked_fill_((weight == 0.0)[:, :, None], 0.0)
 
 
-def _chunks(x: Tensor, *, causal: bool) -> list[tuple[int, int, int]]:
-    """List (first query, end of queries, number of keys they can see)."""
+def chunk_size(x: Tensor) -> int:
+    """Return how many queries of (batch, length, dim) to handle at a time."""
     batch, length = x.shape[:2]
-    size = max(16, CHUNK_ELEMENTS.get(x.device.type, 2**18) // max(1, batch * length))
-    bounds = [(start, min(start + size, length)) for start in range(0, length, size)]
-    return [(start, stop, stop if causal else length) for start, stop in bounds]
+    return max(16, CHUNK_ELEMENTS.get(x.device.type, 2**18) // max(1, batch * length))
 
 
-def _gaussians(sigma: Tensor, start: int, stop: int, reach: int, *, causal: bool) -> tuple[Tensor, Tensor]:
-    """Return g_ij (batch, queries, keys), zero for j > i if causal, and (i - j)^2 (queries, keys)."""
+def _chunks(x: Tensor) -> list[tuple[int, int]]:
+    """List (first query, end of queries)."""
+    length, size = x.shape[1], chunk_size(x)
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _gaussians(sigma: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """Return g_ij (batch, queries, keys), and (i - j)^2 (queries, keys)."""
     query = torch.arange(start, stop, device=sigma.device)
-    offset = query[:, None] - torch.arange(reach, device=sigma.device)
+    offset = query[:, None] - torch.arange(sigma.shape[1], device=sigma.device)
     square = offset.to(sigma.dtype).square_()
-    kernel = gaussian(square, sigma[:, start:stop, None].square())
-    return kernel.masked_fill_(offset < 0, 0.0) if causal else kernel, square
+    return gaussian(square, sigma[:, start:stop, None].square()), square
 
 
-dense_pool = opaque_kernel("dense", partial(_forward, causal=False), partial(_backward, causal=False))
-dense_causal_pool = opaque_kernel("dense_causal", partial(_forward, causal=True), partial(_backward, causal=True))
+dense_pool = opaque_kernel("dense", _forward, _backward)

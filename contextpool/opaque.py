@@ -24,7 +24,8 @@ Kernel = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
 x is (batch, length, dim); weight (batch, length) is non-negative and sigma (batch, length) at least 0.05, both in the
 dtype of the sums. A weight of zero marks a masked token: x may hold anything there, y is zero, and so is the gradient
-of x. y has the dtype of x; not normalised, it is the bare weighted sum.
+of x. y has the dtype of x; not normalised, it is the bare weighted sum. Causal kernels and Triton's take log-weights in
+place of the weights, and return their gradients; minus infinity marks a masked token there.
 """
 
 

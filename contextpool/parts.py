@@ -16,6 +16,7 @@ class Part(ABC):
     """A batch of small matrices, (groups, tokens, nodes), that map nodes to tokens."""
 
     kernel: Tensor
+    """What a node is multiplied by; before `weigh`, its logarithm relative to the weight of the token itself."""
     square: Tensor
     """Squared distances, broadcastable to `kernel`."""
     product: Tensor
@@ -36,6 +37,10 @@ class Part(ABC):
     @abstractmethod
     def add_rows(self, rows: Tensor, values: Tensor) -> None:
         """Add (groups, tokens, columns) to (batch * padded, columns)."""
+
+    @abstractmethod
+    def raise_rows(self, rows: Tensor, values: Tensor) -> None:
+        """Raise (batch * padded, 1) to at least (groups, tokens, 1)."""
 
 
 @dataclass
@@ -65,6 +70,11 @@ class Regular(Part):
     def add_rows(self, rows: Tensor, values: Tensor) -> None:
         """Add in place."""
         self.rows(rows).add_(values)
+
+    def raise_rows(self, rows: Tensor, values: Tensor) -> None:
+        """Take the maximum in place."""
+        view = self.rows(rows)
+        torch.maximum(view, values, out=view)
 
 
 @dataclass
@@ -96,3 +106,7 @@ class Windows(Part):
     def add_rows(self, rows: Tensor, values: Tensor) -> None:
         """Add to each tile's tokens."""
         rows.index_add_(0, self.token, values.flatten(0, 1))
+
+    def raise_rows(self, rows: Tensor, values: Tensor) -> None:
+        """Take the maximum at each tile's tokens; empty slots hold -inf."""
+        rows.scatter_reduce_(0, self.token[:, None], values.flatten(0, 1), "amax")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from contextpool.causal import tree_causal_pool
-from contextpool.dense import dense_causal_pool, dense_pool
+from contextpool.causal_dense import dense_causal_pool
+from contextpool.dense import dense_pool
 from contextpool.opaque import Kernel
 from contextpool.pyramid import pyramid_pool
 from contextpool.reference import SIGMA_MIN, reference_pool
@@ -21,7 +22,12 @@ Backend = Literal["auto", "reference", "dense", "pyramid", "tree", "triton"]
 SIGMA_MAX = 1e8
 """Widest Gaussian, in tokens: uniform for every length that fits a machine, and safe to raise to the fourth power."""
 WEIGHT_RANGE = 60.0
-"""Log-weights further than this below the sequence's largest count as this far below: their weight is 9e-27 of it."""
+"""What plain weights can hold: log-weights further than this below the sequence's largest count as this far below.
+
+Their weight is 9e-27 of it. Causal kernels and Triton's take logarithms, without such a limit.
+"""
+LOWEST_LOG_WEIGHT = -1e30
+"""Stands for a log-weight of minus infinity, which is the mark of a masked token."""
 DENSE_UP_TO = {"cpu": {False: 384, True: 768}, "cuda": {False: 2048, True: 4096}}
 """Longest sequence for which `auto` takes the dense form, by type of device and whether causal.
 
@@ -33,7 +39,7 @@ _KERNELS: dict[str, dict[bool, Kernel]] = {
     "pyramid": {False: pyramid_pool},
     "tree": {True: tree_causal_pool},
 }
-"""Backend -> whether causal -> kernel."""
+"""Backend -> whether causal -> kernel. Causal ones take log-weights, the others plain weights."""
 
 
 def context_pool(
@@ -96,7 +102,15 @@ def context_pool(
     if chosen == "reference":
         y = reference_pool(x.to(dtype), log_weight, sigma, mask, causal=causal, normalized=normalized)
         return y.to(x.dtype)
-    return _run(_kernel(chosen, causal=causal), x, log_weight, sigma, mask, normalized=normalized)
+    sigma = sigma.clamp(SIGMA_MIN, SIGMA_MAX)
+    if mask is not None:
+        sigma = sigma.masked_fill(~mask, 1.0)
+    kernel = _kernel(chosen, causal=causal)
+    if causal or chosen == "triton":
+        log_weight = log_weight.clamp_min(LOWEST_LOG_WEIGHT)
+        y = kernel(x, log_weight if mask is None else log_weight.masked_fill(~mask, -torch.inf), sigma, normalized)
+        return y if normalized else y / _count(x, mask).to(x.dtype)
+    return _run_plain(kernel, x, log_weight, sigma, mask, normalized=normalized)
 
 
 def resolve_backend(
@@ -148,14 +162,12 @@ def _check_triton(device: torch.device, dtype: torch.dtype) -> None:
         raise ValueError("backend 'triton' needs the package triton, which PyTorch's CUDA builds bring along")
 
 
-def _run(
+def _run_plain(
     kernel: Kernel, x: Tensor, log_weight: Tensor, sigma: Tensor, mask: Tensor | None, *, normalized: bool
 ) -> Tensor:
-    """Turn log-weights and a mask into plain weights, which the kernels want, and call one."""
-    sigma = sigma.clamp(SIGMA_MIN, SIGMA_MAX)
+    """Turn log-weights and a mask into plain weights, and call a kernel of these."""
     if mask is not None:
         log_weight = log_weight.masked_fill(~mask, -torch.inf)
-        sigma = sigma.masked_fill(~mask, 1.0)
     # The largest weight of each sequence becomes 1. The shift cancels, so it needs no gradient.
     shift = log_weight.detach().amax(dim=1, keepdim=True)
     shift = torch.where(shift == -torch.inf, 0.0, shift)
@@ -164,9 +176,16 @@ def _run(
         weight = weight.masked_fill(~mask, 0.0)
     y = kernel(x, weight, sigma, normalized)
     if not normalized:
-        count = torch.full_like(shift, x.shape[1]) if mask is None else mask.sum(dim=1, keepdim=True).clamp_min(1)
-        y = y * (shift.exp() / count)[:, :, None].to(x.dtype)
+        y = y * (shift.exp()[:, :, None] / _count(x, mask)).to(x.dtype)
     return y
+
+
+def _count(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the number of real tokens, at least 1, (batch, 1, 1), in the dtype of the sums."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if mask is None:
+        return torch.full((x.shape[0], 1, 1), x.shape[1], dtype=dtype, device=x.device)
+    return mask.sum(dim=1).clamp_min(1).to(dtype)[:, None, None]
 
 
 def _check(x: Tensor, log_weight: Tensor, sigma: Tensor, mask: Tensor | None) -> None:

@@ -55,20 +55,42 @@ class Tree:
         rows = self.batch * self.padded if level < 0 else NODES * self.blocks[level]
         return buffer[self.offset[level + 1] :][:rows].view(-1, LEAF, buffer.shape[1])
 
-    def build(self, buffer: Tensor) -> None:
-        """Fill the levels from the tokens."""
-        for level, blocks in enumerate(self.blocks):
-            merge = merge_matrix(level, buffer.dtype, buffer.device).expand(blocks, -1, -1)
-            out = buffer[self.offset[level + 1] :][: NODES * blocks].view(blocks, NODES, -1)
-            torch.bmm(merge, self.groups(buffer, level - 1), out=out)
+    def level(self, buffer: Tensor, level: int) -> Tensor:
+        """View the nodes of a level as (blocks, 8, columns)."""
+        return buffer[self.offset[level + 1] :][: NODES * self.blocks[level]].view(-1, NODES, buffer.shape[1])
 
-    def collapse(self, buffer: Tensor) -> None:
+    def scales(self, log_weight: Tensor) -> Tensor:
+        """Return the logarithm of what every node is stored in units of, (rows, 1).
+
+        A token's is its log-weight, (batch, length), and a block's is that of its total weight, so that no node is too
+        large or too small to store, whatever the range of the weights. It is -inf where there is nothing.
+        """
+        scale = log_weight.new_full((self.total, 1), -torch.inf)
+        self.tokens(scale)[:, : self.length, 0] = log_weight
+        for level in range(len(self.blocks)):
+            children = self.groups(scale, level - 1)
+            total = children.logsumexp(dim=1) if level == 0 else torch.logaddexp(children[:, 0], children[:, NODES])
+            self.level(scale, level).copy_(total[:, None, :].expand(-1, NODES, -1))
+        return scale
+
+    def merges(self, scale: Tensor) -> list[Tensor]:
+        """Return for each level the matrices (blocks, 8, 16) from the groups below to its nodes, units included."""
+        matrices = []
+        for level in range(len(self.blocks)):
+            unit = self.level(scale, level)[:, :1]
+            ratio = (self.groups(scale, level - 1) - unit.masked_fill(unit == -torch.inf, 0.0)).exp_()
+            matrices.append(merge_matrix(level, scale.dtype, scale.device) * ratio.transpose(1, 2))
+        return matrices
+
+    def build(self, buffer: Tensor, merges: list[Tensor]) -> None:
+        """Fill the levels from the tokens."""
+        for level, merge in enumerate(merges):
+            torch.bmm(merge, self.groups(buffer, level - 1), out=self.level(buffer, level))
+
+    def collapse(self, buffer: Tensor, merges: list[Tensor]) -> None:
         """Apply the adjoint of `build` to the gradients of all nodes, in place."""
-        for level in range(len(self.blocks) - 1, -1, -1):
-            blocks = self.blocks[level]
-            merge = merge_matrix(level, buffer.dtype, buffer.device).T.expand(blocks, -1, -1)
-            nodes = buffer[self.offset[level + 1] :][: NODES * blocks].view(blocks, NODES, -1)
-            self.groups(buffer, level - 1).baddbmm_(merge, nodes)
+        for level in range(len(merges) - 1, -1, -1):
+            self.groups(buffer, level - 1).baddbmm_(merges[level].transpose(1, 2), self.level(buffer, level))
 
 
 def chebyshev(dtype: torch.dtype, device: torch.device) -> Tensor:

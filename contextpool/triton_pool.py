@@ -6,7 +6,7 @@ Three kernels. Forward, a program owns a block of queries i, walks over the bloc
 running maximum, so that sums neither overflow nor vanish (the online softmax of M. Milakov and N. Gimelshein,
 arXiv:1805.02867). With the logarithm of each row's total in L_i, the backward recomputes
 
-    p_ij = exp(log w_j - (i - j)^2 / (2 sigma_i^2) - L_i)
+    p_ij = exp(log w_j - log w_i - (i - j)^2 / (2 sigma_i^2) - L_i)
 
 by rows for delta_i = sum_j p_ij (grad_i . x_j) and the gradient of sigma_i, then by columns for the other gradients:
 
@@ -14,9 +14,9 @@ by rows for delta_i = sum_j p_ij (grad_i . x_j) and the gradient of sigma_i, the
     grad x_j     = sum_i p_ij grad_i
     grad log w_j = x_j . grad x_j - sum_i p_ij delta_i
 
-Each number is summed by one program, in one order: no atomics, and the same bits every time. Not normalised, L_i and
-delta_i are zero. Sums are in float32; products of float16 and bfloat16 tokens round p to that type, and those of
-float32 tokens are not lowered to TensorFloat-32.
+Each number is summed by one program, in one order: no atomics, and the same bits every time. Totals are relative to
+the query's own weight. Not normalised, L_i is -log w_i and delta_i is zero. Sums are in float32; products of float16
+and bfloat16 tokens round p to that type, and those of float32 tokens are not lowered to TensorFloat-32.
 
 Tested under the interpreter of Triton 3.9 and compiled for compute capabilities 8.0 and 9.0 (also by Triton 3.6), but
 **not yet run on a GPU**: the sizes of blocks are first guesses, and no speed is claimed. With TRITON_INTERPRET=1 in the
@@ -43,16 +43,20 @@ SIZES = {torch.float32: (32, 64, 4), torch.bfloat16: (64, 128, 8), torch.float16
 With these, for compute capabilities 8.0 and 9.0, the compiler spills no registers; float32 in the sizes of the others
 spills on 8.0, and bfloat16 with 4 warps does too.
 """
+LOG2_E = tl.constexpr(math.log2(math.e))
 TAIL = 20.0
 """A key may be skipped where its weight is exp(-20) = 2e-9 of the query's own, or less, whatever the weights are."""
 
 
 @triton.jit
-def _exponents(query, key, slope, log_weight, CAUSAL: tl.constexpr):
-    """Return log2(w_j g_ij), broadcast over queries and keys, and (i - j)^2; -inf where a key cannot be seen."""
+def _exponents(query, key, slope, own, log_weight, CAUSAL: tl.constexpr):
+    """Return log2(w_j g_ij / w_i), broadcast over queries and keys, and (i - j)^2; -inf where a key cannot be seen.
+
+    Log-weights of any size enter by their difference alone, which keeps its digits.
+    """
     offset = query - key
     square = offset.to(tl.float32) * offset.to(tl.float32)
-    exponent = log_weight - square * slope
+    exponent = (log_weight - own) * LOG2_E - square * slope
     if CAUSAL:
         exponent = tl.where(offset >= 0, exponent, float("-inf"))
     return exponent, square
@@ -80,6 +84,12 @@ def _load_log_weight(pointer, batch, token, length):
 
 
 @triton.jit
+def _own(log_weight):
+    """Return the queries' own log-weights, 0 for masked ones."""
+    return tl.where(log_weight == float("-inf"), 0.0, log_weight)
+
+
+@triton.jit
 def _forward_kernel(
     x, log_weight, slope, first, last, y, log_total, length, dim,
     NORMALIZED: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr, SLAB: tl.constexpr, WIDEN: tl.constexpr,
@@ -89,7 +99,8 @@ def _forward_kernel(
     query = block * BLOCK + tl.arange(0, BLOCK)
     feature = slab * SLAB + tl.arange(0, SLAB)
     row_slope = tl.load(slope + batch * length + query, mask=query < length, other=0.0)
-    real = _load_log_weight(log_weight, batch, query, length) > float("-inf")
+    row_weight = _load_log_weight(log_weight, batch, query, length)
+    real, own = row_weight > float("-inf"), _own(row_weight)
 
     peak = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -99,7 +110,9 @@ def _forward_kernel(
         key = step * BLOCK + tl.arange(0, BLOCK)
         key_weight = _load_log_weight(log_weight, batch, key, length)
         values = _load_rows(x, batch, key, feature, key_weight > float("-inf"), length, dim)
-        exponent, _ = _exponents(query[:, None], key[None, :], row_slope[:, None], key_weight[None, :], CAUSAL)
+        exponent, _ = _exponents(
+            query[:, None], key[None, :], row_slope[:, None], own[:, None], key_weight[None, :], CAUSAL
+        )
         higher = tl.maximum(peak, tl.max(exponent, axis=1))
         # Rows that have seen nothing yet keep a peak of -inf, which must not be subtracted from itself.
         base = tl.where(higher == float("-inf"), 0.0, higher)
@@ -115,8 +128,8 @@ def _forward_kernel(
         pooled = pooled / total[:, None]
         row_total = peak + tl.log2(total)
     else:
-        pooled = pooled * tl.exp2(peak)[:, None]
-        row_total = tl.zeros((BLOCK,), tl.float32)
+        pooled = pooled * tl.exp2(peak + own * LOG2_E)[:, None]
+        row_total = -own * LOG2_E
     pooled = tl.where(real[:, None], pooled, 0.0)
     inside = (query < length)[:, None] & (feature < dim)[None, :]
     start = batch.to(tl.int64) * length * dim
@@ -137,6 +150,7 @@ def _rows_kernel(
     query = block * BLOCK + tl.arange(0, BLOCK)
     row_slope = tl.load(slope + batch * length + query, mask=query < length, other=0.0)
     row_total = tl.load(log_total + batch * length + query, mask=query < length, other=float("inf"))
+    own = _own(_load_log_weight(log_weight, batch, query, length))
 
     dot_sum = tl.zeros((BLOCK,), tl.float32)
     square_sum = tl.zeros((BLOCK,), tl.float32)
@@ -151,7 +165,9 @@ def _rows_kernel(
             upstream = _load_rows(grad, batch, query, feature, row_total != float("inf"), length, dim)
             values = _load_rows(x, batch, key, feature, key_weight > float("-inf"), length, dim)
             dots = _dot(upstream, tl.trans(values), dots, WIDEN)
-        exponent, square = _exponents(query[:, None], key[None, :], row_slope[:, None], key_weight[None, :], CAUSAL)
+        exponent, square = _exponents(
+            query[:, None], key[None, :], row_slope[:, None], own[:, None], key_weight[None, :], CAUSAL
+        )
         p = tl.exp2(exponent - row_total[:, None])
         dot_sum += tl.sum(p * dots, axis=1)
         square_sum += tl.sum(p * square, axis=1)
@@ -182,7 +198,10 @@ def _columns_kernel(
         row_slope = tl.load(slope + batch * length + query, mask=query < length, other=0.0)
         row_total = tl.load(log_total + batch * length + query, mask=query < length, other=float("inf"))
         upstream = _load_rows(grad, batch, query, feature, row_total != float("inf"), length, dim)
-        exponent, _ = _exponents(query[None, :], key[:, None], row_slope[None, :], key_weight[:, None], CAUSAL)
+        own = _own(_load_log_weight(log_weight, batch, query, length))
+        exponent, _ = _exponents(
+            query[None, :], key[:, None], row_slope[None, :], own[None, :], key_weight[:, None], CAUSAL
+        )
         # Rounded for the product, and so in the normaliser too: the two nearly cancel where a token sees itself.
         p = tl.exp2(exponent - row_total[None, :]).to(upstream.dtype)
         grad_values = _dot(p, upstream, grad_values, WIDEN)
@@ -204,15 +223,22 @@ def _columns_kernel(
     tl.store(pointers, grad_values.to(grad_x.dtype.element_ty), mask=inside)
 
 
-def _forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool, *, causal: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001
-    """Return the pooled tokens and log2 of each row's total (0 if not normalised, infinite if masked)."""
+def _forward(
+    x: Tensor,
+    log_weight: Tensor,
+    sigma: Tensor,
+    normalized: bool,  # noqa: FBT001
+    *,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the pooled tokens and log2 of each row's total over w_i (of 1 over w_i if not normalised; masked: inf)."""
     batch, length, dim = x.shape
     y, log_total = torch.empty_like(x), torch.empty_like(sigma)
     options = _options(x, normalized=normalized, causal=causal)
-    first, last = _reach(weight, sigma, options["BLOCK"], causal=causal)
+    first, last = _reach(log_weight, sigma, options["BLOCK"], causal=causal)
     with torch.cuda.device_of(x):
         _forward_kernel[first.shape[1], batch, triton.cdiv(dim, options["SLAB"])](
-            x, weight.log2(), _slope(sigma), first, last, y, log_total, length, dim, **options
+            x, log_weight, _slope(sigma), first, last, y, log_total, length, dim, **options
         )
     return y, log_total
 
@@ -220,21 +246,21 @@ def _forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool, *, caus
 def _backward(
     grad: Tensor,
     x: Tensor,
-    weight: Tensor,
+    log_weight: Tensor,
     sigma: Tensor,
     log_total: Tensor,
     normalized: bool,  # noqa: FBT001
     *,
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight and sigma."""
+    """Return the gradients of x, log_weight and sigma."""
     batch, length, dim = x.shape
     options = _options(x, normalized=normalized, causal=causal)
     slabs = triton.cdiv(dim, options["SLAB"])
-    first, last = _reach(weight, sigma, options["BLOCK"], causal=causal)
-    log_weight, slope = weight.log2(), _slope(sigma)
+    first, last = _reach(log_weight, sigma, options["BLOCK"], causal=causal)
+    slope = _slope(sigma)
     delta, moment, grad_x = torch.zeros_like(sigma), torch.empty_like(sigma), torch.empty_like(x)
-    grad_log_weight = weight.new_empty(slabs, batch, length)
+    grad_log_weight = sigma.new_empty(slabs, batch, length)
     with torch.cuda.device_of(x):
         _rows_kernel[first.shape[1], batch](
             grad, x, log_weight, slope, log_total, first, last, delta, moment, length, dim, **options
@@ -243,8 +269,7 @@ def _backward(
             grad, x, log_weight, slope, log_total, delta, *_reached_from(first, last), grad_x, grad_log_weight,
             length, dim, **options
         )  # fmt: skip
-    grad_weight = (grad_log_weight.sum(dim=0) / weight).masked_fill_(weight == 0.0, 0.0)
-    return grad_x, grad_weight, moment / sigma**3
+    return grad_x, grad_log_weight.sum(dim=0), moment / sigma**3
 
 
 def _options(x: Tensor, *, normalized: bool, causal: bool) -> dict[str, Any]:
@@ -269,15 +294,17 @@ def _slope(sigma: Tensor) -> Tensor:
     return 0.5 * math.log2(math.e) / sigma.square()
 
 
-def _reach(weight: Tensor, sigma: Tensor, block: int, *, causal: bool) -> tuple[Tensor, Tensor]:
+def _reach(log_weight: Tensor, sigma: Tensor, block: int, *, causal: bool) -> tuple[Tensor, Tensor]:
     """Return the first and the last block of keys that each block of queries has to read, (batch, blocks), int32.
 
-    No weight is above 1, so beyond sigma_i sqrt(2 (TAIL - log w_i)) tokens every key weighs less than exp(-TAIL) times
-    the query itself, and need not be read.
+    With w the largest weight in sight, beyond sigma_i sqrt(2 (TAIL + log w / w_i)) tokens every key weighs less than
+    exp(-TAIL) times the query itself, and need not be read.
     """
-    length = weight.shape[1]
-    reach = (sigma * (2.0 * (TAIL - weight.log())).sqrt()).nan_to_num(nan=math.inf).masked_fill(weight == 0.0, 0.0)
-    position = torch.arange(length, device=weight.device)
+    length = log_weight.shape[1]
+    largest = log_weight.cummax(dim=1).values if causal else log_weight.amax(dim=1, keepdim=True)
+    reach = sigma * (2.0 * (TAIL + largest - log_weight)).sqrt()
+    reach = reach.nan_to_num(nan=math.inf).masked_fill(log_weight == -torch.inf, 0.0)
+    position = torch.arange(length, device=log_weight.device)
     pad = -length % block
     low = F.pad(position - reach, (0, pad), value=math.inf).unflatten(1, (-1, block)).amin(dim=2)
     high = F.pad(position + reach, (0, pad), value=-math.inf).unflatten(1, (-1, block)).amax(dim=2)
