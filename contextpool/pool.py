@@ -77,9 +77,10 @@ def context_pool(
             (linear time, not causal), `tree` (time n log n, causal only), `triton` (the formula in a fused kernel, CUDA
             only, not in float64; never yet run on a GPU, so only taken when asked for) or `auto`: `dense` up to the
             lengths of `DENSE_UP_TO`, beyond them `pyramid`, or `tree` if causal. The pyramid and the tree err by about
-            3e-7 of the result, in float64 too. They cut off tails, so where whole stretches of a sequence weigh 10^5
-            times as much as the next stretch or more, the error near the border grows with that factor; `dense` and
-            `triton` have no limit.
+            3e-7 of the result, in float64 too. The pyramid cuts off tails, so where whole stretches of a sequence weigh
+            10^5 times as much as the next stretch or more, the error near the border grows with that factor. In it and
+            in the two-sided `dense`, no token weighs less than exp(-60) of the sequence's heaviest; causal forms and
+            `triton` take weights of any range.
 
     Returns:
         (batch, length, dim); zeros at masked positions, whose gradients are zero too.
