@@ -8,7 +8,7 @@ from lra.errors import UsageError, suggest
 from lra.tasks.base import Task
 from lra.tasks.image import Image, ImageContinuous
 from lra.tasks.listops import ListOps
-from lra.tasks.pathfinder import Pathfinder, Pathfinder64, PathX, PathX256
+from lra.tasks.pathfinder import Pathfinder, Pathfinder64, PathfinderContinuous, PathX, PathX256
 from lra.tasks.retrieval import Retrieval
 from lra.tasks.text import Text
 
@@ -19,6 +19,7 @@ _ALL: tuple[Task[Any], ...] = (
     Image(),
     ImageContinuous(),
     Pathfinder(),
+    PathfinderContinuous(),
     Pathfinder64(),
     PathX(),
     PathX256(),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from abc import abstractmethod
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -18,12 +19,14 @@ from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
 from lra.tasks.pathfinder_view import shade
 
 OFFICIAL_COUNT = 200_000
+LEVEL_MEAN, LEVEL_STD = 0.080, 0.200
+"""Of value / 255 over the hard images of 32 x 32 pixels."""
 BALANCE_SAMPLE = 10_000
 """So many images must have either label within 1 % of one half."""
 
 
-class PathfinderOptions(TaskOptions):
-    """Which Pathfinder; the defaults are the benchmark's."""
+class ImageSetOptions(TaskOptions):
+    """Which images; the defaults are the benchmark's."""
 
     source: Literal["generated", "official"] = "generated"
     """`official` reads the folders of the release."""
@@ -33,8 +36,6 @@ class PathfinderOptions(TaskOptions):
     """Seed of the generator, not of a run."""
     count: Annotated[int, Field(ge=10)] = OFFICIAL_COUNT
     """Images in all: 80 % for training, 10 % for validation, 10 % for test."""
-    legacy_zero_mask: bool = False
-    """Tokens are the raw levels, so that black passes for padding as in the original code; else levels count from 1."""
 
     @property
     def counts(self) -> dict[SplitName, int]:
@@ -48,26 +49,37 @@ def split_counts(count: int) -> dict[SplitName, int]:
     return {"train": count - 2 * tenth, "validation": tenth, "test": tenth}
 
 
-class PathfinderTask(Task[PathfinderOptions]):
-    """What the tasks of the family share; each names its size."""
+class PathfinderOptions(ImageSetOptions):
+    """Which Pathfinder of gray levels as tokens."""
+
+    legacy_zero_mask: bool = False
+    """Tokens are the raw levels, so that black passes for padding as in the original code; else levels count from 1."""
+
+
+OptionsT = TypeVar("OptionsT", bound=ImageSetOptions)
+
+
+class _Family(Task[OptionsT]):
+    """What the tasks of the family share, whether the model reads the pixels as tokens or as values."""
 
     size: ClassVar[int]
-    options: ClassVar[type[TaskOptions]] = PathfinderOptions
 
-    def edition(self, options: PathfinderOptions) -> str:
+    @abstractmethod
+    def token_offset(self, options: OptionsT) -> int:
+        """Return what is added to a level to get what the model reads."""
+
+    def edition(self, options: OptionsT) -> str:
         """Say where the images come from, how hard they are, and all that sets them apart from the benchmark's."""
         parts = ["official files" if options.source == "official" else "generated", options.difficulty]
         if options.count != OFFICIAL_COUNT:
             parts.append(f"{' / '.join(map(str, options.counts.values()))} examples")
-        if options.legacy_zero_mask:
-            parts.append("black as padding")
         return ", ".join(parts)
 
-    def max_length(self, options: PathfinderOptions) -> int:  # noqa: ARG002 - every edition has one size
+    def max_length(self, options: OptionsT) -> int:  # noqa: ARG002 - every edition has one size
         """Return the number of pixels."""
         return self.size**2
 
-    def small(self, options: PathfinderOptions, train: int) -> dict[str, int]:
+    def small(self, options: OptionsT, train: int) -> dict[str, int]:
         """Generate fewer; the released folders are read whole."""
         if options.source == "official":
             raise UsageError("the released Pathfinder images are read whole; a small edition is generated: --generate")
@@ -75,12 +87,12 @@ class PathfinderTask(Task[PathfinderOptions]):
         tens, rest = divmod(train, 8)
         return {"count": 10 * tens + rest}  # the inverse of `split_counts`
 
-    def short_name(self, options: PathfinderOptions) -> str:
+    def short_name(self, options: OptionsT) -> str:
         """Return the difficulty, preceded by `official` for the released images."""
         return f"official-{options.difficulty}" if options.source == "official" else options.difficulty
 
     def build(
-        self, options: PathfinderOptions, target: Path, *, source: Path | None, workers: int | None, progress: bool
+        self, options: OptionsT, target: Path, *, source: Path | None, workers: int | None, progress: bool
     ) -> PreparedData:
         """Generate the images, or read them from an unpacked release; a killed generation is taken up again."""
         if options.source == "generated" and source is not None:
@@ -97,7 +109,7 @@ class PathfinderTask(Task[PathfinderOptions]):
                     recipe, options.count, options.seed, work, workers=workers, progress=progress
                 )
                 maker = f"generator {generator.VERSION}"
-            splits = self._cut(images, labels, offset=0 if options.legacy_zero_mask else 1)
+            splits = self._cut(images, labels, offset=self.token_offset(options))
             data = write_prepared(
                 target,
                 task=self.info.name,
@@ -120,9 +132,7 @@ class PathfinderTask(Task[PathfinderOptions]):
         head = f"{split} example {index}: {self.size} x {self.size} pixels, label {label} ({_MEANING[label]})"
         return f"{head}\n{shade(examples.tokens_of(index).reshape(self.size, self.size))}"
 
-    def _read(
-        self, options: PathfinderOptions, work: Path, source: Path | None, *, progress: bool
-    ) -> tuple[Bytes, Bytes, str]:
+    def _read(self, options: OptionsT, work: Path, source: Path | None, *, progress: bool) -> tuple[Bytes, Bytes, str]:
         from lra.tasks import pathfinder_files as files
 
         if source is None:
@@ -176,6 +186,21 @@ def _place(folder: Path) -> str:
     return "/".join(parts[first:])
 
 
+class PathfinderTask(_Family[PathfinderOptions]):
+    """Gray levels as tokens; each size is a task."""
+
+    options: ClassVar[type[TaskOptions]] = PathfinderOptions
+
+    def token_offset(self, options: PathfinderOptions) -> int:
+        """Return 1, so that black is a token; 0 where it passes for padding."""
+        return 0 if options.legacy_zero_mask else 1
+
+    def edition(self, options: PathfinderOptions) -> str:
+        """Say also whether black passes for padding."""
+        base = super().edition(options)
+        return f"{base}, black as padding" if options.legacy_zero_mask else base
+
+
 def _info(name: str, title: str, size: int) -> TaskInfo:
     # 256 levels, and one id for padding
     return TaskInfo(
@@ -194,6 +219,31 @@ class Pathfinder(PathfinderTask):
 
     size: ClassVar[int] = 32
     info: ClassVar[TaskInfo] = _info("pathfinder", "Pathfinder", size)
+
+
+class PathfinderContinuous(_Family[ImageSetOptions]):
+    """Pathfinder with real-valued input, as state-space models have it; its numbers are not those of Pathfinder."""
+
+    size: ClassVar[int] = 32
+    options: ClassVar[type[TaskOptions]] = ImageSetOptions
+    info: ClassVar[TaskInfo] = TaskInfo(
+        name="pathfinder_continuous",
+        title="Pathfinder (continuous)",
+        version=generator.VERSION,
+        vocab_size=256,
+        num_classes=2,
+        grid=(size, size),
+        generated=True,
+        normalisation=(LEVEL_MEAN, LEVEL_STD),
+    )
+
+    def token_offset(self, options: ImageSetOptions) -> int:  # noqa: ARG002 - values are not ids
+        """Return 0."""
+        return 0
+
+    def edition(self, options: ImageSetOptions) -> str:
+        """Say also that values are real."""
+        return f"{super().edition(options)}, normalised values"
 
 
 class Pathfinder64(PathfinderTask):

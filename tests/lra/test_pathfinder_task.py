@@ -1,4 +1,4 @@
-"""The four Pathfinder tasks: options, splits, what is on disk and what is shown."""
+"""The Pathfinder tasks: options, splits, what is on disk and what is shown."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,9 @@ from pydantic import ValidationError
 
 from lra.batching import collate
 from lra.errors import DataError, UsageError
+from lra.model import build_model
 from lra.prepared import SPLITS, open_prepared
+from lra.profiles import load_profile, resolve
 from lra.tasks import get_task
 from lra.tasks.pathfinder import PathfinderOptions
 from lra.tasks.pathfinder_view import contact_sheet, shade
@@ -33,6 +35,37 @@ def test_each_size_is_a_task(name, size):
     task = get_task(name)
     assert (task.info.vocab_size, task.info.num_classes) == (257, 2)
     assert task.max_length(PathfinderOptions()) == size * size
+
+
+def test_the_continuous_edition_holds_the_same_pixels_and_reads_them_as_values(data, tmp_path):
+    task = get_task("pathfinder_continuous")
+    options = task.options(difficulty="easy", count=200)
+    continuous = task.prepare(options, tmp_path, workers=1, progress=False)
+    offsets = [prepared.split("test").token_offset for prepared in (continuous, data)]
+    assert offsets == [0, 1]  # levels are values here, ids there
+    for name in SPLITS:
+        np.testing.assert_array_equal(continuous.split(name).tokens, data.split(name).tokens)
+        np.testing.assert_array_equal(continuous.split(name).labels, data.split(name).labels)
+    assert task.edition(options) == "generated, easy, 160 / 20 / 20 examples, normalised values"
+    assert "legacy_zero_mask" not in task.options.model_fields
+    config = resolve(task=task.info.name, variant="full", profile=load_profile("quick"), seed=0, overrides={})
+    model = build_model(config, task.info.vocab_size, 2)
+    batch = collate(continuous.split("test"), range(4), None, 1024, torch.device("cpu"))
+    assert batch.mask is None  # black is a value, not padding
+    mean, std = task.info.normalisation
+    values = torch.from_numpy(continuous.split("test").tokens[:4096].reshape(4, 1024, 1) / 255.0).float()
+    expected = (values - mean) / std * model.embedding.tokens.weight[:, 0] + model.embedding.tokens.bias
+    torch.testing.assert_close(model.embedding.tokens(batch.tokens), expected, rtol=1e-5, atol=1e-6)
+    assert model(batch.tokens).shape == (4, 2)
+
+
+def test_hard_images_are_normalised_to_mean_0_and_deviation_1(tmp_path):
+    task = get_task("pathfinder_continuous")
+    data = task.prepare(task.options(count=400), tmp_path, workers=1, progress=False)
+    mean, std = task.info.normalisation
+    values = (data.split("train").tokens / 255.0 - mean) / std
+    assert abs(values.mean()) < 0.03
+    assert abs(values.std() - 1) < 0.03
 
 
 def test_the_benchmarks_counts_are_the_default():
