@@ -77,7 +77,7 @@ def load(selection: Selection) -> Loaded:
             click.echo(f"  {clean(problem)}", err=True)
         if len(loaded.problems) > PROBLEMS_SHOWN:
             click.echo(f"  and {len(loaded.problems) - PROBLEMS_SHOWN} more", err=True)
-    if not loaded.profiles():
+    if not loaded.configs():
         raise UsageError("the store holds no records yet")
     return select(loaded, selection)
 
@@ -89,7 +89,7 @@ def select(loaded: Loaded, selection: Selection) -> Loaded:
         UsageError: A name is unknown, or no record fits.
     """
     if selection.profile is not None:
-        _check_name("profile", selection.profile, {name for name, _ in loaded.profiles()})
+        _check_name("profile", selection.profile, {config.profile for config in loaded.configs()})
         loaded = loaded.where(lambda config: config.profile == selection.profile)
     if selection.suite is not None:
         from lra.suites import expand, load_suite
@@ -107,7 +107,7 @@ def select(loaded: Loaded, selection: Selection) -> Loaded:
     if selection.variants:
         variants = _normalised("variant", selection.variants, {config.variant.name for config in loaded.configs()})
         loaded = loaded.where(lambda config: config.variant.name in variants)
-    if not loaded.profiles():
+    if not loaded.configs():
         raise UsageError("no record fits all that was asked for")
     return loaded
 

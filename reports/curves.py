@@ -1,15 +1,23 @@
-"""Figures of lines: learning curves with the band of the seeds, and accuracy by depth."""
+"""Figures of lines: learning curves with the band of the seeds, accuracy by depth, cost by length."""
 
 from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
+from lra.bench_records import MIB
 from lra.errors import StoreError
 
+from .efficiency import short_length
 from .load import Loaded
 from .style import COLOURS, COLUMN, DASHES, MARKERS, legend_below, mark_preview, new_figure, plain_ticks, shown
+from .tables import number
 
 LINES_PER_PANEL = 7
 """More lines are not told apart."""
@@ -29,13 +37,13 @@ def learning_curves(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure |
     figure = new_figure(2.6)
     axes = figure.subplots()
     names = []
-    for number, (label, group) in enumerate(frame.groupby("label")):
+    for place, (label, group) in enumerate(frame.groupby("label")):
         curves = [curve for cell in group["cell_id"] if (curve := validation_curve(loaded, str(cell))) is not None]
         if not curves:
             continue
         steps, scores = on_common_steps(curves)
         names.append(f"{shown(label, 34)} ({len(curves)})")
-        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+        colour, dash = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
         axes.plot(steps, scores.mean(axis=0), color=colour, linestyle=dash, label=names[-1])
         if len(curves) > 1:
             axes.fill_between(steps, scores.min(axis=0), scores.max(axis=0), color=colour, alpha=0.18, linewidth=0)
@@ -83,15 +91,15 @@ def depth_curves(frame: pd.DataFrame, where: str) -> Figure:
     figure = new_figure(2.6)
     panels = np.atleast_1d(figure.subplots(1, 1 + counted, sharey=True))
     names = []
-    for number, (label, group) in enumerate(rows.groupby("label")):
+    for place, (label, group) in enumerate(rows.groupby("label")):
         names.append(shown(label, 34))
-        look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
         by_depth = group.groupby("layers")
         means = by_depth["accuracy"].mean(skipna=False)
         places = ((group["layers"], means.index), (group["flops"] / 1e6, by_depth["flops"].median() / 1e6))
         for axes, (runs, joined) in zip(panels, places, strict=False):
             axes.scatter(runs, group["accuracy"], s=9, color=look["color"], alpha=0.45, linewidths=0)
-            axes.plot(joined, means, linestyle=DASHES[number % len(DASHES)], label=names[-1], **look)
+            axes.plot(joined, means, linestyle=DASHES[place % len(DASHES)], label=names[-1], **look)
     panels[0].set(xlabel="layers", ylabel="test accuracy (%)", xticks=sorted(rows["layers"].unique()))
     if counted:
         panels[1].set(xscale="log", xlabel="MFLOPs per example")
@@ -104,3 +112,47 @@ def depth_curves(frame: pd.DataFrame, where: str) -> Figure:
         mark_preview(axes, frame["seed"].nunique())
     legend_below(figure, panels[0], names)
     return figure
+
+
+def scaling_curves(readings: pd.DataFrame, labels: Sequence[str], where: str) -> Figure:
+    """Draw time and memory of one example over the length, on logarithmic axes, with the slope of each line.
+
+    Args:
+        readings: One of the frames of `efficiency.reading_groups`.
+        labels: The lines to draw.
+        where: Machine and recipe, for the title.
+    """
+    figure = new_figure(2.9)
+    panels = figure.subplots(1, 2)
+    step = [np.nan if r.memory is None or r.memory.problem else r.memory.step for r in readings["reading"]]
+    costs = (("ms per example", 1e3 * readings["seconds"]), ("MiB per example", pd.Series(step, readings.index) / MIB))
+    slopes: dict[str, list[str]] = {label: [] for label in labels}
+    for axes, (unit, cost) in zip(panels, costs, strict=True):
+        rows = readings.assign(cost=cost / readings["batch"]).dropna(subset=["cost"]).sort_values("length")
+        for place, label in enumerate(labels):
+            line = rows[rows["label"] == label]
+            lengths, values = line["length"].to_numpy(dtype=float), line["cost"].to_numpy(dtype=float)
+            slopes[label].append(number(log_slope(lengths, values), "{:.2f}"))
+            axes.plot(
+                lengths, values, color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)],
+                linestyle=DASHES[place % len(DASHES)],
+            )  # fmt: skip
+        axes.set(xscale="log", yscale="log", xlabel="length (tokens)", ylabel=unit)
+        ticks = sorted(rows["length"].unique())
+        axes.set_xticks(ticks, [short_length(length) for length in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        low, high = axes.get_ylim()
+        plain_ticks(axes.yaxis, low, high)
+    names = [f"{shown(label, 24)} ({', '.join(slopes[label])})" for label in labels]
+    for drawn, name in zip(panels[0].lines, names, strict=True):
+        drawn.set_label(name)
+    longest = int(62 * figure.get_size_inches()[0] / COLUMN)
+    lines = textwrap.wrap(shown(where, 3 * longest), longest)
+    figure.suptitle("\n".join(["In brackets: slopes of time and of memory", *lines]), fontsize=7)
+    legend_below(figure, panels[0], names)
+    return figure
+
+
+def log_slope(lengths: np.ndarray, costs: np.ndarray) -> float:
+    """Return the exponent of the power law that fits best on logarithmic axes; NaN for fewer than two points."""
+    return float(np.polyfit(np.log(lengths), np.log(costs), 1)[0]) if len(lengths) > 1 else math.nan

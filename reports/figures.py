@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from lra.errors import UsageError
 
-from .curves import LINES_PER_PANEL, depth_curves, learning_curves
+from .curves import LINES_PER_PANEL, depth_curves, learning_curves, scaling_curves
+from .efficiency import REFERENCE, describe, reading_groups
 from .load import Loaded, label_by_settings
 from .points import bubbles, pareto, seed_dots
 from .style import house_style, save, slug
@@ -35,7 +36,7 @@ def draw_all(loaded: Loaded, folder: Path, form: str) -> list[Path]:
 
 
 def figures(loaded: Loaded) -> Iterator[tuple[str, Figure]]:
-    """Yield (title, figure) of every figure, one profile, track and task after the other."""
+    """Yield (title, figure) of every figure, one profile, track and task after the other, then cost by length."""
     for profile, track in loaded.profiles():
         part = loaded.only(profile, track)
         frame = part.frame()
@@ -45,6 +46,7 @@ def figures(loaded: Loaded) -> Iterator[tuple[str, Figure]]:
                 where = place(column, profile, track)
                 with house_style():
                     yield from _of_task(part, here, where)
+    yield from _of_readings(loaded)
 
 
 def curve_titles(frame: pd.DataFrame, where: str) -> list[str]:
@@ -57,6 +59,21 @@ def curve_titles(frame: pd.DataFrame, where: str) -> list[str]:
 def place(column: str, profile: str, track: str) -> str:
     """Say in a title what rows have in common."""
     return f"{column}, profile {profile}, {track} track"
+
+
+def _of_readings(loaded: Loaded) -> Iterator[tuple[str, Figure]]:
+    for group in reading_groups(loaded):
+        readings = group.dropna(subset=["seconds"])
+        if readings["length"].nunique() < 2:
+            continue
+        others = sorted(set(readings["label"]) - {REFERENCE})
+        first = [REFERENCE] if REFERENCE in set(readings["label"]) else []
+        room = LINES_PER_PANEL - len(first)
+        for start in range(0, max(1, len(others)), room):
+            number = f" {start // room + 1}" if len(others) > room else ""
+            where = describe(readings)
+            with house_style():
+                yield f"scaling{number}: {where}", scaling_curves(readings, first + others[start : start + room], where)
 
 
 def _scored(frame: pd.DataFrame) -> pd.DataFrame:

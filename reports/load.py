@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from pydantic import ValidationError
 
+from lra.bench_records import BenchRecord, bench_records
 from lra.config import RunConfig, canonical_json
 from lra.errors import StoreError, UsageError
 from lra.frame import record_frame
@@ -31,24 +32,29 @@ class Loaded:
     """Files that were passed over, one line each; never dropped in silence."""
     seeds: frozenset[int] = frozenset()
     """Seeds that a suite asks for; of those that no run has, tables say that they are missing."""
+    readings: tuple[BenchRecord, ...] = ()
+    """What `lra-bench` measured."""
 
     def profiles(self) -> list[tuple[str, str]]:
         """List the (profile, track) pairs there are; each makes tables of its own."""
-        return sorted({(config.profile, config.track) for config in self.configs()})
+        configs = [r.config for r in self.records.values()] + [a.config for a in self.attempts.values()]
+        return sorted({(config.profile, config.track) for config in configs})
 
     def configs(self) -> list[RunConfig]:
-        """List the configurations of all records and attempts."""
-        return [r.config for r in self.records.values()] + [a.config for a in self.attempts.values()]
+        """List the configurations of all records, attempts and readings."""
+        runs = [record.config for record in self.records.values()] + [cell.config for cell in self.attempts.values()]
+        return runs + [reading.config for reading in self.readings]
 
     def seed_count(self, frame: pd.DataFrame) -> int:
         """Count the seeds that a cell of a table should have: those in the frame and those the suite asks for."""
         return len(self.seeds | set(frame["seed"]))
 
     def where(self, wanted: Callable[[RunConfig], bool]) -> Loaded:
-        """Return the records and attempts of some configurations."""
+        """Return the records, attempts and readings of some configurations."""
         records = {cell: record for cell, record in self.records.items() if wanted(record.config)}
         attempts = {cell: attempt for cell, attempt in self.attempts.items() if wanted(attempt.config)}
-        return replace(self, records=records, attempts=attempts)
+        readings = tuple(reading for reading in self.readings if wanted(reading.config))
+        return replace(self, records=records, attempts=attempts, readings=readings)
 
     def of_cells(self, cells: Sequence[RunConfig]) -> Loaded:
         """Return what is a cell of a suite, whatever the edition of the data."""
@@ -74,7 +80,7 @@ class Loaded:
 
 
 def load_stores(folders: Sequence[Path]) -> Loaded:
-    """Read every record, and the attempts of cells that have none.
+    """Read every record, the attempts of cells that have none, and the readings of `lra-bench`.
 
     Raises:
         UsageError: A folder is not there.
@@ -106,7 +112,16 @@ def load_stores(folders: Sequence[Path]) -> Loaded:
                 attempt = _last_attempt(cell, problems)
                 if attempt is not None:
                     attempts.setdefault(cell.name, attempt)
-    return Loaded(records=records, stores=stores, problems=problems, attempts=attempts)
+    readings: dict[str, BenchRecord] = {}
+    for folder in folders:
+        for reading in bench_records(folder):
+            if isinstance(reading, StoreError):
+                problems.append(str(reading))
+            else:
+                readings.setdefault(reading.settings_id, reading)
+    return Loaded(
+        records=records, stores=stores, problems=problems, attempts=attempts, readings=tuple(readings.values())
+    )
 
 
 def _last_attempt(folder: Path, problems: list[str]) -> AttemptedCell | None:

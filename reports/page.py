@@ -21,6 +21,7 @@ from lra.errors import UsageError
 
 from .beside import beside
 from .comparisons import ranks
+from .efficiency import efficiency, reading_groups
 from .figures import curve_titles, figures, place
 from .load import Loaded
 from .render import clean, render
@@ -94,7 +95,7 @@ def _tables(loaded: Loaded) -> list[Table]:
                 found.append(make(part, profile, track))
             except UsageError:  # needs two tasks, or a variant with published numbers
                 continue
-    return found
+    return found + [efficiency(group) for group in reading_groups(loaded)]
 
 
 def _figures(loaded: Loaded) -> tuple[list[tuple[str, str]], int]:

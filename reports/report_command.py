@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ PRESETS = {
     "seeds": "intervals, extremes and how many runs learnt anything",
     "ranks": "average rank over tasks, with the critical difference",
     "cost": "speed, memory, operations and parameters, relative to full",
+    "efficiency": "steps per second and peak memory by length, from lra-bench, as in the original table 2",
     "depth": "accuracy by number of layers, with operations and time",
     "published": "our numbers beside published ones",
     "head-to-head": "A B: paired differences over seeds, McNemar on the same examples",
@@ -75,16 +77,10 @@ def table(selection: Selection, *, preset: str, names: tuple[str, ...], form: st
     if len(names) != takes:
         raise UsageError(f"{preset} takes {takes} variant names, got {len(names)}")
     loaded = load(selection)
-    texts, refusals = [], []
-    for pair in loaded.profiles():
-        try:
-            texts.append(render(make_table(preset, names, loaded, *pair), form, command=invocation()))
-        except UsageError as error:
-            refusals.append(str(error))
-    if not texts:
-        raise UsageError("\n".join(dict.fromkeys(refusals)))
+    tables, refusals = make_tables(preset, names, loaded)
     for refusal in refusals:
         click.echo(f"left out: {refusal}", err=True)
+    texts = [render(each, form, command=invocation()) for each in tables]
     write("\n".join(texts), out)
 
 
@@ -120,7 +116,7 @@ def figures(selection: Selection, *, out: Path, form: str) -> None:
     """Draw all figures that the records give (extra: report).
 
     For each profile, track and task: the runs of all seeds; speed, score and memory; what nothing beats in cost and
-    score; learning curves; accuracy by depth and operations.
+    score; learning curves; accuracy by depth and operations. From the readings of lra-bench: cost by length.
     """
     need_report_extra()
     from .figures import draw_all
@@ -189,27 +185,36 @@ def pooling(selection: Selection, *, record: str, data_dir: Path | None, example
     click.echo(save(figure, out, form))
 
 
-def make_table(preset: str, names: tuple[str, ...], loaded: Loaded, profile: str, track: str) -> Table:
-    """Make one table of a preset.
+def make_tables(preset: str, names: tuple[str, ...], loaded: Loaded) -> tuple[list[Table], list[str]]:
+    """Make the tables of a preset, one for each profile and track, and say which of them the records do not give.
 
     Raises:
-        UsageError: The records do not give this table.
+        UsageError: They give none.
     """
     from . import beside, comparisons, tables
+    from .efficiency import efficiency_tables
 
-    if preset == "head-to-head":
-        return comparisons.head_to_head(loaded, profile, track, *names)
-    if preset == "ablation":
-        return comparisons.ablation(loaded, profile, track, names[0])
-    plain = {
+    if preset == "efficiency":
+        return efficiency_tables(loaded), []
+    makers: dict[str, Callable[..., Table]] = {
         "accuracy": tables.accuracy,
         "seeds": tables.seeds,
         "ranks": comparisons.ranks,
         "cost": tables.cost,
         "depth": tables.depth,
         "published": beside.beside,
+        "head-to-head": comparisons.head_to_head,
+        "ablation": comparisons.ablation,
     }
-    return plain[preset](loaded, profile, track)
+    made, refusals = [], []
+    for profile, track in loaded.profiles():
+        try:
+            made.append(makers[preset](loaded, profile, track, *names))
+        except UsageError as error:
+            refusals.append(str(error))
+    if not made:
+        raise UsageError("\n".join(dict.fromkeys(refusals)) or "the store holds no records of runs yet")
+    return made, refusals
 
 
 def main() -> None:

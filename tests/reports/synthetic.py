@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lra.bench_records import MIB, BenchRecord, MemoryReading, Timing, save_bench_record, settings_id
 from lra.config import VariantChoice
 from lra.profiles import load_profile, resolve
 from lra.records import AttemptedCell, Cost, Count, Outcome, RunRecord, Store
@@ -78,6 +79,28 @@ def add_attempt(folder, status, digest="d" * 64, **of):
         data_edition="made up", data_digest=digest,
     )  # fmt: skip
     Store(folder).note_attempt(cell.cell_id, status, "why", {"device": "cpu"}, cell)
+
+
+def add_reading(folder, variant, length, *, seconds, mib, batch=4, status="ok", threads=2, noisy=False, options=None):
+    """Leave what `lra-bench` would: `seconds` a step, `mib` at its peak besides 10 MiB of state."""
+    config = cell_config(variant=variant, task="text", options=options)
+    model = config.model.model_copy(update={"max_length": length})
+    config = config.model_copy(update={"model": model, "train": config.train.model_copy(update={"batch_size": batch})})
+    identity = settings_id(config, device="cpu", threads=threads, memory_limit=None)
+    fine = status == "ok"
+    steps = [seconds, seconds, seconds * (2 if noisy else 1)]
+    memory = MemoryReading(
+        meter="made up", step_bytes=[mib * MIB], check_meter="other", check_bytes=[mib * MIB],
+        canary_bytes=48 * MIB, canary_check_bytes=48 * MIB, state_bytes=10 * MIB,
+    )  # fmt: skip
+    reading = BenchRecord(
+        settings_id=identity, status=status, detail="" if fine else "no memory", config=config, device_type="cpu",
+        threads=threads, parameters=1, backend="reference", speed_ratio=0.5 / seconds if fine else None, flops=None,
+        timing=Timing(seconds=steps, warmup_steps=1) if fine else None, memory=memory if fine else None,
+        environment={"device": "cpu", "cpu": "Model <7>", "torch": "2", "load_average": 0.5},
+        measured_at="2026-01-01T00:00:00+00:00",
+    )  # fmt: skip
+    return save_bench_record(folder, reading)
 
 
 def five_tasks(folder, variants=("full", "contextpool"), seeds=3, tasks=tuple(TITLES), **of):
