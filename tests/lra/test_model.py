@@ -36,6 +36,20 @@ def test_padding_never_reaches_the_logits(positions, pooling):
     assert not torch.allclose(model(tokens), alone, rtol=1e-3, atol=1e-3)  # the twin: unmasked, it does matter
 
 
+def test_the_padded_mean_is_the_masked_one_scaled_by_the_share_of_real_tokens():
+    x = torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mask = torch.arange(12) < torch.tensor([[12], [7], [1]])
+    masked, padded = (
+        build_model(small(**{"model.pooling": pooling}), 16, 10).head.pool(x, mask)
+        for pooling in ("masked_mean", "padded_mean")
+    )
+    expected = torch.stack([x[n, :count].mean(dim=0) for n, count in enumerate((12, 7, 1))])
+    torch.testing.assert_close(masked, expected)
+    share = mask.sum(dim=1, keepdim=True) / small().model.max_length
+    torch.testing.assert_close(padded, expected * share)
+    assert not torch.allclose(masked[1], x[1].mean(dim=0), rtol=1e-3, atol=1e-3)  # padding would show
+
+
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
 def test_positions_matter_and_none_means_none(positions):
     tokens = torch.tensor([[3, 4, 5, 6, 7, 8]])

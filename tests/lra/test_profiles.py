@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from attention_zoo import available
 from lra.errors import UsageError
 from lra.model import build_model, count_parameters
 from lra.profiles import load_profile, profile_names, resolve
@@ -89,6 +90,51 @@ def test_quick_retrieval_is_labelled_as_a_substitute():
     chosen = config("quick", "retrieval")
     task = get_task("retrieval")
     assert "substitute" in task.edition(task.options.model_validate(chosen.data))
+
+
+GIVEN = [(profile, variant) for profile in profile_names() for variant in load_profile(profile).variants]
+
+
+@pytest.mark.parametrize(("profile", "variant"), GIVEN)
+def test_the_options_a_profile_gives_to_variants_are_theirs(profile, variant):
+    recipe = load_profile(profile)
+    given = recipe.variants[variant]
+    assert given
+    chosen = resolve(task="text", variant=variant, profile=recipe, seed=0, overrides={}).variant.options
+    assert {name: chosen[name] for name in given} == given
+    misspelt = recipe.model_copy(update={"variants": {variant: {f"{name}_": value for name, value in given.items()}}})
+    with pytest.raises(UsageError, match="unknown option"):
+        resolve(task="text", variant=variant, profile=misspelt, seed=0, overrides={})
+
+
+def test_profiles_that_give_options_to_variants():
+    assert len(GIVEN) >= 4
+
+
+@pytest.mark.parametrize(("profile", "variant"), [*GIVEN, ("official", "performer")])
+def test_a_variant_has_the_same_options_on_every_task(profile, variant):
+    recipe = load_profile(profile)
+    chosen = [
+        resolve(task=task, variant=variant, profile=recipe, seed=0, overrides={}).variant.options
+        for task in recipe.tasks
+    ]
+    assert len(chosen) >= 5
+    assert all(options == chosen[0] for options in chosen)
+    assert chosen[0].get("num_features") != 2  # what the original code gives its Performer, on ListOps alone
+
+
+@pytest.mark.parametrize("variant", available())
+def test_every_variant_takes_pairs(variant):
+    sizes = {"model.dim": 16, "model.mlp_dim": 16, "model.num_layers": 1, "model.max_length": 64, "data.max_length": 64}
+    chosen = resolve(
+        task="retrieval", variant=variant, profile=load_profile("quick"), seed=0, track="open", overrides=sizes
+    )
+    model = build_model(chosen, 257, 2).eval()
+    tokens = torch.randint(1, 257, (3, 2, 64), generator=torch.Generator().manual_seed(0))
+    logits = model(tokens)
+    assert logits.shape == (3, 2)
+    assert logits.isfinite().all()
+    assert not torch.allclose(model(tokens.flip(1)), logits, rtol=1e-4, atol=1e-4)
 
 
 def test_data_longer_than_the_model_is_refused():
