@@ -122,6 +122,24 @@ def test_a_signal_during_the_imports_ends_with_75(profile, home, tmp_path):
     assert not list(tmp_path.glob("results/*/*"))
 
 
+def test_a_second_ctrl_c_ends_at_once():
+    twice = (
+        "import os, signal, time\n"
+        "from runners import signals\n"
+        "signals.install()\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "assert signals.stop_requested()\n"
+        "print('asked', flush=True)\n"
+        "os.kill(os.getpid(), signal.{second})\n"
+        "time.sleep(1)\n"
+        "print('goes on')\n"
+    )
+    insisted = run([sys.executable, "-c", twice.format(second="SIGINT")])
+    assert (insisted.returncode, insisted.stdout) == (130, "asked\n")
+    asked_again = run([sys.executable, "-c", twice.format(second="SIGTERM")])  # a request like the first, no more
+    assert (asked_again.returncode, asked_again.stdout) == (0, "asked\ngoes on\n")
+
+
 PLUGIN = """
 from attention_zoo import SequenceMixer, Traits, VariantConfig, register_variant
 from attention_zoo.base import LayerDims

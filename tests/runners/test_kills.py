@@ -1,0 +1,94 @@
+"""`kill -9` in training and saving: at every step for every variant, and at random moments."""
+
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from attention_zoo import available
+from lra.records import Store
+from tests.runners.sweep_cells import execute, tiny, tiny_data
+
+CONTEXT = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("data"))
+
+
+def run_until_killed(config, data, root, looks):
+    """Run the cell in a forked child, with a checkpoint after every step, that dies at its look number `looks`."""
+    seen = itertools.count(1)
+
+    def stop():
+        if next(seen) == looks:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    child = CONTEXT.Process(target=execute, args=(config, data, Store(root), stop), kwargs={"checkpoint_seconds": 0.0})
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+@pytest.mark.parametrize("variant", available())
+def test_killed_at_each_of_40_steps_every_variant_ends_with_the_same_bits(data, tmp_path, variant):
+    config = tiny(variant, **{"train.steps": 40, "train.eval_every": 20})
+    expected = execute(config, data, Store(tmp_path / "unbroken"))
+    store, kills = Store(tmp_path / "killed"), 0
+    # The first look follows the first step; from then on a child repeats the step whose state was lost, and dies at
+    # the next, so that there is one kill at every step.
+    while (code := run_until_killed(config, data, store.root, 2 if kills else 1)) != 0:
+        assert code == -signal.SIGKILL
+        kills += 1
+    assert kills == 40
+    record = store.find(expected.cell_id)
+    assert record.outcome == expected.outcome
+    assert record.cost.resumed == 39  # the first died before anything was saved
+    curves = [each.arrays(expected.cell_id)["curve.train_loss"] for each in (store, Store(tmp_path / "unbroken"))]
+    assert curves[0].tolist() == curves[1].tolist()
+
+
+def test_there_are_26_variants_to_kill():
+    assert len(available()) == 26
+
+
+def test_a_resume_that_forgets_the_optimiser_is_told_apart(data, tmp_path, monkeypatch):
+    """The broken twin of the test above."""
+    config = tiny(**{"train.steps": 40, "train.eval_every": 20})
+    expected = execute(config, data, Store(tmp_path / "unbroken")).outcome
+    monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda self, state: None)
+    assert run_until_killed(config, data, tmp_path / "killed", 5) == -signal.SIGKILL
+    assert run_until_killed(config, data, tmp_path / "killed", 0) == 0
+    assert Store(tmp_path / "killed").find(config.cell_id(data.digest)).outcome != expected
+
+
+def test_sixty_kills_at_random_moments_of_training_and_saving_change_no_bit(data, tmp_path):
+    config = tiny(**{"train.steps": 400, "train.eval_every": 100})
+    expected = execute(config, data, Store(tmp_path / "unbroken")).outcome
+    store, rng, kills = Store(tmp_path / "killed"), random.Random(11), 0
+    folder = store.checkpoint_folder(config.cell_id(data.digest))
+
+    def newest():
+        return max((path.name for path in folder.glob("step-*.pt")), default="")
+
+    while kills < 60:
+        before = newest()
+        child = CONTEXT.Process(target=execute, args=(config, data, store), kwargs={"checkpoint_seconds": 0.0})
+        child.start()
+        while newest() == before and child.is_alive():
+            time.sleep(0.0005)
+        time.sleep(0.003 * rng.random())  # into a step, a write, a rename or the removal of an old one
+        child.kill()
+        child.join()
+        if child.exitcode == 0:
+            break  # it was faster than the kill
+        kills += 1
+    assert kills >= 20
+    assert execute(config, data, store).outcome == expected
