@@ -2,12 +2,16 @@
 
     python -m benchmarks.contextpool                       # all tables
     python -m benchmarks.contextpool --lengths 1024,4096 --threads 1 --kinds paper
+    python -m benchmarks.contextpool --device cuda         # batch 32, bfloat16, 1,024 ... 16,384 tokens
 
 Batch 1, dim 256, float32, against `scaled_dot_product_attention` with 4 heads of 32. The two run in turns in one
 process, and the figures are medians of CPU time at one thread and of wall-clock time at more. Widths: `paper` is sigma
 uniform in 0.005 ... 0.095 of the length, `mixed` is log-uniform from half a token to a tenth of the length, `tiny` is
 0.5 ... 4 tokens. Memory is the growth of the resident set's high-water mark in a fresh process, after the inputs are
 made and the libraries warmed up; the gradients of the inputs are part of it.
+
+With `--device cuda` batch and dtype are 32 and bfloat16, times are wall-clock times of the finished work, memory is the
+peak that PyTorch allocated beyond what was there before, and every backend of `--backend`, a list, has its rows.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,20 +33,28 @@ from torch.nn import functional as F
 from contextpool.pool import context_pool, resolve_backend
 
 DIM = 256
+BATCH = 32
+"""Sequences at a time on a GPU."""
+GPU_LENGTHS = "1024,2048,4096,8192,16384"
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", default="1024,4096,16384,65536")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--lengths", help="[default: 1024,4096,16384,65536 on the CPU, up to 16384 on a GPU]")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--kinds", default="paper,mixed,tiny")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--backend", default="auto", help="on a GPU also several, such as auto,triton")
     parser.add_argument("--causal", action="store_true")
     parser.add_argument("--attention-up-to", type=int, default=16384, help="longest sequence for which attention runs")
     parser.add_argument("--memory-of", help="internal: `subject,length`; print the memory of one run, in MiB")
     options = parser.parse_args()
+    if options.device == "cuda":
+        print_gpu_tables(options)
+        return
+    options.lengths = options.lengths or "1024,4096,16384,65536"
     if options.memory_of:
         subject, length = options.memory_of.split(",")
         print(measure_memory(subject, int(length), options.backend, causal=options.causal))
@@ -62,20 +75,66 @@ def main() -> None:
         print(f"| {length} | {pooling} | {attention} |")
 
 
+def print_gpu_tables(options: argparse.Namespace) -> None:
+    """Print time and memory on a GPU for each backend, beside attention, which is measured in turns with it."""
+    if not torch.cuda.is_available():
+        sys.exit("--device cuda: no CUDA device on this machine")
+    device = torch.device("cuda")
+    form = ", causal" if options.causal else ""
+    print(f"\n{torch.cuda.get_device_name(device)}, torch {torch.__version__}, batch {BATCH}, bfloat16{form}\n")
+    print("| length | backend | attention ms | MiB | widths | pooling ms | ratio | MiB |")
+    print("| ---: | --- | ---: | ---: | --- | ---: | ---: | ---: |")
+    for length in map(int, (options.lengths or GPU_LENGTHS).split(",")):
+        for backend in options.backend.split(","):
+            print_gpu_rows(length, backend, options, device)
+
+
+def print_gpu_rows(length: int, backend: str, options: argparse.Namespace, device: torch.device) -> None:
+    """Measure one length and backend and print a row for each kind of widths."""
+
+    def clock() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    place = Place(device.type, torch.bfloat16, batch=BATCH)
+    kinds = options.kinds.split(",")
+    subjects = {kind: pooling(kind, length, backend, causal=options.causal, place=place) for kind in kinds}
+    subjects["attention"] = attention(length, causal=options.causal, place=place)
+    medians = interleaved_medians(subjects, options.repeats, clock)
+    memory = {}
+    for name, step in subjects.items():
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        memory[name] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    chosen = resolve_backend(length, device, causal=options.causal, backend=backend)
+    for kind in kinds:
+        row = f"| {length} | {chosen} | {medians['attention']:.2f} | {memory['attention']:.0f} | {kind} |"
+        ratio = medians[kind] / medians["attention"]
+        print(f"{row} {medians[kind]:.2f} | {ratio:.3f} | {memory[kind]:.0f} |", flush=True)
+
+
+def interleaved_medians(
+    subjects: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Run all subjects in turns, once to warm up, and return their median times in milliseconds."""
+    times: dict[str, list[float]] = {name: [] for name in subjects}
+    for repeat in range(repeats + 1):
+        for name, step in subjects.items():
+            start = clock()
+            step()
+            if repeat:
+                times[name].append(1e3 * (clock() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
 def print_times(length: int, options: argparse.Namespace, clock: Callable[[], float]) -> None:
     """Measure one length and print a row for each kind of widths."""
     kinds = options.kinds.split(",")
     subjects = {kind: pooling(kind, length, options.backend, causal=options.causal) for kind in kinds}
     if length <= options.attention_up_to:
         subjects["attention"] = attention(length, causal=options.causal)
-    times: dict[str, list[float]] = {name: [] for name in subjects}
-    for repeat in range(options.repeats + 1):
-        for name, step in subjects.items():
-            start = clock()
-            step()
-            if repeat:
-                times[name].append(1e3 * (clock() - start))
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    medians = interleaved_medians(subjects, options.repeats, clock)
     backend = resolve_backend(length, torch.device("cpu"), causal=options.causal, backend=options.backend)
     reference = medians.get("attention", math.nan)
     for kind in kinds:
@@ -84,22 +143,32 @@ def print_times(length: int, options: argparse.Namespace, clock: Callable[[], fl
         print(f"{row} {1e3 * time_ms / length:.2f} |", flush=True)
 
 
-def pooling(kind: str, length: int, backend: str, *, causal: bool) -> Callable[[], None]:
+@dataclass(frozen=True)
+class Place:
+    """Where tokens are, and how many."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    batch: int = 1
+
+
+def pooling(kind: str, length: int, backend: str, *, causal: bool, place: Place = Place()) -> Callable[[], None]:
     """Return one forward and backward of the operator."""
-    uniform = torch.rand(1, length)
+    uniform = torch.rand(place.batch, length)
     if kind == "paper":
         sigma = 0.1 * length * (0.05 + 0.9 * uniform)
     elif kind == "mixed":
         sigma = 0.5 * torch.exp(uniform * math.log(0.2 * length))
     else:
         sigma = 0.5 + 3.5 * uniform
-    leaves = [torch.randn(1, length, DIM), torch.randn(1, length), sigma]
+    tokens = torch.randn(place.batch, length, DIM).to(place.dtype)
+    leaves = [value.to(place.device) for value in (tokens, torch.randn(place.batch, length), sigma)]
     return _step(lambda x, weight, width: context_pool(x, weight, width, causal=causal, backend=backend), leaves)
 
 
-def attention(length: int, *, causal: bool) -> Callable[[], None]:
+def attention(length: int, *, causal: bool, place: Place = Place()) -> Callable[[], None]:
     """Return one forward and backward of the attention that is fed, without its projections."""
-    leaves = [torch.randn(1, 4, length, 32) for _ in range(3)]
+    leaves = [torch.randn(place.batch, 4, length, 32).to(place.device, place.dtype) for _ in range(3)]
     return _step(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=causal), leaves)
 
 
