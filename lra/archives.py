@@ -140,6 +140,8 @@ class _Meter:
 
 
 def _open(path: Path) -> IO[bytes]:
+    if path.is_dir():
+        raise DataError(f"{path}: a folder; the archive itself is read")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     with path.open("rb") as handle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -110,6 +111,8 @@ def fetch(
             except _TryAgainError as error:
                 if attempt == TRIES:
                     raise DataError(f"{url}: {error}; the same command goes on from {part}") from error
+                if progress:
+                    tqdm.write(f"{error}; try {attempt + 1} of {TRIES} in {4**attempt} seconds", file=sys.stderr)
                 pause(4.0**attempt)
         digest = file_digest(part)
         if remote.sha256 is not None and digest != remote.sha256:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +15,8 @@ from lra.convnet import family_problems
 from lra.errors import UsageError, suggest
 from lra.strict_yaml import load_file, load_text
 from lra.tasks import get_task
+
+OPEN_TRACK = "--track open admits it (in a suite: `track: open`)"
 
 S = TypeVar("S", bound=Section)
 
@@ -78,7 +80,10 @@ def load_shipped(kind: Literal["profiles", "suites"], name: str, section: type[S
     Raises:
         UsageError: No such file, or it does not hold what a section holds.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else config_folder(kind) / f"{name}.yaml"
+    own = name.endswith((".yaml", ".yml"))
+    path = Path(name) if own else config_folder(kind) / f"{name}.yaml"
+    if own and not path.is_file():
+        raise UsageError(f"{name}: no such file")
     if not path.is_file():
         known = [file.stem for file in config_folder(kind).glob("*.yaml")]
         raise UsageError(f"unknown {kind.removesuffix('s')} {name!r}; {suggest(name, known)}")
@@ -91,16 +96,34 @@ def load_shipped(kind: Literal["profiles", "suites"], name: str, section: type[S
     return loaded
 
 
-def parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str, option: str = "--set", example: str = "train.lr=1e-4") -> tuple[str, Any]:
     """Split `key.path=value`; the value is read like a value in a YAML file.
+
+    Args:
+        text: What the user wrote.
+        option: Where, for the error message.
+        example: What would have been right, for the error message.
 
     Raises:
         UsageError: There is no `=`, or the value is not acceptable YAML.
     """
     key, separator, value = text.partition("=")
     if not separator or not key:
-        raise UsageError(f"--set {text}: expected key=value, such as train.lr=1e-4")
-    return key.strip(), load_text(value, f"--set {key}")
+        raise UsageError(f"{option} {text}: expected key=value, such as {example}")
+    return key.strip(), load_text(value, f"{option} {key}")
+
+
+def check_variant_names(overrides: Mapping[str, Any], variants: Sequence[str]) -> None:
+    """Check that each override of `variants.NAME` is meant for one of several variants.
+
+    Raises:
+        UsageError: It is not: without this, a mistyped name would change nothing and say nothing.
+    """
+    for path in overrides:
+        head, _, rest = path.partition(".")
+        name, dot, _ = rest.partition(".")
+        if head == "variants" and dot and name not in variants:
+            raise UsageError(f"{path}: {name!r} is not among the variants; {suggest(name, variants)}")
 
 
 def resolve(
@@ -129,7 +152,7 @@ def resolve(
         if head in sections and rest:
             sections[head][rest] = value
             if track == "matched":
-                problems.append(f"{path}: fixed by the profile on the matched track; --track open admits it")
+                problems.append(f"{path}: fixed by the profile on the matched track; {OPEN_TRACK}")
         elif head == "variant" and rest:
             options[rest] = value
         elif head == "variants" and rest.count(".") == 1:
@@ -142,6 +165,8 @@ def resolve(
     model, model_problems = validate_section(ModelConfig, sections["model"], "model")
     train, train_problems = validate_section(TrainConfig, sections["train"], "train")
     problems += data_problems + model_problems + train_problems
+    if model is not None and not model.head_dim and model.dim % model.num_heads:
+        problems.append(f"model.num_heads: dim {model.dim} is not a multiple of {model.num_heads}; give head_dim")
     if model is not None:
         problems += family_problems(model, the_task.info, variant, has_options=bool(options))
     if model is not None and model.positions == "rotary":

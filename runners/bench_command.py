@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -128,8 +129,7 @@ def command(
     from attention_zoo import available
     from attention_zoo.registry import normalise
     from lra.bench_records import save_bench_record
-    from lra.durable import write_atomically
-    from lra.profiles import load_profile, parse_override
+    from lra.profiles import check_variant_names, load_profile, parse_override
     from lra.records import Store
 
     from .bench_measure import REFERENCE, BenchPlan, measure_length
@@ -139,10 +139,11 @@ def command(
 
     the_device = pick_device(device)
     chosen = defaults(preset=preset, quick=quick, cuda=the_device.type == "cuda")
-    names = available() if attn == "all" else [normalise(name) for name in (attn or chosen.attn).split(",")]
+    attn_or_default = chosen.attn if attn is None else attn
+    names = available() if attn == "all" else [normalise(name) for name in attn_or_default.split(",")]
     plan = BenchPlan(
         variants=list(dict.fromkeys([REFERENCE, *names])),
-        lengths=parse_lengths(lengths or chosen.lengths),
+        lengths=parse_lengths(chosen.lengths if lengths is None else lengths),
         task=normalise(task),
         profile=load_profile(profile or chosen.profile),
         device=the_device,
@@ -153,8 +154,11 @@ def command(
         timing=TimingPlan(steps=steps or chosen.steps, seconds=chosen.seconds if seconds is None else seconds),
         memory_limit=None if memory_limit is None else int(memory_limit * 2**30),
     )
+    check_variant_names(plan.overrides, plan.variants)
     configs = plan.configs()
     Store(store_folder).check_writable()
+    if json_file is not None:
+        write_json(json_file, [])  # a place that cannot be written is found out before the minutes, not after them
 
     def say(text: str) -> None:
         if not quiet:
@@ -171,10 +175,23 @@ def command(
     records.sort(key=lambda record: (order[record.variant], record.length))
     click.echo(arena_report(records) if preset == "lra" else full_report(records))
     if json_file is not None:
-        body = json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False)
-        write_atomically(json_file, body.encode())
+        write_json(json_file, [record.model_dump() for record in records])
     if any(record.status == "failed" for record in records):
         sys.exit(4)
+
+
+def write_json(path: Path, readings: list[dict[str, Any]]) -> None:
+    """Write readings as one list.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    from lra.durable import write_atomically
+
+    try:
+        write_atomically(path, json.dumps(readings, indent=1, allow_nan=False).encode())
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def parse_lengths(text: str) -> list[int]:

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from lra.config import RunConfig
+from lra.errors import UsageError
 from lra.flops import count_flops
 from lra.model import build_model, count_parameters
 from lra.records import Cost
+from lra.tasks import get_task
 from lra.tasks.base import TaskInfo
 
 from .evaluate import autocast
@@ -56,6 +58,21 @@ def flops_of_example(config: RunConfig, info: TaskInfo, device: torch.device) ->
         return count_flops(step).total
     except (RuntimeError, MemoryError):
         return None
+
+
+def parameters_of(config: RunConfig) -> tuple[int, int]:
+    """Count the parameters of a model, and of the same with full attention, without allocating them.
+
+    Raises:
+        UsageError: The variant refuses the sizes of the model.
+    """
+    info = get_task(config.task).info
+    try:
+        with torch.device("meta"):
+            parameters = count_parameters(build_model(config, info.vocab_size, info.num_classes))
+    except ValueError as error:
+        raise UsageError(f"{config.variant.name}, {config.task}: {error}") from error
+    return parameters, parameters_with_full(config, info.vocab_size, info.num_classes)
 
 
 def parameters_with_full(config: RunConfig, vocab_size: int, num_classes: int) -> int:

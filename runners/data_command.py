@@ -177,7 +177,8 @@ def remove(names: tuple[str, ...], data_dir: Path | None, *, yes: bool) -> None:
     for name in names:
         chosen = {key: folder for key, folder in present.items() if name in (key, _task_of(folder))}
         if not chosen:
-            raise DataError(f"nothing named {name!r} is prepared in {home}; {suggest(name, {*present, *TASKS})}")
+            hint = "" if name in TASKS else f"; {suggest(name, {*present, *TASKS})}"
+            raise DataError(f"nothing named {name!r} is prepared in {home}{hint}")
         doomed |= chosen
     click.echo("\n".join(doomed))
     if not yes:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from attention_zoo import OptionError, RegistrationError, UnknownVariantError, available, get_variant
@@ -15,14 +14,13 @@ from attention_zoo.registry import normalise, plugin_origin
 from lra.config import RunConfig, validate_section
 from lra.convnet import VARIANT as CONVNET_VARIANT
 from lra.errors import DataError, UsageError
-from lra.model import build_model, count_parameters
 from lra.prepared import open_prepared
-from lra.profiles import load_profile, parse_override, resolve
+from lra.profiles import check_variant_names, load_profile, parse_override, resolve
 from lra.records import read_record
 from lra.strict_yaml import load_file, load_text
 from lra.tasks import get_task
 
-from .cost import parameters_with_full
+from .cost import parameters_of
 
 
 def plan(
@@ -34,11 +32,12 @@ def plan(
         UsageError: All mistakes of all cells at once, each line once.
     """
     variants = available() if attn.strip() == "all" else [normalise(name) for name in attn.split(",") if name.strip()]
-    tasks = [normalise(name) for name in task.split(",") if name.strip()]
+    recipe = load_profile(profile)
+    tasks = list(recipe.tasks) if task.strip() == "all" else [normalise(n) for n in task.split(",") if n.strip()]
     if not variants or not tasks:
         raise UsageError("--attn and --task each need a name")
-    recipe = load_profile(profile)
     values = dict(map(parse_override, overrides))
+    check_variant_names(values, variants)
     cells, problems = [], []
     for task_name in dict.fromkeys(tasks):
         for variant in dict.fromkeys(variants):
@@ -94,7 +93,9 @@ def read_config(source: str) -> RunConfig:
         record = read_record(path)
         config, same = record.config, record.config.cell_id(record.data_digest) == record.cell_id
     else:
-        config = _validated(values if isinstance(values, dict) else {}, source)
+        if not isinstance(values, dict) or not values.keys() & RunConfig.model_fields.keys():
+            raise UsageError(f"{source}: neither a configuration nor a record; --dry-run prints a configuration")
+        config = _validated(values, source)
         same = values == config.model_dump()
     if not same:
         raise UsageError(f"{source}: not a complete configuration of this version; it would be another cell than meant")
@@ -130,12 +131,14 @@ def check_runnable(config: RunConfig) -> None:
 
 
 def describe(config: RunConfig, home: Path) -> str:
-    """Write out one cell for `--dry-run`: configuration, parameters, cell id."""
+    """Write out one cell for `--dry-run`: configuration, parameters, cell id.
+
+    Raises:
+        UsageError: There is no such model.
+    """
     task = get_task(config.task)
     options = task.options.model_validate(config.data)
-    with torch.device("meta"):
-        parameters = count_parameters(build_model(config, task.info.vocab_size, task.info.num_classes))
-    full = parameters_with_full(config, task.info.vocab_size, task.info.num_classes)
+    parameters, full = parameters_of(config)
     folder = home / task.folder_name(options)
     try:
         cell = config.cell_id(open_prepared(folder, verify=False).digest)

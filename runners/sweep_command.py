@@ -52,6 +52,7 @@ def plan(*, suite: str, store_folder: Path, data_dir: Path | None, probe: bool) 
     """Print the cells of a suite, those already done, and their parameters; run nothing."""
     from .sweep_plan import plan_table
 
+    signals.uninstall()
     cells = _cells(suite, data_dir, prepare=probe)
     click.echo(plan_table(cells, store_folder, _home(data_dir), probe=probe))
 
@@ -108,6 +109,9 @@ def run(
     from .sweep_view import SweepView
     from .trackers import check_trackers
 
+    for option, given, wanted in (("--slurm", slurm, "slurm"), ("--ray-address", ray_address, "ray")):
+        if given and engine != wanted:
+            raise click.UsageError(f"{option} goes with --engine {wanted}, not with {engine}")
     check_trackers(trackers)
     store, home = Store(store_folder.resolve()), _home(data_dir)
     cells = _cells(suite, data_dir, prepare=True)
@@ -151,6 +155,8 @@ def status(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
 
     from .sweep_plan import status_table
 
+    signals.uninstall()
+    _note_missing(store_folder)
     click.echo(status_table(_cells(suite, data_dir, prepare=False), Store(store_folder)))
 
 
@@ -165,6 +171,8 @@ def retry(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
 
     from .sweep_state import clear_failures
 
+    signals.uninstall()
+    _note_missing(store_folder)
     store = Store(store_folder)
     cleared = [cell.label for cell in _cells(suite, data_dir, prepare=False) if clear_failures(store, cell)]
     click.echo("\n".join([*cleared, f"{len(cleared)} cells will be tried again"]))
@@ -182,12 +190,20 @@ def gc(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
 
     from .sweep_state import collect_garbage
 
+    signals.uninstall()
+    _note_missing(store_folder)
     store = Store(store_folder)
     try:
         freed = sum(collect_garbage(store, cell) for cell in _cells(suite, data_dir, prepare=False))
     except OSError as error:
         raise StoreError(f"cannot tidy up {store_folder}: {error.strerror or error}") from error
     click.echo(f"{freed / 2**20:.1f} MiB freed")
+
+
+def _note_missing(store: Path) -> None:
+    """Say that the store is not there: a mistyped `--store` would look like a suite of which nothing was run."""
+    if not store.is_dir():
+        click.echo(f"There is no store at {store} yet.", err=True)
 
 
 def _home(data_dir: Path | None) -> Path:
@@ -250,7 +266,7 @@ def _engine(
             threads=threads,
             gpus=int(device == "cuda"),
             cluster="slurm",
-            settings=dict(map(parse_override, slurm)),
+            settings=dict(parse_override(text, "--slurm", "slurm_partition=gpu") for text in slurm),
         )
     return LocalEngine(gpu_slots(gpus, per_gpu, slots) if gpus else cpu_slots(slots))
 

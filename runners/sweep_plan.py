@@ -7,15 +7,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tabulate import tabulate
 
 from lra.config import RunConfig, canonical_json
-from lra.model import build_model, count_parameters
 from lra.records import Cost, Store
-from lra.tasks import get_task
 
-from .cost import parameters_with_full
+from .cost import parameters_of
 from .engines.base import Job
 from .engines.process import run_job
 from .sweep import tally
@@ -47,7 +44,7 @@ def plan_table(cells: Sequence[SweepCell], store_folder: Path, home: Path, *, pr
     for cell, state in zip(cells, states, strict=True):
         config = cell.config
         key = canonical_json(config.model_dump(exclude={"seed"}))
-        parameters, full = _parameters(config)
+        parameters, full = parameters_of(config)
         row = [cell.label, state.word, str(config.train.steps), f"{parameters:,}", f"{parameters / full:.3f}"]
         if probe:
             if key not in measured:
@@ -64,13 +61,6 @@ def plan_table(cells: Sequence[SweepCell], store_folder: Path, home: Path, *, pr
     if probe:
         lines.append(f"Training left: {minutes:.0f} minutes in all, one cell at a time and without evaluations.")
     return "\n".join(lines)
-
-
-def _parameters(config: RunConfig) -> tuple[int, int]:
-    info = get_task(config.task).info
-    with torch.device("meta"):
-        ours = count_parameters(build_model(config, info.vocab_size, info.num_classes))
-    return ours, parameters_with_full(config, info.vocab_size, info.num_classes)
 
 
 def _probe(config: RunConfig, home: Path) -> Cost | None:

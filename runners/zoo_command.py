@@ -79,15 +79,18 @@ def check(name: str) -> None:
 @one_line_errors
 def docs(out: Path) -> None:
     """Write the page about all variants of this project."""
-    from lra.errors import LraError
+    from lra.durable import write_atomically
+    from lra.errors import LraError, UsageError
 
     from .zoo_docs import catalogue, page
 
     found = catalogue(own_only=True)
     if found.problems:
         raise LraError("\n".join(found.problems))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(found.specs), encoding="utf-8")
+    try:
+        write_atomically(out, page(found.specs).encode())
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {error.strerror or error}") from error
     click.echo(f"{out}: {len(found.specs)} variants")
 
 

@@ -200,7 +200,8 @@ def test_one_cell_runs_from_a_record_with_the_same_bits(clean, home, tmp_path):
         (lambda values: values["variant"].update(name="ful"), "did you mean 'full'"),
         (lambda values: values["variant"].update(origin="other 1"), "is '' here, not 'other 1'"),
         (lambda values: values["train"].update(stepz=1), "train.stepz: unknown key; did you mean 'steps'"),
-        (lambda values: values.clear(), "missing"),
+        (lambda values: values.clear(), "neither a configuration nor a record"),
+        (lambda values: values.pop("seed"), "seed: missing"),
         (lambda values: values["model"].pop("qkv_bias"), "not a complete configuration of this version"),
     ],
 )
