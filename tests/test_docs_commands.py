@@ -182,7 +182,12 @@ def unknown_spans(page: Page) -> list[str]:
                 unknown.append(span)
         elif re.match(r"--\w", name):
             unknown += [] if name.partition("=")[0] in options else [span]
-        elif span.startswith(TREE) and span not in EXAMPLES and re.fullmatch(r"[\w./-]+(::\w+)?", span):
+        elif (
+            span.startswith(TREE)
+            and span not in EXAMPLES
+            and "NAME" not in span
+            and re.fullmatch(r"[\w./-]+(::\w+)?", span)
+        ):
             unknown += [] if (ROOT / span.partition("::")[0]).exists() else [span]
     return unknown
 

@@ -1,0 +1,147 @@
+"""The wheel, built from the tracked files, works outside the tree: data, commands, and libraries by themselves."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.test_project import PROJECT, ROOT, SOURCES, tracked
+
+DATA = {".yaml", ".j2", ".js", ".typed"}
+WITHOUT_LRA = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "lra":
+            raise ImportError("lra may not be needed")
+sys.meta_path.insert(0, Refuse())
+import torch
+"""
+COMMANDS = """
+import sys
+from importlib.metadata import entry_points
+from click.testing import CliRunner
+import attention_zoo, contextpool, lra
+for package in (attention_zoo, contextpool, lra):
+    assert package.__file__.startswith(sys.argv[1]), package.__file__
+scripts = {point.name: point for point in entry_points(group="console_scripts") if point.name.startswith("lra-")}
+assert len(scripts) == 6, scripts
+for name, point in sorted(scripts.items()):
+    module = sys.modules.get(point.module) or __import__(point.module, fromlist=["x"])
+    done = CliRunner().invoke(getattr(module, "command", module.main), ["--help"], prog_name=name)
+    assert done.exit_code == 0 and "Usage:" in done.output, done.output
+    print(name, "helps")
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Build the wheel from a copy of the tracked files."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for path in tracked():
+        relative = path.relative_to(ROOT)
+        if relative.parts[0] in SOURCES or len(relative.parts) == 1:
+            (folder / "tree" / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / "tree" / relative)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", "dist"]
+    done = subprocess.run([*command, "./tree"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = (folder / "dist").glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory):
+    """Unpack the wheel where nothing else of the project is."""
+    folder = tmp_path_factory.mktemp("site")
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder
+
+
+def python(site: Path, folder: Path, code: str, *arguments: str) -> str:
+    """Run code with the unpacked wheel, in a folder outside the tree."""
+    settings = {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "LRA_HOME": str(folder / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True, env=os.environ | settings
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def command(site: Path, folder: Path, name: str, *arguments: str) -> str:
+    """Run one of the commands as its script would."""
+    module, _, function = PROJECT["project"]["scripts"][name].partition(":")
+    code = f"import sys; sys.argv[0] = {name!r}; from {module} import {function}; {function}()"
+    return python(site, folder, code, *arguments)
+
+
+def test_the_wheel_holds_every_file_and_nothing_else(wheel):
+    mapped = {folder: package.replace(".", "/") for package, folder in
+              PROJECT["tool"]["setuptools"]["package-dir"].items()}  # fmt: skip
+    expected = set()
+    for path in tracked():
+        top, *rest = path.relative_to(ROOT).parts
+        if top in SOURCES and path.suffix in {".py", *DATA}:
+            expected.add("/".join([mapped.get(top, top), *rest]))
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert names == expected
+    assert {Path(name).suffix for name in names} == {".py", *DATA}
+    assert {name for name in names if name.endswith("py.typed")} == {
+        "lra/py.typed", "attention_zoo/py.typed", "contextpool/py.typed"
+    }  # fmt: skip
+
+
+def test_all_six_commands_help(site, tmp_path):
+    assert python(site, tmp_path, COMMANDS, str(site)).count("helps") == 6
+
+
+def test_a_run_a_sweep_and_a_report_work(site, tmp_path):
+    tiny = {
+        "name": "tiny", "title": "For tests", "source": "this test",
+        "tasks": {"listops": {
+            "data": {"train": 64, "validation": 32, "test": 32, "min_length": 4, "max_length": 24, "max_depth": 3,
+                     "max_args": 4},
+            "model": {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16, "max_length": 24},
+            "train": {"batch_size": 8, "steps": 4, "eval_every": 2, "lr": 0.01},
+        }},
+    }  # fmt: skip
+    suite = {"name": "s", "title": "t", "profile": "tiny.yaml", "tasks": ["listops"], "seeds": [0]}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite | {"variants": {"full": {}}}))
+    run = ("--attn", "contextpool", "--task", "listops", "--profile", "tiny.yaml", "--device", "cpu", "--quiet")
+    assert "contextpool" in command(site, tmp_path, "lra-run", *run)
+    command(site, tmp_path, "lra-sweep", "run", "suite.yaml", "--slots", "1", "--device", "cpu")
+    table = command(site, tmp_path, "lra-report", "table", "accuracy")
+    assert "contextpool" in table
+    assert "full" in table
+    command(site, tmp_path, "lra-report", "html", "--out", "page.html")
+    assert "<script>" in (tmp_path / "page.html").read_text()
+    assert "published" in command(site, tmp_path, "lra-report", "table", "published")
+
+
+def test_shipped_profiles_and_suites_and_variants_are_found(site, tmp_path):
+    shown = command(
+        site, tmp_path, "lra-run", "--attn", "full", "--task", "listops", "--profile", "official", "--dry-run"
+    )
+    assert "profile: official" in shown
+    assert "not run" in command(site, tmp_path, "lra-sweep", "plan", "depth")
+    assert "contextpool_conv_only" in command(site, tmp_path, "lra-zoo", "list")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from contextpool import ContextPool; assert ContextPool(16)(torch.randn(1, 9, 16)).shape == (1, 9, 16)",
+        "from attention_zoo import available, get_variant; assert len([*map(get_variant, available())]) >= 26",
+        "from contextpool.conv2d import ContextPool2d; ContextPool2d(4, stride=2)(torch.randn(1, 4, 8, 8))",
+    ],
+)
+def test_the_libraries_work_without_lra(site, tmp_path, code):
+    python(site, tmp_path, f"{WITHOUT_LRA}\n{code}")
+    with pytest.raises(AssertionError, match="lra may not be needed"):
+        python(site, tmp_path, f"{WITHOUT_LRA}\nimport lra.errors")
