@@ -89,7 +89,7 @@ def beside(loaded: Loaded, profile: str, track: str) -> Table:
     rows.sort(key=lambda row: (row["task"], row["variant"], row["source"]))
     notes = [f"{s.title}: {s.source}; {', '.join(s.flags)}." for s in {s.name: s for s in used}.values()]
     notes.append(f"{OTHER_RECIPE}: the source's model, data rules or training differ from the profile; no difference.")
-    title = table_caption("Ours beside published", profile, track)
+    title = table_caption("Ours beside published", profile, track, loaded, frame)
     return plain_table(title, rows, preview(frame) + notes + surroundings(frame), frame)
 
 

@@ -64,14 +64,17 @@ def head_to_head(loaded: Loaded, profile: str, track: str, first: str, second: s
     notes = [
         f"Difference: {first} minus {second}, points of test accuracy, mean over seeds that both have.",
         f"Detectable: true difference that so many pairs of such spread would show in 80 % of cases; {NOT_RUN} for one "
-        "pair.",
+        "pair, and for pairs without spread, of which the t test says nothing.",
         "Only: test examples that one of the two has right and the other wrong, per seed (exact McNemar test).",
         "Holm: adjusted for the number of tasks.",
     ]
     if all(row["seeds"] == "1" for row in rows):
         notes.insert(0, "PREVIEW: one common seed. No claim can rest on it.")
     return plain_table(
-        table_caption(f"{first} against {second}", profile, track), rows, notes + surroundings(frame), frame
+        table_caption(f"{first} against {second}", profile, track, loaded, frame),
+        rows,
+        notes + surroundings(frame),
+        frame,
     )
 
 
@@ -106,7 +109,7 @@ def ablation(loaded: Loaded, profile: str, track: str, variant: str) -> Table:
             )
     notes.append("Difference: mean over common seeds, with the 95 % t interval, and the number of pairs.")
     notes += surroundings(frame)
-    title = table_caption(f"Ablation of {variant}", profile, track)
+    title = table_caption(f"Ablation of {variant}", profile, track, loaded, frame)
     return plain_table(title, rows, preview(frame) + notes, frame)
 
 
@@ -140,7 +143,7 @@ def ranks(loaded: Loaded, profile: str, track: str) -> Table:
         "closer than that are not told apart.",
     ]
     notes += [f"Left out, with a task missing: {', '.join(missing)}."] if missing else []
-    title = table_caption("Average ranks", profile, track)
+    title = table_caption("Average ranks", profile, track, loaded, frame)
     return plain_table(title, rows, preview(frame) + notes + surroundings(frame), frame)
 
 

@@ -139,7 +139,7 @@ def _csv(table: Table, command: str) -> str:
     header, rows = _grid(table)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([[_no_formula(cell) for cell in row] for row in [header, *rows]])
+    writer.writerows([[no_formula(cell) for cell in row] for row in [header, *rows]])
     writer.writerows([[f"# {note}"] for note in [clean(table.caption), *_notes(table, command), _records(table)]])
     return buffer.getvalue()
 
@@ -169,7 +169,7 @@ def _latex_text(text: str) -> str:
     return "".join(part if len(part) > 1 or part < "\u0180" else f"U+{ord(part):04X}" for part in escaped)
 
 
-def _no_formula(cell: str) -> str:
+def no_formula(cell: str) -> str:
     """Keep a spreadsheet from taking a text for a formula; plain signed numbers and a lone dash stay as they are."""
     if _FORMULA.match(cell) and cell != "-" and not _PLAIN_NUMBER.fullmatch(cell):
         return f"'{cell}"

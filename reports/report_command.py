@@ -103,6 +103,29 @@ def compare(selection: Selection, *, first: str, second: str) -> None:
 
 @command.command()
 @takes_selection
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="CSV file to write.")
+@click.option(
+    "--parquet", type=click.Path(path_type=Path, dir_okay=False), help="Parquet file to write (extra: export)."
+)
+@one_line_errors
+def export(selection: Selection, *, csv_file: Path | None, parquet: Path | None) -> None:
+    """Write one row per run to CSV or Parquet.
+
+    The columns are those of lra.records.load, with the settings as JSON.
+    """
+    from .export import export_frame, write_csv, write_parquet
+
+    if csv_file is None and parquet is None:
+        raise UsageError("nothing to write; give --csv FILE, --parquet FILE or both")
+    frame = export_frame(load(selection))
+    if csv_file is not None:
+        write_csv(frame, csv_file)
+    if parquet is not None:
+        write_parquet(frame, parquet)
+
+
+@command.command()
+@takes_selection
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

@@ -55,9 +55,9 @@ class PairedComparison:
     difference: Estimate
     """Of A minus B."""
     p_value: float
-    """Two-sided paired t test; NaN for fewer than two pairs."""
+    """Two-sided paired t test; NaN for fewer than two pairs, and for pairs without spread."""
     detectable: float
-    """Smallest true difference that this many pairs of this spread would show in 80 % of cases; NaN below two."""
+    """Smallest true difference that this many pairs of this spread would show in 80 % of cases; NaN like the p."""
 
 
 def compare_paired(first: Sequence[float], second: Sequence[float]) -> PairedComparison:
@@ -70,21 +70,22 @@ def compare_paired(first: Sequence[float], second: Sequence[float]) -> PairedCom
         raise ValueError(f"{len(first)} and {len(second)} values do not pair")
     differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     estimate = mean_with_interval(differences.tolist())
-    if estimate.count < 2:
+    if estimate.count < 2 or estimate.deviation == 0.0:
         return PairedComparison(difference=estimate, p_value=math.nan, detectable=math.nan)
-    if estimate.deviation == 0.0:
-        p_value = 1.0 if estimate.mean == 0.0 else 0.0
-    else:
-        p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
     return PairedComparison(
-        difference=estimate, p_value=p_value, detectable=detectable_difference(estimate.deviation, estimate.count)
+        difference=estimate,
+        p_value=float(stats.ttest_1samp(differences, 0.0).pvalue),
+        detectable=detectable_difference(estimate.deviation, estimate.count),
     )
 
 
 def detectable_difference(deviation: float, pairs: int, power: float = 0.8, level: float = 0.05) -> float:
-    """Return the smallest true mean difference that a paired t test of this size finds with the given power."""
+    """Return the smallest true mean difference that a paired t test of this size finds with the given power.
+
+    NaN for fewer than two pairs or no spread: of those the test says nothing.
+    """
     if pairs < 2 or deviation == 0.0:
-        return math.nan if pairs < 2 else 0.0
+        return math.nan
     freedom, critical = pairs - 1, stats.t.ppf(1 - level / 2, pairs - 1)
 
     def missed(effect: float) -> float:

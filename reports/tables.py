@@ -74,7 +74,7 @@ def accuracy(loaded: Loaded, profile: str, track: str) -> Table:
             )
     cells, values = _add_rails(cells, values, loaded, frame)
     notes = preview(frame) + notes + _noise(frame) + _untrained(loaded, frame) + _unequal(frame) + surroundings(frame)
-    title = table_caption("Test accuracy", profile, track)
+    title = table_caption("Test accuracy", profile, track, loaded, frame)
     return Table(caption=title, cells=cells, values=values, notes=notes, records=frame["cell_id"].tolist())
 
 
@@ -121,7 +121,7 @@ def seeds(loaded: Loaded, profile: str, track: str) -> Table:
         "Trained: above every answer that needs no input (chance, majority) by more than the noise of the test set.",
     ]
     notes = preview(frame) + notes + surroundings(frame)
-    return plain_table(table_caption("Test accuracy over seeds", profile, track), rows, notes, frame)
+    return plain_table(table_caption("Test accuracy over seeds", profile, track, loaded, frame), rows, notes, frame)
 
 
 def cost(loaded: Loaded, profile: str, track: str) -> Table:
@@ -147,7 +147,7 @@ def cost(loaded: Loaded, profile: str, track: str) -> Table:
     methods = sorted({record.cost.peak_memory_method for record in loaded.records.values()})
     notes = ["Medians over seeds, measured during training runs, which may have shared their machine with other work."]
     notes += [f"Memory: {'; '.join(methods)}.", FLOPS_NOTE, *_unequal(frame), *surroundings(frame)]
-    return plain_table(table_caption("Cost of training", profile, track), rows, notes, frame)
+    return plain_table(table_caption("Cost of training", profile, track, loaded, frame), rows, notes, frame)
 
 
 def depth(loaded: Loaded, profile: str, track: str) -> Table:
@@ -180,7 +180,7 @@ def depth(loaded: Loaded, profile: str, track: str) -> Table:
         )
     notes = [FLOPS_NOTE, "Seconds per step: median over seeds, of training runs that may have shared their machine."]
     notes = preview(frame) + notes + surroundings(frame)
-    return plain_table(table_caption("Test accuracy by depth", profile, track), rows, notes, frame)
+    return plain_table(table_caption("Test accuracy by depth", profile, track, loaded, frame), rows, notes, frame)
 
 
 def headings(frame: pd.DataFrame) -> list[str]:
@@ -196,18 +196,26 @@ def preview(frame: pd.DataFrame) -> list[str]:
 
 
 def surroundings(frame: pd.DataFrame) -> list[str]:
-    """Say on what data, on what devices and for how long."""
-    notes = [
+    """Say on what data."""
+    return [
         f"{title}: {edition}." for title, edition in sorted(set(zip(frame["title"], frame["edition"], strict=True)))
     ]
-    devices = sorted(set(frame["device"].dropna()))
-    steps = sorted({int(count) for count in frame["steps"]})
-    return [*notes, f"Devices: {', '.join(devices) or 'none'}. Training steps: {', '.join(map(str, steps))}."]
 
 
-def table_caption(what: str, profile: str, track: str) -> str:
-    """Write a caption with profile and track."""
-    return f"{what}, profile {profile}, {track} track"
+def table_caption(what: str, profile: str, track: str, loaded: Loaded, frame: pd.DataFrame) -> str:
+    """Write a caption: what it is, profile, track, hardware, training steps, seeds."""
+    machines = set()
+    for cell in frame["cell_id"]:
+        if cell in loaded.records:
+            environment = loaded.records[cell].environment
+            device = str(environment.get("device", ""))
+            machines.add(str(environment.get("cpu", device)) if device == "cpu" else device)
+    steps = "/".join(f"{int(count)}" for count in sorted(set(frame["steps"])))
+    seed_count = frame["seed"].nunique()
+    return (
+        f"{what}, profile {profile}, {track} track; {', '.join(sorted(machines)) or 'no device'}, {steps} steps, "
+        f"{seed_count} seed{'' if seed_count == 1 else 's'}"
+    )
 
 
 def number(value: float, form: str) -> str:
@@ -240,11 +248,17 @@ def _is_trained(loaded: Loaded, cell: str) -> bool:
 
 
 def _untrained(loaded: Loaded, frame: pd.DataFrame) -> list[str]:
-    """Name the runs that gave a number and learnt nothing."""
+    """Name the variants with runs that gave a number and learnt nothing, and say how many of how many."""
     found = frame.dropna(subset=["accuracy"])
-    rows = found[[not _is_trained(loaded, cell) for cell in found["cell_id"]]]
-    names = [f"{r.label} on {r.column} (seed {r.seed})" for r in rows.itertuples()]
-    return [f"Not above chance by more than the noise of the test set: {', '.join(names)}."] if names else []
+    found = found.assign(lost=[not _is_trained(loaded, cell) for cell in found["cell_id"]])
+    counts: dict[str, list[str]] = {}
+    for (label, column), group in found.groupby(["label", "column"]):
+        if group["lost"].any():
+            counts.setdefault(str(label), []).append(f"{column} in {group['lost'].sum()} of {len(group)} runs")
+    return [
+        f"Not above chance by more than the noise of the test set: {label} on {', '.join(where)}."
+        for label, where in counts.items()
+    ]
 
 
 def _unequal(frame: pd.DataFrame) -> list[str]:

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from reports import page as page_module
 from reports.load import load_stores
@@ -146,15 +147,35 @@ def test_the_script_sorts_numbers_by_value_and_names_by_letter(place, first):
     assert json.loads(done.stdout) == [first, first[::-1]]
 
 
+def browse(content, folder):
+    """Open a page from disk; return what was printed, the DOM and the addresses it asked for, the browser's own out."""
+    (folder / "report.html").write_text(content)
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile", "--disable-quic",
+        "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", f"--log-net-log={folder}/net.json",
+        f"--screenshot={folder}/shot.png", "--dump-dom", f"file://{folder}/report.html",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    urls = re.findall(r'"url":"(https?://[^"]+)"', (folder / "net.json").read_text())
+    own = re.compile(r"https?://([\w-]+\.)*(google|googleapis|gvt1)\.com(:\d+)?/")
+    return done.stderr, done.stdout, sorted({url for url in urls if not own.match(url)})
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_a_browser_opens_it_from_disk(content, tmp_path):
-    (tmp_path / "report.html").write_text(content)
-    command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
-        "--enable-logging=stderr",
-        f"--screenshot={tmp_path}/shot.png", "--dump-dom", f"file://{tmp_path}/report.html",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in done.stderr
-    assert done.stdout.count("<table") >= 7
-    assert (tmp_path / "shot.png").stat().st_size > 10_000
+    printed, dom, asked = browse(content, tmp_path)
+    assert "CONSOLE" not in printed
+    assert asked == []
+    assert dom.count("<table") >= 7
+    with Image.open(tmp_path / "shot.png") as shot:
+        assert len(shot.convert("RGB").getcolors(maxcolors=1 << 24)) > 50  # a blank page has one
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_a_page_that_asks_the_network_is_caught(tmp_path):
+    page_text = '<img src="http://elsewhere.test/x.png"><script>console.error("no")</script>'
+    printed, _, asked = browse(page_text, tmp_path)
+    assert "CONSOLE" in printed
+    assert asked == ["http://elsewhere.test/x.png"]

@@ -1,12 +1,16 @@
 """`lra-report` and the Python interface as a user meets them."""
 
+import csv
 import hashlib
+import io
 import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -16,7 +20,7 @@ from lra.records import Store, load
 from lra.suites import expand, load_suite
 from reports.beside import load_published
 from reports.report_command import PRESETS, command
-from tests.reports.synthetic import add_attempt, add_run, five_tasks
+from tests.reports.synthetic import HOSTILE, add_attempt, add_run, five_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -129,6 +133,46 @@ def test_help_lists_presets_and_shows_no_layout_marks():
     assert [text for text in helps if "\\b" in text or "\b" in text] == []
     for preset, text in PRESETS.items():
         assert re.search(rf"^    {preset} +{re.escape(text)}$", helps[1], re.M), preset
+
+
+def test_export_writes_every_run_as_csv(tmp_path, store):
+    done = report("export", "--store", store, "--csv", tmp_path / "runs.csv", "--variant", "full")
+    assert (done.exit_code, done.output) == (0, "")
+    frame = pd.read_csv(tmp_path / "runs.csv")
+    expected = load(store)
+    expected = expected[expected["variant"] == "full"]
+    assert sorted(frame["cell_id"]) == sorted(expected["cell_id"])
+    assert frame["accuracy"].sum() == pytest.approx(expected["accuracy"].sum())
+    assert json.loads(frame["settings"][0])["model.num_layers"] in (2, 4)
+    assert "give --csv FILE" in report("export", "--store", store).stderr
+    assert "cannot write" in report("export", "--store", store, "--csv", tmp_path / "no" / "x.csv").stderr
+
+
+def test_no_cell_of_an_export_is_a_formula(tmp_path):
+    for number, name in enumerate(HOSTILE):
+        add_run(tmp_path, 400 + number, variant=name)
+    assert report("export", "--store", tmp_path, "--csv", tmp_path / "runs.csv").exit_code == 0
+    content = (tmp_path / "runs.csv").read_text()
+    cells = [cell for row in csv.reader(io.StringIO(content)) for cell in row]
+    assert sum(cell.startswith("'=cmd|") for cell in cells) == 2  # the variant and its label
+    assert [cell for cell in cells if re.match(r"[=@+\t]|-[^\d]", cell)] == []
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", content)
+
+
+@pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed (extra: export)")
+def test_export_writes_parquet(tmp_path, store):
+    done = report("export", "--store", store, "--parquet", tmp_path / "runs.parquet")
+    assert (done.exit_code, done.output) == (0, "")
+    frame = pd.read_parquet(tmp_path / "runs.parquet")
+    assert sorted(frame["cell_id"]) == sorted(load(store)["cell_id"])
+    assert frame["flops"].tolist() == [2_000_000.0] * 33
+
+
+def test_export_without_pyarrow_says_what_to_install(tmp_path, store, monkeypatch):
+    monkeypatch.setattr("reports.export.find_spec", lambda name: None)
+    done = report("export", "--store", store, "--parquet", tmp_path / "runs.parquet")
+    assert done.exit_code == 2
+    assert done.stderr == "Error: pyarrow is not installed; pip install 'lra-harness[export]'\n"
 
 
 def test_out_writes_the_file(store, tmp_path):

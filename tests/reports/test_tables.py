@@ -29,7 +29,7 @@ def test_the_accuracy_table_cell_by_cell(tmp_path):
     ]  # fmt: skip
     assert table.cells.loc["contextpool", "A5"] == "47.10"
     assert table.cells.loc["(chance)"].tolist() == ["10.00"] * 5 + ["-"]
-    assert table.caption == "Test accuracy, profile quick, matched track"
+    assert table.caption == "Test accuracy, profile quick, matched track; cpu, 1500 steps, 3 seeds"
     assert len(set(table.records)) == 30
     assert "PREVIEW" not in text_of(table)
 
@@ -74,9 +74,14 @@ def test_one_seed_is_a_preview_with_wilsons_interval(tmp_path):
 def test_runs_at_chance_are_named(tmp_path):
     add_run(tmp_path, 115, seed=0)
     add_run(tmp_path, 400, seed=1)
-    assert "Not above chance by more than the noise of the test set: full on ListOps (seed 0)." in text_of(
-        made(accuracy, tmp_path)
-    )
+    for seed in range(3):
+        add_run(tmp_path, 105, seed=seed, task="text")
+        add_run(tmp_path, 120, seed=seed, task="text", variant="linear")
+    notes = [note for note in made(accuracy, tmp_path).notes if "Not above" in note]
+    assert notes == [
+        "Not above chance by more than the noise of the test set: full on ListOps in 1 of 2 runs, Text in 3 of 3 runs.",
+        "Not above chance by more than the noise of the test set: linear on Text in 3 of 3 runs.",
+    ]
     assert made(seeds, tmp_path).cells.iloc[0]["trained"] == "1/2"
 
 
@@ -144,6 +149,12 @@ def test_head_to_head_pairs_seeds_and_examples(tmp_path):
     assert (row["only full"], row["only linear"]) == ("20, 10, 30", "0, 0, 0")
     assert row["McNemar p per seed"] == "0.000, 0.002, 0.000"
     assert row["p (Holm)"] == row["p (paired t)"] == "0.074"
+    assert row["detectable"] == "3.26"
+    for seed in range(3):
+        add_run(tmp_path, 520, seed=seed, task="text")
+        add_run(tmp_path, 500, seed=seed, task="text", variant="linear")
+    row = made(head_to_head, tmp_path, "full", "linear").cells.iloc[1]
+    assert row[["difference", "p (paired t)", "p (Holm)", "detectable"]].tolist() == ["+2.00", "-", "-", "-"]
     with pytest.raises(UsageError, match="did you mean 'linear'"):
         made(head_to_head, tmp_path, "full", "linaer")
 

@@ -1,0 +1,51 @@
+"""The tidy frame of records as a file, for other tools."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pandas as pd
+
+from lra.errors import UsageError
+
+from .load import Loaded
+from .render import clean, no_formula
+
+
+def export_frame(loaded: Loaded) -> pd.DataFrame:
+    """Return one row per cell, with the settings as one JSON text, so that every column has one type."""
+    frame = loaded.frame()
+    frame["settings"] = [json.dumps(settings, sort_keys=True) for settings in frame["settings"]]
+    return frame
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write CSV; no text in it is a formula to a spreadsheet or a command to a terminal.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    texts = frame.select_dtypes(include=["object", "string"]).columns
+    safe = frame.assign(
+        **{name: [no_formula(clean(text)) if isinstance(text, str) else text for text in frame[name]] for name in texts}
+    )
+    try:
+        safe.to_csv(path, index=False, lineterminator="\n")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_parquet(frame: pd.DataFrame, path: Path) -> None:
+    """Write Parquet, with the extra `export`.
+
+    Raises:
+        UsageError: pyarrow is not installed, or the file cannot be written.
+    """
+    if find_spec("pyarrow") is None:
+        raise UsageError("pyarrow is not installed; pip install 'lra-harness[export]'")
+    try:
+        frame.to_parquet(path, index=False, engine="pyarrow")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
