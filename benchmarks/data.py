@@ -1,6 +1,7 @@
-"""Measure where data comes from: the ListOps generator, the readers of archives, and the making of batches.
+"""Measure where data comes from: the generators, the readers of archives, and the making of batches.
 
     python -m benchmarks.data generate --examples 20000 --repeats 3
+    python -m benchmarks.data pathfinder --seconds 10
     python -m benchmarks.data read text --from aclImdb_v1.tar.gz
     python -m benchmarks.data feed --tasks listops,text,image --steps 3
     python -m benchmarks.data feed --tasks retrieval --set data.source=substitute --batch 2
@@ -23,6 +24,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks import pathfinder
 from lra.batching import Batch, TrainingBatches
 from lra.model import build_model
 from lra.prepared import data_home
@@ -153,6 +155,9 @@ def main() -> None:
     command.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     command.add_argument("--repeats", type=int, default=3)
     command.set_defaults(run=generate)
+    command = commands.add_parser("pathfinder", help="the Pathfinder generator: speed and statistics")
+    pathfinder.add_options(command)
+    command.set_defaults(run=pathfinder.run)
     command = commands.add_parser("read", help="the reader of a task's archive")
     command.add_argument("task")
     command.add_argument("--from", dest="source", type=Path, required=True)

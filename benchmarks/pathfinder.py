@@ -31,6 +31,8 @@ ORIGINAL: dict[tuple[int, Difficulty], tuple[float, float, float, float]] = {
     (256, "hard"): (0.34, 0.96, 0.011, 0.094),
 }
 """Seconds per image, zero share, mean, standard deviation of a run of the 2019 code."""
+GOAL = 50
+"""Images per second and core, over the original's."""
 
 
 def measure(size: int, difficulty: Difficulty, seconds: float, batch: int) -> list[object]:
@@ -55,13 +57,15 @@ def measure(size: int, difficulty: Difficulty, seconds: float, batch: int) -> li
     return [size, difficulty, batch * number, rate, there[0], *compared, f"{drawn:.1f} of {recipe.num_distractors}"]
 
 
-def main() -> None:
-    """Print one row for each edition."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a measurement may be told."""
     parser.add_argument("--seconds", type=float, default=10.0, help="CPU seconds for each edition")
     parser.add_argument("--batch", type=int, default=100, help="images generated together")
     parser.add_argument("--sizes", type=int, nargs="+", choices=SIZES, default=SIZES)
-    arguments = parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print one row for each edition."""
     rows = [
         measure(size, difficulty, arguments.seconds, arguments.batch)
         for size in arguments.sizes
@@ -69,7 +73,14 @@ def main() -> None:
     ]
     headers = ["size", "difficulty", "images", "images/s/core", "x original", "zeros", "mean", "std", "distractors"]
     print(tabulate(rows, headers=headers, floatfmt=".0f"))
-    print("In parentheses: the original generator, where it was measured.")
+    print(f"In parentheses: the original generator, where it was measured. The goal is {GOAL} times its speed.")
+
+
+def main() -> None:
+    """Measure by itself; `python -m benchmarks.data pathfinder` does the same."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    run(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """The reader of the official ListOps files, well formed and otherwise."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lra.errors import DataError
 from lra.generate.listops_tokens import CLOSE, WORDS
 from lra.tasks.listops import ListOps, ListOpsOptions
+from lra.tasks.listops_files import read_split
 
 SHORT = {"min_length": 11, "max_length": 63, "max_depth": 4, "max_args": 5}
 TINY = {**SHORT, "train": 60, "validation": 20, "test": 20}
@@ -159,3 +162,52 @@ def test_show_writes_the_tree_with_the_value_of_each_node(official, tmp_path):
         "      0",
         "      3",
     ]
+
+
+HEADER = b"Source\tTarget\n"
+PIECES = [
+    HEADER,
+    GOOD,
+    b"\n",
+    b"\r\n",
+    b"\t",
+    b" ",
+    b"[MAX ",
+    b"[SM ",
+    b"] ",
+    b"( ",
+    b") ",
+    b"3 ",
+    b"2",
+    b"\x00",
+    b"\xff",
+]
+damaged = st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)).map(
+    lambda change: HEADER + GOOD[: change[0]] + bytes([change[1]]) + GOOD[change[0] + 1 :] + b"\n"
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(content=st.binary(max_size=80) | st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join) | damaged)
+def test_any_file_gives_true_trees_or_one_line(tmp_path_factory, content):
+    file = tmp_path_factory.mktemp("fuzz") / "basic_train.tsv"
+    file.write_bytes(content)
+    try:
+        split = read_split(file, progress=False)
+    except DataError as error:
+        split, message = None, str(error)
+    if split is None:
+        assert message.startswith(str(file))
+        assert "\n" not in message
+        return
+    rows = content.split(b"\n")[1:]
+    assert [int(row.split(b"\t")[1]) for row in rows if row] == split.labels.tolist()
+    for index, row in enumerate(row for row in rows if row):
+        kept = [word.decode() for word in row.split(b"\t")[0].split() if word not in (b"(", b")")]
+        assert [WORDS[token] for token in split.tokens_of(index)] == kept
+
+
+@pytest.mark.parametrize("content", [HEADER + GOOD, HEADER + GOOD + b"\r\n" + GOOD])
+def test_what_the_fuzzed_files_are_made_of_is_good(tmp_path, content):
+    (tmp_path / "x.tsv").write_bytes(content)
+    assert set(read_split(tmp_path / "x.tsv", progress=False).labels) == {2}
