@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 from attention_zoo import LayerDims, get_variant
 from attention_zoo.functional import attention
 from attention_zoo.kernels.attend import _fused_causal_masked, attend
+from attention_zoo.projections import Rotary
 from attention_zoo.variants.full import FullConfig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -92,6 +93,18 @@ def test_rotary_breaks_the_symmetry_of_order():
     mixer = get_variant("full").build(FullConfig(rotary=True), dims).eval()
     x = torch.randn(1, 9, 8)
     assert not torch.allclose(mixer(x.flip(1)).flip(1), mixer(x), atol=1e-3)
+
+
+def test_rotary_scores_depend_on_the_distance_alone():
+    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rotary = Rotary(8, 12).double()
+    queries, keys = rotary(q.expand(-1, -1, 12, -1)), rotary(k.expand(-1, -1, 12, -1))
+    torch.testing.assert_close(queries.norm(dim=-1), q.norm(dim=-1).expand(-1, -1, 12), rtol=1e-6, atol=0)
+    scores = (queries @ keys.transpose(-2, -1))[0, 0]
+    by_distance = [scores.diagonal(offset) for offset in range(-11, 12)]
+    for diagonal in by_distance:  # the tables are float32
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-5, atol=1e-5)
+    assert torch.stack([diagonal[0] for diagonal in by_distance]).std() > 0.1
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # torch's own, at a graph break

@@ -51,6 +51,22 @@ def test_a_batch_is_a_function_of_seed_and_step_alone():
     assert not np.array_equal(epochs[0], epochs[1])
 
 
+def test_which_examples_share_a_pool_is_drawn_anew_for_every_seed_and_epoch():
+    """Not only the order of batches within a pool, which has a stream of its own."""
+    size = 4 * POOL_BATCHES
+    split = make_split(np.random.default_rng(1).integers(1, 64, 2 * size))
+
+    def pool(seed, number):
+        stream = batches(split, seed=seed)
+        return {int(i) for step in range(POOL_BATCHES) for i in stream.indices(number * POOL_BATCHES + step)}
+
+    first, of_the_next_epoch, of_another_seed = pool(0, 0), pool(0, 2), pool(1, 0)
+    assert len(first) == size
+    assert first | pool(0, 1) == set(range(2 * size))
+    for other in (of_the_next_epoch, of_another_seed):
+        assert 0.4 * size < len(first & other) < 0.6 * size  # half of them by chance
+
+
 def test_bucketing_pads_far_less_and_loses_nothing():
     split = make_split(np.random.default_rng(2).integers(1, 64, 4096))
     bucketed, fixed = batches(split, 32), batches(split, 32, padded_length=64)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from lra.errors import UsageError
 from reports.comparisons import ablation, head_to_head, ranks
@@ -157,6 +158,20 @@ def test_head_to_head_pairs_seeds_and_examples(tmp_path):
     assert row[["difference", "p (paired t)", "p (Holm)", "detectable"]].tolist() == ["+2.00", "-", "-", "-"]
     with pytest.raises(UsageError, match="did you mean 'linear'"):
         made(head_to_head, tmp_path, "full", "linaer")
+
+
+def test_p_values_of_several_tasks_are_adjusted(tmp_path):
+    """The seeds of one variant are not in the order of the other's, so that only pairs of equal seeds give these."""
+    scores = {"listops": ([500, 530, 510], [490, 500, 505]), "text": ([600, 610, 620], [595, 612, 605])}
+    for task, (first, second) in scores.items():
+        for seed in range(3):
+            add_run(tmp_path, first[seed], task=task, seed=seed)
+            add_run(tmp_path, second[seed], task=task, seed=seed, variant="linear")
+    rows = made(head_to_head, tmp_path, "full", "linear").cells.set_index("task")
+    expected = [stats.ttest_rel(first, second).pvalue for first, second in scores.values()]
+    assert expected[0] < expected[1] < 0.5
+    assert rows["p (paired t)"].tolist() == [f"{p:.3f}" for p in expected]
+    assert rows["p (Holm)"].tolist() == [f"{2 * expected[0]:.3f}", f"{max(2 * expected[0], expected[1]):.3f}"]
 
 
 def test_ablation_differs_from_the_most_common_setting(tmp_path):

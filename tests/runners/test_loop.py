@@ -11,6 +11,7 @@ from lra.checkpoints import list_checkpoints
 from lra.config import RunConfig
 from lra.profiles import load_profile, resolve
 from lra.records import Store
+from lra.schedules import learning_rate
 from lra.tasks import get_task
 from runners.cell import CellError, PreemptedCellError, execute_cell
 from runners.training import Execution
@@ -108,12 +109,51 @@ def test_damaged_checkpoints_cost_time_not_bits(data, tmp_path):
 
 
 def test_accumulation_equals_one_batch(data, tmp_path):
-    settings = {"model.dropout": 0.0, "model.attention_dropout": 0.0, "train.steps": 3}
+    # Adam divides by the size of the gradient, and would hide a wrong one, but for a large eps.
+    settings = {"model.dropout": 0.0, "model.attention_dropout": 0.0, "train.steps": 3, "train.eps": 1.0}
     losses = []
-    for parts in (1, 2, 4):
-        record = execute(tiny(**settings, **{"train.accumulation": parts}), data, tmp_path / str(parts))
-        losses.append(record.outcome.validation.loss)
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    for parts in (1, 2, 3, 4):  # a batch of 8 has no three equal parts
+        config = tiny(**settings, **{"train.accumulation": parts, "train.lr": 0.5})
+        losses.append(execute(config, data, tmp_path / str(parts)).outcome.validation.loss)
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
+    start = execute(tiny(**settings, **{"train.lr": 1e-9}), data, tmp_path / "start").outcome.validation.loss
+    assert abs(losses[0] - start) > 0.01  # they have moved
+
+
+def test_clipped_gradients_move_little(data, tmp_path):
+    settings = {"model.dropout": 0.0, "model.attention_dropout": 0.0, "train.steps": 3, "train.eps": 1.0}
+    losses = {}
+    for norm in (None, 1e9, 1e-4):
+        config = tiny(**settings, **{"train.lr": 0.5, "train.clip_norm": norm})
+        losses[norm] = execute(config, data, tmp_path / str(norm)).outcome.validation.loss
+    start = execute(tiny(**settings, **{"train.lr": 1e-9}), data, tmp_path / "start").outcome.validation.loss
+    assert losses[1e9] == losses[None]
+    assert abs(losses[1e-4] - start) < 0.01 * abs(losses[None] - start)
+
+
+def test_the_best_weights_on_validation_are_scored_not_the_last(data, tmp_path):
+    config = tiny(**{"train.steps": 40, "train.eval_every": 4, "train.lr": 3e-2})
+    record = execute(config, data, tmp_path)
+    found = curve(tmp_path, record)
+    correct = found["curve.validation_correct"]
+    best = int(np.argmax(correct))  # the first of equals
+    assert correct[best] > correct[-1]
+    assert correct.count(correct[best]) < len(correct)
+    assert record.outcome.selected_step == found["curve.step"][best]
+    assert record.outcome.validation.correct == correct[best]
+    last = execute(
+        config.model_copy(update={"train": config.train.model_copy(update={"selection": "last"})}), data, tmp_path
+    )
+    assert last.outcome.selected_step == 40
+    assert last.outcome.validation.correct == correct[-1]
+
+
+def test_step_n_has_the_learning_rate_of_step_n(data, tmp_path):
+    """Step 0 has none under a warm-up, so its weights are those of the start; the last has that of steps - 1."""
+    settings = {"train.schedule": "cosine", "train.warmup_steps": 6, "train.eval_every": 4}
+    found = curve(tmp_path, execute(tiny(**settings), data, tmp_path))
+    assert found["curve.step"] == [4, 8, 12]
+    assert found["curve.learning_rate"] == pytest.approx([learning_rate("cosine", 1e-2, n, 12, 6) for n in (3, 7, 11)])
 
 
 def test_a_finished_cell_is_not_run_again_and_force_agrees(data, tmp_path, monkeypatch):
