@@ -38,7 +38,7 @@ TEST_SECONDS = 120
 RUN_SECONDS = 900
 PRELOADED = (
     "torch",
-    "torch.optim",
+    "torch._dynamo",
     "pandas",
     "scipy.stats",
     "pydantic",
