@@ -1,6 +1,7 @@
 """The seeded mistakes still fit the tree, and the script that judges them can tell. All of them take minutes: run
 `python -m benchmarks.mutations`."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -91,3 +92,14 @@ def test_one_in_a_process_that_a_test_starts_is_caught(snapshot):
         tests=(f"{test}[change3-2-'3-1' runs backwards; write 1-3]",),
     )
     assert judge(snapshot, mistake).word == "caught"
+
+
+def test_the_page_on_reliability_has_the_verdict_on_each():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    section = page.partition("## Seeded mistakes")[2].partition("\n## ")[0]
+    told = re.findall(r"^\| ([\w-]+) \| `([\w/.]+)` \| caught by `(tests/[\w/.]+::\w+)` \|$", section, re.MULTILINE)
+    assert {(name, file) for name, file, _ in told} == {(mistake.name, mistake.file) for mistake in MISTAKES}
+    named = {mistake.name: mistake.tests for mistake in MISTAKES}
+    assert [
+        name for name, _, test in told if not any(test.startswith(each.partition("[")[0]) for each in named[name])
+    ] == []
