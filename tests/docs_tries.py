@@ -64,7 +64,7 @@ FOREIGN = {
 }
 """Programs that are not ours and not run, with the reason."""
 
-TOOLS = ("pip", "pytest", "python", "ruff", "mypy", "lint-imports", "vulture")
+TOOLS = ("pip", "pytest", "python", "ruff", "mypy", "lint-imports", "vulture", "torchrun")
 PROGRAMS = (*COMMANDS, *TOOLS, *FOREIGN)
 
 
@@ -178,8 +178,27 @@ def try_tool(command: Command, patch: pytest.MonkeyPatch) -> None:
             raise DocsError(f"{command}: no {missing}")
     elif words[0] == "python" and words[1:2] == ("-m",) and words[2].startswith("benchmarks."):
         try_benchmark(command, patch)
+    elif words[0] == "torchrun":
+        try_launched(command, patch)
     elif words[0] not in TOOLS:
         raise DocsError(f"{command}: unknown program; see FOREIGN and TOOLS")
+
+
+def try_launched(command: Command, patch: pytest.MonkeyPatch) -> None:
+    """Let torchrun parse its options, and try what it would start.
+
+    Raises:
+        DocsError: torchrun knows no such option, or it would start something else than one of the six.
+    """
+    from torch.distributed.run import parse_args
+
+    try:
+        parsed = parse_args(list(command.words[1:]))
+    except SystemExit as stop:
+        raise DocsError(f"{command}: exit {stop.code}") from stop
+    if not parsed.no_python or parsed.training_script not in COMMANDS:
+        raise DocsError(f"{command}: starts none of our commands")
+    try_own(Command(command.page, (parsed.training_script, *parsed.training_script_args)), patch)
 
 
 def check_pip(command: Command) -> None:

@@ -128,6 +128,9 @@ def test_a_broken_command_is_caught(line, complaint, bench, monkeypatch):
         "python -m benchmarks.nothing",
         "python -m benchmarks.training --attnn full",
         "python -m benchmarks.evidence runn",
+        "torchrun --nproc-per-nodes 2 --no-python lra-run --attn full --task listops",
+        "torchrun --nproc-per-node 2 lra-run --attn full --task listops",
+        "torchrun --nproc-per-node 2 --no-python lra-run --attn fool --task listops",
     ],
 )
 def test_another_broken_command_is_caught(line, bench, monkeypatch, capsys):
