@@ -89,6 +89,10 @@ def beside(loaded: Loaded, profile: str, track: str) -> Table:
     rows.sort(key=lambda row: (row["task"], row["variant"], row["source"]))
     notes = [f"{s.title}: {s.source}; {', '.join(s.flags)}." for s in {s.name: s for s in used}.values()]
     notes.append(f"{OTHER_RECIPE}: the source's model, data rules or training differ from the profile; no difference.")
+    if profile == "quick":
+        notes.append(
+            "Profile quick: less data, a smaller model and a shorter training than any source: not comparable."
+        )
     title = table_caption("Ours beside published", profile, track, loaded, frame)
     return plain_table(title, rows, preview(frame) + notes + surroundings(frame), frame)
 

@@ -122,5 +122,7 @@ def legend_below(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         width = figure.get_size_inches()[0] / COLUMN
-        columns = max(1, int(width * 44 / (max(map(len, names)) + 6)))
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+        columns = min(len(labels), max(1, int(width * 44 / (max(map(len, names)) + 6))))
+        rows = math.ceil(len(labels) / columns)
+        figure.set_figheight(figure.get_figheight() + 0.13 * max(0, rows - 2))  # else the axes give up their height
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)

@@ -42,6 +42,7 @@ STOPS = {
     "lra-report pooling": ("reports.report_command.load", "needs trained weights"),
     "lra-report compare": ("reports.report_command.load", "needs the records of a page"),
     "lra-report table --store": ("reports.report_command.load", "needs the records of a page"),
+    "lra-report table --suite": ("reports.report_command.load", "needs the records of a suite"),
     "lra-report table [": ("reports.report_command.load", "needs the records of a page"),
 }
 """Commands that are only parsed: all that the command itself checks is checked, and this function is where it stops.

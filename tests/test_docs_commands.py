@@ -160,6 +160,7 @@ def test_every_stop_is_where_a_command_gets_to(bench, monkeypatch):
         "lra-report pooling": "lra-report pooling 12ab",
         "lra-report compare": "lra-report compare 12 34",
         "lra-report table --store": "lra-report table depth --store docs/results",
+        "lra-report table --suite": "lra-report table depth --suite quick",
         "lra-report table [": "lra-report table ablation 'full [dim=3]'",
     }
     assert set(lines) == set(STOPS)
