@@ -1,0 +1,83 @@
+"""The evidence: its suites resolve, its records hold, and its page says what they say."""
+
+import json
+import re
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import evidence
+from lra.errors import UsageError
+from lra.records import RunRecord, Store
+from lra.suites import expand, load_suite
+
+CELLS = {
+    "listops": 55, "tasks": 44, "depth": 36, "ablation": 51, "rates": 18, "longer": 9, "convnet": 12, "depth-bytes": 16,
+    "gpu-tasks": 44, "gpu-retrieval": 11, "gpu-modern": 25,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(evidence.ROOT)
+
+
+def records():
+    found = [entry for entry in Store(evidence.STORE).records() if isinstance(entry, RunRecord)]
+    assert len(found) >= 100
+    return found
+
+
+def recounted(store, record):
+    """Count the right answers of a record again, from the bits of its test examples."""
+    bits = store.arrays(record.cell_id)["test_correct"]
+    return int(bits.sum()), len(bits)
+
+
+def test_every_section_resolves_to_its_cells():
+    assert len(evidence.SECTIONS) == 16
+    own = {name: len(expand(load_suite(suite))) for name, suite in evidence.SECTIONS.items() if suite.endswith(".yaml")}
+    assert own == CELLS
+    assert {path.stem for path in evidence.SUITES.glob("*.yaml")} == set(CELLS)
+    shipped = [suite for suite in evidence.SECTIONS.values() if not suite.endswith(".yaml")]
+    assert len([load_suite(suite) for suite in shipped]) == 5
+    with pytest.raises(UsageError):
+        load_suite("contextpool_ablations")
+
+
+def test_every_record_is_whole_and_named_by_what_it_ran():
+    store = Store(evidence.STORE)
+    for record in records():
+        assert record.cell_id == record.config.cell_id(record.data_digest)
+        assert record.cost.flops is not None
+        if record.outcome is not None:
+            assert recounted(store, record) == (record.outcome.test.correct, record.outcome.test.total)
+
+
+def test_a_prettier_score_is_noticed(tmp_path):
+    record = next(record for record in records() if record.outcome is not None)
+    shutil.copytree(evidence.STORE, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    path = store.record_path(record.cell_id)
+    envelope = json.loads(path.read_text())
+    envelope["record"]["outcome"]["test"]["correct"] += 50
+    path.write_text(json.dumps(envelope))
+    assert len([entry for entry in store.records() if not isinstance(entry, RunRecord)]) == 1
+    correct, _ = recounted(Store(evidence.STORE), record)
+    assert correct != envelope["record"]["outcome"]["test"]["correct"]
+
+
+def test_the_page_is_what_the_records_give():
+    text = evidence.PAGE.read_text(encoding="utf-8")
+    assert len(evidence.REPORT.findall(evidence.TEMPLATE.read_text(encoding="utf-8"))) >= 12
+    assert evidence.render_page() == text
+    for figure in re.findall(r"!\[.*?\]\((results/figures/.*?)\)", text):
+        assert (evidence.PAGE.parent / figure).is_file()
+
+
+def test_a_report_that_fails_stops_the_page():
+    done = CliRunner().invoke(evidence.command, ["page", "--help"])
+    assert done.exit_code == 0
+    with pytest.raises(evidence.click.ClickException, match="no-such-suite"):
+        evidence.run_report("table accuracy --suite no-such-suite")
