@@ -9,15 +9,21 @@ A section is a suite: one of benchmarks/evidence/, or a shipped one. Any spell o
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import click
+
+from reports.report_command import command as lra_report
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITES = Path("benchmarks/evidence")
@@ -44,6 +50,9 @@ SECTIONS = ON_CPU | ON_GPU
 STOPPED = 75
 """Exit code of a sweep that was stopped with its state saved."""
 REPORT = re.compile(r"^```report\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
+"""A command of the page, to be replaced by what it prints."""
+FIGURE = re.compile(r"\(results/figures/([\w-]+)/([\w-]+\.svg)\)")
+"""A figure of the page: its section, and the name that `lra-report figures` gives it."""
 
 
 @click.group()
@@ -86,11 +95,12 @@ def status() -> None:
 
 
 @command.command()
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=PAGE, show_default=True)
-def page(*, out: Path) -> None:
-    """Write the page from the records under docs/results and the text in benchmarks/evidence/page.md."""
-    out.write_text(render_page(), encoding="utf-8")
-    click.echo(out)
+def page() -> None:
+    """Write the page and its figures from the records and the text in benchmarks/evidence/page.md."""
+    PAGE.write_text(render_page(), encoding="utf-8")
+    click.echo(PAGE)
+    for path in draw_figures(STORE / "figures"):
+        click.echo(path)
 
 
 def status_table() -> str:
@@ -118,31 +128,46 @@ def status_table() -> str:
 
 def render_page() -> str:
     """Fill the text of the page with the output of the commands in it."""
-    text = Path(TEMPLATE).read_text(encoding="utf-8")
-    return REPORT.sub(lambda match: run_report(match[1]), text).replace("{{ status }}", status_table())
+    text = TEMPLATE.read_text(encoding="utf-8")
+    filled = REPORT.sub(lambda match: show_report(match[1]), text)
+    return filled.replace("{{ status }}", status_table())
 
 
-def run_report(line: str) -> str:
-    """Return a command of lra-report in a fence, followed by what it prints.
+def show_report(line: str) -> str:
+    """Return a command of lra-report in a fence, followed by the table that it prints."""
+    full = f"lra-report {line} --store {STORE} --format markdown"
+    return f"```\n{full}\n```\n\n{report(full)}".rstrip()
+
+
+def draw_figures(folder: Path) -> list[Path]:
+    """Draw the figures that the page shows, and no others, into a folder."""
+    wanted: dict[str, list[str]] = {}
+    for section, name in FIGURE.findall(TEMPLATE.read_text(encoding="utf-8")):
+        wanted.setdefault(section, []).append(name)
+    paths = []
+    for section, names in wanted.items():
+        with tempfile.TemporaryDirectory() as drawn:
+            report(f"lra-report figures --suite {SECTIONS[section]} --store {STORE} --format svg --out {drawn}")
+            for name in names:
+                (folder / section).mkdir(parents=True, exist_ok=True)
+                paths.append(Path(shutil.copyfile(Path(drawn) / name, folder / section / name)))
+    return paths
+
+
+def report(line: str) -> str:
+    """Return what a command of lra-report prints, in this process: the imports take longer than the work.
 
     Raises:
         click.ClickException: The command failed.
     """
-    full = f"lra-report {line} --store {STORE}"
-    if line.startswith("table"):
-        full += " --format markdown"
-    arguments = shlex.split(full)[1:]
-    done = subprocess.run(
-        [sys.executable, "-m", "reports.report_command", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"COLUMNS": "200"},
-    )
-    if done.returncode != 0:
-        raise click.ClickException(f"{full}\n{done.stderr}")
-    output = done.stdout if line.startswith("table") else ""
-    return f"```\n{full}\n```\n\n{output}".rstrip()
+    sys.argv = shlex.split(line)  # what the tables say they were made by
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            lra_report.main(sys.argv[1:], standalone_mode=False)
+    except SystemExit as stop:
+        raise click.ClickException(f"{line} ended with exit code {stop.code}") from stop
+    return printed.getvalue()
 
 
 if __name__ == "__main__":

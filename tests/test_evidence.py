@@ -3,9 +3,9 @@
 import json
 import re
 import shutil
+from importlib.metadata import version
 
 import pytest
-from click.testing import CliRunner
 
 from benchmarks import evidence
 from lra.errors import UsageError
@@ -69,15 +69,27 @@ def test_a_prettier_score_is_noticed(tmp_path):
 
 
 def test_the_page_is_what_the_records_give():
-    text = evidence.PAGE.read_text(encoding="utf-8")
     assert len(evidence.REPORT.findall(evidence.TEMPLATE.read_text(encoding="utf-8"))) >= 12
-    assert evidence.render_page() == text
-    for figure in re.findall(r"!\[.*?\]\((results/figures/.*?)\)", text):
-        assert (evidence.PAGE.parent / figure).is_file()
+    assert evidence.render_page() == evidence.PAGE.read_text(encoding="utf-8")
+
+
+def test_the_figures_are_what_the_records_give(tmp_path):
+    pinned = re.search(r"^matplotlib==(.*)$", (evidence.ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+    if version("matplotlib") != pinned:
+        pytest.skip(f"the figures were drawn by matplotlib {pinned}, here is {version('matplotlib')}")
+    drawn = evidence.draw_figures(tmp_path)
+    kept = sorted((evidence.STORE / "figures").rglob("*.*"))
+    assert len(drawn) == len(kept) >= 2
+    for path in drawn:
+        assert path.read_bytes() == (evidence.STORE / "figures" / path.relative_to(tmp_path)).read_bytes()
+
+
+def test_the_readme_shows_a_table_of_the_page():
+    shown = (evidence.ROOT / "README.md").read_text(encoding="utf-8").split("<!-- from docs/results.md -->")[1].strip()
+    assert shown.count("\n|") >= 10
+    assert f"\n{shown}\n" in evidence.PAGE.read_text(encoding="utf-8")
 
 
 def test_a_report_that_fails_stops_the_page():
-    done = CliRunner().invoke(evidence.command, ["page", "--help"])
-    assert done.exit_code == 0
     with pytest.raises(evidence.click.ClickException, match="no-such-suite"):
-        evidence.run_report("table accuracy --suite no-such-suite")
+        evidence.show_report("table accuracy --suite no-such-suite")
