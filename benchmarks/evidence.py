@@ -111,7 +111,7 @@ def page() -> None:
 
 @command.command()
 def recount() -> None:
-    """Count the operations in every record again, for a counter that has learnt formulas since; nothing else changes."""
+    """Count the operations in every record again, when the counter has learnt formulas; nothing else changes."""
     from lra.config import canonical_json
     from lra.durable import write_atomically
     from lra.records import RunRecord, Store
@@ -146,26 +146,27 @@ def counted(record: RunRecord) -> int | None:
 
 
 def status_table() -> str:
-    """Count the cells of each section and those with a record, as a Markdown table.
-
-    A cell counts as run when the store has a record of its configuration, whatever the edition of the data.
-    """
+    """Count the cells of each section and those with a record, as a Markdown table."""
     from tabulate import tabulate
 
+    from lra.suites import load_suite
+
+    rows = []
+    for section, name in SECTIONS.items():
+        suite, (done, cells) = load_suite(name), cells_run(name)
+        rows.append([f"`{section}`", suite.title, suite.profile, f"{done} of {cells}" if done else "not run"])
+    return tabulate(rows, headers=["section", "question", "profile", "cells run"], tablefmt="github")
+
+
+def cells_run(suite: str) -> tuple[int, int]:
+    """Count the cells of a suite that have a record, whatever the edition of their data, and all its cells."""
     from lra.config import canonical_json
     from lra.records import RunRecord, Store
     from lra.suites import expand, load_suite
 
-    done = {
-        canonical_json(entry.config.model_dump()) for entry in Store(STORE).records() if isinstance(entry, RunRecord)
-    }
-    rows = []
-    for section, name in SECTIONS.items():
-        suite = load_suite(name)
-        cells = expand(suite)
-        count = sum(canonical_json(cell.model_dump()) in done for cell in cells)
-        rows.append([f"`{section}`", suite.title, suite.profile, f"{count} of {len(cells)}" if count else "not run"])
-    return tabulate(rows, headers=["section", "question", "profile", "cells run"], tablefmt="github")
+    cells = {canonical_json(cell.model_dump()) for cell in expand(load_suite(suite))}
+    records = [entry for entry in Store(STORE).records() if isinstance(entry, RunRecord)]
+    return len(cells & {canonical_json(record.config.model_dump()) for record in records}), len(cells)
 
 
 def render_page() -> str:
@@ -176,9 +177,10 @@ def render_page() -> str:
 
 
 def show_report(line: str) -> str:
-    """Return a command of lra-report in a fence, followed by the table that it prints."""
+    """Return a command of lra-report in a fence, followed by the table that it prints, or by `Not run yet`."""
     full = f"lra-report {line} --store {STORE} --format markdown"
-    return f"```\n{full}\n```\n\n{report(full)}".rstrip()
+    done, _ = cells_run(line.partition("--suite ")[2])
+    return f"```\n{full}\n```\n\n{report(full) if done else 'Not run yet.'}".rstrip()
 
 
 def draw_figures(folder: Path) -> list[Path]:

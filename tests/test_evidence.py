@@ -96,5 +96,13 @@ def test_the_readme_shows_a_table_of_the_page():
 
 
 def test_a_report_that_fails_stops_the_page():
-    with pytest.raises(evidence.click.ClickException, match="no-such-suite"):
+    with pytest.raises(UsageError, match="no-such-suite"):
         evidence.show_report("table accuracy --suite no-such-suite")
+    with pytest.raises(evidence.click.ClickException, match="exit code 2"):
+        evidence.show_report("table head-to-head full --suite benchmarks/evidence/listops.yaml")
+
+
+def test_what_was_not_run_is_shown_as_not_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(evidence, "STORE", tmp_path)
+    assert evidence.show_report("table accuracy --suite depth").endswith("```\n\nNot run yet.")
+    assert evidence.status_table().count("not run") == 16
