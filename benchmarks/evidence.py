@@ -179,7 +179,7 @@ def render_page() -> str:
 def show_report(line: str) -> str:
     """Return a command of lra-report in a fence, followed by the table that it prints, or by `Not run yet`."""
     full = f"lra-report {line} --store {STORE} --format markdown"
-    done, _ = cells_run(line.partition("--suite ")[2])
+    done, _ = cells_run(line.rpartition("--suite ")[2])
     return f"```\n{full}\n```\n\n{report(full) if done else 'Not run yet.'}".rstrip()
 
 

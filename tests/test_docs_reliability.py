@@ -17,7 +17,7 @@ FAULTS = (
 
 def rows(page):
     lines = [line for line in page.splitlines() if line.startswith("| ")]
-    return [line for line in lines if not line.startswith(("| fault", "| ---", "| what"))]
+    return [line for line in lines if not line.startswith(("| fault", "| ---", "| what", "| mistake"))]
 
 
 def named_tests(text):

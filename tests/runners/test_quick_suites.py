@@ -38,6 +38,7 @@ def test_the_ablation_of_contextpool_runs_and_makes_its_table(data, tmp_path):
 def test_the_depths_run_and_make_their_table(data, tmp_path):
     assert run_small("depth", data, tmp_path) == 2 * 6
     table = depth(load_stores([tmp_path]), "quick", "open")
-    depths = table.cells[[f"{n} layer{'s' * (n > 1)}" for n in range(1, 7)]]
-    assert depths.shape == (2, 6)
-    assert "-" not in set(depths.to_numpy().ravel())
+    assert sorted(zip(table.cells["variant"], table.cells["layers"], strict=True)) == [
+        (variant, str(layers)) for variant in ("contextpool", "full") for layers in range(1, 7)
+    ]
+    assert "-" not in set(table.cells[["test accuracy %", "MFLOPs"]].to_numpy().ravel())
