@@ -38,7 +38,7 @@ PAGE = Path("docs/results.md")
 TEMPLATE = SUITES / "page.md"
 ON_CPU = {
     name: str(SUITES / f"{name}.yaml")
-    for name in ("listops", "tasks", "depth", "ablation", "rates", "longer", "convnet", "depth-bytes")
+    for name in ("listops", "patterns", "tasks", "depth", "ablation", "rates", "longer", "convnet", "depth-bytes")
 }
 """Sections for any machine, in order of value, with their suites."""
 ON_GPU = {

@@ -13,8 +13,8 @@ from lra.records import RunRecord, Store
 from lra.suites import expand, load_suite
 
 CELLS = {
-    "listops": 55, "tasks": 44, "depth": 36, "ablation": 51, "rates": 18, "longer": 9, "convnet": 12, "depth-bytes": 16,
-    "gpu-tasks": 44, "gpu-retrieval": 11, "gpu-modern": 25,
+    "listops": 55, "patterns": 15, "tasks": 44, "depth": 36, "ablation": 51, "rates": 18, "longer": 9, "convnet": 12,
+    "depth-bytes": 16, "gpu-tasks": 44, "gpu-retrieval": 11, "gpu-modern": 25,
 }  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def recounted(store, record):
 
 
 def test_every_section_resolves_to_its_cells():
-    assert len(evidence.SECTIONS) == 16
+    assert len(evidence.SECTIONS) == 17
     own = {name: len(expand(load_suite(suite))) for name, suite in evidence.SECTIONS.items() if suite.endswith(".yaml")}
     assert own == CELLS
     assert {path.stem for path in evidence.SUITES.glob("*.yaml")} == set(CELLS)
@@ -89,6 +89,15 @@ def test_the_figures_are_what_the_records_give(tmp_path):
         assert path.read_bytes() == (evidence.STORE / "figures" / path.relative_to(tmp_path)).read_bytes()
 
 
+def test_the_figures_of_the_verdicts_are_in_the_tables():
+    verdicts, tables = evidence.PAGE.read_text(encoding="utf-8").split("## Verdicts")[1].split("## The variants", 1)
+    rows = tables.replace("\\[", "[").replace("\\]", "]")
+    claimed = re.findall(r"([+-]\d+\.\d\d) (\[[+-]\d+\.\d\d, [+-]\d+\.\d\d\])", verdicts)
+    assert len(claimed) == verdicts.count("[") == 11
+    for difference, interval in claimed:
+        assert re.search(rf"\| {re.escape(difference)} +\| {re.escape(interval)} +\|", rows), difference
+
+
 def test_the_readme_shows_a_table_of_the_page():
     shown = (evidence.ROOT / "README.md").read_text(encoding="utf-8").split("<!-- from docs/results.md -->")[1].strip()
     assert shown.count("\n|") >= 10
@@ -105,4 +114,4 @@ def test_a_report_that_fails_stops_the_page():
 def test_what_was_not_run_is_shown_as_not_run(monkeypatch, tmp_path):
     monkeypatch.setattr(evidence, "STORE", tmp_path)
     assert evidence.show_report("table accuracy --suite depth").endswith("```\n\nNot run yet.")
-    assert evidence.status_table().count("not run") == 16
+    assert evidence.status_table().count("not run") == 17

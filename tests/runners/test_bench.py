@@ -150,11 +150,11 @@ def test_out_of_memory_is_a_value(tmp_path):
     assert "full at 512: oom: " in printed
 
 
-def test_a_model_that_cannot_be_built_is_a_failure_with_its_reason(tmp_path):
-    printed = invoke(tmp_path, "--attn", "full", "--lengths", "64", "--set", "model.num_heads=3", exit_code=4)
+def test_a_model_that_breaks_is_a_failure_with_its_reason(tmp_path):
+    printed = invoke(tmp_path, "--attn", "full", "--lengths", "64", "--set", "model.embedding_rows=3", exit_code=4)
     [record] = bench_records(tmp_path / "store")
     assert (record.status, record.timing) == ("failed", None)
-    assert "full at 64: failed: dim 64 is not a multiple of num_heads 3" in printed
+    assert "full at 64: failed: exit status 1: IndexError: index out of range in self" in printed
 
 
 def config(variant="full", length=32, task="text", **settings):
