@@ -179,8 +179,9 @@ def render_page() -> str:
 def show_report(line: str) -> str:
     """Return a command of lra-report in a fence, followed by the table that it prints, or by `Not run yet`."""
     full = f"lra-report {line} --store {STORE} --format markdown"
-    done, _ = cells_run(line.rpartition("--suite ")[2])
-    return f"```\n{full}\n```\n\n{report(full) if done else 'Not run yet.'}".rstrip()
+    _, of_suite, suite = line.rpartition("--suite ")
+    ran = not of_suite or cells_run(suite)[0] > 0
+    return f"```\n{full}\n```\n\n{report(full) if ran else 'Not run yet.'}".rstrip()
 
 
 def draw_figures(folder: Path) -> list[Path]:
