@@ -366,6 +366,23 @@ def test_ray_with_a_killed_worker_gives_the_same_records(clean, home, tmp_path):
     assert sorted(words[-1] for words in notes(store).values()) == ["ok", "ok"]
 
 
+@needs_ray
+@pytest.mark.slow
+def test_a_killed_driver_of_ray_is_started_again_and_finishes_the_rest(clean, home, tmp_path):
+    suite, store = write_suite(tmp_path), tmp_path / "store"
+    arguments = sweep("run", suite, home, store, "--engine", "ray", "--device", "cpu", "--slots", "1", "--threads", "1")
+    driver = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
+    wait_for(lambda: list(store.glob("logs/*.log")))
+    driver.kill()
+    driver.wait()
+    done = call(arguments)
+    assert done.returncode == 0, done.stderr
+    assert outcomes(store) == outcomes(clean[0])
+    # With its driver Ray ends its workers, and these their processes: a cell that had begun may have noted that.
+    assert sorted(words[-1] for words in notes(store).values()) == ["ok", "ok"]
+    assert all(words.count("ok") == 1 for words in notes(store).values())  # nothing twice
+
+
 @needs_submitit
 def test_the_slurm_engine_runs_jobs_through_submitit(stand_in, tmp_path):
     from runners.engines.slurm import SlurmEngine
