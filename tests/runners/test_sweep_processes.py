@@ -368,6 +368,7 @@ def test_ray_with_a_killed_worker_gives_the_same_records(clean, home, tmp_path):
 
 @needs_ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # Ray is started twice
 def test_a_killed_driver_of_ray_is_started_again_and_finishes_the_rest(clean, home, tmp_path):
     suite, store = write_suite(tmp_path), tmp_path / "store"
     arguments = sweep("run", suite, home, store, "--engine", "ray", "--device", "cpu", "--slots", "1", "--threads", "1")
