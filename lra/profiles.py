@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -83,7 +84,9 @@ def load_shipped(kind: Literal["profiles", "suites"], name: str, section: type[S
     own = name.endswith((".yaml", ".yml"))
     path = Path(name) if own else config_folder(kind) / f"{name}.yaml"
     if own and not path.is_file():
-        raise UsageError(f"{name}: no such file")
+        near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.y*ml")], n=1)
+        hint = f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""
+        raise UsageError(f"{name}: no such file{hint}")
     if not path.is_file():
         known = [file.stem for file in config_folder(kind).glob("*.yaml")]
         raise UsageError(f"unknown {kind.removesuffix('s')} {name!r}; {suggest(name, known)}")

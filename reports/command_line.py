@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 import sys
 from collections.abc import Callable
@@ -89,7 +90,7 @@ def select(loaded: Loaded, selection: Selection) -> Loaded:
         UsageError: A name is unknown, or no record fits.
     """
     if selection.profile is not None:
-        _check_name("profile", selection.profile, {config.profile for config in loaded.configs()})
+        _check_name("profile", selection.profile, {config.profile for config in loaded.configs()}, selection.profile)
         loaded = loaded.where(lambda config: config.profile == selection.profile)
     if selection.suite is not None:
         from lra.suites import expand, load_suite
@@ -113,15 +114,15 @@ def select(loaded: Loaded, selection: Selection) -> Loaded:
 
 
 def _normalised(kind: str, given: tuple[str, ...], known: set[str]) -> set[str]:
-    names = {name if name in known else name.lower().replace("-", "_") for name in given}
-    for name in sorted(names):
-        _check_name(kind, name, known)
-    return names
+    names = {name if name in known else name.lower().replace("-", "_"): name for name in given}
+    for name, written in names.items():
+        _check_name(kind, name, known, written)
+    return set(names)
 
 
-def _check_name(kind: str, name: str, known: set[str]) -> None:
+def _check_name(kind: str, name: str, known: set[str], written: str) -> None:
     if name not in known:
-        raise UsageError(f"no records of {kind} {name!r}; {suggest(name, known)}")
+        raise UsageError(f"no records of {kind} {written!r}; {suggest(name, known)}")
 
 
 def need_report_extra() -> None:
@@ -141,9 +142,14 @@ def find(loaded: Loaded, prefix: str) -> str:
     Raises:
         UsageError: No record, or several, begin so.
     """
-    found = [cell for cell in loaded.records if cell.startswith(prefix)]
-    if len(found) != 1:
-        raise UsageError(f"{len(found)} records begin with {prefix!r}; give more or other digits of the cell id")
+    found = sorted(cell for cell in loaded.records if cell.startswith(prefix.lower()))
+    if not found:
+        close = difflib.get_close_matches(prefix, {cell[: len(prefix)] for cell in loaded.records}, n=2)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "the ids stand below every table"
+        raise UsageError(f"no record begins with {prefix!r}; {hint}")
+    if len(found) > 1:
+        begin = ", ".join(cell[: len(prefix) + 6] for cell in found[:3])
+        raise UsageError(f"{len(found)} records begin with {prefix!r}, such as {begin}; give more digits of one")
     return found[0]
 
 

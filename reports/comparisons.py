@@ -12,7 +12,21 @@ from lra.errors import UsageError, suggest
 
 from .load import Loaded, short_name, varying_settings
 from .statistics import average_ranks, compare_paired, holm, mcnemar
-from .tables import NOT_RUN, Table, accuracy_cell, headings, number, plain_table, preview, surroundings, table_caption
+from .tables import (
+    NOT_RUN,
+    Table,
+    accuracy_cell,
+    headings,
+    number,
+    p_text,
+    plain_table,
+    preview,
+    surroundings,
+    table_caption,
+)
+
+SUGGESTED = 2
+"""Rows that an error names."""
 
 
 def head_to_head(loaded: Loaded, profile: str, track: str, first: str, second: str) -> Table:
@@ -30,9 +44,8 @@ def head_to_head(loaded: Loaded, profile: str, track: str, first: str, second: s
     """
     frame = loaded.only(profile, track).frame()
     for name in (first, second):
-        if name not in set(frame["label"]):
-            raise UsageError(f"no records of {name!r} under profile {profile}; {suggest(name, set(frame['label']))}")
-    rows, p_values = [], []
+        _check_row(name, frame, f"under profile {profile}, {track} track")
+    rows, p_values, used = [], list[float](), list[str]()
     for column in headings(frame):
         sides = [_scored(frame[(frame["column"] == column) & (frame["label"] == name)]) for name in (first, second)]
         seeds = sorted(set(sides[0].index) & set(sides[1].index))
@@ -42,16 +55,17 @@ def head_to_head(loaded: Loaded, profile: str, track: str, first: str, second: s
         difference = result.difference
         bits = [_mcnemar(loaded, *(str(side.loc[seed, "cell_id"]) for side in sides)) for seed in seeds]
         p_values.append(result.p_value)
+        used += [cell for side in sides for cell in side.loc[seeds, "cell_id"]]
         rows.append(
             {
                 "task": column,
                 "seeds": str(len(seeds)),
                 "difference": f"{difference.mean:+.2f}",
                 "95 % interval": _interval(difference.low, difference.high),
-                "p (paired t)": number(result.p_value, "{:.3f}"),
+                "p (paired t)": p_text(result.p_value),
                 "p (Holm)": "",
                 "detectable": number(result.detectable, "{:.2f}"),
-                "McNemar p per seed": ", ".join(f"{p:.3f}" for _, _, p in bits),
+                "McNemar p per seed": ", ".join(p_text(p) for _, _, p in bits),
                 f"only {first}": ", ".join(str(a) for a, _, _ in bits),
                 f"only {second}": ", ".join(str(b) for _, b, _ in bits),
             }
@@ -59,8 +73,8 @@ def head_to_head(loaded: Loaded, profile: str, track: str, first: str, second: s
     if not rows:
         raise UsageError(f"{first} and {second} have no task and seed in common under profile {profile}")
     for row, adjusted in zip(rows, holm(p_values), strict=True):
-        row["p (Holm)"] = number(adjusted, "{:.3f}")
-    frame = frame[frame["label"].isin([first, second])]
+        row["p (Holm)"] = p_text(adjusted)
+    frame = frame[frame["cell_id"].isin(used)]
     notes = [
         f"Difference: {first} minus {second}, points of test accuracy, mean over seeds that both have.",
         f"Detectable: true difference that so many pairs of such spread would show in 80 % of cases; {NOT_RUN} for one "
@@ -145,6 +159,22 @@ def ranks(loaded: Loaded, profile: str, track: str) -> Table:
     notes += [f"Left out, with a task missing: {', '.join(missing)}."] if missing else []
     title = table_caption("Average ranks", profile, track, loaded, frame)
     return plain_table(title, rows, preview(frame) + notes + surroundings(frame), frame)
+
+
+def _check_row(name: str, frame: pd.DataFrame, where: str) -> None:
+    """Check that the accuracy table has a row of this name.
+
+    Raises:
+        UsageError: It has not; the rows of the same variant are named, if there are any.
+    """
+    labels = set(frame["label"])
+    if name not in labels:
+        variant = name.partition(" [")[0]
+        rows = sorted(label for label in labels if label.partition(" [")[0] == variant)
+        if len(rows) > SUGGESTED:
+            some = ", ".join(map(repr, rows[:SUGGESTED]))
+            raise UsageError(f"no row {name!r} {where}, but {len(rows)} with settings, such as {some}; --suite narrows")
+        raise UsageError(f"no row {name!r} {where}; {suggest(name, rows or set(frame['variant']))}")
 
 
 def _changes(frame: pd.DataFrame) -> tuple[list[str], str]:

@@ -17,7 +17,7 @@ from lra.errors import StoreError
 from .efficiency import short_length
 from .load import Loaded
 from .style import COLOURS, COLUMN, DASHES, MARKERS, legend_below, mark_preview, new_figure, plain_ticks, shown
-from .tables import number
+from .tables import number, seeds_by_cell
 
 LINES_PER_PANEL = 7
 """More lines are not told apart."""
@@ -51,7 +51,7 @@ def learning_curves(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure |
         return None
     axes.set(xlabel="training step", ylabel="validation accuracy (%)")
     figure.suptitle(f"Line: mean of seeds (n); band: all of them\n{shown(where, 62)}", fontsize=7)
-    mark_preview(axes, frame["seed"].nunique())
+    mark_preview(axes, seeds_by_cell(frame)[1])
     legend_below(figure, axes, names)
     return figure
 
@@ -109,7 +109,7 @@ def depth_curves(frame: pd.DataFrame, where: str) -> Figure:
     longest = int(62 * figure.get_size_inches()[0] / COLUMN)
     figure.suptitle(f"Dots: runs; line: mean\n{shown(where, longest)}", fontsize=7)
     for axes in panels:
-        mark_preview(axes, frame["seed"].nunique())
+        mark_preview(axes, seeds_by_cell(frame)[1])
     legend_below(figure, panels[0], names)
     return figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -90,7 +91,9 @@ def load_stores(folders: Sequence[Path]) -> Loaded:
     problems: list[str] = []
     for folder in folders:
         if not folder.is_dir():
-            raise UsageError(f"no store at {folder}")
+            near = difflib.get_close_matches(folder.name, [p.name for p in folder.parent.glob("*/")], n=1)
+            hint = f"did you mean {str(folder.parent / near[0])!r}?" if near else "--store names it"
+            raise UsageError(f"no store at {folder}; {hint}")
         store = Store(folder)
         for entry in store.records():
             if isinstance(entry, StoreError):

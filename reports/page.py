@@ -26,7 +26,7 @@ from .figures import curve_titles, figures, place
 from .load import Loaded
 from .render import clean, render
 from .style import house_style
-from .tables import Table, accuracy, cost, depth, seeds
+from .tables import Table, accuracy, cost, depth, seeds, seeds_by_cell, seeds_in_words
 
 FIGURE_BYTES = 1_200_000
 """Room for figures, as base64, in a page that stays under 2 MB."""
@@ -165,9 +165,10 @@ def _caveats(loaded: Loaded, figures_left_out: int) -> list[str]:
     if len(loaded.profiles()) > 1:
         found.append("Profiles and tracks are different recipes; their numbers are never mixed in a table.")
     for profile, track in loaded.profiles():
-        seeds_here = {record.config.seed for record in loaded.only(profile, track).records.values()}
-        if len(seeds_here) < 5:
-            found.append(f"Profile {clean(profile)}, {track} track: {len(seeds_here)} seeds; five make a table.")
+        frame = loaded.only(profile, track).frame()
+        if seeds_by_cell(frame)[0] < 5:
+            rest = f"numbers rest on {seeds_in_words(frame)}; five make a table."
+            found.append(f"Profile {clean(profile)}, {track} track: {rest}")
     lost = [record for record in loaded.records.values() if record.outcome is None]
     if lost or loaded.attempts:
         found.append(f"{len(lost)} runs diverged, and {len(loaded.attempts)} cells were tried and have no record.")

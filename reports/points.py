@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from .load import Loaded
 from .style import COLOURS, COLUMN, mark_preview, new_figure, plain_ticks, shown
+from .tables import seeds_by_cell
 
 MIB = 2**20
 LARGEST_BUBBLE = 420.0
@@ -123,7 +124,7 @@ def seed_dots(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure:
     axes.margins(x=0.06)
     axes.set_xlabel("test accuracy (%)")
     _title(figure, "Dots: runs; bar: mean", where)
-    mark_preview(axes, frame["seed"].nunique())
+    mark_preview(axes, seeds_by_cell(frame)[1])
     if rails:
         figure.legend(loc="outside lower center", ncols=3, handlelength=1.6, columnspacing=1.0)
     return figure

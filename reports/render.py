@@ -22,7 +22,10 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "|": r"$|$",
     "[": "{[}", "]": "{]}", "*": "{*}", "-": "{-}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "'": "{'}",
+    "\u2212": "$-$",
 }  # fmt: skip
+_MINUS = re.compile(r"(?<![\w.)\]])-(?=\d)")
+"""The sign of a number, which LaTeX's text mode would print as a hyphen."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """What a terminal obeys, and what reverses or breaks the line."""
 _FORMULA = re.compile(r"[=@+\-\t\uff1d\uff20\uff0b\uff0d]")
@@ -165,7 +168,8 @@ _RENDERERS: dict[str, Callable[[Table, str], str]] = {
 
 def _latex_text(text: str) -> str:
     """Escape for LaTeX; letters beyond Latin, which not every setup has, are written as their code points."""
-    escaped = (_LATEX.get(letter, letter) for letter in text)
+    signed = _MINUS.sub("\u2212", text)
+    escaped = (_LATEX.get(letter, letter) for letter in signed)
     return "".join(part if len(part) > 1 or part < "\u0180" else f"U+{ord(part):04X}" for part in escaped)
 
 

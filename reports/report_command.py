@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lra.command_line import one_line_errors
-from lra.errors import UsageError
+from lra.errors import UsageError, suggest
 
 from .command_line import (
     Selection,
@@ -37,6 +37,8 @@ PRESETS = {
     "head-to-head": "A B: paired differences over seeds, McNemar on the same examples",
     "ablation": "VARIANT: one row per changed option",
 }
+NAMES_TAKEN = {"head-to-head": 2, "ablation": 1}
+"""How many variants a preset is given; the others take none."""
 FIGURE_FORMATS = ("png", "svg", "pdf")
 
 EXAMPLES = """
@@ -57,7 +59,7 @@ def command() -> None:
 
 
 @command.command(epilog=PRESET_LIST)
-@click.argument("preset", type=click.Choice(list(PRESETS)))
+@click.argument("preset")
 @click.argument("names", nargs=-1)
 @takes_selection
 @click.option(
@@ -73,7 +75,9 @@ def table(selection: Selection, *, preset: str, names: tuple[str, ...], form: st
     """Print the tables of a preset, one for each profile and track there is."""
     from .render import render
 
-    takes = {"head-to-head": 2, "ablation": 1}.get(preset, 0)
+    if preset not in PRESETS:
+        raise UsageError(f"unknown preset {preset!r}; {suggest(preset, PRESETS)}")
+    takes = NAMES_TAKEN.get(preset, 0)
     if len(names) != takes:
         raise UsageError(f"{preset} takes {takes} variant names, got {len(names)}")
     loaded = load(selection)
@@ -229,15 +233,36 @@ def make_tables(preset: str, names: tuple[str, ...], loaded: Loaded) -> tuple[li
         "head-to-head": comparisons.head_to_head,
         "ablation": comparisons.ablation,
     }
+    rows = known_rows(names, loaded)
     made, refusals = [], []
     for profile, track in loaded.profiles():
         try:
-            made.append(makers[preset](loaded, profile, track, *names))
+            made.append(makers[preset](loaded, profile, track, *rows))
         except UsageError as error:
             refusals.append(str(error))
     if not made:
         raise UsageError("\n".join(dict.fromkeys(refusals)) or "the store holds no records of runs yet")
     return made, refusals
+
+
+def known_rows(names: tuple[str, ...], loaded: Loaded) -> list[str]:
+    """Return the names of rows as tables write them: case and dashes of the variant's name do not matter.
+
+    Raises:
+        UsageError: No run is of a variant of that name, or one row was named twice.
+    """
+    variants = {record.config.variant.name for record in loaded.records.values()}
+    variants |= {attempt.config.variant.name for attempt in loaded.attempts.values()}
+    rows = []
+    for name in names:
+        variant, bracket, settings = name.partition(" [")
+        known = variant if variant in variants else variant.lower().replace("-", "_")
+        if known not in variants:
+            raise UsageError(f"no records of variant {variant!r}; {suggest(known, variants)}")
+        rows.append(known + bracket + settings)
+    if len(set(rows)) < len(rows):
+        raise UsageError(f"{rows[0]!r} against itself shows nothing; `lra-report table accuracy` lists the names")
+    return rows
 
 
 def main() -> None:

@@ -192,7 +192,23 @@ def headings(frame: pd.DataFrame) -> list[str]:
 
 def preview(frame: pd.DataFrame) -> list[str]:
     """Warn if there is one seed only."""
-    return ["PREVIEW: one seed. No claim can rest on it."] if frame["seed"].nunique() == 1 else []
+    return ["PREVIEW: one seed. No claim can rest on it."] if seeds_by_cell(frame)[1] == 1 else []
+
+
+def seeds_by_cell(frame: pd.DataFrame) -> tuple[int, int]:
+    """Return the fewest and the most seeds behind a number: of each label under each heading, at each depth.
+
+    Where nothing gave a number, the seeds are those that were tried.
+    """
+    scored = frame.dropna(subset=["accuracy"])
+    counts = (scored if len(scored) else frame).groupby(["label", "column", "layers"])["seed"].nunique()
+    return int(counts.min()), int(counts.max())
+
+
+def seeds_in_words(frame: pd.DataFrame) -> str:
+    """Say how many seeds are behind the numbers, such as `3 to 5 seeds`."""
+    fewest, most = seeds_by_cell(frame)
+    return f"{most} seed{'' if most == 1 else 's'}" if fewest == most else f"{fewest} to {most} seeds"
 
 
 def surroundings(frame: pd.DataFrame) -> list[str]:
@@ -211,16 +227,20 @@ def table_caption(what: str, profile: str, track: str, loaded: Loaded, frame: pd
             device = str(environment.get("device", ""))
             machines.add(str(environment.get("cpu", device)) if device == "cpu" else device)
     steps = "/".join(f"{int(count)}" for count in sorted(set(frame["steps"])))
-    seed_count = frame["seed"].nunique()
     return (
         f"{what}, profile {profile}, {track} track; {', '.join(sorted(machines)) or 'no device'}, {steps} steps, "
-        f"{seed_count} seed{'' if seed_count == 1 else 's'}"
+        f"{seeds_in_words(frame)}"
     )
 
 
 def number(value: float, form: str) -> str:
     """Write a number, or that there is none."""
     return NOT_RUN if math.isnan(value) else form.format(value)
+
+
+def p_text(value: float) -> str:
+    """Write a p value, which is never zero, or that there is none."""
+    return "<0.001" if value < 0.001 else number(value, "{:.3f}")
 
 
 def _add_rails(

@@ -108,7 +108,7 @@ def test_no_line_that_looks_like_a_command_is_passed_over():
         ("lra-data fetch listops", "is generated"),
         ("lra-data show tex", "tex"),
         ("lra-zoo describe fool", "unknown variant"),
-        ("lra-report table accurracy", "'accurracy' is not one of"),
+        ("lra-report table accurracy", "did you mean 'accuracy'"),
         ("lra-report table head-to-head full", "takes 2"),
         ("lra-report table accuracy --store docs/results --fromat csv", "No such option"),
     ],

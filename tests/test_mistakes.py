@@ -86,7 +86,7 @@ MISTAKES = [
     ("lra-zoo check", 2, "Missing argument 'NAME'"),
     ("lra-zoo docs --out a-file/x.md", 2, "cannot write a-file/x.md"),
     ("lra-zoo docs --out folder", 2, "File 'folder' is a directory"),
-    ("lra-report table accurracy", 2, "'accurracy' is not one of"),
+    ("lra-report table accurracy", 2, "unknown preset 'accurracy'; did you mean 'accuracy'?"),
     ("lra-report table accuracy --store nowhere", 2, "no store at nowhere"),
     ("lra-report table accuracy --store folder", 2, "holds no records yet"),
     ("lra-report table accuracy --profile quik", 2, "'quik'"),
@@ -95,7 +95,7 @@ MISTAKES = [
     ("lra-report table head-to-head full contextpol", 2, "did you mean 'contextpool'?"),
     ("lra-report figures --out a-file/x", 2, "cannot write a-file/x"),
     ("lra-report html --out folder", 2, "File 'folder' is a directory"),
-    ("lra-report compare zz zz", 2, "begin with 'zz'"),
+    ("lra-report compare zz zz", 2, "no record begins with 'zz'"),
     ("lra-report pooling zz --out x.gif", 2, "png, svg, pdf"),
 ]
 SUITE = {"name": "s", "title": "t", "profile": "quick", "tasks": ["listops"], "seeds": [0], "variants": {"full": {}}}

@@ -3,6 +3,7 @@
 import csv
 import html.parser
 import io
+import math
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from reports.load import load_stores
 from reports.render import FORMATS, clean, rankings, render
-from reports.tables import Table, accuracy
+from reports.tables import Table, accuracy, p_text
 from tests.reports.synthetic import HOSTILE, add_run
 
 
@@ -105,6 +106,23 @@ def test_no_form_carries_what_a_terminal_obeys(hostile, form):
     assert clean("a\x1b[31m\nb\u202e") == "a?[31m b?"
 
 
+@pytest.mark.parametrize(
+    ("form", "p_value", "difference"),
+    [("text", "<0.001", "-1.50"), ("csv", "<0.001", "-1.50"), ("markdown", "&lt;0.001", "-1.50"),
+     ("html", "&lt;0.001", "-1.50"), ("latex", "$<$0.001", "$-$1.50")],
+)  # fmt: skip
+def test_small_p_values_and_signs_are_written_for_each_form(form, p_value, difference):
+    table = small()
+    table.cells["p"] = [p_text(p) for p in (0.0004, 0.001, 1e-300, math.nan)]
+    table.cells["d"] = ["-1.50", "+1.50", "[-1.50, +1.50]", "-"]
+    table.values[["p", "d"]] = np.nan
+    text = render(table, form)
+    assert text.count(p_value) == 2
+    assert text.count("0.001") == 3
+    assert text.count(difference) == 2
+    assert "0.000" not in text
+
+
 def latex_document(table):
     return "\n".join(
         [r"\documentclass{article}", r"\usepackage[T1]{fontenc}", r"\usepackage{textcomp}", r"\usepackage{booktabs}",
@@ -120,7 +138,7 @@ def test_names_make_no_command_in_latex(hostile):
         "par", "footnotesize", "pm", "textbackslash", "textasciitilde", "textasciicircum", "textquotedbl",
         "textasciigrave",
     }  # fmt: skip
-    notes = re.sub(r"\$(\\pm|[<>|])\$", "", body.partition(r"\bottomrule")[2])
+    notes = re.sub(r"\$(\\pm|[<>|-])\$", "", body.partition(r"\bottomrule")[2])
     assert not re.search(r"(?<!\\)[&%$#_~^]", notes)
     rows = body.partition(r"\midrule")[2].partition(r"\bottomrule")[0].strip().splitlines()
     assert [len(re.findall(r"(?<!\\)&", row)) for row in rows] == [len(hostile.cells.columns)] * len(hostile.cells)

@@ -189,8 +189,16 @@ def test_out_writes_the_file(store, tmp_path):
     [
         (["table", "head-to-head", "full"], "head-to-head takes 2 variant names, got 1"),
         (["table", "accuracy", "--profile", "official"], "no records of profile 'official'; known: quick"),
-        (["table", "ablation", "nobody"], "no records of 'nobody'"),
-        (["compare", "zz", "zz"], "0 records begin with 'zz'"),
+        (["table", "head-to-head", "Full", "full"], "'full' against itself shows nothing"),
+        (["table", "head-to-head", "full", "contextpol"], "no records of variant 'contextpol'; did you mean 'contextp"),
+        (["table", "ablation", "nobody"], "no records of variant 'nobody'; known: contextpool, full"),
+        (["table", "ablation", "Fulll"], "no records of variant 'Fulll'; did you mean 'full'?"),
+        (["table", "acuracy"], "unknown preset 'acuracy'; did you mean 'accuracy'?"),
+        (["table", "cost", "--task", "imag"], "no records of task 'imag'; did you mean 'image'?"),
+        (["table", "cost", "--suite", "dept"], "unknown suite 'dept'; did you mean 'depth'?"),
+        (["table", "cost", "--suite", ROOT / "configs/suites/dept.yaml"], "suites/depth.yaml'?"),
+        (["compare", "zz", "zz"], "no record begins with 'zz'"),
+        (["compare", "", ""], "33 records begin with ''"),
         (["pooling", "zz", "--out", "x.gif"], "written as png, svg, pdf"),
     ],
 )
@@ -198,7 +206,29 @@ def test_mistakes_are_one_line_and_exit_2(store, arguments, message):
     done = report(*arguments, "--store", store)
     assert done.exit_code == 2
     assert message in done.stderr
-    assert "Traceback" not in done.output
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_a_mistyped_id_and_store_get_the_nearest(store):
+    cell = sorted(load(store)["cell_id"])[0]
+    close = cell[:5] + ("0" if cell[5] != "0" else "1") + cell[6:12]
+    done = report("compare", close, close, "--store", store)
+    assert done.stderr == f"Error: no record begins with {close!r}; did you mean {cell[:12]!r}?\n"
+    wrong = store.with_name(store.name + "s")
+    done = report("table", "accuracy", "--store", wrong)
+    assert done.stderr == f"Error: no store at {wrong}; did you mean {str(store)!r}?\n"
+
+
+def test_a_variant_with_many_settings_names_rows_that_there_are(tmp_path):
+    for layers in range(1, 5):
+        add_run(tmp_path, 400 + layers, layers=layers, track="open")
+        add_run(tmp_path, 410, layers=layers, track="open", variant="linear")
+    done = report("table", "head-to-head", "full", "linear", "--store", tmp_path)
+    assert done.exit_code == 2
+    assert "no row 'full' under profile quick, open track, but 4 with settings, such as 'full [num" in done.stderr
+    row = "[num_layers=2]"
+    assert report("table", "head-to-head", f"full {row}", f"Linear {row}", "--store", tmp_path).exit_code == 0
 
 
 def test_an_empty_store_and_a_missing_one_say_so(tmp_path):

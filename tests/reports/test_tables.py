@@ -72,6 +72,27 @@ def test_one_seed_is_a_preview_with_wilsons_interval(tmp_path):
     assert row["trained"] == "1/1"
 
 
+def test_captions_count_the_seeds_behind_the_numbers(tmp_path):
+    five_tasks(tmp_path, seeds=3, tasks=["listops"])
+    assert made(accuracy, tmp_path).caption.endswith(", 3 seeds")
+    for seed in (3, 4):
+        add_run(tmp_path, 400, seed=seed)
+    add_run(tmp_path, None, seed=5)
+    assert made(accuracy, tmp_path).caption.endswith(", 3 to 5 seeds")
+    assert made(head_to_head, tmp_path, "full", "contextpool").caption.endswith(", 3 seeds")
+    assert made(ablation, tmp_path, "full").caption.endswith(", 5 seeds")
+
+
+def test_two_variants_with_one_seed_each_are_a_preview(tmp_path):
+    add_run(tmp_path, 400, seed=0)
+    add_run(tmp_path, 410, seed=1, variant="linear")
+    table = made(accuracy, tmp_path)
+    assert "PREVIEW" in table.notes[0]
+    assert table.caption.endswith(", 1 seed")
+    add_run(tmp_path, 410, seed=2, variant="linear")
+    assert "PREVIEW" not in text_of(made(accuracy, tmp_path))
+
+
 def test_runs_at_chance_are_named(tmp_path):
     add_run(tmp_path, 115, seed=0)
     add_run(tmp_path, 400, seed=1)
@@ -148,7 +169,7 @@ def test_head_to_head_pairs_seeds_and_examples(tmp_path):
     assert (row["seeds"], row["difference"]) == ("3", "+2.00")
     assert row["95 % interval"] == "[-0.48, +4.48]"  # 2 -+ 4.3027 * 1 / sqrt(3)
     assert (row["only full"], row["only linear"]) == ("20, 10, 30", "0, 0, 0")
-    assert row["McNemar p per seed"] == "0.000, 0.002, 0.000"
+    assert row["McNemar p per seed"] == "<0.001, 0.002, <0.001"
     assert row["p (Holm)"] == row["p (paired t)"] == "0.074"
     assert row["detectable"] == "3.26"
     for seed in range(3):
