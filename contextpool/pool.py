@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from typing import Literal, get_args
@@ -33,6 +32,8 @@ DENSE_UP_TO = {"cpu": {False: 384, True: 768}, "cuda": {False: 2048, True: 4096}
 
 The figures for the CPU are where the measured times cross (`benchmarks/contextpool.py`); those for CUDA are estimates.
 """
+
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 _KERNELS: dict[str, dict[bool, Kernel]] = {
     "dense": {False: dense_pool, True: dense_causal_pool},
@@ -101,7 +102,8 @@ def context_pool(
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     log_weight, sigma = log_weight.to(dtype), sigma.to(dtype)
     if chosen == "reference":
-        y = reference_pool(x.to(dtype), log_weight, sigma, mask, causal=causal, normalized=normalized)
+        with torch.autocast(x.device.type, enabled=False):
+            y = reference_pool(x.to(dtype), log_weight, sigma, mask, causal=causal, normalized=normalized)
         return y.to(x.dtype)
     sigma = sigma.clamp(SIGMA_MIN, SIGMA_MAX)
     if mask is not None:
@@ -149,17 +151,12 @@ def _kernel(backend: str, *, causal: bool) -> Kernel:
     return _KERNELS[backend][causal]
 
 
-@functools.cache
-def _triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 def _check_triton(device: torch.device, dtype: torch.dtype) -> None:
     if dtype == torch.float64:
         raise ValueError("backend 'triton' sums in float32 and takes no float64 tokens; use 'dense'")
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"backend 'triton' needs tensors on a CUDA device, got {device.type!r}")
-    if not _triton_installed():
+    if not _TRITON_INSTALLED:
         raise ValueError("backend 'triton' needs the package triton, which PyTorch's CUDA builds bring along")
 
 

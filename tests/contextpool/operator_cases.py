@@ -1,16 +1,82 @@
-"""Inputs and checks for the pooling operator, shared by its test files. Checks take the operator, so that a broken one
-can be put in its place."""
+"""Backends, inputs and checks for the pooling operator, shared by its test files. Checks take the operator, so that a
+broken one can be put in its place."""
 
 import functools
+import importlib.metadata
+import importlib.util
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 
+import pytest
 import torch
 
+from contextpool.pool import context_pool
 from contextpool.reference import reference_pool
 
-FORMS = [("dense", False), ("dense", True), ("pyramid", False), ("tree", True)]
-"""Every fast backend, with whether it is causal."""
+TRITON = importlib.util.find_spec("triton") and tuple(map(int, importlib.metadata.version("triton").split(".")[:2]))
+"""Its version, None where it is missing."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A backend, one way or two, on a device."""
+
+    backend: str
+    causal: bool
+    device: str = "cpu"
+
+    def __str__(self):
+        return f"{self.backend}-{'causal' if self.causal else 'two-sided'}-{self.device}"
+
+    @property
+    def interpreted(self):
+        """Whether Triton's interpreter runs the kernels: slowly, so sequences are short there."""
+        return self.backend == "triton" and self.device == "cpu"
+
+    def pool(self, *inputs, **options):
+        """Pool on the device, and bring the result back."""
+        there = [value if value is None else value.to(self.device) for value in inputs]
+        return context_pool(*there, backend=self.backend, **options).to(inputs[0].device)
+
+    def short(self, case, at_most=75):
+        """Return the case for this form."""
+        return replace(case, causal=self.causal, length=min(case.length, at_most) if self.interpreted else case.length)
+
+    def marks(self):
+        """List what may keep this form from being tested here."""
+        marks = [pytest.mark.gpu] if self.device == "cuda" else []
+        if self.backend == "triton":
+            marks.append(pytest.mark.skipif(not TRITON, reason="the package triton is missing"))
+        if self.interpreted:
+            chosen = os.environ.get("TRITON_INTERPRET") == "1"
+            marks.append(pytest.mark.skipif(not chosen, reason="a CUDA device runs these kernels, not the interpreter"))
+            old = bool(TRITON) and TRITON < (3, 9)
+            reason = "interpreters seen before Triton 3.9 do not run loops with NumPy 2.4"
+            marks.append(pytest.mark.skipif(old, reason=reason))
+        return marks
+
+
+FORMS = [
+    Form(backend, causal, device)
+    for device in ("cpu", "cuda")
+    for backend, causal in [
+        ("reference", False),
+        ("reference", True),
+        ("dense", False),
+        ("dense", True),
+        ("pyramid", False),
+        ("tree", True),
+        ("triton", False),
+        ("triton", True),
+    ]
+]
+"""Everything that `context_pool` can be asked for; a test compares the list with what the operator accepts."""
+
+
+def over(forms):
+    """Parametrise a test over forms, each with the reasons for which it may be skipped."""
+    return pytest.mark.parametrize("form", [pytest.param(form, id=str(form), marks=form.marks()) for form in forms])
 
 
 @dataclass(frozen=True)
