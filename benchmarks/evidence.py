@@ -38,7 +38,18 @@ PAGE = Path("docs/results.md")
 TEMPLATE = SUITES / "page.md"
 ON_CPU = {
     name: str(SUITES / f"{name}.yaml")
-    for name in ("listops", "patterns", "tasks", "depth", "ablation", "rates", "longer", "convnet", "depth-bytes")
+    for name in (
+        "listops",
+        "patterns",
+        "pairs",
+        "tasks",
+        "depth",
+        "ablation",
+        "rates",
+        "longer",
+        "convnet",
+        "depth-bytes",
+    )
 }
 """Sections for any machine, in order of value, with their suites."""
 ON_GPU = {

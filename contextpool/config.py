@@ -24,7 +24,9 @@ class PredictorConfig(VariantConfig):
     def __post_init__(self) -> None:
         """Check the sizes."""
         if self.hidden < 0 or self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"hidden may not be negative, kernel_size is odd and positive: {self}")
+            raise ValueError(
+                f"hidden may not be negative, kernel_size is odd and positive, got {self.hidden}, {self.kernel_size}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +56,9 @@ class PoolConfig(PredictorConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         PredictorConfig.__post_init__(self)
-        if min(self.initial_sigma, self.sigma_min, self.sigma_fraction) <= 0.0:
-            raise ValueError(f"initial_sigma, sigma_min and sigma_fraction must be positive: {self}")
-        if min(self.initial_length, self.reference_length) < 0:
-            raise ValueError(f"initial_length and reference_length may not be negative: {self}")
+        widths = (self.initial_sigma, self.sigma_min, self.sigma_fraction)
+        if min(widths) <= 0.0:
+            raise ValueError("initial_sigma, sigma_min, sigma_fraction are positive, not {}, {}, {}".format(*widths))
+        lengths = (self.initial_length, self.reference_length)
+        if min(lengths) < 0:
+            raise ValueError("initial_length, reference_length are not negative, not {}, {}".format(*lengths))

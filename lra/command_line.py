@@ -1,4 +1,4 @@
-"""What every command line shares: errors as one line each, with their exit code."""
+"""What every command line shares: errors as one line each, with their exit code, and `--version`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import click
 from lra.errors import LraError
 
 P = ParamSpec("P")
+
+version_option = click.version_option(package_name="lra-harness", prog_name="lra-harness")
+"""`--version`: looked up only when it is asked for."""
 
 
 def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:

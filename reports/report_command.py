@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lra.command_line import one_line_errors
+from lra.command_line import one_line_errors, version_option
 from lra.errors import UsageError, suggest
 
 from .command_line import (
@@ -54,6 +54,7 @@ PRESET_LIST = "\n".join(["\b", "Presets:", *(f"  {name:<14}{text}" for name, tex
 
 
 @click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@version_option
 def command() -> None:
     """Make tables, figures and comparisons from the records of runs."""
 

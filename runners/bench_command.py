@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lra.command_line import one_line_errors
+from lra.command_line import one_line_errors, version_option
 from lra.errors import UsageError
 
 from .command_line import store_option
@@ -49,6 +49,7 @@ def defaults(*, preset: str | None, quick: bool, cuda: bool) -> Defaults:
 
 
 @click.command(epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
+@version_option
 @click.option(
     "--attn",
     metavar="NAME[,NAME...]",

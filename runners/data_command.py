@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from lra.command_line import one_line_errors
+from lra.command_line import one_line_errors, version_option
 
 from .command_line import data_dir_option
+from .data_folders import describe, prepared_folders, resolve, task_of
 
 if TYPE_CHECKING:
-    from lra.prepared import PreparedData, SplitName
-    from lra.tasks.base import Task, TaskOptions
+    from lra.prepared import SplitName
 
 set_option = click.option(
     "--set",
@@ -28,6 +28,7 @@ profile_option = click.option(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@version_option
 def main() -> None:
     """Fetch, prepare, list, verify, look at and remove the data of the tasks."""
 
@@ -44,7 +45,7 @@ def list_command(data_dir: Path | None) -> None:
 
     home = data_home(data_dir)
     rows = []
-    for folder in _prepared_folders(home):
+    for folder in prepared_folders(home):
         size = sum(file.stat().st_size for file in folder.iterdir())
         try:
             manifest = open_prepared(folder, verify=False).manifest
@@ -107,15 +108,15 @@ def prepare(
         if not get_task(task).info.generated:
             raise UsageError(f"{name} is not generated; lra-data fetch {name} fetches its file")
         settings = (*settings, "source=generated")
-    the_task, options = _resolve(task, settings, profile)
+    the_task, options = resolve(task, settings, profile)
     if small is not None:
         settings = (*settings, *(f"{key}={value}" for key, value in the_task.small(options, small).items()))
-        the_task, options = _resolve(task, settings, profile)
+        the_task, options = resolve(task, settings, profile)
     home = data_home(data_dir)
     present = (home / the_task.folder_name(options)).is_dir()
     data = the_task.prepare(options, home, source=source, workers=workers, progress=not quiet)
     click.echo(f"{'Already prepared' if present else 'Prepared'}: {data.path}")
-    _describe(data)
+    describe(data)
     if small is not None and profile is not None:
         chosen = " ".join(f"--set data.{setting.removeprefix('data.')}" for setting in settings)
         name = the_task.info.name
@@ -140,7 +141,7 @@ def fetch(task: str, mirror: str | None, *, quiet: bool, settings: tuple[str, ..
     from lra.prepared import data_home
     from lra.tasks.sources import FOLDER
 
-    the_task, options = _resolve(task, settings)
+    the_task, options = resolve(task, settings)
     key = the_task.source_key(options)
     if key is None:
         raise UsageError(f"{the_task.info.name} is generated; lra-data prepare {the_task.info.name} makes it")
@@ -153,7 +154,7 @@ def fetch(task: str, mirror: str | None, *, quiet: bool, settings: tuple[str, ..
     click.echo(f"Fetched: {file} ({checked})")
     data = the_task.prepare(options, home, source=file, progress=not quiet)
     click.echo(f"Prepared: {data.path}")
-    _describe(data)
+    describe(data)
 
 
 @main.command()
@@ -172,10 +173,10 @@ def remove(names: tuple[str, ...], data_dir: Path | None, *, yes: bool) -> None:
     from lra.tasks import TASKS
 
     home = data_home(data_dir)
-    present = {folder.name: folder for folder in _prepared_folders(home)}
+    present = {folder.name: folder for folder in prepared_folders(home)}
     doomed: dict[str, Path] = {}
     for name in names:
-        chosen = {key: folder for key, folder in present.items() if name in (key, _task_of(folder))}
+        chosen = {key: folder for key, folder in present.items() if name in (key, task_of(folder))}
         if not chosen:
             hint = "" if name in TASKS else f"; {suggest(name, {*present, *TASKS})}"
             raise DataError(f"nothing named {name!r} is prepared in {home}{hint}")
@@ -191,15 +192,6 @@ def remove(names: tuple[str, ...], data_dir: Path | None, *, yes: bool) -> None:
     click.echo(f"Removed {len(doomed)}")
 
 
-def _describe(data: PreparedData) -> None:
-    click.echo(f"{data.manifest.task}, {data.manifest.edition}; digest {data.digest[:12]}")
-    for name, record in data.manifest.splits.items():
-        lengths = f"{record.min_length} to {record.max_length} tokens"
-        click.echo(f"  {name}: {record.examples:,} examples of {lengths}, {record.tokens:,} in all")
-    rails = ", ".join(f"{name} {value:.1f}" for name, value in data.manifest.rails.items())
-    click.echo(f"Without a model, in %: {rails}")
-
-
 @main.command()
 @click.argument("task", required=False)
 @data_dir_option
@@ -212,7 +204,7 @@ def verify(task: str | None, data_dir: Path | None) -> None:
 
     home = data_home(data_dir)
     name = None if task is None else get_task(task).info.name
-    folders = [folder for folder in _prepared_folders(home) if name is None or name == _task_of(folder)]
+    folders = [folder for folder in prepared_folders(home) if name is None or name == task_of(folder)]
     if task is not None and not folders:
         raise DataError(f"no data of {task} is prepared in {home}")
     problems = []
@@ -252,7 +244,7 @@ def show(
     from lra.errors import UsageError
     from lra.prepared import data_home
 
-    the_task, options = _resolve(task, settings, profile)
+    the_task, options = resolve(task, settings, profile)
     if out is not None and the_task.info.grid is None:
         raise UsageError(f"--out draws images, and {the_task.info.name} has none")
     data = the_task.prepare(options, data_home(data_dir))
@@ -264,40 +256,6 @@ def show(
     last = min(index + 36, len(data.split(split)))
     contact_sheet(data, split, range(index, max(last, index + 1)), out)
     click.echo(f"Wrote {split} examples {index} to {last - 1} to {out}")
-
-
-def _resolve(task: str, settings: tuple[str, ...], profile: str | None = None) -> tuple[Task[Any], TaskOptions]:
-    """Find a task and build its options from `--profile` and, over it, `--set`."""
-    from lra.config import validate_section
-    from lra.errors import UsageError
-    from lra.profiles import load_profile
-    from lra.strict_yaml import load_text
-    from lra.tasks import get_task
-
-    the_task = get_task(task)
-    values: dict[str, Any] = {} if profile is None else dict(load_profile(profile).recipe(the_task.info.name).data)
-    for setting in settings:
-        key, separator, value = setting.partition("=")
-        if not separator or not key:
-            raise UsageError(f"--set {setting}: expected key=value, such as seed=1")
-        values[key.strip().removeprefix("data.")] = load_text(value, f"--set {key}")
-    options, problems = validate_section(the_task.options, values, "data")
-    if options is None:
-        raise UsageError("\n".join(problems))
-    return the_task, options
-
-
-def _prepared_folders(home: Path) -> list[Path]:
-    """List the folders named after a task; temporary ones, whose names begin with a dot, are not among them."""
-    from lra.tasks import TASKS
-
-    if not home.is_dir():
-        return []
-    return sorted(path for path in home.iterdir() if path.is_dir() and _task_of(path) in TASKS)
-
-
-def _task_of(folder: Path) -> str:
-    return folder.name.partition("-")[0]
 
 
 if __name__ == "__main__":

@@ -49,6 +49,11 @@ class TrainState:
     wall_seconds: float = 0.0
     resumed: int = 0
 
+    @property
+    def evaluated_step(self) -> int:
+        """The step of the last evaluation, 0 before the first."""
+        return int(self.curve["step"][-1]) if self.curve else 0
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values and tensors, for a checkpoint."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -98,13 +103,31 @@ def train(
         DivergedError: The loss, or the model's output, is not finite.
         PreemptedError: A stop was requested; the state is saved.
     """
+
+    def rate_of(step: int) -> float:
+        return learning_rate(config.schedule, config.lr, step, config.steps, config.warmup_steps)
+
     first_bad = torch.full((), -1, dtype=torch.int64, device=device)
     state.sums = state.sums.to(device)
     first_step = state.step
     clock = time.perf_counter()
-    while state.step < config.steps:
+    while True:
+        last = state.step == config.steps
+        if (last or state.step % config.eval_every == 0) and state.step > state.evaluated_step:
+            loss_sum, right_sum, seen = team.collect(state.sums)
+            score = hooks.validate()
+            extend_curve(state, mixers, rate_of(state.step - 1), loss_sum / seen, right_sum / seen, score)
+            if state.best_score is None or score.correct > state.best_score.correct:
+                state.best_step, state.best_score = state.step, score
+                state.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+            if last:
+                hooks.save()
+            state.wall_seconds += time.perf_counter() - clock
+            clock = time.perf_counter()
+        if last:
+            return
         step = state.step
-        rate = learning_rate(config.schedule, config.lr, step, config.steps, config.warmup_steps)
+        rate = rate_of(step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         model.train()
@@ -134,8 +157,7 @@ def train(
         if step - first_step >= WARM_STEPS:
             state.timed_examples += len(batch.labels)
             state.timed_tokens += batch.num_tokens
-        last = state.step == config.steps
-        evaluation_due = last or state.step % config.eval_every == 0
+        evaluation_due = state.step == config.steps or state.step % config.eval_every == 0
         stopping, saving = team.any(hooks.stop_requested(), hooks.save_due())
         warm = step - first_step == WARM_STEPS - 1
         if not (evaluation_due or stopping or saving or warm or state.step % CHECK_EVERY == 0):
@@ -151,17 +173,11 @@ def train(
             raise DivergedError(f"the loss is not finite at step {bad_step}")
         loss_sum, right_sum, seen = team.collect(state.sums)
         hooks.report(state, loss_sum / seen, right_sum / seen)
-        if evaluation_due:
-            score = hooks.validate()
-            extend_curve(state, mixers, rate, loss_sum / seen, right_sum / seen, score)
-            if state.best_score is None or score.correct > state.best_score.correct:
-                state.best_step, state.best_score = state.step, score
-                state.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        if saving or stopping or last:
+        if saving or stopping:
             hooks.save()
         state.wall_seconds += time.perf_counter() - clock
         clock = time.perf_counter()
-        if stopping and not last:
+        if stopping:
             raise PreemptedError(f"stopped after step {state.step} with the state saved")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lra.command_line import one_line_errors
+from lra.command_line import one_line_errors, version_option
 
 from . import signals
 from .command_line import data_dir_option, parse_seeds, store_option
@@ -36,6 +36,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
+@version_option
 @click.option(
     "--attn",
     metavar="NAME[,NAME...]",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lra.command_line import one_line_errors
+from lra.command_line import one_line_errors, version_option
 
 from . import signals
 from .command_line import data_dir_option, store_option
@@ -34,6 +34,7 @@ suite_argument = click.argument("suite")
 
 
 @click.group(epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
+@version_option
 def command() -> None:
     """Run suites: grids of tasks, variants, options and seeds, each cell in a process of its own.
 

@@ -21,7 +21,7 @@ from lra.records import Count, Outcome
 from lra.tasks import get_task
 
 from .evaluate import DivergedError, evaluate
-from .loop import LoopHooks, TrainState, train
+from .loop import LoopHooks, PreemptedError, TrainState, train
 from .optimizer import build_optimizer
 from .parallel import ALONE, Team
 from .progress import ProgressLine
@@ -82,7 +82,7 @@ def train_and_score(
     """Train from the start, or from a saved state, to the end; choose the weights by validation and test them.
 
     Raises:
-        PreemptedError: A stop was requested; the state is saved.
+        PreemptedError: A stop was requested; the state is saved, or during an evaluation, was saved before it.
         RuntimeError: The chosen weights do not score again what was recorded of them, or the processes of the team do
             not hold the same weights.
     """
@@ -108,6 +108,12 @@ def train_and_score(
     def score(split: SplitName, title: str) -> tuple[Score, np.ndarray]:
         examples = data.split(split)
         with around.line.sub(title, len(examples)) as advance:
+
+            def progress(count: int) -> None:
+                advance(count)
+                if team.size == 1 and around.stop_requested():  # a team would wait for the one that leaves
+                    raise PreemptedError(f"stopped during {title} after step {state.step}; the last saved state stands")
+
             return evaluate(
                 model,
                 examples,
@@ -116,7 +122,7 @@ def train_and_score(
                 padded_length=padded_length,
                 limit=limit,
                 max_tokens=execution.evaluation_tokens,
-                progress=advance,
+                progress=progress,
                 team=team,
             )
 

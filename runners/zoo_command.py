@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lra.command_line import one_line_errors
+from lra.command_line import one_line_errors, version_option
 
 if TYPE_CHECKING:
     from attention_zoo import VariantSpec
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@version_option
 def main() -> None:
     """List, describe and check the attention variants, plug-ins included."""
 

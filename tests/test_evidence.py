@@ -13,8 +13,8 @@ from lra.records import RunRecord, Store
 from lra.suites import expand, load_suite
 
 CELLS = {
-    "listops": 55, "patterns": 15, "tasks": 44, "depth": 36, "ablation": 51, "rates": 18, "longer": 9, "convnet": 12,
-    "depth-bytes": 16, "gpu-tasks": 44, "gpu-retrieval": 11, "gpu-modern": 25,
+    "listops": 55, "patterns": 15, "pairs": 18, "tasks": 44, "depth": 36, "ablation": 51, "rates": 18, "longer": 9,
+    "convnet": 12, "depth-bytes": 16, "gpu-tasks": 44, "gpu-retrieval": 11, "gpu-modern": 25,
 }  # fmt: skip
 
 

@@ -43,10 +43,10 @@ DROPOUT = {"model.dropout": 0.1, "model.attention_dropout": 0.1}
 
 
 class StopAt:
-    """Asks to stop after so many looks; one look per step."""
+    """Asks to stop at a look; there is one after each step and one after each batch of an evaluation."""
 
-    def __init__(self, step):
-        self.left = step
+    def __init__(self, look):
+        self.left = look
 
     def __call__(self):
         self.left -= 1
@@ -76,15 +76,18 @@ def curve(folder, record):
     ids=["plain", "accumulation", "bfloat16", "fixed-cls-clip", "last"],
 )
 @pytest.mark.parametrize("variant", ["full", "contextpool"])
-def test_stopping_after_any_step_changes_no_bit(data, tmp_path, variant, overrides):
+def test_stopping_at_any_look_changes_no_bit(data, tmp_path, variant, overrides):
     config = tiny(variant, **DROPOUT | overrides)
-    unbroken = execute(config, data, tmp_path / "unbroken")
-    for step in range(1, 12, 2 if overrides else 1):
-        folder = tmp_path / f"stop-{step}"
-        with pytest.raises(PreemptedCellError, match=f"after step {step} "):
-            execute(config, data, folder, StopAt(step))
+    looks = 12 + 3 + 2  # steps, validations of one batch, last passes over validation and test
+    unbroken = execute(config, data, tmp_path / "unbroken", StopAt(looks + 1))
+    for look in range(1, looks + 1, 2 if overrides else 1):
+        folder = tmp_path / f"stop-{look}"
+        with pytest.raises(PreemptedCellError, match=r"after step \d+[ ;]"):
+            execute(config, data, folder, StopAt(look))
+        saved = list_checkpoints(Store(folder).checkpoint_folder(unbroken.cell_id))
+        assert len(saved) == (look not in (6, 12, 15))  # these are in validations, and nothing was saved before
         resumed = execute(config, data, folder)
-        assert resumed.cost.resumed == 1
+        assert resumed.cost.resumed == len(saved)
         assert resumed.outcome == unbroken.outcome
         assert curve(folder, resumed) == curve(tmp_path / "unbroken", unbroken)
 
@@ -104,7 +107,7 @@ def test_damaged_checkpoints_cost_time_not_bits(data, tmp_path):
     unbroken = execute(config, data, tmp_path / "unbroken")
     folder = tmp_path / "damaged"
     with pytest.raises(PreemptedCellError):
-        execute(config, data, folder, StopAt(7), checkpoint_seconds=0.0)
+        execute(config, data, folder, StopAt(8), checkpoint_seconds=0.0)
     checkpoints = list_checkpoints(Store(folder).checkpoint_folder(unbroken.cell_id))
     assert [step for step, _ in checkpoints] == [7, 6]
     newest = checkpoints[0][1]
