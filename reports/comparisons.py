@@ -25,6 +25,7 @@ from .tables import (
     table_caption,
 )
 
+BASE = "(base)"
 SUGGESTED = 2
 """Rows that an error names."""
 
@@ -98,7 +99,7 @@ def ablation(loaded: Loaded, profile: str, track: str, variant: str) -> Table:
     The base setting has the most common value of each; of equally common ones, that of the run that ended first.
 
     Raises:
-        UsageError: The variant has no records here.
+        UsageError: The variant has no records here, or records of one setting only.
     """
     everything = loaded.only(profile, track).frame()
     frame = everything[everything["variant"] == variant]
@@ -116,11 +117,16 @@ def ablation(loaded: Loaded, profile: str, track: str, variant: str) -> Table:
             rows.append(
                 {
                     "task": column,
-                    "changed": changed or "(base)",
+                    "changed": changed or BASE,
                     "test accuracy %": text,
                     "difference to base": _difference(_scored(group), base) if changed else NOT_RUN,
                 }
             )
+    if not any(row["changed"] != BASE for row in rows):
+        raise UsageError(
+            f"{variant} has one setting only under profile {profile}, {track} track; "
+            "lra-run --set variant.OPTION=VALUE runs another"
+        )
     notes.append("Difference: mean over common seeds, with the 95 % t interval, and the number of pairs.")
     notes += surroundings(frame)
     title = table_caption(f"Ablation of {variant}", profile, track, loaded, frame)

@@ -92,7 +92,7 @@ def _of_task(loaded: Loaded, frame: pd.DataFrame, where: str) -> Iterator[tuple[
             yield f"speed, score and memory: {title}", bubbles(group, title)
             yield f"front: {title}", pareto(group, title)
     panels = pd.Series(curve_titles(frame, where), index=frame.index)
-    for title in panels.unique():
+    for title in sorted(panels.unique(), key=lambda title: (len(title), title)):
         drawn = learning_curves(loaded, frame[panels == title], where)
         if drawn is not None:
             yield title, drawn

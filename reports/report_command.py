@@ -39,6 +39,15 @@ PRESETS = {
 }
 NAMES_TAKEN = {"head-to-head": 2, "ablation": 1}
 """How many variants a preset is given; the others take none."""
+FIGURES = {
+    "seeds": "the runs of all seeds as dots",
+    "speed, score and memory": "the benchmark's chart, one bubble a variant",
+    "front": "what nothing beats in cost and score",
+    "learning": "validation accuracy over training, with the band of the seeds",
+    "depth": "accuracy by layers and by operations, where depths differ",
+    "scaling": "time and memory by length, with slopes, from lra-bench",
+}
+"""What `figures` draws, by the beginning of the title; `pooling` draws the widths of one run."""
 FIGURE_FORMATS = ("png", "svg", "pdf")
 
 EXAMPLES = """
@@ -51,6 +60,7 @@ Examples:
   lra-report pooling 3f2a --out pooling.png
 """
 PRESET_LIST = "\n".join(["\b", "Presets:", *(f"  {name:<14}{text}" for name, text in PRESETS.items())])
+FIGURE_LIST = "\n".join(["\b", "Figures:", *(f"  {name:<25}{text}" for name, text in FIGURES.items())])
 
 
 @click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -129,7 +139,7 @@ def export(selection: Selection, *, csv_file: Path | None, parquet: Path | None)
         write_parquet(frame, parquet)
 
 
-@command.command()
+@command.command(epilog=FIGURE_LIST)
 @takes_selection
 @click.option(
     "--out",
@@ -143,8 +153,7 @@ def export(selection: Selection, *, csv_file: Path | None, parquet: Path | None)
 def figures(selection: Selection, *, out: Path, form: str) -> None:
     """Draw all figures that the records give (extra: report).
 
-    For each profile, track and task: the runs of all seeds; speed, score and memory; what nothing beats in cost and
-    score; learning curves; accuracy by depth and operations. From the readings of lra-bench: cost by length.
+    Those of runs come for each profile, track and task; scaling comes for each machine and recipe.
     """
     need_report_extra()
     from .figures import draw_all

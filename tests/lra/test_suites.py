@@ -22,6 +22,8 @@ COUNTS = {
     "depth": lambda: 3 * 2 * 6,
     "learned_context": lambda: 3 * 8,
     "convnet": lambda: 3 * 4,
+    # two seeds of three rows: on ListOps at two depths, on Pathfinder at one
+    "tour": lambda: 2 * 3 * (2 + 1),
     "efficiency": lambda: 4 * len(available()),
 }
 

@@ -18,11 +18,12 @@ from reports.figures import draw_all, figures
 from reports.load import load_stores
 from reports.points import front
 from reports.pooling import draw_supports, load_supports
+from reports.report_command import FIGURES
 from reports.style import house_style, save
 from tests.reports.synthetic import HOSTILE, add_run, five_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = {"seeds", "speed, score and memory", "front", "learning", "depth"}
+KINDS = set(FIGURES) - {"scaling"}  # drawn from readings of lra-bench, in test_efficiency.py
 TINY = {
     "name": "tiny", "title": "For tests", "source": "this test",
     "tasks": {"listops": {

@@ -80,7 +80,6 @@ def test_captions_count_the_seeds_behind_the_numbers(tmp_path):
     add_run(tmp_path, None, seed=5)
     assert made(accuracy, tmp_path).caption.endswith(", 3 to 5 seeds")
     assert made(head_to_head, tmp_path, "full", "contextpool").caption.endswith(", 3 seeds")
-    assert made(ablation, tmp_path, "full").caption.endswith(", 5 seeds")
 
 
 def test_two_variants_with_one_seed_each_are_a_preview(tmp_path):
