@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,39 +43,80 @@ class Levels:
         rows = buffer[: self.batch * stored].view(self.batch, stored * BLOCK, -1)
         return rows[:, LEFT * BLOCK : LEFT * BLOCK + self.length]
 
-    def build(self, buffer: Tensor) -> None:
+    def nodes(self, level: int, sequence: int) -> int:
+        """Return where the nodes of a level and sequence begin in the buffer, those kept before them included."""
+        return (self.offset[level] + sequence * (LEFT + self.blocks[level] + RIGHT)) * BLOCK
+
+
+class Nodes:
+    """The nodes of all levels, and the views of them that are needed for every slab of features.
+
+    Making a view costs as much as a small product, so each is made once.
+    """
+
+    def __init__(self, levels: Levels, columns: int, like: Tensor) -> None:
+        """Make room for nodes of some columns, all zero, in the dtype and on the device of `like`."""
+        self._levels, self.columns = levels, columns
+        self.buffer = like.new_zeros(levels.total, BLOCK, columns)
+        """(blocks, 16, columns)."""
+        self.tokens = levels.tokens(self.buffer)
+        """Level 0, (batch, length, columns)."""
+        self.windows = self._view(0, levels.total - 2, step=BLOCK, size=3 * BLOCK)
+        """Each three blocks that follow each other, (blocks - 2, 48, columns)."""
+
+    def build(self) -> None:
         """Fill levels 1 ... top from level 0: block q above comes from the nodes 32 q - 16 ... 32 q + 47 below."""
-        for level in range(len(self.blocks) - 1):
-            blocks = self.blocks[level + 1] + 2
-            stencil = up_stencil(level, buffer.dtype, buffer.device).expand(blocks, -1, -1)
-            for below, above in self._pairs(buffer, level):
-                windows = _windows(below, (LEFT - 2) * BLOCK - BLOCK, blocks, step=2 * BLOCK, size=4 * BLOCK)
-                torch.bmm(stencil, windows, out=above[(LEFT - 1) * BLOCK :][: blocks * BLOCK].view(blocks, BLOCK, -1))
+        for stencil, sources, above in self._ups:
+            torch.bmm(stencil, sources, out=above)
 
-    def collapse(self, buffer: Tensor) -> None:
+    def collapse(self) -> None:
         """Apply the adjoint of `build` to the gradients of all nodes, in place; level 0 then holds the tokens'."""
-        for level in range(len(self.blocks) - 2, -1, -1):
-            blocks = (self.blocks[level] + 1) // 2 + 2
-            stencil = down_stencil(level, buffer.dtype, buffer.device).expand(blocks, -1, -1)
-            for below, above in self._pairs(buffer, level):
-                windows = _windows(above, (LEFT - 1) * BLOCK - BLOCK // 2, blocks, step=BLOCK, size=2 * BLOCK)
-                below[(LEFT - 2) * BLOCK :][: 2 * blocks * BLOCK].view(blocks, 2 * BLOCK, -1).baddbmm_(stencil, windows)
-                # The nodes that `build` leaves at zero have no gradient.
-                below[: (LEFT - 1) * BLOCK] = 0.0
-                below[(LEFT + self.blocks[level] + 1) * BLOCK :] = 0.0
+        for stencil, gradients, below, before, after in self._downs:
+            below.baddbmm_(stencil, gradients)
+            # The nodes that `build` leaves at zero have no gradient.
+            before.zero_()
+            after.zero_()
 
-    def _pairs(self, buffer: Tensor, level: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the nodes of a level and of the one above, each (nodes, columns), for each sequence."""
-        stored = [LEFT + self.blocks[i] + RIGHT for i in (level, level + 1)]
-        for sequence in range(self.batch):
-            below, above = (
-                buffer[self.offset[level + i] + sequence * stored[i] :][: stored[i]].flatten(0, 1) for i in (0, 1)
-            )
-            yield below, above
+    @cached_property
+    def _ups(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Stencils, what each block above comes from, and the blocks above, for each level and sequence."""
+        levels, views = self._levels, []
+        for level, above in enumerate(levels.blocks[1:]):
+            count = above + 2
+            stencil = up_stencil(level, self.buffer.dtype, self.buffer.device).expand(count, -1, -1)
+            for sequence in range(levels.batch):
+                first = levels.nodes(level, sequence) + (LEFT - 3) * BLOCK
+                target = levels.nodes(level + 1, sequence) + (LEFT - 1) * BLOCK
+                views.append((
+                    stencil,
+                    self._view(first, count, step=2 * BLOCK, size=4 * BLOCK),
+                    self._view(target, count, step=BLOCK, size=BLOCK),
+                ))  # fmt: skip
+        return views
 
+    @cached_property
+    def _downs(self) -> list[tuple[Tensor, ...]]:
+        """Stencils, what pairs of blocks below get their gradient from, the pairs, and the blocks around them."""
+        levels = self._levels
+        views: list[tuple[Tensor, ...]] = []
+        for level in range(len(levels.blocks) - 2, -1, -1):
+            below = levels.blocks[level]
+            count = (below + 1) // 2 + 2
+            stencil = down_stencil(level, self.buffer.dtype, self.buffer.device).expand(count, -1, -1)
+            for sequence in range(levels.batch):
+                first = levels.nodes(level, sequence)
+                source = levels.nodes(level + 1, sequence) + (LEFT - 1) * BLOCK - BLOCK // 2
+                end = LEFT + below + 1
+                views.append((
+                    stencil,
+                    self._view(source, count, step=BLOCK, size=2 * BLOCK),
+                    self._view(first + (LEFT - 2) * BLOCK, count, step=2 * BLOCK, size=2 * BLOCK),
+                    self._view(first, LEFT - 1, step=BLOCK, size=BLOCK),
+                    self._view(first + end * BLOCK, LEFT + below + RIGHT - end, step=BLOCK, size=BLOCK),
+                ))  # fmt: skip
+        return views
 
-def _windows(rows: Tensor, start: int, count: int, *, step: int, size: int) -> Tensor:
-    """View overlapping windows of (rows, columns) as (count, size, columns), without a copy."""
-    columns = rows.shape[1]
-    strides = (step * columns, columns, 1)
-    return rows.as_strided((count, size, columns), strides, rows.storage_offset() + start * columns)
+    def _view(self, start: int, count: int, *, step: int, size: int) -> Tensor:
+        """View windows of nodes, which may overlap, as (count, size, columns)."""
+        columns = self.columns
+        return self.buffer.as_strided((count, size, columns), (step * columns, columns, 1), start * columns)

@@ -22,12 +22,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from contextpool.levels import Nodes
 from contextpool.opaque import opaque_kernel
 from contextpool.stencils import BLOCK, EXPONENT_MIN, reciprocal
 from contextpool.tiles import Tiles, make_tiles
 
 SLAB = 64
-"""Features handled at a time. Wider slabs are no faster, and their buffers cost page faults."""
+"""Features that one thread handles at a time. Wider slabs are no faster there, and their buffers cost page faults."""
 CHUNK = 64
 """Tiles handled at a time: their nodes stay in the cache."""
 WINDOW = 3 * BLOCK
@@ -46,15 +47,16 @@ def _forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool) -> tupl
 
     y = torch.empty_like(x)
     rows = y.view(-1, x.shape[2])
-    sums = buffer = weight.new_empty(0)
+    chunks = list(zip(kernel.split(CHUNK), tiles.groups.key.split(CHUNK), strict=True))
+    # One more row of zeros, for the masked tokens.
+    sums, nodes = weight.new_empty(0), None
     for start, stop in slabs(x.shape[2]):
-        buffer = _build(tiles, x[:, :, start:stop], weight, buffer)
-        # One more row of zeros, for the masked tokens.
+        nodes = _filled(nodes, tiles, x[:, :, start:stop], weight)
         sums = sums.resize_(tiles.groups.token.numel() + 1, stop - start)
         sums[-1] = 0.0
-        slots = sums[:-1].view(-1, BLOCK, stop - start)
-        for part in _chunks(tiles):
-            torch.bmm(kernel[part], _nodes(buffer, tiles.groups.key[part]), out=slots[part])
+        slots = sums[:-1].view(-1, BLOCK, stop - start).split(CHUNK)
+        for (part, first), out in zip(chunks, slots, strict=True):
+            torch.bmm(part, nodes.windows.index_select(0, first), out=out)
         rows[:, start:stop] = sums.index_select(0, tiles.groups.slot)
     return y, scale
 
@@ -81,28 +83,36 @@ def _backward(
     grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
     product = torch.zeros_like(kernel)
     grad_rows = grad.reshape(-1, x.shape[2])
-    buffer = grad_buffer = weight.new_empty(0)
+    key, blocks, token = tiles.groups.key, _blocks(tiles.groups.key), tiles.groups.token.view(-1)
+    chunks = list(
+        zip(
+            kernel.transpose(1, 2).split(CHUNK), product.split(CHUNK), key.split(CHUNK),
+            blocks.split(3 * CHUNK), token.split(BLOCK * CHUNK), strict=True,
+        )
+    )  # fmt: skip
+    nodes = grad_nodes = None
     for start, stop in slabs(x.shape[2]):
-        features = x[:, :, start:stop]
-        buffer = _build(tiles, features, weight, buffer)
-        grad_buffer = grad_buffer.resize_(buffer.shape).zero_()
-        for part in _chunks(tiles):
-            upstream = grad_rows[:, start:stop].index_select(0, tiles.groups.token[part].view(-1)).to(weight.dtype)
-            upstream = upstream.view(-1, BLOCK, stop - start)
-            product[part].baddbmm_(upstream, _nodes(buffer, tiles.groups.key[part]).transpose(1, 2))
-            _scatter(grad_buffer, tiles.groups.key[part], torch.bmm(kernel[part].transpose(1, 2), upstream))
-        tiles.levels.collapse(grad_buffer)
-        grad_source = tiles.levels.tokens(grad_buffer)
-        grad_weight += (grad_source * features).sum(dim=2)
-        torch.mul(grad_source, weight[:, :, None], out=grad_x[:, :, start:stop])
+        features, columns = x[:, :, start:stop], stop - start
+        nodes = _filled(nodes, tiles, features, weight)
+        if grad_nodes is None or grad_nodes.columns != columns:
+            grad_nodes = Nodes(tiles.levels, columns, weight)
+        grad_nodes.buffer.zero_()
+        grad_slab = grad_rows[:, start:stop]
+        for adjoint, part, first, targets, tokens in chunks:
+            upstream = grad_slab.index_select(0, tokens).to(weight.dtype).view(-1, BLOCK, columns)
+            part.baddbmm_(upstream, nodes.windows.index_select(0, first).transpose(1, 2))
+            grad_nodes.buffer.index_add_(0, targets, torch.bmm(adjoint, upstream).view(-1, BLOCK, columns))
+        grad_nodes.collapse()
+        grad_weight += (grad_nodes.tokens * features).sum(dim=2)
+        torch.mul(grad_nodes.tokens, weight[:, :, None], out=grad_x[:, :, start:stop])
 
     dot = (kernel * product).sum(dim=2)
     if normalized:
         product -= dot[:, :, None] * _weight_nodes(tiles, weight)
-        grad_nodes = weight.new_zeros(tiles.levels.total, BLOCK, 1)
-        _scatter(grad_nodes, tiles.groups.key, -(kernel.transpose(1, 2) @ dot[:, :, None]))
-        tiles.levels.collapse(grad_nodes)
-        grad_weight += tiles.levels.tokens(grad_nodes)[:, :, 0]
+        grad_column = Nodes(tiles.levels, 1, weight)
+        grad_column.buffer.index_add_(0, blocks, -(kernel.transpose(1, 2) @ dot[:, :, None]).view(-1, BLOCK, 1))
+        grad_column.collapse()
+        grad_weight += grad_column.tokens[:, :, 0]
     moment = product.mul_(kernel).mul_(_squares(tiles)).sum(dim=2)
     grad_sigma = tiles.groups.untiled(moment).view_as(sigma) * sigma * (tiles.spacing / tiles.residual).square()
     if not normalized:
@@ -111,40 +121,31 @@ def _backward(
 
 
 def slabs(dim: int) -> list[tuple[int, int]]:
-    """Cut the features into slabs of nearly equal width."""
-    count = -(-dim // SLAB)
+    """Cut the features into slabs of nearly equal width.
+
+    Two threads or more get slabs twice as wide: fewer operators, each with enough work to share.
+    """
+    count = -(-dim // (SLAB if torch.get_num_threads() == 1 else 2 * SLAB))
     bounds = [dim * i // count for i in range(count + 1)]
     return list(pairwise(bounds))
 
 
-def _chunks(tiles: Tiles) -> list[slice]:
-    return [slice(start, start + CHUNK) for start in range(0, tiles.groups.key.shape[0], CHUNK)]
-
-
-def _build(tiles: Tiles, features: Tensor, weight: Tensor, buffer: Tensor) -> Tensor:
-    """Return the levels of w x, (blocks, 16, features), in the given buffer if it fits."""
-    shape = (tiles.levels.total, BLOCK, features.shape[2])
-    if buffer.shape != shape:
-        buffer = weight.new_zeros(shape)
-    source = tiles.levels.tokens(buffer)
-    torch.mul(features, weight[:, :, None], out=source)
-    # Whatever stands at a masked position, even if it is not a number.
-    source[tiles.masked] = 0.0
-    tiles.levels.build(buffer)
-    return buffer
-
-
-def _nodes(buffer: Tensor, first: Tensor) -> Tensor:
-    """Copy the nodes that tiles read: (tiles, 48, columns)."""
-    blocks, _, columns = buffer.shape
-    windows = buffer.as_strided((blocks - 2, WINDOW, columns), (BLOCK * columns, columns, 1))
-    return windows.index_select(0, first)
+def _filled(nodes: Nodes | None, tiles: Tiles, features: Tensor, weight: Tensor) -> Nodes:
+    """Return the levels of w x, in the given nodes if they fit."""
+    if nodes is None or nodes.columns != features.shape[2]:
+        nodes = Nodes(tiles.levels, features.shape[2], weight)
+    torch.mul(features, weight[:, :, None], out=nodes.tokens)
+    if tiles.masked[0].numel() > 0:
+        # Whatever stands at a masked position, even if it is not a number.
+        nodes.tokens[tiles.masked] = 0.0
+    nodes.build()
+    return nodes
 
 
 def _weight_nodes(tiles: Tiles, weight: Tensor) -> Tensor:
     """Return the weight column of the nodes that tiles read: (tiles, 1, 48)."""
     ones = torch.ones_like(weight)[:, :, None]
-    return _nodes(_build(tiles, ones, weight, weight.new_empty(0)), tiles.groups.key).transpose(1, 2)
+    return _filled(None, tiles, ones, weight).windows.index_select(0, tiles.groups.key).transpose(1, 2)
 
 
 def _squares(tiles: Tiles) -> Tensor:
@@ -158,10 +159,9 @@ def _residual_gaussians(tiles: Tiles) -> Tensor:
     return _squares(tiles).mul_(tiles.slope[:, :, None]).clamp_min_(EXPONENT_MIN).exp_()
 
 
-def _scatter(buffer: Tensor, first: Tensor, values: Tensor) -> None:
-    """Add (tiles, 48, columns) to the three blocks that each tile reads."""
-    blocks = (first[:, None] + torch.arange(3, device=first.device)).flatten()
-    buffer.index_add_(0, blocks, values.view(-1, BLOCK, buffer.shape[2]))
+def _blocks(first: Tensor) -> Tensor:
+    """Return the three blocks that each tile reads, (tiles * 3,)."""
+    return (first[:, None] + torch.arange(3, device=first.device)).flatten()
 
 
 pyramid_pool = opaque_kernel("pyramid", _forward, _backward)

@@ -5,7 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contextpool.pool import context_pool
-from tests.contextpool.operator_cases import FORMS, over
+from contextpool.pyramid import slabs
+from tests.contextpool.operator_cases import FORMS, Case, check_against_truth, over
 
 opaque = over([form for form in FORMS if form.backend != "reference"])  # which is plain PyTorch
 # On a GPU, PyTorch's indexed sums have no fixed order.
@@ -65,6 +66,24 @@ def test_two_runs_give_the_same_bits(form):
         y.backward(grad)
         results.append([y.detach(), *(leaf.grad for leaf in leaves)])
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@over([form for form in FORMS if form.backend in ("pyramid", "tree") and form.device == "cpu"])
+def test_two_threads_take_wider_slabs_and_give_the_same_numbers(two_threads, form):
+    assert slabs(200) == [(0, 100), (100, 200)]
+    check_against_truth(form.pool, Case(300, dim=200, causal=form.causal))
+
+
+def test_one_thread_takes_slabs_that_stay_in_its_cache():
+    assert slabs(200) == [(0, 50), (50, 100), (100, 150), (150, 200)]
+    assert slabs(64) == [(0, 64)]
 
 
 @opaque
