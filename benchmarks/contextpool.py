@@ -67,8 +67,13 @@ def main() -> None:
         print(f"\n{threads} thread(s), {clock} time, torch {torch.__version__}{form}\n")
         print("| length | backend | attention ms | widths | pooling ms | ratio | us per token |")
         print("| ---: | --- | ---: | --- | ---: | ---: | ---: |")
+        per_token: dict[str, list[float]] = {kind: [] for kind in options.kinds.split(",")}
         for length in lengths:
-            print_times(length, options, time.process_time if threads == 1 else time.perf_counter)
+            medians = print_times(length, options, time.process_time if threads == 1 else time.perf_counter)
+            for kind, values in per_token.items():
+                values.append(medians[kind] / length)
+        print(f"\nTime per token, {lengths[0]} to {lengths[-1]} tokens, largest over smallest (goal: 2):", end=" ")
+        print(", ".join(f"{kind} {max(values) / min(values):.2f}" for kind, values in per_token.items()))
     print("\n| length | pooling MiB | attention MiB |\n| ---: | ---: | ---: |")
     for length in lengths:
         pooling, attention = (memory_in_fresh_process(subject, length, options) for subject in ("paper", "attention"))
@@ -128,8 +133,8 @@ def interleaved_medians(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def print_times(length: int, options: argparse.Namespace, clock: Callable[[], float]) -> None:
-    """Measure one length and print a row for each kind of widths."""
+def print_times(length: int, options: argparse.Namespace, clock: Callable[[], float]) -> dict[str, float]:
+    """Measure one length, print a row for each kind of widths, and return the times in milliseconds."""
     kinds = options.kinds.split(",")
     subjects = {kind: pooling(kind, length, options.backend, causal=options.causal) for kind in kinds}
     if length <= options.attention_up_to:
@@ -141,6 +146,7 @@ def print_times(length: int, options: argparse.Namespace, clock: Callable[[], fl
         time_ms = medians[kind]
         row = f"| {length} | {backend} | {reference:.1f} | {kind} | {time_ms:.1f} | {time_ms / reference:.3f} |"
         print(f"{row} {1e3 * time_ms / length:.2f} |", flush=True)
+    return medians
 
 
 @dataclass(frozen=True)
@@ -178,9 +184,9 @@ def _step(function: Callable[..., Tensor], leaves: list[Tensor]) -> Callable[[],
     upstream = torch.randn_like(leaves[0])
 
     def step() -> None:
-        for leaf in leaves:
-            leaf.grad = None
         function(*leaves).backward(upstream)
+        for leaf in leaves:
+            leaf.grad = None  # at the end, lest a measurement of memory begins with them
 
     return step
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from contextpool.causal_dense import clean, differentiate_rows, own_weight, pool_rows, row_factor, weigh
 from contextpool.opaque import opaque_kernel
 from contextpool.parts import Part, Regular, Windows
-from contextpool.pyramid import CHUNK, slabs
+from contextpool.pyramid import chunk_size, slabs
 from contextpool.tails import log_tail
 from contextpool.tiles import sort_into_tiles
 from contextpool.tree import LEAF, NODES, WINDOW, Tree, chebyshev
@@ -196,8 +196,9 @@ def _windows(tree: Tree, level: Tensor, block: Tensor, scale: Tensor, own: Tenso
     start = (block * size).flatten()
     slope = _slope(sigma).flatten()
     parts: list[Part] = []
-    for begin in range(0, groups.key.shape[0], CHUNK):
-        chunk = slice(begin, begin + CHUNK)
+    tiles = chunk_size(device)
+    for begin in range(0, groups.key.shape[0], tiles):
+        chunk = slice(begin, begin + tiles)
         tokens = groups.token[chunk]
         nodes = tables[level.flatten()[tokens[:, 0]] + 1][:, None, :]
         square = (offset[tokens].to(dtype)[:, :, None] - nodes).square_()

@@ -29,8 +29,8 @@ from contextpool.tiles import Tiles, make_tiles
 
 SLAB = 64
 """Features that one thread handles at a time. Wider slabs are no faster there, and their buffers cost page faults."""
-CHUNK = 64
-"""Tiles handled at a time: their nodes stay in the cache."""
+CHUNK = {"cpu": 64, "cuda": 4096}
+"""Tiles handled at a time: their nodes stay in the cache of a CPU; on a GPU (a guess) they are enough to fill it."""
 WINDOW = 3 * BLOCK
 
 
@@ -47,14 +47,15 @@ def _forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool) -> tupl
 
     y = torch.empty_like(x)
     rows = y.view(-1, x.shape[2])
-    chunks = list(zip(kernel.split(CHUNK), tiles.groups.key.split(CHUNK), strict=True))
+    size = chunk_size(x.device)
+    chunks = list(zip(kernel.split(size), tiles.groups.key.split(size), strict=True))
     # One more row of zeros, for the masked tokens.
     sums, nodes = weight.new_empty(0), None
     for start, stop in slabs(x.shape[2]):
         nodes = _filled(nodes, tiles, x[:, :, start:stop], weight)
         sums = sums.resize_(tiles.groups.token.numel() + 1, stop - start)
         sums[-1] = 0.0
-        slots = sums[:-1].view(-1, BLOCK, stop - start).split(CHUNK)
+        slots = sums[:-1].view(-1, BLOCK, stop - start).split(size)
         for (part, first), out in zip(chunks, slots, strict=True):
             torch.bmm(part, nodes.windows.index_select(0, first), out=out)
         rows[:, start:stop] = sums.index_select(0, tiles.groups.slot)
@@ -83,11 +84,12 @@ def _backward(
     grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
     product = torch.zeros_like(kernel)
     grad_rows = grad.reshape(-1, x.shape[2])
-    key, blocks, token = tiles.groups.key, _blocks(tiles.groups.key), tiles.groups.token.view(-1)
+    size, key, token = chunk_size(x.device), tiles.groups.key, tiles.groups.token.view(-1)
+    blocks = _blocks(key)
     chunks = list(
         zip(
-            kernel.transpose(1, 2).split(CHUNK), product.split(CHUNK), key.split(CHUNK),
-            blocks.split(3 * CHUNK), token.split(BLOCK * CHUNK), strict=True,
+            kernel.transpose(1, 2).split(size), product.split(size), key.split(size),
+            blocks.split(3 * size), token.split(BLOCK * size), strict=True,
         )
     )  # fmt: skip
     nodes = grad_nodes = None
@@ -118,6 +120,11 @@ def _backward(
     if not normalized:
         grad_sigma -= tiles.groups.untiled(dot).view_as(sigma) * tiles.blur / (sigma * tiles.residual)
     return grad_x, grad_weight, grad_sigma
+
+
+def chunk_size(device: torch.device) -> int:
+    """Return how many tiles to handle at a time."""
+    return CHUNK.get(device.type, CHUNK["cpu"])
 
 
 def slabs(dim: int) -> list[tuple[int, int]]:

@@ -12,6 +12,13 @@ from contextpool.grid import grid_pool
 pytestmark = pytest.mark.gpu
 
 
+@pytest.fixture(autouse=True)
+def exact_convolutions():
+    """Unlike matrix products, convolutions round to TensorFloat-32 if they are not told otherwise."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
 @pytest.mark.parametrize("backend", ["reference", "dense", "pyramid"])
 def test_grids_match_the_reference(backend):
     grid, draw = (24, 20), torch.Generator().manual_seed(0)
