@@ -143,22 +143,21 @@ def command(
     if config_file is not None:
         cells = [read_config(config_file)]
     else:
-        attn, track, line = convnet_defaults(attn, track, overrides)
+        recipe = profile or ("nystromformer" if the_device.type == "cuda" else "quick")
+        attn, track, settings, line = convnet_defaults(attn, track, overrides, recipe)
         if not attn:
             raise click.UsageError("--attn and --task are needed, or --config")
         if line and here.rank == 0:
             click.echo(line, err=True)
-        if profile is None:
-            profile = "nystromformer" if the_device.type == "cuda" else "quick"
-            if here.rank == 0:
-                click.echo(f"Profile {profile} (the default on {the_device.type}); --profile picks another.", err=True)
+        if profile is None and here.rank == 0:
+            click.echo(f"Profile {recipe} (the default on {the_device.type}); --profile picks another.", err=True)
         cells = plan(
             attn=attn,
             task=task or "",
-            profile=profile,
+            profile=recipe,
             seeds=seed_list,
             track=track or "matched",
-            overrides=overrides,
+            overrides=settings,
         )
     home, store = data_home(data_dir), Store(store_folder)
     if dry_run:

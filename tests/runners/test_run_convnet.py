@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lra.tasks import get_task
+from runners.grid import convnet_defaults
 from tests.lra.archive_cases import cifar_members, tar_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +65,30 @@ def test_it_is_the_cell_of_the_explicit_form(place):
     assert bare.stdout == explicit.stdout
     assert "model.family" in bare.stderr
     assert "model.family" not in explicit.stderr
+
+
+BOTH = ("conv", "open")
+
+
+@pytest.mark.parametrize(
+    ("attn", "track", "profile", "overrides", "settings"),
+    [
+        (None, None, "quick", [], ["model.dim=16", "train.lr=5e-4"]),
+        (None, None, "quick", ["train.lr=1e-3"], ["model.dim=16", "train.lr=1e-3"]),
+        (None, None, "modern", [], []),
+        (*BOTH, "quick", [], []),
+    ],
+)
+def test_the_bare_form_has_its_own_width_and_rate_in_profile_quick(attn, track, profile, overrides, settings):
+    family = ["model.family=convnet"]
+    *chosen, filled, line = convnet_defaults(attn, track, [*family, *overrides], profile)
+    assert chosen == list(BOTH)
+    assert sorted(filled) == sorted([*family, *settings])
+    assert (line is None) == (attn is not None)
+    if line:
+        added = [setting for setting in settings if setting not in overrides]
+        assert all(f"--set {setting}" in line for setting in added)
+    assert convnet_defaults("full", None, overrides, profile) == ("full", None, overrides, None)
 
 
 @pytest.mark.parametrize(
