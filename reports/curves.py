@@ -16,7 +16,7 @@ from lra.errors import StoreError
 
 from .efficiency import short_length
 from .load import Loaded
-from .style import COLOURS, COLUMN, DASHES, MARKERS, legend_below, mark_preview, new_figure, plain_ticks, shown
+from .style import COLOURS, COLUMN, DASHES, MARKERS, legend_below, mark_preview, new_figure, plain_ticks, shown, wrapped
 from .tables import number, seeds_by_cell
 
 LINES_PER_PANEL = 7
@@ -42,7 +42,7 @@ def learning_curves(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure |
         if not curves:
             continue
         steps, scores = on_common_steps(curves)
-        names.append(f"{shown(label, 34)} ({len(curves)})")
+        names.append(wrapped(f"{label} ({len(curves)})", 50))
         colour, dash = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
         axes.plot(steps, scores.mean(axis=0), color=colour, linestyle=dash, label=names[-1])
         if len(curves) > 1:
@@ -92,7 +92,7 @@ def depth_curves(frame: pd.DataFrame, where: str) -> Figure:
     panels = np.atleast_1d(figure.subplots(1, 1 + counted, sharey=True))
     names = []
     for place, (label, group) in enumerate(rows.groupby("label")):
-        names.append(shown(label, 34))
+        names.append(wrapped(label, 50))
         look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
         by_depth = group.groupby("layers")
         means = by_depth["accuracy"].mean(skipna=False)
@@ -143,7 +143,7 @@ def scaling_curves(readings: pd.DataFrame, labels: Sequence[str], where: str) ->
         axes.xaxis.set_minor_locator(NullLocator())
         low, high = axes.get_ylim()
         plain_ticks(axes.yaxis, low, high)
-    names = [f"{shown(label, 24)} ({', '.join(slopes[label])})" for label in labels]
+    names = [wrapped(f"{label} ({', '.join(slopes[label])})", 50) for label in labels]
     for drawn, name in zip(panels[0].lines, names, strict=True):
         drawn.set_label(name)
     longest = int(62 * figure.get_size_inches()[0] / COLUMN)

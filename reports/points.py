@@ -8,10 +8,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .load import Loaded
-from .style import COLOURS, COLUMN, mark_preview, new_figure, plain_ticks, shown
+from .style import COLOURS, COLUMN, LINE, mark_preview, new_figure, plain_ticks, shown, wrapped
 from .tables import seeds_by_cell
 
 MIB = 2**20
+APART = 8.0
+"""Distance of two numbers that are told apart, in points."""
+ASIDE = np.array(
+    [(0.0, 0.0), *((r * np.cos(a), r * np.sin(a)) for r in (11, 17, 24) for a in np.arange(8) * np.pi / 4)]
+)
+"""Where a number may stand, from its point: there, or around it."""
 LARGEST_BUBBLE = 420.0
 """Area of the bubble with the most memory, in square points."""
 
@@ -42,13 +48,13 @@ def bubbles(frame: pd.DataFrame, where: str) -> Figure:
     area = LARGEST_BUBBLE * rows["memory"] / rows["memory"].max()
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(rows))]
     axes.scatter(rows["speed"], rows["accuracy"], s=area, c=colours, alpha=0.4, edgecolors=colours, linewidths=0.8)
-    _number_points(axes, rows["speed"], rows["accuracy"])
     axes.set(xscale="log", xlabel="training speed (tokens/s)", ylabel="test accuracy (%)")
     axes.margins(0.18)
     plain_ticks(axes.xaxis, *axes.get_xlim())
     _title(figure, "Area: peak memory", where)
     mark_preview(axes, int(rows["seeds"].max()))
     _key(figure, [f"{label}: {row.memory:,.0f} MiB" for label, row in rows.iterrows()])
+    _number_points(axes, rows["speed"], rows["accuracy"])
     return figure
 
 
@@ -69,10 +75,6 @@ def pareto(frame: pd.DataFrame, where: str) -> Figure:
         axes.step(cost.iloc[best], rows["accuracy"].iloc[best], where="post", color=COLOURS[0], linewidth=0.9, zorder=1)
         faces = [COLOURS[0] if held else "white" for held in on_front]
         axes.scatter(cost, rows["accuracy"], s=70, c=faces, edgecolors=COLOURS[0], linewidths=0.9, zorder=2)
-        for number, (x, y, held) in enumerate(zip(cost, rows["accuracy"], on_front, strict=True), start=1):
-            axes.annotate(
-                str(number), (x, y), ha="center", va="center", fontsize=5.5, color="white" if held else "black"
-            )
         axes.set(xscale="log", xlabel=text)
         axes.margins(0.2)
         plain_ticks(axes.xaxis, *axes.get_xlim())
@@ -80,6 +82,8 @@ def pareto(frame: pd.DataFrame, where: str) -> Figure:
     panels[0].set_ylabel("test accuracy (%)")
     _title(figure, "Filled: nothing is cheaper and better", where)
     _key(figure, [str(label) for label in rows.index])
+    for axes, (_, cost) in zip(panels, costs, strict=True):
+        _number_points(axes, cost, rows["accuracy"], front(cost.to_numpy(), rows["accuracy"].to_numpy()))
     return figure
 
 
@@ -111,7 +115,7 @@ def seed_dots(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure:
             axes.vlines(scores.mean(skipna=False), row - 0.32, row + 0.32, color=COLOURS[1], linewidth=1.4, zorder=2)
         lost = group["status"][group["accuracy"].isna()].value_counts().sort_index()
         words = ", ".join(f"{status} {count}" for status, count in lost.items())
-        names.append(shown(label, 34) + (f"\n({words})" if words else ""))
+        names.append(wrapped(label, 34) + (f"\n({words})" if words else ""))
     rails = {name: value for cell in frame["cell_id"] if cell in loaded.records
              for name, value in loaded.records[cell].rails.items()}  # fmt: skip
     for number, (name, value) in enumerate(sorted(rails.items(), key=lambda item: item[1])):
@@ -119,6 +123,8 @@ def seed_dots(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure:
         axes.axvline(
             value, color="#777777", linewidth=0.8, linestyle=line, label=f"{shown(name)} {value:.1f}", zorder=1
         )
+    tallest = max(wrapped(label, 34).count("\n") for label in labels)
+    figure.set_figheight(figure.get_figheight() + LINE * tallest * len(labels))
     axes.set_yticks(range(len(labels)), names)
     axes.set_ylim(-0.6, len(labels) - 0.4)
     axes.margins(x=0.06)
@@ -130,14 +136,45 @@ def seed_dots(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure:
     return figure
 
 
-def _number_points(axes: Axes, x: pd.Series, y: pd.Series) -> None:
-    for number, point in enumerate(zip(x, y, strict=True), start=1):
-        axes.annotate(str(number), point, ha="center", va="center", fontsize=6)
+def _number_points(axes: Axes, x: pd.Series, y: pd.Series, dark: np.ndarray | None = None) -> None:
+    """Number the points; a number that would cover another steps aside, with a line to its point.
+
+    Args:
+        axes: With everything else drawn, and a legend or key in its place: the layout is final.
+        x: Of the points.
+        y: Of the points.
+        dark: (points,) bool, which of them have a dark face.
+    """
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    spots = axes.transData.transform(np.column_stack([x, y])) * 72 / figure.dpi
+    placed = np.empty((0, 2))
+    for number, spot in enumerate(spots, start=1):
+        others = np.vstack([placed, np.delete(spots, number - 1, axis=0)])
+        room = [_nearest(placed, spot), *(_nearest(others, spot + aside) for aside in ASIDE[1:])]
+        chosen = next(
+            (aside for aside, space in zip(ASIDE, room, strict=True) if space > APART), ASIDE[np.argmax(room)]
+        )
+        placed = np.vstack([placed, spot + chosen])
+        aside = bool(np.any(chosen))
+        axes.annotate(
+            str(number), (x.iloc[number - 1], y.iloc[number - 1]), xytext=tuple(chosen), textcoords="offset points",
+            ha="center", va="center", fontsize=5.5, zorder=5,
+            color="white" if dark is not None and dark[number - 1] and not aside else "black",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 2, "shrinkB": 0} if aside else None,
+        ).set_in_layout(False)  # fmt: skip
+
+
+def _nearest(points: np.ndarray, spot: np.ndarray) -> float:
+    return float(np.hypot(*(points - spot).T).min(initial=np.inf))
 
 
 def _key(figure: Figure, names: list[str]) -> None:
     """List the numbered points under the axes."""
-    text = "\n".join(f"{number}  {shown(name, 60)}" for number, name in enumerate(names, start=1))
+    lines = [wrapped(name, 56).replace("\n", "\n     ") for name in names]
+    text = "\n".join(f"{number}  {line}" for number, line in enumerate(lines, start=1))
+    figure.set_figheight(figure.get_figheight() + LINE * sum(line.count("\n") for line in lines))
     figure.supxlabel(text, fontsize=6.5, ha="left", x=0.12)
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from lra.errors import UsageError
 
@@ -23,6 +23,9 @@ from .render import clean
 COLUMN = 3.4
 """Width of a column of a two-column paper, in inches."""
 PAGE = 7.0
+LABEL_LINES = 4
+LINE = 0.11
+"""Height of a line of small text, in inches."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, yellow left out: it fades on white."""
 MARKERS = "osD^vP*"
@@ -88,6 +91,14 @@ def shown(name: object, longest: int = 40) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
+def wrapped(name: object, width: int) -> str:
+    """Return a name on as many lines of `width` letters as it needs, four at most: names that differ must look so."""
+    lines = textwrap.wrap(clean(name), width) or [""]
+    if len(lines) > LABEL_LINES:
+        lines = [*lines[: LABEL_LINES - 1], f"{lines[LABEL_LINES - 1][: width - 3]}..."]
+    return "\n".join(lines)
+
+
 def slug(text: str) -> str:
     """Return a name for a file: letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:120] or "unnamed"
@@ -100,21 +111,25 @@ def plain_ticks(axis: Axis, low: float, high: float) -> None:
         [leading * 10.0**decade for decade in decades for leading in group if low <= leading * 10.0**decade <= high]
         for group in ((1,), (1, 3), (1, 2, 5))
     ]
-    choices.append([float(f"{place:.2g}") for place in np.geomspace(low, high, 5)[1:-1]])
-    axis.set_major_locator(
-        FixedLocator(next((places for places in choices if 3 <= len(set(places)) <= 5), choices[-1]))
-    )
+    for bins in (3, 4, 5, 6, 8):  # within a decade, steps of equal size
+        even = MaxNLocator(nbins=bins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        spaced: list[float] = []
+        for place in even:
+            if low <= float(place) <= high and (not spaced or (place / spaced[-1]) ** 7 > high / low):
+                spaced.append(float(place))
+        choices.append(spaced)
+    axis.set_major_locator(FixedLocator(next((p for p in choices if 3 <= len(p) <= 5), max(choices, key=len))))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 100 else f"{x:.2g}"))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 100 else f"{x:.3g}"))
 
 
 def mark_preview(axes: Axes, seeds: int) -> None:
     """Write "preview" across a figure that rests on one seed."""
     if seeds == 1:
         axes.text(
-            0.5, 0.5, "PREVIEW: one seed", transform=axes.transAxes, ha="center", va="center", rotation=20,
-            fontsize=14, color="#bbbbbb", alpha=0.6, zorder=0,
-        )  # fmt: skip
+            0.5, 0.5, "PREVIEW:\none seed", transform=axes.transAxes, ha="center", va="center", rotation=20,
+            fontsize=12, color="#bbbbbb", alpha=0.6, zorder=0,
+        ).set_in_layout(False)  # fmt: skip
 
 
 def legend_below(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
@@ -122,7 +137,10 @@ def legend_below(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         width = figure.get_size_inches()[0] / COLUMN
-        columns = min(len(labels), max(1, int(width * 44 / (max(map(len, names)) + 6))))
+        longest = max(len(line) for name in names for line in name.splitlines())
+        columns = min(len(labels), max(1, int(width * 44 / (longest + 6))))
         rows = math.ceil(len(labels) / columns)
-        figure.set_figheight(figure.get_figheight() + 0.13 * max(0, rows - 2))  # else the axes give up their height
+        more = sum(name.count("\n") for name in names) / columns  # lines of the names beyond their first
+        # Without room of its own, the legend would take the height of the axes.
+        figure.set_figheight(figure.get_figheight() + 0.13 * max(0, rows - 2) + LINE * more)
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)

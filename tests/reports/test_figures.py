@@ -1,11 +1,15 @@
 """Figures: each is drawn, none is clipped, equal records give equal bytes, and names stay text."""
 
+import itertools
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import matplotlib.text
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -16,10 +20,10 @@ from lra.errors import StoreError, UsageError
 from reports.curves import on_common_steps
 from reports.figures import draw_all, figures
 from reports.load import load_stores
-from reports.points import front
+from reports.points import _number_points, front
 from reports.pooling import draw_supports, load_supports
 from reports.report_command import FIGURES
-from reports.style import house_style, save
+from reports.style import house_style, new_figure, plain_ticks, save
 from tests.reports.synthetic import HOSTILE, add_run, five_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +82,57 @@ def test_no_text_is_clipped(drawn):
     for title, figure in drawn:
         outside = [t for t in clipped(figure) if t not in ticks_outside_the_axes and not is_tick(t)]
         assert outside == [], title
+
+
+def test_long_names_that_differ_at_their_end_look_different(tmp_path):
+    for number in range(6):
+        options = {"sigma": "learned", "placement": "branch", "weights": "uniform", "fraction": 0.5 + number}
+        add_run(tmp_path, 400 + number, variant="contextpool_conv_only", options=options)
+        add_run(tmp_path, 400 + number, variant="contextpool_conv_only", options=options | {"sigma": "fixed"})
+        add_run(tmp_path, 400, variant="contextpool_conv_only", options=options | {"placement": "stream"})
+    checked = 0
+    for title, figure in figures(load_stores([tmp_path])):
+        assert [t for t in clipped(figure) if not is_tick(t)] == [], title
+        texts = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+        if title.startswith("seeds"):
+            names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        elif title.startswith("learning"):
+            names = [text.get_text() for text in figure.legends[0].get_texts()]
+        else:
+            (key,) = [text for text in texts if text.startswith("1  ")]
+            names = re.split(r"\n(?=\d)", key)
+        names = [re.sub(r"^\d+|: .* MiB|\s", "", name) for name in names]
+        assert len(set(names)) == len(names) >= 4, title
+        checked += len(names)
+    assert checked == 3 * 18 + 18  # three figures of all, and the curves
+
+
+def test_numbers_of_points_that_coincide_step_aside():
+    figure = new_figure(3.0)
+    axes = figure.subplots()
+    x, y = pd.Series([1.0, 1.0, 1.0, 9.0]), pd.Series([1.0, 1.0, 1.01, 9.0])
+    axes.scatter(x, y)
+    _number_points(axes, x, y)
+    figure.draw_without_rendering()
+    places = [matplotlib.text.Text.get_window_extent(text) for text in axes.texts]  # without their lines
+    assert len(places) == 4
+    centres = [((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2) for box in places]
+    apart = [math.dist(a, b) * 72 / figure.dpi for a, b in itertools.combinations(centres, 2)]
+    assert min(apart) > 7.0
+    assert [text.arrow_patch is None for text in axes.texts] == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(1, 1000), (497, 676), (430, 480), (8, 21), (41e3, 55e3), (500, 1250), (2, 9)]
+)
+def test_ticks_of_a_logarithmic_axis_are_round_and_apart(low, high):
+    axes = new_figure(2.0).subplots()
+    axes.set(xscale="log", xlim=(low, high))
+    plain_ticks(axes.xaxis, low, high)
+    ticks = axes.xaxis.get_majorticklocs()
+    assert 2 <= len(ticks) <= 5
+    assert all(len(f"{tick:g}".rstrip("0").replace(".", "").strip("0")) <= 3 for tick in ticks)
+    assert all((b / a) ** 7.5 > high / low for a, b in itertools.pairwise(ticks))
 
 
 def is_tick(text):
