@@ -114,7 +114,7 @@ def test_names_are_inert(read):
 
 def test_a_big_page_says_what_it_leaves_out(tmp_path, monkeypatch):
     five_tasks(tmp_path, seeds=5, tasks=["listops"])
-    monkeypatch.setattr(page_module, "FIGURE_BYTES", 60_000)
+    monkeypatch.setattr(page_module, "FIGURE_BYTES", 20_000)
     monkeypatch.setattr(page_module, "MOST_RUNS", 7)
     text = page(load_stores([tmp_path]), "")
     assert "3 more runs are not listed" in text
