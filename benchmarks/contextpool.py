@@ -144,7 +144,8 @@ def print_times(length: int, options: argparse.Namespace, clock: Callable[[], fl
     reference = medians.get("attention", math.nan)
     for kind in kinds:
         time_ms = medians[kind]
-        row = f"| {length} | {backend} | {reference:.1f} | {kind} | {time_ms:.1f} | {time_ms / reference:.3f} |"
+        shown = ("-", "-") if math.isnan(reference) else (f"{reference:.1f}", f"{time_ms / reference:.3f}")
+        row = f"| {length} | {backend} | {shown[0]} | {kind} | {time_ms:.1f} | {shown[1]} |"
         print(f"{row} {1e3 * time_ms / length:.2f} |", flush=True)
     return medians
 
@@ -183,10 +184,15 @@ def _step(function: Callable[..., Tensor], leaves: list[Tensor]) -> Callable[[],
         leaf.requires_grad_()
     upstream = torch.randn_like(leaves[0])
 
-    def step() -> None:
-        function(*leaves).backward(upstream)
+    def forget_gradients() -> None:
         for leaf in leaves:
-            leaf.grad = None  # at the end, lest a measurement of memory begins with them
+            leaf.grad = None
+
+    def step() -> None:
+        forget_gradients()
+        function(*leaves).backward(upstream)
+        if upstream.is_cuda:  # where memory is measured from here on; on a CPU the next step would pay in page faults
+            forget_gradients()
 
     return step
 

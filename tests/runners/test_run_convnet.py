@@ -73,8 +73,8 @@ BOTH = ("conv", "open")
 @pytest.mark.parametrize(
     ("attn", "track", "profile", "overrides", "settings"),
     [
-        (None, None, "quick", [], ["model.dim=16", "train.lr=5e-4"]),
-        (None, None, "quick", ["train.lr=1e-3"], ["model.dim=16", "train.lr=1e-3"]),
+        (None, None, "quick", [], ["model.dim=16", "model.head_hidden=0", "train.lr=5e-4"]),
+        (None, None, "quick", ["train.lr=1e-3"], ["model.dim=16", "model.head_hidden=0", "train.lr=1e-3"]),
         (None, None, "modern", [], []),
         (*BOTH, "quick", [], []),
     ],
