@@ -13,7 +13,7 @@ from lra.records import RunRecord, Store
 from lra.suites import expand, load_suite
 
 CELLS = {
-    "listops": 55, "patterns": 15, "pairs": 18, "tasks": 44, "depth": 36, "ablation": 51, "rates": 18, "longer": 9,
+    "listops": 55, "patterns": 15, "pairs": 30, "tasks": 55, "depth": 36, "ablation": 51, "rates": 18, "longer": 9,
     "convnet": 12, "depth-bytes": 16, "gpu-tasks": 44, "gpu-retrieval": 11, "gpu-modern": 25,
 }  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_the_figures_of_the_verdicts_are_in_the_tables():
     verdicts, tables = evidence.PAGE.read_text(encoding="utf-8").split("## Verdicts")[1].split("## The variants", 1)
     rows = tables.replace("\\[", "[").replace("\\]", "]")
     claimed = re.findall(r"([+-]\d+\.\d\d) (\[[+-]\d+\.\d\d, [+-]\d+\.\d\d\])", verdicts)
-    assert len(claimed) == verdicts.count("[") == 13
+    assert len(claimed) == verdicts.count("[") == 18
     for difference, interval in claimed:
         assert re.search(rf"\| {re.escape(difference)} +\| {re.escape(interval)} +\|", rows), difference
 
@@ -114,4 +114,4 @@ def test_a_report_that_fails_stops_the_page():
 def test_what_was_not_run_is_shown_as_not_run(monkeypatch, tmp_path):
     monkeypatch.setattr(evidence, "STORE", tmp_path)
     assert evidence.show_report("table accuracy --suite depth").endswith("```\n\nNot run yet.")
-    assert evidence.status_table().count("not run") == 17
+    assert evidence.status_table().count("not run") == 18

@@ -225,6 +225,35 @@ def test_depths_and_options_are_what_the_records_give():
     assert compared == 12 + 3 * 12 + 14
 
 
+def test_holm_goes_over_the_tasks_of_a_section():
+    """Two tasks: the smaller p counts twice, the larger one at least as much as that."""
+    wanted = [json.loads(cell.model_dump_json()) for cell in expand(load_suite(str(SUITES / "pairs.yaml")))]
+    by_task = defaultdict(lambda: defaultdict(dict))
+    for record in read(STORE).values():
+        if record["config"] in wanted:
+            config = record["config"]
+            by_task[record["task_title"]][config["variant"]["name"]][config["seed"]] = percent(record)
+    compared = 0
+    for other in ("full", "contextpool_conv_only"):
+        expected = {}
+        for task, runs in by_task.items():
+            seeds = sorted(set(runs[BASE]) & set(runs[other]))
+            differences = [runs[BASE][seed] - runs[other][seed] for seed in seeds]
+            low, high = t_interval(differences)
+            expected[task] = [
+                str(len(seeds)), f"{sum(differences) / len(seeds):+.2f}", f"[{low:+.2f}, {high:+.2f}]",
+                stats.ttest_1samp(differences, 0.0).pvalue,
+            ]  # fmt: skip
+        (small, first), (large, second) = sorted((row[-1], task) for task, row in expected.items())
+        holm = {first: min(1.0, 2 * small), second: min(1.0, max(2 * small, large))}
+        header, rows = table(STORE, "head-to-head", BASE, other, "--suite", SUITES / "pairs.yaml")
+        columns = [header.index(name) for name in ("seeds", "difference", "95 % interval", "p (paired t)", "p (Holm)")]
+        found = {row[0]: [row[column] for column in columns] for row in rows}
+        assert found == {task: [*row[:3], printed(row[3]), printed(holm[task])] for task, row in expected.items()}
+        compared += sum(map(len, found.values()))
+    assert compared == 2 * 2 * 5
+
+
 @pytest.fixture
 def changed(tmp_path):
     """A copy of the store in which one run of ContextPool has twenty more right answers, its checksums made to fit."""

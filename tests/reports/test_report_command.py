@@ -295,7 +295,7 @@ def test_the_page_on_reports_shows_what_its_commands_print(monkeypatch):
     page = (ROOT / "docs" / "reports.md").read_text()
     shown = re.findall(r"```console\n\$ (lra-report table [^\n]*--store docs/results[^\n]*)\n(.*?)\n```", page, re.S)
     shown = [(line, text) for line, text in shown if "--suite" in line]
-    assert len(shown) == 8
+    assert len(shown) == 9
     monkeypatch.chdir(ROOT)
     for line, text in shown:
         monkeypatch.setattr(sys, "argv", shlex.split(line))
