@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from attention_zoo import available
 from lra.records import Store
@@ -24,16 +25,20 @@ def data(tmp_path_factory):
     return tiny_data(tmp_path_factory.mktemp("data"))
 
 
-def run_until_killed(config, data, root, looks):
-    """Run the cell in a forked child, with a checkpoint after every step, that dies at its look number `looks`."""
-    seen = itertools.count(1)
+def run_until_killed(config, data, root, steps):
+    """Run the cell in a forked child, with a checkpoint after every step, that dies after so many; None: after none."""
 
-    def stop():
-        if next(seen) == looks:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return False
+    def run():
+        taken = itertools.count(1)
 
-    child = CONTEXT.Process(target=execute, args=(config, data, Store(root), stop), kwargs={"checkpoint_seconds": 0.0})
+        def die(optimizer, arguments, settings):
+            if next(taken) == steps:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        register_optimizer_step_post_hook(die)
+        execute(config, data, Store(root), lambda: False, checkpoint_seconds=0.0)
+
+    child = CONTEXT.Process(target=run)
     child.start()
     child.join()
     return child.exitcode
@@ -44,11 +49,12 @@ def test_killed_at_each_of_40_steps_every_variant_ends_with_the_same_bits(data, 
     config = tiny(variant, **{"train.steps": 40, "train.eval_every": 20} | DROPOUT)
     expected = execute(config, data, Store(tmp_path / "unbroken"))
     store, kills = Store(tmp_path / "killed"), 0
-    # The first look follows the first step; from then on a child repeats the step whose state was lost, and dies at
-    # the next, so that there is one kill at every step.
+    # From the second on, a child repeats the step whose state was lost and dies after the next, so that there is one
+    # kill at every step. Step 20 is saved before its evaluation, which the next child makes up for.
     while (code := run_until_killed(config, data, store.root, 2 if kills else 1)) != 0:
         assert code == -signal.SIGKILL
         kills += 1
+        assert kills <= 40, "no progress"
     assert kills == 40
     record = store.find(expected.cell_id)
     assert record.outcome == expected.outcome
@@ -67,7 +73,7 @@ def test_a_resume_that_forgets_the_optimiser_is_told_apart(data, tmp_path, monke
     expected = execute(config, data, Store(tmp_path / "unbroken")).outcome
     monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda self, state: None)
     assert run_until_killed(config, data, tmp_path / "killed", 5) == -signal.SIGKILL
-    assert run_until_killed(config, data, tmp_path / "killed", 0) == 0
+    assert run_until_killed(config, data, tmp_path / "killed", None) == 0
     assert Store(tmp_path / "killed").find(config.cell_id(data.digest)).outcome != expected
 
 
