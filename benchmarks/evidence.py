@@ -42,6 +42,7 @@ ON_CPU = {
         "listops",
         "patterns",
         "pairs",
+        "text-again",
         "tasks",
         "depth",
         "ablation",
