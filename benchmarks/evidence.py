@@ -36,6 +36,7 @@ SUITES = Path("benchmarks/evidence")
 STORE = Path("docs/results")
 PAGE = Path("docs/results.md")
 TEMPLATE = SUITES / "page.md"
+GUIDE = Path("docs/reports.md")
 ON_CPU = {
     name: str(SUITES / f"{name}.yaml")
     for name in (
@@ -70,7 +71,7 @@ STOPPED = 75
 REPORT = re.compile(r"^```report\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 """A command of the page, to be replaced by what it prints."""
 FIGURE = re.compile(r"\(results/figures/([\w-]+)/([\w-]+\.svg)\)")
-"""A figure of the page: its section, and the name that `lra-report figures` gives it."""
+"""A figure of the pages: its section, or `bench`, and the name that `lra-report figures` gives it."""
 
 
 @click.group()
@@ -197,15 +198,17 @@ def show_report(line: str) -> str:
 
 
 def draw_figures(folder: Path) -> list[Path]:
-    """Draw the figures that the page shows, and no others, into a folder."""
-    wanted: dict[str, list[str]] = {}
-    for section, name in FIGURE.findall(TEMPLATE.read_text(encoding="utf-8")):
-        wanted.setdefault(section, []).append(name)
+    """Draw the figures that the page and the guide to reports show, and no others, into a folder."""
+    wanted: dict[str, set[str]] = {}
+    for page_with_figures in (TEMPLATE, GUIDE):
+        for section, name in FIGURE.findall(page_with_figures.read_text(encoding="utf-8")):
+            wanted.setdefault(section, set()).add(name)
     paths = []
     for section, names in wanted.items():
+        chosen = "--task text" if section == "bench" else f"--suite {SECTIONS[section]}"
         with tempfile.TemporaryDirectory() as drawn:
-            report(f"lra-report figures --suite {SECTIONS[section]} --store {STORE} --format svg --out {drawn}")
-            for name in names:
+            report(f"lra-report figures {chosen} --store {STORE} --format svg --out {drawn}")
+            for name in sorted(names):
                 (folder / section).mkdir(parents=True, exist_ok=True)
                 paths.append(Path(shutil.copyfile(Path(drawn) / name, folder / section / name)))
     return paths
@@ -217,13 +220,14 @@ def report(line: str) -> str:
     Raises:
         click.ClickException: The command failed.
     """
+    click.echo(line, err=True)
     sys.argv = shlex.split(line)  # what the tables say they were made by
-    printed = io.StringIO()
+    printed, told = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
             lra_report.main(sys.argv[1:], standalone_mode=False)
     except SystemExit as stop:
-        raise click.ClickException(f"{line} ended with exit code {stop.code}") from stop
+        raise click.ClickException(f"{line} ended with exit code {stop.code}: {told.getvalue().strip()}") from stop
     return printed.getvalue()
 
 
