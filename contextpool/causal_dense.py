@@ -14,11 +14,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from contextpool.dense import chunk_size
 from contextpool.opaque import opaque_kernel
-from contextpool.stencils import EXPONENT_MIN
+from contextpool.weights import exp_or_zero
 
 
 def _forward(x: Tensor, log_weight: Tensor, sigma: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001
@@ -118,7 +117,7 @@ def differentiate_rows(
 
 def weigh(exponent: Tensor, base: Tensor) -> Tensor:
     """Return exp(exponent - base) in place of the exponents, and 0 instead of numbers that are slow and add nothing."""
-    return F.threshold(exponent.sub_(base), EXPONENT_MIN, -torch.inf, inplace=True).exp_()
+    return exp_or_zero(exponent.sub_(base), -60.0)
 
 
 def own_weight(log_weight: Tensor) -> Tensor:

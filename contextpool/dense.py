@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from contextpool.opaque import opaque_kernel
-from contextpool.stencils import gaussian, reciprocal
+from contextpool.stencils import reciprocal
+from contextpool.weights import exp_or_zero
 
 CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
 """Elements of one chunk's (batch, queries, keys) tensor: a core's cache, or enough to fill a GPU."""
@@ -82,7 +83,7 @@ def _gaussians(sigma: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
     query = torch.arange(start, stop, device=sigma.device)
     offset = query[:, None] - torch.arange(sigma.shape[1], device=sigma.device)
     square = offset.to(sigma.dtype).square_()
-    return gaussian(square, sigma[:, start:stop, None].square()), square
+    return exp_or_zero(square * (-0.5 / sigma[:, start:stop, None].square())), square
 
 
 dense_pool = opaque_kernel("dense", _forward, _backward)

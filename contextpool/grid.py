@@ -15,13 +15,8 @@ from torch.autograd.function import once_differentiable
 from contextpool.grid_pyramid import pyramid_sums
 from contextpool.reference import SIGMA_MIN
 from contextpool.stencils import reciprocal
+from contextpool.weights import SIGMA_MAX, exp_or_zero, plain_weights
 
-SIGMA_MAX = 1e8
-"""Widest Gaussian, in rows: uniform on every grid, and safe to raise to the third power in float32."""
-WEIGHT_RANGE = 60.0
-"""Log-weights further than this below the sequence's largest count as this far below: their weight is 9e-27 of it."""
-_EXPONENT_MIN = -43.0
-"""Exponents of each axis are clamped here: the product of two stays a normal number (2e-19 squared)."""
 _CHUNK_ELEMENTS = 2**18
 """Elements of one chunk's (batch, queries, cells) tensor: about a core's second-level cache in float32."""
 BACKENDS = ("auto", "reference", "dense", "pyramid")
@@ -80,7 +75,7 @@ def grid_pool(
     if x.numel() == 0:
         return x[:, centres] * 1.0
     dtype = torch.promote_types(x.dtype, torch.float32)
-    weight = _weight(log_weight.to(dtype), mask)
+    weight, shift = plain_weights(log_weight.to(dtype), mask)
     width = sigma.to(dtype)[:, centres].clamp(SIGMA_MIN, SIGMA_MAX)
     visible = None if mask is None else mask[:, centres]
     if visible is not None:
@@ -97,7 +92,6 @@ def grid_pool(
             # A masked cell has no total; a real one has at least its own weight.
             y = y / total.masked_fill(total <= 1e-30, 1.0) if normalized else y
     if not normalized:
-        shift = _shift(log_weight.to(dtype), mask)
         count = torch.full_like(shift, x.shape[1]) if mask is None else mask.sum(dim=1, keepdim=True).clamp_min(1)
         y = y * (shift.exp() / count)[:, :, None]
     y = y.to(x.dtype)
@@ -115,24 +109,6 @@ def resolve_grid_backend(grid: tuple[int, int], backend: str) -> str:
     if backend == "auto":
         return "dense" if grid[0] * grid[1] <= DENSE_UP_TO else "pyramid"
     return backend
-
-
-def _shift(log_weight: Tensor, mask: Tensor | None) -> Tensor:
-    """Return each sequence's largest log-weight, (batch, 1), without a gradient; 0 where nothing is real."""
-    detached = log_weight.detach()
-    if mask is not None:
-        detached = detached.masked_fill(~mask, -torch.inf)
-    largest = detached.amax(dim=1, keepdim=True)
-    return torch.where(largest == -torch.inf, 0.0, largest)
-
-
-def _weight(log_weight: Tensor, mask: Tensor | None) -> Tensor:
-    """Return weights (batch, cells), the largest of each sequence being 1, and 0 where masked."""
-    shift = _shift(log_weight, mask)
-    if mask is not None:
-        log_weight = log_weight.masked_fill(~mask, -torch.inf)
-    weight = (log_weight - shift).clamp_min(-WEIGHT_RANGE).exp()
-    return weight if mask is None else weight.masked_fill(~mask, 0.0)
 
 
 def _axes(cells: Tensor, grid: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -215,5 +191,5 @@ def _kernel(sigma: Tensor, cells: Tensor, grid: tuple[int, int]) -> tuple[Tensor
     """Return g_ij (batch, queries, cells) and the squared distances over rows and over columns."""
     over_rows, over_columns = _axes(cells, grid, sigma.dtype)
     slope = -0.5 / sigma[:, :, None].square()
-    row, column = ((square * slope).clamp_min_(_EXPONENT_MIN).exp_() for square in (over_rows, over_columns))
+    row, column = (exp_or_zero(square * slope) for square in (over_rows, over_columns))
     return (row[:, :, :, None] * column[:, :, None, :]).flatten(2), over_rows, over_columns

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from contextpool.stencils import BETA
 from contextpool.tiles import Groups, sort_into_tiles
+from contextpool.weights import exp_or_zero
 
 REACH = 4.7
 """Residual widths at least that are summed over: erfc(REACH / sqrt(2)) = 3e-6 of the mass of an axis."""
@@ -36,8 +37,8 @@ _TILE = 16
 """Side, in nodes, of the squares whose cells read the same window."""
 _CHUNK_ELEMENTS = 2**20
 """Elements of the windows that are gathered at a time."""
-_EXPONENT_MIN = -43.0
-"""See `contextpool.grid`."""
+_SMALLEST_EXPONENT = -43.0
+"""Of an axis: the product of two stays a normal number (2e-19 squared)."""
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -197,7 +198,7 @@ def _kernel(place: Tensor, residual: Tensor, token: Tensor, corner: Tensor, size
     step = torch.arange(-size, _TILE + size, device=place.device)
     squares = [(place[axis, token][:, :, None] - corner[:, axis, None, None] - step).square() for axis in (0, 1)]
     row, column = (
-        (square * (-0.5 / residual[axis, token].square())[:, :, None]).clamp_min_(_EXPONENT_MIN).exp_()
+        exp_or_zero(square * (-0.5 / residual[axis, token].square())[:, :, None], _SMALLEST_EXPONENT)
         for axis, square in enumerate(squares)
     )
     return (row[:, :, :, None] * column[:, :, None, :]).flatten(2), squares[0], squares[1]

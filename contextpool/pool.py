@@ -15,18 +15,10 @@ from contextpool.dense import dense_pool
 from contextpool.opaque import Kernel
 from contextpool.pyramid import pyramid_pool
 from contextpool.reference import SIGMA_MIN, reference_pool
+from contextpool.weights import SIGMA_MAX, bounded_log_weights, plain_weights
 
 Backend = Literal["auto", "reference", "dense", "pyramid", "tree", "triton"]
 
-SIGMA_MAX = 1e8
-"""Widest Gaussian, in tokens: uniform for every length that fits a machine, and safe to raise to the fourth power."""
-WEIGHT_RANGE = 60.0
-"""What plain weights can hold: log-weights further than this below the sequence's largest count as this far below.
-
-Their weight is 9e-27 of it. Causal kernels and Triton's take logarithms, without such a limit.
-"""
-LOWEST_LOG_WEIGHT = -1e30
-"""Stands for a log-weight of minus infinity, which is the mark of a masked token."""
 DENSE_UP_TO = {"cpu": {False: 384, True: 768}, "cuda": {False: 2048, True: 4096}}
 """Longest sequence for which `auto` takes the dense form, by type of device and whether causal.
 
@@ -80,8 +72,8 @@ def context_pool(
             lengths of `DENSE_UP_TO`, beyond them `pyramid`, or `tree` if causal. The pyramid and the tree err by about
             3e-7 of the result, in float64 too. The pyramid cuts off tails, so where whole stretches of a sequence weigh
             10^5 times as much as the next stretch or more, the error near the border grows with that factor. In it and
-            in the two-sided `dense`, no token weighs less than exp(-60) of the sequence's heaviest; causal forms and
-            `triton` take weights of any range.
+            in the two-sided `dense`, no token weighs less than exp(-60) of the sequence's heaviest; in `triton` and in
+            causal forms, where only the tokens up to it count, none less than exp(-1000).
 
     Returns:
         (batch, length, dim); zeros at masked positions, whose gradients are zero too.
@@ -109,11 +101,13 @@ def context_pool(
     if mask is not None:
         sigma = sigma.masked_fill(~mask, 1.0)
     kernel = _kernel(chosen, causal=causal)
+    source = x if normalized else x.to(dtype)  # a sum, before its division by n, may be too large for float16
     if causal or chosen == "triton":
-        log_weight = log_weight.clamp_min(LOWEST_LOG_WEIGHT)
-        y = kernel(x, log_weight if mask is None else log_weight.masked_fill(~mask, -torch.inf), sigma, normalized)
-        return y if normalized else y / _count(x, mask).to(x.dtype)
-    return _run_plain(kernel, x, log_weight, sigma, mask, normalized=normalized)
+        y = kernel(source, bounded_log_weights(log_weight, mask, causal=causal), sigma, normalized)
+        return y if normalized else (y / _count(x, mask)).to(x.dtype)
+    weight, shift = plain_weights(log_weight, mask)
+    y = kernel(source, weight, sigma, normalized)
+    return y if normalized else (y * (shift.exp()[:, :, None] / _count(x, mask))).to(x.dtype)
 
 
 def resolve_backend(
@@ -158,24 +152,6 @@ def _check_triton(device: torch.device, dtype: torch.dtype) -> None:
         raise ValueError(f"backend 'triton' needs tensors on a CUDA device, got {device.type!r}")
     if not _TRITON_INSTALLED:
         raise ValueError("backend 'triton' needs the package triton, which PyTorch's CUDA builds bring along")
-
-
-def _run_plain(
-    kernel: Kernel, x: Tensor, log_weight: Tensor, sigma: Tensor, mask: Tensor | None, *, normalized: bool
-) -> Tensor:
-    """Turn log-weights and a mask into plain weights, and call a kernel of these."""
-    if mask is not None:
-        log_weight = log_weight.masked_fill(~mask, -torch.inf)
-    # The largest weight of each sequence becomes 1. The shift cancels, so it needs no gradient.
-    shift = log_weight.detach().amax(dim=1, keepdim=True)
-    shift = torch.where(shift == -torch.inf, 0.0, shift)
-    weight = (log_weight - shift).clamp_min(-WEIGHT_RANGE).exp()
-    if mask is not None:
-        weight = weight.masked_fill(~mask, 0.0)
-    y = kernel(x, weight, sigma, normalized)
-    if not normalized:
-        y = y * (shift.exp()[:, :, None] / _count(x, mask)).to(x.dtype)
-    return y
 
 
 def _count(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from contextpool.levels import Nodes
 from contextpool.opaque import opaque_kernel
-from contextpool.stencils import BLOCK, EXPONENT_MIN, reciprocal
+from contextpool.stencils import BLOCK, reciprocal
 from contextpool.tiles import Tiles, make_tiles
+from contextpool.weights import exp_or_zero
 
 SLAB = 64
 """Features that one thread handles at a time. Wider slabs are no faster there, and their buffers cost page faults."""
@@ -163,7 +164,7 @@ def _squares(tiles: Tiles) -> Tensor:
 
 def _residual_gaussians(tiles: Tiles) -> Tensor:
     """Return (tiles, 16, 48)."""
-    return _squares(tiles).mul_(tiles.slope[:, :, None]).clamp_min_(EXPONENT_MIN).exp_()
+    return exp_or_zero(_squares(tiles).mul_(tiles.slope[:, :, None]))
 
 
 def _blocks(first: Tensor) -> Tensor:

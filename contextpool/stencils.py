@@ -16,15 +16,8 @@ BETA = 0.8
 """Node spacing over blur. The trapezoid rule over the nodes errs by 2 exp(-(pi / BETA)^2) = 4e-7 of each weight."""
 BLOCK = 16
 """Nodes per block. A token reads its own block and one on either side."""
-EXPONENT_MIN = -60.0
-"""Exponents are clamped here: exp(-60) = 9e-27 changes nothing, and subnormal numbers cost up to 1.5 times the time."""
 TAPS = 15
 """Half-width of a stencil: 6 standard deviations for the first level, 7 for the others."""
-
-
-def gaussian(square: Tensor, variance: Tensor) -> Tensor:
-    """Return exp(-square / (2 variance)), with unit peak."""
-    return (square * (-0.5 / variance)).clamp_min_(EXPONENT_MIN).exp_()
 
 
 def reciprocal(total: Tensor) -> Tensor:

@@ -185,6 +185,18 @@ def test_extreme_widths_and_weights(backend, grid, dtype):
     assert all(gradient.isfinite().all() for gradient in gradients([x, sigma], y + narrow + wide))
 
 
+@pytest.mark.parametrize("backend", ["dense", "pyramid"])
+@pytest.mark.parametrize("low", [-30.0, -55.0])
+def test_heavy_cells_out_of_reach_do_not_drown_a_light_one(backend, low):
+    (x, _, _), _ = draw((32, 32), dtype=torch.float32)
+    log_weight = torch.zeros(3, 32, 32)
+    log_weight[:, 10:21, 10:21] = low
+    inputs = x, log_weight.flatten(1), torch.full((3, 1024), 0.4)
+    truth = grid_pool(*(value.double() for value in inputs), grid=(32, 32), backend="reference")
+    y = grid_pool(*inputs, grid=(32, 32), backend=backend)
+    assert (y - truth)[:, 15 * 32 + 15].abs().max() <= 1e-6
+
+
 def test_widths_that_are_not_numbers_stay_where_they_are():
     (x, log_weight, sigma), mask = draw((40, 40))
     with torch.no_grad():

@@ -18,6 +18,7 @@ Case, FORMS = cases.Case, cases.FORMS
 
 forms = cases.over(FORMS)
 causal_forms = cases.over([form for form in FORMS if form.causal])
+forms_in_logarithms = cases.over([form for form in FORMS if form.causal or form.backend == "triton"])
 forms_in_float64 = cases.over([form for form in FORMS if form.backend != "triton"])  # which sums in float32
 
 
@@ -87,6 +88,43 @@ def test_matches_the_reference_at_3001_tokens(form, sigma):
 )
 def test_extreme_inputs_match_the_reference(form, case):
     cases.check_against_truth(form.pool, form.short(case))
+
+
+def beside_the_heavy(length, low, sigma):
+    """Return tokens, log-weights that are `low` for the middle 21 and 0 elsewhere, widths, and the middle."""
+    x = torch.randn(1, length, 6, generator=torch.Generator().manual_seed(length))
+    log_weight, middle = torch.zeros(1, length), length // 2
+    log_weight[0, middle - 10 : middle + 11] = low
+    return x, log_weight, torch.full((1, length), sigma), middle
+
+
+@forms
+@pytest.mark.parametrize("low", [-40.0, -55.0])
+def test_heavy_tokens_out_of_reach_do_not_drown_a_light_one(form, low):
+    x, log_weight, sigma, middle = beside_the_heavy(75 if form.interpreted else 384, low, 0.5)
+    truth = reference_pool(x.double(), log_weight.double(), sigma.double(), causal=form.causal)
+    y = form.pool(x, log_weight, sigma, causal=form.causal)
+    assert (y - truth)[0, middle].abs().max() <= 1e-6
+
+
+@forms_in_logarithms
+@pytest.mark.parametrize("low", [-1e3, -1e6, -torch.inf])
+def test_a_token_far_below_the_others_takes_its_value_from_them(form, low):
+    x, log_weight, sigma, middle = beside_the_heavy(75, 0.0, 3.0)
+    log_weight[0, middle if form.causal else 0] = low
+    truth = reference_pool(x.double(), log_weight.double(), sigma.double(), causal=form.causal)
+    y = form.pool(x, log_weight, sigma, causal=form.causal)
+    assert (y - truth).abs().max() <= 1e-4
+
+
+@forms
+def test_a_sum_beyond_float16_is_divided_before_it_is_rounded(form):
+    shape = (1, 75 if form.interpreted else 4096, 1)
+    x = torch.full(shape, 2000.0 if form.interpreted else 40.0, dtype=torch.float16)
+    assert x.float().sum() > torch.finfo(torch.float16).max
+    wide = torch.full(shape[:2], 1e6)
+    y = form.pool(x, torch.zeros(shape[:2]), wide, causal=form.causal, normalized=False)
+    assert torch.allclose(y[0, -1], x[0, -1], rtol=2e-3)
 
 
 @forms
