@@ -58,12 +58,16 @@ def register_variant(name: str, *, traits: Traits, paper: str) -> Callable[[M], 
     """Register a mixer class under a name; the class of its options is read off the constructor.
 
     Raises:
-        RegistrationError: The name is taken or is not lower snake case, or a signature departs from the contract.
+        RegistrationError: The name is taken, be it by a variant not imported yet, or is not lower snake case, or a
+            signature departs from the contract.
     """
 
     def register(mixer: M) -> M:
         if name != normalise(name) or not name.isidentifier():
             raise RegistrationError(f"{name!r}: a variant's name is lower snake case")
+        home = _home(name)
+        if home and mixer.__module__ != home and not mixer.__module__.startswith(f"{home}."):
+            raise RegistrationError(f"{name!r} is a variant of {home}; refused: {_where(mixer)}")
         present = _registered.get(name)
         if present is not None and present.mixer is not mixer:
             raise RegistrationError(f"{name!r} is registered by {_where(present.mixer)}; refused: {_where(mixer)}")
@@ -110,6 +114,14 @@ def plugin_origin(name: str) -> str:
     """Say which distribution, with its version, announces a variant; empty for built-in ones."""
     point = _plugins().get(normalise(name))
     return f"{point.dist.name} {point.dist.version}" if point is not None and point.dist is not None else ""
+
+
+def _home(name: str) -> str:
+    """Return the module, or for a plug-in the package, to which a name belongs; empty for a free one."""
+    if name in _builtin_names():
+        return f"{variants.__name__}.{name}"
+    point = _plugins().get(name)
+    return "" if point is None else point.module.partition(".")[0]
 
 
 def _builtin_names() -> set[str]:

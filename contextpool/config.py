@@ -42,7 +42,9 @@ class PoolConfig(PredictorConfig):
     )
     sigma: Literal["learned", "fixed"] = option("learned", "whether each token predicts its width")
     normalized: bool = option(True, "divide by the sum of the weights in reach, not by the number of tokens")
-    initial_sigma: float = option(1.0, "width at the start of training, in tokens (on a grid: rows); fixed: the width")
+    initial_sigma: float = option(
+        1.0, "width at the start of training, in tokens (on a grid: rows), at most half the widest; fixed: the width"
+    )
     initial_length: int = option(
         0, "length at which the width starts there, proportional elsewhere; 0 starts there at every length"
     )

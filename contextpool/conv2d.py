@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from contextpool.config import PoolConfig
-from contextpool.grid import grid_pool
+from contextpool.grid import grid_pool, resolve_grid_backend
 from contextpool.module import describe_sigma, make_predictor, weights_and_sigma
 
 
@@ -20,6 +20,9 @@ class ContextPool2d(nn.Module):
         channels: Features of a pixel.
         stride: Rows and columns between two outputs.
         config: Every choice; see `PoolConfig`.
+
+    Raises:
+        ValueError: The stride is not positive, or the backend is not for grids.
     """
 
     def __init__(self, channels: int, stride: int = 2, config: PoolConfig | None = None) -> None:
@@ -28,6 +31,7 @@ class ContextPool2d(nn.Module):
             raise ValueError(f"stride must be positive, got {stride}")
         self.stride = stride
         self.config = PoolConfig() if config is None else config
+        resolve_grid_backend((1, 1), self.config.backend)  # refuses one that is not for grids
         self.predictor = make_predictor(channels, self.config, planar=True)
         self._last_sigma: Tensor | None = None
 

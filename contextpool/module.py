@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from contextpool.config import PoolConfig
 from contextpool.grid import resolve_grid_backend
-from contextpool.pool import context_pool
+from contextpool.pool import check_backend, context_pool
 from contextpool.predictor import Predictor
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -25,9 +25,10 @@ class ContextPool(nn.Module):
         y_i     = sum_j w_j g_ij x_j / sum_j w_j g_ij,   g_ij = exp(-(i - j)^2 / (2 sigma_i^2))
 
     over real tokens j. The offset c(n) = logit(initial_sigma / (sigma_fraction n)), at most 0, lets sigma start at
-    `initial_sigma` tokens at every length, since m starts near zero. A constant offset would start sequences much
-    shorter than the one it is made for below `sigma_min`, where sigma has no gradient; `initial_length` asks for it
-    nevertheless. The offset is added in float32, so b keeps its resolution in bfloat16.
+    `initial_sigma` tokens, or at half the widest, `sigma_fraction n / 2`, where that is less, since m starts near zero.
+    A constant offset would start sequences much shorter than the one it is made for below `sigma_min`, where sigma has
+    no gradient; `initial_length` asks for it nevertheless. With the default sigma_fraction a sequence of five tokens or
+    fewer stays there in any case. The offset is added in float32, so b keeps its resolution in bfloat16.
 
     What follows the paper and what is this project's choice is listed in docs/contextpool.md.
 
@@ -67,6 +68,8 @@ class ContextPool(nn.Module):
             raise ValueError("a grid has no causal order: causal and grid exclude each other")
         if grid:
             resolve_grid_backend(grid, self.config.backend)  # refuses one that is not for grids
+        else:
+            check_backend(self.config.backend, causal=causal)
         if causal and self.config.weights == "softmax" and not self.config.normalized:
             raise ValueError("softmax weights over the whole sequence, not normalised again, would look ahead")
         self.predictor = make_predictor(dim, self.config, causal=causal, planar=grid is not None)

@@ -123,18 +123,27 @@ def resolve_backend(
     Raises:
         ValueError: The backend is unknown or cannot do what is asked.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(get_args(Backend))}")
+    check_backend(backend, causal=causal)
     if backend == "auto":
         if length <= DENSE_UP_TO.get(device.type, DENSE_UP_TO["cpu"])[causal]:
             return "dense"
         return "tree" if causal else "pyramid"
     if backend == "triton":
         _check_triton(device, dtype)
-    elif backend != "reference" and causal not in _KERNELS[backend]:
+    return backend
+
+
+def check_backend(backend: str, *, causal: bool) -> None:
+    """Refuse a backend that cannot do what is asked on any device.
+
+    Raises:
+        ValueError: It is unknown or has no such form.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(get_args(Backend))}")
+    if backend in _KERNELS and causal not in _KERNELS[backend]:
         possible = ", ".join(["reference", *(name for name, forms in _KERNELS.items() if causal in forms), "triton"])
         raise ValueError(f"backend {backend!r} has no {'' if causal else 'non-'}causal form; possible: {possible}")
-    return backend
 
 
 def _kernel(backend: str, *, causal: bool) -> Kernel:

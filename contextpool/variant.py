@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -65,6 +65,8 @@ class HostConfig(VariantConfig):
             OptionError: It refuses them.
         """
         options = {**self.base_options, "rotary": True} if self.rotary else self.base_options
+        if self.rotary and "rotary" not in {known.name for known in fields(self.base_spec().config)}:
+            raise OptionError(f"rotary: {self.base} has no rotary positions")
         try:
             return self.base_spec().config.from_dict(options)
         except OptionError as error:
@@ -173,6 +175,10 @@ class ContextPoolMixer(_Host):
     def __init__(self, config: ContextPoolConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
 
+    def max_tokens(self) -> int:
+        """Return the length of the longest sequence without its prefix tokens, which are not pooled."""
+        return max(1, self.dims.max_length - self.dims.num_prefix)
+
     def make_front(self) -> ContextPool:
         """Build the pooling."""
         dims = self.dims
@@ -180,7 +186,7 @@ class ContextPoolMixer(_Host):
             dims.dim,
             self.config,
             causal=dims.causal,
-            max_length=max(1, dims.max_length - dims.num_prefix),
+            max_length=self.max_tokens(),
             num_prefix=dims.num_prefix,
             grid=self.grid(),
         )
@@ -201,7 +207,7 @@ class ContextPoolMixer(_Host):
             return base
         if grid is not None:
             return f"{resolve_grid_backend(grid, self.config.backend)} + {base}"
-        pooling = resolve_backend(dims.max_length, device, causal=dims.causal, backend=self.config.backend)
+        pooling = resolve_backend(self.max_tokens(), device, causal=dims.causal, backend=self.config.backend)
         return f"{pooling} + {base}"
 
 

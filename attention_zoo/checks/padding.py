@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from attention_zoo.base import SequenceMixer
 from attention_zoo.checks.probe import (
     EXACT,
     LONG,
@@ -14,6 +15,7 @@ from attention_zoo.checks.probe import (
     assert_close,
     build,
     difference,
+    forms,
     input_gradient,
     make_dims,
     mix,
@@ -36,54 +38,59 @@ def check_scattered_padding(spec: VariantSpec) -> None:
 
 
 def _check_content(spec: VariantSpec, make_mask: Callable[[int], Tensor], what: str) -> None:
-    mixer = build(spec)
-    for length in (SHORT, LONG):
+    for form, mixer, length in _built(spec):
         mask = make_mask(length)
         x = tokens(length)
         other = torch.where(mask.unsqueeze(-1), x, 3.0 * tokens(length, seed=1))
         actual, expected = mix(mixer, other, mask)[mask], mix(mixer, x, mask)[mask]
-        assert_close(actual, expected, f"length {length}: the content of {what} reaches real positions")
+        assert_close(actual, expected, f"{form}, length {length}: the content of {what} reaches real positions")
+
+
+def _built(spec: VariantSpec) -> Iterator[tuple[str, SequenceMixer, int]]:
+    """Iterate over every form of a variant, built, and a short and a long length."""
+    for form, dims in forms(spec).items():
+        mixer = build(spec, dims)
+        for length in (SHORT, LONG):
+            yield form, mixer, length
 
 
 def check_padding_gradient(spec: VariantSpec) -> None:
     """The gradient at masked inputs is exactly zero: a leak too small for any tolerance shows here."""
-    mixer = build(spec)
-    for length in (SHORT, LONG):
-        mask, x = scattered_mask(length), tokens(length)
+    for form, mixer, length in _built(spec):
+        mask, x, at = scattered_mask(length), tokens(length), f"{form}, length {length}"
         gradient = input_gradient(mixer, x, mask, where=mask)
-        assert gradient.isfinite().all(), f"length {length}: the gradient of the input is not finite"
-        assert gradient[mask].any(), f"length {length}: no gradient at all reaches the real inputs"
+        assert gradient.isfinite().all(), f"{at}: the gradient of the input is not finite"
+        assert gradient[mask].any(), f"{at}: no gradient at all reaches the real inputs"
         leak = gradient[~mask].abs().max()
-        assert leak == 0, f"length {length}: the gradient at masked inputs is {leak:.1e}, not exactly zero"
+        assert leak == 0, f"{at}: the gradient at masked inputs is {leak:.1e}, not exactly zero"
 
 
 def check_mask_none(spec: VariantSpec) -> None:
     """No mask means the same as a mask that is True everywhere."""
-    mixer = build(spec)
-    for length in (SHORT, LONG):
+    for form, mixer, length in _built(spec):
         x = tokens(length)
-        everything = torch.ones(x.shape[:2], dtype=torch.bool)
-        assert_close(mix(mixer, x, None), mix(mixer, x, everything), f"length {length}: mask None against all True")
+        all_real = torch.ones(x.shape[:2], dtype=torch.bool)
+        what = f"{form}, length {length}: mask None against all True"
+        assert_close(mix(mixer, x, None), mix(mixer, x, all_real), what)
 
 
 def check_empty_rows(spec: VariantSpec) -> None:
     """A sequence without any real token gives zeros, and gradients stay finite."""
-    mixer = build(spec)
-    for length in (SHORT, LONG):
+    for form, mixer, length in _built(spec):
         for others in (True, False):
             mask = scattered_mask(length) & others
             mask[0] = False
-            x = tokens(length).requires_grad_()
+            x, what = tokens(length).requires_grad_(), f"{form}, length {length}: a sequence without real tokens"
             out = mix(mixer, x, mask)
-            assert out.isfinite().all(), f"length {length}: a sequence without real tokens gives NaN or infinity"
-            assert not out[~mask.any(dim=1)].any(), f"length {length}: a sequence without real tokens must give zeros"
+            assert out.isfinite().all(), f"{what} gives NaN or infinity"
+            assert not out[~mask.any(dim=1)].any(), f"{what} must give zeros"
             if not out.requires_grad:
                 continue
             gradients = torch.autograd.grad(
                 weighted_sum(out), (x, *mixer.parameters()), allow_unused=True, materialize_grads=True
             )
             finite = all(gradient.isfinite().all() for gradient in gradients)
-            assert finite, f"length {length}: a sequence without real tokens gives gradients of NaN or infinity"
+            assert finite, f"{what} gives gradients of NaN or infinity"
 
 
 def check_padding_length(spec: VariantSpec) -> None:

@@ -26,9 +26,17 @@ NOISE = 0.1
 SEED = 20220717
 
 
-def make_dims(max_length: int = LONG, *, causal: bool = False, dropout: float = 0.0) -> LayerDims:
+def make_dims(max_length: int = LONG, *, causal: bool = False, num_prefix: int = 0, dropout: float = 0.0) -> LayerDims:
     """Return small dimensions."""
-    return LayerDims(dim=DIM, num_heads=HEADS, max_length=max_length, causal=causal, dropout=dropout)
+    return LayerDims(
+        dim=DIM, num_heads=HEADS, max_length=max_length, causal=causal, num_prefix=num_prefix, dropout=dropout
+    )
+
+
+def forms(spec: VariantSpec) -> dict[str, LayerDims]:
+    """Return the forms in which a variant is built, by name: plain, with a prefix token, causal if claimed."""
+    found = {"plain form": make_dims(), "form with a prefix token": make_dims(num_prefix=1)}
+    return found | ({"causal form": make_dims(causal=True)} if spec.traits.causal else {})
 
 
 def with_options(spec: VariantSpec, options: Mapping[str, Any]) -> VariantSpec:

@@ -55,6 +55,8 @@ class AdaptiveSpanConfig(QkvConfig):
         """Check the ranges."""
         if self.ramp < 0 or self.penalty < 0.0 or not 0.0 <= self.initial_span <= 1.0:
             raise ValueError(f"ramp and penalty may not be negative, initial_span is in [0, 1]: {self}")
+        if self.ramp == 1 and self.span == "static" and self.initial_span == 0.0:
+            raise ValueError("ramp 1 with initial_span 0 never sees a neighbour, nor learns to: take 2 or more, or 0")
 
 
 @register_variant(
@@ -80,7 +82,7 @@ class AdaptiveSpan(SequenceMixer):
     def __init__(self, config: AdaptiveSpanConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
-        self.ramp = config.ramp or (32 if dims.max_length >= 512 else max(1, round(dims.max_length / 16)))
+        self.ramp = config.ramp or (32 if dims.max_length >= 512 else max(2, round(dims.max_length / 16)))
         self.span = (
             StaticSpans(dims, config.initial_span)
             if config.span == "static"

@@ -240,7 +240,16 @@ def test_dropout_is_the_same_in_backward():
     assert torch.autograd.gradcheck(seeded, (x,), nondet_tol=0.0, fast_mode=True)
 
 
-@pytest.mark.parametrize("options", [{"ramp": -1}, {"initial_span": 1.5}, {"penalty": -1.0}, {"span": "both"}], ids=str)
+@pytest.mark.parametrize("max_length", [2, 16, 24])
+def test_a_span_of_zero_can_grow_on_short_sequences(max_length):
+    mixer = AdaptiveSpan(AdaptiveSpanConfig(), LayerDims(dim=16, num_heads=4, max_length=max_length))
+    mixer(torch.randn(2, max_length, 16)).square().sum().backward()
+    assert (mixer.span.fraction.grad != 0).all()
+
+
+@pytest.mark.parametrize(
+    "options", [{"ramp": -1}, {"ramp": 1}, {"initial_span": 1.5}, {"penalty": -1.0}, {"span": "both"}], ids=str
+)
 def test_wrong_values_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         AdaptiveSpanConfig.from_dict(options)

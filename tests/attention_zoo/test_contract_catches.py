@@ -74,6 +74,18 @@ class LeaksBelowTolerance(FullAttention):
         return zero_masked(out + 1e-14 * x.mean(dim=1, keepdim=True), mask)
 
 
+class ForgetsTheMaskWhenCausal(FullAttention):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.check_input(x, mask)
+        return zero_masked(super().forward(x, None if self.dims.causal else mask), mask)
+
+
+class ForgetsTheMaskBesideAPrefix(FullAttention):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.check_input(x, mask)
+        return zero_masked(super().forward(x, None if self.dims.num_prefix else mask), mask)
+
+
 class DiffersWithoutMask(FullAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return super().forward(x, mask) * (1.001 if mask is None else 1.0)
@@ -327,6 +339,16 @@ TWINS = [
     Twin(check="padding_length", mixer=FullAttention, traits=replace(TRAITS, padding_length_invariant=False)),
     Twin(check="permutation", mixer=AddsPositions),
     Twin(check="permutation", mixer=FullAttention, traits=replace(TRAITS, permutation_equivariant=False)),
+    Twin(
+        check="scattered_padding",
+        mixer=ForgetsTheMaskWhenCausal,
+        also={"padding_gradient": "what reaches real positions reaches their gradients"},
+    ),
+    Twin(
+        check="scattered_padding",
+        mixer=ForgetsTheMaskBesideAPrefix,
+        also={"suffix_padding": "sees all padding", "padding_gradient": "and its gradient"},
+    ),
     Twin(check="causal", mixer=IgnoresCausality),
     Twin(check="reach", mixer=MixesNothing),
     Twin(check="reach", mixer=MixesNothingWhenCausal),

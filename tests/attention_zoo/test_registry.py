@@ -52,6 +52,8 @@ class Identity(SequenceMixer):
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("full", "performer", "contextpool"):  # a file registers once, when it is imported
+        get_variant(name)
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
 
@@ -96,6 +98,18 @@ def test_a_name_is_given_once():
     with pytest.raises(RegistrationError, match=r"'identity' is registered by .*Identity; refused: .*Other"):
         register_variant("identity", traits=TRAITS, paper="none")(Other)
     assert get_variant("identity").mixer is Identity
+
+
+@pytest.mark.parametrize(
+    ("name", "home"), [("performer", "attention_zoo.variants.performer"), ("contextpool", "contextpool")]
+)
+def test_a_name_is_kept_for_a_variant_that_is_not_imported_yet(name, home):
+    own = get_variant(name).mixer
+    registry._registered.pop(name)
+    with pytest.raises(RegistrationError, match=f"'{name}' is a variant of {home}; refused: .*Identity"):
+        register_variant(name, traits=TRAITS, paper="none")(Identity)
+    register_variant(name, traits=TRAITS, paper="none")(own)
+    assert get_variant(name).mixer is own
 
 
 @pytest.mark.parametrize("name", ["Identity", "near-identity", "2fast", "with space", ""])

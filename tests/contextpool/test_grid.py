@@ -292,5 +292,9 @@ def test_layer_trains_in_a_convnet():
     net = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), layer, nn.Conv2d(6, 2, 3, padding=1)).double()
     net(torch.randn(2, 1, 12, 12, dtype=torch.float64)).square().sum().backward()
     assert all(parameter.grad.any() for parameter in net.parameters())
+    with pytest.raises(ValueError, match="tree"):
+        ContextPool2d(4, config=PoolConfig(backend="tree"))
     with pytest.raises(ValueError, match="stride"):
         ContextPool2d(6, 0)
+    with pytest.raises(ValueError, match="tree"):
+        ContextPool2d(6, config=PoolConfig(backend="tree"))

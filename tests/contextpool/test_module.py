@@ -160,6 +160,13 @@ def test_causal_bare_sums_do_not_depend_on_the_length():
     assert torch.allclose(module(x, mask)[:, :20], expected, atol=1e-12)
 
 
+@pytest.mark.parametrize(("backend", "causal"), [("tree", False), ("pyramid", True)])
+def test_a_backend_without_the_form_is_refused_at_once(backend, causal):
+    with pytest.raises(ValueError, match=f"'{backend}' has no"):
+        ContextPool(DIM, PoolConfig(backend=backend), causal=causal, max_length=8)
+    ContextPool(DIM, PoolConfig(backend=backend), causal=not causal, max_length=8)
+
+
 def test_causal_form_refuses_what_would_look_ahead():
     with pytest.raises(ValueError, match="max_length"):
         ContextPool(DIM, causal=True)

@@ -121,6 +121,12 @@ def test_the_record_names_both_implementations():
     assert mixer.resolved_backend(torch.device("cpu")) == "dense + blockwise"
 
 
+@pytest.mark.parametrize(("num_prefix", "pooling"), [(0, "pyramid"), (1, "dense")])
+def test_the_record_names_the_pooling_of_the_tokens_without_the_prefix(num_prefix, pooling):
+    mixer = build(POOL, dims=replace(DIMS, max_length=385, num_prefix=num_prefix))
+    assert mixer.resolved_backend(torch.device("cpu")).startswith(f"{pooling} + ")
+
+
 def test_options_reach_the_base():
     mixer = build(POOL, {"base": "local", "base_options": {"window": 8}, "rotary": True})
     assert (mixer.base.config.window, mixer.base.config.rotary) == (8, True)
@@ -132,7 +138,7 @@ def test_options_reach_the_base():
         ({"base": "ful"}, "did you mean 'full'"),
         ({"base_options": {"windw": 3}}, "base_options of full: windw: unknown option"),
         ({"base": "local", "base_options": {"windw": 3}}, "did you mean 'window'"),
-        ({"base": "mlp_only", "rotary": True}, "rotary: unknown option"),
+        ({"base": "mlp_only", "rotary": True}, "rotary: mlp_only has no"),
         ({"kernel_size": 4}, "odd"),
         ({"placement": "middle"}, "placement: expected"),
         ({"sigmaa": "fixed"}, "did you mean 'sigma'"),
