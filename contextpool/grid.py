@@ -20,7 +20,7 @@ from contextpool.weights import SIGMA_MAX, exp_or_zero, plain_weights
 _CHUNK_ELEMENTS = 2**18
 """Elements of one chunk's (batch, queries, cells) tensor: about a core's second-level cache in float32."""
 BACKENDS = ("auto", "reference", "dense", "pyramid")
-DENSE_UP_TO = 4096
+DENSE_CELLS = 4096
 """Cells of the largest grid for which `auto` takes the dense form.
 
 Measured times cross between 56 by 56 (narrow Gaussians) and 80 by 80 (wide ones): `benchmarks/contextpool_grid.py`.
@@ -56,7 +56,7 @@ def grid_pool(
         normalized: Divide by the sum of w_j g_ij (else by the number of real cells).
         backend: `reference` (the formula, quadratic memory), `dense` (the formula in chunks, quadratic time), `pyramid`
             (near linear time, accurate to about 2e-7; see `contextpool.grid_pyramid`) or `auto`: `dense` on grids of up
-            to `DENSE_UP_TO` cells, `pyramid` on larger ones.
+            to `DENSE_CELLS` cells, `pyramid` on larger ones.
         stride: Pool at cells whose row and column are multiples of it only.
 
     Returns:
@@ -107,7 +107,7 @@ def resolve_grid_backend(grid: tuple[int, int], backend: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} does not pool on a grid; known: {', '.join(BACKENDS)}")
     if backend == "auto":
-        return "dense" if grid[0] * grid[1] <= DENSE_UP_TO else "pyramid"
+        return "dense" if grid[0] * grid[1] <= DENSE_CELLS else "pyramid"
     return backend
 
 
