@@ -10,9 +10,9 @@ sigma >= m / 1.5. With l the highest level where that holds for sigma_i, and -1 
 
 cuts off only what is 6 sigma away, and never looks ahead. All three are batches of small matrix products.
 
-Weights may be up to exp(1000) apart: a block is stored in units of its own total weight, and a row is summed relative to the
-largest term that it reads, as in `contextpool.causal_dense`, whose L_i is kept. Unlike the pyramid's, the error of
-interpolation is relative to the largest term in reach rather than to each. A row where that is more than its total
+Weights may be up to exp(1000) apart: a block is stored in units of its own total weight, and a row is summed relative
+to the largest term that it reads, as in `contextpool.causal_dense`, whose L_i is kept. Unlike the pyramid's, the error
+of interpolation is relative to the largest term in reach rather than to each. A row where that is more than its total
 can bear, or where something heavy stands beyond 6 sigma (`contextpool.tails`), is pooled by the formula instead.
 Weights have to change by many powers of ten within a few sigma for that.
 

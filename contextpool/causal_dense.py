@@ -1,4 +1,6 @@
-"""Exact causal pooling by chunks of queries: quadratic time, weights up to exp(1000) apart, never a length-by-length tensor.
+"""Exact causal pooling by chunks of queries: quadratic time, never a length-by-length tensor.
+
+Weights may be up to exp(1000) apart.
 
 A causal mean has no common scale: weights that rise along a sequence leave its first tokens with nothing if they are
 divided by the largest of all. So everything stands in logarithms here, relative to the query's own weight:

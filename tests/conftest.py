@@ -12,6 +12,12 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported; its kernels are tested under its interpreter
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Seed what a test draws without a generator of its own, whatever ran before it in this process."""
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:
