@@ -115,7 +115,8 @@ def prepare(
     home = data_home(data_dir)
     present = (home / the_task.folder_name(options)).is_dir()
     data = the_task.prepare(options, home, source=source, workers=workers, progress=not quiet)
-    click.echo(f"{'Already prepared' if present else 'Prepared'}: {data.path}")
+    unread = "; --from was not read" if present and source is not None else ""
+    click.echo(f"{'Already prepared' if present else 'Prepared'}: {data.path}{unread}")
     describe(data)
     if small is not None and profile is not None:
         chosen = " ".join(f"--set data.{setting.removeprefix('data.')}" for setting in settings)
@@ -139,7 +140,7 @@ def fetch(task: str, mirror: str | None, *, quiet: bool, settings: tuple[str, ..
     from lra.download import fetch as download
     from lra.errors import UsageError
     from lra.prepared import data_home
-    from lra.tasks.sources import FOLDER
+    from lra.tasks.sources import FOLDER, keep_source, read_command
 
     the_task, options = resolve(task, settings)
     key = the_task.source_key(options)
@@ -149,11 +150,14 @@ def fetch(task: str, mirror: str | None, *, quiet: bool, settings: tuple[str, ..
         raise UsageError(f"there is no address of this edition; lra-data prepare {the_task.info.name} --from reads it")
     home, remote = data_home(data_dir), REMOTES[key]
     click.echo(f"Fetching {remote.file_name} from {mirror or remote.url}")
-    file = download(remote, home / FOLDER, mirror=mirror, progress=not quiet)
+    otherwise = f"read a copy with {read_command(the_task.info.name, home)}, or give --mirror URL of another server"
+    file = download(remote, home / FOLDER, mirror=mirror, progress=not quiet, otherwise=otherwise)
     checked = "of the known SHA-256" if remote.sha256 is not None else "unchecked: no digest of it is known"
     click.echo(f"Fetched: {file} ({checked})")
+    present = (home / the_task.folder_name(options)).is_dir()
     data = the_task.prepare(options, home, source=file, progress=not quiet)
-    click.echo(f"Prepared: {data.path}")
+    keep_source(home, key, file)
+    click.echo(f"{'Already prepared' if present else 'Prepared'}: {data.path}")
     describe(data)
 
 
