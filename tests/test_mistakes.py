@@ -94,6 +94,7 @@ MISTAKES = [
     ("lra-report table accurracy", 2, "unknown preset 'accurracy'; did you mean 'accuracy'?"),
     ("lra-report table accuracy --store nowhere", 2, "no store at nowhere"),
     ("lra-report table accuracy --store folder", 2, "holds no records yet"),
+    ("lra-report table accuracy --store .", 2, "holds no records yet; did you mean --store lra-results?"),
     ("lra-report table accuracy --profile quik", 2, "'quik'"),
     ("lra-report table accuracy --format md", 2, "'md' is not one of"),
     ("lra-report table head-to-head full", 2, "takes 2"),
