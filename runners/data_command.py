@@ -15,6 +15,14 @@ from .data_folders import describe, prepared_folders, resolve, task_of
 if TYPE_CHECKING:
     from lra.prepared import SplitName
 
+PREPARE_EXAMPLES = """
+\b
+Examples:
+  lra-data prepare listops
+  lra-data prepare text --from aclImdb_v1.tar.gz --profile official
+  lra-data prepare image --small 2000
+"""
+
 set_option = click.option(
     "--set",
     "settings",
@@ -61,9 +69,11 @@ def list_command(data_dir: Path | None) -> None:
         click.echo(tabulate(rows, headers=["folder", "task", "edition", "examples", "size", "digest"]))
 
 
-@main.command()
+@main.command(epilog=PREPARE_EXAMPLES)
 @click.argument("task")
-@click.option("--from", "source", type=click.Path(path_type=Path), help="Archive or folder to read; it is remembered.")
+@click.option(
+    "--from", "source", type=click.Path(path_type=Path), help="Archive or folder; remembered once it was read."
+)
 @click.option("--generate", is_flag=True, help="Generate ListOps or the Pathfinder family, whatever the profile says.")
 @click.option(
     "--small",
@@ -89,14 +99,7 @@ def prepare(
     settings: tuple[str, ...],
     data_dir: Path | None,
 ) -> None:
-    r"""Prepare the data of TASK, unless it is there already.
-
-    \b
-    Examples:
-      lra-data prepare listops
-      lra-data prepare text --from aclImdb_v1.tar.gz --profile official
-      lra-data prepare image --small 2000
-    """
+    """Prepare the data of TASK, unless it is there already."""
     from lra.errors import UsageError
     from lra.prepared import data_home
     from lra.tasks import get_task
