@@ -78,6 +78,7 @@ def fetch(
     *,
     mirror: str | None = None,
     progress: bool = True,
+    otherwise: str = "",
     pause: Callable[[float], None] = time.sleep,
 ) -> Path:
     """Download a file into a folder, going on from an earlier attempt's `.part` file.
@@ -87,6 +88,7 @@ def fetch(
         folder: Where to.
         mirror: Address of a folder that holds a copy, in place of the official server.
         progress: Whether to show a bar, when there is a terminal.
+        otherwise: What to do where nothing came at all, for the error message.
         pause: Waits some seconds between two tries.
 
     Returns:
@@ -110,7 +112,8 @@ def fetch(
                 break
             except _TryAgainError as error:
                 if attempt == TRIES:
-                    raise DataError(f"{url}: {error}; the same command goes on from {part}") from error
+                    advice = f"the same command goes on from {part}" if part.exists() else otherwise
+                    raise DataError(f"{url}: {error}" + (f"; {advice}" if advice else "")) from error
                 if progress:
                     tqdm.write(f"{error}; try {attempt + 1} of {TRIES} in {4**attempt} seconds", file=sys.stderr)
                 pause(4.0**attempt)

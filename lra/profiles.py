@@ -14,6 +14,7 @@ from attention_zoo.registry import plugin_origin
 from lra.config import ModelConfig, RunConfig, Section, Track, TrainConfig, VariantChoice, validate_section
 from lra.convnet import family_problems
 from lra.errors import UsageError, suggest
+from lra.shipped import config_folder
 from lra.strict_yaml import load_file, load_text
 from lra.tasks import get_task
 
@@ -52,18 +53,6 @@ class Profile(Section):
         if task not in self.tasks:
             raise UsageError(f"profile {self.name!r} does not define task {task!r}; {suggest(task, self.tasks)}")
         return self.tasks[task]
-
-
-def config_folder(kind: str) -> Path:
-    """Return the folder of shipped `profiles` or `suites`: inside the installed package, or beside it in a copy."""
-    package = Path(__file__).resolve().parent
-    installed = package / "configs" / kind
-    return installed if installed.is_dir() else package.parent / "configs" / kind
-
-
-def profile_names() -> list[str]:
-    """List the shipped profiles."""
-    return sorted(file.stem for file in config_folder("profiles").glob("*.yaml"))
 
 
 def load_profile(name: str) -> Profile:

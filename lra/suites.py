@@ -12,7 +12,7 @@ from attention_zoo import available
 from attention_zoo.registry import normalise
 from lra.config import RunConfig, Section, Track
 from lra.errors import UsageError
-from lra.profiles import Profile, config_folder, load_profile, load_shipped, resolve
+from lra.profiles import Profile, load_profile, load_shipped, resolve
 from lra.tasks import TASKS
 
 Grid = dict[str, Any]
@@ -35,11 +35,6 @@ class Suite(Section):
     """Grids of values by path (`model.num_layers`), for the open track; of several grids, the union."""
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings by task, such as a shorter training of one of them; no lists here."""
-
-
-def suite_names() -> list[str]:
-    """List the shipped suites."""
-    return sorted(file.stem for file in config_folder("suites").glob("*.yaml"))
 
 
 def load_suite(name: str) -> Suite:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 PROBLEMS_SHOWN = 10
+DEFAULT_STORE = Path("lra-results")
 
 out_option = click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write instead.")
 
@@ -71,7 +72,7 @@ def load(selection: Selection) -> Loaded:
     from .load import load_stores
     from .render import clean
 
-    loaded = load_stores(selection.stores or (Path("lra-results"),))
+    loaded = load_stores(selection.stores or (DEFAULT_STORE,))
     if loaded.problems:
         click.echo(f"{len(loaded.problems)} files passed over:", err=True)
         for problem in loaded.problems[:PROBLEMS_SHOWN]:
@@ -79,8 +80,15 @@ def load(selection: Selection) -> Loaded:
         if len(loaded.problems) > PROBLEMS_SHOWN:
             click.echo(f"  and {len(loaded.problems) - PROBLEMS_SHOWN} more", err=True)
     if not loaded.configs():
-        raise UsageError("the store holds no records yet")
+        raise UsageError(f"the store holds no records yet{_below(selection.stores)}")
     return select(loaded, selection)
+
+
+def _below(stores: tuple[Path, ...]) -> str:
+    """Suggest the stores of the default name inside the folders that were taken for stores."""
+    inner = [store / DEFAULT_STORE for store in stores]
+    below = [store for store in inner if (store / "results").is_dir() or (store / "bench").is_dir()]
+    return f"; did you mean --store {' --store '.join(shlex.quote(str(store)) for store in below)}?" if below else ""
 
 
 def select(loaded: Loaded, selection: Selection) -> Loaded:

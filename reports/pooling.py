@@ -60,6 +60,11 @@ def load_supports(record: RunRecord, store: Store, data_dir: Path | None, count:
         raise UsageError(f"run {record.cell_id[:12]} ended without weights: {record.status}")
     task, config = get_task(record.config.task), record.config
     weights = store.checkpoint_folder(record.cell_id) / "chosen.pt"
+    if not weights.is_file():
+        raise StoreError(
+            f"the checkpoints of run {record.cell_id[:12]} are not in the store {store.root}, only its record; "
+            f"lra-run --config {store.record_path(record.cell_id)} --store NEW trains it again"
+        )
     state = read_state(weights)
     data = task.prepare(task.options.model_validate(config.data), data_home(data_dir), progress=False)
     if data.digest != record.data_digest:

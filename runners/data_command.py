@@ -15,6 +15,14 @@ from .data_folders import describe, prepared_folders, resolve, task_of
 if TYPE_CHECKING:
     from lra.prepared import SplitName
 
+PREPARE_EXAMPLES = """
+\b
+Examples:
+  lra-data prepare listops
+  lra-data prepare text --from aclImdb_v1.tar.gz --profile official
+  lra-data prepare image --small 2000
+"""
+
 set_option = click.option(
     "--set",
     "settings",
@@ -61,9 +69,11 @@ def list_command(data_dir: Path | None) -> None:
         click.echo(tabulate(rows, headers=["folder", "task", "edition", "examples", "size", "digest"]))
 
 
-@main.command()
+@main.command(epilog=PREPARE_EXAMPLES)
 @click.argument("task")
-@click.option("--from", "source", type=click.Path(path_type=Path), help="Archive or folder to read; it is remembered.")
+@click.option(
+    "--from", "source", type=click.Path(path_type=Path), help="Archive or folder; remembered once it was read."
+)
 @click.option("--generate", is_flag=True, help="Generate ListOps or the Pathfinder family, whatever the profile says.")
 @click.option(
     "--small",
@@ -89,14 +99,7 @@ def prepare(
     settings: tuple[str, ...],
     data_dir: Path | None,
 ) -> None:
-    r"""Prepare the data of TASK, unless it is there already.
-
-    \b
-    Examples:
-      lra-data prepare listops
-      lra-data prepare text --from aclImdb_v1.tar.gz --profile official
-      lra-data prepare image --small 2000
-    """
+    """Prepare the data of TASK, unless it is there already."""
     from lra.errors import UsageError
     from lra.prepared import data_home
     from lra.tasks import get_task
@@ -115,7 +118,8 @@ def prepare(
     home = data_home(data_dir)
     present = (home / the_task.folder_name(options)).is_dir()
     data = the_task.prepare(options, home, source=source, workers=workers, progress=not quiet)
-    click.echo(f"{'Already prepared' if present else 'Prepared'}: {data.path}")
+    unread = "; --from was not read" if present and source is not None else ""
+    click.echo(f"{'Already prepared' if present else 'Prepared'}: {data.path}{unread}")
     describe(data)
     if small is not None and profile is not None:
         chosen = " ".join(f"--set data.{setting.removeprefix('data.')}" for setting in settings)
@@ -139,7 +143,7 @@ def fetch(task: str, mirror: str | None, *, quiet: bool, settings: tuple[str, ..
     from lra.download import fetch as download
     from lra.errors import UsageError
     from lra.prepared import data_home
-    from lra.tasks.sources import FOLDER
+    from lra.tasks.sources import FOLDER, keep_source, read_command
 
     the_task, options = resolve(task, settings)
     key = the_task.source_key(options)
@@ -149,11 +153,14 @@ def fetch(task: str, mirror: str | None, *, quiet: bool, settings: tuple[str, ..
         raise UsageError(f"there is no address of this edition; lra-data prepare {the_task.info.name} --from reads it")
     home, remote = data_home(data_dir), REMOTES[key]
     click.echo(f"Fetching {remote.file_name} from {mirror or remote.url}")
-    file = download(remote, home / FOLDER, mirror=mirror, progress=not quiet)
+    otherwise = f"read a copy with {read_command(the_task.info.name, home)}, or give --mirror URL of another server"
+    file = download(remote, home / FOLDER, mirror=mirror, progress=not quiet, otherwise=otherwise)
     checked = "of the known SHA-256" if remote.sha256 is not None else "unchecked: no digest of it is known"
     click.echo(f"Fetched: {file} ({checked})")
+    present = (home / the_task.folder_name(options)).is_dir()
     data = the_task.prepare(options, home, source=file, progress=not quiet)
-    click.echo(f"Prepared: {data.path}")
+    keep_source(home, key, file)
+    click.echo(f"{'Already prepared' if present else 'Prepared'}: {data.path}")
     describe(data)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lra.command_line import one_line_errors, version_option
+from lra.shipped import profile_names
 
 from . import signals
 from .command_line import data_dir_option, parse_seeds, store_option
@@ -46,7 +47,7 @@ Examples:
 @click.option(
     "--profile",
     metavar="NAME",
-    help="Recipe: a shipped one (quick, nystromformer, official) or a YAML file.  "
+    help=f"Recipe: a shipped one ({', '.join(profile_names())}) or a YAML file.  "
     "[default: nystromformer with a CUDA device, else quick]",
 )
 @click.option("--seeds", metavar="LIST", help="Seeds, such as 3, 0-4 or 0,2,5.  [default: 0]")
@@ -194,13 +195,10 @@ def command(
             ended_without_number |= record.status != "ok"
             if record.status != "ok":
                 click.echo(f"{config.variant.name}, seed {config.seed}: {record.status}: {record.detail}", err=True)
-        except CellError as error:
+        except (CellError, ClaimedCellError) as error:
             click.echo(f"Error: {config.variant.name}, seed {config.seed}: {error}", err=True)
-            rows.append((config.variant.name, config.seed, error.status))
-            ended_without_number = True
-        except ClaimedCellError as error:
-            click.echo(f"Error: {config.variant.name}, seed {config.seed}: {error}", err=True)
-            rows.append((config.variant.name, config.seed, "claimed"))
+            status = error.status if isinstance(error, CellError) else "claimed"
+            rows.append((config.variant.name, config.seed, status))
             ended_without_number = True
     leave(execution.team)
     click.echo("\n\n".join(summary(rows, store) for rows in tables.values()))

@@ -157,7 +157,7 @@ def status(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
     from .sweep_plan import status_table
 
     signals.uninstall()
-    _note_missing(store_folder)
+    _missing(store_folder)
     click.echo(status_table(_cells(suite, data_dir, prepare=False), Store(store_folder)))
 
 
@@ -173,9 +173,11 @@ def retry(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
     from .sweep_state import clear_failures
 
     signals.uninstall()
-    _note_missing(store_folder)
+    cells = _cells(suite, data_dir, prepare=False)
+    if _missing(store_folder):
+        return
     store = Store(store_folder)
-    cleared = [cell.label for cell in _cells(suite, data_dir, prepare=False) if clear_failures(store, cell)]
+    cleared = [cell.label for cell in cells if clear_failures(store, cell)]
     click.echo("\n".join([*cleared, f"{len(cleared)} cells will be tried again"]))
 
 
@@ -192,19 +194,23 @@ def gc(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
     from .sweep_state import collect_garbage
 
     signals.uninstall()
-    _note_missing(store_folder)
+    cells = _cells(suite, data_dir, prepare=False)
+    if _missing(store_folder):
+        return
     store = Store(store_folder)
     try:
-        freed = sum(collect_garbage(store, cell) for cell in _cells(suite, data_dir, prepare=False))
+        freed = sum(collect_garbage(store, cell) for cell in cells)
     except OSError as error:
         raise StoreError(f"cannot tidy up {store_folder}: {error.strerror or error}") from error
     click.echo(f"{freed / 2**20:.1f} MiB freed")
 
 
-def _note_missing(store: Path) -> None:
-    """Say that the store is not there: a mistyped `--store` would look like a suite of which nothing was run."""
-    if not store.is_dir():
+def _missing(store: Path) -> bool:
+    """Say so if the store is not there: a mistyped `--store` would look like a suite of which nothing was run."""
+    missing = not store.is_dir()
+    if missing:
         click.echo(f"There is no store at {store} yet.", err=True)
+    return missing
 
 
 def _home(data_dir: Path | None) -> Path:

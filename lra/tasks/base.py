@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lra.errors import DataError, UsageError
 from lra.prepared import PreparedData, SplitName, open_prepared
-from lra.tasks.sources import keep_source, kept_source
+from lra.tasks.sources import check_source, keep_source, kept_source
 
 
 class TaskOptions(BaseModel):
@@ -73,6 +73,10 @@ class Task(ABC, Generic[OptionsT]):
             UsageError: The edition has not more than `train` training examples, or cannot be cut.
         """
 
+    def generates(self, options: OptionsT) -> bool:
+        """Return whether the harness makes this edition itself, from no file."""
+        return self.info.generated and getattr(options, "source", None) == "generated"
+
     def source_key(self, options: OptionsT) -> str | None:  # noqa: ARG002
         """Name the source that this edition is read from, for `lra.tasks.sources`; None for generated ones."""
         return None
@@ -114,22 +118,28 @@ class Task(ABC, Generic[OptionsT]):
         Args:
             options: Which edition.
             home: Folder of all prepared data, see `lra.prepared.data_home`.
-            source: File or folder to read from, for editions that are read.
+            source: File or folder to read from, for editions that are read. It is remembered once it was read; where
+                the data is there already, it is not read.
             workers: Processes that build; None takes one per core. The result does not depend on it.
             progress: Whether to show a progress bar, when there is a terminal.
 
         Raises:
+            UsageError: There is a source, and the edition is generated.
             DataError: In at most three lines: what is missing or damaged, and what mends it.
         """
+        if source is not None:
+            if self.generates(options):
+                raise UsageError(f"{self.info.name} is generated; --set source=official reads it from --from")
+            check_source(source)
         target, key = home / self.folder_name(options), self.source_key(options)
         if not target.is_dir():
             _check_writable(home)
             origin = kept_source(home, key) if source is None and key is not None else source
             data = self.build(options, target, source=origin, workers=workers, progress=progress)
+            if source is not None and key is not None:
+                keep_source(home, key, source)
         else:
             data = open_prepared(target, verify=False)
-        if source is not None and key is not None:
-            keep_source(home, key, source)
         if data.manifest.task != self.info.name or data.manifest.options != options.model_dump(mode="json"):
             raise DataError(f"{target}: holds other data than its name says; remove the folder and prepare it again")
         return data

@@ -116,8 +116,6 @@ class ListOps(Task[ListOpsOptions]):
         if options.source == "official":
             splits = self._read(options, target, source, progress=progress)
             maker = f"official reader {listops_files.VERSION}"
-        elif source is not None:
-            raise UsageError("listops is generated; --set source=official reads it from --from")
         else:
             splits = self._generate(options, workers=workers, progress=progress)
             maker = f"generator {generator.VERSION}"

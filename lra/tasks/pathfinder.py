@@ -95,8 +95,6 @@ class _Family(Task[OptionsT]):
         self, options: OptionsT, target: Path, *, source: Path | None, workers: int | None, progress: bool
     ) -> PreparedData:
         """Generate the images, or read them from an unpacked release; a killed generation is taken up again."""
-        if options.source == "generated" and source is not None:
-            raise UsageError(f"{self.info.name} is generated; --set source=official reads it from --from")
         work = target.with_name(f".{target.name}.work")
         with sole_owner(work):
             if target.is_dir():

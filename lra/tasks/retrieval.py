@@ -78,8 +78,6 @@ class Retrieval(Task[RetrievalOptions]):
                 "label, id1, id2, text1, text2.\n"
                 "Read them with: lra-data prepare retrieval --set source=substitute --from FILE-OR-FOLDER"
             )
-        if not source.exists():
-            raise DataError(f"{source}: no such file or folder")
         reader = PairReader(max_length=options.max_length, progress=progress)
         splits = reader.read(source, OFFICIAL_STEM if official else None)
         counts = {name: len(splits[name]) for name in SPLITS}

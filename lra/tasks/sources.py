@@ -6,6 +6,7 @@ prepared from a file that was named once.
 
 from __future__ import annotations
 
+import difflib
 import secrets
 from pathlib import Path
 
@@ -14,6 +15,18 @@ from lra.errors import DataError
 from lra.prepared import data_home
 
 FOLDER = "sources"
+
+
+def check_source(source: Path) -> None:
+    """Check that a file or folder to read from is there.
+
+    Raises:
+        DataError: It is not; the line suggests what has nearly that name.
+    """
+    if not source.exists():
+        near = difflib.get_close_matches(source.name, [path.name for path in source.parent.glob("*")], n=1)
+        hint = f"; did you mean {str(source.with_name(near[0]))!r}?" if near else ""
+        raise DataError(f"{source}: no such file or folder{hint}")
 
 
 def kept_source(home: Path, key: str) -> Path | None:
@@ -47,9 +60,17 @@ def describe_source(source: Path) -> str:
 
 def missing(task: str, what: str, home: Path) -> DataError:
     """Return the three lines that say what is missing, what fetches it, and what to do with a file fetched by hand."""
-    place = "" if home == data_home() else f" --data-dir {home}"
     return DataError(
         f"{task}: {what} is neither prepared nor kept in {home / FOLDER}\n"
-        f"Fetch and prepare it with: lra-data fetch {task}{place}\n"
-        f"Fetched by hand, it is read with: lra-data prepare {task} --from FILE{place}"
+        f"Fetch and prepare it with: lra-data fetch {task}{_place(home)}\n"
+        f"Fetched by hand, it is read with: {read_command(task, home)}"
     )
+
+
+def read_command(task: str, home: Path) -> str:
+    """Return the command that reads a file which was fetched by hand."""
+    return f"lra-data prepare {task} --from FILE{_place(home)}"
+
+
+def _place(home: Path) -> str:
+    return "" if home == data_home() else f" --data-dir {home}"

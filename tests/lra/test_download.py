@@ -56,6 +56,7 @@ def test_three_tries_then_the_part_stays_for_the_next_command(server, tmp_path):
         get(server, tmp_path)
     assert "\n" not in str(caught.value)
     part = tmp_path / "f.tar.gz.part"
+    assert str(caught.value).endswith(f"; the same command goes on from {part}")
     assert part.read_bytes() == CONTENT[: len(CONTENT) * 7 // 8]
     server.behaviours = ["good"]
     assert get(server, tmp_path).read_bytes() == CONTENT
@@ -127,8 +128,10 @@ def test_only_https_leaves_this_machine(tmp_path, mirror):
 
 def test_a_server_that_is_not_there_is_one_line(server, tmp_path):
     server.close()
-    with pytest.raises(DataError, match="no answer") as caught:
-        get(server, tmp_path)
+    for otherwise in ("", "do it by hand"):
+        with pytest.raises(DataError, match="no answer") as caught:
+            fetch(remote(), tmp_path, mirror=server.url, progress=False, otherwise=otherwise, pause=[].append)
+        assert re.search(r"no answer \(.*\)" + (f"; {otherwise}" if otherwise else "") + "$", str(caught.value))
     assert "\n" not in str(caught.value)
     server.__init__(CONTENT)
 

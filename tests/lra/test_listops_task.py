@@ -1,5 +1,6 @@
 """The ListOps task: editions, prepared data and the view for a person."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from lra.generate.listops_tokens import VOCAB_SIZE
 from lra.prepared import SPLITS, open_prepared
 from lra.tasks import get_task
 from lra.tasks.listops import ListOps, ListOpsOptions
+from lra.tasks.listops_rails import KNOWN_MAJORITY, KNOWN_ROOT_ONLY
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"min_length": 11, "max_length": 63, "max_depth": 4, "max_args": 5}
@@ -170,5 +172,8 @@ def test_the_whole_benchmark_is_generated_checked_and_the_same_everywhere(tmp_pa
     assert made.digest.startswith("3e81a4d09787")
     assert made.manifest.rails["majority"] == pytest.approx(17.0, abs=4 * 0.84)  # 2,000 examples: 0.84 % standard error
     assert made.manifest.rails["root-only"] == pytest.approx(36.2, abs=4 * 1.07)
+    rails = (made.manifest.rails["majority"], made.manifest.rails["root-only"], KNOWN_MAJORITY, KNOWN_ROOT_ONLY)
+    stated = re.findall(r"(\d\d\.\d) %", (ROOT / "docs" / "protocol.md").read_text().partition("What ListOps")[2])
+    assert stated == [f"{rail:.1f}" for rail in rails]
     examples = {bytes(made.split(name).tokens_of(i)) for name in SPLITS for i in range(len(made.split(name)))}
     assert len(examples) == 100_000

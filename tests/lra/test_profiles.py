@@ -6,7 +6,8 @@ import torch
 from attention_zoo import available
 from lra.errors import UsageError
 from lra.model import build_model, count_parameters
-from lra.profiles import load_profile, profile_names, resolve
+from lra.profiles import load_profile, resolve
+from lra.shipped import profile_names
 from lra.tasks import TASKS, get_task
 
 CELLS = [(profile, task) for profile in profile_names() for task in load_profile(profile).tasks]

@@ -6,7 +6,8 @@ import yaml
 from attention_zoo import available
 from lra.errors import UsageError
 from lra.profiles import load_profile
-from lra.suites import expand, labels, load_suite, suite_names
+from lra.shipped import suite_names
+from lra.suites import expand, labels, load_suite
 from lra.tasks import TASKS
 
 

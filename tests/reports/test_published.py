@@ -3,7 +3,7 @@
 import pytest
 
 from lra.errors import UsageError
-from lra.profiles import profile_names
+from lra.shipped import profile_names
 from reports.beside import OTHER_RECIPE, beside, load_published
 from reports.load import load_stores
 from tests.reports.synthetic import add_run

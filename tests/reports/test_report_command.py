@@ -235,6 +235,13 @@ def test_a_variant_with_many_settings_names_rows_that_there_are(tmp_path):
 def test_an_empty_store_and_a_missing_one_say_so(tmp_path):
     assert "holds no records yet" in report("table", "accuracy", "--store", tmp_path).stderr
     assert "no store at" in report("table", "accuracy", "--store", tmp_path / "nowhere").stderr
+    (tmp_path / "lra-results").mkdir()
+    plain = report("table", "accuracy", "--store", tmp_path)
+    assert plain.stderr == "Error: the store holds no records yet\n"
+    add_run(tmp_path / "lra-results", 400)
+    advised = report("table", "accuracy", "--store", tmp_path)
+    assert advised.stderr == f"{plain.stderr[:-1]}; did you mean --store {tmp_path / 'lra-results'}?\n"
+    assert report("table", "accuracy", "--store", tmp_path / "lra-results").exit_code == 0
 
 
 def damage(folder):

@@ -204,6 +204,16 @@ def test_mistakes_are_one_line_on_stderr(run, arguments, exit_code, message):
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.info.generated])
+def test_a_generated_edition_takes_no_file_even_when_it_is_there(run, task, tmp_path):
+    tiny = SET_TINY if task == "listops" else ["--set", "difficulty=easy", "--small", "8"]
+    assert run("prepare", task, *tiny).exit_code == 0
+    for source in (tmp_path, tmp_path / "nowhere"):
+        refused = run("prepare", task, *tiny, "--from", source)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert refused.stderr == f"Error: {task} is generated; --set source=official reads it from --from\n"
+
+
 def test_several_mistakes_come_together(run):
     result = run("prepare", "listops", "--set", "seed=x", "--set", "data.tran=1")
     assert result.exit_code == 2

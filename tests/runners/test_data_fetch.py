@@ -89,6 +89,51 @@ def test_prepare_from_remembers_the_file(run, home, tmp_path):
     assert run("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 0
 
 
+def test_a_source_that_was_not_read_is_not_remembered(run, home, tmp_path):
+    file, other = tmp_path / "by-hand", tmp_path / "by-hands"
+    file.write_bytes(CONTENT)
+    assert run("prepare", "text", "--from", file, *SMALL).exit_code == 0
+    missing = run("prepare", "text", "--from", other, *SMALL)
+    assert (missing.exit_code, missing.stdout) == (3, "")
+    assert missing.stderr == f"Error: {other}: no such file or folder; did you mean {str(file)!r}?\n"
+    other.write_bytes(b"not an archive")
+    unread = run("prepare", "text", "--from", other, *SMALL)
+    assert unread.exit_code == 0
+    (folder,) = home.glob("text-*")
+    assert unread.stdout.splitlines()[0] == f"Already prepared: {folder}; --from was not read"
+    assert run("prepare", "text", "--from", other, "--set", "seed=5", *SMALL).exit_code == 3
+    assert (home / "sources" / "text").resolve() == file
+    assert run("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 0
+
+
+def test_a_fetched_file_is_remembered_though_the_edition_was_there(run, home, tmp_path, server):
+    file = tmp_path / "by-hand"
+    file.write_bytes(CONTENT)
+    assert run("prepare", "text", "--from", file, *SMALL).exit_code == 0
+    file.unlink()
+    assert run("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 3
+    fetched = run("fetch", "text", "--mirror", server.url, *SMALL)
+    assert fetched.exit_code == 0
+    assert "Already prepared: " in fetched.stdout
+    assert run("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 0
+
+
+def test_without_a_network_fetch_says_how_to_go_on(run, home, server, monkeypatch):
+    monkeypatch.setattr("lra.download.TRIES", 1)
+    server.behaviours = ["break"]
+    broken = run("fetch", "text", "--mirror", server.url, *SMALL)
+    part = home / "sources" / "aclImdb_v1.tar.gz.part"
+    assert broken.stderr.endswith(f"; the same command goes on from {part}\n")
+    part.unlink()
+    server.behaviours = [503]
+    for place in ([], ["--data-dir", home / "other"]):
+        refused = run("fetch", "text", "--mirror", server.url, *SMALL, *place)
+        command = " ".join(["lra-data prepare text --from FILE", *map(str, place)])
+        assert refused.exit_code == 3
+        assert refused.stderr.endswith(f"; read a copy with {command}, or give --mirror URL of another server\n")
+        assert refused.stderr.count("\n") == 1
+
+
 def test_remove_takes_editions_by_task_or_name_and_asks_first(run, home, tmp_path):
     file = tmp_path / "by-hand"
     file.write_bytes(CONTENT)

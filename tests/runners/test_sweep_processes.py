@@ -19,7 +19,7 @@ from runners.engines.base import Job
 from runners.engines.local import LocalEngine, cpu_slots
 from runners.engines.process import run_job
 from runners.sweep_command import command
-from tests.runners.sweep_cells import TINY, tiny
+from tests.runners.sweep_cells import TINY, tiny, tiny_data
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = [sys.executable, "-m", "runners.sweep_command"]
@@ -140,6 +140,16 @@ def test_plan_status_retry_and_gc_of_a_finished_sweep(invoke, clean):
     assert not invoke("gc").startswith("0.0 MiB")
     assert not list(clean[0].glob("checkpoints/*/step-*.pt"))
     assert outcomes(clean[0]) == before
+
+
+@pytest.mark.parametrize(("verb", "notes"), [("plan", 0), ("status", 1), ("retry", 1), ("gc", 1)])
+def test_looking_at_a_store_that_is_not_there_does_not_make_it(home, tmp_path, verb, notes):
+    tiny_data(home)  # without data a cell has no id, and nothing is looked up
+    suite = write_suite(tmp_path)
+    done = CliRunner().invoke(command, [verb, str(suite), "--store", str(tmp_path / "store"), "--data-dir", str(home)])
+    assert done.exit_code == 0, done.output
+    assert done.stderr == f"There is no store at {tmp_path / 'store'} yet.\n" * notes
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 
 def test_plan_probes_what_is_not_done(home, tmp_path):
