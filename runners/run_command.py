@@ -66,7 +66,7 @@ Examples:
     "--config",
     "config_file",
     metavar="FILE",
-    help="Run exactly the cell of this file: a complete configuration, or a record; - reads standard input.",
+    help="Run exactly this cell: a configuration as --dry-run prints it, or a record; - reads standard input.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]")
@@ -161,8 +161,8 @@ def command(
         )
     home, store = data_home(data_dir), Store(store_folder)
     if dry_run:
-        for config in cells if here.rank == 0 else []:
-            click.echo(describe(config, home))
+        for number, config in enumerate(cells if here.rank == 0 else []):
+            click.echo(("---\n" if number else "") + describe(config, home), nl=False)
         return
     if here.size > 1:
         check_team(cells, here.size)
