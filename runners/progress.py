@@ -17,6 +17,12 @@ PLAIN_SECONDS = 30.0
 """Time between two lines of a plain log."""
 
 
+def print_line(text: str) -> None:
+    """Print a line on stderr, above any bars; one that cannot be written, as to a closed terminal, is dropped."""
+    with contextlib.suppress(OSError):
+        tqdm.write(text, file=sys.stderr)
+
+
 class ProgressLine:
     """A bar over the steps of a run with loss, accuracy, speed and time left; with `shown=False` nothing at all."""
 
@@ -58,7 +64,7 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self.shown:
-            tqdm.write(f"{self.title}: {text}", file=sys.stderr)
+            print_line(f"{self.title}: {text}")
 
     @contextlib.contextmanager
     def sub(self, title: str, total: int) -> Iterator[Callable[[int], None]]:

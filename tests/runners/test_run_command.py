@@ -96,14 +96,16 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(profile, home, tmp_
     assert record["cost"]["resumed"] == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_the_state_and_says_so(profile, home, tmp_path, number):
     long_profile = tmp_path / "long.yaml"
     values = json.loads(json.dumps(PROFILE))
     values["tasks"]["listops"]["train"] |= {"steps": 100_000, "eval_every": 100_000}
     long_profile.write_text(yaml.safe_dump(values))
     command = arguments(long_profile, home, tmp_path / "store", "--quiet", "--checkpoint-seconds", "0.2")
+    heard = signal.signal(number, signal.SIG_DFL)  # were it ignored here, as under nohup, it would be ignored there
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    signal.signal(number, heard)
     limit = time.monotonic() + 60
     while not list(tmp_path.glob("store/checkpoints/*/step-*.pt")) and time.monotonic() < limit:
         time.sleep(0.01)
