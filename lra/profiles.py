@@ -109,13 +109,32 @@ def check_variant_names(overrides: Mapping[str, Any], variants: Sequence[str]) -
     """Check that each override of `variants.NAME` is meant for one of several variants.
 
     Raises:
-        UsageError: It is not: without this, a mistyped name would change nothing and say nothing.
+        UsageError: It is not: without this, a mistyped name would change nothing and say nothing. Or an override of
+            `variant` names an option that only some of the variants have.
     """
     for path in overrides:
         head, _, rest = path.partition(".")
         name, dot, _ = rest.partition(".")
         if head == "variants" and dot and name not in variants:
             raise UsageError(f"{path}: {name!r} is not among the variants; {suggest(name, variants)}")
+        if head != "variant":
+            continue
+        known = {variant: names for variant in variants if (names := _option_names(variant)) is not None}
+        without = [variant for variant, names in known.items() if name not in names]
+        having = [variant for variant in known if variant not in without]
+        if without and having:
+            raise UsageError(
+                f"{path}: no option of {', '.join(without)}; "
+                f"for one of several variants write variants.{having[0]}.{rest}"
+            )
+
+
+def _option_names(variant: str) -> list[str] | None:
+    """List the options of a variant; None if there is no such variant, of which `resolve` tells."""
+    try:
+        return [name for name, *_ in get_variant(variant).config.describe()]
+    except (UnknownVariantError, RegistrationError):
+        return None
 
 
 def resolve(
@@ -130,7 +149,7 @@ def resolve(
         seed: Seed of initialisation, data order and dropout.
         track: `matched` admits overrides of the variant's own options only; `open` admits all.
         overrides: Values by path: `data.x`, `model.x`, `train.x`; `variant.x` for the variant at hand, or
-            `variants.NAME.x` for one of several.
+            `variants.NAME.x` for one of several; `x.y` for one entry of an option that is a mapping.
 
     Raises:
         UsageError: All mistakes at once, one per line.
@@ -139,18 +158,19 @@ def resolve(
     the_task, recipe = get_task(task), profile.recipe(task)
     sections = {"data": dict(recipe.data), "model": dict(recipe.model), "train": dict(recipe.train)}
     options = dict(profile.variants.get(variant, {}))
+    origins: dict[str, str] = {}
     for path, value in overrides.items():
         head, _, rest = path.partition(".")
         if head in sections and rest:
             sections[head][rest] = value
             if track == "matched":
                 problems.append(f"{path}: fixed by the profile on the matched track; {OPEN_TRACK}")
-        elif head == "variant" and rest:
-            options[rest] = value
-        elif head == "variants" and rest.count(".") == 1:
+        elif head == "variant" and rest and rest.count(".") <= 1:
+            _set_option(options, rest, value, origins, path)
+        elif head == "variants" and 1 <= rest.count(".") <= 2:
             name, _, key = rest.partition(".")
             if name == variant:
-                options[key] = value
+                _set_option(options, key, value, origins, path)
         else:
             problems.append(f"{path}: unknown key; paths begin with data., model., train., variant. or variants.NAME.")
     data, data_problems = validate_section(the_task.options, sections["data"], "data")
@@ -163,7 +183,7 @@ def resolve(
         problems += family_problems(model, the_task.info, variant, has_options=bool(options))
     if model is not None and model.positions == "rotary":
         options.setdefault("rotary", True)
-    config = _variant_config(variant, options, problems)
+    config = _variant_config(variant, options, origins, problems)
     if data is not None and model is not None and the_task.max_length(data) > model.max_length:
         problems.append(f"model.max_length: {model.max_length} is shorter than the data ({the_task.max_length(data)})")
     if problems or data is None or model is None or train is None or config is None:
@@ -180,11 +200,38 @@ def resolve(
     )
 
 
-def _variant_config(variant: str, options: Mapping[str, Any], problems: list[str]) -> VariantConfig | None:
+def _set_option(options: dict[str, Any], key: str, value: Any, origins: dict[str, str], path: str) -> None:
+    """Set an option, or with `key` = `name.entry` one entry of an option that is a mapping; note where it is from."""
+    name, dot, entry = key.partition(".")
+    if dot:
+        present = options.get(name)
+        value = {**(present if isinstance(present, Mapping) else {}), entry: value}
+    options[name] = value
+    origins[name] = path
+
+
+def _variant_config(
+    variant: str, options: Mapping[str, Any], origins: Mapping[str, str], problems: list[str]
+) -> VariantConfig | None:
+    """Build the options of a variant; on mistakes return None and add one line per mistake, under the path it is from.
+
+    A problem that `origins` has no path for, as that of a profile's option, is under `variant.`.
+    """
     try:
-        return get_variant(variant).config.from_dict(options)
+        section = get_variant(variant).config
     except (UnknownVariantError, RegistrationError) as error:
         problems.append(str(error.args[0]))
+        return None
+    known = [name for name, *_ in section.describe()]
+    unknown = [name for name in options if name not in known]
+    problems += [
+        f"{origins.get(name, f'variant.{name}')}: no option of {variant}; {suggest(name, known)}" for name in unknown
+    ]
+    try:
+        config = section.from_dict({name: value for name, value in options.items() if name in known})
     except OptionError as error:
-        problems.extend(f"variant.{line}" for line in str(error).splitlines())
-    return None
+        for line in str(error).splitlines():
+            name, colon, problem = line.partition(": ")
+            problems.append(f"{origins.get(name, f'variant.{name}')}{colon}{problem}")
+        return None
+    return None if unknown else config

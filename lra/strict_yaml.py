@@ -14,6 +14,10 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 50
 
 
+class SeveralDocumentsError(UsageError):
+    """Text with more than one document, where one is expected."""
+
+
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2's core schema: `1e-3` is a number, `no` and `12:30` are text."""
 
@@ -65,6 +69,7 @@ def load_text(text: str, origin: str) -> Any:
 
     Raises:
         UsageError: One line, `origin:line:column: what is wrong`.
+        SeveralDocumentsError: The text goes on after a line `---`.
     """
     if len(text) > MAX_BYTES:
         raise UsageError(f"{origin}: larger than {MAX_BYTES} characters")
@@ -73,7 +78,8 @@ def load_text(text: str, origin: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{origin}:{mark.line + 1}:{mark.column + 1}" if mark is not None else origin
-        raise UsageError(f"{place}: {error.problem or error.context}") from error
+        kind = SeveralDocumentsError if error.problem == "but found another document" else UsageError
+        raise kind(f"{place}: {error.problem or error.context}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UsageError(f"{origin}: not readable as YAML: {str(error).splitlines()[0]}") from error
 

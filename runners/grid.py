@@ -17,7 +17,7 @@ from lra.errors import DataError, UsageError
 from lra.prepared import open_prepared
 from lra.profiles import check_variant_names, load_profile, parse_override, resolve
 from lra.records import read_record
-from lra.strict_yaml import load_file, load_text
+from lra.strict_yaml import SeveralDocumentsError, load_file, load_text
 from lra.tasks import get_task
 
 from .cost import parameters_of
@@ -101,11 +101,16 @@ def read_config(source: str) -> RunConfig:
     path = Path(source)
     if source != "-" and not path.is_file():
         raise UsageError(f"--config {source}: no such file")
-    values = load_text(sys.stdin.read(), "standard input") if source == "-" else load_file(path)
+    try:
+        values = load_text(sys.stdin.read(), "standard input") if source == "-" else load_file(path)
+    except SeveralDocumentsError as error:
+        raise UsageError(f"{source}: several cells; --config runs one: keep those lines, up to a line `---`") from error
     if isinstance(values, dict) and values.keys() == {"record", "sha256"}:
         record = read_record(path)
         config, same = record.config, record.config.cell_id(record.data_digest) == record.cell_id
     else:
+        if isinstance(values, dict) and "tasks" in values:
+            raise UsageError(f"{source}: {_grid_hint(values, source)}")
         if not isinstance(values, dict) or not values.keys() & RunConfig.model_fields.keys():
             raise UsageError(f"{source}: neither a configuration nor a record; --dry-run prints a configuration")
         config = _validated(values, source)
@@ -114,6 +119,13 @@ def read_config(source: str) -> RunConfig:
         raise UsageError(f"{source}: not a complete configuration of this version; it would be another cell than meant")
     check_runnable(config)
     return config
+
+
+def _grid_hint(values: dict[str, Any], source: str) -> str:
+    """Say how a file that stands for many cells is run: a suite has seeds, a profile has not."""
+    if "seeds" in values:
+        return f"a suite, not the configuration of one cell; lra-sweep run {source} runs it"
+    return f"a profile, not the configuration of one cell; --attn NAME --task NAME --profile {source} runs it"
 
 
 def _validated(values: dict[str, Any], source: str) -> RunConfig:
@@ -144,7 +156,9 @@ def check_runnable(config: RunConfig) -> None:
 
 
 def describe(config: RunConfig, home: Path) -> str:
-    """Write out one cell for `--dry-run`: configuration, parameters, cell id.
+    """Write out one cell for `--dry-run`: the configuration, and as comments the data, parameters and cell id.
+
+    `read_config` takes the text back.
 
     Raises:
         UsageError: There is no such model.
@@ -157,5 +171,9 @@ def describe(config: RunConfig, home: Path) -> str:
         cell = config.cell_id(open_prepared(folder, verify=False).digest)
     except DataError:
         cell = "known once the data is prepared, since it covers the data's content"
-    head = f"data: {task.edition(options)}\nparameters: {parameters:,} ({parameters / full:.3f} x full attention)\n"
-    return f"{yaml.safe_dump(config.model_dump(), sort_keys=False)}{head}cell id: {cell}\n"
+    notes = (
+        f"# data: {task.edition(options)}\n"
+        f"# parameters: {parameters:,} ({parameters / full:.3f} x full attention)\n"
+        f"# cell id: {cell}\n"
+    )
+    return yaml.safe_dump(config.model_dump(), sort_keys=False) + notes

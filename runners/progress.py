@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +15,31 @@ from .loop import TrainState
 
 PLAIN_SECONDS = 30.0
 """Time between two lines of a plain log."""
+TEXT_AND_BAR = "{desc} |{bar}|"
+LEAST_BAR = 12
+"""Columns that a bar must have left beside the text to be drawn."""
+DEFAULT_COLUMNS = 80
+"""Width of a terminal that does not tell its own."""
+
+
+def print_line(text: str) -> None:
+    """Print a line on stderr, above any bars; one that cannot be written, as to a closed terminal, is dropped."""
+    with contextlib.suppress(OSError):
+        tqdm.write(text, file=sys.stderr)
+
+
+def fit(title: str, numbers: Sequence[str], rest: Sequence[str], columns: int) -> str:
+    """Write a line that a terminal can hold: the numbers, whatever it costs the title, then what of the rest fits."""
+    text = ", ".join(numbers)
+    room = columns - len(text) - len(": ")
+    if len(title) > room:
+        title = title[: max(0, room - len("..."))] + "..."
+    line = f"{title}: {text}"
+    for part in filter(None, rest):
+        if len(line) + len(", ") + len(part) > columns:
+            break
+        line += f", {part}"
+    return line
 
 
 class ProgressLine:
@@ -29,7 +54,7 @@ class ProgressLine:
 
     def __enter__(self) -> ProgressLine:
         if self.shown and self.terminal:
-            self.bar = tqdm(total=self.steps, desc=self.title, unit="step", dynamic_ncols=True, leave=False)
+            self.bar = tqdm(total=self.steps, desc=self.title, bar_format=TEXT_AND_BAR, dynamic_ncols=True, leave=False)
         return self
 
     def __exit__(
@@ -40,31 +65,57 @@ class ProgressLine:
 
     def report(self, state: TrainState, loss: float, accuracy: float) -> None:
         """Show how far the run is."""
-        now = time.monotonic()
-        if self._speed_from is None:
-            self._speed_from = (now, state.step)
+        left = self._left(state.step)
         if self.bar is not None:
             speed = state.timed_examples / state.timed_seconds if state.timed_seconds > 0 else 0.0
+            numbers = [f"loss {loss:.3f}", f"train {100 * accuracy:.1f} %"]
+            if state.best_score is not None:
+                numbers.append(f"best val {100 * state.best_score.accuracy:.1f} %")
+            rest = [left, f"step {state.step}/{self.steps}", f"{speed:.0f} examples/s" if speed else ""]
+            columns = self.bar.ncols or DEFAULT_COLUMNS
+            text = fit(self.title, numbers, rest, columns)
             self.bar.n = state.step
-            best = "" if state.best_score is None else f", best validation {100 * state.best_score.accuracy:.1f} %"
-            self.bar.set_postfix_str(f"loss {loss:.3f}, train {100 * accuracy:.1f} %{best}, {speed:.0f} examples/s")
-        elif self.shown and (now - self._last_line >= PLAIN_SECONDS or state.step == self.steps):
-            self._last_line = now
-            started, first = self._speed_from
-            pace = (state.step - first) / max(now - started, 1e-9)
-            left = f"{(self.steps - state.step) / pace:.0f} s left" if pace > 0 else ""
-            self.say(f"step {state.step}/{self.steps}  loss {loss:.3f}  accuracy {100 * accuracy:.1f} %  {left}")
+            self.bar.bar_format = TEXT_AND_BAR if columns - len(text) >= LEAST_BAR else "{desc}"
+            self.bar.set_description_str(text)
+        elif self._line_due() or state.step == self.steps:
+            self.say(f"step {state.step}/{self.steps}  loss {loss:.3f}  train accuracy {100 * accuracy:.1f} %  {left}")
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self.shown:
-            tqdm.write(f"{self.title}: {text}", file=sys.stderr)
+            print_line(f"{self.title}: {text}")
 
     @contextlib.contextmanager
     def sub(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show a second bar under the first for one pass over a split; gives the function that advances it."""
+        """Show how far one pass over a split is, under the bar or as a line; gives the function that advances it."""
         if self.bar is None:
-            yield lambda _: None
+            yield self._counter(title, total)
             return
         with tqdm(total=total, desc=title, unit="example", leave=False, dynamic_ncols=True, position=1) as bar:
             yield lambda count: (bar.update(count), None)[1]
+
+    def _counter(self, title: str, total: int) -> Callable[[int], None]:
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if self._line_due():
+                self.say(f"{title} {done}/{total}")
+
+        return advance
+
+    def _line_due(self) -> bool:
+        """Say whether it is time for a line of a plain log, which is then taken as printed."""
+        now = time.monotonic()
+        due = now - self._last_line >= PLAIN_SECONDS
+        if due:
+            self._last_line = now
+        return due
+
+    def _left(self, step: int) -> str:
+        """Return the time that the steps left take at the pace since the first report, in words; nothing before."""
+        now = time.monotonic()
+        started, first = self._speed_from = self._speed_from or (now, step)
+        pace = (step - first) / max(now - started, 1e-9)
+        return f"{(self.steps - step) / pace:.0f} s left" if pace > 0 else ""

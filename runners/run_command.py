@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     import torch
 
     from lra.config import RunConfig
-    from lra.prepared import PreparedData
     from lra.records import Store
 
-    from .parallel import Place, Team
+    from .parallel import Place
     from .training import Execution
 
 EXAMPLES = """
@@ -68,7 +67,7 @@ Examples:
     "--config",
     "config_file",
     metavar="FILE",
-    help="Run exactly the cell of this file: a complete configuration, or a record; - reads standard input.",
+    help="Run exactly this cell: a configuration as --dry-run prints it, or a record; - reads standard input.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]")
@@ -133,6 +132,7 @@ def command(
     from .cell import CellError, ClaimedCellError, execute_cell
     from .grid import convnet_defaults, describe, plan, read_config
     from .parallel import join, leave, own_device, place
+    from .preparation import prepare_all
     from .summary import summary
     from .trackers import check_trackers
     from .training import Execution
@@ -162,8 +162,8 @@ def command(
         )
     home, store = data_home(data_dir), Store(store_folder)
     if dry_run:
-        for config in cells if here.rank == 0 else []:
-            click.echo(describe(config, home))
+        for number, config in enumerate(cells if here.rank == 0 else []):
+            click.echo(("---\n" if number else "") + describe(config, home), nl=False)
         return
     if here.size > 1:
         check_team(cells, here.size)
@@ -180,17 +180,15 @@ def command(
         execution = replace(execution, team=join(here, the_device))
         if here.rank > 0:
             sys.exit(follow(cells[0], home, store, execution, here))
-    prepared: dict[str, PreparedData] = {}
+    prepared = prepare_all(cells, execution.team, here, home, progress=not quiet)
     tables: dict[tuple[str, str], list[Any]] = {}
     ended_without_number = False
     for config in cells:
-        data = prepared.get(config.task) or prepare_for(execution.team, here, config, home, progress=not quiet)
-        prepared[config.task] = data
         if signals.stop_requested():
             sys.exit(signals.EXIT_PREEMPTED)
         rows = tables.setdefault((config.task, config.profile), [])
         try:
-            record = execute_cell(config, data, store, execution, signals.stop_requested)
+            record = execute_cell(config, prepared[config.task], store, execution, signals.stop_requested)
             rows.append((config.variant.name, config.seed, record))
             ended_without_number |= record.status != "ok"
             if record.status != "ok":
@@ -204,14 +202,6 @@ def command(
     click.echo("\n\n".join(summary(rows, store) for rows in tables.values()))
     if ended_without_number:
         sys.exit(CellError.exit_code)
-
-
-def prepare(config: RunConfig, home: Path, *, progress: bool) -> PreparedData:
-    """Open the data of a run, building it first if it can be generated."""
-    from lra.tasks import get_task
-
-    task = get_task(config.task)
-    return task.prepare(task.options.model_validate(config.data), home, progress=progress)
 
 
 def check_team(cells: list[RunConfig], size: int) -> None:
@@ -232,28 +222,11 @@ def check_team(cells: list[RunConfig], size: int) -> None:
         raise UsageError(f"a batch of {batch_size} cannot be shared by {size} processes; --nproc-per-node {batch_size}")
 
 
-def prepare_for(team: Team, here: Place, config: RunConfig, home: Path, *, progress: bool) -> PreparedData:
-    """Prepare the data of a run once on each machine: its first process builds, the others open what it built.
-
-    Raises:
-        DataError: The machines have different data.
-    """
-    from lra.errors import DataError
-
-    if here.local_rank > 0:
-        team.meet()
-    data = prepare(config, home, progress=progress and team.leads)
-    if here.local_rank == 0:
-        team.meet()
-    if not team.same(data.digest):
-        raise DataError(f"the processes of this run have different data for task {config.task}")
-    return data
-
-
 def follow(config: RunConfig, home: Path, store: Store, execution: Execution, here: Place) -> int:
     """Take part in the run of another process and return the exit code; that process prints and writes."""
     from .cell import CellError, PreemptedCellError, follow_cell
     from .parallel import leave
+    from .preparation import prepare_for
 
     data = prepare_for(execution.team, here, config, home, progress=False)
     try:

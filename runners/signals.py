@@ -1,4 +1,4 @@
-"""Requests to stop: the first SIGTERM or SIGINT asks, a second SIGINT insists. Imports nothing heavy."""
+"""Requests to stop: the first SIGTERM, SIGHUP or SIGINT asks, a second SIGINT insists. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,19 +10,31 @@ import types
 EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED_TWICE = 130
 
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+"""What a closed terminal sends; None where the platform has no such signal."""
+
 _requested: list[int] = []
+_terminals: list[int] = []
 
 
 def install() -> None:
-    """Catch SIGTERM and SIGINT from here on. Call it before the slow imports."""
+    """Catch SIGTERM, SIGINT and SIGHUP from here on. Call it before the slow imports.
+
+    A SIGHUP that is ignored already, as under nohup, stays ignored.
+    """
+    _terminals[:] = [output for output in (1, 2) if os.isatty(output)]
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _note)
+    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+        signal.signal(HANGUP, _note)
 
 
 def uninstall() -> None:
     """Let signals end the process at once again, for commands that have no state to save."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if HANGUP is not None and signal.getsignal(HANGUP) is _note:
+        signal.signal(HANGUP, signal.SIG_DFL)
 
 
 def stop_requested() -> bool:
@@ -36,4 +48,15 @@ def _note(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 -
     if number == signal.SIGINT:
         with contextlib.suppress(OSError):
             os.write(2, b"\nStopping with the state saved; Ctrl-C again stops at once.\n")
+    if number == HANGUP:
+        _discard_lost_output()
     _requested.append(number)
+
+
+def _discard_lost_output() -> None:
+    """Let what goes to a terminal that is gone go nowhere: an error of writing must not cost the state."""
+    for output in _terminals:
+        if not os.isatty(output):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, output)
+            os.close(nowhere)

@@ -222,7 +222,7 @@ def _home(data_dir: Path | None) -> Path:
 def _cells(suite: str, data_dir: Path | None, *, prepare: bool) -> list[SweepCell]:
     from lra.suites import expand, load_suite
 
-    from .run_command import prepare as prepare_data
+    from .preparation import prepare as prepare_data
     from .sweep_state import data_folder, sweep_cells
 
     configs, home = expand(load_suite(suite)), _home(data_dir)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from lra.records import Store
 
+from .progress import print_line
 from .sweep_state import CellState, SweepCell, state_of
 
 TERMINAL_SECONDS = 1.0
@@ -71,7 +72,7 @@ class SweepView:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        tqdm.write(text, file=sys.stderr)
+        print_line(text)
 
     def _left(self) -> str:
         finished = self.done - self.first_done

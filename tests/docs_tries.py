@@ -27,7 +27,7 @@ COMMANDS = {
 }
 
 STOPS = {
-    "lra-run": ("runners.run_command.prepare", "trains; with --dry-run it is run for real"),
+    "lra-run": ("runners.preparation.prepare", "trains; with --dry-run it is run for real"),
     "lra-sweep run": ("runners.sweep.Sweep.run", "trains"),
     "lra-sweep plan --probe": ("runners.sweep_plan.plan_table", "trains for a moment"),
     "lra-bench": ("runners.bench_measure.measure_length", "takes minutes"),

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from lra.profiles import config_folder
 from tests.docs_tries import COMMANDS
 from tests.reports.synthetic import five_tasks
 
@@ -31,12 +32,26 @@ MISTAKES = [
     (f"{OPEN} model.num_heads=5 --dry-run", 2, "model.num_heads: dim 64 is not a multiple of 5"),
     (f"{OPEN} model.head_dim=3 --set model.positions=rotary --dry-run", 2, "need an even head_dim, got 3"),
     (f"{RUN} --set variants.contextpol.placement=stream", 2, "'contextpol' is not among the variants; known: full"),
+    (
+        "lra-run --attn full,local --task listops --set variant.window=8",
+        2,
+        "variant.window: no option of full; for one of several variants write variants.local.window",
+    ),
+    ("lra-run --attn full,local --task listops --set variants.local.windo=8", 2, "variants.local.windo: no option of"),
+    ("lra-run --attn full,ful --task listops --set variant.window=8", 2, "unknown variant 'ful'; did you mean 'full'?"),
     ("lra-run --attn contextpool --task listops --set variant.placement=streem", 2, "expected 'branch' or 'stream'"),
     (f"{RUN} --device gpu", 2, "--device gpu: not a device; write auto, cpu, cuda or cuda:N"),
     (f"{RUN} --tracker tensorbord", 2, "unknown tracker 'tensorbord'; did you mean 'tensorboard'?"),
     (f"{RUN} --store a-file/x", 3, "cannot write to the store a-file/x: Not a directory"),
     ("lra-run --config nowhere.json", 2, "--config nowhere.json: no such file"),
     ("lra-run --config a-file", 2, "a-file: neither a configuration nor a record"),
+    ("lra-run --config two-cells.yaml", 2, "two-cells.yaml: several cells; --config runs one"),
+    (
+        "lra-run --config profile.yaml",
+        2,
+        "a profile, not the configuration of one cell; --attn NAME --task NAME",
+    ),
+    ("lra-run --config suite.yaml", 2, "a suite, not the configuration of one cell; lra-sweep run suite.yaml runs it"),
     ("lra-run --config cell.json --attn full", 2, "--config is a whole cell"),
     ("lra-run --attn full --task text", 3, "lra-data fetch text"),
     ("lra-sweep rum quick", 2, "No such command 'rum'"),
@@ -44,7 +59,7 @@ MISTAKES = [
     ("lra-sweep plan nowhere.yaml", 2, "nowhere.yaml: no such file"),
     ("lra-sweep plan suite.yaml --probee", 2, "No such option '--probee'"),
     ("lra-sweep plan no-variant.yaml", 2, "unknown variant 'fulll'; did you mean 'full'?"),
-    ("lra-sweep plan no-option.yaml", 2, "variant.x: unknown option"),
+    ("lra-sweep plan no-option.yaml", 2, "variant.x: no option of full; known: backend, rotary"),
     ("lra-sweep plan no-task.yaml", 2, "unknown task 'listop'; did you mean 'listops'?"),
     ("lra-sweep plan no-profile.yaml", 2, "unknown profile 'quik'; did you mean 'quick'?"),
     ("lra-sweep plan no-open-track.yaml", 2, "in a suite: `track: open`"),
@@ -126,6 +141,8 @@ def bench(tmp_path_factory):
     files = {"a-file": b"x", "damaged.yaml": b"a: [1", "binary.yaml": b"\xff\xfe", "list.yaml": b"- 1\n"}
     for name, content in files.items():
         (folder / name).write_bytes(content)
+    (folder / "two-cells.yaml").write_text("task: listops\n---\ntask: text\n")
+    (folder / "profile.yaml").write_text((config_folder("profiles") / "quick.yaml").read_text())
     (folder / "cell.json").write_text(json.dumps({}))
     return folder
 

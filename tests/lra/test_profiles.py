@@ -6,7 +6,7 @@ import torch
 from attention_zoo import available
 from lra.errors import UsageError
 from lra.model import build_model, count_parameters
-from lra.profiles import load_profile, resolve
+from lra.profiles import check_variant_names, load_profile, resolve
 from lra.shipped import profile_names
 from lra.tasks import TASKS, get_task
 
@@ -104,7 +104,7 @@ def test_the_options_a_profile_gives_to_variants_are_theirs(profile, variant):
     chosen = resolve(task="text", variant=variant, profile=recipe, seed=0, overrides={}).variant.options
     assert {name: chosen[name] for name in given} == given
     misspelt = recipe.model_copy(update={"variants": {variant: {f"{name}_": value for name, value in given.items()}}})
-    with pytest.raises(UsageError, match="unknown option"):
+    with pytest.raises(UsageError, match=f"no option of {variant}"):
         resolve(task="text", variant=variant, profile=misspelt, seed=0, overrides={})
 
 
@@ -141,3 +141,50 @@ def test_every_variant_takes_pairs(variant):
 def test_data_longer_than_the_model_is_refused():
     with pytest.raises(UsageError, match="shorter than the data"):
         config("quick", "text", track="open", **{"data.max_length": 4096})
+
+
+def with_options(variant, **overrides):
+    return resolve(task="listops", variant=variant, profile=load_profile("quick"), seed=0, overrides=overrides)
+
+
+@pytest.mark.parametrize("head", ["variant", "variants.contextpool"])
+def test_an_entry_of_an_option_has_a_path_and_gives_the_same_cell(head):
+    whole = with_options("contextpool", **{f"{head}.base": "local", f"{head}.base_options": {"window": 8}})
+    entry = with_options("contextpool", **{f"{head}.base": "local", f"{head}.base_options.window": 8})
+    assert entry.variant.options["base_options"] == {"window": 8}
+    assert entry.cell_id("digest") == whole.cell_id("digest")
+
+
+def test_entries_add_to_what_was_set_before():
+    chosen = with_options(
+        "contextpool",
+        **{
+            "variant.base": "local",
+            "variant.base_options": {"window": 8, "backend": "fused"},
+            "variant.base_options.window": 4,
+        },
+    )
+    assert chosen.variant.options["base_options"] == {"window": 4, "backend": "fused"}
+    assert load_profile("quick").variants.get("contextpool", {}).get("base_options") is None  # nor is that changed
+
+
+@pytest.mark.parametrize(
+    ("variant", "path", "message"),
+    [
+        ("local", "variant.window.x", "^variant.window.x: expected int, got {'x': 8}$"),
+        ("local", "variants.local.windo", "^variants.local.windo: no option of local; did you mean 'window'?"),
+        ("contextpool", "variant.base_option.window", "base_option.window: no option of contextpool; did you mean 'ba"),
+        ("contextpool", "variant.base_options.windw", "base_options of full: windw: unknown option"),
+        ("contextpool", "variant.base_options.a.b", "variant.base_options.a.b: unknown key"),
+    ],
+)
+def test_a_wrong_option_is_told_by_the_path_that_was_written(variant, path, message):
+    with pytest.raises(UsageError, match=message):
+        with_options(variant, **{path: 8})
+
+
+def test_an_option_of_some_of_several_variants_is_refused_with_the_path_for_one():
+    check_variant_names({"variant.backend": "auto", "variants.local.window": 8}, ["full", "local"])
+    check_variant_names({"variant.window": 8}, ["local", "longformer"])
+    with pytest.raises(UsageError, match=r"no option of full; .* write variants\.contextpool\.base_options\.window$"):
+        check_variant_names({"variant.base_options.window": 8}, ["full", "contextpool"])

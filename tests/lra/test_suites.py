@@ -80,7 +80,7 @@ def test_settings_and_overrides_reach_the_cells_of_the_open_track(tmp_path):
     ("values", "message"),
     [
         ({"variants": {"ful": {}}}, "did you mean 'full'"),
-        ({"variants": {"full": {"bakend": "fused"}}}, "variant.bakend: unknown option"),
+        ({"variants": {"full": {"bakend": "fused"}}}, "variant.bakend: no option of full"),
         ({"variants": "some"}, "the word all"),
         ({"tasks": "some"}, "the word all"),
         ({"tasks": ["listop"]}, "did you mean 'listops'"),

@@ -12,7 +12,8 @@ from runners import signals, sweep_command
 @pytest.fixture
 def installed(monkeypatch):
     """The handlers as a command installs them; afterwards as they were."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     monkeypatch.setattr(signals, "_requested", [])
     signals.install()
     yield
@@ -28,10 +29,34 @@ def test_the_first_ctrl_c_is_noted_and_says_what_a_second_does(capfd):
 
 
 @pytest.mark.usefixtures("installed")
-def test_sigterm_is_noted_silently(capfd):
-    os.kill(os.getpid(), signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_sighup_are_noted_silently(capfd, number):
+    os.kill(os.getpid(), number)
     assert signals.stop_requested()
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_hangup_that_nohup_ignores_stays_ignored_and_others_act_again_after():
+    signals.uninstall()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals.install()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert not signals.stop_requested()
+    signals.uninstall()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_platform_without_hangups_has_the_other_two(monkeypatch):
+    signals.uninstall()
+    monkeypatch.setattr(signals, "HANGUP", None)
+    signals.install()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.stop_requested()
 
 
 @pytest.mark.usefixtures("installed")
