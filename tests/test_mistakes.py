@@ -8,7 +8,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from lra.profiles import config_folder
+from lra.shipped import config_folder
 from tests.docs_tries import COMMANDS
 from tests.reports.synthetic import five_tasks
 

@@ -5,7 +5,8 @@ import yaml
 from click.testing import CliRunner
 
 from lra.errors import UsageError
-from lra.profiles import load_profile, profile_names
+from lra.profiles import load_profile
+from lra.shipped import profile_names
 from runners.grid import describe, plan, read_config
 from runners.run_command import command
 
