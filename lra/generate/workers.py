@@ -48,9 +48,9 @@ def in_order(function: Callable[[int], T], numbers: Iterable[int], workers: int)
 
 def _start_worker() -> None:
     """Leave Ctrl-C and a closed terminal to the parent process, and do not outlive it if it is killed."""
-    for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in signal.Signals:
+        if number.name in {"SIGINT", "SIGHUP"}:  # not every platform has the second
+            signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_after_parent, daemon=True).start()
 
 

@@ -92,16 +92,21 @@ def test_a_sweep_saves_its_cells_when_its_terminal_is_closed(tmp_path):
 
 
 class Gone(io.StringIO):
-    """A terminal that was closed."""
+    """A terminal that was closed; counts the attempts to write."""
+
+    attempts = 0
 
     def write(self, text):
+        self.attempts += 1
         raise OSError(errno.EIO, "Input/output error")
 
 
 def test_a_line_that_cannot_be_written_costs_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "stderr", Gone())
+    gone = Gone()
+    monkeypatch.setattr(sys, "stderr", gone)
     ProgressLine("full, seed 0", 10, shown=True).say("a line")
     SweepView(Store(tmp_path), total=1, done=0).say("a line")
+    assert gone.attempts == 2
 
 
 def ignores(number):
