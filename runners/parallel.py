@@ -167,6 +167,10 @@ def join(here: Place, device: torch.device) -> Team:
     """Meet the other processes of the run: over NCCL where there are GPUs, over gloo where there are none."""
     if here.size == 1:
         return ALONE
+    # Its functions keep the group that is there when they are imported, as optimizers do later: gloo's threads would
+    # outlive `leave`, and now and then abort a process that ends (pytorch issue 190489).
+    from torch.distributed.nn import functional  # noqa: F401
+
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return Team(here.rank, here.size)
 

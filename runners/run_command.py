@@ -129,7 +129,7 @@ def command(
     from lra.prepared import data_home
     from lra.records import Store
 
-    from .cell import CellError, ClaimedCellError, execute_cell
+    from .cell import CellError, ClaimedCellError, PreemptedCellError, execute_cell
     from .grid import convnet_defaults, describe, plan, read_config
     from .parallel import join, leave, own_device, place
     from .preparation import prepare_all
@@ -198,6 +198,9 @@ def command(
             status = error.status if isinstance(error, CellError) else "claimed"
             rows.append((config.variant.name, config.seed, status))
             ended_without_number = True
+        except PreemptedCellError:
+            leave(execution.team)
+            raise
     leave(execution.team)
     click.echo("\n\n".join(summary(rows, store) for rows in tables.values()))
     if ended_without_number:
@@ -231,10 +234,11 @@ def follow(config: RunConfig, home: Path, store: Store, execution: Execution, he
     data = prepare_for(execution.team, here, config, home, progress=False)
     try:
         status = follow_cell(config, data, store, execution, signals.stop_requested)
+        code = 0 if status == "ok" else CellError.exit_code
     except PreemptedCellError:
-        return signals.EXIT_PREEMPTED
+        code = signals.EXIT_PREEMPTED
     leave(execution.team)
-    return 0 if status == "ok" else CellError.exit_code
+    return code
 
 
 def pick_device(name: str) -> torch.device:

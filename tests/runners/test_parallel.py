@@ -296,6 +296,36 @@ def test_torchrun_shares_a_cell(tmp_path):
     assert furthest(*weights) < 1e-5
 
 
+LEAVING = """
+import os, sys, torch
+from pathlib import Path
+from runners.parallel import Team, join, leave, place
+here = place()
+if sys.argv[1] == "join":
+    team = join(here, torch.device("cpu"))
+else:
+    torch.distributed.init_process_group("gloo")
+    team = Team(here.rank, here.size)
+from torch.distributed.nn import functional  # as an optimizer does, in the middle of a run
+team.meet()
+leave(team)
+names = [Path(f"/proc/self/task/{thread}/comm").read_text() for thread in os.listdir("/proc/self/task")]
+print(sum("gloo" in name for name in names))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list threads in /proc")
+@pytest.mark.parametrize("how", ["join", "broken twin"])
+def test_no_thread_of_gloo_is_left(how, tmp_path):
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    command = [*TORCHRUN, str(tmp_path / "leaving.py"), how]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, timeout=120)
+    left = [int(count) for count in done.stdout.split()]
+    assert len(left) == 2, done.stdout
+    assert all(count == 0 for count in left) if how == "join" else min(left) > 0
+
+
 def test_torchrun_that_is_terminated_leaves_a_saved_state(tmp_path):
     settings = TINY | {"train.steps": 100_000, "train.eval_every": 100_000}
     command = [*lra_run(tmp_path / "home", tmp_path, *settings.items()), "--checkpoint-seconds", "0.2"]
