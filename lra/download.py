@@ -68,6 +68,10 @@ REMOTES: dict[str, Remote] = {
 """By the key of a task's source, see `Task.source_key`."""
 
 
+class _RefusedError(Exception):
+    """The server does not give the file, now or later."""
+
+
 class _TryAgainError(Exception):
     """The transfer broke off, or the server asked for patience."""
 
@@ -110,6 +114,8 @@ def fetch(
             try:
                 _transfer(opener, url, part, remote.size_limit, progress=progress)
                 break
+            except _RefusedError as error:
+                raise DataError(f"{url}: {error}" + (f"; {otherwise}" if otherwise else "")) from error
             except _TryAgainError as error:
                 if attempt == TRIES:
                     advice = f"the same command goes on from {part}" if part.exists() else otherwise
@@ -158,7 +164,7 @@ def _transfer(opener: urllib.request.OpenerDirector, url: str, part: Path, limit
         response = opener.open(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         with error:
-            _refused(error, url, part, have)
+            _refused(error, part, have)
         return
     except (OSError, http.client.HTTPException) as error:
         raise _TryAgainError(f"no answer ({error})") from error
@@ -205,11 +211,11 @@ def _extent(response: Any, have: int) -> tuple[int, int | None]:
     return 0, int(length) if length.isdecimal() else None
 
 
-def _refused(error: urllib.error.HTTPError, url: str, part: Path, have: int) -> None:
+def _refused(error: urllib.error.HTTPError, part: Path, have: int) -> None:
     """Return if the refusal means that the file is complete.
 
     Raises:
-        DataError: Another try would not help.
+        _RefusedError: Another try would not help.
         _TryAgainError: It may.
     """
     if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -219,5 +225,5 @@ def _refused(error: urllib.error.HTTPError, url: str, part: Path, have: int) -> 
         part.unlink()
         raise _TryAgainError("the earlier attempt does not fit the server's file") from error
     if error.code in _GONE:
-        raise DataError(f"{url}: the server answers {error.code} {error.reason}") from error
+        raise _RefusedError(f"the server answers {error.code} {error.reason}") from error
     raise _TryAgainError(f"the server answers {error.code} {error.reason}") from error

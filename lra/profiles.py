@@ -123,10 +123,10 @@ def check_variant_names(overrides: Mapping[str, Any], variants: Sequence[str]) -
         without = [variant for variant, names in known.items() if name not in names]
         having = [variant for variant in known if variant not in without]
         if without and having:
-            raise UsageError(
-                f"{path}: no option of {', '.join(without)}; "
-                f"for one of several variants write variants.{having[0]}.{rest}"
-            )
+            whose = f"no option of {', '.join(without)}"
+            if len(having) < len(without):
+                whose = f"an option of {', '.join(having)} only"
+            raise UsageError(f"{path}: {whose}; for one of several variants write variants.{having[0]}.{rest}")
 
 
 def _option_names(variant: str) -> list[str] | None:

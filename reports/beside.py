@@ -13,8 +13,9 @@ from lra.config import Section, validate_section
 from lra.errors import UsageError
 from lra.strict_yaml import load_file
 
+from .captions import NOT_RUN, preview, surroundings, table_caption
 from .load import Loaded
-from .tables import NOT_RUN, Table, accuracy_cell, plain_table, preview, surroundings, table_caption
+from .tables import Table, accuracy_cell, plain_table
 
 OTHER_RECIPE = "other recipe"
 

@@ -10,20 +10,10 @@ import pandas as pd
 
 from lra.errors import UsageError, suggest
 
+from .captions import NOT_RUN, headings, number, p_text, preview, surroundings, table_caption
 from .load import Loaded, short_name, varying_settings
 from .statistics import average_ranks, compare_paired, holm, mcnemar
-from .tables import (
-    NOT_RUN,
-    Table,
-    accuracy_cell,
-    headings,
-    number,
-    p_text,
-    plain_table,
-    preview,
-    surroundings,
-    table_caption,
-)
+from .tables import Table, accuracy_cell, plain_table
 
 BASE = "(base)"
 SUGGESTED = 2

@@ -14,10 +14,10 @@ from matplotlib.ticker import NullLocator
 from lra.bench_records import MIB
 from lra.errors import StoreError
 
+from .captions import number, seeds_by_cell
 from .efficiency import short_length
 from .load import Loaded
 from .style import COLOURS, COLUMN, DASHES, MARKERS, legend_below, mark_preview, new_figure, plain_ticks, shown, wrapped
-from .tables import number, seeds_by_cell
 
 LINES_PER_PANEL = 7
 """More lines are not told apart."""

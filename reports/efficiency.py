@@ -11,8 +11,9 @@ import pandas as pd
 from lra.bench_records import BenchRecord
 from lra.errors import UsageError
 
+from .captions import NOT_RUN
 from .load import Loaded, label_by_settings
-from .tables import NOT_RUN, STATUS_WORDS, Table
+from .tables import STATUS_WORDS, Table
 
 REFERENCE = "full"
 NOISY, FLAGGED = "~", "!"

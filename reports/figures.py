@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from lra.errors import UsageError
 
+from .captions import headings
 from .curves import LINES_PER_PANEL, depth_curves, learning_curves, scaling_curves
 from .efficiency import REFERENCE, describe, reading_groups
 from .load import Loaded, label_by_settings
 from .points import bubbles, pareto, seed_dots
 from .style import house_style, save, slug
-from .tables import headings
 
 
 def draw_all(loaded: Loaded, folder: Path, form: str) -> list[Path]:

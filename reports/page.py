@@ -21,13 +21,14 @@ from PIL import Image
 from lra.errors import UsageError
 
 from .beside import beside
+from .captions import seeds_by_cell, seeds_in_words
 from .comparisons import ranks
 from .efficiency import efficiency, reading_groups
 from .figures import curve_titles, figures, place
 from .load import Loaded
 from .render import clean, render
 from .style import house_style
-from .tables import Table, accuracy, cost, depth, seeds, seeds_by_cell, seeds_in_words
+from .tables import Table, accuracy, cost, depth, seeds
 
 FIGURE_BYTES = 1_200_000
 """Room for figures, as base64, in a page that stays under 2 MB."""

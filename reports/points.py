@@ -7,9 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .captions import seeds_by_cell
 from .load import Loaded
 from .style import COLOURS, COLUMN, LINE, mark_preview, new_figure, plain_ticks, shown, wrapped
-from .tables import seeds_by_cell
 
 MIB = 2**20
 APART = 8.0

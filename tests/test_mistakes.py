@@ -37,6 +37,11 @@ MISTAKES = [
         2,
         "variant.window: no option of full; for one of several variants write variants.local.window",
     ),
+    (
+        "lra-run --attn full,linformer,nystrom,local --task listops --set variant.window=8",
+        2,
+        "variant.window: an option of local only; for one of several variants write variants.local.window",
+    ),
     ("lra-run --attn full,local --task listops --set variants.local.windo=8", 2, "variants.local.windo: no option of"),
     ("lra-run --attn full,ful --task listops --set variant.window=8", 2, "unknown variant 'ful'; did you mean 'full'?"),
     ("lra-run --attn contextpool --task listops --set variant.placement=streem", 2, "expected 'branch' or 'stream'"),

@@ -107,8 +107,8 @@ def test_too_large_a_file_is_refused(server, tmp_path, behaviour):
 @pytest.mark.parametrize(("code", "requests"), [(404, 1), (403, 1), (500, 3), (503, 3)])
 def test_refusals_are_final_or_tried_again(server, tmp_path, code, requests):
     server.behaviours = [code]
-    with pytest.raises(DataError, match=str(code)):
-        get(server, tmp_path)
+    with pytest.raises(DataError, match=f"{code}.*; do it by hand$"):
+        fetch(remote(), tmp_path, mirror=server.url, progress=False, otherwise="do it by hand", pause=[].append)
     assert len(server.ranges) == requests
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from reports.captions import p_text
 from reports.load import load_stores
 from reports.render import FORMATS, clean, rankings, render
-from reports.tables import Table, accuracy, p_text
+from reports.tables import Table, accuracy
 from tests.reports.synthetic import HOSTILE, add_run
 
 
