@@ -48,7 +48,7 @@ def evaluate(
         padded_length: Fixed length to pad to; None pads to the longest of each batch.
         limit: Longest sequence the model takes.
         max_tokens: Padded tokens per batch.
-        progress: Called with the number of examples of each batch.
+        progress: Called with the number of examples of each batch, and of those that the others do meanwhile.
         team: The processes that share the work; all get the whole score.
 
     Returns:
@@ -60,6 +60,7 @@ def evaluate(
     model.eval()
     correct = np.zeros(len(split), dtype=bool)
     order, right, losses, finite = [], [], [], []
+    ahead = len(split)
     for indices, batch in evaluation_batches(
         split,
         max_tokens=max_tokens,
@@ -75,7 +76,9 @@ def evaluate(
         losses.append(F.cross_entropy(logits, batch.labels, reduction="sum").double())
         right.append(logits.argmax(dim=1) == batch.labels)
         order.append(indices)
-        progress(len(indices))
+        done = min(ahead, team.size * len(indices))
+        ahead -= done
+        progress(done)
     loss_sum, seen, broken = 0.0, 0, False
     if order:  # a process of a large team may get nothing
         correct[np.concatenate(order)] = torch.cat(right).cpu().numpy()

@@ -7,6 +7,7 @@ from torch import nn
 
 from lra.prepared import Split
 from runners.evaluate import DivergedError, evaluate
+from runners.parallel import Team
 
 LENGTHS = np.array([5, 30, 2, 9, 30, 17, 1, 12])
 
@@ -46,6 +47,18 @@ def test_answers_come_in_the_order_of_the_split(max_tokens):
     assert (found.correct, found.total) == (5, 8)
     sure, missed = np.log1p(9 * np.exp(-10.0)), 10.0 + np.log1p(9 * np.exp(-10.0))
     assert found.loss == pytest.approx((5 * sure + 3 * missed) / 8, rel=1e-5)
+
+
+@pytest.mark.parametrize(("size", "steps"), [(1, [1] * 8), (3, [3, 3, 2])])
+def test_progress_counts_what_all_processes_do(monkeypatch, size, steps):
+    team, seen = Team(0, size), []
+    monkeypatch.setattr(Team, "total", lambda _team, values: [values[0], len(LENGTHS), values[2]])
+    monkeypatch.setattr(Team, "union", lambda _team, flags: flags)
+    evaluate(
+        Reader(), split(), device=torch.device("cpu"), precision="float32", padded_length=None, limit=32, max_tokens=1,
+        progress=seen.append, team=team,
+    )  # fmt: skip
+    assert seen == steps
 
 
 def test_dropout_is_off():
