@@ -51,6 +51,8 @@ ON_CPU = {
         "longer",
         "convnet",
         "depth-bytes",
+        "depth-text",
+        "depth-text-control",
     )
 }
 """Sections for any machine, in order of value, with their suites."""

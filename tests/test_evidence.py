@@ -14,7 +14,8 @@ from lra.suites import expand, load_suite
 
 CELLS = {
     "listops": 55, "patterns": 15, "pairs": 30, "text-again": 10, "tasks": 55, "depth": 36, "ablation": 51, "rates": 18,
-    "longer": 9, "convnet": 12, "depth-bytes": 16, "gpu-tasks": 44, "gpu-retrieval": 11, "gpu-modern": 25,
+    "longer": 9, "convnet": 12, "depth-bytes": 16, "depth-text": 12,
+    "depth-text-control": 6, "gpu-tasks": 44, "gpu-retrieval": 11, "gpu-modern": 25,
 }  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def recounted(store, record):
 
 
 def test_every_section_resolves_to_its_cells():
-    assert len(evidence.SECTIONS) == 19
+    assert len(evidence.SECTIONS) == 21
     own = {name: len(expand(load_suite(suite))) for name, suite in evidence.SECTIONS.items() if suite.endswith(".yaml")}
     assert own == CELLS
     assert {path.stem for path in evidence.SUITES.glob("*.yaml")} == set(CELLS)
@@ -114,4 +115,4 @@ def test_a_report_that_fails_stops_the_page():
 def test_what_was_not_run_is_shown_as_not_run(monkeypatch, tmp_path):
     monkeypatch.setattr(evidence, "STORE", tmp_path)
     assert evidence.show_report("table accuracy --suite depth").endswith("```\n\nNot run yet.")
-    assert evidence.status_table().count("not run") == 19
+    assert evidence.status_table().count("not run") == 21
