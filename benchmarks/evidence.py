@@ -17,6 +17,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -103,10 +104,17 @@ def run(
         arguments += ["--per-gpu", str(per_gpu)]
         arguments += [] if slots is None else ["--slots", str(slots)]
         arguments += [] if threads is None else ["--threads", str(threads)]
-        done = subprocess.run([sys.executable, "-m", "runners.sweep_command", *arguments], check=False)
-        if done.returncode == STOPPED:
+        if hand_over([sys.executable, "-m", "runners.sweep_command", *arguments]) == STOPPED:
             break
     click.echo(status_table())
+
+
+def hand_over(work: list[str]) -> int:
+    """Run a command to its end and return its exit code; a signal to stop is for it, which saves its state."""
+    with subprocess.Popen(work) as process:
+        signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+        signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to both
+        return process.wait()
 
 
 @command.command()

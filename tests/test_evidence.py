@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -116,3 +119,25 @@ def test_what_was_not_run_is_shown_as_not_run(monkeypatch, tmp_path):
     monkeypatch.setattr(evidence, "STORE", tmp_path)
     assert evidence.show_report("table accuracy --suite depth").endswith("```\n\nNot run yet.")
     assert evidence.status_table().count("not run") == 21
+
+
+WORK = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+print("at work", flush=True)
+time.sleep(60)
+"""
+HANDS_OVER = """
+import sys
+from benchmarks.evidence import hand_over
+sys.exit(hand_over([sys.executable, "-c", sys.argv[1]]))
+"""
+
+
+def test_a_signal_to_stop_is_for_the_sweep():
+    command = [sys.executable, "-c", HANDS_OVER, WORK]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGINT)
+        process.terminate()
+        assert process.wait(30) == 75
