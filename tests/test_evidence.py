@@ -124,6 +124,7 @@ def test_what_was_not_run_is_shown_as_not_run(monkeypatch, tmp_path):
 WORK = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+time.sleep(0.5)  # by now the parent has its handlers, however busy the machine is
 print("at work", flush=True)
 time.sleep(60)
 """
