@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attention_zoo.kernels.attend import attend
+from attention_zoo.kernels.softmax import attend
 
 BATCH, HEADS, HEAD_DIM, LAYERS, DROPOUT = 4, 2, 32, 2, 0.1
 

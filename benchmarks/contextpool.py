@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contextpool.pool import context_pool, resolve_backend
+from contextpool.functional import context_pool, resolve_backend
 
 DIM = 256
 BATCH = 32

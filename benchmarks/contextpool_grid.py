@@ -16,7 +16,7 @@ import time
 import torch
 from torch import Tensor
 
-from contextpool.grid import grid_pool
+from contextpool.backends.grid.pool import grid_pool
 
 
 def widths(kind: str, rows: int, cells: int) -> Tensor:

@@ -25,10 +25,11 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import pathfinder
-from lra.batching import Batch, TrainingBatches
-from lra.model import build_model
-from lra.prepared import data_home
-from lra.profiles import load_profile, parse_override, resolve
+from lra.config.profiles import load_profile
+from lra.config.resolve import parse_override, resolve
+from lra.data.batching import Batch, TrainingBatches
+from lra.data.dataset import data_home
+from lra.models.transformer import build_model
 from lra.tasks import get_task
 
 WARM_STEPS = 2

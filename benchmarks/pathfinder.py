@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tabulate import tabulate
 
-from lra.generate.pathfinder import CONTOUR_LENGTHS, SIZES, Difficulty, generate_scenes, make_recipe
-from lra.generate.pathfinder_tables import make_tables
 from lra.seeding import numpy_generator
+from lra.tasks.pathfinder.generator import CONTOUR_LENGTHS, SIZES, Difficulty, generate_scenes, make_recipe
+from lra.tasks.pathfinder.lookup_tables import make_tables
 
 ORIGINAL: dict[tuple[int, Difficulty], tuple[float, float, float, float]] = {
     (32, "easy"): (0.07, 0.77, 0.051, 0.169),

@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lra.config import VariantChoice, canonical_json
-from lra.profiles import load_profile, resolve
-from lra.records import Cost, Count, Outcome, RunRecord, Store
-from reports.comparisons import ranks
-from reports.load import load_stores
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
+from lra.config.schema import VariantChoice, canonical_json
+from lra.results.records import Cost, Count, Outcome, RunRecord, Store
 from reports.render import FORMATS, render
-from reports.tables import accuracy, cost, seeds
+from reports.result_set import load_stores
+from reports.tables.accuracy import accuracy, cost, seeds
+from reports.tables.comparisons import ranks
 
 VARIANTS = 10
 TASKS = ("listops", "text", "retrieval", "image", "pathfinder")

@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 
-from lra.batching import POOL_BATCHES, TrainingBatches
-from lra.model import build_model
-from lra.prepared import data_home
-from lra.profiles import load_profile, resolve
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
+from lra.data.batching import POOL_BATCHES, TrainingBatches
+from lra.data.dataset import data_home
+from lra.models.transformer import build_model
 from lra.tasks import get_task
 
 WARM_STEPS = 2

@@ -5,7 +5,7 @@ The variant of the attention zoo is registered by `contextpool.variant`, which t
 
 from contextpool.config import PoolConfig
 from contextpool.conv2d import ContextPool2d
+from contextpool.functional import context_pool
 from contextpool.module import ContextPool
-from contextpool.pool import context_pool
 
 __all__ = ["ContextPool", "ContextPool2d", "PoolConfig", "context_pool"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attention_zoo.base import VariantConfig, option
-from contextpool.pool import Backend
+from contextpool.functional import Backend
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from contextpool.backends.grid.pool import grid_pool, resolve_grid_backend
 from contextpool.config import PoolConfig
-from contextpool.grid import grid_pool, resolve_grid_backend
 from contextpool.module import describe_sigma, make_predictor, weights_and_sigma
 
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from contextpool.backends.grid.pool import resolve_grid_backend
 from contextpool.config import PoolConfig
-from contextpool.grid import resolve_grid_backend
-from contextpool.pool import check_backend, context_pool
+from contextpool.functional import check_backend, context_pool
 from contextpool.predictor import Predictor
 
 QUANTILES = (0.1, 0.5, 0.9)

@@ -20,7 +20,7 @@ def reference_pool(
 ) -> Tensor:
     """Pool every token's neighbourhood with its own Gaussian, by the formula and with length-by-length memory.
 
-    See `contextpool.pool.context_pool` for the definition. Computes in the dtype of `x`; use float64 for a truth.
+    See `contextpool.functional.context_pool` for the definition. Computes in the dtype of `x`; use float64 for a truth.
 
     Args:
         x: (batch, length, dim).

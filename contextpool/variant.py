@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, OptionError, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.registry import UnknownVariantError, VariantSpec, get_variant, register_variant
+from contextpool.backends.grid.pool import resolve_grid_backend
 from contextpool.config import PoolConfig, PredictorConfig
-from contextpool.grid import resolve_grid_backend
+from contextpool.functional import resolve_backend
 from contextpool.module import ContextPool
-from contextpool.pool import resolve_backend
 from contextpool.predictor import Predictor
 
 Placement = Literal["branch", "stream"]

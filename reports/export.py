@@ -10,8 +10,8 @@ import pandas as pd
 
 from lra.errors import UsageError
 
-from .load import Loaded
 from .render import clean, no_formula
+from .result_set import Loaded
 
 
 def export_frame(loaded: Loaded) -> pd.DataFrame:

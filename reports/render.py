@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pandas as pd
 from tabulate import tabulate
 
-from .tables import Table
+from .tables.table import Table
 
 FORMATS = ("text", "markdown", "latex", "csv", "html")
 IDS_IN_TEXT = 8

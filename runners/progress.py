@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .loop import TrainState
+from .train.loop import TrainState
 
 PLAIN_SECONDS = 30.0
 """Time between two lines of a plain log."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from attention_zoo.checks.helpers import with_options
 from attention_zoo.checks.numerics import (
     backends,
     check_backends,
@@ -40,7 +41,6 @@ from attention_zoo.checks.padding import (
     check_scattered_padding,
     check_suffix_padding,
 )
-from attention_zoo.checks.probe import with_options
 from attention_zoo.checks.state import (
     check_config,
     check_determinism,
@@ -49,7 +49,12 @@ from attention_zoo.checks.state import (
     check_independent_instances,
     check_state_dict,
 )
-from attention_zoo.checks.structure import check_batch_independence, check_causal, check_permutation, check_reach
+from attention_zoo.checks.structure import (
+    check_batch_independence,
+    check_causal,
+    check_permutation,
+    check_reach,
+)
 from attention_zoo.registry import VariantSpec
 
 Check = Callable[[VariantSpec], None]

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from attention_zoo.base import SequenceMixer, VariantConfig
-from attention_zoo.checks.probe import (
+from attention_zoo.checks.helpers import (
     EXACT,
     LONG,
     SHORT,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, OptionError, SequenceMixer
-from attention_zoo.checks.probe import (
+from attention_zoo.checks.helpers import (
     DIM,
     LONG,
     SEED,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.base import SequenceMixer
-from attention_zoo.checks.probe import (
+from attention_zoo.checks.helpers import (
     EXACT,
     FAR,
     LONG,

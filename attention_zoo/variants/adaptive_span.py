@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
-from attention_zoo.kernels.spanned import Band, spanned_attention
+from attention_zoo.kernels.adaptive_span import Band, spanned_attention
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
-from attention_zoo.kernels.attend import Backend, attend, resolve_backend
+from attention_zoo.kernels.softmax import Backend, attend, resolve_backend
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
@@ -56,5 +56,5 @@ class FullAttention(SequenceMixer):
         return self.projections.merge(heads, mask)
 
     def resolved_backend(self, device: torch.device) -> str:
-        """Name the implementation in training; see `attention_zoo.kernels.attend.resolve_backend`."""
+        """Name the implementation in training; see `attention_zoo.kernels.softmax.resolve_backend`."""
         return resolve_backend(self.config.backend, device, dropout=self.dims.dropout)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
-from attention_zoo.blocks import neighbours, pad_to_blocks, seen_keys
 from attention_zoo.kernels.block_sparse import HIDDEN, Pattern, block_sparse_attention, merge
+from attention_zoo.kernels.blocks import neighbours, pad_to_blocks, seen_keys
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits
-from attention_zoo.linear_attention import float_features, linear_attention
+from attention_zoo.kernels.linear_attention import float_features, linear_attention
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
-from attention_zoo.kernels.attend import attend, resolve_backend
+from attention_zoo.kernels.softmax import attend, resolve_backend
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
@@ -75,5 +75,5 @@ class Luna(SequenceMixer):
         return self.projections.merge(attend(q, keys, values, dropout=dropout, training=training), mask)
 
     def resolved_backend(self, device: torch.device) -> str:
-        """Name the implementation in training; see `attention_zoo.kernels.attend.resolve_backend`."""
+        """Name the implementation in training; see `attention_zoo.kernels.softmax.resolve_backend`."""
         return resolve_backend("auto", device, dropout=self.dims.dropout)

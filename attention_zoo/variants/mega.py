@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
-from attention_zoo.kernels.attend import Backend, attend, resolve_backend
 from attention_zoo.kernels.long_convolution import exponential_kernel, long_convolution
+from attention_zoo.kernels.softmax import Backend, attend, resolve_backend
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import Rotary
 from attention_zoo.registry import register_variant
@@ -96,7 +96,7 @@ class Mega(SequenceMixer):
         return zero_masked(self.update(averaged).sigmoid() * (candidate - signal), mask)
 
     def resolved_backend(self, device: torch.device) -> str:
-        """Name the implementation of the attention; see `attention_zoo.kernels.attend.resolve_backend`."""
+        """Name the implementation of the attention; see `attention_zoo.kernels.softmax.resolve_backend`."""
         return resolve_backend(self.config.backend, device, dropout=self.dims.dropout)
 
     def _attend(self, shared: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

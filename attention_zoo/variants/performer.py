@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
-from attention_zoo.linear_attention import float_features, linear_attention, linear_attention_in_blocks
+from attention_zoo.kernels.linear_attention import float_features, linear_attention, linear_attention_in_blocks
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 

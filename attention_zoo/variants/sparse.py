@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
-from attention_zoo.blocks import neighbours, num_blocks, pad_mask, pad_to_blocks, seen_keys
 from attention_zoo.kernels.block_sparse import Pattern, block_sparse_attention, merge
+from attention_zoo.kernels.blocks import neighbours, num_blocks, pad_mask, pad_to_blocks, seen_keys
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 

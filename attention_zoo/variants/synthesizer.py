@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
-from attention_zoo.kernels.attend import attend, resolve_backend
+from attention_zoo.kernels.softmax import attend, resolve_backend
 from attention_zoo.masking import masked_softmax, zero_masked
 from attention_zoo.registry import register_variant
 
@@ -105,7 +105,7 @@ class Synthesizer(SequenceMixer):
         return zero_masked(self.out(heads.transpose(1, 2).flatten(2)), mask)
 
     def resolved_backend(self, device: torch.device) -> str:
-        """Name the implementation in training; see `attention_zoo.kernels.attend.resolve_backend`."""
+        """Name the implementation in training; see `attention_zoo.kernels.softmax.resolve_backend`."""
         return resolve_backend(
             "reference" if self.config.kind == "random" else "auto", device, dropout=self.dims.dropout
         )

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
-from attention_zoo.blocks import neighbours, pad_mask, pad_to_blocks, seen_keys
 from attention_zoo.kernels.block_sparse import Pattern, block_sparse_attention
+from attention_zoo.kernels.blocks import neighbours, pad_mask, pad_to_blocks, seen_keys
 from attention_zoo.masking import masked_softmax
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant

@@ -6,9 +6,9 @@ from typing import Any
 
 from lra.errors import UsageError, suggest
 from lra.tasks.base import Task
-from lra.tasks.image import Image, ImageContinuous
-from lra.tasks.listops import ListOps
-from lra.tasks.pathfinder import Pathfinder, Pathfinder64, PathfinderContinuous, PathX, PathX256
+from lra.tasks.image.task import Image, ImageContinuous
+from lra.tasks.listops.task import ListOps
+from lra.tasks.pathfinder.task import Pathfinder, Pathfinder64, PathfinderContinuous, PathX, PathX256
 from lra.tasks.retrieval import Retrieval
 from lra.tasks.text import Text
 

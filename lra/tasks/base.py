@@ -12,9 +12,9 @@ from typing import ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from lra.data.dataset import PreparedData, SplitName, open_prepared
+from lra.data.raw_files import check_source, keep_source, kept_source
 from lra.errors import DataError, UsageError
-from lra.prepared import PreparedData, SplitName, open_prepared
-from lra.tasks.sources import check_source, keep_source, kept_source
 
 
 class TaskOptions(BaseModel):
@@ -78,7 +78,7 @@ class Task(ABC, Generic[OptionsT]):
         return self.info.generated and getattr(options, "source", None) == "generated"
 
     def source_key(self, options: OptionsT) -> str | None:  # noqa: ARG002
-        """Name the source that this edition is read from, for `lra.tasks.sources`; None for generated ones."""
+        """Name the source that this edition is read from, for `lra.data.raw_files`; None for generated ones."""
         return None
 
     @abstractmethod
@@ -117,7 +117,7 @@ class Task(ABC, Generic[OptionsT]):
 
         Args:
             options: Which edition.
-            home: Folder of all prepared data, see `lra.prepared.data_home`.
+            home: Folder of all prepared data, see `lra.data.dataset.data_home`.
             source: File or folder to read from, for editions that are read. It is remembered once it was read; where
                 the data is there already, it is not read.
             workers: Processes that build; None takes one per core. The result does not depend on it.

@@ -9,11 +9,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from tqdm import tqdm
 
-from lra.archives import stream_members
+from lra.data.archives import stream_members
+from lra.data.dataset import PreparedData, Split, SplitName, write_prepared
+from lra.data.raw_files import describe_source, missing
 from lra.errors import DataError, UsageError
-from lra.prepared import PreparedData, Split, SplitName, write_prepared
 from lra.tasks.base import Task, TaskInfo, TaskOptions
-from lra.tasks.sampling import (
+from lra.tasks.splits import (
     Count,
     ReadOptions,
     byte_split,
@@ -23,7 +24,6 @@ from lra.tasks.sampling import (
     sample,
     sample_limits,
 )
-from lra.tasks.sources import describe_source, missing
 
 VERSION = 1
 """Raised when the same archive gives other arrays."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from contextpool import ContextPool, ContextPool2d, PoolConfig
-from contextpool.grid import grid_pool
+from contextpool.backends.grid.pool import grid_pool
 
 pytestmark = pytest.mark.gpu
 

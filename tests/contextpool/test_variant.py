@@ -8,7 +8,7 @@ import torch
 
 from attention_zoo import LayerDims, OptionError, VariantSpec, get_variant
 from attention_zoo.checks import contract_checks
-from attention_zoo.checks.probe import with_options
+from attention_zoo.checks.helpers import with_options
 
 DIMS = LayerDims(dim=16, num_heads=2, max_length=80)
 POOL, CONTROL = get_variant("contextpool"), get_variant("contextpool_conv_only")

@@ -2,10 +2,18 @@
 
 import numpy as np
 
-from lra.bench_records import MIB, BenchRecord, MemoryReading, Timing, save_bench_record, settings_id
-from lra.config import VariantChoice
-from lra.profiles import load_profile, resolve
-from lra.records import AttemptedCell, Cost, Count, Outcome, RunRecord, Store
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
+from lra.config.schema import VariantChoice
+from lra.results.bench_records import (
+    MIB,
+    BenchRecord,
+    MemoryReading,
+    Timing,
+    save_bench_record,
+    settings_id,
+)
+from lra.results.records import AttemptedCell, Cost, Count, Outcome, RunRecord, Store
 
 TITLES = {"listops": "ListOps", "text": "Text", "retrieval": "Retrieval", "image": "Image", "pathfinder": "Pathfinder"}
 TOTAL = 1000

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lra.errors import StoreError, UsageError
-from reports.curves import on_common_steps
+from reports.cli import FIGURES
 from reports.figures import draw_all, figures
-from reports.load import load_stores
-from reports.points import _number_points, front
-from reports.pooling import draw_supports, load_supports
-from reports.report_command import FIGURES
-from reports.style import house_style, new_figure, plain_ticks, save
+from reports.figures.lines import on_common_steps
+from reports.figures.pooling_widths import draw_supports, load_supports
+from reports.figures.scatter import _number_points, front
+from reports.figures.style import house_style, new_figure, plain_ticks, save
+from reports.result_set import load_stores
 from tests.reports.synthetic import HOSTILE, add_run, five_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,7 +200,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     command = [
-        sys.executable, "-c", "from runners.run_command import main; main()", "--attn", "contextpool,full", "--task",
+        sys.executable, "-c", "from runners.cli.run import main; main()", "--attn", "contextpool,full", "--task",
         "listops", "--profile", str(folder / "tiny.yaml"), "--data-dir", str(folder / "home"), "--store",
         str(folder / "store"), "--device", "cpu", "--threads", "1", "--quiet",
     ]  # fmt: skip

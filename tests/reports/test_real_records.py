@@ -1,6 +1,6 @@
 """Tables of the committed records, cell by cell, against numbers worked out here from JSON files and bits alone.
 
-Nothing of `reports` or of `lra.records` takes part in what is expected: plain arithmetic, and scipy for the quantiles.
+Nothing of `reports` or of `lra.results` takes part in what is expected: plain arithmetic, and scipy for the quantiles.
 """
 
 import csv
@@ -17,11 +17,11 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
-from lra.suites import expand, load_suite
-from reports.report_command import command
+from lra.config.suites import expand, load_suite
+from reports.cli import command
 
 ROOT = Path(__file__).resolve().parents[2]
-STORE = ROOT / "docs" / "results"
+STORE = ROOT / "benchmarks" / "evidence" / "store"
 SUITES = ROOT / "benchmarks" / "evidence"
 BASE = "contextpool"
 SEEDS = 5

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports.captions import p_text
-from reports.load import load_stores
 from reports.render import FORMATS, clean, rankings, render
-from reports.tables import Table, accuracy
+from reports.result_set import load_stores
+from reports.tables.accuracy import accuracy
+from reports.tables.captions import p_text
+from reports.tables.table import Table
 from tests.reports.synthetic import HOSTILE, add_run
 
 

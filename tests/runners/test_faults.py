@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from attention_zoo.variants.full import FullAttention
-from lra.checkpoints import newest_checkpoint, save_checkpoint
 from lra.errors import LraError, StoreError
-from lra.records import Store
+from lra.results.checkpoints import newest_checkpoint, save_checkpoint
+from lra.results.records import Store
 from lra.tasks import get_task
-from runners import sweep as sweep_module
-from runners.cell import CellError, ClaimedCellError, PreemptedCellError
-from runners.sweep_state import attempts
-from tests.runners.sweep_cells import ForkEngine, execute, outcomes, sweep, sweep_cell, tiny, tiny_data
+from runners.sweep import driver as sweep_module
+from runners.sweep.state import attempts
+from runners.train.run import CellError, ClaimedCellError, PreemptedCellError
+from tests.runners.tiny_runs import ForkEngine, execute, outcomes, sweep, sweep_cell, tiny, tiny_data
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context("fork")

@@ -10,8 +10,8 @@ import pytest
 
 from lra.metrics import Score
 from runners import progress
-from runners.loop import TrainState
 from runners.progress import ProgressLine, fit
+from runners.train.loop import TrainState
 
 NUMBERS = ["loss 1.264", "train 52.6 %", "best val 51.3 %"]
 REST = ["3 s left", "step 1360/1500", "2977 examples/s"]

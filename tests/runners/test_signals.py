@@ -6,7 +6,8 @@ import signal
 import pytest
 from click.testing import CliRunner
 
-from runners import signals, sweep_command
+from runners import signals
+from runners.cli import sweep as sweep_command
 
 
 @pytest.fixture

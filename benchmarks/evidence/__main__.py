@@ -1,0 +1,245 @@
+"""Evidence: runs the cells behind docs/results.md that are still missing, and writes that page from their records.
+
+    python -m benchmarks.evidence run --time-limit 60      what is missing, most valuable first; stops cleanly
+    python -m benchmarks.evidence status                   how far each section is
+    python -m benchmarks.evidence page                     docs/results.md and its figures, from the records alone
+
+A section is a suite: one of benchmarks/evidence/, or a shipped one. Any spell on any machine adds cells to the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from reports.cli import command as lra_report
+
+if TYPE_CHECKING:
+    from lra.results.records import RunRecord
+
+ROOT = Path(__file__).resolve().parents[2]
+SUITES = Path("benchmarks/evidence/suites")
+STORE = Path("benchmarks/evidence/store")
+PAGE = Path("docs/results.md")
+TEMPLATE = Path("benchmarks/evidence/page.md")
+GUIDE = Path("docs/reports.md")
+ON_CPU = {
+    name: str(SUITES / f"{name}.yaml")
+    for name in (
+        "listops",
+        "patterns",
+        "pairs",
+        "text-again",
+        "tasks",
+        "depth",
+        "ablation",
+        "rates",
+        "longer",
+        "convnet",
+        "depth-bytes",
+        "depth-text",
+        "depth-text-control",
+    )
+}
+"""Sections for any machine, in order of value, with their suites."""
+ON_GPU = {
+    "gpu-tasks": str(SUITES / "gpu-tasks.yaml"),
+    "gpu-retrieval": str(SUITES / "gpu-retrieval.yaml"),
+    "gpu-depth": "depth",
+    "gpu-ablation": "contextpool_ablation",
+    "gpu-context": "learned_context",
+    "gpu-convnet": "convnet",
+    "gpu-modern": str(SUITES / "gpu-modern.yaml"),
+    "gpu-official": "lra",
+}
+"""Sections that take a GPU hours to days, in order of value."""
+SECTIONS = ON_CPU | ON_GPU
+STOPPED = 75
+"""Exit code of a sweep that was stopped with its state saved."""
+REPORT = re.compile(r"^```report\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
+"""A command of the page, to be replaced by what it prints."""
+FIGURE = re.compile(r"\(results/figures/([\w-]+)/([\w-]+\.svg)\)")
+"""A figure of the pages: its section, or `bench`, and the name that `lra-report figures` gives it."""
+
+
+@click.group()
+def command() -> None:
+    """Add cells to the evidence, and write its page."""
+    os.chdir(ROOT)
+
+
+@command.command()
+@click.argument("sections", nargs=-1, type=click.Choice(list(SECTIONS)))
+@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
+              help="Minutes; cells still running then stop with their state saved.")  # fmt: skip
+@click.option("--gpu", is_flag=True, help="Run the sections for a GPU, when none is named.")
+@click.option("--slots", type=click.IntRange(min=1), help="Cells at a time.  [default: lra-sweep's]")
+@click.option("--per-gpu", type=click.IntRange(min=1), default=4, show_default=True, help="Cells that share a GPU.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a cell.  [default: lra-sweep's]")
+def run(
+    *, sections: tuple[str, ...], time_limit: float, gpu: bool, slots: int | None, per_gpu: int, threads: int | None
+) -> None:
+    """Run the missing cells of SECTIONS, by default of all sections for the kind of machine."""
+    end = time.monotonic() + 60 * time_limit
+    for section in sections or (ON_GPU if gpu else ON_CPU):
+        left = (end - time.monotonic()) / 60
+        if left <= 0:
+            break
+        arguments = ["run", SECTIONS[section], "--store", str(STORE), "--time-limit", f"{left:.2f}"]
+        arguments += ["--per-gpu", str(per_gpu)]
+        arguments += [] if slots is None else ["--slots", str(slots)]
+        arguments += [] if threads is None else ["--threads", str(threads)]
+        if hand_over([sys.executable, "-m", "runners.cli.sweep", *arguments]) == STOPPED:
+            break
+    click.echo(status_table())
+
+
+def hand_over(work: list[str]) -> int:
+    """Run a command to its end and return its exit code; a signal to stop is for it, which saves its state."""
+    with subprocess.Popen(work) as process:
+        signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+        signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to both
+        return process.wait()
+
+
+@command.command()
+def status() -> None:
+    """Print how many cells of each section have their record."""
+    click.echo(status_table())
+
+
+@command.command()
+def page() -> None:
+    """Write the page and its figures from the records and the text in benchmarks/evidence/page.md."""
+    PAGE.write_text(render_page(), encoding="utf-8")
+    click.echo(PAGE)
+    for path in draw_figures(STORE / "figures"):
+        click.echo(path)
+
+
+@command.command()
+def recount() -> None:
+    """Count the operations in every record again, when the counter has learnt formulas; nothing else changes."""
+    from lra.atomic_io import write_atomically
+    from lra.config.schema import canonical_json
+    from lra.results.records import RunRecord, Store
+
+    store, changed = Store(STORE), 0
+    for record in store.records():
+        if isinstance(record, RunRecord) and record.cost.flops != (flops := counted(record)):
+            path = store.record_path(record.cell_id)
+            body = json.loads(path.read_bytes())["record"]
+            body["cost"]["flops"] = flops
+            envelope = {"record": body, "sha256": hashlib.sha256(canonical_json(body)).hexdigest()}
+            write_atomically(path, json.dumps(envelope, indent=1, sort_keys=True, allow_nan=False).encode())
+            changed += 1
+    click.echo(f"{changed} records changed")
+
+
+_COUNTS: dict[bytes, int | None] = {}
+
+
+def counted(record: RunRecord) -> int | None:
+    """Count the operations of one example of a record's cell, once for all its seeds."""
+    import torch
+
+    from lra.config.schema import canonical_json
+    from lra.tasks import get_task
+    from runners.train.cost import flops_of_example
+
+    key = canonical_json(record.config.model_dump(exclude={"seed", "train"}))
+    if key not in _COUNTS:
+        _COUNTS[key] = flops_of_example(record.config, get_task(record.config.task).info, torch.device("cpu"))
+    return _COUNTS[key]
+
+
+def status_table() -> str:
+    """Count the cells of each section and those with a record, as a Markdown table."""
+    from tabulate import tabulate
+
+    from lra.config.suites import load_suite
+
+    rows = []
+    for section, name in SECTIONS.items():
+        suite, (done, cells) = load_suite(name), cells_run(name)
+        rows.append([f"`{section}`", suite.title, suite.profile, f"{done} of {cells}" if done else "not run"])
+    return tabulate(rows, headers=["section", "question", "profile", "cells run"], tablefmt="github")
+
+
+def cells_run(suite: str) -> tuple[int, int]:
+    """Count the cells of a suite that have a record, whatever the edition of their data, and all its cells."""
+    from lra.config.schema import canonical_json
+    from lra.config.suites import expand, load_suite
+    from lra.results.records import RunRecord, Store
+
+    cells = {canonical_json(cell.model_dump()) for cell in expand(load_suite(suite))}
+    records = [entry for entry in Store(STORE).records() if isinstance(entry, RunRecord)]
+    return len(cells & {canonical_json(record.config.model_dump()) for record in records}), len(cells)
+
+
+def render_page() -> str:
+    """Fill the text of the page with the output of the commands in it."""
+    text = TEMPLATE.read_text(encoding="utf-8")
+    filled = REPORT.sub(lambda match: show_report(match[1]), text)
+    return filled.replace("{{ status }}", status_table())
+
+
+def show_report(line: str) -> str:
+    """Return a command of lra-report in a fence, followed by the table that it prints, or by `Not run yet`."""
+    full = f"lra-report {line} --store {STORE} --format markdown"
+    _, of_suite, suite = line.rpartition("--suite ")
+    ran = not of_suite or cells_run(suite)[0] > 0
+    return f"```\n{full}\n```\n\n{report(full) if ran else 'Not run yet.'}".rstrip()
+
+
+def draw_figures(folder: Path) -> list[Path]:
+    """Draw the figures that the page and the guide to reports show, and no others, into a folder."""
+    wanted: dict[str, set[str]] = {}
+    for page_with_figures in (TEMPLATE, GUIDE):
+        for section, name in FIGURE.findall(page_with_figures.read_text(encoding="utf-8")):
+            wanted.setdefault(section, set()).add(name)
+    paths = []
+    for section, names in wanted.items():
+        chosen = "--task text" if section == "bench" else f"--suite {SECTIONS[section]}"
+        with tempfile.TemporaryDirectory() as drawn:
+            report(f"lra-report figures {chosen} --store {STORE} --format svg --out {drawn}")
+            for name in sorted(names):
+                (folder / section).mkdir(parents=True, exist_ok=True)
+                paths.append(Path(shutil.copyfile(Path(drawn) / name, folder / section / name)))
+    return paths
+
+
+def report(line: str) -> str:
+    """Return what a command of lra-report prints, in this process: the imports take longer than the work.
+
+    Raises:
+        click.ClickException: The command failed.
+    """
+    click.echo(line, err=True)
+    sys.argv = shlex.split(line)  # what the tables say they were made by
+    printed, told = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
+            lra_report.main(sys.argv[1:], standalone_mode=False)
+    except SystemExit as stop:
+        raise click.ClickException(f"{line} ended with exit code {stop.code}: {told.getvalue().strip()}") from stop
+    return printed.getvalue()
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,1 @@
+"""Exact forms of the pooling operator, one file or folder each."""

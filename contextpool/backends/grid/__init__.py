@@ -1,0 +1,1 @@
+"""Pooling on a grid of pixels."""

@@ -1,0 +1,195 @@
+"""Adaptive pooling on a grid: an isotropic Gaussian per cell.
+
+A Gaussian on a grid is the product of one over rows and one over columns, so a cell needs rows + columns exponentials
+instead of rows x columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from contextpool.backends.grid.pyramid import pyramid_sums
+from contextpool.backends.log_weights import SIGMA_MAX, exp_or_zero, plain_weights
+from contextpool.backends.pyramid.stencils import reciprocal
+from contextpool.reference import SIGMA_MIN
+
+_CHUNK_ELEMENTS = 2**18
+"""Elements of one chunk's (batch, queries, cells) tensor: about a core's second-level cache in float32."""
+BACKENDS = ("auto", "reference", "dense", "pyramid")
+DENSE_CELLS = 4096
+"""Cells of the largest grid for which `auto` takes the dense form.
+
+Measured times cross between 56 by 56 (narrow Gaussians) and 80 by 80 (wide ones): `benchmarks/contextpool_grid.py`.
+"""
+
+
+def grid_pool(
+    x: Tensor,
+    log_weight: Tensor,
+    sigma: Tensor,
+    mask: Tensor | None = None,
+    *,
+    grid: tuple[int, int],
+    normalized: bool = True,
+    backend: str = "auto",
+    stride: int = 1,
+) -> Tensor:
+    """Replace every cell by a weighted mean of its neighbourhood, whose width is the cell's own.
+
+    With w_j = exp(log_weight_j), and i, j cells at distance dr in rows and dc in columns,
+
+        g_ij = exp(-dr^2 / (2 sigma_i^2) - dc^2 / (2 (sigma_i columns / rows)^2)):
+
+    isotropic in relative units, which is plainly isotropic where the grid is square. Otherwise as
+    `contextpool.context_pool`.
+
+    Args:
+        x: (batch, rows * columns, dim), cells in row-major order.
+        log_weight: (batch, rows * columns).
+        sigma: (batch, rows * columns), in rows, clamped to at least 0.05.
+        mask: (batch, rows * columns), bool, True = real cell; None = all real.
+        grid: (rows, columns).
+        normalized: Divide by the sum of w_j g_ij (else by the number of real cells).
+        backend: `reference` (the formula, quadratic memory), `dense` (the formula in chunks, quadratic time), `pyramid`
+            (near linear time, accurate to about 2e-7; see `grid.pyramid`) or `auto`: `dense` on grids of up
+            to `DENSE_CELLS` cells, `pyramid` on larger ones.
+        stride: Pool at cells whose row and column are multiples of it only.
+
+    Returns:
+        (batch, ceil(rows / stride) * ceil(columns / stride), dim); zeros at masked cells.
+
+    Raises:
+        ValueError: The grid does not hold the cells, or the backend is unknown.
+    """
+    rows, columns = grid
+    if rows * columns != x.shape[1]:
+        raise ValueError(f"a grid of {rows} by {columns} does not hold {x.shape[1]} tokens")
+    if stride < 1:
+        raise ValueError(f"stride must be positive, got {stride}")
+    chosen = resolve_grid_backend(grid, backend)
+    centres = torch.arange(x.shape[1], device=x.device).view(grid)[::stride, ::stride].flatten()
+    if x.numel() == 0:
+        return x[:, centres] * 1.0
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    weight, shift = plain_weights(log_weight.to(dtype), mask)
+    width = sigma.to(dtype)[:, centres].clamp(SIGMA_MIN, SIGMA_MAX)
+    visible = None if mask is None else mask[:, centres]
+    if visible is not None:
+        width = width.masked_fill(~visible, 1.0)
+    source = x if mask is None else x.masked_fill(~mask[:, :, None], 0.0)
+    with torch.autocast(x.device.type, enabled=False):
+        if chosen == "reference":
+            y = _reference(source.to(dtype), weight, width, centres, grid, normalized=normalized)
+        elif chosen == "dense":
+            y = _GridPool.apply(source.to(dtype), weight, width, centres, grid, normalized)  # type: ignore[no-untyped-call]
+        else:
+            source = torch.cat((source.to(dtype) * weight[:, :, None], weight[:, :, None]), dim=2)
+            y, total = pyramid_sums(source, width, centres, visible, grid).split((x.shape[2], 1), dim=2)
+            # A masked cell has no total; a real one has at least its own weight.
+            y = y / total.masked_fill(total <= 1e-30, 1.0) if normalized else y
+    if not normalized:
+        count = torch.full_like(shift, x.shape[1]) if mask is None else mask.sum(dim=1, keepdim=True).clamp_min(1)
+        y = y * (shift.exp() / count)[:, :, None]
+    y = y.to(x.dtype)
+    return y if visible is None else y.masked_fill(~visible[:, :, None], 0.0)
+
+
+def resolve_grid_backend(grid: tuple[int, int], backend: str) -> str:
+    """Name the backend that `grid_pool` uses.
+
+    Raises:
+        ValueError: It is unknown, or not for grids.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} does not pool on a grid; known: {', '.join(BACKENDS)}")
+    if backend == "auto":
+        return "dense" if grid[0] * grid[1] <= DENSE_CELLS else "pyramid"
+    return backend
+
+
+def _axes(cells: Tensor, grid: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return squared distances from each of the cells (queries,) to each row and to each column, both in rows."""
+    rows, columns = grid
+    row = cells[:, None] // columns - torch.arange(rows, device=cells.device)
+    column = cells[:, None] % columns - torch.arange(columns, device=cells.device)
+    return row.to(dtype).square(), (column.to(dtype) * (rows / columns)).square()
+
+
+def _reference(
+    x: Tensor, weight: Tensor, sigma: Tensor, centres: Tensor, grid: tuple[int, int], *, normalized: bool
+) -> Tensor:
+    """Pool by the formula, with a (batch, queries, cells) tensor."""
+    over_rows, over_columns = _axes(centres, grid, x.dtype)
+    square = (over_rows[:, :, None] + over_columns[:, None, :]).flatten(1)
+    kernel = torch.exp(-square / (2 * sigma[:, :, None].square())) * weight[:, None, :]
+    if normalized:
+        # A masked query may see nothing at all; what it gives is replaced by the caller.
+        kernel = kernel / kernel.sum(dim=2, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    return kernel @ x
+
+
+class _GridPool(torch.autograd.Function):
+    """The same in chunks of queries; backward recomputes each chunk's Gaussians (formulas in `backends.dense`)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        sigma: Tensor,
+        centres: Tensor,
+        grid: tuple[int, int],
+        normalized: bool,  # noqa: FBT001 - `apply` takes no keywords
+    ) -> Tensor:
+        source = x * weight[:, :, None]
+        y, scale = x.new_empty(len(x), len(centres), x.shape[2]), torch.ones_like(sigma)
+        for chunk in _chunks(x, centres):
+            kernel = _kernel(sigma[:, chunk], centres[chunk], grid)[0]
+            if normalized:
+                scale[:, chunk] = reciprocal((kernel @ weight[:, :, None])[:, :, 0])
+            y[:, chunk] = (kernel @ source) * scale[:, chunk, None]
+        ctx.save_for_backward(x, weight, sigma, centres, scale)
+        ctx.grid, ctx.normalized = grid, normalized
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        x, weight, sigma, centres, scale = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            source = x * weight[:, :, None]
+            grad_source, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
+            grad_sigma = torch.zeros_like(sigma)
+            for chunk in _chunks(x, centres):
+                kernel, over_rows, over_columns = _kernel(sigma[:, chunk], centres[chunk], ctx.grid)
+                row = scale[:, chunk, None]
+                upstream = grad[:, chunk] * row
+                grad_source += kernel.transpose(1, 2) @ upstream
+                product = (upstream @ source.transpose(1, 2)).mul_(kernel)
+                if ctx.normalized:
+                    normaliser = -product.sum(dim=2, keepdim=True) * row
+                    grad_weight += (kernel.transpose(1, 2) @ normaliser)[:, :, 0]
+                    product.addcmul_(kernel * weight[:, None, :], normaliser)
+                table = product.unflatten(2, ctx.grid)
+                moment = (table.sum(dim=3) * over_rows).sum(dim=2) + (table.sum(dim=2) * over_columns).sum(dim=2)
+                grad_sigma[:, chunk] = moment / sigma[:, chunk] ** 3
+            grad_weight += (grad_source * x).sum(dim=2)
+        return grad_source * weight[:, :, None], grad_weight, grad_sigma, None, None, None
+
+
+def _chunks(x: Tensor, centres: Tensor) -> list[slice]:
+    """Cut the queries so that a chunk's kernel stays in the cache."""
+    size = max(16, _CHUNK_ELEMENTS // (x.shape[0] * x.shape[1]))
+    return [slice(start, start + size) for start in range(0, len(centres), size)]
+
+
+def _kernel(sigma: Tensor, cells: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return g_ij (batch, queries, cells) and the squared distances over rows and over columns."""
+    over_rows, over_columns = _axes(cells, grid, sigma.dtype)
+    slope = -0.5 / sigma[:, :, None].square()
+    row, column = (exp_or_zero(square * slope) for square in (over_rows, over_columns))
+    return (row[:, :, :, None] * column[:, :, None, :]).flatten(2), over_rows, over_columns

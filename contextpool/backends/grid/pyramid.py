@@ -1,0 +1,210 @@
+"""Pooling on large grids in time near linear in the number of cells: the pyramid in two axes.
+
+A cell whose Gaussian is wide reads the grid after a blur, on a coarser raster, with the residual Gaussian that is left.
+With h the spacing of the raster, b = h / BETA the blur and a = sqrt(sigma^2 - b^2) on each axis,
+
+    sum_j g_ij z_j = C_i sum_k exp(-dr_ik^2 / (2 a_r^2) - dc_ik^2 / (2 a_c^2)) R[k]
+               C_i = h^2 sigma_r sigma_c / (a_r a_c)
+
+up to a relative error of 2 exp(-(pi / BETA)^2) = 4e-7 of each g_ij and axis. The sum is cut off REACH residual widths
+away. The backward pass is the exact adjoint; nothing but the rasters and the widths is kept for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from contextpool.backends.log_weights import exp_or_zero
+from contextpool.backends.pyramid.stencils import BETA
+from contextpool.backends.tiling import Groups, sort_into_tiles
+
+REACH = 4.7
+"""Residual widths at least that are summed over: erfc(REACH / sqrt(2)) = 3e-6 of the mass of an axis."""
+_KAPPA = math.sqrt(2.0)
+"""A cell reads the coarsest raster whose blur is at most its width / KAPPA."""
+_UNIFORM = 1e4
+"""A Gaussian this many times as wide as the grid has rows is flat: its weights differ by 5e-9."""
+_MARGIN = 8
+"""Nodes of a coarse raster beyond each edge of the grid: 6.4 blurs."""
+_TILE = 16
+"""Side, in nodes, of the squares whose cells read the same window."""
+_CHUNK_ELEMENTS = 2**20
+"""Elements of the windows that are gathered at a time."""
+_SMALLEST_EXPONENT = -43.0
+"""Of an axis: the product of two stays a normal number (2e-19 squared)."""
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def pyramid_sums(
+    columns: Tensor, sigma: Tensor, centres: Tensor, visible: Tensor | None, grid: tuple[int, int]
+) -> Tensor:
+    """Sum g_ij z_j over all cells j, for the cells `centres`.
+
+    Args:
+        columns: z, (batch, rows * columns, features).
+        sigma: (batch, centres), in rows.
+        centres: (centres,), indices of cells.
+        visible: (batch, centres), bool: which sums are wanted, the others are 0; None = all.
+        grid: (rows, columns).
+
+    Returns:
+        (batch, centres, features).
+    """
+    rows, width = grid
+    image = columns.unflatten(1, grid)
+    # Wider than this is uniform over the grid.
+    widths = sigma.clamp_max(_UNIFORM * rows)
+    widths = torch.stack((widths, widths * (width / rows)))
+    top = max(0, math.ceil(math.log2(min(rows, width) / _TILE)))
+    level = torch.log2(widths.detach().amin(dim=0) * (BETA / _KAPPA)).floor()
+    # A width that is not a number gives a result that is not a number; it must not give an index out of range.
+    level = level.clamp(0, top).nan_to_num(0.0).long()
+    position = torch.stack((centres // width, centres % width)).to(sigma.dtype)
+    chosen = torch.ones_like(level, dtype=torch.bool) if visible is None else visible
+
+    parts, sequences, cells = [columns.new_zeros(0, columns.shape[2])], [centres[:0]], [centres[:0]]
+    for number in range(top + 1):
+        sequence, cell = (chosen & (level == number)).nonzero(as_tuple=True)
+        if len(cell) == 0:
+            continue
+        full, place = widths[:, sequence, cell], position[:, cell]
+        if number == 0:
+            points = _Points.plan(image, sequence, place, full.detach())
+            part = _Sample.apply(image, full, points)  # type: ignore[no-untyped-call]
+        else:
+            spacing = 2**number
+            raster = _coarsen(image, number)
+            residual = (full.square() - (spacing / BETA) ** 2).sqrt() / spacing
+            points = _Points.plan(raster, sequence, place / spacing + _MARGIN, residual.detach())
+            factor = (full / residual).prod(dim=0)[:, None]
+            part = factor * _Sample.apply(raster, residual, points)  # type: ignore[no-untyped-call]
+        parts.append(part)
+        sequences.append(sequence)
+        cells.append(cell)
+    sums = columns.new_zeros(*sigma.shape, columns.shape[2])
+    return sums.index_put((torch.cat(sequences), torch.cat(cells)), torch.cat(parts))
+
+
+def _coarsen(image: Tensor, level: int) -> Tensor:
+    """Blur (batch, rows, columns, features) and sample it every 2^level cells, `_MARGIN` nodes beyond each edge too."""
+    for axis in (1, 2):
+        size, spacing = image.shape[axis], 2**level
+        node = torch.arange(-_MARGIN, (size - 1) // spacing + 2 + _MARGIN, device=image.device, dtype=image.dtype)
+        offset = node[:, None] * spacing - torch.arange(size, device=image.device)
+        blur = spacing / BETA
+        taps = torch.exp(-offset.square() / (2 * blur**2)) / (blur * math.sqrt(2 * math.pi))
+        image = torch.tensordot(taps, image, dims=([1], [axis])).movedim(0, axis)
+    return image
+
+
+@dataclass(frozen=True)
+class _Points:
+    """Scattered points on a raster, grouped into tiles that read the same window, by the size of their windows."""
+
+    place: Tensor
+    """(2, points): row and column, in nodes."""
+    kinds: list[tuple[int, Groups, Tensor, Tensor]]
+    """(reach in nodes, groups of 16 points, index of the sequence and first node (tiles, 2) of each group)."""
+
+    @classmethod
+    def plan(cls, raster: Tensor, sequence: Tensor, place: Tensor, residual: Tensor) -> _Points:
+        """Group points by sequence, square of `_TILE` nodes and reach."""
+        most = max(raster.shape[1:3])
+        square = (place / _TILE).floor().long()
+        reach = (residual.amax(dim=0) * REACH).ceil().nan_to_num(0.0).clamp(1, most).long()
+        # Reaches are rounded up in steps of a quarter or less, so that there are few sizes of windows.
+        step = (2 ** (reach.clamp_min(4).to(place.dtype).log2().floor() - 2)).long()
+        reach = -(-reach // step) * step
+        key = (sequence * most + square[0]) * most + square[1]
+        kinds = []
+        for size in reach.unique().tolist():
+            groups = sort_into_tiles(key[None], (reach == size)[None], place.dtype)
+            corner = torch.stack((groups.key // most % most, groups.key % most), dim=1) * _TILE
+            kinds.append((int(size), groups, groups.key // most**2, corner))
+        return cls(place, kinds)
+
+
+class _Sample(torch.autograd.Function):
+    """Sum a raster (batch, rows, columns, features) around each point with the point's own Gaussian."""
+
+    @staticmethod
+    def forward(ctx: Any, raster: Tensor, residual: Tensor, points: _Points) -> Tensor:
+        out = raster.new_zeros(points.place.shape[1] + 1, raster.shape[3])
+        for size, groups, sequence, corner in points.kinds:
+            side = _TILE + 2 * size
+            padded = F.pad(raster, _padding(raster, size))
+            for part in _chunks(len(groups.key), side**2 * raster.shape[3]):
+                token = groups.token[part]
+                kernel = _kernel(points.place, residual, token, corner[part], size)[0]
+                window = padded.flatten(0, 2)[_rows(padded, sequence[part], corner[part], side)]
+                sums = torch.bmm(kernel, window)
+                # Empty slots go to the spare row.
+                target = torch.where(groups.filled[part] > 0, token, len(out) - 1)
+                out[target.flatten()] = sums.flatten(0, 1)
+        ctx.save_for_backward(raster, residual)
+        ctx.points = points
+        return out[:-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        raster, residual = ctx.saved_tensors
+        points: _Points = ctx.points
+        grad_raster, grad_residual = torch.zeros_like(raster), torch.zeros_like(residual)
+        for size, groups, sequence, corner in points.kinds:
+            side, padding = _TILE + 2 * size, _padding(raster, size)
+            padded = F.pad(raster, padding)
+            grad_padded = torch.zeros_like(padded)
+            for part in _chunks(len(groups.key), side**2 * raster.shape[3]):
+                token, filled = groups.token[part], groups.filled[part]
+                kernel, *squares = _kernel(points.place, residual, token, corner[part], size)
+                rows = _rows(padded, sequence[part], corner[part], side)
+                upstream = grad[token] * filled[:, :, None]
+                grad_padded.flatten(0, 2).index_add_(
+                    0, rows.flatten(), torch.bmm(kernel.transpose(1, 2), upstream).flatten(0, 1)
+                )
+                product = torch.bmm(upstream, padded.flatten(0, 2)[rows].transpose(1, 2)).mul_(kernel)
+                table = product.unflatten(2, (side, side))
+                for axis, square in enumerate(squares):
+                    moment = (table.sum(dim=3 - axis) * square).sum(dim=2) / residual[axis, token] ** 3
+                    grad_residual[axis].index_add_(0, token.flatten(), (moment * filled).flatten())
+            grad_raster += F.pad(grad_padded, [-amount for amount in padding])
+        return grad_raster, grad_residual, None
+
+
+def _padding(raster: Tensor, size: int) -> list[int]:
+    """Return what `F.pad` needs for windows to stay inside (batch, rows, columns, features)."""
+    rows, columns = raster.shape[1:3]
+    return [0, 0, size, size + -columns % _TILE, size, size + -rows % _TILE]
+
+
+def _rows(padded: Tensor, sequence: Tensor, corner: Tensor, side: int) -> Tensor:
+    """Return the rows (tiles, side * side) of each tile's nodes in the padded raster, its first axes flattened."""
+    rows, columns = padded.shape[1:3]
+    step = torch.arange(side, device=padded.device)
+    first = (sequence * rows + corner[:, 0]) * columns + corner[:, 1]
+    return (first[:, None, None] + step[:, None] * columns + step).flatten(1)
+
+
+def _kernel(place: Tensor, residual: Tensor, token: Tensor, corner: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return Gaussians (tiles, 16, side * side) and squared distances along each axis (tiles, 16, side)."""
+    step = torch.arange(-size, _TILE + size, device=place.device)
+    squares = [(place[axis, token][:, :, None] - corner[:, axis, None, None] - step).square() for axis in (0, 1)]
+    row, column = (
+        exp_or_zero(square * (-0.5 / residual[axis, token].square())[:, :, None], _SMALLEST_EXPONENT)
+        for axis, square in enumerate(squares)
+    )
+    return (row[:, :, :, None] * column[:, :, None, :]).flatten(2), squares[0], squares[1]
+
+
+def _chunks(tiles: int, elements: int) -> list[slice]:
+    """Cut tiles so that the windows gathered at a time have about `_CHUNK_ELEMENTS`."""
+    size = max(1, _CHUNK_ELEMENTS // elements)
+    return [slice(start, start + size) for start in range(0, tiles, size)]

@@ -1,0 +1,1 @@
+"""Pooling in linear time: sums over a pyramid of blurred sequences."""

@@ -1,0 +1,1 @@
+"""Causal pooling in linear time: sums over a tree of nodes."""

@@ -1,0 +1,338 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
+# ruff: noqa: N803
+"""Exact pooling in Triton: Gaussians live in registers, block by block, and tails that weigh nothing are skipped.
+
+Three kernels. Forward, a program owns a block of queries i, walks over the blocks of keys j in their reach, and keeps a
+running maximum, so that sums neither overflow nor vanish (the online softmax of M. Milakov and N. Gimelshein,
+arXiv:1805.02867). With the logarithm of each row's total in L_i, the backward recomputes
+
+    p_ij = exp(log w_j - log w_i - (i - j)^2 / (2 sigma_i^2) - L_i)
+
+by rows for delta_i = sum_j p_ij (grad_i . x_j) and the gradient of sigma_i, then by columns for the other gradients:
+
+    grad sigma_i = sigma_i^-3 sum_j p_ij (i - j)^2 (grad_i . x_j - delta_i)
+    grad x_j     = sum_i p_ij grad_i
+    grad log w_j = x_j . grad x_j - sum_i p_ij delta_i
+
+Each number is summed by one program, in one order: no atomics, and the same bits every time. Totals are relative to
+the query's own weight. Not normalised, L_i is -log w_i and delta_i is zero. Sums are in float32; products of float16
+and bfloat16 tokens round p to that type, and those of float32 tokens are not lowered to TensorFloat-32.
+
+Tested under the interpreter of Triton 3.9 and compiled for compute capabilities 8.0 and 9.0 (also by Triton 3.6), but
+**not yet run on a GPU**: the sizes of blocks are first guesses, and no speed is claimed. With TRITON_INTERPRET=1 in the
+environment before Triton is imported, the kernels run on CPU tensors, slowly. Importing this module imports Triton.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
+import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
+from torch import Tensor
+
+from contextpool.backends.custom_op import opaque_kernel
+
+SIZES = {torch.float32: (32, 64, 4), torch.bfloat16: (64, 128, 8), torch.float16: (64, 128, 8)}
+"""Dtype of x -> queries, and keys, that a program handles at a time; most features that it sums; its warps.
+
+With these, for compute capabilities 8.0 and 9.0, the compiler spills no registers; float32 in the sizes of the others
+spills on 8.0, and bfloat16 with 4 warps does too.
+"""
+LOG2_E = tl.constexpr(math.log2(math.e))
+TAIL = 20.0
+"""A key may be skipped where its weight is exp(-20) = 2e-9 of the query's own, or less, whatever the weights are."""
+
+
+@triton.jit
+def _exponents(query, key, slope, own, log_weight, CAUSAL: tl.constexpr):
+    """Return log2(w_j g_ij / w_i), broadcast over queries and keys, and (i - j)^2; -inf where a key cannot be seen.
+
+    Log-weights of any size enter by their difference alone, which keeps its digits.
+    """
+    offset = query - key
+    square = offset.to(tl.float32) * offset.to(tl.float32)
+    exponent = (log_weight - own) * LOG2_E - square * slope
+    if CAUSAL:
+        exponent = tl.where(offset >= 0, exponent, float("-inf"))
+    return exponent, square
+
+
+@triton.jit
+def _dot(left, right, total, WIDEN: tl.constexpr):
+    """Add a matrix product to a total, in float32 and without rounding to TensorFloat-32."""
+    if WIDEN:
+        left, right = left.to(tl.float32), right.to(tl.float32)
+    return tl.dot(left, right, acc=total, input_precision="ieee")
+
+
+@triton.jit
+def _load_rows(pointer, batch, row, feature, keep, length, dim):
+    """Load (rows, features) of (batch, length, dim); zeros where `keep` is false, whatever stands there."""
+    start = batch.to(tl.int64) * length * dim
+    inside = keep[:, None] & (feature < dim)[None, :]
+    return tl.load(pointer + start + row[:, None] * dim + feature[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _load_log_weight(pointer, batch, token, length):
+    return tl.load(pointer + batch * length + token, mask=token < length, other=float("-inf"))
+
+
+@triton.jit
+def _own(log_weight):
+    """Return the queries' own log-weights, 0 for masked ones."""
+    return tl.where(log_weight == float("-inf"), 0.0, log_weight)
+
+
+@triton.jit
+def _forward_kernel(
+    x, log_weight, slope, first, last, y, log_total, length, dim,
+    NORMALIZED: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr, SLAB: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """Pool one block of queries, one slab of features."""
+    block, batch, slab = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    query = block * BLOCK + tl.arange(0, BLOCK)
+    feature = slab * SLAB + tl.arange(0, SLAB)
+    row_slope = tl.load(slope + batch * length + query, mask=query < length, other=0.0)
+    row_weight = _load_log_weight(log_weight, batch, query, length)
+    real, own = row_weight > float("-inf"), _own(row_weight)
+
+    peak = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    pooled = tl.zeros((BLOCK, SLAB), tl.float32)
+    bound = batch * tl.num_programs(0) + block
+    for step in range(tl.load(first + bound), tl.load(last + bound) + 1):
+        key = step * BLOCK + tl.arange(0, BLOCK)
+        key_weight = _load_log_weight(log_weight, batch, key, length)
+        values = _load_rows(x, batch, key, feature, key_weight > float("-inf"), length, dim)
+        exponent, _ = _exponents(
+            query[:, None], key[None, :], row_slope[:, None], own[:, None], key_weight[None, :], CAUSAL
+        )
+        higher = tl.maximum(peak, tl.max(exponent, axis=1))
+        # Rows that have seen nothing yet keep a peak of -inf, which must not be subtracted from itself.
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        shrink = tl.exp2(peak - base)
+        p = tl.exp2(exponent - base[:, None])
+        total = total * shrink + tl.sum(p, axis=1)
+        pooled = _dot(p.to(values.dtype), values, pooled * shrink[:, None], WIDEN)
+        peak = higher
+
+    # Masked queries that have seen nothing; a real query has seen itself.
+    total = tl.where(peak == float("-inf"), 1.0, total)
+    if NORMALIZED:
+        pooled = pooled / total[:, None]
+        row_total = peak + tl.log2(total)
+    else:
+        pooled = pooled * tl.exp2(peak + own * LOG2_E)[:, None]
+        row_total = -own * LOG2_E
+    pooled = tl.where(real[:, None], pooled, 0.0)
+    inside = (query < length)[:, None] & (feature < dim)[None, :]
+    start = batch.to(tl.int64) * length * dim
+    tl.store(y + start + query[:, None] * dim + feature[None, :], pooled.to(y.dtype.element_ty), mask=inside)
+    if slab == 0:
+        # Infinite for masked queries: their p is then zero in the backward.
+        row_total = tl.where(real, row_total, float("inf"))
+        tl.store(log_total + batch * length + query, row_total, mask=query < length)
+
+
+@triton.jit
+def _rows_kernel(
+    grad, x, log_weight, slope, log_total, first, last, delta, moment, length, dim,
+    NORMALIZED: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr, SLAB: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """Sum over the keys of one block of queries: delta, and sigma^3 times the gradient of sigma."""
+    block, batch = tl.program_id(0), tl.program_id(1)
+    query = block * BLOCK + tl.arange(0, BLOCK)
+    row_slope = tl.load(slope + batch * length + query, mask=query < length, other=0.0)
+    row_total = tl.load(log_total + batch * length + query, mask=query < length, other=float("inf"))
+    own = _own(_load_log_weight(log_weight, batch, query, length))
+
+    dot_sum = tl.zeros((BLOCK,), tl.float32)
+    square_sum = tl.zeros((BLOCK,), tl.float32)
+    both_sum = tl.zeros((BLOCK,), tl.float32)
+    bound = batch * tl.num_programs(0) + block
+    for step in range(tl.load(first + bound), tl.load(last + bound) + 1):
+        key = step * BLOCK + tl.arange(0, BLOCK)
+        key_weight = _load_log_weight(log_weight, batch, key, length)
+        dots = tl.zeros((BLOCK, BLOCK), tl.float32)
+        for start in range(0, dim, SLAB):
+            feature = start + tl.arange(0, SLAB)
+            upstream = _load_rows(grad, batch, query, feature, row_total != float("inf"), length, dim)
+            values = _load_rows(x, batch, key, feature, key_weight > float("-inf"), length, dim)
+            dots = _dot(upstream, tl.trans(values), dots, WIDEN)
+        exponent, square = _exponents(
+            query[:, None], key[None, :], row_slope[:, None], own[:, None], key_weight[None, :], CAUSAL
+        )
+        p = tl.exp2(exponent - row_total[:, None])
+        dot_sum += tl.sum(p * dots, axis=1)
+        square_sum += tl.sum(p * square, axis=1)
+        both_sum += tl.sum(p * square * dots, axis=1)
+
+    if NORMALIZED:
+        both_sum -= dot_sum * square_sum
+        tl.store(delta + batch * length + query, dot_sum, mask=query < length)
+    tl.store(moment + batch * length + query, both_sum, mask=query < length)
+
+
+@triton.jit
+def _columns_kernel(
+    grad, x, log_weight, slope, log_total, delta, first, last, grad_x, grad_log_weight, length, dim,
+    NORMALIZED: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr, SLAB: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """Sum over the queries that reach one block of keys, for one slab of features; log-weights' shares per slab."""
+    block, batch, slab = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    key = block * BLOCK + tl.arange(0, BLOCK)
+    feature = slab * SLAB + tl.arange(0, SLAB)
+    key_weight = _load_log_weight(log_weight, batch, key, length)
+
+    grad_values = tl.zeros((BLOCK, SLAB), tl.float32)
+    normaliser = tl.zeros((BLOCK,), tl.float32)
+    bound = batch * tl.num_programs(0) + block
+    for step in range(tl.load(first + bound), tl.load(last + bound) + 1):
+        query = step * BLOCK + tl.arange(0, BLOCK)
+        row_slope = tl.load(slope + batch * length + query, mask=query < length, other=0.0)
+        row_total = tl.load(log_total + batch * length + query, mask=query < length, other=float("inf"))
+        upstream = _load_rows(grad, batch, query, feature, row_total != float("inf"), length, dim)
+        own = _own(_load_log_weight(log_weight, batch, query, length))
+        exponent, _ = _exponents(
+            query[None, :], key[:, None], row_slope[None, :], own[None, :], key_weight[:, None], CAUSAL
+        )
+        # Rounded for the product, and so in the normaliser too: the two nearly cancel where a token sees itself.
+        p = tl.exp2(exponent - row_total[None, :]).to(upstream.dtype)
+        grad_values = _dot(p, upstream, grad_values, WIDEN)
+        if NORMALIZED:
+            row_delta = tl.load(delta + batch * length + query, mask=query < length, other=0.0)
+            normaliser += tl.sum(p.to(tl.float32) * row_delta[None, :], axis=1)
+
+    real = key_weight > float("-inf")
+    values = _load_rows(x, batch, key, feature, real, length, dim)
+    share = tl.sum(values.to(tl.float32) * grad_values, axis=1)
+    if NORMALIZED:  # noqa: SIM102 - the outer test is the compiler's, the inner one the program's
+        if slab == 0:
+            share -= normaliser
+    row = slab.to(tl.int64) * tl.num_programs(1) + batch
+    tl.store(grad_log_weight + row * length + key, share, mask=key < length)
+    inside = (key < length)[:, None] & (feature < dim)[None, :]
+    start = batch.to(tl.int64) * length * dim
+    pointers = grad_x + start + key[:, None] * dim + feature[None, :]
+    tl.store(pointers, grad_values.to(grad_x.dtype.element_ty), mask=inside)
+
+
+def _forward(
+    x: Tensor,
+    log_weight: Tensor,
+    sigma: Tensor,
+    normalized: bool,  # noqa: FBT001
+    *,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the pooled tokens and log2 of each row's total over w_i (of 1 over w_i if not normalised; masked: inf)."""
+    batch, length, dim = x.shape
+    y, log_total = torch.empty_like(x), torch.empty_like(sigma)
+    options = _options(x, normalized=normalized, causal=causal)
+    first, last = _reach(log_weight, sigma, options["BLOCK"], causal=causal)
+    with torch.cuda.device_of(x):
+        _forward_kernel[first.shape[1], batch, triton.cdiv(dim, options["SLAB"])](
+            x, log_weight, _slope(sigma), first, last, y, log_total, length, dim, **options
+        )
+    return y, log_total
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    log_weight: Tensor,
+    sigma: Tensor,
+    log_total: Tensor,
+    normalized: bool,  # noqa: FBT001
+    *,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, log_weight and sigma."""
+    batch, length, dim = x.shape
+    options = _options(x, normalized=normalized, causal=causal)
+    slabs = triton.cdiv(dim, options["SLAB"])
+    first, last = _reach(log_weight, sigma, options["BLOCK"], causal=causal)
+    slope = _slope(sigma)
+    delta, moment, grad_x = torch.zeros_like(sigma), torch.empty_like(sigma), torch.empty_like(x)
+    grad_log_weight = sigma.new_empty(slabs, batch, length)
+    with torch.cuda.device_of(x):
+        _rows_kernel[first.shape[1], batch](
+            grad, x, log_weight, slope, log_total, first, last, delta, moment, length, dim, **options
+        )
+        _columns_kernel[first.shape[1], batch, slabs](
+            grad, x, log_weight, slope, log_total, delta, *_reached_from(first, last), grad_x, grad_log_weight,
+            length, dim, **options
+        )  # fmt: skip
+    return grad_x, grad_log_weight.sum(dim=0), moment / sigma**3
+
+
+def _options(x: Tensor, *, normalized: bool, causal: bool) -> dict[str, Any]:
+    """Return the constants that the kernels are compiled for."""
+    block, slab, warps = SIZES[x.dtype]
+    slab = min(slab, max(16, triton.next_power_of_2(x.shape[2])))
+    return {
+        "NORMALIZED": normalized,
+        "CAUSAL": causal,
+        "BLOCK": block,
+        "SLAB": slab,
+        # For the interpreter, whose products take the bits of bfloat16 for integers. Widening changes no value.
+        "WIDEN": x.device.type == "cpu",
+        "num_warps": warps,
+        "num_stages": 2,
+        "enable_fp_fusion": True,
+    }
+
+
+def _slope(sigma: Tensor) -> Tensor:
+    """Return what multiplies (i - j)^2 in the exponent of 2."""
+    return 0.5 * math.log2(math.e) / sigma.square()
+
+
+def _reach(log_weight: Tensor, sigma: Tensor, block: int, *, causal: bool) -> tuple[Tensor, Tensor]:
+    """Return the first and the last block of keys that each block of queries has to read, (batch, blocks), int32.
+
+    With w the largest weight in sight, beyond sigma_i sqrt(2 (TAIL + log w / w_i)) tokens every key weighs less than
+    exp(-TAIL) times the query itself, and need not be read.
+    """
+    length = log_weight.shape[1]
+    largest = log_weight.cummax(dim=1).values if causal else log_weight.amax(dim=1, keepdim=True)
+    reach = sigma * (2.0 * (TAIL + largest - log_weight)).sqrt()
+    reach = reach.nan_to_num(nan=math.inf).masked_fill(log_weight == -torch.inf, 0.0)
+    position = torch.arange(length, device=log_weight.device)
+    pad = -length % block
+    low = F.pad(position - reach, (0, pad), value=math.inf).unflatten(1, (-1, block)).amin(dim=2)
+    high = F.pad(position + reach, (0, pad), value=-math.inf).unflatten(1, (-1, block)).amax(dim=2)
+    blocks = low.shape[1]
+    first = (low.clamp(0, length - 1) / block).int()
+    last = (high.clamp(0, length - 1) / block).int()
+    if causal:
+        last = last.minimum(torch.arange(blocks, device=last.device, dtype=last.dtype))
+    return first.contiguous(), last.contiguous()
+
+
+def _reached_from(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn the keys that blocks of queries read into the queries that blocks of keys are read by; both (batch, blocks).
+
+    Blocks between the two ends that do not read are summed nevertheless: what they add is the exact tail.
+    """
+    blocks = first.shape[1]
+    block = torch.arange(blocks, device=first.device, dtype=first.dtype)
+    reads = (first[:, :, None] <= block) & (block <= last[:, :, None])
+    return (
+        torch.where(reads, block[:, None], blocks).amin(dim=1).contiguous(),
+        torch.where(reads, block[:, None], -1).amax(dim=1).contiguous(),
+    )
+
+
+triton_pool = opaque_kernel(
+    "triton", partial(_forward, causal=False), partial(_backward, causal=False), countable=False
+)
+triton_causal_pool = opaque_kernel(
+    "triton_causal", partial(_forward, causal=True), partial(_backward, causal=True), countable=False
+)

@@ -1,0 +1,84 @@
+"""Profiles: published recipes, one YAML file each."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field
+
+from lra.config.builtin import config_folder
+from lra.config.schema import (
+    Section,
+    validate_section,
+)
+from lra.config.yaml_loader import load_file
+from lra.errors import UsageError, suggest
+
+S = TypeVar("S", bound=Section)
+
+
+class TaskRecipe(Section):
+    """What a profile says of one task; the sections are checked when a run is resolved."""
+
+    data: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any]
+    train: dict[str, Any]
+
+
+class Profile(Section):
+    """A published recipe: which sizes, which optimiser, for how long."""
+
+    name: str
+    title: str
+    source: str
+    """Where the figures come from."""
+    departures: list[str] = Field(default_factory=list)
+    """Where we knowingly differ from the source."""
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Options of variants as the source sets them, by variant."""
+    tasks: dict[str, TaskRecipe]
+
+    def recipe(self, task: str) -> TaskRecipe:
+        """Return what the profile says of a task.
+
+        Raises:
+            UsageError: It does not say anything.
+        """
+        if task not in self.tasks:
+            raise UsageError(f"profile {self.name!r} does not define task {task!r}; {suggest(task, self.tasks)}")
+        return self.tasks[task]
+
+
+def load_profile(name: str) -> Profile:
+    """Load a shipped profile by name, or one of the user's by the path of its YAML file.
+
+    Raises:
+        UsageError: No such profile, or its file does not hold what a profile holds.
+    """
+    return load_shipped("profiles", name, Profile)
+
+
+def load_shipped(kind: Literal["profiles", "suites"], name: str, section: type[S]) -> S:
+    """Load a shipped file of `configs/<kind>` by name, or one of the user's by its path.
+
+    Raises:
+        UsageError: No such file, or it does not hold what a section holds.
+    """
+    own = name.endswith((".yaml", ".yml"))
+    path = Path(name) if own else config_folder(kind) / f"{name}.yaml"
+    if own and not path.is_file():
+        near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.y*ml")], n=1)
+        hint = f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""
+        raise UsageError(f"{name}: no such file{hint}")
+    if not path.is_file():
+        known = [file.stem for file in config_folder(kind).glob("*.yaml")]
+        raise UsageError(f"unknown {kind.removesuffix('s')} {name!r}; {suggest(name, known)}")
+    values = load_file(path)
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: expected a mapping at the top")
+    loaded, problems = validate_section(section, values, path.name)
+    if loaded is None:
+        raise UsageError("\n".join(problems))
+    return loaded

@@ -1,0 +1,179 @@
+"""Resolution: profile, variant and overrides become the configuration of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attention_zoo import (
+    OptionError,
+    RegistrationError,
+    UnknownVariantError,
+    VariantConfig,
+    get_variant,
+)
+from attention_zoo.registry import plugin_origin
+from lra.config.profiles import Profile
+from lra.config.schema import (
+    ModelConfig,
+    RunConfig,
+    Track,
+    TrainConfig,
+    VariantChoice,
+    validate_section,
+)
+from lra.config.yaml_loader import load_text
+from lra.errors import UsageError, suggest
+from lra.models.convnet import family_problems
+from lra.tasks import get_task
+
+OPEN_TRACK = "--track open admits it (in a suite: `track: open`)"
+
+
+def parse_override(text: str, option: str = "--set", example: str = "train.lr=1e-4") -> tuple[str, Any]:
+    """Split `key.path=value`; the value is read like a value in a YAML file.
+
+    Args:
+        text: What the user wrote.
+        option: Where, for the error message.
+        example: What would have been right, for the error message.
+
+    Raises:
+        UsageError: There is no `=`, or the value is not acceptable YAML.
+    """
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise UsageError(f"{option} {text}: expected key=value, such as {example}")
+    return key.strip(), load_text(value, f"{option} {key}")
+
+
+def check_variant_names(overrides: Mapping[str, Any], variants: Sequence[str]) -> None:
+    """Check that each override of `variants.NAME` is meant for one of several variants.
+
+    Raises:
+        UsageError: It is not: without this, a mistyped name would change nothing and say nothing. Or an override of
+            `variant` names an option that only some of the variants have.
+    """
+    for path in overrides:
+        head, _, rest = path.partition(".")
+        name, dot, _ = rest.partition(".")
+        if head == "variants" and dot and name not in variants:
+            raise UsageError(f"{path}: {name!r} is not among the variants; {suggest(name, variants)}")
+        if head != "variant":
+            continue
+        known = {variant: names for variant in variants if (names := _option_names(variant)) is not None}
+        without = [variant for variant, names in known.items() if name not in names]
+        having = [variant for variant in known if variant not in without]
+        if without and having:
+            whose = f"no option of {', '.join(without)}"
+            if len(having) < len(without):
+                whose = f"an option of {', '.join(having)} only"
+            raise UsageError(f"{path}: {whose}; for one of several variants write variants.{having[0]}.{rest}")
+
+
+def _option_names(variant: str) -> list[str] | None:
+    """List the options of a variant; None if there is no such variant, of which `resolve` tells."""
+    try:
+        return [name for name, *_ in get_variant(variant).config.describe()]
+    except (UnknownVariantError, RegistrationError):
+        return None
+
+
+def resolve(
+    *, task: str, variant: str, profile: Profile, seed: int, track: Track = "matched", overrides: Mapping[str, Any]
+) -> RunConfig:
+    """Combine profile, variant and overrides into the configuration of one run.
+
+    Args:
+        task: Name of a task.
+        variant: Name of a registered variant.
+        profile: The recipe.
+        seed: Seed of initialisation, data order and dropout.
+        track: `matched` admits overrides of the variant's own options only; `open` admits all.
+        overrides: Values by path: `data.x`, `model.x`, `train.x`; `variant.x` for the variant at hand, or
+            `variants.NAME.x` for one of several; `x.y` for one entry of an option that is a mapping.
+
+    Raises:
+        UsageError: All mistakes at once, one per line.
+    """
+    problems: list[str] = []
+    the_task, recipe = get_task(task), profile.recipe(task)
+    sections = {"data": dict(recipe.data), "model": dict(recipe.model), "train": dict(recipe.train)}
+    options = dict(profile.variants.get(variant, {}))
+    origins: dict[str, str] = {}
+    for path, value in overrides.items():
+        head, _, rest = path.partition(".")
+        if head in sections and rest:
+            sections[head][rest] = value
+            if track == "matched":
+                problems.append(f"{path}: fixed by the profile on the matched track; {OPEN_TRACK}")
+        elif head == "variant" and rest and rest.count(".") <= 1:
+            _set_option(options, rest, value, origins, path)
+        elif head == "variants" and 1 <= rest.count(".") <= 2:
+            name, _, key = rest.partition(".")
+            if name == variant:
+                _set_option(options, key, value, origins, path)
+        else:
+            problems.append(f"{path}: unknown key; paths begin with data., model., train., variant. or variants.NAME.")
+    data, data_problems = validate_section(the_task.options, sections["data"], "data")
+    model, model_problems = validate_section(ModelConfig, sections["model"], "model")
+    train, train_problems = validate_section(TrainConfig, sections["train"], "train")
+    problems += data_problems + model_problems + train_problems
+    if model is not None and not model.head_dim and model.dim % model.num_heads:
+        problems.append(f"model.num_heads: dim {model.dim} is not a multiple of {model.num_heads}; give head_dim")
+    if model is not None:
+        problems += family_problems(model, the_task.info, variant, has_options=bool(options))
+    if model is not None and model.positions == "rotary":
+        options.setdefault("rotary", True)
+    config = _variant_config(variant, options, origins, problems)
+    if data is not None and model is not None and the_task.max_length(data) > model.max_length:
+        problems.append(f"model.max_length: {model.max_length} is shorter than the data ({the_task.max_length(data)})")
+    if problems or data is None or model is None or train is None or config is None:
+        raise UsageError("\n".join(problems))
+    return RunConfig(
+        task=task,
+        profile=profile.name,
+        track=track,
+        data=data.model_dump(),
+        variant=VariantChoice(name=variant, options=config.to_dict(), origin=plugin_origin(variant)),
+        model=model,
+        train=train,
+        seed=seed,
+    )
+
+
+def _set_option(options: dict[str, Any], key: str, value: Any, origins: dict[str, str], path: str) -> None:
+    """Set an option, or with `key` = `name.entry` one entry of an option that is a mapping; note where it is from."""
+    name, dot, entry = key.partition(".")
+    if dot:
+        present = options.get(name)
+        value = {**(present if isinstance(present, Mapping) else {}), entry: value}
+    options[name] = value
+    origins[name] = path
+
+
+def _variant_config(
+    variant: str, options: Mapping[str, Any], origins: Mapping[str, str], problems: list[str]
+) -> VariantConfig | None:
+    """Build the options of a variant; on mistakes return None and add one line per mistake, under the path it is from.
+
+    A problem that `origins` has no path for, as that of a profile's option, is under `variant.`.
+    """
+    try:
+        section = get_variant(variant).config
+    except (UnknownVariantError, RegistrationError) as error:
+        problems.append(str(error.args[0]))
+        return None
+    known = [name for name, *_ in section.describe()]
+    unknown = [name for name in options if name not in known]
+    problems += [
+        f"{origins.get(name, f'variant.{name}')}: no option of {variant}; {suggest(name, known)}" for name in unknown
+    ]
+    try:
+        config = section.from_dict({name: value for name, value in options.items() if name in known})
+    except OptionError as error:
+        for line in str(error).splitlines():
+            name, colon, problem = line.partition(": ")
+            problems.append(f"{origins.get(name, f'variant.{name}')}{colon}{problem}")
+        return None
+    return None if unknown else config

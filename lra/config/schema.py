@@ -1,0 +1,158 @@
+"""The configuration of a run: strict, frozen, complete, and hashed into the cell id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lra.errors import suggest
+from lra.schedules import ScheduleName
+
+S = TypeVar("S", bound=BaseModel)
+Track = Literal["matched", "open"]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+NUMERICS_VERSION = 1
+"""Raised with every change of the code that changes numbers; part of each cell id."""
+
+
+class Section(BaseModel):
+    """A part of a configuration: exact types, no unknown keys, no changes after it is built."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class ModelConfig(Section):
+    """The model around the mixer."""
+
+    family: Literal["transformer", "convnet"] = "transformer"
+    """`convnet` is a small residual network for pixels, without a mixer: see `lra.models.convnet`."""
+    pool: str = "max"
+    """How a convnet makes its feature maps smaller: `max`, `average`, `stride`, or a plug-in such as `contextpool`."""
+    dim: Count
+    """Width of the stream, in features."""
+    num_layers: Count
+    num_heads: Count
+    head_dim: Annotated[int, Field(ge=0)] = 0
+    """Width of a head; 0 takes dim / num_heads."""
+    mlp_dim: Count
+    max_length: Count
+    """Longest sequence; also the rows of a learned position table and the padded length of `padding: fixed`."""
+    dropout: Share = 0.1
+    attention_dropout: Share = 0.1
+    positions: Literal["none", "sinusoidal", "learned", "rotary"] = "sinusoidal"
+    pooling: Literal["cls", "first", "masked_mean", "padded_mean"] = "masked_mean"
+    """`cls` reads a learnt token put in front, `first` the first token of the text; `padded_mean` divides the sum over
+    real tokens by `max_length`."""
+    pair_head: Literal["paper", "code"] = "paper"
+    """For tasks on pairs: `paper` classifies [x1, x2, x1 * x2, x1 - x2] with one hidden layer, `code` classifies
+    [x1, x2] with two, the second half as wide."""
+    qkv_bias: bool = True
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    embedding_rows: Count | None = None
+    """Rows of the token table; None takes the task's vocabulary."""
+    embedding_std: Annotated[float, Field(gt=0.0)] = 0.02
+    norm_eps: Annotated[float, Field(gt=0.0)] = 1e-5
+    head_hidden: Annotated[int, Field(ge=0)] = 0
+    """Width of the classifier's hidden layer; 0 leaves a single linear map."""
+
+
+class TrainConfig(Section):
+    """The optimiser, its schedule, the batches and which weights are scored."""
+
+    batch_size: Count
+    steps: Count
+    lr: Annotated[float, Field(gt=0.0)]
+    schedule: ScheduleName = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = None
+    eval_every: Count
+    selection: Literal["best", "last"] = "best"
+    """Weights that the test set sees: best on validation (the earliest of equals), or those of the last step."""
+    padding: Literal["bucketed", "fixed"] = "bucketed"
+    """`bucketed` puts examples of similar length together and pads to the longest of the batch."""
+    accumulation: Count = 1
+    """Parts that a batch is cut into, one after the other, to save memory."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` runs the forward pass under autocast; weights and optimiser stay float32."""
+    compile: bool = False
+    """Whether the model goes through torch.compile."""
+
+
+class VariantChoice(Section):
+    """A variant and all its options, defaults included."""
+
+    name: str
+    options: dict[str, Any]
+    origin: str = ""
+    """Distribution and version of a plug-in; empty for built-in variants."""
+
+
+class RunConfig(Section):
+    """Everything that can change the number of one run."""
+
+    task: str
+    profile: str
+    track: Track
+    data: dict[str, Any]
+    """The task's own options, defaults included."""
+    variant: VariantChoice
+    model: ModelConfig
+    train: TrainConfig
+    seed: Annotated[int, Field(ge=0)]
+
+    def cell_id(self, data_digest: str) -> str:
+        """Return the id of the cell: SHA-256 of this configuration, the data's content and the numerics version."""
+        identity = {"config": self.model_dump(), "data_digest": data_digest, "numerics_version": NUMERICS_VERSION}
+        return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """Serialise to the one JSON form that is hashed: sorted keys, no spaces, UTF-8.
+
+    Raises:
+        ValueError: NaN or an infinity, which JSON has not.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def validate_section(section: type[S], values: Mapping[str, Any], path: str) -> tuple[S | None, list[str]]:
+    """Build a section from plain values; on mistakes return None and one line per mistake."""
+    try:
+        return section.model_validate(dict(values)), []
+    except ValidationError as error:
+        return None, [_problem(detail, path, section) for detail in error.errors(include_url=False)]
+
+
+def _problem(detail: Any, path: str, section: type[BaseModel]) -> str:
+    where = ".".join([path, *map(str, detail["loc"])])
+    if detail["type"] == "extra_forbidden":
+        *parents, key = detail["loc"]
+        return f"{where}: unknown key; {suggest(str(key), _section_at(section, parents).model_fields)}"
+    if detail["type"] == "missing":
+        return f"{where}: missing"
+    return f"{where}: {detail['msg'][:1].lower()}{detail['msg'][1:]} (got {detail['input']!r})"
+
+
+def _section_at(section: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    """Return the section that a path of keys leads to, through sections, lists and mappings of sections."""
+    here: Any = section
+    for step in path:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            here = here.model_fields[str(step)].annotation
+            if isinstance(here, UnionType):
+                here = next(part for part in get_args(here) if part is not NoneType)
+        else:
+            here = get_args(here)[-1]  # of list[item] or dict[key, item]
+    assert isinstance(here, type)
+    assert issubclass(here, BaseModel)
+    return here

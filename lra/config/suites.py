@@ -1,0 +1,120 @@
+"""Suites: grids of tasks, variants, options, settings and seeds under one profile, from one YAML file."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import Field
+
+from attention_zoo import available
+from attention_zoo.registry import normalise
+from lra.config.profiles import Profile, load_profile, load_shipped
+from lra.config.resolve import resolve
+from lra.config.schema import RunConfig, Section, Track
+from lra.errors import UsageError
+from lra.tasks import TASKS
+
+Grid = dict[str, Any]
+"""Values by name; wherever a list stands for a value, every element of it is run."""
+
+
+class Suite(Section):
+    """A set of cells: tasks x seeds x settings x variants with their options."""
+
+    name: str
+    title: str
+    profile: str
+    track: Track = "matched"
+    tasks: list[str] | str
+    """Names, or the word `all`: every task of the profile."""
+    seeds: list[int] = Field(min_length=1)
+    variants: dict[str, Grid | list[Grid]] | str
+    """Grids of options by variant; of several grids, the union. Or the word `all`: every variant as it is."""
+    settings: Grid | list[Grid] = Field(default_factory=dict)
+    """Grids of values by path (`model.num_layers`), for the open track; of several grids, the union."""
+    overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings by task, such as a shorter training of one of them; no lists here."""
+
+
+def load_suite(name: str) -> Suite:
+    """Load a shipped suite by name, or the user's own by the path of its YAML file.
+
+    Raises:
+        UsageError: No such suite, or its file does not hold what a suite holds.
+    """
+    return load_shipped("suites", name, Suite)
+
+
+def expand(suite: Suite) -> list[RunConfig]:
+    """Resolve every cell of a suite once: all cells of the first seed come first.
+
+    Raises:
+        UsageError: All mistakes of all cells at once, each line once.
+    """
+    profile = load_profile(suite.profile)
+    tasks, variants = _tasks(suite, profile), _variants(suite)
+    problems = [f"overrides: {suite.name} has no task {task!r}" for task in suite.overrides if task not in tasks]
+    cells: dict[str, RunConfig] = {}
+    for seed, task, settings in itertools.product(suite.seeds, tasks, list(_combinations(suite.settings))):
+        for variant, options in variants:
+            values = settings | suite.overrides.get(task, {})
+            values |= {f"variant.{name}": value for name, value in options.items()}
+            try:
+                config = resolve(
+                    task=task, variant=variant, profile=profile, seed=seed, track=suite.track, overrides=values
+                )
+                cells[config.model_dump_json()] = config
+            except UsageError as error:
+                problems += str(error).splitlines()
+    if problems:
+        raise UsageError("\n".join(dict.fromkeys(problems)))
+    return list(cells.values())
+
+
+def _tasks(suite: Suite, profile: Profile) -> list[str]:
+    if isinstance(suite.tasks, str):
+        if suite.tasks != "all":
+            raise UsageError(f"{suite.name}: tasks is a list or the word all, not {suite.tasks!r}")
+        return [task for task in profile.tasks if task in TASKS]
+    return [normalise(task) for task in suite.tasks]
+
+
+def _variants(suite: Suite) -> list[tuple[str, dict[str, Any]]]:
+    if isinstance(suite.variants, str):
+        if suite.variants != "all":
+            raise UsageError(f"{suite.name}: variants is a mapping or the word all, not {suite.variants!r}")
+        return [(name, {}) for name in available()]
+    return [(normalise(name), options) for name, grid in suite.variants.items() for options in _combinations(grid)]
+
+
+def _combinations(grids: Grid | list[Grid]) -> Iterator[dict[str, Any]]:
+    """Yield every combination of every grid; a value that is not a list counts as a list of one."""
+    for grid in grids if isinstance(grids, list) else [grids]:
+        choices = [value if isinstance(value, list) else [value] for value in grid.values()]
+        for combination in itertools.product(*choices):
+            yield dict(zip(grid, combination, strict=True))
+
+
+def labels(cells: list[RunConfig]) -> list[str]:
+    """Name each cell of a suite: its task, variant, what else sets it apart from cells of that variant, its seed."""
+    flat = [_flat(cell.model_dump(exclude={"seed", "task"})) for cell in cells]
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for cell, values in zip(cells, flat, strict=True):
+        groups.setdefault((cell.task, cell.variant.name), []).append(values)
+    names = []
+    for cell, values in zip(cells, flat, strict=True):
+        siblings = groups[cell.task, cell.variant.name]
+        differing = [key for key in values if any(other.get(key) != values[key] for other in siblings)]
+        apart = [f"{key.removeprefix('variant.options.')}={values[key]}" for key in differing]
+        names.append(" ".join([cell.task, cell.variant.name, *apart, f"seed {cell.seed}"]))
+    return names
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and value
+        result |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return result

@@ -1,0 +1,154 @@
+"""Batches as pure functions of (seed, step): which examples, in what order, padded to what length."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lra.data.dataset import Split
+from lra.seeding import numpy_generator
+
+POOL_BATCHES = 64
+"""Batches that are sorted by length together; more would bucket better and shuffle worse."""
+LENGTH_MULTIPLE = 8
+"""Padded lengths are rounded up to a multiple of this, which the kernels like."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Padded examples on a device."""
+
+    tokens: Tensor
+    """(batch, length), or (batch, 2, length) for pairs of documents; ids: zero where padded; uint8, or int16 where the
+    data has a token offset."""
+    mask: Tensor | None
+    """Shaped like `tokens`, bool, True = real token; None when nothing is padded."""
+    labels: Tensor
+    """(batch,), int64."""
+    lengths: np.ndarray
+    """(batch,), real tokens of each example, on the host."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens of the batch, known without asking the device."""
+        return int(self.lengths.sum())
+
+    def parts(self, count: int) -> Iterator[Batch]:
+        """Cut into at most `count` parts of nearly equal size, one after the other; one part is the batch itself."""
+        bounds = np.linspace(0, len(self.labels), min(count, len(self.labels)) + 1).astype(int)
+        for start, stop in itertools.pairwise(bounds.tolist()):
+            mask = None if self.mask is None else self.mask[start:stop]
+            yield Batch(
+                tokens=self.tokens[start:stop],
+                mask=mask,
+                labels=self.labels[start:stop],
+                lengths=self.lengths[start:stop],
+            )
+
+
+def collate(split: Split, indices: Sequence[int], padded_length: int | None, limit: int, device: torch.device) -> Batch:
+    """Pad examples to `padded_length`, or to the longest of them rounded up (never past `limit`)."""
+    lengths = split.document_lengths[np.asarray(indices)]
+    longest = max(1, int(lengths.max()))
+    length = padded_length or min(limit, -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+    tokens = np.zeros((*lengths.shape, length), dtype=np.uint8)
+    for row, index in enumerate(indices):
+        for document, end in enumerate(lengths[row]):
+            tokens[row, document, :end] = split.tokens_of(int(index), document)
+    mask = None if int(lengths.min()) == length else np.arange(length) < lengths[..., None]
+    if split.documents == 1:
+        tokens, mask = tokens[:, 0], None if mask is None else mask[:, 0]
+    labels = split.labels[np.asarray(indices)].astype(np.int64)
+    real = None if mask is None else torch.from_numpy(mask).to(device, non_blocking=True)
+    ids = torch.from_numpy(tokens).to(device, non_blocking=True)
+    if split.token_offset:
+        ids = ids.to(torch.int16) + split.token_offset
+        ids = ids if real is None else ids * real
+    return Batch(
+        tokens=ids,
+        mask=real,
+        labels=torch.from_numpy(labels).to(device, non_blocking=True),
+        lengths=lengths.sum(axis=1),
+    )
+
+
+class TrainingBatches:
+    """The endless stream of training batches, addressed by step.
+
+    The stream is one permutation of the examples after another, so each example comes once per epoch and every batch is
+    full. With bucketing, each pool of `POOL_BATCHES` batches is sorted by length before it is cut, and the batches of a
+    pool come in random order.
+    """
+
+    def __init__(self, split: Split, *, batch_size: int, seed: int, padded_length: int | None, limit: int) -> None:
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.padded_length, self.limit = padded_length, limit
+        self._pool: tuple[int, np.ndarray] = (-1, np.empty((0, 0), dtype=np.int64))
+        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
+
+    def batch(self, step: int, device: torch.device) -> Batch:
+        """Return the batch of one step."""
+        return collate(self.split, self.indices(step).tolist(), self.padded_length, self.limit, device)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Return the examples of one step: (batch_size,)."""
+        number, position = divmod(step, POOL_BATCHES)
+        if self._pool[0] != number:
+            self._pool = (number, self._make_pool(number))
+        return self._pool[1][position]
+
+    def _make_pool(self, number: int) -> np.ndarray:
+        size = POOL_BATCHES * self.batch_size
+        examples = self._stream(number * size, size)
+        if self.padded_length is None:
+            examples = examples[np.argsort(self.split.lengths[examples], kind="stable")]
+        batches = examples.reshape(POOL_BATCHES, self.batch_size)
+        return numpy_generator(self.seed, "pool", number).permutation(batches, axis=0)
+
+    def _stream(self, start: int, count: int) -> np.ndarray:
+        """Return `count` positions of the stream of permutations."""
+        pieces = []
+        while count > 0:
+            epoch, offset = divmod(start, len(self.split))
+            if self._epoch[0] != epoch:
+                order = numpy_generator(self.seed, "epoch", epoch).permutation(len(self.split))
+                self._epoch = (epoch, order)
+            piece = self._epoch[1][offset : offset + count]
+            pieces.append(piece)
+            start, count = start + len(piece), count - len(piece)
+        return np.concatenate(pieces)
+
+
+def evaluation_batches(
+    split: Split,
+    *,
+    max_tokens: int,
+    padded_length: int | None,
+    limit: int,
+    device: torch.device,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yield (indices, batch) over a whole split, each example once, similar lengths together.
+
+    Args:
+        split: The examples.
+        max_tokens: Padded tokens that a batch may hold; a single longer example is a batch of its own.
+        padded_length: Fixed length to pad to; None pads to the longest of the batch.
+        limit: Longest length there is.
+        device: Where the batches go.
+        share: (rank, size): of several processes that share the work, only the batches of this one.
+    """
+    order = np.argsort(split.lengths, kind="stable")[::-1]
+    start = number = 0
+    rank, size = share
+    while start < len(order):
+        longest = padded_length or min(limit, int(split.lengths[order[start]]) + LENGTH_MULTIPLE)
+        indices = order[start : start + max(1, max_tokens // (longest * split.documents))]
+        if number % size == rank:
+            yield indices, collate(split, indices.tolist(), padded_length, limit, device)
+        start, number = start + len(indices), number + 1

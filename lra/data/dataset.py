@@ -1,0 +1,322 @@
+"""Prepared data on disk: flat token arrays, offsets, labels and a manifest, written once and opened memory-mapped.
+
+A prepared folder holds, for each split, `<split>-tokens.npy`, `<split>-offsets.npy` and `<split>-labels.npy`, and a
+`manifest.json` that says what they are. The folder appears whole or not at all, and is never changed afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tokenize import TokenError
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lra.atomic_io import build_folder, file_digest
+from lra.errors import DataError
+
+SCHEMA = 1
+"""Raised when the layout of a prepared folder changes; newer folders are refused, not guessed at."""
+MANIFEST = "manifest.json"
+ARRAYS = ("tokens", "offsets", "labels")
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Natural = Annotated[int, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class FileRecord(_Record):
+    """One array file."""
+
+    sha256: Digest
+    size: Natural
+    """Bytes of the file."""
+    dtype: str
+    length: Natural
+
+
+class SplitRecord(_Record):
+    """Counts of one split."""
+
+    examples: Natural
+    tokens: Natural
+    min_length: Natural
+    max_length: Natural
+    label_counts: list[Natural]
+
+    @property
+    def label_shares(self) -> list[float]:
+        """Share of each label, 0 to 1."""
+        return [count / self.examples for count in self.label_counts]
+
+
+class Manifest(_Record):
+    """What a prepared folder says of itself."""
+
+    schema_number: int
+    task: str
+    edition: str
+    """One phrase for tables: which edition of the task this is."""
+    maker: str
+    """The generator or reader that made the arrays, with its version."""
+    token_offset: Natural = 0
+    """Added to stored values of real tokens to get their ids."""
+    options: dict[str, Any]
+    """The task's options, seed included."""
+    rails: dict[str, float]
+    """Accuracies in % that come without a model, by name; measured on the test split."""
+    splits: dict[SplitName, SplitRecord]
+    files: dict[str, FileRecord]
+    digest: Digest
+    """SHA-256 over the content of all arrays; the identity of the data in a cell id."""
+
+
+class _SchemaOnly(BaseModel):
+    schema_number: int
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of a prepared folder.
+
+    Raises:
+        DataError: It is missing, is not a manifest, or was written by a newer or older version.
+    """
+    file = path / MANIFEST
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from error
+    try:
+        schema = _SchemaOnly.model_validate_json(data).schema_number
+        if schema != SCHEMA:
+            age = "a newer" if schema > SCHEMA else "an older"
+            raise DataError(f"{path}: written by {age} version (schema {schema}; this version reads {SCHEMA})")
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the whole file"
+        raise DataError(f"{file}: not a manifest; {where}: {first['msg']}") from error
+    if set(manifest.splits) != set(SPLITS) or set(manifest.files) != {f"{s}-{k}.npy" for s in SPLITS for k in ARRAYS}:
+        raise DataError(f"{file}: not a manifest; splits or files are not the expected ones")
+    return manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The examples of one split: document `i` is `tokens[offsets[i]:offsets[i + 1]]`.
+
+    An example is one document, or two that follow one another; the number of offsets says which.
+    """
+
+    tokens: npt.NDArray[Any]
+    """(total tokens,), uint8."""
+    offsets: npt.NDArray[np.int64]
+    """(examples * documents + 1,), starting with 0."""
+    labels: npt.NDArray[Any]
+    """(examples,), uint8 or int64."""
+    token_offset: int = 0
+    """Added to the stored value of a real token to get its id; 1 for pixels, whose 0 is a level and not padding."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.labels)
+
+    @property
+    def documents(self) -> int:
+        """Documents of each example: 1, or 2 where the task compares a pair."""
+        return (len(self.offsets) - 1) // len(self.labels)
+
+    @cached_property
+    def document_lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each document: (examples, documents)."""
+        return np.diff(self.offsets).reshape(len(self), self.documents)
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of the longest document of each example: (examples,)."""
+        return self.document_lengths.max(axis=1)
+
+    def tokens_of(self, index: int, document: int = 0) -> npt.NDArray[Any]:
+        """Return the tokens of one document of an example: (length,), a view."""
+        position = index * self.documents + document
+        return self.tokens[self.offsets[position] : self.offsets[position + 1]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """An opened prepared folder."""
+
+    path: Path
+    manifest: Manifest
+    splits: Mapping[SplitName, Split]
+
+    def split(self, name: SplitName) -> Split:
+        """Return one split."""
+        return self.splits[name]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the content of all arrays."""
+        return self.manifest.digest
+
+
+def data_home(data_dir: Path | None = None) -> Path:
+    """Return where prepared data lives: the given folder, else `LRA_HOME`, else the platform's cache folder."""
+    if data_dir is not None:
+        return data_dir
+    configured = os.environ.get("LRA_HOME")
+    return Path(configured) if configured else platformdirs.user_cache_path("lra-harness")
+
+
+def content_digest(splits: Mapping[SplitName, Split]) -> str:
+    """Return the SHA-256 over name, type, length and bytes of every array, in a fixed order."""
+    digest = hashlib.sha256()
+    for name in SPLITS:
+        for kind in ARRAYS:
+            array = getattr(splits[name], kind)
+            digest.update(f"{name} {kind} {array.dtype.str} {len(array)}\n".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def write_prepared(
+    target: Path,
+    *,
+    task: str,
+    edition: str,
+    maker: str,
+    options: Mapping[str, Any],
+    num_classes: int,
+    splits: Mapping[SplitName, Split],
+    rails: Mapping[str, float],
+) -> PreparedData:
+    """Write a prepared folder and open it; if another process finished the same folder first, open that one.
+
+    Args:
+        target: The folder to make.
+        task: Name of the task.
+        edition: One phrase for tables.
+        maker: Generator or reader, with its version.
+        options: The task's options as plain JSON values.
+        num_classes: Labels are 0 to `num_classes - 1`.
+        splits: All three splits.
+        rails: Measured reference accuracies in %, by name.
+
+    Raises:
+        DataError: A split is empty or has a label out of range, or the folder cannot be written.
+    """
+    for name in SPLITS:
+        split = splits[name]
+        if len(split) == 0 or len(split.tokens) == 0:
+            raise DataError(f"{task}: the {name} split is empty")
+        if int(split.labels.min()) < 0 or int(split.labels.max()) >= num_classes:
+            raise DataError(f"{task}: a label of the {name} split is outside 0..{num_classes - 1}")
+    try:
+        with build_folder(target) as folder:
+            manifest = Manifest(
+                schema_number=SCHEMA,
+                task=task,
+                edition=edition,
+                maker=maker,
+                token_offset=splits["train"].token_offset,
+                options=dict(options),
+                rails=dict(rails),
+                splits={name: _describe(splits[name], num_classes) for name in SPLITS},
+                files=_save_arrays(folder, splits),
+                digest=content_digest(splits),
+            )
+            (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write prepared data to {target}: {error.strerror or error}") from error
+    return open_prepared(target, verify=False)
+
+
+def open_prepared(path: Path, *, verify: bool) -> PreparedData:
+    """Open a prepared folder read-only; sizes and shapes are always checked.
+
+    Args:
+        path: The folder.
+        verify: Also recompute every digest, which reads all the data.
+
+    Raises:
+        DataError: Something is missing, damaged, or written by a newer version.
+    """
+    manifest = read_manifest(path)
+    splits = {name: _open_split(path, name, manifest) for name in SPLITS}
+    if verify:
+        for file_name, record in manifest.files.items():
+            if file_digest(path / file_name) != record.sha256:
+                raise DataError(f"{path / file_name}: damaged, its SHA-256 is not the manifest's")
+        if content_digest(splits) != manifest.digest:
+            raise DataError(f"{path}: damaged, the content digest is not the manifest's")
+    return PreparedData(path=path, manifest=manifest, splits=splits)
+
+
+def _describe(split: Split, num_classes: int) -> SplitRecord:
+    return SplitRecord(
+        examples=len(split),
+        tokens=len(split.tokens),
+        min_length=int(split.document_lengths.min()),
+        max_length=int(split.document_lengths.max()),
+        label_counts=np.bincount(split.labels, minlength=num_classes).tolist(),
+    )
+
+
+def _save_arrays(folder: Path, splits: Mapping[SplitName, Split]) -> dict[str, FileRecord]:
+    records = {}
+    for name in SPLITS:
+        for kind in ARRAYS:
+            array = getattr(splits[name], kind)
+            file = folder / f"{name}-{kind}.npy"
+            np.save(file, array, allow_pickle=False)
+            records[file.name] = FileRecord(
+                sha256=file_digest(file), size=file.stat().st_size, dtype=array.dtype.str, length=len(array)
+            )
+    return records
+
+
+def _open_split(path: Path, name: SplitName, manifest: Manifest) -> Split:
+    arrays = {kind: _open_array(path / f"{name}-{kind}.npy", manifest) for kind in ARRAYS}
+    split, record = Split(**arrays, token_offset=manifest.token_offset), manifest.splits[name]
+    sound = (
+        len(split) == record.examples
+        and len(split.tokens) == record.tokens
+        and split.documents in (1, 2)
+        and len(split.offsets) == split.documents * len(split) + 1
+        and int(split.offsets[0]) == 0
+        and int(split.offsets[-1]) == len(split.tokens)
+        and int(split.document_lengths.min()) == record.min_length
+        and int(split.document_lengths.max()) == record.max_length
+    )
+    if not sound:
+        raise DataError(f"{path}: damaged, the arrays of the {name} split do not fit together")
+    return split
+
+
+def _open_array(file: Path, manifest: Manifest) -> npt.NDArray[Any]:
+    record = manifest.files[file.name]
+    try:
+        size = file.stat().st_size
+        if size != record.size:
+            raise DataError(f"{file}: damaged, {size} bytes instead of {record.size}")
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from error
+    except (ValueError, SyntaxError, TokenError) as error:  # all of which NumPy's reader of headers raises
+        raise DataError(f"{file}: damaged, its header is not readable") from error
+    if array.dtype.str != record.dtype or array.shape != (record.length,):
+        raise DataError(f"{file}: damaged, {array.dtype} of shape {array.shape} is not what the manifest says")
+    return np.asarray(array)

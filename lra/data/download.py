@@ -1,0 +1,229 @@
+"""Download of the files that tasks are read from: resumable, checked, and only from where they are known to be."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from lra.atomic_io import file_digest, sync_folder
+from lra.errors import DataError, UsageError
+
+TRIES = 3
+TIMEOUT_SECONDS = 60.0
+CHUNK = 1 << 20
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_COMPLETE_LENGTH = re.compile(r"bytes \*/(\d+)")
+_GONE = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+"""Answers that another try does not change."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remote:
+    """A file on a server."""
+
+    url: str
+    size_limit: int
+    """Bytes past which this is another file."""
+    sha256: str | None
+    """None where nobody has published a digest."""
+
+    @property
+    def file_name(self) -> str:
+        """The last part of the address."""
+        return urlsplit(self.url).path.rpartition("/")[2]
+
+
+REMOTES: dict[str, Remote] = {
+    "text": Remote(
+        url="https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
+        size_limit=100_000_000,
+        sha256="c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe",
+    ),
+    "image": Remote(
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        size_limit=200_000_000,
+        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    ),
+    "retrieval": Remote(
+        url="https://storage.googleapis.com/long-range-arena/lra_release.gz",
+        size_limit=10_000_000_000,
+        sha256=None,
+    ),
+}
+"""By the key of a task's source, see `Task.source_key`."""
+
+
+class _RefusedError(Exception):
+    """The server does not give the file, now or later."""
+
+
+class _TryAgainError(Exception):
+    """The transfer broke off, or the server asked for patience."""
+
+
+def fetch(
+    remote: Remote,
+    folder: Path,
+    *,
+    mirror: str | None = None,
+    progress: bool = True,
+    otherwise: str = "",
+    pause: Callable[[float], None] = time.sleep,
+) -> Path:
+    """Download a file into a folder, going on from an earlier attempt's `.part` file.
+
+    Args:
+        remote: What to fetch.
+        folder: Where to.
+        mirror: Address of a folder that holds a copy, in place of the official server.
+        progress: Whether to show a bar, when there is a terminal.
+        otherwise: What to do where nothing came at all, for the error message.
+        pause: Waits some seconds between two tries.
+
+    Returns:
+        The file, whole, on the disk, and of the right digest where one is known.
+
+    Raises:
+        UsageError: The address is not https. (Plain http is admitted on this machine.)
+        DataError: The server does not have the file or has another one, or the file cannot be written.
+    """
+    url = remote.url if mirror is None else f"{mirror.rstrip('/')}/{remote.file_name}"
+    target = folder / remote.file_name
+    if target.is_file() and (remote.sha256 is None or file_digest(target) == remote.sha256):
+        return target
+    opener = urllib.request.build_opener(_Redirects(_checked_host(url)))
+    part = target.with_name(f"{target.name}.part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, TRIES + 1):
+            try:
+                _transfer(opener, url, part, remote.size_limit, progress=progress)
+                break
+            except _RefusedError as error:
+                raise DataError(f"{url}: {error}" + (f"; {otherwise}" if otherwise else "")) from error
+            except _TryAgainError as error:
+                if attempt == TRIES:
+                    advice = f"the same command goes on from {part}" if part.exists() else otherwise
+                    raise DataError(f"{url}: {error}" + (f"; {advice}" if advice else "")) from error
+                if progress:
+                    tqdm.write(f"{error}; try {attempt + 1} of {TRIES} in {4**attempt} seconds", file=sys.stderr)
+                pause(4.0**attempt)
+        digest = file_digest(part)
+        if remote.sha256 is not None and digest != remote.sha256:
+            part.unlink()
+            raise DataError(f"{url}: the SHA-256 is {digest}, expected {remote.sha256}; the file was removed")
+        part.replace(target)
+        sync_folder(folder)
+    except OSError as error:
+        raise DataError(f"cannot write {target}: {error.strerror or error}") from error
+    return target
+
+
+def _checked_host(url: str) -> str:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme != "https" and not (parts.scheme == "http" and host in LOOPBACK):
+        raise UsageError(f"{url}: only https addresses are fetched from")
+    return host
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirection only to the host that was asked, and never out of https."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if _checked_host(newurl) != self.host:
+            raise DataError(f"{req.full_url}: redirected to {newurl}, which is not the server that was asked")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _transfer(opener: urllib.request.OpenerDirector, url: str, part: Path, limit: int, *, progress: bool) -> None:
+    """Bring `part` to its full length, or raise `_TryAgainError` with what has come so far in it."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = opener.open(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        with error:
+            _refused(error, part, have)
+        return
+    except (OSError, http.client.HTTPException) as error:
+        raise _TryAgainError(f"no answer ({error})") from error
+    with response:
+        start, total = _extent(response, have)
+        if total is not None and total > limit:
+            raise DataError(f"{url}: {total:,} bytes, more than the {limit:,} that this file may have")
+        with (
+            part.open("r+b" if start else "wb") as handle,
+            tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=None if progress else True) as bar,
+        ):
+            handle.truncate(start)
+            handle.seek(start)
+            while chunk := _read(response):
+                if handle.tell() + len(chunk) > limit:
+                    raise DataError(f"{url}: more than the {limit:,} bytes that this file may have")
+                handle.write(chunk)
+                bar.update(len(chunk))
+            handle.flush()
+            os.fsync(handle.fileno())
+            if total is not None and handle.tell() != total:
+                raise _TryAgainError(f"broke off after {handle.tell():,} of {total:,} bytes")
+
+
+def _read(response: Any) -> bytes:
+    """Read a chunk; what comes before a break is kept by the caller, chunk by chunk."""
+    try:
+        return response.read1(CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _TryAgainError(f"broke off ({error})") from error
+
+
+def _extent(response: Any, have: int) -> tuple[int, int | None]:
+    """Return where the body starts in the file, and the length of the file if it is known.
+
+    A server may ignore the range and send everything, or start earlier than asked.
+    """
+    if response.status == HTTPStatus.PARTIAL_CONTENT:
+        match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if match is None or int(match[1]) > have:
+            raise _TryAgainError("the server's answer does not go on where the file ends")
+        return int(match[1]), int(match[2])
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdecimal() else None
+
+
+def _refused(error: urllib.error.HTTPError, part: Path, have: int) -> None:
+    """Return if the refusal means that the file is complete.
+
+    Raises:
+        _RefusedError: Another try would not help.
+        _TryAgainError: It may.
+    """
+    if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        match = _COMPLETE_LENGTH.fullmatch(error.headers.get("Content-Range", ""))
+        if match is not None and int(match[1]) == have:
+            return
+        part.unlink()
+        raise _TryAgainError("the earlier attempt does not fit the server's file") from error
+    if error.code in _GONE:
+        raise _RefusedError(f"the server answers {error.code} {error.reason}") from error
+    raise _TryAgainError(f"the server answers {error.code} {error.reason}") from error

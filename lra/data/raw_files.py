@@ -1,0 +1,76 @@
+"""Where the files that tasks are read from are kept: `sources/` in the folder of prepared data.
+
+An entry is a link to the user's own file, or to one that `lra-data fetch` put there, so every edition of a task can be
+prepared from a file that was named once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+from pathlib import Path
+
+from lra.atomic_io import file_digest
+from lra.data.dataset import data_home
+from lra.errors import DataError
+
+FOLDER = "sources"
+
+
+def check_source(source: Path) -> None:
+    """Check that a file or folder to read from is there.
+
+    Raises:
+        DataError: It is not; the line suggests what has nearly that name.
+    """
+    if not source.exists():
+        near = difflib.get_close_matches(source.name, [path.name for path in source.parent.glob("*")], n=1)
+        hint = f"; did you mean {str(source.with_name(near[0]))!r}?" if near else ""
+        raise DataError(f"{source}: no such file or folder{hint}")
+
+
+def kept_source(home: Path, key: str) -> Path | None:
+    """Return the file or folder that was kept under a key; None if there is none, or it is gone."""
+    entry = home / FOLDER / key
+    return entry.resolve() if entry.exists() else None
+
+
+def keep_source(home: Path, key: str, source: Path) -> None:
+    """Remember a file or folder under a key, in place of an earlier one; nothing is copied.
+
+    Raises:
+        DataError: The folder cannot be written.
+    """
+    if kept_source(home, key) == source.resolve():
+        return
+    entry = home / FOLDER / key
+    temporary = entry.with_name(f".{key}.{secrets.token_hex(4)}.tmp")
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        temporary.symlink_to(source.resolve())
+        temporary.replace(entry)
+    except OSError as error:
+        raise DataError(f"cannot note {source} in {entry.parent}: {error.strerror or error}") from error
+
+
+def describe_source(source: Path) -> str:
+    """Return name and SHA-256 of an archive, for the manifest; of a folder, the name."""
+    return f"{source.name}, SHA-256 {file_digest(source)}" if source.is_file() else f"folder {source.name}"
+
+
+def missing(task: str, what: str, home: Path) -> DataError:
+    """Return the three lines that say what is missing, what fetches it, and what to do with a file fetched by hand."""
+    return DataError(
+        f"{task}: {what} is neither prepared nor kept in {home / FOLDER}\n"
+        f"Fetch and prepare it with: lra-data fetch {task}{_place(home)}\n"
+        f"Fetched by hand, it is read with: {read_command(task, home)}"
+    )
+
+
+def read_command(task: str, home: Path) -> str:
+    """Return the command that reads a file which was fetched by hand."""
+    return f"lra-data prepare {task} --from FILE{_place(home)}"
+
+
+def _place(home: Path) -> str:
+    return "" if home == data_home() else f" --data-dir {home}"

@@ -1,0 +1,1 @@
+"""What is measured besides accuracy: the machine, and floating-point operations."""

@@ -1,0 +1,58 @@
+"""Layers that make a feature map smaller, by name: built-in ones, and plug-ins found by entry point."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+
+from torch import nn
+
+ENTRY_POINT_GROUP = "lra.downsamplers"
+
+Downsampler = Callable[[int, int], nn.Module]
+"""(channels, stride) -> a layer from (batch, channels, rows, columns) to (batch, channels, ceil(rows / stride),
+ceil(columns / stride)). A plug-in's entry point loads one of these."""
+
+
+class UnknownDownsamplerError(LookupError):
+    """No layer has this name."""
+
+
+def _max(channels: int, stride: int) -> nn.Module:  # noqa: ARG001 - a pooling has no channels of its own
+    return nn.MaxPool2d(3, stride, padding=1)
+
+
+def _average(channels: int, stride: int) -> nn.Module:  # noqa: ARG001
+    return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+
+
+def _strided(channels: int, stride: int) -> nn.Module:
+    return nn.Conv2d(channels, channels, 3, stride, padding=1)
+
+
+BUILT_IN: dict[str, Downsampler] = {"max": _max, "average": _average, "stride": _strided}
+"""Maximum and mean of 3 by 3 pixels, and a 3 by 3 convolution; all around the pixels at multiples of the stride."""
+
+
+def available_downsamplers() -> list[str]:
+    """List the names of all layers, built-in ones first."""
+    plugins = {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return [*BUILT_IN, *sorted(plugins - BUILT_IN.keys())]
+
+
+def get_downsampler(name: str) -> Downsampler:
+    """Find what makes a layer; a built-in name always wins over a plug-in's.
+
+    Raises:
+        UnknownDownsamplerError: With the closest names.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        plugin: Downsampler = point.load()
+        return plugin
+    known = available_downsamplers()
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    raise UnknownDownsamplerError(f"unknown downsampler {name!r}; {hint}")

@@ -1,0 +1,249 @@
+"""The shared classifier: embedding, positions, pre-norm blocks around a sequence mixer, pooling and head."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention_zoo import LayerDims, SequenceMixer, get_variant
+from attention_zoo.masking import masked_mean, zero_masked
+from lra.config.schema import ModelConfig, RunConfig
+from lra.models.convnet import ConvNet
+from lra.seeding import seed_torch
+from lra.tasks import get_task
+
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU,
+}
+
+
+def sinusoid_table(length: int, dim: int) -> Tensor:
+    """Return fixed positions (length, dim): sines in the even columns, cosines in the odd (arXiv:1706.03762, 3.5)."""
+    frequency = torch.exp(torch.arange(0, dim, 2, dtype=torch.float64) * (-math.log(10000.0) / dim))
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :dim].float()
+
+
+class TokenTable(nn.Embedding):
+    """A learnt vector for each id."""
+
+    def __init__(self, rows: int, dim: int, std: float) -> None:
+        super().__init__(rows, dim)
+        nn.init.normal_(self.weight, std=std)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (batch, length) ids of any integer type to (batch, length, dim)."""
+        return super().forward(tokens.long())
+
+
+class LinearInput(nn.Linear):
+    """A linear map of real values: bytes, brought to mean 0 and standard deviation 1."""
+
+    def __init__(self, dim: int, mean: float, std: float) -> None:
+        super().__init__(1, dim)
+        self.mean, self.std = mean, std
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map (batch, length) values 0 to 255 to (batch, length, dim)."""
+        values = (tokens.to(self.weight.dtype) / 255.0 - self.mean) / self.std
+        return super().forward(values.unsqueeze(-1))
+
+
+class Embedding(nn.Module):
+    """Tokens as vectors, optional CLS token in front, positions, dropout.
+
+    Args:
+        config: The model.
+        tokens: What makes a vector of one token.
+        zero_is_padding: Hide tokens of value 0 like padding. The first implementations of the benchmark do that to
+            black pixels.
+    """
+
+    positions: Tensor
+
+    def __init__(self, config: ModelConfig, tokens: TokenTable | LinearInput, *, zero_is_padding: bool) -> None:
+        super().__init__()
+        self.tokens, self.zero_is_padding = tokens, zero_is_padding
+        self.cls = nn.Parameter(torch.zeros(config.dim)) if config.pooling == "cls" else None
+        rows = config.max_length + (self.cls is not None)
+        if config.positions == "learned":
+            self.positions = nn.Parameter(torch.empty(rows, config.dim))
+            nn.init.normal_(self.positions, std=0.02)
+        else:
+            table = sinusoid_table(rows, config.dim) if config.positions == "sinusoidal" else torch.zeros(0)
+            self.register_buffer("positions", table, persistent=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Embed (batch, length) tokens to (batch, length [+ 1 with CLS], dim), and extend the mask likewise."""
+        x = self.tokens(tokens)
+        if self.zero_is_padding:
+            mask = tokens > 0
+        if self.cls is not None:
+            x = torch.cat((self.cls.to(x.dtype).expand(len(x), 1, -1), x), dim=1)
+            mask = mask if mask is None else F.pad(mask, (1, 0), value=True)
+        if len(self.positions) > 0:
+            x = x + self.positions[: x.shape[1]]
+        return self.dropout(x), mask
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: x + drop(mixer(norm(x))), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, mixer: SequenceMixer) -> None:
+        super().__init__()
+        self.mixer_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.mixer = mixer
+        self.dropout = nn.Dropout(config.dropout)
+        self.mlp_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.dim, config.mlp_dim),
+            _ACTIVATIONS[config.activation](),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.mlp_dim, config.dim),
+            nn.Dropout(config.dropout),
+        )
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.normal_(module.bias, std=1e-6)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Map (batch, length, dim) to the same shape."""
+        x = self.mixer.transform_stream(x, mask)
+        x = x + self.dropout(self.mixer(self.mixer_norm(x), mask))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Head(nn.Module):
+    """Pool each sequence, combine the two of a pair, and classify."""
+
+    def __init__(self, config: ModelConfig, num_classes: int, *, paired: bool) -> None:
+        super().__init__()
+        self.pooling, self.max_length = config.pooling, config.max_length
+        self.pair_head = config.pair_head if paired else None
+        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        widths = [config.dim * {None: 1, "code": 2, "paper": 4}[self.pair_head]]
+        if config.head_hidden:
+            widths.append(config.head_hidden)
+            if self.pair_head == "code":
+                widths.append(config.head_hidden // 2)
+        self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
+        self.out = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Map (batch, length, dim) to logits (batch, num_classes); (2 * batch, ...) for pairs, kept side by side."""
+        x = self.pool(self.norm(x), mask)
+        if self.pair_head is not None:
+            first, second = x.unflatten(0, (-1, 2)).unbind(dim=1)
+            features = [first, second]
+            if self.pair_head == "paper":
+                features += [first * second, first - second]
+            x = torch.cat(features, dim=-1)
+        for linear in self.hidden:
+            x = F.relu(linear(x))
+        return self.out(x)
+
+    def pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Reduce (batch, length, dim) to (batch, dim)."""
+        if self.pooling in ("cls", "first"):
+            return x[:, 0]
+        if self.pooling == "masked_mean":
+            return masked_mean(x, mask)
+        return zero_masked(x, mask).sum(dim=1) / self.max_length
+
+
+class Classifier(nn.Module):
+    """Encoder of a sequence, or of each of two, with a classification head."""
+
+    def __init__(self, embedding: Embedding, blocks: list[Block], head: Head) -> None:
+        super().__init__()
+        self.embedding, self.blocks, self.head = embedding, nn.ModuleList(blocks), head
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Classify.
+
+        Args:
+            tokens: (batch, length), integers; (batch, 2, length) for pairs.
+            mask: Shaped like `tokens`, bool, True = real token; None = all real.
+
+        Returns:
+            Logits (batch, num_classes).
+        """
+        if tokens.dim() == 3:
+            tokens, mask = tokens.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
+        x, mask = self.embedding(tokens, mask)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.head(x, mask)
+
+
+def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classifier | ConvNet:
+    """Build the model of a run.
+
+    Each part is initialised from its own stream of the run's seed, so two variants under one seed share the weights of
+    all parts that they have in common. Torch's global generator is left reseeded.
+
+    Raises:
+        ValueError: The variant refuses the dimensions, or a convnet is asked of a task without a grid.
+    """
+    model = config.model
+    spec = get_variant(config.variant.name)
+    options = spec.config.from_dict(config.variant.options)
+    num_prefix = int(model.pooling == "cls")
+    info = get_task(config.task).info
+    seed_torch(config.seed, "init", "embedding")
+    if info.normalisation is None:
+        tokens: TokenTable | LinearInput = TokenTable(
+            model.embedding_rows or vocab_size, model.dim, model.embedding_std
+        )
+    else:
+        tokens = LinearInput(model.dim, *info.normalisation)
+    zero_is_padding = config.data.get("legacy_zero_mask", False)
+    if model.family == "convnet":
+        if info.grid is None:
+            raise ValueError(f"task {info.name!r} has no images for a convnet")
+        seed_torch(config.seed, "init", "convnet")
+        activation = _ACTIVATIONS[model.activation]
+        return ConvNet(model, tokens, info.grid, num_classes, activation, zero_is_padding=zero_is_padding)
+    embedding = Embedding(model, tokens, zero_is_padding=zero_is_padding)
+    blocks = []
+    for layer in range(model.num_layers):
+        dims = LayerDims(
+            dim=model.dim,
+            num_heads=model.num_heads,
+            head_dim=model.head_dim,
+            max_length=model.max_length + num_prefix,
+            qkv_bias=model.qkv_bias,
+            dropout=model.attention_dropout,
+            grid=info.grid,
+            num_prefix=num_prefix,
+            layer=layer,
+        )
+        seed_torch(config.seed, "init", "mixer", layer)
+        mixer = spec.build(options, dims)
+        seed_torch(config.seed, "init", "block", layer)
+        blocks.append(Block(model, mixer))
+    seed_torch(config.seed, "init", "head")
+    return Classifier(embedding, blocks, Head(model, num_classes, paired=info.paired))
+
+
+def mixers(model: nn.Module) -> Iterator[SequenceMixer]:
+    """Yield the outermost mixers of a model, in order of depth (a mixer inside a mixer is its owner's affair)."""
+    for child in model.children():
+        if isinstance(child, SequenceMixer):
+            yield child
+        else:
+            yield from mixers(child)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

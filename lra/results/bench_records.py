@@ -1,0 +1,194 @@
+"""What `lra-bench` leaves behind: one JSON file per variant, length and settings, `<store>/bench/<settings-id>.json`.
+
+Unlike the record of a run, a reading is never final: measuring again replaces the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from lra.atomic_io import write_atomically
+from lra.config.schema import RunConfig, Section, canonical_json
+from lra.errors import StoreError
+from lra.measure.flops import FlopCount
+
+BENCH_SCHEMA_VERSION = 1
+MIB = 2**20
+CANARY_BYTES = 48 * MIB
+"""Three tensors of 16 MiB, held at once."""
+NOISY_SHARE = 0.10
+
+
+class Timing(Section):
+    """Times of single steps, warm-up left out."""
+
+    seconds: list[float]
+    """In the order measured."""
+    warmup_steps: int
+
+    @property
+    def median(self) -> float:
+        """Median seconds per step."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range over the median."""
+        if len(self.seconds) < 2:
+            return 0.0
+        first, _, third = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return (third - first) / self.median
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the spread is above 10 %: something else was using the machine."""
+        return self.spread > NOISY_SHARE
+
+
+class MemoryReading(Section):
+    """Peak memory of single steps over what was there before them, in bytes: from one fresh process."""
+
+    meter: str
+    """How `step_bytes` was read."""
+    step_bytes: list[int]
+    """The headline: forward, backward and optimiser, gradients included, parameters and optimiser state not."""
+    check_meter: str
+    """How `check_bytes` was read; empty on CUDA, where the allocator's own mark is the only meter."""
+    check_bytes: list[int]
+    canary_bytes: int
+    """What the meters read of a known allocation of 48 MiB."""
+    canary_check_bytes: int | None
+    state_bytes: int
+    """Parameters, buffers and optimiser state, which live between steps."""
+    reserved_bytes: int | None = None
+    """CUDA: peak of what the allocator took from the device."""
+
+    @property
+    def step(self) -> int:
+        """Median peak of a step."""
+        return round(statistics.median(self.step_bytes))
+
+    @property
+    def total(self) -> int:
+        """Median peak of a step with what lives between steps."""
+        return self.step + self.state_bytes
+
+    @property
+    def problem(self) -> str:
+        """Why the reading cannot be quoted; empty if it can."""
+        canaries = [self.canary_bytes, *([] if self.canary_check_bytes is None else [self.canary_check_bytes])]
+        if any(abs(canary - CANARY_BYTES) > CANARY_BYTES / 100 for canary in canaries):
+            return f"the meters read {' and '.join(mib(c) for c in canaries)} of a known allocation of 48.0 MiB"
+        if self.check_meter and not self.check_bytes:
+            return "no second meter on this platform"
+        if self.check_bytes and not meters_agree(self.step, round(statistics.median(self.check_bytes))):
+            return f"the meters disagree: {mib(self.step)} and {mib(round(statistics.median(self.check_bytes)))}"
+        return ""
+
+
+class BenchRecord(Section):
+    """The readings of one variant at one length under one set of settings."""
+
+    schema_version: int = BENCH_SCHEMA_VERSION
+    settings_id: str
+    status: Literal["ok", "oom", "failed"]
+    """`oom`: a step needs more memory than there is, which is a finding, not a fault."""
+    detail: str
+    config: RunConfig
+    """Variant, task and sizes; `model.max_length` is the length, `train.batch_size` the batch on this one device."""
+    device_type: str
+    threads: int
+    parameters: int | None
+    backend: str
+    """Implementation that the variant resolved to."""
+    timing: Timing | None
+    speed_ratio: float | None
+    """Steps per second over those of `full`: the median over the cycles of the interleaved measurement."""
+    memory: MemoryReading | None
+    flops: FlopCount | None
+    environment: dict[str, Any]
+    measured_at: str
+    """UTC, ISO 8601."""
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant."""
+        return self.config.variant.name
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        return self.config.model.max_length
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences (or pairs) in a step."""
+        return self.config.train.batch_size
+
+
+def mib(size: int) -> str:
+    """Write bytes as MiB."""
+    return f"{size / MIB:.1f} MiB"
+
+
+def meters_agree(first: int, second: int) -> bool:
+    """Say whether two meters that share no code read the same: within 2 MiB or 3 %, whichever is more."""
+    return abs(first - second) <= max(2 * MIB, 0.03 * max(first, second))
+
+
+def settings_id(config: RunConfig, *, device: str, threads: int, memory_limit: int | None) -> str:
+    """Return the id of what is measured and on what; it names the file."""
+    identity = {"config": config.model_dump(), "device": device, "threads": threads, "memory_limit": memory_limit}
+    return hashlib.sha256(canonical_json(identity)).hexdigest()[:20]
+
+
+def save_bench_record(store: Path, record: BenchRecord) -> Path:
+    """Write a record into a store, in place of an earlier one of the same settings.
+
+    Raises:
+        StoreError: The disk refuses.
+    """
+    path = store / "bench" / f"{record.settings_id}.json"
+    body = record.model_dump()
+    envelope = {"bench": body, "sha256": hashlib.sha256(canonical_json(body)).hexdigest()}
+    try:
+        write_atomically(path, json.dumps(envelope, indent=1, sort_keys=True, allow_nan=False).encode())
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def read_bench_record(path: Path) -> BenchRecord:
+    """Read and check one record.
+
+    Raises:
+        StoreError: The file is damaged, foreign, or of a newer schema.
+    """
+    try:
+        envelope = json.loads(path.read_bytes())
+        body = envelope["bench"]
+        if hashlib.sha256(canonical_json(body)).hexdigest() != envelope["sha256"]:
+            raise StoreError(f"{path} is damaged: its checksum does not match")
+        if body["schema_version"] > BENCH_SCHEMA_VERSION:
+            raise StoreError(f"{path} was written by a newer version (schema {body['schema_version']})")
+        return BenchRecord.model_validate(body)
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise StoreError(f"{path} is not a reading of lra-bench: {str(error).splitlines()[0]}") from error
+
+
+def bench_records(store: Path) -> Iterator[BenchRecord | StoreError]:
+    """Yield every reading of a store; a damaged or foreign file comes as the error that says so."""
+    for path in sorted((store / "bench").glob("*.json")):
+        try:
+            yield read_bench_record(path)
+        except StoreError as error:
+            yield error

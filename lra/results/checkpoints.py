@@ -1,0 +1,114 @@
+"""Checkpoints that are whole or refused: a SHA-256 trailer on each file, the two newest kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lra.atomic_io import write_atomically
+from lra.errors import StoreError
+
+_MAGIC = b"LRA-SHA256\x00"
+_NAME = re.compile(r"^step-(\d{9})\.pt$")
+KEEP = 2
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write the state of a run after `step` steps, durably, then remove all but the newest `KEEP` checkpoints.
+
+    Args:
+        folder: The run's own folder.
+        step: Steps done.
+        state: Tensors and plain values only.
+
+    Raises:
+        StoreError: The disk refuses; earlier checkpoints are as they were.
+    """
+    path = folder / f"step-{step:09d}.pt"
+    write_state(path, state)
+    for _, old in list_checkpoints(folder)[KEEP:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values to one file with its checksum.
+
+    Raises:
+        StoreError: The disk refuses.
+    """
+    body = pack_state(state)
+    try:
+        write_atomically(path, body + _MAGIC + hashlib.sha256(body).digest())
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a file of `write_state`, on the CPU.
+
+    Raises:
+        StoreError: The file is missing or is not, bit for bit, what was written, or holds code.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+    trailer = len(_MAGIC) + 32
+    body, magic, digest = content[:-trailer], content[-trailer:-32], content[-32:]
+    if magic != _MAGIC or hashlib.sha256(body).digest() != digest:
+        raise StoreError(f"{path} is damaged: its checksum does not match")
+    try:
+        return unpack_state(body)
+    except pickle.UnpicklingError as error:
+        raise StoreError(f"{path} holds more than tensors and plain values; refused") from error
+
+
+def pack_state(state: dict[str, Any]) -> bytes:
+    """Return tensors and plain values as bytes."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def unpack_state(body: bytes) -> dict[str, Any]:
+    """Take back what `pack_state` gave, on the CPU.
+
+    Raises:
+        UnpicklingError: It holds more than tensors and plain values.
+    """
+    return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+
+
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """List (step, path) of a run's checkpoints, newest first."""
+    matches = ((_NAME.match(path.name), path) for path in folder.glob("step-*.pt"))
+    return sorted(((int(match.group(1)), path) for match, path in matches if match), reverse=True)
+
+
+def newest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the newest undamaged state, or None, and what had to be passed over."""
+    passed_over: list[str] = []
+    for _, path in list_checkpoints(folder):
+        try:
+            return read_state(path), passed_over
+        except StoreError as error:
+            passed_over.append(str(error))
+    return None, passed_over
+
+
+def weights_digest(weights: dict[str, Tensor]) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of a state dict."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,113 @@
+"""Records as a tidy data frame: one row for each cell that was run or tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lra.errors import StoreError
+from lra.results.records import AttemptedCell, RunRecord, Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = (
+    "cell_id", "task", "title", "edition", "data_digest", "profile", "track", "variant", "seed", "status", "accuracy",
+    "correct", "total", "validation_accuracy", "selected_step", "steps", "batch_size", "layers", "parameters",
+    "parameters_full", "flops", "examples_per_second", "tokens_per_second", "peak_bytes", "train_seconds", "device",
+    "backend", "finished_at", "settings",
+)  # fmt: skip
+
+
+def load(folder: Path | str) -> pd.DataFrame:
+    """Return the records of a store as a tidy data frame, one row per run; see `record_frame`.
+
+    Files that are damaged, foreign or of a newer schema are listed in `frame.attrs["problems"]`.
+
+    Raises:
+        StoreError: There is no such folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise StoreError(f"no store at {root}")
+    entries = list(Store(root).records())
+    frame = record_frame(entry for entry in entries if isinstance(entry, RunRecord))
+    frame.attrs["problems"] = [str(entry) for entry in entries if isinstance(entry, StoreError)]
+    return frame
+
+
+def record_frame(records: Iterable[RunRecord], attempts: Iterable[AttemptedCell] = ()) -> pd.DataFrame:
+    """Return one row per record, then one per cell that was tried and has none.
+
+    Columns in percent: `accuracy`, `validation_accuracy`. What a run did not give is missing, never 0. `settings` holds
+    everything else that can change the number, as one flat dict: `variant.rank`, `model.num_layers`, `train.lr` ...
+    """
+    import pandas as pd
+
+    rows = [_record_row(record) for record in records] + [_attempt_row(cell) for cell in attempts]
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    numbers = ["accuracy", "validation_accuracy", "flops", "examples_per_second", "tokens_per_second", "peak_bytes"]
+    frame[numbers] = frame[numbers].astype(float)
+    return frame
+
+
+def _record_row(record: RunRecord) -> dict[str, Any]:
+    cost, outcome = record.cost, record.outcome
+    row = _cell_row(record) | {
+        "status": record.status,
+        "parameters": cost.parameters,
+        "parameters_full": cost.parameters_full,
+        "flops": cost.flops,
+        "examples_per_second": cost.examples_per_second,
+        "tokens_per_second": cost.tokens_per_second,
+        "peak_bytes": cost.peak_memory_bytes,
+        "train_seconds": cost.train_seconds,
+        "device": str(record.environment.get("device", "")),
+        "backend": record.backend,
+        "finished_at": record.finished_at,
+    }
+    row["settings"]["numerics_version"] = record.numerics_version
+    if outcome is not None:
+        row |= {
+            "accuracy": 100 * outcome.test.correct / outcome.test.total,
+            "correct": outcome.test.correct,
+            "total": outcome.test.total,
+            "validation_accuracy": 100 * outcome.validation.correct / outcome.validation.total,
+            "selected_step": outcome.selected_step,
+        }
+    return row
+
+
+def _attempt_row(cell: AttemptedCell) -> dict[str, Any]:
+    row = _cell_row(cell) | {"status": cell.status}
+    row["settings"]["numerics_version"] = cell.numerics_version
+    return row
+
+
+def _cell_row(cell: RunRecord | AttemptedCell) -> dict[str, Any]:
+    config = cell.config
+    settings = {f"variant.{name}": value for name, value in config.variant.options.items()}
+    settings["variant.origin"] = config.variant.origin
+    sections: Mapping[str, Mapping[str, Any]] = {
+        "data": config.data,
+        "model": config.model.model_dump(),
+        "train": config.train.model_dump(),
+    }
+    for section, values in sections.items():
+        settings |= {f"{section}.{name}": value for name, value in values.items()}
+    return {
+        "cell_id": cell.cell_id,
+        "task": config.task,
+        "title": cell.task_title,
+        "edition": cell.data_edition,
+        "data_digest": cell.data_digest,
+        "profile": config.profile,
+        "track": config.track,
+        "variant": config.variant.name,
+        "seed": config.seed,
+        "steps": config.train.steps,
+        "batch_size": config.train.batch_size,
+        "layers": config.model.num_layers,
+        "settings": settings,
+    }

@@ -1,0 +1,274 @@
+"""Records of runs: one immutable file per cell, its arrays beside it, and a note for every attempt.
+
+Layout of a store:
+
+    results/ab/<cell-id>.json             one record; appears once, whole, and is never edited
+    results/ab/<cell-id>.conflict-1.json  a different outcome of the same cell: an alarm, kept for inspection
+    arrays/ab/<cell-id>.npz               learning curve and the correctness bits of the test examples
+    attempts/<cell-id>/<n>-<host>-<pid>.json
+    checkpoints/<cell-id>/                see `lra.results.checkpoints`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from lra.atomic_io import publish, write_atomically
+from lra.config.schema import NUMERICS_VERSION, RunConfig, Section, canonical_json
+from lra.errors import StoreError
+
+SCHEMA_VERSION = 1
+
+FinalStatus = Literal["ok", "diverged"]
+AttemptStatus = Literal["ok", "diverged", "oom", "failed", "timeout", "preempted"]
+
+
+class Count(Section):
+    """A score as counts."""
+
+    correct: int
+    total: int
+    loss: float
+    """Mean cross-entropy, in nats."""
+
+
+class Outcome(Section):
+    """What the run found. Equal for every run of the same cell on the same kind of machine."""
+
+    test: Count
+    validation: Count
+    selected_step: int
+    """Step whose weights were scored."""
+    weights_digest: str
+    """SHA-256 of those weights."""
+
+
+class Cost(Section):
+    """What the run took."""
+
+    parameters: int
+    parameters_full: int
+    """Parameters of the same model with the variant `full`."""
+    flops: int | None
+    """Floating-point operations of one example of the longest length, forward and backward, as far as they have a
+    formula: see `lra.measure.flops`. None: they could not be counted."""
+    train_seconds: float
+    """Time in training steps, without warm-up steps, evaluation and checkpoints."""
+    examples_per_second: float | None
+    tokens_per_second: float | None
+    """Real tokens, padding not counted."""
+    wall_seconds: float
+    """All attempts together, everything included, as far as they were checkpointed."""
+    peak_memory_bytes: int | None
+    peak_memory_method: str
+    resumed: int
+    """How often the run was continued from a checkpoint."""
+
+
+class RunRecord(Section):
+    """The final result of one cell."""
+
+    schema_version: int = SCHEMA_VERSION
+    cell_id: str
+    status: FinalStatus
+    detail: str = ""
+    config: RunConfig
+    numerics_version: int
+    task_title: str
+    data_edition: str
+    data_digest: str
+    rails: dict[str, float]
+    """Accuracies, in percent, of answers that need no model."""
+    outcome: Outcome | None
+    """None unless the status is `ok`."""
+    cost: Cost
+    backend: str
+    environment: dict[str, Any]
+    arrays_sha256: str
+    finished_at: str
+    """UTC, ISO 8601."""
+
+
+class AttemptedCell(Section):
+    """What an attempt tried to run; it places the status of a cell without a record in a table."""
+
+    cell_id: str
+    status: AttemptStatus
+    config: RunConfig
+    numerics_version: int = NUMERICS_VERSION
+    task_title: str
+    data_edition: str
+    data_digest: str
+
+
+class Store:
+    """A folder of results. Safe for several processes; nothing in it is overwritten.
+
+    Raises:
+        StoreError: The folder cannot be written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def check_writable(self) -> None:
+        """Find out before hours of training whether results can be kept.
+
+        Raises:
+            StoreError: They cannot.
+        """
+        probe = self.root / f".probe-{os.getpid()}"
+        try:
+            write_atomically(probe, b"")
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(f"cannot write to the store {self.root}: {error.strerror or error}") from error
+
+    def record_path(self, cell_id: str) -> Path:
+        """Return where the record of a cell is, or would be."""
+        return self.root / "results" / cell_id[:2] / f"{cell_id}.json"
+
+    def arrays_path(self, cell_id: str) -> Path:
+        """Return where the arrays of a cell are, or would be."""
+        return self.root / "arrays" / cell_id[:2] / f"{cell_id}.npz"
+
+    def checkpoint_folder(self, cell_id: str) -> Path:
+        """Return the folder of a cell's checkpoints."""
+        return self.root / "checkpoints" / cell_id
+
+    def find(self, cell_id: str) -> RunRecord | None:
+        """Return the record of a cell, None if it has not been run to an end.
+
+        Raises:
+            StoreError: There is a record, and it is damaged.
+        """
+        path = self.record_path(cell_id)
+        return read_record(path) if path.exists() else None
+
+    def publish(self, record: RunRecord, arrays: dict[str, np.ndarray]) -> RunRecord:
+        """Make a result final: arrays first, then the record, each whole or absent.
+
+        Returns:
+            The record that is in the store: ours, or the one that another process published first.
+
+        Raises:
+            StoreError: The disk refuses, or the record that is there already says something else; ours is then kept
+                beside it under a name with `conflict`.
+        """
+        content = pack_arrays(arrays)
+        record = record.model_copy(update={"arrays_sha256": hashlib.sha256(content).hexdigest()})
+        path = self.record_path(record.cell_id)
+        try:
+            if self.find(record.cell_id) is None:
+                write_atomically(self.arrays_path(record.cell_id), content)
+                if publish(path, _envelope(record)):
+                    return record
+            present = read_record(path)
+            if (present.status, present.outcome) == (record.status, record.outcome):
+                return present
+            number = 1
+            while not publish(path.with_suffix(f".conflict-{number}.json"), _envelope(record)):
+                number += 1
+        except OSError as error:
+            raise StoreError(f"cannot write the result to {path}: {error.strerror or error}") from error
+        raise StoreError(f"{path} holds another outcome of the same cell; ours is kept as conflict-{number} beside it")
+
+    def note_attempt(
+        self,
+        cell_id: str,
+        status: AttemptStatus,
+        detail: str,
+        environment: dict[str, Any],
+        cell: AttemptedCell | None = None,
+    ) -> None:
+        """Leave a note of one attempt, whatever came of it.
+
+        Args:
+            cell_id: The cell.
+            status: How the attempt ended.
+            detail: More about it.
+            environment: See `lra.measure.environment`.
+            cell: What was tried; without it, reports can count the attempt but not place it.
+
+        Raises:
+            StoreError: The disk refuses.
+        """
+        folder = self.root / "attempts" / cell_id
+        note = {"status": status, "detail": detail, "environment": environment, "schema_version": SCHEMA_VERSION}
+        if cell is not None:
+            note["cell"] = cell.model_dump()
+        body = json.dumps(note, indent=1, sort_keys=True, allow_nan=False).encode()
+        number = len(list(folder.glob("*.json"))) + 1
+        try:
+            while not publish(folder / f"{number}-{socket.gethostname()}-{os.getpid()}.json", body):
+                number += 1
+        except OSError as error:
+            raise StoreError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+    def records(self) -> Iterator[RunRecord | StoreError]:
+        """Yield every record; a damaged or foreign one comes as the error that says so."""
+        for path in sorted((self.root / "results").glob("*/*.json")):
+            if ".conflict-" not in path.name:
+                try:
+                    yield read_record(path)
+                except StoreError as error:
+                    yield error
+
+    def arrays(self, cell_id: str) -> dict[str, np.ndarray]:
+        """Return the arrays of a cell: curve columns `curve.*`, and `test_correct`, one bool per test example.
+
+        Raises:
+            StoreError: They are missing or not those of the record.
+        """
+        record, path = self.find(cell_id), self.arrays_path(cell_id)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+        if record is None or hashlib.sha256(content).hexdigest() != record.arrays_sha256:
+            raise StoreError(f"{path} is not what its record says")
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read and check one record.
+
+    Raises:
+        StoreError: The file is damaged, foreign, or of a newer schema.
+    """
+    try:
+        envelope = json.loads(path.read_bytes())
+        body = envelope["record"]
+        if hashlib.sha256(canonical_json(body)).hexdigest() != envelope["sha256"]:
+            raise StoreError(f"{path} is damaged: its checksum does not match")
+        if body["schema_version"] > SCHEMA_VERSION:
+            raise StoreError(f"{path} was written by a newer version (schema {body['schema_version']})")
+        return RunRecord.model_validate(body)
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise StoreError(f"{path} is not a record of a run: {str(error).splitlines()[0]}") from error
+
+
+def pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:
+    """Serialise arrays to the bytes of an .npz file; equal arrays give equal bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def _envelope(record: RunRecord) -> bytes:
+    body = record.model_dump()
+    digest = hashlib.sha256(canonical_json(body)).hexdigest()
+    return json.dumps({"record": body, "sha256": digest}, indent=1, sort_keys=True, allow_nan=False).encode()

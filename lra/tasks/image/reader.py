@@ -1,0 +1,80 @@
+"""Reader of the CIFAR-10 archive, python or binary edition, as gray images."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from lra.data.archives import stream_members
+from lra.errors import DataError
+from lra.tasks.image.pickle_reader import COLUMNS, read_pickle
+
+VERSION = 1
+"""Raised when the same archive gives other arrays."""
+FILE_LIMIT = 64 << 20
+ARCHIVE_LIMIT = 512 << 20
+
+Bytes = npt.NDArray[np.uint8]
+
+_NAME = re.compile(r"(?:\./)?cifar-10-batches-(py|bin)/(?:data_batch_([1-5])|test_batch)(\.bin)?")
+_TEST = 6
+"""The test file comes after the five of the training images."""
+
+
+def read_images(source: Path, *, progress: bool) -> tuple[Bytes, Bytes, Bytes, Bytes]:
+    """Return gray images (count, 1024) and labels (count,) of the training files, in order, then of the test file.
+
+    Raises:
+        DataError: The archive is damaged, incomplete or another one.
+    """
+    found: dict[int, tuple[Bytes, Bytes]] = {}
+    with tqdm(desc=source.name, total=_TEST, unit=" files", disable=None if progress else True) as bar:
+        for member in stream_members(source, _limit, total_limit=ARCHIVE_LIMIT):
+            match = _NAME.fullmatch(member.name)
+            assert match is not None  # only such members are wanted
+            edition, number = match[1], int(match[2] or _TEST)
+            if number in found:
+                raise DataError(f"{member.place}: these images were read from another member already")
+            reader = read_pickle if edition == "py" else _read_binary
+            images, labels = reader(member.read(), member.place)
+            found[number] = to_gray(images), labels
+            bar.update()
+    absent = [number for number in range(1, _TEST + 1) if number not in found]
+    if absent:
+        names = ", ".join("test_batch" if number == _TEST else f"data_batch_{number}" for number in absent)
+        raise DataError(f"{source}: {names} not found; is this the CIFAR-10 archive?")
+    train = [found[number] for number in range(1, _TEST)]
+    return (
+        np.concatenate([images for images, _ in train]),
+        np.concatenate([labels for _, labels in train]),
+        *found[_TEST],
+    )
+
+
+def to_gray(images: Bytes) -> Bytes:
+    """Turn (count, 3072) bytes, plane after plane, into gray levels (count, 1024).
+
+    The level is 0.299 red + 0.587 green + 0.114 blue (ITU-R BT.601), computed in whole numbers and rounded to the
+    nearest, halves up: (299 red + 587 green + 114 blue + 500) // 1000.
+    """
+    red, green, blue = np.split(images.astype(np.uint32), 3, axis=1)
+    return ((299 * red + 587 * green + 114 * blue + 500) // 1000).astype(np.uint8)
+
+
+def _read_binary(data: bytes, place: str) -> tuple[Bytes, Bytes]:
+    """Read rows of one label byte and 3072 bytes of the image."""
+    if not data or len(data) % (1 + COLUMNS):
+        raise DataError(f"{place}: {len(data):,} bytes are not a number of rows of {1 + COLUMNS:,}")
+    rows = np.frombuffer(data, dtype=np.uint8).reshape(-1, 1 + COLUMNS)
+    if rows[:, 0].max() > 9:
+        raise DataError(f"{place}: a label is outside 0 to 9")
+    return rows[:, 1:], rows[:, 0]
+
+
+def _limit(name: str) -> int | None:
+    match = _NAME.fullmatch(name)
+    return FILE_LIMIT if match is not None and (match[1] == "bin") == (match[3] is not None) else None

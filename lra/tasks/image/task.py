@@ -1,0 +1,184 @@
+"""Image: what a small gray photograph shows, pixel by pixel, 10 classes (CIFAR-10, Krizhevsky 2009)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import numpy as np
+
+from lra.data.dataset import PreparedData, Split, SplitName, write_prepared
+from lra.data.raw_files import describe_source, missing
+from lra.errors import DataError, UsageError
+from lra.tasks.base import Task, TaskInfo, TaskOptions
+from lra.tasks.image.reader import VERSION, Bytes, read_images
+from lra.tasks.image_preview import shade
+from lra.tasks.splits import (
+    Count,
+    ReadOptions,
+    held_out_count,
+    hold_out,
+    rails,
+    sample,
+    sample_limits,
+)
+
+SIDE = 32
+TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
+GRAY_MEAN, GRAY_STD = 0.4809, 0.2390
+"""Of value / 255 over the gray training images."""
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+class PixelOptions(ReadOptions):
+    """Which images; the defaults are 45,000 / 5,000 / 10,000."""
+
+    train_images: Count = TRAIN_IMAGES
+    """Images that the archive must hold for training, held-out ones included."""
+    test_images: Count = TEST_IMAGES
+
+
+class ImageOptions(PixelOptions):
+    """Which Image."""
+
+    legacy_zero_mask: bool = False
+    """Tokens are the raw levels and black is hidden like padding, as in the original code; else levels count from 1."""
+
+
+OptionsT = TypeVar("OptionsT", bound=PixelOptions)
+
+
+class _Pixels(Task[OptionsT]):
+    """What the token and the real-valued task share: the same arrays, read by the model in two ways."""
+
+    def max_length(self, options: OptionsT) -> int:  # noqa: ARG002 - every edition has one size
+        """Return the number of pixels."""
+        return SIDE * SIDE
+
+    def small(self, options: OptionsT, train: int) -> dict[str, int]:
+        """Sample every split."""
+        held_out = held_out_count(options.train_images)
+        full: dict[SplitName, int] = {
+            "train": options.train_images - held_out,
+            "validation": held_out,
+            "test": options.test_images,
+        }
+        return sample_limits(full, train)
+
+    def source_key(self, options: OptionsT) -> str:  # noqa: ARG002
+        """Return `image`: both tasks are read from one archive."""
+        return "image"
+
+    def show(self, data: PreparedData, split: SplitName, index: int) -> str:
+        """Draw the image with characters."""
+        examples = data.split(split)
+        if not 0 <= index < len(examples):
+            raise UsageError(f"{split} has examples 0 to {len(examples) - 1}, not {index}")
+        label = int(examples.labels[index])
+        head = f"{split} example {index}: {SIDE} x {SIDE} pixels, label {label} ({CLASSES[label]})"
+        return f"{head}\n{shade(examples.tokens_of(index).reshape(SIDE, SIDE))}"
+
+    def _prepare(
+        self, options: OptionsT, target: Path, source: Path | None, *, offset: int, progress: bool
+    ) -> PreparedData:
+        if source is None:
+            raise missing(self.info.name, "the CIFAR-10 archive, python or binary edition,", target.parent)
+        train, train_labels, test, test_labels = read_images(source, progress=progress)
+        for what, count, expected in (
+            ("train", len(train), options.train_images),
+            ("test", len(test), options.test_images),
+        ):
+            if count != expected:
+                hint = f"--set {what}_images={count} admits them"
+                raise DataError(f"{source}: {count} {what} images, expected {expected}; {hint}")
+        stay, held_out = hold_out(len(train), held_out_count(len(train)), options.seed)
+        everything: dict[SplitName, tuple[Bytes, Bytes]] = {
+            "train": (train[stay], train_labels[stay]),
+            "validation": (train[held_out], train_labels[held_out]),
+            "test": (test, test_labels),
+        }
+        splits: dict[SplitName, Split] = {}
+        for name, (images, labels) in everything.items():
+            kept = sample(len(labels), options.limits[name], options.seed, name)
+            splits[name] = Split(
+                tokens=images[kept].reshape(-1),
+                offsets=np.arange(len(kept) + 1, dtype=np.int64) * SIDE * SIDE,
+                labels=labels[kept],
+                token_offset=offset,
+            )
+        return write_prepared(
+            target,
+            task=self.info.name,
+            edition=self.edition(options),
+            maker=f"CIFAR-10 reader {VERSION}, {describe_source(source)}",
+            options=options.model_dump(mode="json"),
+            num_classes=self.info.num_classes,
+            splits=splits,
+            rails=rails(splits, self.info.num_classes),
+        )
+
+
+class Image(_Pixels[ImageOptions]):
+    """The Image task: gray levels as tokens."""
+
+    info: ClassVar[TaskInfo] = TaskInfo(
+        name="image", title="Image", version=VERSION, vocab_size=257, num_classes=10, grid=(SIDE, SIDE)
+    )
+    options: ClassVar[type[TaskOptions]] = ImageOptions
+
+    def edition(self, options: ImageOptions) -> str:
+        """Say whether black is padding, and whether splits are samples."""
+        black = ["black as padding"] if options.legacy_zero_mask else []
+        return ", ".join(["gray CIFAR-10", *black, *options.sample_phrase()])
+
+    def short_name(self, options: ImageOptions) -> str:
+        """Return `legacy` where black is padding."""
+        return "legacy" if options.legacy_zero_mask else "levels"
+
+    def build(
+        self,
+        options: ImageOptions,
+        target: Path,
+        *,
+        source: Path | None,
+        workers: int | None,  # noqa: ARG002 - an archive is one stream
+        progress: bool,
+    ) -> PreparedData:
+        """Read the CIFAR-10 archive."""
+        offset = 0 if options.legacy_zero_mask else 1
+        return self._prepare(options, target, source, offset=offset, progress=progress)
+
+
+class ImageContinuous(_Pixels[PixelOptions]):
+    """The Image task with real-valued input, as state-space models have it; its numbers are not those of Image."""
+
+    info: ClassVar[TaskInfo] = TaskInfo(
+        name="image_continuous",
+        title="Image (continuous)",
+        version=VERSION,
+        vocab_size=256,
+        num_classes=10,
+        grid=(SIDE, SIDE),
+        normalisation=(GRAY_MEAN, GRAY_STD),
+    )
+    options: ClassVar[type[TaskOptions]] = PixelOptions
+
+    def edition(self, options: PixelOptions) -> str:
+        """Say that values are real, and whether splits are samples."""
+        return ", ".join(["gray CIFAR-10, normalised values", *options.sample_phrase()])
+
+    def short_name(self, options: PixelOptions) -> str:  # noqa: ARG002 - there is one edition
+        """Return `values`."""
+        return "values"
+
+    def build(
+        self,
+        options: PixelOptions,
+        target: Path,
+        *,
+        source: Path | None,
+        workers: int | None,  # noqa: ARG002 - an archive is one stream
+        progress: bool,
+    ) -> PreparedData:
+        """Read the CIFAR-10 archive."""
+        return self._prepare(options, target, source, offset=0, progress=progress)

@@ -1,0 +1,5 @@
+"""ListOps: the value of nested list operations."""
+
+from lra.tasks.listops.task import ListOps
+
+__all__ = ["ListOps"]

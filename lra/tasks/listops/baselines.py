@@ -1,0 +1,70 @@
+"""What ListOps gives away without its tree: measured at every build, and held against the known figures.
+
+A model that answers with the most frequent label, or reads nothing but the root operator, gets these accuracies. One
+that does not beat the second has not learnt to evaluate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from lra.data.dataset import Split, SplitName
+from lra.errors import DataError
+from lra.tasks.listops.vocabulary import VOCAB_SIZE
+
+KNOWN_SHARES = (16.9, 9.2, 7.4, 8.1, 8.9, 8.7, 7.9, 7.4, 8.6, 17.0)
+"""Label shares in %, of 30,000 trees of the benchmark's own script."""
+KNOWN_MAJORITY = 17.0
+KNOWN_ROOT_ONLY = 36.2
+KNOWN_SAMPLE = 30_000
+SIGMAS = 5.0
+_SCORED: tuple[SplitName, ...] = ("train", "test")
+LEARNABLE = 10_000
+"""Fewer training examples do not show each root operator's best answer."""
+
+
+def measure(splits: Mapping[SplitName, Split]) -> dict[str, float]:
+    """Return accuracies in % on the test split of answers learnt on the training split."""
+    return _score(splits["train"], splits["test"])
+
+
+def check(splits: Mapping[SplitName, Split]) -> None:
+    """Hold data of the benchmark's distribution against the known figures, within the error of both samples.
+
+    Raises:
+        DataError: A figure is off.
+    """
+    labels = np.concatenate([split.labels for split in splits.values()])
+    shares = 100.0 * np.bincount(labels, minlength=10) / len(labels)
+    for label, (share, known) in enumerate(zip(shares, KNOWN_SHARES, strict=True)):
+        _compare(f"share of label {label}", float(share), known, len(labels))
+    if len(splits["train"]) >= LEARNABLE:
+        for name in _SCORED:
+            rails, size = _score(splits["train"], splits[name]), len(splits[name])
+            _compare(f"majority accuracy on {name}", rails["majority"], KNOWN_MAJORITY, size)
+            _compare(f"root-only accuracy on {name}", rails["root-only"], KNOWN_ROOT_ONLY, size)
+
+
+def _score(train: Split, test: Split) -> dict[str, float]:
+    majority = np.bincount(train.labels).argmax()
+    table = np.zeros((VOCAB_SIZE, 10), dtype=np.int64)
+    np.add.at(table, (_roots(train), train.labels), 1)
+    by_root = table.argmax(axis=1)
+    return {
+        "chance": 10.0,
+        "majority": 100.0 * int((test.labels == majority).sum()) / len(test),
+        "root-only": 100.0 * int((test.labels == by_root[_roots(test)]).sum()) / len(test),
+    }
+
+
+def _compare(what: str, measured: float, known: float, sample: int) -> None:
+    spread = np.sqrt(known * (100.0 - known) * (1.0 / sample + 1.0 / KNOWN_SAMPLE))
+    if abs(measured - known) > SIGMAS * spread:
+        raise DataError(f"listops: {what} is {measured:.1f} %, not {known} %; this is not the benchmark's distribution")
+
+
+def _roots(split: Split) -> npt.NDArray[np.uint8]:
+    return split.tokens[split.offsets[:-1]]

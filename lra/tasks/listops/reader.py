@@ -1,0 +1,88 @@
+"""Reader of the official ListOps files: `basic_train.tsv`, `basic_val.tsv`, `basic_test.tsv`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lra.data.dataset import Split, SplitName
+from lra.errors import DataError
+from lra.tasks.listops.evaluator import MALFORMED, tree_values
+from lra.tasks.listops.vocabulary import IDS
+
+VERSION = 1
+"""Raised when the same file gives other arrays."""
+FILES: dict[SplitName, str] = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
+HEADER = b"Source\tTarget"
+
+_TOKENS = {word.encode(): bytes([index]) for word, index in IDS.items()}
+# What bytes.split takes for space besides space itself has no business in a row: it becomes part of an unknown token.
+_NO_ODD_SPACE = bytes.maketrans(b"\r\v\f", b"???")
+_LABELS = {str(digit).encode(): digit for digit in range(10)}
+
+
+def read_split(file: Path, *, progress: bool) -> Split:
+    """Read one file: rows of `source TAB label`; parentheses are dropped from the source, the rest are its tokens.
+
+    Lines may end in CRLF. Every label is computed again from its row.
+
+    Args:
+        file: One of `FILES`.
+        progress: Whether to show a bar, when there is a terminal.
+
+    Raises:
+        DataError: With the file and the line, at the first row that is not as it must be.
+    """
+    rows, targets = [], []
+    try:
+        with file.open("rb") as handle, tqdm(desc=file.name, unit=" rows", disable=None if progress else True) as bar:
+            header = _strip_end(handle.readline())
+            if header != HEADER:
+                raise DataError(f"{file}:1: the header must be 'Source<TAB>Target', got {_excerpt(header)}")
+            for number, line in enumerate(handle, start=2):
+                row, label = _parse(_strip_end(line), f"{file}:{number}")
+                rows.append(row)
+                targets.append(label)
+                bar.update()
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from error
+    if not rows:
+        raise DataError(f"{file}: no rows after the header")
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    tokens = np.frombuffer(b"".join(rows), dtype=np.uint8)
+    labels = np.array(targets, dtype=np.uint8)
+    values = tree_values(tokens, offsets)
+    wrong = np.flatnonzero(values != labels)
+    if len(wrong):
+        number, value = int(wrong[0]) + 2, values[wrong[0]]
+        if value == MALFORMED:
+            raise DataError(f"{file}:{number}: the brackets do not enclose exactly one tree")
+        raise DataError(f"{file}:{number}: the label is {labels[wrong[0]]}, but the value of the tree is {value}")
+    return Split(tokens=tokens, offsets=offsets, labels=labels)
+
+
+def _parse(line: bytes, place: str) -> tuple[bytes, int]:
+    fields = line.split(b"\t")
+    if len(fields) != 2:
+        raise DataError(f"{place}: expected 2 fields separated by a tab, got {len(fields)}")
+    source, label = fields
+    if label not in _LABELS:
+        raise DataError(f"{place}: the label must be 0 to 9, got {_excerpt(label)}")
+    try:
+        tokens = b"".join(map(_TOKENS.__getitem__, source.translate(_NO_ODD_SPACE, b"()").split()))
+    except KeyError as error:
+        raise DataError(f"{place}: {_excerpt(error.args[0])} is not a ListOps token") from error
+    if not tokens:
+        raise DataError(f"{place}: no tokens")
+    return tokens, _LABELS[label]
+
+
+def _strip_end(line: bytes) -> bytes:
+    return line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _excerpt(data: bytes) -> str:
+    """Show bytes from a file on one line, whatever they are."""
+    return repr(data[:40])[1:] + ("..." if len(data) > 40 else "")

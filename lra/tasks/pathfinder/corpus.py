@@ -1,0 +1,110 @@
+"""From chunks to a corpus of Pathfinder images: the same for any number of processes, and resumed after a kill.
+
+Finished chunks go to the end of one file of images; a second file holds, for each, its digest and its labels. Both are
+on the disk before the next chunk is added, and what a kill or a power cut left behind is checked before it is built on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from lra.data.process_pool import in_order
+from lra.errors import DataError
+from lra.tasks.pathfinder.generator import CHUNK, generate_chunk
+from lra.tasks.pathfinder.lookup_tables import Recipe
+from lra.tasks.pathfinder.sprites import Bytes
+
+IMAGES, LOG = "images.bin", "chunks.bin"
+_DIGEST = 32
+_ENTRY = _DIGEST + CHUNK
+
+
+@contextlib.contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Make a folder for work in progress and keep it to one process; others wait until it is done.
+
+    Raises:
+        DataError: The folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("wb")
+    except OSError as error:
+        raise DataError(f"cannot write to {folder}: {error.strerror or error}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def generate_images(
+    recipe: Recipe, total: int, seed: int, folder: Path, *, workers: int | None, progress: bool
+) -> tuple[Bytes, Bytes]:
+    """Generate images, or what is missing of them, in a folder for work in progress.
+
+    Args:
+        recipe: The edition.
+        total: How many images.
+        seed: Which.
+        folder: Holds nothing, or what an earlier call with the same arguments left there.
+        workers: Processes; None takes one per core. The images do not depend on it.
+        progress: Whether to show a bar, when there is a terminal.
+
+    Returns:
+        Images (total, size, size), mapped from the folder, and labels (total,), uint8.
+
+    Raises:
+        DataError: A worker process died, or the disk refuses; what is finished stays for the next call.
+    """
+    chunks = -(-total // CHUNK)
+    try:
+        with (folder / IMAGES).open("a+b") as images, (folder / LOG).open("a+b") as log:
+            done = min(_keep_sound(images, log, CHUNK * recipe.size**2), chunks)
+            make = functools.partial(generate_chunk, recipe, seed)
+            processes = min(workers or os.cpu_count() or 1, max(1, chunks - done))
+            description = f"pathfinder {recipe.size}"
+            with tqdm(total=total, desc=description, unit="img", disable=None if progress else True) as bar:
+                bar.update(min(done * CHUNK, total))
+                for pictures, labels in in_order(make, range(done, chunks), processes):
+                    _append(images, pictures.tobytes())
+                    _append(log, _digest(pictures.tobytes(), labels.tobytes()) + labels.tobytes())
+                    bar.update(min(CHUNK, total - bar.n))
+            log.seek(0)
+            entries = np.frombuffer(log.read(chunks * _ENTRY), dtype=np.uint8).reshape(chunks, _ENTRY)
+    except OSError as error:
+        raise DataError(f"cannot write to {folder}: {error.strerror or error}") from error
+    pictures = np.memmap(folder / IMAGES, dtype=np.uint8, mode="r", shape=(total, recipe.size, recipe.size))
+    return pictures, entries[:, _DIGEST:].reshape(-1)[:total]
+
+
+def _append(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _digest(pictures: bytes, labels: bytes) -> bytes:
+    return hashlib.sha256(labels + pictures).digest()
+
+
+def _keep_sound(images: BinaryIO, log: BinaryIO, chunk_bytes: int) -> int:
+    """Cut both files after the last chunk that is whole and as its digest says; return the number of chunks."""
+    images.seek(0)
+    log.seek(0)
+    sound = 0
+    while len(entry := log.read(_ENTRY)) == _ENTRY:
+        if _digest(images.read(chunk_bytes), entry[_DIGEST:]) != entry[:_DIGEST]:
+            break
+        sound += 1
+    images.truncate(sound * chunk_bytes)
+    log.truncate(sound * _ENTRY)
+    return sound

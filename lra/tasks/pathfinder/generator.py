@@ -1,0 +1,145 @@
+"""The Pathfinder generator: are the two discs on the same dashed curve?
+
+Algorithm of Linsley et al. (arXiv:1805.08315) with the parameters of the Long Range Arena (arXiv:2011.04006), written
+anew for many images at once. Two target curves grow in turn from neighbouring origins, distractors fill the room that
+is left, and discs mark the origin of one curve and the end of the same (label 1) or the other (label 0).
+
+Two knowing departures: the two targets keep clear of each other all along (see `grow_pairs`), so no label is ambiguous;
+and above 32 pixels, where the published parameters leave it open, the number of distractors is rounded down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lra.seeding import numpy_generator
+from lra.tasks.pathfinder.curves import Field, Flags, grow_pairs, num_slots
+from lra.tasks.pathfinder.distractors import add_distractors
+from lra.tasks.pathfinder.lookup_tables import Ints, Recipe, Tables, make_tables
+from lra.tasks.pathfinder.rendering import Canvas
+from lra.tasks.pathfinder.sprites import Bytes
+
+VERSION = 1
+"""Raised when the same recipe and seed give other images."""
+CHUNK = 250
+"""Images of a chunk, the unit of work and of random numbers."""
+
+Difficulty = Literal["easy", "medium", "hard"]
+CONTOUR_LENGTHS: dict[Difficulty, int] = {"easy": 6, "medium": 9, "hard": 14}
+SIZES = (32, 64, 128, 256)
+
+
+def make_recipe(size: int, difficulty: Difficulty) -> Recipe:
+    """Return the parameters of an edition; `size` is one of `SIZES`."""
+    contour = CONTOUR_LENGTHS[difficulty]
+    distractor = contour // 3
+    if size == 32:
+        return Recipe(
+            size=32, contour_length=contour, segment_length=2, thickness=0.5, margins=(1,), continuity=1.0,
+            seed_distance=7, padding=1, marker_radius=1.5, distractor_length=distractor,
+            num_distractors=20 // distractor, target_contrast=1.5, distractor_contrast=2.0,
+        )  # fmt: skip
+    thickness, margins, distance, padding, radius, segments, contrast = {
+        64: (1.0, (1,), 12, 1, 2.5, 22, 0.8),
+        128: (1.5, (2, 3), 20, 1, 3.0, 35, 0.9),
+        256: (2.0, (3,), 27, 22, 5.0, 30, 1.0),
+    }[size]
+    return Recipe(
+        size=size, contour_length=contour, segment_length=5, thickness=thickness, margins=margins, continuity=1.8,
+        seed_distance=distance, padding=padding, marker_radius=radius, distractor_length=distractor,
+        num_distractors=segments * 3 // contour, target_contrast=contrast, distractor_contrast=contrast,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes:
+    """What is on some images; positions are (row, column) pairs of pixels."""
+
+    targets: Ints
+    """(images, 2, contour_length, 2): the origin of each curve, then the far end of each further segment."""
+    distractors: Ints
+    """(images, distractors, distractor_length, 2)."""
+    present: Flags
+    """(images, distractors), False for a distractor that found no room."""
+    marked: Ints
+    """(images, 2), the curves whose origin and whose end carry a disc."""
+    labels: Ints
+    """(images,), 1 where both discs are on one curve."""
+
+
+def generate_chunk(recipe: Recipe, seed: int, number: int) -> tuple[Bytes, Bytes]:
+    """Generate chunk `number` of the endless stream of a seed.
+
+    Returns:
+        Images (CHUNK, size, size) and labels (CHUNK,), uint8.
+    """
+    images, scenes = generate_scenes(
+        recipe, CHUNK, numpy_generator(seed, "pathfinder", recipe.size, recipe.contour_length, number)
+    )
+    return images, scenes.labels.astype(np.uint8)
+
+
+def generate_scenes(recipe: Recipe, count: int, rng: np.random.Generator) -> tuple[Bytes, Scenes]:
+    """Generate images (count, size, size) together with what is on them."""
+    labels = rng.integers(2, size=count)
+    origin = rng.integers(2, size=count)
+    margins = rng.integers(len(recipe.margins), size=count)
+    images = np.zeros((count, recipe.size, recipe.size), dtype=np.uint8)
+    scenes = Scenes(
+        targets=np.zeros((count, 2, recipe.contour_length, 2), dtype=np.int64),
+        distractors=np.zeros((count, recipe.num_distractors, recipe.distractor_length, 2), dtype=np.int64),
+        present=np.zeros((count, recipe.num_distractors), dtype=np.bool_),
+        marked=np.stack([origin, np.where(labels == 1, origin, 1 - origin)], axis=1),
+        labels=labels,
+    )
+    for index, margin in enumerate(recipe.margins):
+        rows = np.flatnonzero(margins == index)
+        tables = make_tables(recipe, margin)
+        anchors, directions = grow_pairs(recipe, tables, len(rows), rng)
+        for start in range(0, len(rows), num_slots(tables)):
+            part = slice(start, start + num_slots(tables))
+            _complete(recipe, tables, anchors[part], directions[part], rows[part], images, scenes, rng)
+    return images, scenes
+
+
+def _complete(
+    recipe: Recipe,
+    tables: Tables,
+    anchors: Ints,
+    directions: Ints,
+    rows: Ints,
+    images: Bytes,
+    scenes: Scenes,
+    rng: np.random.Generator,
+) -> None:
+    """Add distractors to pairs of targets, draw them, and fill in these rows of the images and scenes."""
+    count = len(rows)
+    both_anchors, both_directions = anchors.reshape(count, -1), directions.reshape(count, -1)
+    field = Field(tables, count)
+    for segment in range(both_anchors.shape[1]):
+        field.place(np.arange(count), both_anchors[:, segment], both_directions[:, segment])
+    short_anchors, short_directions, present = add_distractors(recipe, field, rng)
+
+    canvas = Canvas(tables, count)
+    canvas.segments(both_anchors, both_directions, np.ones_like(both_anchors, dtype=np.bool_), recipe.target_contrast)
+    canvas.segments(
+        short_anchors.reshape(count, -1),
+        short_directions.reshape(count, -1),
+        np.repeat(present, recipe.distractor_length, axis=1),
+        recipe.distractor_contrast,
+    )
+    origin, end = scenes.marked[rows].T
+    canvas.discs(anchors[np.arange(count), origin, 0], recipe.marker_radius)
+    canvas.discs(anchors[np.arange(count), end, -1], recipe.marker_radius)
+
+    images[rows] = canvas.finish(recipe.size)
+    scenes.targets[rows] = _coordinates(tables, anchors)
+    scenes.distractors[rows] = _coordinates(tables, short_anchors)
+    scenes.present[rows] = present
+
+
+def _coordinates(tables: Tables, anchors: Ints) -> Ints:
+    return np.stack(np.divmod(anchors, tables.side), axis=-1) - tables.frame

@@ -1,0 +1,265 @@
+"""The Pathfinder family: are two discs joined by a dashed curve? 32, 64, 128 (Path-X) and 256 pixels square."""
+
+from __future__ import annotations
+
+import shutil
+from abc import abstractmethod
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, TypeVar
+
+import numpy as np
+from pydantic import Field
+
+from lra.data.dataset import SPLITS, PreparedData, Split, SplitName, open_prepared, write_prepared
+from lra.errors import DataError, UsageError
+from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
+from lra.tasks.image_preview import shade
+from lra.tasks.pathfinder import generator
+from lra.tasks.pathfinder.corpus import generate_images, sole_owner
+from lra.tasks.pathfinder.sprites import Bytes
+
+OFFICIAL_COUNT = 200_000
+LEVEL_MEAN, LEVEL_STD = 0.080, 0.200
+"""Of value / 255 over the hard images of 32 x 32 pixels."""
+BALANCE_SAMPLE = 10_000
+"""So many images must have either label within 1 % of one half."""
+
+
+class ImageSetOptions(TaskOptions):
+    """Which images; the defaults are the benchmark's."""
+
+    source: Literal["generated", "official"] = "generated"
+    """`official` reads the folders of the release."""
+    difficulty: generator.Difficulty = "hard"
+    """Curves of 6, 9 or 14 segments; published results are on `hard`."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the generator, not of a run."""
+    count: Annotated[int, Field(ge=10)] = OFFICIAL_COUNT
+    """Images in all: 80 % for training, 10 % for validation, 10 % for test."""
+
+    @property
+    def counts(self) -> dict[SplitName, int]:
+        """Images of each split."""
+        return split_counts(self.count)
+
+
+def split_counts(count: int) -> dict[SplitName, int]:
+    """Cut a number of images into 80, 10 and 10 %, rounding in favour of training."""
+    tenth = count // 10
+    return {"train": count - 2 * tenth, "validation": tenth, "test": tenth}
+
+
+class PathfinderOptions(ImageSetOptions):
+    """Which Pathfinder of gray levels as tokens."""
+
+    legacy_zero_mask: bool = False
+    """Tokens are the raw levels, so that black passes for padding as in the original code; else levels count from 1."""
+
+
+OptionsT = TypeVar("OptionsT", bound=ImageSetOptions)
+
+
+class _Family(Task[OptionsT]):
+    """What the tasks of the family share, whether the model reads the pixels as tokens or as values."""
+
+    size: ClassVar[int]
+
+    @abstractmethod
+    def token_offset(self, options: OptionsT) -> int:
+        """Return what is added to a level to get what the model reads."""
+
+    def edition(self, options: OptionsT) -> str:
+        """Say where the images come from, how hard they are, and all that sets them apart from the benchmark's."""
+        parts = ["official files" if options.source == "official" else "generated", options.difficulty]
+        if options.count != OFFICIAL_COUNT:
+            parts.append(f"{' / '.join(map(str, options.counts.values()))} examples")
+        return ", ".join(parts)
+
+    def max_length(self, options: OptionsT) -> int:  # noqa: ARG002 - every edition has one size
+        """Return the number of pixels."""
+        return self.size**2
+
+    def small(self, options: OptionsT, train: int) -> dict[str, int]:
+        """Generate fewer; the released folders are read whole."""
+        if options.source == "official":
+            raise UsageError("the released Pathfinder images are read whole; a small edition is generated: --generate")
+        in_proportion(options.counts, train)
+        tens, rest = divmod(train, 8)
+        return {"count": 10 * tens + rest}  # the inverse of `split_counts`
+
+    def short_name(self, options: OptionsT) -> str:
+        """Return the difficulty, preceded by `official` for the released images."""
+        return f"official-{options.difficulty}" if options.source == "official" else options.difficulty
+
+    def build(
+        self, options: OptionsT, target: Path, *, source: Path | None, workers: int | None, progress: bool
+    ) -> PreparedData:
+        """Generate the images, or read them from an unpacked release; a killed generation is taken up again."""
+        work = target.with_name(f".{target.name}.work")
+        with sole_owner(work):
+            if target.is_dir():
+                return open_prepared(target, verify=False)
+            if options.source == "official":
+                images, labels, maker = self._read(options, work, source, progress=progress)
+            else:
+                recipe = generator.make_recipe(self.size, options.difficulty)
+                images, labels = generate_images(
+                    recipe, options.count, options.seed, work, workers=workers, progress=progress
+                )
+                maker = f"generator {generator.VERSION}"
+            splits = self._cut(images, labels, offset=self.token_offset(options))
+            data = write_prepared(
+                target,
+                task=self.info.name,
+                edition=self.edition(options),
+                maker=maker,
+                options=options.model_dump(mode="json"),
+                num_classes=self.info.num_classes,
+                splits=splits,
+                rails={"chance": 50.0, "majority": _majority(splits)},
+            )
+            shutil.rmtree(work, ignore_errors=True)
+            return data
+
+    def show(self, data: PreparedData, split: SplitName, index: int) -> str:
+        """Draw the image with characters."""
+        examples = data.split(split)
+        if not 0 <= index < len(examples):
+            raise UsageError(f"{split} has examples 0 to {len(examples) - 1}, not {index}")
+        label = int(examples.labels[index])
+        head = f"{split} example {index}: {self.size} x {self.size} pixels, label {label} ({_MEANING[label]})"
+        return f"{head}\n{shade(examples.tokens_of(index).reshape(self.size, self.size))}"
+
+    def _read(self, options: OptionsT, work: Path, source: Path | None, *, progress: bool) -> tuple[Bytes, Bytes, str]:
+        from lra.tasks.pathfinder import reader as files
+
+        if source is None:
+            raise DataError(
+                f"{self.info.name}: the official images are in the archive lra_release.gz of the benchmark\n"
+                f"Read them with: lra-data prepare {self.info.name} --set source=official --from FOLDER"
+            )
+        folder = files.find_edition(source, self.size, options.difficulty)
+        entries = files.read_entries(folder)
+        known_gap = self.size == 32 and options.difficulty == "easy"
+        if len(entries) != options.count and not (known_gap and len(entries) == options.count - 1):
+            raise DataError(
+                f"{folder}: {len(entries)} images, expected {options.count}; --set count={len(entries)} admits them"
+            )
+        entries = [entries[index] for index in files.split_order(len(entries))]
+        images = files.copy_images(folder, entries, self.size, work / "official.bin", progress=progress)
+        test = entries[len(entries) - split_counts(len(entries))["test"] :]
+        maker = f"official reader {files.VERSION}, {_place(folder)}, test ids {files.ids_digest(test)}"
+        return images, np.array([entry.label for entry in entries], dtype=np.uint8), maker
+
+    def _cut(self, images: Bytes, labels: Bytes, *, offset: int) -> dict[SplitName, Split]:
+        share = float(labels.mean())
+        if len(labels) >= BALANCE_SAMPLE and abs(share - 0.5) > 0.01:
+            raise DataError(f"{self.info.name}: {share:.1%} of the labels are 1; this is not the benchmark's task")
+        splits: dict[SplitName, Split] = {}
+        start = 0
+        for name, count in split_counts(len(labels)).items():
+            splits[name] = Split(
+                tokens=images[start : start + count].reshape(-1),
+                offsets=np.arange(count + 1, dtype=np.int64) * self.size**2,
+                labels=labels[start : start + count],
+                token_offset=offset,
+            )
+            start += count
+        return splits
+
+
+_MEANING = ("the discs are on different curves", "the discs are on one curve")
+
+
+def _majority(splits: dict[SplitName, Split]) -> float:
+    """Return the accuracy in % on the test split of the training split's more frequent label."""
+    answer = int(2 * int(splits[SPLITS[0]].labels.sum()) >= len(splits[SPLITS[0]]))
+    return 100.0 * float((splits["test"].labels == answer).mean())
+
+
+def _place(folder: Path) -> str:
+    """Name the folder below the release; of the two copies of pathfinder128 this tells the inner from the outer."""
+    parts = folder.resolve().parts
+    first = next((i for i, part in enumerate(parts) if part == "lra_release"), len(parts) - 2)
+    return "/".join(parts[first:])
+
+
+class PathfinderTask(_Family[PathfinderOptions]):
+    """Gray levels as tokens; each size is a task."""
+
+    options: ClassVar[type[TaskOptions]] = PathfinderOptions
+
+    def token_offset(self, options: PathfinderOptions) -> int:
+        """Return 1, so that black is a token; 0 where it passes for padding."""
+        return 0 if options.legacy_zero_mask else 1
+
+    def edition(self, options: PathfinderOptions) -> str:
+        """Say also whether black passes for padding."""
+        base = super().edition(options)
+        return f"{base}, black as padding" if options.legacy_zero_mask else base
+
+
+def _info(name: str, title: str, size: int) -> TaskInfo:
+    # 256 levels, and one id for padding
+    return TaskInfo(
+        name=name,
+        title=title,
+        version=generator.VERSION,
+        vocab_size=257,
+        num_classes=2,
+        grid=(size, size),
+        generated=True,
+    )
+
+
+class Pathfinder(PathfinderTask):
+    """Pathfinder: 32 x 32 pixels, 1,024 tokens."""
+
+    size: ClassVar[int] = 32
+    info: ClassVar[TaskInfo] = _info("pathfinder", "Pathfinder", size)
+
+
+class PathfinderContinuous(_Family[ImageSetOptions]):
+    """Pathfinder with real-valued input, as state-space models have it; its numbers are not those of Pathfinder."""
+
+    size: ClassVar[int] = 32
+    options: ClassVar[type[TaskOptions]] = ImageSetOptions
+    info: ClassVar[TaskInfo] = TaskInfo(
+        name="pathfinder_continuous",
+        title="Pathfinder (continuous)",
+        version=generator.VERSION,
+        vocab_size=256,
+        num_classes=2,
+        grid=(size, size),
+        generated=True,
+        normalisation=(LEVEL_MEAN, LEVEL_STD),
+    )
+
+    def token_offset(self, options: ImageSetOptions) -> int:  # noqa: ARG002 - values are not ids
+        """Return 0."""
+        return 0
+
+    def edition(self, options: ImageSetOptions) -> str:
+        """Say also that values are real."""
+        return f"{super().edition(options)}, normalised values"
+
+
+class Pathfinder64(PathfinderTask):
+    """Pathfinder at 64 x 64 pixels, 4,096 tokens; in no published table."""
+
+    size: ClassVar[int] = 64
+    info: ClassVar[TaskInfo] = _info("pathfinder64", "Pathfinder-64", size)
+
+
+class PathX(PathfinderTask):
+    """Path-X: 128 x 128 pixels, 16,384 tokens."""
+
+    size: ClassVar[int] = 128
+    info: ClassVar[TaskInfo] = _info("pathx", "Path-X", size)
+
+
+class PathX256(PathfinderTask):
+    """Pathfinder at 256 x 256 pixels, 65,536 tokens."""
+
+    size: ClassVar[int] = 256
+    info: ClassVar[TaskInfo] = _info("pathx256", "Path-X-256", size)

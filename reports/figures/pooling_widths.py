@@ -1,0 +1,150 @@
+"""Figure of what a trained ContextPool does with real examples: the width sigma of every token, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from lra.data.batching import collate
+from lra.data.dataset import Split, data_home
+from lra.errors import StoreError, UsageError
+from lra.models.transformer import build_model, mixers
+from lra.results.checkpoints import read_state
+from lra.results.records import RunRecord, Store
+from lra.tasks import get_task
+from lra.tasks.listops.vocabulary import WORDS
+
+from .style import COLOURS, PAGE, new_figure, plain_ticks, shown
+
+TOKENS_AS_TEXT = 72
+"""Longest example whose tokens are written under the axis."""
+EXAMPLES_COUNTED = 64
+"""Test examples behind the distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supports:
+    """Widths of the tokens of some test examples."""
+
+    layers: list[int]
+    """Layers that pool."""
+    sigma: list[np.ndarray]
+    """Of each example: (layers, length)."""
+    tokens: list[list[str] | None]
+    """Of each example: what its tokens are called, or None for tasks whose tokens have no short names."""
+    indices: list[int]
+    """Where the examples are in the test split."""
+
+
+def load_supports(record: RunRecord, store: Store, data_dir: Path | None, count: int = EXAMPLES_COUNTED) -> Supports:
+    """Run the chosen weights of a record over the first test examples.
+
+    Args:
+        record: Of a run with a number.
+        store: Where the record and its weights are.
+        data_dir: Folder of prepared data; None takes the default one.
+        count: Test examples to run.
+
+    Raises:
+        UsageError: The run diverged, or its variant has no widths.
+        StoreError: The weights are gone or damaged, or are not those of the record.
+        DataError: The data is not there.
+    """
+    if record.outcome is None:
+        raise UsageError(f"run {record.cell_id[:12]} ended without weights: {record.status}")
+    task, config = get_task(record.config.task), record.config
+    weights = store.checkpoint_folder(record.cell_id) / "chosen.pt"
+    if not weights.is_file():
+        raise StoreError(
+            f"the checkpoints of run {record.cell_id[:12]} are not in the store {store.root}, only its record; "
+            f"lra-run --config {store.record_path(record.cell_id)} --store NEW trains it again"
+        )
+    state = read_state(weights)
+    data = task.prepare(task.options.model_validate(config.data), data_home(data_dir), progress=False)
+    if data.digest != record.data_digest:
+        raise StoreError(f"{data.path} holds other data than run {record.cell_id[:12]} was made with")
+    model = build_model(config, task.info.vocab_size, task.info.num_classes)
+    model.load_state_dict(state["model"])
+    model.eval()
+    layers = list(mixers(model))
+    split, found = data.split("test"), dict[int, list[np.ndarray]]()
+    indices = list(range(min(count, len(split))))
+    with torch.no_grad():
+        for index in indices:
+            batch = collate(split, [index], None, config.model.max_length, torch.device("cpu"))
+            model(batch.tokens, batch.mask)
+            length = int(split.document_lengths[index, 0])
+            for number, layer in enumerate(layers):
+                widths = layer.token_statistics().get("sigma")
+                if widths is not None:
+                    found.setdefault(number, []).append(widths[0, :length].float().numpy())
+    if not found:
+        raise UsageError(f"variant {config.variant.name!r} of run {record.cell_id[:12]} has no widths to show")
+    return Supports(
+        layers=sorted(found),
+        sigma=[np.stack([found[layer][row] for layer in sorted(found)]) for row in range(len(indices))],
+        tokens=[_names(record.config.task, split, index) for index in indices],
+        indices=indices,
+    )
+
+
+def draw_supports(supports: Supports, title: str, examples: Sequence[int]) -> Figure:
+    """Draw some examples as maps of layers by tokens, and the distribution over all as one box per layer.
+
+    Args:
+        supports: What to draw.
+        title: What run it is.
+        examples: Rows of `supports` to show.
+    """
+    figure = new_figure(1.1 + (0.75 + 0.12 * len(supports.layers)) * len(examples) + 1.5, width=PAGE)
+    heights = [*[1.0] * len(examples), 1.5]
+    *maps, boxes = figure.subplots(len(examples) + 1, 1, height_ratios=heights)
+    positive = np.concatenate([widths[widths > 0] for widths in supports.sigma])  # zero: a token that is masked
+    low, high = float(positive.min()), float(positive.max())
+    scale = LogNorm(low, high) if low < high else Normalize(low, high)
+    for axes, row in zip(maps, examples, strict=True):
+        image = axes.imshow(supports.sigma[row], aspect="auto", cmap="cividis", norm=scale, interpolation="nearest")
+        axes.grid(visible=False)
+        axes.set_yticks(range(len(supports.layers)), [str(layer) for layer in supports.layers])
+        axes.set_ylabel("layer")
+        axes.set_title(f"test example {supports.indices[row]}", loc="left")
+        names = supports.tokens[row]
+        if names is not None and len(names) <= TOKENS_AS_TEXT:
+            axes.set_xticks(range(len(names)), [shown(name, 5) for name in names], rotation=90, fontsize=5.5)
+            axes.tick_params(axis="x", length=0)
+        else:
+            axes.set_xlabel("token")
+    bar = figure.colorbar(image, ax=maps, label="sigma (tokens)", fraction=0.03, pad=0.01)
+    per_layer = [
+        np.concatenate([widths[i][widths[i] > 0] for widths in supports.sigma]) for i in range(len(supports.layers))
+    ]
+    boxes.boxplot(
+        per_layer,
+        orientation="horizontal",
+        whis=(5, 95),
+        showfliers=False,
+        tick_labels=[str(layer) for layer in supports.layers],
+        medianprops={"color": COLOURS[1]},
+        boxprops={"color": COLOURS[0]},
+    )
+    boxes.invert_yaxis()
+    boxes.set(xlabel="sigma (tokens)", ylabel="layer")
+    if isinstance(scale, LogNorm):
+        boxes.set_xscale("log")
+        plain_ticks(boxes.xaxis, *boxes.get_xlim())
+        plain_ticks(bar.ax.yaxis, low, high)
+    tokens = sum(widths.shape[1] for widths in supports.sigma)
+    boxes.set_title(f"{tokens:,} tokens of {len(supports.sigma)} test examples: quartiles, 5 to 95 %", loc="left")
+    figure.suptitle(shown(title, 110), fontsize=7.5)
+    return figure
+
+
+def _names(task: str, split: Split, index: int) -> list[str] | None:
+    """Return what the tokens of an example are called; only the words of ListOps are short enough to be read."""
+    return [WORDS[token] for token in split.tokens_of(index).tolist()] if task == "listops" else None

@@ -1,0 +1,146 @@
+"""How figures look and how they are written: column width, colours that everyone can tell apart, equal bytes."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from lra.errors import UsageError
+
+from ..render import clean
+
+COLUMN = 3.4
+"""Width of a column of a two-column paper, in inches."""
+PAGE = 7.0
+LABEL_LINES = 4
+LINE = 0.11
+"""Height of a line of small text, in inches."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, yellow left out: it fades on white."""
+MARKERS = "osD^vP*"
+DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", (0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+_SETTINGS: dict[Any, Any] = {
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7,
+    "legend.fontsize": 6.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.linewidth": 0.4,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "lra-report",
+    "text.parse_math": False,
+    "savefig.dpi": 200,
+}
+_METADATA = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw with the settings of this module; dollar signs in names are no mathematics here."""
+    with mpl.rc_context(_SETTINGS):
+        yield
+
+
+def new_figure(height: float, width: float = COLUMN) -> Figure:
+    """Return an empty figure that is laid out without clipped labels; no window system is touched."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: Path, form: str) -> Path:
+    """Write a figure as png, svg or pdf; equal figures give equal bytes.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with house_style():
+            figure.savefig(path, format=form, metadata=_METADATA[form])
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def shown(name: object, longest: int = 40) -> str:
+    """Return a name as it stands in a figure: without control characters, and not longer than fits."""
+    text = clean(name)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def wrapped(name: object, width: int) -> str:
+    """Return a name on as many lines of `width` letters as it needs, four at most: names that differ must look so."""
+    lines = textwrap.wrap(clean(name), width) or [""]
+    if len(lines) > LABEL_LINES:
+        lines = [*lines[: LABEL_LINES - 1], f"{lines[LABEL_LINES - 1][: width - 3]}..."]
+    return "\n".join(lines)
+
+
+def slug(text: str) -> str:
+    """Return a name for a file: letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:120] or "unnamed"
+
+
+def plain_ticks(axis: Axis, low: float, high: float) -> None:
+    """Put two to five round, plainly written numbers on a logarithmic axis from `low` to `high`."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    choices = [
+        [leading * 10.0**decade for decade in decades for leading in group if low <= leading * 10.0**decade <= high]
+        for group in ((1,), (1, 3), (1, 2, 5))
+    ]
+    for bins in (3, 4, 5, 6, 8):  # within a decade, steps of equal size
+        even = MaxNLocator(nbins=bins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        spaced: list[float] = []
+        for place in even:
+            if low <= float(place) <= high and (not spaced or (place / spaced[-1]) ** 7 > high / low):
+                spaced.append(float(place))
+        choices.append(spaced)
+    axis.set_major_locator(FixedLocator(next((p for p in choices if 3 <= len(p) <= 5), max(choices, key=len))))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 100 else f"{x:.3g}"))
+
+
+def mark_preview(axes: Axes, seeds: int) -> None:
+    """Write "preview" across a figure that rests on one seed."""
+    if seeds == 1:
+        axes.text(
+            0.5, 0.5, "PREVIEW:\none seed", transform=axes.transAxes, ha="center", va="center", rotation=20,
+            fontsize=12, color="#bbbbbb", alpha=0.6, zorder=0,
+        ).set_in_layout(False)  # fmt: skip
+
+
+def legend_below(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
+    """Put one legend under the axes, in as many columns as the names leave room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        width = figure.get_size_inches()[0] / COLUMN
+        longest = max(len(line) for name in names for line in name.splitlines())
+        columns = min(len(labels), max(1, int(width * 44 / (longest + 6))))
+        rows = math.ceil(len(labels) / columns)
+        more = sum(name.count("\n") for name in names) / columns  # lines of the names beyond their first
+        # Without room of its own, the legend would take the height of the axes.
+        figure.set_figheight(figure.get_figheight() + 0.13 * max(0, rows - 2) + LINE * more)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)

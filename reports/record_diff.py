@@ -1,0 +1,46 @@
+"""What differs between two records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .result_set import Loaded
+
+WIDEST = 60
+
+
+def differences(loaded: Loaded, first: str, second: str) -> list[str]:
+    """List the settings, outcomes and surroundings in which two records differ, one per line."""
+    flat = [_flatten(loaded.records[cell].model_dump()) for cell in (first, second)]
+    lines = [f"{first[:12]}  against  {second[:12]}"]
+    for path in sorted({*flat[0], *flat[1]}):
+        values = [side.get(path, "(absent)") for side in flat]
+        if values[0] != values[1]:
+            lines.append(f"{path}: {_short(values[0])}  |  {_short(values[1])}")
+    curves = [loaded.stores[cell].arrays(cell) for cell in (first, second)]
+    shared = sorted(name for name in {*curves[0], *curves[1]} if name.startswith("curve."))
+    for name in shared:
+        columns = [side.get(name, np.empty(0)) for side in curves]
+        if len(columns[0]) != len(columns[1]):
+            lines.append(f"{name}: {len(columns[0])} | {len(columns[1])} rows")
+        elif not np.array_equal(columns[0], columns[1], equal_nan=True):
+            row = int(np.flatnonzero(columns[0] != columns[1])[0])
+            lines.append(f"{name}: first differs in row {row}: {columns[0][row]:.6g} | {columns[1][row]:.6g}")
+    return lines if len(lines) > 1 else [*lines, "no difference"]
+
+
+def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        found: dict[str, Any] = {}
+        for name, inner in value.items():
+            found |= _flatten(inner, f"{path}.{name}" if path else str(name))
+        return found
+    return {path: value}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= WIDEST else f"{text[: WIDEST - 3]}..."

@@ -1,0 +1,1 @@
+"""Tables: records in, text cells out."""

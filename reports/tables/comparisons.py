@@ -1,0 +1,224 @@
+"""Tables that compare: two variants, the options of one, and all by rank."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import pandas as pd
+
+from lra.errors import UsageError, suggest
+
+from ..result_set import Loaded, short_name, varying_settings
+from ..statistics import average_ranks, compare_paired, holm, mcnemar
+from .accuracy import accuracy_cell
+from .captions import (
+    NOT_RUN,
+    headings,
+    number,
+    p_text,
+    preview,
+    surroundings,
+    table_caption,
+)
+from .table import Table, plain_table
+
+BASE = "(base)"
+SUGGESTED = 2
+"""Rows that an error names."""
+
+
+def head_to_head(loaded: Loaded, profile: str, track: str, first: str, second: str) -> Table:
+    """Compare two variants task by task: paired over seeds, and on the same test examples.
+
+    Args:
+        loaded: The records.
+        profile: Of the records to use.
+        track: The same.
+        first: Label of a row of the accuracy table.
+        second: The same.
+
+    Raises:
+        UsageError: One of the two has no records here, or they have no seed in common.
+    """
+    frame = loaded.only(profile, track).frame()
+    for name in (first, second):
+        _check_row(name, frame, f"under profile {profile}, {track} track")
+    rows, p_values, used = [], list[float](), list[str]()
+    for column in headings(frame):
+        sides = [_scored(frame[(frame["column"] == column) & (frame["label"] == name)]) for name in (first, second)]
+        seeds = sorted(set(sides[0].index) & set(sides[1].index))
+        if not seeds:
+            continue
+        result = compare_paired(*(side.loc[seeds, "accuracy"].tolist() for side in sides))
+        difference = result.difference
+        bits = [_mcnemar(loaded, *(str(side.loc[seed, "cell_id"]) for side in sides)) for seed in seeds]
+        p_values.append(result.p_value)
+        used += [cell for side in sides for cell in side.loc[seeds, "cell_id"]]
+        rows.append(
+            {
+                "task": column,
+                "seeds": str(len(seeds)),
+                "difference": f"{difference.mean:+.2f}",
+                "95 % interval": _interval(difference.low, difference.high),
+                "p (paired t)": p_text(result.p_value),
+                "p (Holm)": "",
+                "detectable": number(result.detectable, "{:.2f}"),
+                "McNemar p per seed": ", ".join(p_text(p) for _, _, p in bits),
+                f"only {first}": ", ".join(str(a) for a, _, _ in bits),
+                f"only {second}": ", ".join(str(b) for _, b, _ in bits),
+            }
+        )
+    if not rows:
+        raise UsageError(f"{first} and {second} have no task and seed in common under profile {profile}")
+    for row, adjusted in zip(rows, holm(p_values), strict=True):
+        row["p (Holm)"] = p_text(adjusted)
+    frame = frame[frame["cell_id"].isin(used)]
+    notes = [
+        f"Difference: {first} minus {second}, points of test accuracy, mean over seeds that both have.",
+        f"Detectable: true difference that so many pairs of such spread would show in 80 % of cases; {NOT_RUN} for one "
+        "pair, and for pairs without spread, of which the t test says nothing.",
+        "Only: test examples that one of the two has right and the other wrong, per seed (exact McNemar test).",
+        "Holm: adjusted for the number of tasks.",
+    ]
+    if all(row["seeds"] == "1" for row in rows):
+        notes.insert(0, "PREVIEW: one common seed. No claim can rest on it.")
+    return plain_table(
+        table_caption(f"{first} against {second}", profile, track, loaded, frame),
+        rows,
+        notes + surroundings(frame),
+        frame,
+    )
+
+
+def ablation(loaded: Loaded, profile: str, track: str, variant: str) -> Table:
+    """Tabulate the runs of one variant by its changed settings, with the difference to the base setting.
+
+    The base setting has the most common value of each; of equally common ones, that of the run that ended first.
+
+    Raises:
+        UsageError: The variant has no records here, or records of one setting only.
+    """
+    everything = loaded.only(profile, track).frame()
+    frame = everything[everything["variant"] == variant]
+    if frame.empty:
+        raise UsageError(f"no records of {variant!r} under profile {profile}, {track} track")
+    rows, notes = [], []
+    for column in headings(frame):
+        here = frame[frame["column"] == column]
+        changes, setting = _changes(here)
+        notes.append(f"Base on {column}: {setting or 'the only setting there is'}.")
+        base = _scored(here[[change == "" for change in changes]])
+        for changed in sorted(set(changes)):
+            group = here[[change == changed for change in changes]]
+            text, _ = accuracy_cell(group, loaded.seed_count(frame))
+            rows.append(
+                {
+                    "task": column,
+                    "changed": changed or BASE,
+                    "test accuracy %": text,
+                    "difference to base": _difference(_scored(group), base) if changed else NOT_RUN,
+                }
+            )
+    if not any(row["changed"] != BASE for row in rows):
+        raise UsageError(
+            f"{variant} has one setting only under profile {profile}, {track} track; "
+            "lra-run --set variant.OPTION=VALUE runs another"
+        )
+    notes.append("Difference: mean over common seeds, with the 95 % t interval, and the number of pairs.")
+    notes += surroundings(frame)
+    title = table_caption(f"Ablation of {variant}", profile, track, loaded, frame)
+    return plain_table(title, rows, preview(frame) + notes, frame)
+
+
+def ranks(loaded: Loaded, profile: str, track: str) -> Table:
+    """Rank the variants within each task, and average; only variants with a number for every task take part.
+
+    Raises:
+        UsageError: There are not two tasks that two variants have numbers for.
+    """
+    frame = loaded.only(profile, track).frame()
+    columns, labels = headings(frame), sorted(frame["label"].unique())
+    expected = loaded.seed_count(frame)
+    scores = {
+        label: [
+            accuracy_cell(part, expected)[1] if len(part) else math.nan for part in _by_column(frame, label, columns)
+        ]
+        for label in labels
+    }
+    complete = [label for label in labels if not any(map(math.isnan, scores[label]))]
+    if len(complete) < 2 or len(columns) < 2:
+        raise UsageError("ranks need two tasks and two variants with numbers for all tasks")
+    average, critical = average_ranks(pd.DataFrame([scores[label] for label in complete]).to_numpy())
+    rows = [
+        {"variant": label, "average rank": f"{rank:.2f}"}
+        for rank, label in sorted(zip(average.tolist(), complete, strict=True))
+    ]
+    missing = sorted(set(labels) - set(complete))
+    notes = [
+        f"Ranks over {len(columns)} tasks ({', '.join(columns)}); 1 is best.",
+        f"Critical difference (Nemenyi, 0.05): {critical:.2f} ranks of at most {len(complete) - 1}. Variants "
+        "closer than that are not told apart.",
+    ]
+    notes += [f"Left out, with a task missing: {', '.join(missing)}."] if missing else []
+    title = table_caption("Average ranks", profile, track, loaded, frame)
+    return plain_table(title, rows, preview(frame) + notes + surroundings(frame), frame)
+
+
+def _check_row(name: str, frame: pd.DataFrame, where: str) -> None:
+    """Check that the accuracy table has a row of this name.
+
+    Raises:
+        UsageError: It has not; the rows of the same variant are named, if there are any.
+    """
+    labels = set(frame["label"])
+    if name not in labels:
+        variant = name.partition(" [")[0]
+        rows = sorted(label for label in labels if label.partition(" [")[0] == variant)
+        if len(rows) > SUGGESTED:
+            some = ", ".join(map(repr, rows[:SUGGESTED]))
+            raise UsageError(f"no row {name!r} {where}, but {len(rows)} with settings, such as {some}; --suite narrows")
+        raise UsageError(f"no row {name!r} {where}; {suggest(name, rows or set(frame['variant']))}")
+
+
+def _changes(frame: pd.DataFrame) -> tuple[list[str], str]:
+    """Say for each row in what it departs from the most common settings, and what those are where rows differ."""
+    names = varying_settings(frame)
+    texts = [{name: str(settings.get(name, "absent")) for name in names} for settings in frame["settings"]]
+    in_time = [texts[row] for row in frame["finished_at"].reset_index(drop=True).sort_values(kind="stable").index]
+    common = {name: Counter(text[name] for text in in_time).most_common(1)[0][0] for name in names}
+
+    def written(values: dict[str, str]) -> str:
+        return ", ".join(f"{short_name(name)}={value}" for name, value in values.items())
+
+    changes = [written({name: text[name] for name in names if text[name] != common[name]}) for text in texts]
+    return changes, written(common)
+
+
+def _by_column(frame: pd.DataFrame, label: str, columns: Sequence[str]) -> list[pd.DataFrame]:
+    ours = frame[frame["label"] == label]
+    return [ours[ours["column"] == column] for column in columns]
+
+
+def _scored(group: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that have a number, by seed."""
+    return group.dropna(subset=["accuracy"]).set_index("seed")
+
+
+def _difference(ours: pd.DataFrame, base: pd.DataFrame) -> str:
+    shared = sorted(set(ours.index) & set(base.index))
+    if not shared:
+        return NOT_RUN
+    result = compare_paired(ours.loc[shared, "accuracy"].tolist(), base.loc[shared, "accuracy"].tolist()).difference
+    interval = "" if len(shared) == 1 else f" {_interval(result.low, result.high)}"
+    return f"{result.mean:+.2f}{interval} ({len(shared)})"
+
+
+def _mcnemar(loaded: Loaded, first: str, second: str) -> tuple[int, int, float]:
+    bits = [loaded.stores[cell].arrays(cell)["test_correct"] for cell in (first, second)]
+    return mcnemar(bits[0], bits[1])
+
+
+def _interval(low: float, high: float) -> str:
+    return NOT_RUN if math.isnan(low) else f"[{low:+.2f}, {high:+.2f}]"

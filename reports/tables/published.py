@@ -1,0 +1,123 @@
+"""Published numbers with their sources, and our numbers beside them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from pydantic import Field
+
+from lra.config.schema import Section, validate_section
+from lra.config.yaml_loader import load_file
+from lra.errors import UsageError
+
+from ..result_set import Loaded
+from .accuracy import accuracy_cell
+from .captions import NOT_RUN, preview, surroundings, table_caption
+from .table import Table, plain_table
+
+OTHER_RECIPE = "other recipe"
+
+
+class Published(Section):
+    """One source's table of test accuracies, in percent."""
+
+    name: str
+    title: str
+    source: str
+    profile: str
+    """The profile of ours that has this source's sizes; empty where none has."""
+    flags: list[str]
+    """Known reasons why the numbers are not comparable with clean ones; docs/reports.md explains each."""
+    row_flags: dict[str, list[str]] = Field(default_factory=dict)
+    """Further reasons that hold for single rows."""
+    notes: dict[str, str] = Field(default_factory=dict)
+    columns: list[str]
+    """Tasks, in the order of the rows' values."""
+    rows: dict[str, list[float | None]]
+    """By variant; null where the source says that the model failed."""
+    average: Literal["A5", "A6"] = "A5"
+    """Mean of the five tasks, or of six with Path-X counted as 50 where it failed."""
+    printed_averages: dict[str, float]
+    """What the source itself prints, misprints included."""
+
+
+def load_published() -> list[Published]:
+    """Load every shipped source.
+
+    Raises:
+        UsageError: A file does not hold what a source holds.
+    """
+    found = []
+    for path in sorted((Path(__file__).parents[1] / "published").glob("*.yaml")):
+        source, problems = validate_section(Published, load_file(path), path.name)
+        if source is None or any(len(row) != len(source.columns) for row in source.rows.values()):
+            raise UsageError("\n".join(problems) or f"{path.name}: a row has not one value per column")
+        found.append(source)
+    return found
+
+
+def beside(loaded: Loaded, profile: str, track: str) -> Table:
+    """Put our mean test accuracy beside published numbers, with the difference and the source of each.
+
+    Numbers under a recipe with the profile's sizes are all listed. Of other sources only what was run here is, without
+    a difference, which would compare recipes rather than variants.
+
+    Raises:
+        UsageError: Nothing of it was ever published.
+    """
+    frame = loaded.only(profile, track).frame()
+    seeds = loaded.seed_count(frame)
+    rows, used = [], []
+    for source in load_published():
+        comparable = source.profile == profile and track == "matched"
+        for variant, numbers in source.rows.items():
+            for task, published in zip(source.columns, numbers, strict=True):
+                ours = frame[(frame["variant"] == variant) & (frame["task"] == task)]
+                found = [
+                    _row(source, published, group, seeds, comparable) for _, group in ours.groupby(["column", "label"])
+                ]
+                if comparable and not found:
+                    found = [_row(source, published, ours, seeds, comparable) | {"task": task, "variant": variant}]
+                rows += found
+                used += [source] if found else []
+    if not rows:
+        known = ", ".join(sorted({source.profile for source in load_published() if source.profile}))
+        raise UsageError(
+            f"nothing published has the sizes of profile {profile!r} or one of its variants; there is {known}"
+        )
+    rows.sort(key=lambda row: (row["task"], row["variant"], row["source"]))
+    notes = [f"{s.title}: {s.source}; {', '.join(s.flags)}." for s in {s.name: s for s in used}.values()]
+    notes.append(f"{OTHER_RECIPE}: the source's model, data rules or training differ from the profile; no difference.")
+    if profile == "quick":
+        notes.append(
+            "Profile quick: less data, a smaller model and a shorter training than any source: not comparable."
+        )
+    title = table_caption("Ours beside published", profile, track, loaded, frame)
+    return plain_table(title, rows, preview(frame) + notes + surroundings(frame), frame)
+
+
+def _row(
+    source: Published,
+    published: float | None,
+    group: pd.DataFrame,
+    seeds: int,
+    comparable: bool,  # noqa: FBT001
+) -> dict[str, str]:
+    """Write one row; `group` holds our runs of one label under one heading, or none."""
+    text, mean, label, column, flags = NOT_RUN, math.nan, "", "", list[str]()
+    if len(group):
+        text, mean = accuracy_cell(group, seeds)
+        label, column = group["label"].iloc[0], group["column"].iloc[0]
+        flags = source.row_flags.get(group["variant"].iloc[0], [])
+    difference = NOT_RUN if math.isnan(mean) or published is None else f"{mean - published:+.2f}"
+    return {
+        "task": column,
+        "variant": label,
+        "source": source.title + (f" ({', '.join(flags)})" if flags else ""),
+        "published": "fails" if published is None else f"{published:.2f}",
+        "ours": text,
+        "difference": difference if comparable else OTHER_RECIPE,
+    }

@@ -1,0 +1,1 @@
+"""`lra-bench`: speed and memory by length."""

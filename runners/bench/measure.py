@@ -1,0 +1,156 @@
+"""From a list of variants and lengths to records: memory of each in its own process, then times of all in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lra.config.profiles import Profile
+from lra.config.schema import RunConfig
+from lra.measure.environment import describe_environment
+from lra.results.bench_records import BenchRecord, Timing, settings_id
+
+from ..train.run import is_out_of_memory
+from .memory_process import ProbeReply, ProbeRequest, probe
+from .timing import WARMUP_STEPS, TimingPlan, speed_ratio, time_in_turns
+from .workload import Workload, workload_config
+
+REFERENCE = "full"
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchPlan:
+    """What is measured, and how."""
+
+    variants: Sequence[str]
+    """`full` among them: it is what the others are compared with."""
+    lengths: Sequence[int]
+    task: str
+    profile: Profile
+    device: torch.device
+    threads: int
+    batch: int
+    tokens: int | None = None
+    """Tokens per step, which decide on the batch in place of `batch`."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    timing: TimingPlan = field(default_factory=TimingPlan)
+    memory_limit: int | None = None
+
+    def batch_size(self, length: int) -> int:
+        """Return the sequences in a step; at least one."""
+        return self.batch if self.tokens is None else max(1, self.tokens // length)
+
+    def configs(self) -> dict[int, list[RunConfig]]:
+        """Resolve every step to be measured, by length.
+
+        Raises:
+            UsageError: A name or a setting is wrong.
+        """
+        return {
+            length: [
+                workload_config(
+                    task=self.task,
+                    variant=variant,
+                    profile=self.profile,
+                    length=length,
+                    batch_size=self.batch_size(length),
+                    overrides=dict(self.overrides),
+                )
+                for variant in self.variants
+            ]
+            for length in self.lengths
+        }
+
+
+def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[[str], None]) -> list[BenchRecord]:
+    """Measure all variants at one length.
+
+    Memory comes first, in processes of their own: a variant that does not fit is not timed and cannot end this one.
+
+    Args:
+        plan: How.
+        configs: One step of each variant.
+        say: Told what is being done.
+    """
+    torch.set_num_threads(plan.threads)
+    replies: dict[str, ProbeReply] = {}
+    for config in configs:
+        name = config.variant.name
+        say(f"{name}, length {config.model.max_length}: memory")
+        request = ProbeRequest(
+            config=config, device=str(plan.device), threads=plan.threads, memory_limit=plan.memory_limit
+        )
+        replies[name] = probe(request)
+    say(f"length {configs[0].model.max_length}: time")
+    environment = describe_bench_environment(plan.device)
+    processor = environment["device" if plan.device.type == "cuda" else "cpu"]
+    fitting = [config for config in configs if replies[config.variant.name].status == "ok"]
+    seconds = time_variants(fitting, plan)
+    records = []
+    for config in configs:
+        name, reply = config.variant.name, replies[config.variant.name]
+        times = seconds.get(name)
+        if times is None and reply.status == "ok":
+            reply = reply.model_copy(
+                update={"status": "oom", "detail": "out of memory beside the models of the other variants"}
+            )
+        both = times is not None and REFERENCE in seconds
+        records.append(
+            BenchRecord(
+                settings_id=settings_id(config, device=processor, threads=plan.threads, memory_limit=plan.memory_limit),
+                status=reply.status,
+                detail=reply.detail,
+                config=config,
+                device_type=plan.device.type,
+                threads=plan.threads,
+                parameters=reply.parameters,
+                backend=reply.backend,
+                timing=None if times is None else Timing(seconds=times, warmup_steps=WARMUP_STEPS),
+                speed_ratio=speed_ratio(seconds[name], seconds[REFERENCE]) if both else None,
+                memory=reply.memory,
+                flops=reply.flops,
+                environment=environment,
+                measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+        )
+    return records
+
+
+def time_variants(configs: Sequence[RunConfig], plan: BenchPlan) -> dict[str, list[float]]:
+    """Time steps of the variants in turns, in this process; those that run out of memory are missing in the answer."""
+    works: dict[str, Workload] = {}
+    for config in configs:
+        try:
+            work = Workload(config, plan.device)
+            for _ in range(WARMUP_STEPS):
+                work.step()
+            work.clear()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            works[config.variant.name] = work
+    if not works:
+        return {}
+
+    def run(work: Workload) -> Callable[[], None]:
+        def step() -> None:
+            work.step()
+            work.clear()
+
+        return step
+
+    synchronise = (lambda: torch.cuda.synchronize(plan.device)) if plan.device.type == "cuda" else (lambda: None)
+    return time_in_turns({name: run(work) for name, work in works.items()}, plan.timing, synchronise=synchronise)
+
+
+def describe_bench_environment(device: torch.device) -> dict[str, Any]:
+    """Describe the machine as for a run, with the processor's frequency governor."""
+    governor = GOVERNOR.read_text().strip() if GOVERNOR.is_file() else "unknown"
+    return describe_environment(device) | {"frequency_governor": governor}

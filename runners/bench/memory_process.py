@@ -1,0 +1,162 @@
+"""One memory reading in a process of its own: `probe` starts it, `python -m ...probe` is it.
+
+The process reads a `ProbeRequest` from standard input and prints a `ProbeReply` as the last line of its output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from lra.config.schema import RunConfig, Section
+from lra.measure.flops import FlopCount, count_flops
+from lra.models.transformer import count_parameters
+from lra.results.bench_records import MemoryReading
+
+from ..train.run import is_out_of_memory
+from .memory import (
+    ALLOCATOR_METER,
+    CUDA_METER,
+    KERNEL_METER,
+    PINNED_MALLOC,
+    allocator_peak,
+    canary,
+    cuda_peak,
+    kernel_peak,
+)
+from .workload import Workload
+
+REPEATS = 3
+
+
+class ProbeRequest(Section):
+    """What to measure."""
+
+    config: RunConfig
+    device: str
+    threads: int
+    memory_limit: int | None = None
+    """Bytes that the process may allocate on CPU, over what it takes to start; None takes what the machine has left."""
+
+
+class ProbeReply(Section):
+    """What was found."""
+
+    status: Literal["ok", "oom", "failed"]
+    detail: str = ""
+    parameters: int | None = None
+    backend: str = ""
+    memory: MemoryReading | None = None
+    flops: FlopCount | None = None
+
+
+def probe(request: ProbeRequest) -> ProbeReply:
+    """Measure in a fresh process with pinned malloc; whatever becomes of that process, there is a reply."""
+    done = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=request.model_dump_json(),
+        env=os.environ | PINNED_MALLOC,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == -signal.SIGKILL:
+        return ProbeReply(status="oom", detail="the kernel killed the process, as it does when memory runs out")
+    lines, errors = done.stdout.splitlines(), done.stderr.splitlines()
+    if done.returncode != 0 or not lines:
+        return ProbeReply(status="failed", detail=f"exit status {done.returncode}: {errors[-1] if errors else ''}")
+    return ProbeReply.model_validate(json.loads(lines[-1]))
+
+
+def measure(request: ProbeRequest) -> ProbeReply:
+    """Measure in this process, which must be fresh."""
+    device = torch.device(request.device)
+    torch.set_num_threads(request.threads)
+    if device.type == "cpu":
+        _limit_memory(request.memory_limit)
+    try:
+        work = Workload(request.config, device)
+        flops = count_flops(work.step)
+        work.step()
+        memory = _read_memory(work, device)
+        work.clear()
+        return ProbeReply(
+            status="ok", parameters=count_parameters(work.model), backend=work.backend, memory=memory, flops=flops
+        )
+    except (MemoryError, RuntimeError, ValueError) as error:
+        detail = (str(error).splitlines() or [type(error).__name__])[0]
+        return ProbeReply(status="oom" if is_out_of_memory(error) else "failed", detail=detail)
+
+
+def _read_memory(work: Workload, device: torch.device) -> MemoryReading:
+    """Read both meters, each three times, after the canary."""
+    if device.type == "cuda":
+        canary_bytes, _ = cuda_peak(lambda: canary(device), device)
+        peaks = []
+        for _ in range(REPEATS):
+            work.clear()
+            peaks.append(cuda_peak(work.step, device))
+        return MemoryReading(
+            meter=CUDA_METER,
+            step_bytes=[step for step, _ in peaks],
+            check_meter="",
+            check_bytes=[],
+            canary_bytes=canary_bytes,
+            canary_check_bytes=None,
+            state_bytes=work.state_bytes(),
+            reserved_bytes=max(reserved for _, reserved in peaks),
+        )
+    canary(device)
+    canary_check = kernel_peak(lambda: canary(device))
+    check = []
+    for _ in range(REPEATS):
+        work.clear()
+        check.append(kernel_peak(work.step))
+    canary_bytes = allocator_peak(lambda: canary(device))
+    step = []
+    for _ in range(REPEATS):
+        work.clear()
+        step.append(allocator_peak(work.step))
+    return MemoryReading(
+        meter=ALLOCATOR_METER,
+        step_bytes=step,
+        check_meter=KERNEL_METER,
+        check_bytes=[peak for peak in check if peak is not None],
+        canary_bytes=canary_bytes,
+        canary_check_bytes=canary_check,
+        state_bytes=work.state_bytes(),
+    )
+
+
+def _limit_memory(limit: int | None) -> None:
+    """Make an allocation that the machine cannot serve an error of this process, not the end of another one."""
+    torch.ones(64, 64) @ torch.ones(64, 64)  # the threads and libraries take their address space now
+    fields = dict(line.split(":") for line in _lines("/proc/meminfo"))
+    status = dict(line.split(":", 1) for line in _lines("/proc/self/status"))
+    if limit is None and "MemAvailable" in fields:
+        limit = _bytes(fields["MemAvailable"])
+    if limit is not None and "VmSize" in status:
+        ceiling = _bytes(status["VmSize"]) + limit
+        resource.setrlimit(resource.RLIMIT_AS, (ceiling, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def _lines(path: str) -> list[str]:
+    """Read a file of the kernel; empty where there is none."""
+    file = Path(path)
+    return file.read_text().splitlines() if file.is_file() else []
+
+
+def _bytes(text: str) -> int:
+    return int(text.split()[0]) * 1024
+
+
+if __name__ == "__main__":
+    print(measure(ProbeRequest.model_validate_json(sys.stdin.read())).model_dump_json())  # noqa: T201 - the reply

@@ -1,0 +1,181 @@
+"""What `lra-bench` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from lra.results.bench_records import MIB, BenchRecord
+
+from .crossover import Crossing, crossing
+from .measure import REFERENCE
+from .workload import tokens_per_step
+
+NOISY, FLAGGED, MISSING = "~", "!", "-"
+
+
+def full_report(records: Sequence[BenchRecord]) -> str:
+    """Lay out every reading, one line per variant and length, then the crossing lengths and the notes."""
+    full = {record.length: record for record in records if record.variant == REFERENCE}
+    rows = [_row(record, full.get(record.length)) for record in records]
+    headers = [
+        "variant", "length", "batch", "steps/s", "tokens/s", "x full", "MiB step", "x full", "MiB state", "GFLOP",
+        "x full",
+    ]  # fmt: skip
+    parts = [caption(records), _table(rows, headers)]
+    others = list(dict.fromkeys(record.variant for record in records if record.variant != REFERENCE))
+    if others:
+        parts += [
+            "Length from which on a variant is ahead of full:",
+            _table(
+                [[name, str(time_crossing(records, name)), str(memory_crossing(records, name))] for name in others],
+                ["variant", "faster", "less memory"],
+            ),
+        ]
+    return "\n\n".join([*parts, "\n".join([*notes(records), *_uncounted(records)])])
+
+
+def arena_report(records: Sequence[BenchRecord]) -> str:
+    """Lay out like table 2 of the benchmark's paper: speed (ratio to full) by length, then peak memory by length."""
+    lengths = sorted({record.length for record in records})
+    cells = {(record.variant, record.length): record for record in records}
+    names = list(dict.fromkeys(record.variant for record in records))
+    rows = [
+        [
+            name,
+            *(_speed_with_ratio(cells[name, length]) for length in lengths),
+            *(_gigabytes(cells[name, length]) for length in lengths),
+        ]
+        for name in names
+    ]
+    short = [_short(length) for length in lengths]
+    headers = ["model", *(f"steps/s {text}" for text in short), *(f"GB {text}" for text in short)]
+    title = "Steps per second (ratio to full) and peak memory of training, in 10^9 bytes, by length."
+    return "\n\n".join([f"{title}\n{caption(records)}", _table(rows, headers), "\n".join(notes(records))])
+
+
+def caption(records: Sequence[BenchRecord]) -> str:
+    """Say what was measured on what."""
+    first = records[0]
+    model, environment = first.config.model, first.environment
+    batches = sorted({(record.length, record.batch_size) for record in records})
+    if len({batch for _, batch in batches}) == 1:
+        batch = f"batch {first.batch_size}"
+    else:
+        batch = "batch " + ", ".join(f"{size} at {length}" for length, size in batches)
+    load = max(record.environment["load_average"] for record in records)
+    machine = environment["device"] if first.device_type == "cuda" else environment["cpu"]
+    compiled = ", torch.compile" if first.config.train.compile else ""
+    dropout = f"dropout {model.dropout:g}, of attention {model.attention_dropout:g}"
+    return (
+        f"{first.config.task}, profile {first.config.profile}: {model.num_layers} layers, dim {model.dim}, "
+        f"{model.num_heads} heads, mlp {model.mlp_dim}, {dropout}; {batch} on this one device, random tokens;\n"
+        f"{first.config.train.precision}{compiled}, forward + backward + AdamW; {machine}, "
+        f"CPU threads: {first.threads}, load up to {load} when timing began, torch {environment['torch']}"
+    )
+
+
+def notes(records: Sequence[BenchRecord]) -> list[str]:
+    """List the marks that occur, what ended without a number, and how memory was read."""
+    lines = []
+    timed = [record.timing for record in records if record.timing is not None]
+    if any(timing.noisy for timing in timed):
+        lines.append(f"{NOISY} noisy: the interquartile range of the step times is above 10 % of the median.")
+    for record in records:
+        where = f"{record.variant} at {record.length}"
+        if record.status != "ok":
+            lines.append(f"{where}: {record.status}: {record.detail}")
+        elif record.memory is not None and record.memory.problem:
+            lines.append(f"{FLAGGED} {where}: memory not to be quoted: {record.memory.problem}.")
+    first = next((record.memory for record in records if record.memory is not None), None)
+    if first is not None:
+        check = f"; checked by: {first.check_meter}" if first.check_meter else ""
+        lines.append(f"Memory: {first.meter}{check}.")
+        lines.append(_agreement(records))
+    return [line for line in lines if line]
+
+
+def time_crossing(records: Sequence[BenchRecord], name: str) -> Crossing:
+    """Find from which length on a variant's steps take less time than those of full."""
+    ratios = {r.length: 1.0 / r.speed_ratio for r in records if r.variant == name and r.speed_ratio is not None}
+    return crossing(ratios, dict.fromkeys(ratios, 1.0))
+
+
+def memory_crossing(records: Sequence[BenchRecord], name: str) -> Crossing:
+    """Find from which length on a variant's steps take less memory than those of full."""
+    own, full = (
+        {r.length: float(r.memory.step) for r in records if r.variant == variant and r.memory and not r.memory.problem}
+        for variant in (name, REFERENCE)
+    )
+    return crossing(own, full)
+
+
+def _row(record: BenchRecord, full: BenchRecord | None) -> list[str]:
+    head = [record.variant, str(record.length), str(record.batch_size)]
+    if record.status != "ok" or record.timing is None or record.memory is None or record.flops is None:
+        return [*head, record.status, *[MISSING] * 7]
+    rate = 1.0 / record.timing.median
+    memory_ratio = flop_ratio = MISSING
+    if full is not None and full.memory and not full.memory.problem and not record.memory.problem:
+        memory_ratio = f"{record.memory.step / full.memory.step:.2f}"
+    if full is not None and full.flops:
+        flop_ratio = f"{record.flops.total / full.flops.total:.2f}"
+    return [
+        *head,
+        _speed(record),
+        f"{rate * tokens_per_step(record.config):,.0f}",
+        MISSING if record.speed_ratio is None else f"{record.speed_ratio:.2f}",
+        f"{record.memory.step / MIB:.1f}" if not record.memory.problem else FLAGGED,
+        memory_ratio,
+        f"{record.memory.state_bytes / MIB:.1f}",
+        f"{record.flops.total / 1e9:.2f}",
+        flop_ratio,
+    ]
+
+
+def _speed(record: BenchRecord) -> str:
+    if record.status != "ok" or record.timing is None:
+        return record.status
+    return f"{1.0 / record.timing.median:.3g}{NOISY if record.timing.noisy else ''}"
+
+
+def _speed_with_ratio(record: BenchRecord) -> str:
+    return _speed(record) + (f" ({record.speed_ratio:.1f})" if record.speed_ratio is not None else "")
+
+
+def _gigabytes(record: BenchRecord) -> str:
+    if record.status != "ok" or record.memory is None:
+        return record.status
+    return FLAGGED if record.memory.problem else f"{record.memory.total / 1e9:.3f}"
+
+
+def _agreement(records: Sequence[BenchRecord]) -> str:
+    readings = [record.memory for record in records if record.memory is not None and record.memory.check_bytes]
+    agreeing = sum(not reading.problem for reading in readings)
+    return f"Both meters agree within 2 MiB or 3 % in {agreeing} of {len(readings)} readings." if readings else ""
+
+
+def _uncounted(records: Sequence[BenchRecord]) -> list[str]:
+    """Name the operators that the FLOPs of each variant leave out, those that all variants share only once."""
+    by_variant: dict[str, set[str]] = {}
+    for record in records:
+        if record.flops is not None:
+            by_variant.setdefault(record.variant, set()).update(record.flops.uncounted)
+    if not by_variant:
+        return []
+    shared = set.intersection(*by_variant.values())
+    lines = ["Not in the FLOPs: what works element by element, and", f"  all: {', '.join(sorted(shared)) or 'nothing'}"]
+    for name, operators in by_variant.items():
+        if operators - shared:
+            lines.append(f"  {name}: {', '.join(sorted(operators - shared))}")
+    return lines
+
+
+def _short(length: int) -> str:
+    return f"{length // 1024}K" if length % 1024 == 0 else str(length)
+
+
+def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    align = ["left", *["right"] * (len(headers) - 1)]
+    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align)

@@ -1,0 +1,96 @@
+"""The step that is measured: forward, backward and optimiser of a profile's model on random tokens."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention_zoo import SequenceMixer
+from lra.config.profiles import Profile
+from lra.config.resolve import resolve
+from lra.config.schema import RunConfig
+from lra.errors import UsageError
+from lra.models.transformer import build_model, mixers
+from lra.seeding import seed_torch
+from lra.tasks import get_task
+
+from ..train.evaluate import autocast
+from ..train.optimizer import build_optimizer
+
+
+def workload_config(
+    *, task: str, variant: str, profile: Profile, length: int, batch_size: int, overrides: dict[str, object]
+) -> RunConfig:
+    """Resolve the configuration of a step: the profile's model, at a length and a batch size of the caller's.
+
+    Raises:
+        UsageError: A name or a setting is wrong, or the task's grid does not admit the length.
+    """
+    fixed = [path for path in overrides if path in ("model.max_length", "train.batch_size")]
+    if fixed:
+        raise UsageError(f"--set {fixed[0]}: --lengths, --batch and --tokens decide on that")
+    config = resolve(task=task, variant=variant, profile=profile, seed=0, track="open", overrides=overrides)
+    grid = get_task(task).info.grid
+    if grid is not None and grid[0] * grid[1] != length:
+        raise UsageError(f"task {task!r} is a grid of {grid[0]} x {grid[1]}: its only length is {grid[0] * grid[1]}")
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"max_length": length}),
+            "train": config.train.model_copy(update={"batch_size": batch_size, "accumulation": 1}),
+        }
+    )
+
+
+class Workload:
+    """A model in training, with one batch of full-length sequences that it is given at every step.
+
+    Raises:
+        ValueError: The variant refuses the dimensions.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        info = get_task(config.task).info
+        self.config, self.device = config, device
+        self.model: nn.Module = build_model(config, info.vocab_size, info.num_classes).to(device)
+        self.layers: list[SequenceMixer] = list(mixers(self.model))
+        self.optimizer = build_optimizer(self.model, config)
+        if config.train.compile:
+            self.model.compile()
+        generator = torch.Generator().manual_seed(config.seed)
+        batch, length = config.train.batch_size, config.model.max_length
+        shape = (batch, 2, length) if info.paired else (batch, length)
+        # Zero is padding: a batch of zeros would let a model with masks skip its work.
+        self.tokens = torch.randint(1, info.vocab_size, shape, generator=generator, dtype=torch.int16).to(device)
+        self.labels = torch.randint(info.num_classes, (batch,), generator=generator).to(device)
+        self.backend = ", ".join(dict.fromkeys(layer.resolved_backend(device) for layer in self.layers))
+        seed_torch(config.seed, "step", 0)
+
+    def step(self) -> None:
+        """Make one training step, like those of `lra-run`; the gradients stay until `clear` or the next step."""
+        self.clear()
+        with autocast(self.device, self.config.train.precision):
+            logits = self.model(self.tokens).float()
+            loss = F.cross_entropy(logits, self.labels)
+        sum((term for layer in self.layers if (term := layer.auxiliary_loss()) is not None), loss).backward()
+        if self.config.train.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        self.optimizer.step()
+        for layer in self.layers:
+            layer.after_step()
+
+    def clear(self) -> None:
+        """Free the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_bytes(self) -> int:
+        """Add up parameters, buffers and optimiser state."""
+        tensors: list[Tensor] = [*self.model.parameters(), *self.model.buffers()]
+        for state in self.optimizer.state.values():
+            tensors += [value for value in state.values() if isinstance(value, Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def tokens_per_step(config: RunConfig) -> int:
+    """Count the tokens that a step reads."""
+    return config.train.batch_size * config.model.max_length * (2 if get_task(config.task).info.paired else 1)

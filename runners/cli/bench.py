@@ -1,0 +1,218 @@
+"""`lra-bench`: speed, memory and FLOPs of training steps by length, relative to full attention."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lra.cli import one_line_errors, version_option
+from lra.errors import UsageError
+
+from .options import store_option
+
+ARENA_ROWS = "full,local,linformer,reformer,sinkhorn,synthesizer,bigbird,linear,performer,contextpool"
+"""The rows of table 2 of Long Range Arena (Tay et al. 2021, arXiv:2011.04006), and ContextPool."""
+QUICK_ROWS = "full,local,linear,contextpool"
+EXAMPLES = """
+\b
+Examples:
+  lra-bench --preset lra --quick
+  lra-bench --attn local,contextpool --lengths 1024,4096 --batch 8
+  lra-bench --attn all --tokens 16384 --lengths 1024,2048,4096,8192,16384
+  lra-bench --attn contextpool --set variant.placement=stream --profile official
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Defaults:
+    """What the options that were not given are taken for."""
+
+    attn: str
+    profile: str
+    lengths: str
+    batch: int
+    steps: int
+    seconds: float
+
+
+def defaults(*, preset: str | None, quick: bool, cuda: bool) -> Defaults:
+    """Choose the settings that the user left open."""
+    if quick:
+        return Defaults(attn=QUICK_ROWS, profile="quick", lengths="512,1024,2048", batch=2, steps=12, seconds=1.0)
+    profile = "official" if preset == "lra" else "nystromformer" if cuda else "quick"
+    return Defaults(attn=ARENA_ROWS, profile=profile, lengths="1024,2048,3072,4096", batch=32, steps=20, seconds=10.0)
+
+
+@click.command(epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
+@version_option
+@click.option(
+    "--attn",
+    metavar="NAME[,NAME...]",
+    help="Attention variants; `all` runs every one; `full` always takes part.  [default: table 2's, and contextpool]",
+)
+@click.option("--task", default="text", show_default=True, help="Task whose shapes are measured.")
+@click.option(
+    "--profile",
+    metavar="NAME",
+    help="Recipe with the model's sizes.  [default: nystromformer with a CUDA device, else quick]",
+)
+@click.option("--lengths", metavar="LIST", help="Tokens of a sequence.  [default: 1024,2048,3072,4096]")
+@click.option("--batch", type=click.IntRange(min=1), help="Sequences in a step, on this one device.  [default: 32]")
+@click.option(
+    "--tokens", type=click.IntRange(min=1), help="Tokens in a step, whatever the length, in place of --batch."
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["lra"]),
+    help="lra: the layout of table 2 of the benchmark's paper, on the official profile's model.",
+)
+@click.option("--quick", is_flag=True, help="Four variants on a small model, lengths to 2048, batch 2: two minutes.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a setting: variant.x, variants.NAME.x, model.x, train.x.",
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Timed steps of each variant.  [default: 20]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.0),
+    help="Time budget per variant and length, which ends the timing early.  [default: 10]",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]")
+@click.option(
+    "--memory-limit",
+    type=click.FloatRange(min=0.0, min_open=True),
+    metavar="GIB",
+    help="CPU: what a step may allocate; more is out of memory.  [default: what the machine has available]",
+)
+@store_option
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all readings here too."
+)
+@click.option("--quiet", is_flag=True, help="No progress, only the tables.")
+@one_line_errors
+def command(
+    *,
+    attn: str | None,
+    task: str,
+    profile: str | None,
+    lengths: str | None,
+    batch: int | None,
+    tokens: int | None,
+    preset: str | None,
+    quick: bool,
+    overrides: tuple[str, ...],
+    steps: int | None,
+    seconds: float | None,
+    device: str,
+    threads: int | None,
+    memory_limit: float | None,
+    store_folder: Path,
+    json_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Measure training steps (forward, backward, optimiser) of attention variants on random tokens, by length.
+
+    Nothing is trained and no data is needed. A variant that runs out of memory is listed as such.
+    """
+    if batch is not None and tokens is not None:
+        raise click.UsageError("--batch and --tokens exclude each other")
+    import torch
+
+    from attention_zoo import available
+    from attention_zoo.registry import normalise
+    from lra.config.profiles import load_profile
+    from lra.config.resolve import check_variant_names, parse_override
+    from lra.results.bench_records import save_bench_record
+    from lra.results.records import Store
+
+    from ..bench.measure import REFERENCE, BenchPlan, measure_length
+    from ..bench.tables import arena_report, full_report
+    from ..bench.timing import TimingPlan
+    from .run import pick_device
+
+    the_device = pick_device(device)
+    chosen = defaults(preset=preset, quick=quick, cuda=the_device.type == "cuda")
+    attn_or_default = chosen.attn if attn is None else attn
+    names = available() if attn == "all" else [normalise(name) for name in attn_or_default.split(",")]
+    plan = BenchPlan(
+        variants=list(dict.fromkeys([REFERENCE, *names])),
+        lengths=parse_lengths(chosen.lengths if lengths is None else lengths),
+        task=normalise(task),
+        profile=load_profile(profile or chosen.profile),
+        device=the_device,
+        threads=threads or torch.get_num_threads(),
+        batch=batch or chosen.batch,
+        tokens=tokens,
+        overrides=dict(map(parse_override, overrides)),
+        timing=TimingPlan(steps=steps or chosen.steps, seconds=chosen.seconds if seconds is None else seconds),
+        memory_limit=None if memory_limit is None else int(memory_limit * 2**30),
+    )
+    check_variant_names(plan.overrides, plan.variants)
+    configs = plan.configs()
+    Store(store_folder).check_writable()
+    if json_file is not None:
+        write_json(json_file, [])  # a place that cannot be written is found out before the minutes, not after them
+
+    def say(text: str) -> None:
+        if not quiet:
+            click.echo(text, err=True)
+
+    records = []
+    for length in plan.lengths:
+        for record in measure_length(plan, configs[length], say):
+            save_bench_record(store_folder, record)
+            records.append(record)
+    if quick:
+        click.echo("Quick: a small model, a small batch, few variants; not the sizes of the paper.\n")
+    order = {name: position for position, name in enumerate(plan.variants)}
+    records.sort(key=lambda record: (order[record.variant], record.length))
+    click.echo(arena_report(records) if preset == "lra" else full_report(records))
+    if json_file is not None:
+        write_json(json_file, [record.model_dump() for record in records])
+    if any(record.status == "failed" for record in records):
+        sys.exit(4)
+
+
+def write_json(path: Path, readings: list[dict[str, Any]]) -> None:
+    """Write readings as one list.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    from lra.atomic_io import write_atomically
+
+    try:
+        write_atomically(path, json.dumps(readings, indent=1, allow_nan=False).encode())
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def parse_lengths(text: str) -> list[int]:
+    """Read `1024,2048`, in rising order.
+
+    Raises:
+        UsageError: A piece is not a positive number.
+    """
+    pieces = [piece.strip() for piece in text.split(",")]
+    wrong = [piece for piece in pieces if not piece.isdecimal() or int(piece) == 0]
+    if wrong:
+        raise UsageError(f"--lengths {text}: {wrong[0]!r} is not a length; write 1024,2048,4096")
+    return sorted({int(piece) for piece in pieces})
+
+
+def main() -> None:
+    """Run the command line."""
+    command()
+
+
+if __name__ == "__main__":
+    main()

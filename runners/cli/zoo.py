@@ -1,0 +1,116 @@
+"""`lra-zoo`: list, describe and check the attention variants, plug-ins included."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lra.cli import one_line_errors, version_option
+
+if TYPE_CHECKING:
+    from attention_zoo import VariantSpec
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@version_option
+def main() -> None:
+    """List, describe and check the attention variants, plug-ins included."""
+
+
+@main.command("list")
+@one_line_errors
+def list_command() -> None:
+    """Print one line for each variant; parameters are relative to full attention at the official ListOps size."""
+    from .variant_docs import catalogue, table
+
+    found = catalogue()
+    click.echo(table(found.specs))
+    for problem in found.problems:
+        click.echo(f"Warning: {problem}", err=True)
+
+
+@main.command()
+@click.argument("name")
+@one_line_errors
+def describe(name: str) -> None:
+    """Print what variant NAME does, what it claims, and its options."""
+    spec = find(name)
+    from .variant_docs import describe as describe_variant
+
+    click.echo(describe_variant(spec))
+
+
+@main.command()
+@click.argument("name")
+@one_line_errors
+def check(name: str) -> None:
+    """Run the contract on variant NAME: a line for each check, exit code 1 if one fails.
+
+    An error other than a failed check is the variant's own and is shown with its traceback.
+    """
+    spec = find(name)
+    from attention_zoo.checks import contract_checks
+
+    failed, checks = 0, contract_checks(spec)
+    for check_name, run in checks:
+        try:
+            run()
+        except AssertionError as failure:
+            failed += 1
+            click.echo(f"FAIL  {check_name}: {failure}")
+        else:
+            reason = spec.traits.waivers.get(check_name)
+            click.echo(f"ok    {check_name}" if reason is None else f"waived {check_name}: {reason}")
+    click.echo(f"{spec.name}: {len(checks) - failed} of {len(checks)} checks passed")
+    if failed:
+        sys.exit(1)
+
+
+@main.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("docs/variants.md"),
+    show_default=True,
+    help="File to write.",
+)
+@one_line_errors
+def docs(out: Path) -> None:
+    """Write the page about all variants of this project."""
+    from lra.atomic_io import write_atomically
+    from lra.errors import LraError, UsageError
+
+    from .variant_docs import catalogue, page
+
+    found = catalogue(own_only=True)
+    if found.problems:
+        raise LraError("\n".join(found.problems))
+    try:
+        write_atomically(out, page(found.specs).encode())
+    except OSError as error:
+        raise UsageError(f"cannot write {out}: {error.strerror or error}") from error
+    click.echo(f"{out}: {len(found.specs)} variants")
+
+
+def find(name: str) -> VariantSpec:
+    """Find a variant.
+
+    Raises:
+        UsageError: There is none of this name, or it cannot be imported or registered.
+    """
+    from attention_zoo import RegistrationError, UnknownVariantError, get_variant
+    from lra.errors import UsageError
+
+    try:
+        return get_variant(name)
+    except (UnknownVariantError, RegistrationError) as error:
+        raise UsageError(str(error)) from error
+    except ImportError as error:
+        raise UsageError(f"variant {name!r} cannot be imported: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

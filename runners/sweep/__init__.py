@@ -1,0 +1,1 @@
+"""`lra-sweep`: many runs, on this machine, Ray or Slurm."""

@@ -1,0 +1,1 @@
+"""One run: plan, data, training loop, evaluation, record."""

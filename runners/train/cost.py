@@ -1,0 +1,82 @@
+"""What a run took, and the parameter count that the benchmark compares with."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lra.config.schema import RunConfig
+from lra.errors import UsageError
+from lra.measure.flops import count_flops
+from lra.models.transformer import build_model, count_parameters
+from lra.results.records import Cost
+from lra.tasks import get_task
+from lra.tasks.base import TaskInfo
+
+from .evaluate import autocast
+from .loop import TrainState
+from .peak_memory import PeakMemory
+
+
+def measured_cost(
+    config: RunConfig, state: TrainState, model: nn.Module, memory: PeakMemory, info: TaskInfo, device: torch.device
+) -> Cost:
+    """Sum up what a run took."""
+    timed = state.timed_seconds > 0
+    peak = memory.read()  # before the counting below takes memory of its own
+    return Cost(
+        parameters=count_parameters(model),
+        parameters_full=parameters_with_full(config, info.vocab_size, info.num_classes),
+        flops=flops_of_example(config, info, device),
+        train_seconds=state.timed_seconds,
+        examples_per_second=state.timed_examples / state.timed_seconds if timed else None,
+        tokens_per_second=state.timed_tokens / state.timed_seconds if timed else None,
+        wall_seconds=state.wall_seconds,
+        peak_memory_bytes=peak,
+        peak_memory_method=memory.method,
+        resumed=state.resumed,
+    )
+
+
+def flops_of_example(config: RunConfig, info: TaskInfo, device: torch.device) -> int | None:
+    """Count the operations of one example of the longest length, forward and backward, on a model of its own.
+
+    None if that fails: an operator that cannot be counted must not cost a finished run its record.
+    """
+    shape = (1, 2, config.model.max_length) if info.paired else (1, config.model.max_length)
+    tokens = torch.ones(shape, dtype=torch.int16, device=device)
+    labels = torch.zeros(1, dtype=torch.int64, device=device)
+    try:
+        model = build_model(config, info.vocab_size, info.num_classes).to(device)
+
+        def step() -> None:
+            with autocast(device, config.train.precision):
+                logits = model(tokens).float()
+            F.cross_entropy(logits, labels).backward()
+
+        return count_flops(step).total
+    except (RuntimeError, MemoryError):
+        return None
+
+
+def parameters_of(config: RunConfig) -> tuple[int, int]:
+    """Count the parameters of a model, and of the same with full attention, without allocating them.
+
+    Raises:
+        UsageError: The variant refuses the sizes of the model.
+    """
+    info = get_task(config.task).info
+    try:
+        with torch.device("meta"):
+            parameters = count_parameters(build_model(config, info.vocab_size, info.num_classes))
+    except ValueError as error:
+        raise UsageError(f"{config.variant.name}, {config.task}: {error}") from error
+    return parameters, parameters_with_full(config, info.vocab_size, info.num_classes)
+
+
+def parameters_with_full(config: RunConfig, vocab_size: int, num_classes: int) -> int:
+    """Count the parameters that the same model has with full attention, without allocating them."""
+    full = config.variant.model_copy(update={"name": "full", "options": {}, "origin": ""})
+    with torch.device("meta"):
+        return count_parameters(build_model(config.model_copy(update={"variant": full}), vocab_size, num_classes))

@@ -1,0 +1,79 @@
+"""The table that ends `lra-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from lra.metrics import wilson_interval
+from lra.results.records import RunRecord, Store
+
+PARAMETER_RULE = 0.10
+"""The benchmark's own rule: at most this much larger than full attention."""
+
+
+def summary(rows: Sequence[tuple[str, int, RunRecord | str]], store: Store) -> str:
+    """Lay out the results of a small grid.
+
+    Args:
+        rows: (variant, seed, record, or the status word of a cell that ended without one), all of one task and profile.
+        store: Where the records are.
+    """
+    records = [record for _, _, record in rows if isinstance(record, RunRecord)]
+    lines = [tabulate([_row(*row) for row in rows], headers=_HEADERS, disable_numparse=True, tablefmt="simple")]
+    if records:
+        first = records[0]
+        title = f"{first.task_title} ({first.data_edition}), profile {first.config.profile}, {first.config.track} track"
+        rails = ", ".join(f"{name} {value:.1f}" for name, value in first.rails.items())
+        notes = [
+            f"Without a model, in %: {rails}.",
+            "Intervals: Wilson, 95 %, over the test examples; they do not show what another seed would do.",
+            f"Memory: {first.cost.peak_memory_method}.",
+            *_parameter_notes(records),
+            *(f"{r.config.variant.name}, seed {r.config.seed}: {store.record_path(r.cell_id)}" for r in records),
+        ]
+        lines = [title, "", *lines, "", *notes]
+    return "\n".join(lines)
+
+
+_HEADERS = (
+    "variant",
+    "seed",
+    "test accuracy %",
+    "interval",
+    "parameters",
+    "examples/s",
+    "tokens/s",
+    "peak MiB",
+    "step",
+)
+
+
+def _row(variant: str, seed: int, record: RunRecord | str) -> tuple[str, ...]:
+    if isinstance(record, str) or record.outcome is None:
+        status = record if isinstance(record, str) else record.status
+        return (variant, str(seed), status, *("-",) * (len(_HEADERS) - 3))
+    test, cost = record.outcome.test, record.cost
+    low, high = wilson_interval(test.correct, test.total)
+    return (
+        variant,
+        str(seed),
+        f"{100 * test.correct / test.total:.2f}",
+        f"{100 * low:.1f} .. {100 * high:.1f}",
+        f"{cost.parameters:,}",
+        "-" if cost.examples_per_second is None else f"{cost.examples_per_second:,.0f}",
+        "-" if cost.tokens_per_second is None else f"{cost.tokens_per_second:,.0f}",
+        "-" if cost.peak_memory_bytes is None else f"{cost.peak_memory_bytes / 2**20:,.0f}",
+        str(record.outcome.selected_step),
+    )
+
+
+def _parameter_notes(records: Sequence[RunRecord]) -> list[str]:
+    notes = []
+    for record in {record.config.variant.name: record for record in records}.values():
+        ratio = record.cost.parameters / record.cost.parameters_full
+        if abs(ratio - 1) > PARAMETER_RULE:
+            name = record.config.variant.name
+            notes.append(f"Parameters of {name}: {ratio:.2f} x full attention, outside the benchmark's 10 % rule.")
+    return notes

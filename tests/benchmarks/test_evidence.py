@@ -1,0 +1,144 @@
+"""The evidence: its suites resolve, its records hold, and its page says what they say."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from benchmarks.evidence import __main__ as evidence
+from lra.config.suites import expand, load_suite
+from lra.errors import UsageError
+from lra.results.records import RunRecord, Store
+
+CELLS = {
+    "listops": 55, "patterns": 15, "pairs": 30, "text-again": 10, "tasks": 55, "depth": 36, "ablation": 51, "rates": 18,
+    "longer": 9, "convnet": 12, "depth-bytes": 16, "depth-text": 12,
+    "depth-text-control": 6, "gpu-tasks": 44, "gpu-retrieval": 11, "gpu-modern": 25,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(evidence.ROOT)
+
+
+def records():
+    found = [entry for entry in Store(evidence.STORE).records() if isinstance(entry, RunRecord)]
+    assert len(found) >= 100
+    return found
+
+
+def recounted(store, record):
+    """Count the right answers of a record again, from the bits of its test examples."""
+    bits = store.arrays(record.cell_id)["test_correct"]
+    return int(bits.sum()), len(bits)
+
+
+def test_every_section_resolves_to_its_cells():
+    assert len(evidence.SECTIONS) == 21
+    own = {name: len(expand(load_suite(suite))) for name, suite in evidence.SECTIONS.items() if suite.endswith(".yaml")}
+    assert own == CELLS
+    assert {path.stem for path in evidence.SUITES.glob("*.yaml")} == set(CELLS)
+    shipped = [suite for suite in evidence.SECTIONS.values() if not suite.endswith(".yaml")]
+    assert len([load_suite(suite) for suite in shipped]) == 5
+    with pytest.raises(UsageError):
+        load_suite("contextpool_ablations")
+
+
+def test_every_record_is_whole_and_named_by_what_it_ran():
+    store = Store(evidence.STORE)
+    for record in records():
+        assert record.cell_id == record.config.cell_id(record.data_digest)
+        if record.outcome is not None:
+            assert recounted(store, record) == (record.outcome.test.correct, record.outcome.test.total)
+
+
+def test_the_operations_of_the_records_are_those_counted_now():
+    found = [record for record in records() if record.config.task == "listops"]
+    assert len({record.config.variant.name for record in found}) == 11
+    assert [record.cell_id for record in found if record.cost.flops != evidence.counted(record)] == []
+
+
+def test_a_prettier_score_is_noticed(tmp_path):
+    record = next(record for record in records() if record.outcome is not None)
+    shutil.copytree(evidence.STORE, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    path = store.record_path(record.cell_id)
+    envelope = json.loads(path.read_text())
+    envelope["record"]["outcome"]["test"]["correct"] += 50
+    path.write_text(json.dumps(envelope))
+    assert len([entry for entry in store.records() if not isinstance(entry, RunRecord)]) == 1
+    correct, _ = recounted(Store(evidence.STORE), record)
+    assert correct != envelope["record"]["outcome"]["test"]["correct"]
+
+
+def test_the_page_is_what_the_records_give():
+    assert len(evidence.REPORT.findall(evidence.TEMPLATE.read_text(encoding="utf-8"))) >= 12
+    assert evidence.render_page() == evidence.PAGE.read_text(encoding="utf-8")
+
+
+def test_the_figures_are_what_the_records_give(tmp_path):
+    pinned = re.search(r"^matplotlib==(.*)$", (evidence.ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
+    if version("matplotlib") != pinned:
+        pytest.skip(f"the figures were drawn by matplotlib {pinned}, here is {version('matplotlib')}")
+    drawn = evidence.draw_figures(tmp_path)
+    kept = sorted((evidence.STORE / "figures").rglob("*.*"))
+    assert len(drawn) == len(kept) == 6
+    for path in drawn:
+        assert path.read_bytes() == (evidence.STORE / "figures" / path.relative_to(tmp_path)).read_bytes()
+
+
+def test_the_figures_of_the_verdicts_are_in_the_tables():
+    verdicts, tables = evidence.PAGE.read_text(encoding="utf-8").split("## Verdicts")[1].split("## The variants", 1)
+    rows = tables.replace("\\[", "[").replace("\\]", "]")
+    claimed = re.findall(r"([+-]\d+\.\d\d) (\[[+-]\d+\.\d\d, [+-]\d+\.\d\d\])", verdicts)
+    assert len(claimed) == verdicts.count("[") == 23
+    for difference, interval in claimed:
+        assert re.search(rf"\| {re.escape(difference)} +\| {re.escape(interval)} +\|", rows), difference
+
+
+def test_the_readme_shows_a_table_of_the_page():
+    shown = (evidence.ROOT / "README.md").read_text(encoding="utf-8").split("<!-- from docs/results.md -->")[1].strip()
+    assert shown.count("\n|") >= 10
+    assert f"\n{shown}\n" in evidence.PAGE.read_text(encoding="utf-8")
+
+
+def test_a_report_that_fails_stops_the_page():
+    with pytest.raises(UsageError, match="no-such-suite"):
+        evidence.show_report("table accuracy --suite no-such-suite")
+    with pytest.raises(evidence.click.ClickException, match="exit code 2"):
+        evidence.show_report("table head-to-head full --suite benchmarks/evidence/suites/listops.yaml")
+
+
+def test_what_was_not_run_is_shown_as_not_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(evidence, "STORE", tmp_path)
+    assert evidence.show_report("table accuracy --suite depth").endswith("```\n\nNot run yet.")
+    assert evidence.status_table().count("not run") == 21
+
+
+WORK = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+time.sleep(0.5)  # by now the parent has its handlers, however busy the machine is
+print("at work", flush=True)
+time.sleep(60)
+"""
+HANDS_OVER = """
+import sys
+from benchmarks.evidence import hand_over
+sys.exit(hand_over([sys.executable, "-c", sys.argv[1]]))
+"""
+
+
+def test_a_signal_to_stop_is_for_the_sweep():
+    command = [sys.executable, "-c", HANDS_OVER, WORK]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGINT)
+        process.terminate()
+        assert process.wait(30) == 75

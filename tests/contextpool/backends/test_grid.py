@@ -1,0 +1,300 @@
+"""Pooling on a grid: the operator, and the layer for ConvNets."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from contextpool import ContextPool2d, PoolConfig, context_pool
+from contextpool.backends.grid import pool as grid_module
+from contextpool.backends.grid.pool import grid_pool
+
+GRID = (7, 10)
+
+
+def draw(grid=GRID, *, batch=3, dim=5, dtype=torch.float64, spread=1.0, seed=0):
+    """Return tokens, log-weights, widths from narrow to wide, and a mask with holes and one empty image."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = math.prod(grid)
+    x = torch.randn(batch, cells, dim, generator=generator, dtype=torch.float64)
+    log_weight = spread * torch.randn(batch, cells, generator=generator, dtype=torch.float64)
+    sigma = torch.exp(torch.empty(batch, cells, dtype=torch.float64).uniform_(-1.5, 1.5, generator=generator))
+    mask = torch.rand(batch, cells, generator=generator) > 0.3
+    mask[-1] = False
+    return [value.to(dtype).requires_grad_() for value in (x, log_weight, sigma)], mask
+
+
+def by_hand(x, log_weight, sigma, mask, grid, *, normalized=True):
+    """Sum the formula cell by cell, without a gradient."""
+    rows, columns = grid
+    y = torch.zeros_like(x)
+    for b, i in mask.nonzero().tolist():
+        total = 0.0
+        for j in range(rows * columns):
+            if mask[b, j]:
+                down = (i // columns - j // columns) / sigma[b, i]
+                across = (i % columns - j % columns) / (sigma[b, i] * columns / rows)
+                weight = torch.exp(log_weight[b, j] - (down**2 + across**2) / 2)
+                y[b, i] += weight * x[b, j]
+                total += weight
+        y[b, i] /= total if normalized else mask[b].sum()
+    return y
+
+
+def gradients(inputs, y):
+    draw_like = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(y)
+    return torch.autograd.grad((y * draw_like).sum(), inputs)
+
+
+def relative(actual, expected):
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_reference_is_the_formula(normalized):
+    inputs, mask = draw((3, 4))
+    with torch.no_grad():
+        y = grid_pool(*inputs, mask, grid=(3, 4), normalized=normalized, backend="reference")
+        expected = by_hand(*inputs, mask, (3, 4), normalized=normalized)
+    assert torch.allclose(y, expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("grid", [(7, 10), (1, 13), (13, 1), (1, 1), (16, 16)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_dense_equals_reference_with_all_gradients(normalized, masked, grid, stride, monkeypatch):
+    monkeypatch.setattr(grid_module, "_CHUNK_ELEMENTS", 5000)  # several chunks, the last one cut short
+    inputs, mask = draw(grid)
+    results = [
+        grid_pool(*inputs, mask if masked else None, grid=grid, normalized=normalized, backend=backend, stride=stride)
+        for backend in ("dense", "reference")
+    ]
+    assert relative(*results) < 1e-13
+    for actual, expected in zip(*(gradients(inputs, y) for y in results), strict=True):
+        assert torch.allclose(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["dense", "pyramid"])
+@pytest.mark.parametrize("grid", [(28, 28), (48, 20), (17, 64), (3, 70), (1, 1), (1, 40)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_float32_is_as_good_as_the_tolerances_ask(backend, grid, stride):
+    inputs, mask = draw(grid)
+    with torch.no_grad():
+        inputs[2] *= torch.rand_like(inputs[2]) * 3.0 + 0.05  # all levels of the pyramid
+    single = [value.detach().float().requires_grad_() for value in inputs]
+    expected = grid_pool(*inputs, mask, grid=grid, backend="reference", stride=stride)
+    y = grid_pool(*single, mask, grid=grid, backend=backend, stride=stride)
+    assert relative(y, expected) < 1e-6
+    for actual, exact, tolerance in zip(
+        gradients(single, y), gradients(inputs, expected), (1e-6, 1e-6, 1e-5), strict=True
+    ):
+        if grid != (1, 1):  # a lone cell has gradients of nothing but rounding
+            assert relative(actual, exact) < tolerance
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_pyramid_is_accurate_beyond_float32(normalized, masked):
+    inputs, mask = draw((40, 33), dim=3)
+    with torch.no_grad():
+        inputs[2] *= 3.0
+    used = mask if masked else None
+    y, expected = (
+        grid_pool(*inputs, used, grid=(40, 33), normalized=normalized, backend=backend)
+        for backend in ("pyramid", "reference")
+    )
+    assert relative(y, expected) < 2e-7
+    for actual, exact, tolerance in zip(
+        gradients(inputs, y), gradients(inputs, expected), (2e-7, 2e-7, 2e-6), strict=True
+    ):
+        assert relative(actual, exact) < tolerance
+
+
+def test_pyramid_backward_is_the_adjoint_of_its_forward():
+    (x, log_weight, sigma), mask = draw((40, 33), dim=3)
+
+    def pool(values):
+        return grid_pool(values, log_weight, sigma * 3.0, mask, grid=(40, 33), backend="pyramid")
+
+    upstream = torch.randn_like(x)
+    (gradient,) = torch.autograd.grad(pool(x), x, upstream)
+    other = torch.randn_like(x)
+    assert torch.allclose((gradient * other).sum(), (upstream * pool(other)).sum(), rtol=1e-12)
+
+
+def test_auto_takes_the_form_for_the_size():
+    assert grid_module.resolve_grid_backend((32, 32), "auto") == "dense"
+    assert grid_module.resolve_grid_backend((128, 128), "auto") == "pyramid"
+
+
+def test_gradients_equal_finite_differences():
+    inputs, mask = draw((3, 4), batch=2)
+    mask[-1] = True
+    assert torch.autograd.gradcheck(lambda *values: grid_pool(*values, mask, grid=(3, 4)), inputs)
+
+
+def test_one_column_is_a_sequence():
+    inputs, mask = draw((40, 1))
+    results = [
+        context_pool(*inputs, mask, backend="reference"),
+        context_pool(*inputs, mask, grid=(40, 1)),
+        # One row of 40: a width of one row is a width of forty columns.
+        context_pool(inputs[0], inputs[1], inputs[2] / 40, mask, grid=(1, 40)),
+    ]
+    assert relative(results[1], results[0]) < 1e-13
+    narrow = inputs[2] / 40 >= 0.05  # the floor of the width is in rows
+    assert narrow.any()
+    assert torch.allclose(results[2][narrow], results[0][narrow], atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["dense", "pyramid"])
+def test_masked_cells_reach_nothing(backend):
+    inputs, mask = draw()
+    filled = inputs[0].detach().masked_fill(~mask[:, :, None], torch.nan).requires_grad_()
+    y = grid_pool(filled, *inputs[1:], mask, grid=GRID, backend=backend)
+    assert torch.equal(y, grid_pool(*inputs, mask, grid=GRID, backend=backend))
+    assert not y[~mask].any()
+    for gradient in gradients([filled, *inputs[1:]], y):
+        assert gradient.isfinite().all()
+        assert not gradient[~mask].any()
+
+
+@pytest.mark.parametrize("backend", ["dense", "pyramid"])
+@pytest.mark.parametrize("grid", [(8, 8), (40, 40)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_extreme_widths_and_weights(backend, grid, dtype):
+    (x, log_weight, sigma), mask = draw(grid, dtype=dtype)
+    mask[-1] = True
+
+    def pool(log_weight, sigma):
+        return grid_pool(x, log_weight, sigma, mask, grid=grid, backend=backend)
+
+    narrow = pool(log_weight, torch.full_like(sigma, 1e-3))
+    assert torch.allclose(narrow[mask], x[mask], atol=1e-6)
+    wide = pool(log_weight, torch.full_like(sigma, 1e6))
+    weight = log_weight.exp().masked_fill(~mask, 0.0)[:, :, None]
+    mean = (weight * x).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True)
+    assert torch.allclose(wide[mask], mean.expand_as(x)[mask], atol=1e-5)
+    steep = (torch.rand(log_weight.shape, generator=torch.Generator().manual_seed(3)) * math.log(1e8)).to(dtype)
+    exact = grid_pool(x.double(), steep.double(), sigma.double(), mask, grid=grid, backend="reference")
+    y = pool(steep, sigma)
+    assert relative(y, exact) < 1e-6
+    assert all(gradient.isfinite().all() for gradient in gradients([x, sigma], y + narrow + wide))
+
+
+@pytest.mark.parametrize("backend", ["dense", "pyramid"])
+@pytest.mark.parametrize("low", [-30.0, -55.0])
+def test_heavy_cells_out_of_reach_do_not_drown_a_light_one(backend, low):
+    (x, _, _), _ = draw((32, 32), dtype=torch.float32)
+    log_weight = torch.zeros(3, 32, 32)
+    log_weight[:, 10:21, 10:21] = low
+    inputs = x, log_weight.flatten(1), torch.full((3, 1024), 0.4)
+    truth = grid_pool(*(value.double() for value in inputs), grid=(32, 32), backend="reference")
+    y = grid_pool(*inputs, grid=(32, 32), backend=backend)
+    assert (y - truth)[:, 15 * 32 + 15].abs().max() <= 1e-6
+
+
+def test_widths_that_are_not_numbers_stay_where_they_are():
+    (x, log_weight, sigma), mask = draw((40, 40))
+    with torch.no_grad():
+        sigma[0, 7] = torch.nan
+        mask[0, 7] = True
+    for backend in ("dense", "pyramid"):
+        y = grid_pool(x, log_weight, sigma, mask, grid=(40, 40), backend=backend)
+        assert y[0, 7].isnan().all()
+        assert int(y.isnan().any(dim=2).sum()) == 1
+
+
+def test_bfloat16_is_summed_in_float32():
+    inputs, mask = draw((12, 12))
+    low = inputs[0].detach().bfloat16()
+    expected = grid_pool(low.double(), *inputs[1:], mask, grid=(12, 12), backend="reference")
+    y = grid_pool(low, inputs[1].float(), inputs[2].float(), mask, grid=(12, 12))
+    assert y.dtype == torch.bfloat16
+    assert relative(y, expected) < 5e-3
+    single = [value.detach().float().requires_grad_() for value in inputs]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = grid_pool(*single, mask, grid=(12, 12))
+    exact = grid_pool(*inputs, mask, grid=(12, 12), backend="reference")
+    assert relative(y, exact) < 1e-6
+    for actual, expected in zip(gradients(single, y), gradients(inputs, exact), strict=True):
+        assert relative(actual, expected) < 1e-5
+
+
+def test_wrong_arguments_are_refused():
+    inputs, _ = draw()
+    with pytest.raises(ValueError, match="does not hold"):
+        grid_pool(*inputs, grid=(7, 9))
+    with pytest.raises(ValueError, match="stride"):
+        grid_pool(*inputs, grid=GRID, stride=0)
+    with pytest.raises(ValueError, match="tree"):
+        grid_pool(*inputs, grid=GRID, backend="tree")
+    with pytest.raises(ValueError, match="causal"):
+        context_pool(*inputs, grid=GRID, causal=True)
+    assert grid_pool(torch.zeros(0, 70, 5), torch.zeros(0, 70), torch.ones(0, 70), grid=GRID).shape == (0, 70, 5)
+
+
+def make_layer(config=None, stride=2, noise=0.3):
+    torch.manual_seed(0)
+    layer = ContextPool2d(6, stride, config).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter += noise * torch.randn_like(parameter)
+    return layer
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 8), (9, 12), (1, 1), (5, 2)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_layer_pools_at_the_centres_of_a_strided_convolution(rows, columns, stride):
+    image = torch.randn(2, 6, rows, columns, dtype=torch.float64)
+    y = make_layer(stride=stride)(image)
+    assert y.shape == nn.Conv2d(6, 6, 3, stride=stride, padding=1).double()(image).shape
+    assert torch.allclose(y, make_layer(stride=1)(image)[:, :, ::stride, ::stride], atol=1e-13)
+
+
+def test_layer_predicts_from_a_two_dimensional_neighbourhood():
+    layer = make_layer()
+    image = torch.randn(1, 6, 8, 8, dtype=torch.float64).requires_grad_()
+    layer(image)
+    assert layer.last_sigma.shape == (1, 8, 8)
+    tokens = image.flatten(2).transpose(1, 2)
+    _, width = layer.predictor(tokens, None, (8, 8))
+    (gradient,) = torch.autograd.grad(width.view(8, 8)[4, 4], image)
+    seen = gradient[0].abs().sum(dim=0) > 0
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[2:7, 2:7] = True
+    assert torch.equal(seen, expected)
+
+
+def test_layer_keeps_constants_and_reports_sigma():
+    layer = make_layer()
+    assert layer.statistics() == {}
+    constant = torch.randn(2, 6, 1, 1, dtype=torch.float64).expand(-1, -1, 9, 9)
+    assert torch.allclose(layer(constant), constant[:, :, :5, :5], atol=1e-12)
+    assert torch.allclose(layer.statistics()["sigma_mean"], layer.last_sigma.mean())
+    assert layer.statistics().keys() == {"sigma_mean", "sigma_p10", "sigma_p50", "sigma_p90"}
+
+
+def test_layer_without_anything_learned_is_a_gaussian_blur():
+    layer = make_layer(PoolConfig(weights="uniform", sigma="fixed", initial_sigma=2.0), stride=1)
+    assert not list(layer.parameters())
+    image = torch.randn(1, 6, 10, 10, dtype=torch.float64)
+    offset = torch.arange(10, dtype=torch.float64)[:, None] - torch.arange(10)
+    blur = torch.softmax(-offset.square() / 8.0, dim=1)
+    assert torch.allclose(layer(image), blur @ image @ blur.T, atol=1e-13)
+
+
+def test_layer_trains_in_a_convnet():
+    layer = make_layer(noise=0.0)
+    net = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), layer, nn.Conv2d(6, 2, 3, padding=1)).double()
+    net(torch.randn(2, 1, 12, 12, dtype=torch.float64)).square().sum().backward()
+    assert all(parameter.grad.any() for parameter in net.parameters())
+    with pytest.raises(ValueError, match="tree"):
+        ContextPool2d(4, config=PoolConfig(backend="tree"))
+    with pytest.raises(ValueError, match="stride"):
+        ContextPool2d(6, 0)
+    with pytest.raises(ValueError, match="tree"):
+        ContextPool2d(6, config=PoolConfig(backend="tree"))

@@ -1,0 +1,110 @@
+"""The pages about variants: one is current, the code of the other works."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from attention_zoo import VariantSpec, available
+from attention_zoo.registry import plugin_origin
+from runners.cli import variant_docs
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = (ROOT / "docs" / "add-a-variant.md").read_text(encoding="utf-8")
+
+
+def blocks() -> dict[str, str]:
+    """Read the files that the guide shows, by path."""
+    return {
+        name: f"{code}\n"
+        for name, code in re.findall(r"^```(?:python|toml)\n# ([\w/.]+)\n(.*?)\n```$", GUIDE, re.DOTALL | re.MULTILINE)
+    }
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Lay out the guide's package as an installer would: its files, and a dist-info with the entry point."""
+    folder = tmp_path_factory.mktemp("site")
+    files = blocks()
+    for name, code in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(code)
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    lines = [
+        line
+        for group, points in project["entry-points"].items()
+        for line in (f"[{group}]", *(f"{name} = {target}" for name, target in points.items()))
+    ]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def python(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": f"{package}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=package, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_guide_shows_its_three_files():
+    assert set(blocks()) == {"my_mixers/mean_gate.py", "pyproject.toml", "tests/test_mean_gate.py"}
+
+
+def test_the_guides_variant_passes_its_own_test(package):
+    done = python(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "tests/test_mean_gate.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert f"mean_gate: {passed[1]} of {passed[1]} checks passed" in GUIDE
+
+
+def test_the_guides_variant_is_found_described_and_checked_by_name(package):
+    code = "main(['describe', 'mean_gate'], standalone_mode=False); main(['check', 'Mean-Gate'])"
+    done = python(package, "-c", f"from runners.cli.zoo import main; {code}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "my-mixers 0.1.0" in done.stdout
+    assert "how much of its own value a token keeps" in done.stdout
+    shown = re.search(r"\$ lra-zoo check mean_gate\n(.*?)```", GUIDE, re.DOTALL)
+    assert shown is not None
+    assert [line for line in shown[1].splitlines() if line != "..." and line not in done.stdout] == []
+
+
+def test_the_guide_names_every_method_that_may_be_overridden():
+    from attention_zoo import SequenceMixer
+
+    hooks = [name for name, value in vars(SequenceMixer).items() if callable(value) and not name.startswith("_")]
+    hooks = sorted(set(hooks) - {"forward", "check_input"})
+    assert len(hooks) >= 6
+    assert hooks == sorted(re.findall(r"^\| `(\w+)` \|", GUIDE, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def own_specs() -> list[VariantSpec]:
+    found = variant_docs.catalogue(own_only=True)
+    assert found.problems == []
+    return found.specs
+
+
+def test_the_page_of_variants_is_current(own_specs):
+    expected = {
+        name for name in available() if plugin_origin(name).partition(" ")[0] in ("", variant_docs.OWN_DISTRIBUTION)
+    }
+    assert {spec.name for spec in own_specs} == expected
+    assert len(own_specs) >= 26
+    page = (ROOT / "docs" / "variants.md").read_text(encoding="utf-8")
+    assert page == variant_docs.page(own_specs), "run `lra-zoo docs`"
+
+
+def test_the_page_links_to_every_section(own_specs):
+    page = variant_docs.page(own_specs)
+    linked = re.findall(r"\]\(#(\w+)\)", page)
+    assert linked == re.findall(r"^## (\w+)$", page, re.MULTILINE) == [spec.name for spec in own_specs]

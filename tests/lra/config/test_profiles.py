@@ -1,0 +1,191 @@
+"""Every task of every shipped profile resolves, and the sizes are the published ones."""
+
+import pytest
+import torch
+
+from attention_zoo import available
+from lra.config.builtin import profile_names
+from lra.config.profiles import load_profile
+from lra.config.resolve import check_variant_names, resolve
+from lra.errors import UsageError
+from lra.models.transformer import build_model, count_parameters
+from lra.tasks import TASKS, get_task
+
+CELLS = [(profile, task) for profile in profile_names() for task in load_profile(profile).tasks]
+SIX = {"listops", "text", "retrieval", "image", "pathfinder", "pathx"}
+
+
+def config(profile, task, track="matched", **overrides):
+    return resolve(task=task, variant="full", profile=load_profile(profile), seed=0, track=track, overrides=overrides)
+
+
+def parameters(profile, task):
+    info = get_task(task).info
+    with torch.device("meta"):
+        return count_parameters(build_model(config(profile, task), info.vocab_size, info.num_classes))
+
+
+def test_the_profiles_are_the_five():
+    assert profile_names() == ["modern", "nystromformer", "official", "paper", "quick"]
+    assert len(CELLS) >= 30
+
+
+@pytest.mark.parametrize(("profile", "task"), CELLS)
+def test_every_task_of_every_profile_resolves_and_builds(profile, task):
+    assert config(profile, task).profile == profile
+    assert parameters(profile, task) > 0
+
+
+@pytest.mark.parametrize(
+    ("profile", "tasks"),
+    [
+        ("official", SIX | {"pathfinder64", "pathx256"}),
+        ("nystromformer", SIX - {"pathx"}),
+        ("paper", SIX - {"pathx"}),
+        ("modern", set(TASKS)),
+        ("quick", set(TASKS)),
+    ],
+)
+def test_each_profile_covers_what_its_source_defines(profile, tasks):
+    assert tasks <= set(load_profile(profile).tasks)
+
+
+@pytest.mark.parametrize(
+    ("profile", "task", "expected"),
+    [
+        ("official", "listops", 8_948_746),
+        ("official", "text", 3_486_722),
+        ("official", "retrieval", 1_087_618),
+        ("official", "image", 248_458),
+        ("official", "pathfinder", 26_530),
+        ("official", "pathfinder64", 153_186),
+        ("official", "pathx", 537_954),
+        ("official", "pathx256", 2_119_266),
+        ("nystromformer", "listops", 209_802),
+        ("nystromformer", "text", 370_562),
+        ("nystromformer", "retrieval", 395_138),
+        ("nystromformer", "image", 174_986),
+        ("nystromformer", "pathfinder", 173_954),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(profile, task, expected):
+    assert parameters(profile, task) == expected
+
+
+@pytest.mark.parametrize(("profile", "legacy"), [("official", True), ("nystromformer", True), ("modern", False)])
+def test_faithful_switches_are_in_the_record(profile, legacy):
+    for task in ("image", "pathfinder"):
+        assert config(profile, task).data["legacy_zero_mask"] is legacy
+    assert config(profile, "text").data["validation"] == ("test" if legacy else "held_out")
+
+
+def test_the_official_retrieval_never_leaves_its_warm_up_and_the_modern_one_trains_on():
+    official, modern = config("official", "retrieval"), config("modern", "retrieval")
+    assert official.train.warmup_steps > official.train.steps
+    assert official.train.steps * official.train.batch_size < 1.1 * 147_086
+    assert modern.train.warmup_steps < modern.train.steps / 10
+    assert modern.train.steps * modern.train.batch_size > 10 * 147_086
+    assert (official.model.pair_head, modern.model.pair_head) == ("code", "paper")
+
+
+def test_quick_retrieval_is_labelled_as_a_substitute():
+    chosen = config("quick", "retrieval")
+    task = get_task("retrieval")
+    assert "substitute" in task.edition(task.options.model_validate(chosen.data))
+
+
+GIVEN = [(profile, variant) for profile in profile_names() for variant in load_profile(profile).variants]
+
+
+@pytest.mark.parametrize(("profile", "variant"), GIVEN)
+def test_the_options_a_profile_gives_to_variants_are_theirs(profile, variant):
+    recipe = load_profile(profile)
+    given = recipe.variants[variant]
+    assert given
+    chosen = resolve(task="text", variant=variant, profile=recipe, seed=0, overrides={}).variant.options
+    assert {name: chosen[name] for name in given} == given
+    misspelt = recipe.model_copy(update={"variants": {variant: {f"{name}_": value for name, value in given.items()}}})
+    with pytest.raises(UsageError, match=f"no option of {variant}"):
+        resolve(task="text", variant=variant, profile=misspelt, seed=0, overrides={})
+
+
+def test_profiles_that_give_options_to_variants():
+    assert len(GIVEN) >= 4
+
+
+@pytest.mark.parametrize(("profile", "variant"), [*GIVEN, ("official", "performer")])
+def test_a_variant_has_the_same_options_on_every_task(profile, variant):
+    recipe = load_profile(profile)
+    chosen = [
+        resolve(task=task, variant=variant, profile=recipe, seed=0, overrides={}).variant.options
+        for task in recipe.tasks
+    ]
+    assert len(chosen) >= 5
+    assert all(options == chosen[0] for options in chosen)
+    assert chosen[0].get("num_features") != 2  # what the original code gives its Performer, on ListOps alone
+
+
+@pytest.mark.parametrize("variant", available())
+def test_every_variant_takes_pairs(variant):
+    sizes = {"model.dim": 16, "model.mlp_dim": 16, "model.num_layers": 1, "model.max_length": 64, "data.max_length": 64}
+    chosen = resolve(
+        task="retrieval", variant=variant, profile=load_profile("quick"), seed=0, track="open", overrides=sizes
+    )
+    model = build_model(chosen, 257, 2).eval()
+    tokens = torch.randint(1, 257, (3, 2, 64), generator=torch.Generator().manual_seed(0))
+    logits = model(tokens)
+    assert logits.shape == (3, 2)
+    assert logits.isfinite().all()
+    assert not torch.allclose(model(tokens.flip(1)), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_data_longer_than_the_model_is_refused():
+    with pytest.raises(UsageError, match="shorter than the data"):
+        config("quick", "text", track="open", **{"data.max_length": 4096})
+
+
+def with_options(variant, **overrides):
+    return resolve(task="listops", variant=variant, profile=load_profile("quick"), seed=0, overrides=overrides)
+
+
+@pytest.mark.parametrize("head", ["variant", "variants.contextpool"])
+def test_an_entry_of_an_option_has_a_path_and_gives_the_same_cell(head):
+    whole = with_options("contextpool", **{f"{head}.base": "local", f"{head}.base_options": {"window": 8}})
+    entry = with_options("contextpool", **{f"{head}.base": "local", f"{head}.base_options.window": 8})
+    assert entry.variant.options["base_options"] == {"window": 8}
+    assert entry.cell_id("digest") == whole.cell_id("digest")
+
+
+def test_entries_add_to_what_was_set_before():
+    chosen = with_options(
+        "contextpool",
+        **{
+            "variant.base": "local",
+            "variant.base_options": {"window": 8, "backend": "fused"},
+            "variant.base_options.window": 4,
+        },
+    )
+    assert chosen.variant.options["base_options"] == {"window": 4, "backend": "fused"}
+    assert load_profile("quick").variants.get("contextpool", {}).get("base_options") is None  # nor is that changed
+
+
+@pytest.mark.parametrize(
+    ("variant", "path", "message"),
+    [
+        ("local", "variant.window.x", "^variant.window.x: expected int, got {'x': 8}$"),
+        ("local", "variants.local.windo", "^variants.local.windo: no option of local; did you mean 'window'?"),
+        ("contextpool", "variant.base_option.window", "base_option.window: no option of contextpool; did you mean 'ba"),
+        ("contextpool", "variant.base_options.windw", "base_options of full: windw: unknown option"),
+        ("contextpool", "variant.base_options.a.b", "variant.base_options.a.b: unknown key"),
+    ],
+)
+def test_a_wrong_option_is_told_by_the_path_that_was_written(variant, path, message):
+    with pytest.raises(UsageError, match=message):
+        with_options(variant, **{path: 8})
+
+
+def test_an_option_of_some_of_several_variants_is_refused_with_the_path_for_one():
+    check_variant_names({"variant.backend": "auto", "variants.local.window": 8}, ["full", "local"])
+    check_variant_names({"variant.window": 8}, ["local", "longformer"])
+    with pytest.raises(UsageError, match=r"no option of full; .* write variants\.contextpool\.base_options\.window$"):
+        check_variant_names({"variant.base_options.window": 8}, ["full", "contextpool"])

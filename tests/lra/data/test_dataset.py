@@ -1,0 +1,244 @@
+"""Prepared folders: whole or absent, and never believed when damaged."""
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lra.data.dataset import (
+    ARRAYS,
+    MANIFEST,
+    SPLITS,
+    Split,
+    content_digest,
+    data_home,
+    open_prepared,
+    write_prepared,
+)
+from lra.errors import DataError
+
+
+def make_splits(seed=0):
+    generator = np.random.default_rng(seed)
+    splits = {}
+    for number, name in enumerate(SPLITS):
+        lengths = generator.integers(1, 9, 12 - number)
+        splits[name] = Split(
+            tokens=generator.integers(1, 16, lengths.sum(), dtype=np.uint8),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            labels=generator.integers(0, 10, len(lengths), dtype=np.uint8),
+        )
+    return splits
+
+
+def write(target, splits=None):
+    return write_prepared(
+        target,
+        task="toy",
+        edition="a toy",
+        maker="test 1",
+        options={"seed": 0},
+        num_classes=10,
+        splits=splits or make_splits(),
+        rails={"chance": 10.0},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "toy").path
+
+
+def test_what_is_written_comes_back(tmp_path):
+    splits = make_splits()
+    data = write(tmp_path / "toy", splits)
+    for name in SPLITS:
+        for kind in ARRAYS:
+            np.testing.assert_array_equal(getattr(data.split(name), kind), getattr(splits[name], kind))
+            assert getattr(data.split(name), kind).dtype == getattr(splits[name], kind).dtype
+    train = data.split("train")
+    assert len(train) == 12
+    np.testing.assert_array_equal(train.tokens_of(3), splits["train"].tokens[train.offsets[3] : train.offsets[4]])
+    assert data.manifest.splits["train"].label_counts == np.bincount(train.labels, minlength=10).tolist()
+    assert sum(data.manifest.splits["test"].label_shares) == pytest.approx(1.0)
+    assert open_prepared(data.path, verify=True).digest == content_digest(splits)
+
+
+def test_tokens_are_mapped_not_loaded(folder):
+    tokens = open_prepared(folder, verify=False).split("train").tokens
+    assert isinstance(tokens.base, np.memmap)
+    assert not tokens.flags.writeable
+
+
+def test_digest_depends_on_every_array_and_on_where_it_ends():
+    splits = make_splits()
+    digests = {content_digest(splits)}
+    for name in SPLITS:
+        for kind in ARRAYS:
+            arrays = {k: getattr(splits[name], k).copy() for k in ARRAYS}
+            arrays[kind][-1] ^= 1
+            digests.add(content_digest({**splits, name: Split(**arrays)}))
+    assert len(digests) == 10
+
+
+@pytest.mark.parametrize("name", [f"{split}-{kind}.npy" for split in SPLITS for kind in ARRAYS])
+def test_a_truncated_or_missing_file_is_refused_without_verification(folder, name):
+    file = folder / name
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match=f"{name}: damaged"):
+        open_prepared(folder, verify=False)
+    file.unlink()
+    with pytest.raises(DataError, match=name):
+        open_prepared(folder, verify=False)
+
+
+@pytest.mark.parametrize("name", [f"{split}-{kind}.npy" for split in SPLITS for kind in ARRAYS])
+def test_a_flipped_bit_is_refused_on_verification(folder, name):
+    file = folder / name
+    data = bytearray(file.read_bytes())
+    data[-1 if "offsets" not in name else -16] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(DataError, match="damaged"):
+        open_prepared(folder, verify=True)
+
+
+def test_any_damage_to_an_array_header_is_one_line(folder):
+    file = folder / "train-tokens.npy"
+    original = file.read_bytes()
+    refused = 0
+    for position in range(128):
+        for value in (0, original[position] ^ 1, ord("("), 255):
+            file.write_bytes(original[:position] + bytes([value]) + original[position + 1 :])
+            try:
+                open_prepared(folder, verify=False)
+            except DataError as error:
+                refused += 1
+                assert "\n" not in str(error)  # noqa: PT017 - most flips are refused, flips of blanks are not
+    assert refused > 200
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_number": 2}, "newer version"),
+        ({"schema_number": 0}, "older version"),
+        ({"schema_number": "1"}, "schema_number"),
+        ({"surprise": 1}, "surprise"),
+        ({"digest": "f" * 64}, "content digest"),
+        ({"digest": "short"}, "digest"),
+        ({"files": {}}, "not the expected ones"),
+        ({"splits": {}}, "not the expected ones"),
+    ],
+)
+def test_a_changed_manifest_is_refused(folder, change, message):
+    file = folder / MANIFEST
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(DataError, match=message) as caught:
+        open_prepared(folder, verify=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])
+def test_an_unreadable_manifest_is_refused(folder, text):
+    (folder / MANIFEST).write_bytes(text)
+    with pytest.raises(DataError, match=MANIFEST):
+        open_prepared(folder, verify=False)
+
+
+def test_arrays_that_do_not_fit_together_are_refused(folder):
+    file = folder / "train-offsets.npy"
+    offsets = np.load(file)
+    offsets[-1] += 1
+    np.save(file, offsets)
+    with pytest.raises(DataError, match="do not fit together"):
+        open_prepared(folder, verify=False)
+
+
+def test_a_folder_without_data_is_refused(tmp_path):
+    with pytest.raises(DataError, match=MANIFEST):
+        open_prepared(tmp_path, verify=False)
+    with pytest.raises(DataError, match=MANIFEST):
+        open_prepared(tmp_path / "absent", verify=False)
+
+
+@pytest.mark.parametrize("label", [10, 255])
+def test_labels_out_of_range_are_not_written(tmp_path, label):
+    splits = make_splits()
+    splits["test"].labels[0] = label
+    with pytest.raises(DataError, match=r"test split is outside 0\.\.9"):
+        write(tmp_path / "toy", splits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_split_is_not_written(tmp_path):
+    empty = Split(tokens=np.empty(0, np.uint8), offsets=np.zeros(1, np.int64), labels=np.empty(0, np.uint8))
+    with pytest.raises(DataError, match="validation split is empty"):
+        write(tmp_path / "toy", {**make_splits(), "validation": empty})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(*_arguments, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        write(tmp_path / "toy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_hold_a_folder_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write prepared data"):
+        write(tmp_path / "file" / "toy")
+
+
+def test_the_first_of_two_writers_wins(tmp_path):
+    first, second = write(tmp_path / "toy", make_splits(0)), write(tmp_path / "toy", make_splits(1))
+    assert first.digest == second.digest == content_digest(make_splits(0))
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def _write_many(target, start, results):
+    start.wait()
+    results.put(write(Path(target)).digest)
+
+
+def test_processes_writing_at_once_end_with_one_good_copy(tmp_path):
+    context = multiprocessing.get_context("fork")
+    start, results = context.Event(), context.Queue()
+    target = str(tmp_path / "toy")
+    processes = [context.Process(target=_write_many, args=(target, start, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    start.set()
+    digests = {results.get(timeout=60) for _ in processes}
+    for process in processes:
+        process.join()
+    assert digests == {open_prepared(tmp_path / "toy", verify=True).digest}
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_a_complete_folder_is_opened_without_writing(folder):
+    for path in [*folder.iterdir(), folder, folder.parent]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        before = {path: path.stat().st_mtime_ns for path in [*folder.iterdir(), folder, folder.parent]}
+        open_prepared(folder, verify=True)
+        assert {path: path.stat().st_mtime_ns for path in [*folder.iterdir(), folder, folder.parent]} == before
+    finally:
+        folder.parent.chmod(0o755)
+        folder.chmod(0o755)
+
+
+def test_data_home_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("LRA_HOME", str(tmp_path / "variable"))
+    assert data_home(tmp_path / "option") == tmp_path / "option"
+    assert data_home() == tmp_path / "variable"
+    monkeypatch.delenv("LRA_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert data_home().name == "lra-harness"
+    assert os.environ.get("LRA_HOME") is None

@@ -1,0 +1,176 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
+from lra.config.schema import RunConfig
+from lra.config.suites import expand, load_suite
+from lra.errors import UsageError
+from lra.models.convnet import ConvNet
+from lra.models.downsamplers import UnknownDownsamplerError, available_downsamplers, get_downsampler
+from lra.models.transformer import build_model, count_parameters
+
+POOLS = ("max", "average", "stride", "contextpool")
+pools = pytest.mark.parametrize("pool", POOLS)
+
+
+def config(pool="max", task="image", variant="conv", seed=0, **overrides) -> RunConfig:
+    sizes = {"model.dim": 8, "model.num_layers": 1, "model.dropout": 0.0, "model.head_hidden": 16}
+    family = {"model.family": "convnet", "model.pool": pool}
+    return resolve(
+        task=task,
+        variant=variant,
+        profile=load_profile("quick"),
+        seed=seed,
+        track="open",
+        overrides=sizes | family | overrides,
+    )
+
+
+def build(*args, **overrides) -> ConvNet:
+    return build_model(config(*args, **overrides), vocab_size=257, num_classes=10)
+
+
+def stripes(count, seed=0):
+    """Level and upright stripes of any phase: (tokens, labels)."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    images = torch.randint(1, 5, (count, 32, 32), generator=draw)
+    stripe = torch.arange(32) % 8 < 4
+    for image, label, phase in zip(images, labels, torch.randint(8, (count,), generator=draw), strict=True):
+        bright = stripe.roll(int(phase))
+        image += 150 * (bright[:, None] if label else bright)
+    return images.flatten(1), labels
+
+
+def test_every_downsampler_is_found():
+    assert set(available_downsamplers()) == set(POOLS)
+
+
+@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize(("size", "expected"), [((8, 8), (4, 4)), ((7, 10), (4, 5)), ((1, 3), (1, 2))])
+def test_every_downsampler_halves_upwards(name, size, expected):
+    y = get_downsampler(name)(16, 2)(torch.randn(2, 16, *size))
+    assert y.shape == (2, 16, *expected)
+
+
+@pytest.mark.parametrize("name", ["max", "average", "contextpool"])
+def test_poolings_leave_constant_images_alone(name):
+    y = get_downsampler(name)(16, 2)(torch.full((1, 16, 9, 9), 1.5))
+    torch.testing.assert_close(y, torch.full((1, 16, 5, 5), 1.5), rtol=1e-5, atol=0)
+
+
+def test_an_unknown_downsampler_is_named():
+    with pytest.raises(UnknownDownsamplerError, match=r"unknown downsampler 'averge'; did you mean 'average'\?"):
+        get_downsampler("averge")
+
+
+@pools
+def test_images_become_logits(pool):
+    model = build(pool)
+    assert isinstance(model, ConvNet)
+    logits = model(torch.randint(1, 257, (3, 1024)))
+    assert logits.shape == (3, 10)
+    assert logits.isfinite().all()
+    with pytest.raises(ValueError, match="32 x 32 pixels got tokens"):
+        model(torch.randint(1, 257, (3, 1000)))
+
+
+@pytest.mark.parametrize("task", ["image_continuous", "pathfinder"])
+def test_other_tasks_with_a_grid_have_a_convnet(task):
+    assert build("max", task)(torch.randint(1, 256, (2, 1024))).shape == (2, 10)
+
+
+def test_only_the_pooling_differs_between_poolings():
+    models = {pool: build(pool) for pool in POOLS}
+    parameters = {pool: count_parameters(model) for pool, model in models.items()}
+    own = {pool: count_parameters(get_downsampler(pool)(8, 2)) for pool in POOLS}
+    own = {pool: own[pool] + count_parameters(get_downsampler(pool)(16, 2)) for pool in POOLS}
+    assert own["max"] == own["average"] == 0
+    assert min(own["contextpool"], own["stride"]) > 0
+    assert len({parameters[pool] - own[pool] for pool in POOLS}) == 1
+
+
+@pools
+def test_gradients_reach_every_parameter(pool):
+    model = build(pool)
+    images, labels = stripes(4)
+    F.cross_entropy(model(images), labels).backward()
+    unreached = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert unreached == []
+    assert len(list(model.parameters())) > 20
+
+
+@pools
+def test_every_pooling_learns_stripes(pool):
+    model = build(pool)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    images, labels = stripes(32)
+    losses = []
+    for step in range(36):
+        part = torch.arange(8 * step, 8 * step + 8) % 32
+        loss = F.cross_entropy(model(images[part])[:, :2], labels[part])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    # Two classes: the loss begins near log(2).
+    assert sum(losses[:4]) / 4 > 0.6
+    assert sum(losses[-4:]) / 4 < 0.35
+
+
+def test_one_seed_gives_one_set_of_weights():
+    once, again, other = build("contextpool"), build("contextpool"), build("contextpool", seed=1)
+    images, _ = stripes(2)
+    assert torch.equal(once(images), again(images))
+    assert not torch.allclose(once(images), other(images), rtol=1e-3, atol=1e-3)
+
+
+def test_masked_pixels_do_not_matter():
+    model = build("contextpool").double().eval()
+    images, _ = stripes(2)
+    mask = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) > 0.3
+    other = torch.where(mask, images, 257 - images)
+    torch.testing.assert_close(model(other, mask), model(images, mask), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(model(other), model(images), rtol=1e-3, atol=1e-3)
+
+
+def test_black_is_hidden_where_the_edition_says_so():
+    model = build("max", **{"data.legacy_zero_mask": True}).double().eval()
+    images, _ = stripes(2)
+    black = images.masked_fill(images < 3, 0)
+    before = model(black)
+    with torch.no_grad():
+        model.tokens.weight[0] += 1.0
+    torch.testing.assert_close(model(black), before, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variant": "full"}, "its variant is 'conv', not 'full'"),
+        ({"variant.kernel_size": 7}, "variant 'conv' takes no options"),
+        ({"task": "listops"}, "task 'listops' has no images"),
+        ({"pool": "maxi"}, r"model.pool: unknown downsampler 'maxi'; did you mean 'max'\?"),
+        ({"model.family": "transformer", "pool": "stride"}, "only model.family=convnet has poolings"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        config(**changes)
+
+
+def test_the_suite_compares_every_pooling():
+    cells = expand(load_suite("convnet"))
+    assert {cell.model.pool for cell in cells} == set(POOLS)
+    assert all(cell.model.family == "convnet" and cell.track == "open" for cell in cells)
+
+
+def test_the_harness_does_not_import_contextpool():
+    program = "import sys, lra.models.transformer, lra.models.convnet; assert 'contextpool' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3], check=True)

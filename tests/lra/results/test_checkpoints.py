@@ -1,0 +1,103 @@
+import hashlib
+import os
+import pickle
+import random
+
+import pytest
+import torch
+
+from lra.errors import StoreError
+from lra.results.checkpoints import (
+    list_checkpoints,
+    newest_checkpoint,
+    read_state,
+    save_checkpoint,
+    weights_digest,
+)
+
+
+def state(step):
+    return {"step": step, "model": {"w": torch.full((64,), float(step))}, "note": [1.5, None, "text"]}
+
+
+def test_round_trip_keeps_the_two_newest(tmp_path):
+    for step in (10, 20, 30):
+        save_checkpoint(tmp_path, step, state(step))
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [30, 20]
+    found, passed_over = newest_checkpoint(tmp_path)
+    assert passed_over == []
+    assert found["step"] == 30
+    assert found["note"] == [1.5, None, "text"]
+    assert torch.equal(found["model"]["w"], torch.full((64,), 30.0))
+    assert {path.name for path in tmp_path.iterdir()} == {"step-000000020.pt", "step-000000030.pt"}
+
+
+def test_every_flip_and_truncation_is_detected_and_the_older_one_used(tmp_path):
+    older = save_checkpoint(tmp_path, 1, state(1))
+    newer = save_checkpoint(tmp_path, 2, state(2))
+    whole, rng = newer.read_bytes(), random.Random(0)
+    for trial in range(1000):
+        damaged = bytearray(whole)
+        if trial % 2:
+            damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        else:
+            del damaged[rng.randrange(len(whole)) :]
+        newer.write_bytes(damaged)
+        found, passed_over = newest_checkpoint(tmp_path)
+        assert found is not None
+        assert found["step"] == 1
+        assert len(passed_over) == 1
+    newer.write_bytes(whole)
+    older.write_bytes(b"")
+    assert newest_checkpoint(tmp_path)[0]["step"] == 2
+
+
+def test_plain_torch_load_would_not_notice(tmp_path):
+    """The broken twin of the trailer: without it, a flipped weight loads as if nothing had happened."""
+    path = tmp_path / "plain.pt"
+    torch.save({"w": torch.zeros(4096)}, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["w"].abs().sum() > 0
+
+
+def test_hostile_pickle_is_refused(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (os.system, ("touch pwned",))
+
+    body = pickle.dumps(Hostile(), protocol=2)
+    (tmp_path / "step-000000001.pt").write_bytes(body + b"LRA-SHA256\x00" + hashlib.sha256(body).digest())
+    with pytest.raises(StoreError, match="more than tensors"):
+        read_state(tmp_path / "step-000000001.pt")
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 1, state(1))
+
+    def no_space(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(StoreError, match="No space left"):
+        save_checkpoint(tmp_path, 2, state(2))
+    monkeypatch.undo()
+    assert newest_checkpoint(tmp_path)[0]["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001.pt"]
+
+
+def test_digest_sees_values_names_shapes_and_types():
+    base = {"a": torch.arange(4.0), "b": torch.ones(2, 2)}
+    digests = {
+        weights_digest(weights)
+        for weights in (
+            base,
+            {**base, "a": torch.arange(4.0).flip(0)},
+            {**base, "b": torch.ones(4)},
+            {**base, "b": torch.ones(2, 2, dtype=torch.float64)},
+            {"c": base["a"], "b": base["b"]},
+        )
+    }
+    assert len(digests) == 5
+    assert weights_digest(dict(reversed(base.items()))) == weights_digest(base)

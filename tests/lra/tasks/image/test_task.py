@@ -1,0 +1,229 @@
+"""The Image tasks on tiny archives of both editions, hostile pickles included."""
+
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
+from lra.data.batching import collate
+from lra.data.dataset import SPLITS
+from lra.errors import DataError, UsageError
+from lra.models.transformer import build_model
+from lra.tasks import get_task
+from lra.tasks.image.pickle_reader import read_pickle
+from lra.tasks.image.reader import to_gray
+from tests.lra.data.archive_cases import (
+    cifar_arrays,
+    cifar_binary,
+    cifar_members,
+    cifar_pickle,
+    link,
+    tar_bytes,
+)
+
+TASK, CONTINUOUS = get_task("image"), get_task("image_continuous")
+SMALL = {"train_images": 20, "test_images": 4}
+CPU = torch.device("cpu")
+
+
+def prepare(tmp_path, members, task=TASK, mode="w:gz", **values):
+    file = tmp_path / "cifar"
+    file.write_bytes(tar_bytes(members, mode))
+    return task.prepare(task.options.model_validate(SMALL | values), tmp_path / "home", source=file, progress=False)
+
+
+def refused(tmp_path, members, **values):
+    with pytest.raises(DataError) as caught:
+        prepare(tmp_path, members, **values)
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "home").iterdir()) == []
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+@pytest.mark.parametrize("edition", ["py", "bin"])
+def test_both_editions_give_the_same_images(tmp_path, edition, mode):
+    data = prepare(tmp_path, cifar_members(edition), mode=mode)
+    assert [len(data.split(name)) for name in SPLITS] == [18, 2, 4]
+    images, labels = cifar_arrays(4, seed=5)
+    np.testing.assert_array_equal(data.split("test").tokens.reshape(4, 1024), to_gray(images))
+    np.testing.assert_array_equal(data.split("test").labels, labels)
+    train = np.concatenate([to_gray(cifar_arrays(4, seed)[0]) for seed in range(5)])
+    kept = np.concatenate([data.split(name).tokens.reshape(-1, 1024) for name in ("train", "validation")])
+    assert sorted(map(bytes, kept)) == sorted(map(bytes, train))
+    assert data.split("train").tokens.dtype == np.uint8
+
+
+def test_gray_is_the_rounded_weighted_sum():
+    every = np.random.default_rng(0).integers(0, 256, (50, 3072), dtype=np.uint8)
+    red, green, blue = (every[:, k * 1024 : (k + 1) * 1024].astype(np.float64) for k in range(3))
+    expected = np.floor((299 * red + 587 * green + 114 * blue) / 1000 + 0.5)
+    np.testing.assert_array_equal(to_gray(every), expected)
+    same = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3072, axis=1)
+    np.testing.assert_array_equal(to_gray(same)[:, 0], np.arange(256))
+
+
+def test_levels_count_from_one_unless_the_legacy_switch_is_on(tmp_path):
+    members = cifar_members()
+    clean, legacy = prepare(tmp_path, members), prepare(tmp_path, members, legacy_zero_mask=True)
+    assert clean.path != legacy.path
+    assert "black as padding" in legacy.manifest.edition
+    for data, offset in ((clean, 1), (legacy, 0)):
+        split = data.split("test")
+        batch = collate(split, [0, 3], None, 1024, CPU)
+        assert batch.mask is None
+        np.testing.assert_array_equal(batch.tokens[1].numpy().astype(int), split.tokens_of(3).astype(int) + offset)
+
+
+@pytest.mark.parametrize(("legacy", "hidden"), [(False, False), (True, True)])
+def test_only_the_legacy_model_is_blind_to_black(legacy, hidden):
+    config = resolve(
+        task="image",
+        variant="full",
+        profile=load_profile("quick"),
+        seed=0,
+        track="open",
+        overrides={"data.legacy_zero_mask": legacy, "model.dim": 16, "model.positions": "none"},
+    )
+    model = build_model(config, 257, 10).double().eval()
+    pixels = torch.randint(1, 257, (2, 30), generator=torch.Generator().manual_seed(0))
+    black = pixels.clone()
+    black[:, 10:] = 0 if legacy else 1
+    same = torch.allclose(model(black), model(black[:, :10]), rtol=1e-9, atol=1e-9)
+    assert same is hidden
+    assert not torch.allclose(model(pixels), model(pixels[:, :10]), rtol=1e-9, atol=1e-9)
+
+
+def test_continuous_values_are_normalised_through_a_linear_layer(tmp_path):
+    data = prepare(tmp_path, cifar_members(), task=CONTINUOUS)
+    split = data.split("test")
+    batch = collate(split, [1], None, 1024, CPU)
+    np.testing.assert_array_equal(batch.tokens[0].numpy(), split.tokens_of(1))
+    config = resolve(task="image_continuous", variant="full", profile=load_profile("quick"), seed=0, overrides={})
+    model = build_model(config, 256, 10)
+    mean, std = CONTINUOUS.info.normalisation
+    value = (float(batch.tokens[0, 0]) / 255 - mean) / std
+    expected = model.embedding.tokens.weight[:, 0] * value + model.embedding.tokens.bias
+    torch.testing.assert_close(model.embedding.tokens(batch.tokens)[0, 0], expected, rtol=1e-5, atol=1e-6)
+    assert model(batch.tokens).shape == (1, 10)
+    assert CONTINUOUS.prepare(CONTINUOUS.options.model_validate(SMALL), tmp_path / "home").digest == data.digest
+
+
+def test_mixers_are_told_the_grid():
+    config = resolve(task="image", variant="full", profile=load_profile("quick"), seed=0, overrides={})
+    assert build_model(config, 257, 10).blocks[0].mixer.dims.grid == (32, 32)
+
+
+def test_show_draws_the_image_and_names_its_class(tmp_path):
+    data = prepare(tmp_path, cifar_members())
+    lines = TASK.show(data, "test", 0).splitlines()
+    assert len(lines) == 33
+    assert f"label {data.split('test').labels[0]} (" in lines[0]
+    with pytest.raises(UsageError):
+        TASK.show(data, "test", 4)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda members: members[:-1], "test_batch not found"),
+        (lambda members: [], "data_batch_1, data_batch_2"),
+        (lambda members: [*members, members[1]], "twice"),
+        (lambda members: [*members, cifar_members("bin")[1]], "from another member already"),
+        (lambda members: [link("cifar-10-batches-py/data_batch_1")], "link"),
+        (lambda members: [("../data_batch_1", b"")], "leads out"),
+        (lambda members: [("cifar-10-batches-bin/data_batch_1.bin", bytes(3074))], "rows of 3,073"),
+        (lambda members: [("cifar-10-batches-bin/data_batch_1.bin", b"\x0a" + bytes(3072))], "outside 0 to 9"),
+        (lambda members: [("cifar-10-batches-bin/test_batch.bin", b"")], "rows of 3,073"),
+    ],
+)
+def test_wrong_archives_are_one_line_and_leave_nothing(tmp_path, spoil, message):
+    assert message in refused(tmp_path, spoil(cifar_members()))
+
+
+def test_the_number_of_images_is_checked(tmp_path):
+    assert "20 train images, expected 50000; --set train_images=20" in refused(
+        tmp_path, cifar_members(), train_images=50_000
+    )
+
+
+class Hostile:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit",))
+
+
+GOOD = cifar_pickle(*cifar_arrays())
+NESTED = b"\x80\x02" + b")" + b"\x85" * 100_000 + b"."
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (pickle.dumps(Hostile(), protocol=2), "not a"),
+        (b"cos\nsystem\n(U\x02lstR.", "os.system is not admitted"),
+        (b"cnumpy\nload\n(U\x02lstR.", "numpy.load is not admitted"),
+        (pickle.dumps({b"data": Hostile()}, protocol=4), "instruction"),
+        (pickle.dumps({"data": 1}, protocol=4), "instruction"),
+        (b"\x80\x02T\xff\xff\xff\x7f", "not a pickle"),
+        (b"\x80\x02Nr\xff\xff\xff\x7f.", "memo"),
+        (NESTED, "too many"),
+        (b"\x80\x02}.", "not an array"),
+        (b"\x80\x02].", "no dictionary"),
+        (b"", "not a pickle"),
+        (b"\x80\x02S'\\-'\n.", "instruction STRING"),
+        (GOOD[:-1], "not a pickle"),
+        (GOOD.replace(b"M" + struct.pack("<H", 3072), b"M" + struct.pack("<H", 3071)), "not an array"),
+        (GOOD.replace(b"u1", b"O8"), "not an array"),
+        (GOOD.replace(b"U\x04data", b"U\x04dada"), "not an array"),
+        (GOOD.replace(b"K\x00tb\x89", b"K\x00tb\x88"), "not an array"),
+        (cifar_pickle(cifar_arrays()[0], [1, 2, 3, 10]), "outside 0 to 9"),
+        (cifar_pickle(cifar_arrays()[0], [1, 2, 3]), "not 4 integers"),
+    ],
+)
+def test_hostile_and_malformed_pickles_are_refused(data, message):
+    with pytest.raises(DataError, match=message) as caught:
+        read_pickle(data, "x")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_pickle_of_the_fixtures_is_one_that_pickle_itself_reads():
+    images, labels = cifar_arrays()
+    content = pickle.loads(GOOD, encoding="bytes")
+    np.testing.assert_array_equal(content[b"data"], images)
+    ours = read_pickle(GOOD, "x")
+    np.testing.assert_array_equal(ours[0], images)
+    np.testing.assert_array_equal(ours[1], labels)
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_damaged_pickles_give_images_or_one_line(data):
+    spoilt = bytearray(GOOD)
+    program = [*range(60), *range(len(spoilt) - 12, len(spoilt))]
+    where = st.sampled_from(program) | st.integers(0, 400)
+    for _ in range(data.draw(st.integers(1, 5))):
+        spoilt[data.draw(where)] = data.draw(st.integers(0, 255))
+    try:
+        images, message = read_pickle(bytes(spoilt), "x")[0], ""
+    except DataError as error:
+        images, message = np.zeros((1, 3072)), str(error)
+    assert images.shape[1] == 3072
+    assert "\n" not in message
+
+
+@settings(deadline=None, max_examples=100)
+@given(data=st.binary(max_size=60))
+def test_arbitrary_bytes_are_no_pickle(data):
+    with pytest.raises(DataError):
+        read_pickle(b"\x80\x02" + data, "x")
+
+
+def test_binary_rows_are_what_they_say():
+    images, labels = cifar_arrays()
+    assert len(cifar_binary(images, labels)) == 4 * 3073

@@ -1,0 +1,49 @@
+"""The accuracies that ListOps gives away, and the guard that holds them against the known figures."""
+
+import numpy as np
+import pytest
+
+from lra.data.dataset import Split
+from lra.errors import DataError
+from lra.tasks.listops import baselines
+from lra.tasks.listops.generator import Grammar, generate_chunk
+
+
+@pytest.fixture(scope="module")
+def benchmark_splits():
+    """About 12,000 examples of the benchmark's distribution, as splits."""
+    chunks = [generate_chunk(0, number, Grammar()) for number in range(9)]
+    splits = [Split(tokens=c.tokens, offsets=c.offsets, labels=c.labels) for c in chunks]
+    lengths = np.concatenate([split.lengths for split in splits[:8]])
+    train = Split(
+        tokens=np.concatenate([split.tokens for split in splits[:8]]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        labels=np.concatenate([split.labels for split in splits[:8]]),
+    )
+    return {"train": train, "validation": splits[8], "test": splits[8]}
+
+
+def test_rails_of_the_benchmark_distribution(benchmark_splits):
+    baselines.check(benchmark_splits)
+    rails = baselines.measure(benchmark_splits)
+    assert rails["chance"] == 10.0
+    assert rails["majority"] == pytest.approx(17.0, abs=4 * 1.04)  # 1,300 trees: 1.04 % standard error
+    assert rails["root-only"] == pytest.approx(36.2, abs=4 * 1.34)
+
+
+def test_rails_catch_labels_that_do_not_follow_the_root(benchmark_splits):
+    shuffled = {
+        name: Split(tokens=s.tokens, offsets=s.offsets, labels=np.random.default_rng(0).permutation(s.labels))
+        for name, s in benchmark_splits.items()
+    }
+    with pytest.raises(DataError, match="root-only accuracy"):
+        baselines.check(shuffled)
+
+
+def test_rails_catch_another_share_of_labels(benchmark_splits):
+    tilted = {
+        name: Split(tokens=s.tokens, offsets=s.offsets, labels=np.where(s.labels == 4, 5, s.labels))
+        for name, s in benchmark_splits.items()
+    }
+    with pytest.raises(DataError, match=r"share of label 4 is 0\.0 %, not 8\.9 %"):
+        baselines.check(tilted)

@@ -1,0 +1,229 @@
+"""The reader of official Pathfinder folders, on folders in the official layout made here, sound and malformed."""
+
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lra.data.dataset import SPLITS
+from lra.errors import DataError
+from lra.tasks import get_task
+from lra.tasks.pathfinder.reader import find_edition, read_entries, read_png, split_order
+from lra.tasks.pathfinder.task import PathfinderOptions
+
+HARD, EASY = "curv_contour_length_14", "curv_baseline"
+
+
+def line(batch, index, label):
+    return f"imgs/{batch} sample_{index}.png {index} {label} 1.8 14 4.0 2 0.5 1 1"
+
+
+def write_edition(folder, batches=(0, 2, 10), per_batch=10, size=32, array=False):
+    """Write an edition whose images are constant but for their first pixel, which numbers them in sorted order."""
+    (folder / "metadata").mkdir(parents=True)
+    number = 0
+    for batch in batches:
+        (folder / "imgs" / str(batch)).mkdir(parents=True)
+        lines = []
+        for index in range(per_batch):
+            pixels = np.full((size, size), 40, dtype=np.uint8)
+            pixels[0, 0] = number
+            Image.fromarray(pixels).save(folder / "imgs" / str(batch) / f"sample_{index}.png")
+            lines.append(line(batch, index, number % 2))
+            number += 1
+        file = folder / "metadata" / f"{batch}.npy"
+        if array:
+            np.save(file, np.array([text.split() for text in lines]))
+        else:
+            file.write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def edition(tmp_path):
+    return write_edition(tmp_path / "pathfinder32" / HARD)
+
+
+def prepare(tmp_path, source, name="pathfinder", **options):
+    options = {"source": "official", "count": 30, **options}
+    return get_task(name).prepare(PathfinderOptions(**options), tmp_path / "home", source=source, progress=False)
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_images_are_split_by_the_seeded_permutation_of_their_sorted_order(tmp_path, array):
+    write_edition(tmp_path / "pathfinder32" / HARD, array=array)
+    data = prepare(tmp_path, tmp_path)
+    numbers = [int(data.split(name).tokens_of(i)[0]) for name in SPLITS for i in range(len(data.split(name)))]
+    assert numbers == split_order(30)
+    assert [len(data.split(name)) for name in SPLITS] == [24, 3, 3]
+    assert [int(label) for name in SPLITS for label in data.split(name).labels] == [n % 2 for n in numbers]
+    assert data.manifest.maker.startswith("official reader 1, ")
+    assert "test ids " in data.manifest.maker
+
+
+def test_the_test_ids_depend_on_the_images_only(tmp_path):
+    makers = []
+    for name, array in (("a", False), ("b", True)):
+        write_edition(tmp_path / name / "pathfinder32" / HARD, array=array)
+        makers.append(prepare(tmp_path / name, tmp_path / name).manifest.maker)
+    write_edition(tmp_path / "c" / "pathfinder32" / HARD, batches=(0, 2, 11))
+    makers.append(prepare(tmp_path / "c", tmp_path / "c").manifest.maker)
+    assert makers[0] == makers[1] != makers[2]
+
+
+def test_the_inner_of_two_copies_is_taken_and_named(tmp_path):
+    outer = write_edition(tmp_path / "lra_release" / "pathfinder128" / HARD, size=128)
+    inner = write_edition(tmp_path / "lra_release" / "lra_release" / "pathfinder128" / HARD, size=128)
+    assert find_edition(tmp_path, 128, "hard") == inner
+    assert find_edition(tmp_path / "lra_release", 128, "hard").resolve() == inner
+    assert find_edition(outer, 128, "hard") == outer
+    data = prepare(tmp_path, tmp_path, name="pathx")
+    assert f"lra_release/lra_release/pathfinder128/{HARD}" in data.manifest.maker
+
+
+def test_the_known_empty_image_is_left_out_and_no_other(tmp_path):
+    folder = write_edition(tmp_path / "pathfinder32" / EASY, batches=(0,), per_batch=200)
+    (folder / "imgs" / "0" / "sample_172.png").write_bytes(b"")
+    data = prepare(tmp_path, tmp_path, difficulty="easy", count=200)
+    assert sum(len(data.split(name)) for name in SPLITS) == 199
+    (folder / "imgs" / "0" / "sample_171.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"sample_171\.png: empty file"):
+        prepare(tmp_path, tmp_path, difficulty="easy", count=199)
+
+
+def png(width=32, height=32, depth=8, colour=0, body=None):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = zlib.compress(bytes(33 * 32)) if body is None else body
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_the_hand_made_png_is_sound(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    assert (read_png(tmp_path / "a.png", 32) == np.zeros((32, 32))).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty file"),
+        (b"GIF89a" + bytes(60), "not a PNG"),
+        (png()[:40], "does not end like a PNG"),
+        (png()[:-20], "does not end like a PNG"),
+        (png(body=b"not deflate"), "damaged PNG"),
+        (png(body=zlib.compress(bytes(10))), "damaged PNG"),
+        (png(depth=16), "16 bits"),
+        (png(colour=2), "colour type 2"),
+        (png(width=64, height=64), "64 x 64 pixels, expected 32 x 32"),
+        (png(width=50_000, height=50_000), "50000 x 50000 pixels"),
+        (png() + bytes(1 << 20), "sane size"),
+        (png() + b"more", "does not end like a PNG"),
+        (png().replace(b"IDATx", b"IDATy"), "damaged PNG"),
+    ],
+)
+def test_a_bad_image_is_named(tmp_path, edition, content, message):
+    file = edition / "imgs" / "2" / "sample_3.png"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        prepare(tmp_path, tmp_path)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "home").glob("pathfinder-*"))
+
+
+def test_a_missing_image_is_named(tmp_path, edition):
+    (edition / "imgs" / "2" / "sample_3.png").unlink()
+    with pytest.raises(DataError, match=r"sample_3\.png: No such file"):
+        prepare(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"imgs/2 sample_0.png 0\n", ":1: expected 11 fields, got 3"),
+        ((line(2, 0, 1) + "\n\n" + line(2, 1, 0)).encode(), ":2: expected 11 fields, got 0"),
+        (line(2, 0, 2).encode(), ":1: the label must be 0 or 1"),
+        (line("../2", 0, 1).encode(), ":1: .* is not the path"),
+        (line(2, "0/../../x", 1).encode(), ":1: .* is not the path"),
+        (line(0, 0, 1).encode(), "listed twice"),
+        (b"\xff\xfe\x00", "neither text nor"),
+        (b"\x93NUMPY", "damaged NumPy array"),
+        (b"\x93NUMPY\x01\x00\x10\x00{'descr': '<U9'}", "damaged NumPy array"),
+    ],
+)
+def test_bad_metadata_is_named(edition, content, message):
+    (edition / "metadata" / "2.npy").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_entries(edition)
+
+
+def test_arrays_that_are_not_strings_or_claim_too_much_are_refused(edition):
+    file = edition / "metadata" / "2.npy"
+    for array in (
+        np.zeros((3, 11)),
+        np.array([["a"]], dtype=object),
+        np.array("a"),
+        np.asfortranarray([["a", "b"]] * 2),
+    ):
+        np.save(file, array)
+        with pytest.raises(DataError, match="expected rows of strings"):
+            read_entries(edition)
+    np.save(file, np.array([["a"] * 11]))
+    content = file.read_bytes().replace(b"(1, 11), }   ", b"(11111, 11), }")[:-1]
+    file.write_bytes(content.replace(b"(1, 11), }", b"(9, 11), }"))
+    with pytest.raises(DataError, match="do not hold"):
+        read_entries(edition)
+
+
+def test_counts_and_folders_must_be_the_expected_ones(tmp_path, edition):
+    with pytest.raises(DataError, match="30 images, expected 200000; --set count=30 admits them"):
+        prepare(tmp_path, tmp_path, count=200_000)
+    with pytest.raises(DataError, match="pathfinder64"):
+        prepare(tmp_path, tmp_path, name="pathfinder64")
+    for file in (edition / "metadata").iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match="no images are listed"):
+        read_entries(edition)
+
+
+def outcome(call):
+    try:
+        return call(), ""
+    except DataError as error:
+        return None, str(error)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 255)), max_size=6), cut=st.integers(0, 120))
+def test_any_damage_to_an_image_is_an_image_or_one_error(tmp_path, changes, cut):
+    content = bytearray(png())
+    for place, value in changes:
+        content[place % len(content)] = value
+    (tmp_path / "a.png").write_bytes(content[: len(content) - cut] if cut < 60 else content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image, error = outcome(lambda: read_png(tmp_path / "a.png", 32))
+    assert "a.png: " in error if image is None else image.shape == (32, 32)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_metadata_is_entries_or_one_error(tmp_path, data):
+    folder = tmp_path / "e"
+    (folder / "metadata").mkdir(parents=True, exist_ok=True)
+    file = folder / "metadata" / "0.npy"
+    np.save(file, np.array([line(0, 0, 1).split()]))
+    sound = data.draw(st.sampled_from([file.read_bytes(), line(0, 0, 1).encode(), b"\x93NUMPY\x01\x00"]))
+    content = bytearray(sound + data.draw(st.binary(max_size=30)))
+    for place, value in data.draw(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=5)):
+        content[place % len(content)] = value
+    file.write_bytes(content)
+    entries, error = outcome(lambda: read_entries(folder))
+    assert "metadata" in error if entries is None else all(entry.label in (0, 1) for entry in entries)

@@ -1,0 +1,200 @@
+"""The Retrieval task on tiny files of pairs, and pairs on their way through batches and the model."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
+from lra.data import archives
+from lra.data.batching import collate, evaluation_batches
+from lra.data.dataset import SPLITS, open_prepared
+from lra.errors import DataError, UsageError
+from lra.models.transformer import build_model
+from lra.tasks import get_task
+from lra.tasks import retrieval as module
+from tests.lra.data.archive_cases import link, tar_bytes
+
+TASK = get_task("retrieval")
+SUFFIXES = {"train": "train", "validation": "eval", "test": "test"}
+COUNTS = {"train": 6, "validation": 3, "test": 2}
+CPU = torch.device("cpu")
+
+
+def row(label=b"1.0", first=b"one paper", second=b"another", end=b"\n"):
+    return b"\t".join([label, b"id1", b"id2", first, second]) + end
+
+
+def files(stem="aan_sub", **contents):
+    """The three files; a keyword replaces the content of one of them."""
+    rows = {
+        name: b"".join(row(b"%d.0" % (n % 2), b"%s %d" % (name.encode(), n)) for n in range(count))
+        for name, count in COUNTS.items()
+    } | contents
+    return [(f"{stem}.{SUFFIXES[name]}.tsv", content) for name, content in rows.items()]
+
+
+def prepare(tmp_path, members, **values):
+    file = tmp_path / "pairs.tar.xz"
+    file.write_bytes(tar_bytes(members, "w:xz"))
+    options = TASK.options.model_validate({"source": "substitute"} | values)
+    return TASK.prepare(options, tmp_path / "home", source=file, progress=False)
+
+
+def refused(tmp_path, members, **values):
+    with pytest.raises(DataError) as caught:
+        prepare(tmp_path, members, **values)
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "home").iterdir()) == []
+    return str(caught.value)
+
+
+def test_pairs_come_back_in_order_and_are_labelled_as_a_substitute(tmp_path):
+    data = prepare(tmp_path, files())
+    train = data.split("train")
+    assert train.documents == 2
+    assert [len(data.split(name)) for name in SPLITS] == list(COUNTS.values())
+    for index in range(6):
+        assert train.tokens_of(index).tobytes() == b"train %d" % index
+        assert train.tokens_of(index, 1).tobytes() == b"another"
+    assert train.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert "substitute" in data.manifest.edition
+    assert "6 / 3 / 2 pairs" in data.manifest.edition
+    assert open_prepared(data.path, verify=True).split("test").documents == 2
+
+
+def test_a_folder_reads_like_an_archive(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in [*files(), ("aan_sub.train.ids.tsv", b"other")]:
+        (folder / name).write_bytes(content)
+    options = TASK.options.model_validate({"source": "substitute"})
+    data = TASK.prepare(options, tmp_path / "other", source=folder, progress=False)
+    assert data.digest == prepare(tmp_path, files()).digest
+
+
+def test_official_files_are_held_to_their_names_and_counts(tmp_path, monkeypatch):
+    deep = [(f"lra_release/lra_release/tsv_data/{name}", content) for name, content in files("new_aan_pairs")]
+    assert "147,086 / 18,090 / 17,437" in refused(tmp_path, deep, source="official")
+    assert "new_aan_pairs.train.tsv" in refused(tmp_path, files(), source="official")
+    monkeypatch.setattr(module, "OFFICIAL_COUNTS", COUNTS)
+    data = prepare(tmp_path, deep, source="official")
+    assert "substitute" not in data.manifest.edition
+    with pytest.raises(DataError, match="substitute for AAN"):
+        TASK.prepare(TASK.options.model_validate({"source": "substitute"}), tmp_path / "home", progress=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b'a lone " quote', b"NUL \x00", b"\xff\xfe not UTF-8", "a\u2028b\u0085c\x0bd\x1c".encode(), b"NA", b"null", b""],
+)
+def test_odd_bytes_are_kept(tmp_path, text):
+    data = prepare(tmp_path, files(test=row(first=text) + row(second=text, end=b"\r\n")))
+    test = data.split("test")
+    assert [test.tokens_of(0).tobytes(), test.tokens_of(1, 1).tobytes()] == [text, text]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (row() + b"1\ta\tb\tc\n", ":2: expected 5 fields, got 4"),
+        (row() + row(second=b"x\ty"), ":2: expected 5 fields, got 6"),
+        (row() + b"\n", ":2: expected 5 fields, got 1"),
+        (row(b"2.0"), ":1: the label must be 0 or 1, got '2.0'"),
+        (row(b"nan"), "the label must be 0 or 1"),
+        (row(b"0.5"), "the label must be 0 or 1"),
+        (row(b"\xef\xbb\xbf1"), "the label must be 0 or 1"),
+        (row(b""), "the label must be 0 or 1"),
+        (b"", "no rows"),
+    ],
+)
+def test_wrong_rows_are_named_by_their_line(tmp_path, content, message):
+    assert message in refused(tmp_path, files(validation=content))
+
+
+def test_a_line_without_end_is_refused(tmp_path):
+    long = row() + row(first=b"x" * (archives.LINE_LIMIT + 1))
+    assert ":2: a line of more than" in refused(tmp_path, files(test=long))
+
+
+def test_wrong_archives_are_refused(tmp_path):
+    assert "NAME.test.tsv not found" in refused(tmp_path, files()[:2])
+    assert "both" in refused(tmp_path, [*files(), *files("other")])
+    assert "link" in refused(tmp_path, [*files()[1:], link("x.train.tsv")])
+    assert "leads out" in refused(tmp_path, [("../x.train.tsv", b"")])
+
+
+def test_documents_are_cut_and_splits_sampled(tmp_path):
+    data = prepare(tmp_path, files(), max_length=4, max_train=3)
+    train = data.split("train")
+    assert (len(train), train.documents) == (3, 2)
+    assert {train.tokens_of(n, d).tobytes() for n in range(3) for d in range(2)} == {b"trai", b"anot"}
+    whole = prepare(tmp_path, files(), max_train=3).split("train")
+    numbers = [int(whole.tokens_of(n).tobytes().split()[1]) for n in range(3)]
+    assert [number % 2 for number in numbers] == whole.labels.tolist()
+
+
+def test_show_has_both_documents(tmp_path):
+    data = prepare(tmp_path, files())
+    assert TASK.show(data, "test", 1).splitlines() == [
+        "test example 1: label 1 (one cites the other)",
+        "document 1, 6 bytes:",
+        "test 1",
+        "document 2, 7 bytes:",
+        "another",
+    ]
+    with pytest.raises(UsageError):
+        TASK.show(data, "test", -1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    content=st.binary(max_size=200) | st.lists(st.sampled_from([b"\t", b"1", b"0.0", b"\n", b"x", b"\r"])).map(b"".join)
+)
+def test_any_file_gives_pairs_or_one_line(tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("fuzz")
+    try:
+        split = prepare(folder, files(test=content)).split("test")
+    except DataError as error:
+        message = str(error)
+        split = None
+    assert "\n" not in message if split is None else set(split.labels) <= {0, 1}
+
+
+def test_batches_hold_both_documents_with_ids_that_leave_zero_to_padding(tmp_path):
+    split = prepare(tmp_path, files()).split("train")
+    batch = collate(split, [4, 1], None, 4000, CPU)
+    assert batch.tokens.shape == batch.mask.shape == (2, 2, 8)
+    assert bytes((batch.tokens[0, 1, :7] - 1).tolist()) == b"another"
+    assert torch.equal(batch.tokens == 0, ~batch.mask)
+    assert batch.num_tokens == 2 * (len(b"train 4") + len(b"another"))
+    assert [part.tokens.shape for part in batch.parts(2)] == [(1, 2, 8)] * 2
+    seen = [
+        (indices, made)
+        for indices, made in evaluation_batches(split, max_tokens=32, padded_length=8, limit=4000, device=CPU)
+    ]
+    assert sorted(np.concatenate([indices for indices, _ in seen])) == list(range(6))
+    assert max(made.tokens.numel() for _, made in seen) == 32
+
+
+@pytest.mark.parametrize(("head", "pooling"), [("paper", "masked_mean"), ("code", "first")])
+def test_the_model_encodes_both_alike_and_ignores_padding(tmp_path, head, pooling):
+    overrides = {"model.dim": 16, "model.mlp_dim": 32, "model.pair_head": head, "model.pooling": pooling}
+    config = resolve(
+        task="retrieval", variant="full", profile=load_profile("quick"), seed=0, track="open", overrides=overrides
+    )
+    model = build_model(config, 257, 2).double().eval()
+    split = prepare(tmp_path, files()).split("train")
+    short, long = (collate(split, [0, 1, 2], length, 4000, CPU) for length in (None, 24))
+    logits = model(short.tokens, short.mask)
+    assert logits.shape == (3, 2)
+    torch.testing.assert_close(model(long.tokens, long.mask), logits, rtol=1e-9, atol=1e-9)
+    swapped = model(short.tokens.flip(1), short.mask.flip(1))
+    assert not torch.allclose(swapped, logits, rtol=1e-3, atol=1e-3)
+    alone = torch.cat([model(short.tokens[n : n + 1], short.mask[n : n + 1]) for n in range(3)])
+    torch.testing.assert_close(alone, logits, rtol=1e-9, atol=1e-9)
+    width = {"paper": 4, "code": 2}[head] * 16
+    assert model.head.hidden[0].in_features == width
+    assert len(model.head.hidden) == {"paper": 1, "code": 2}[head]

@@ -1,0 +1,94 @@
+"""The table and the figure of cost by length, from made-up readings of `lra-bench`."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lra.errors import UsageError
+from reports.cli import command
+from reports.figures import figures
+from reports.figures.lines import log_slope
+from reports.render import render
+from reports.result_set import load_stores
+from reports.tables.efficiency import efficiency_tables, reading_groups
+from tests.reports.synthetic import add_reading, add_run
+
+
+def fill(folder, lengths=(1024, 2048, 3072, 4096), **of):
+    for length in lengths:
+        thousand = length // 1024
+        add_reading(folder, "full", length, seconds=0.5 * thousand**2, mib=100 * thousand**2, **of)
+        add_reading(folder, "linear", length, seconds=0.25 * thousand, mib=50 * thousand, **of)
+
+
+def test_the_layout_of_the_original_cell_by_cell(tmp_path):
+    fill(tmp_path, lengths=(1024, 4096))
+    add_reading(tmp_path, "local", 1024, seconds=0.2, mib=40, noisy=True)
+    add_reading(tmp_path, "local", 4096, seconds=1.0, mib=1, status="oom")
+    (table,) = efficiency_tables(load_stores([tmp_path]))
+    assert list(table.cells.columns) == ["steps/s 1K", "steps/s 4K", "GB 1K", "GB 4K"]
+    assert table.cells.loc["full"].tolist() == ["2 (1)", "0.125 (0.062)", "0.115 (1.00)", "1.688 (1.00)"]
+    assert table.cells.loc["linear"].tolist() == ["4 (2)", "1 (0.5)", "0.063 (0.55)", "0.220 (0.13)"]
+    assert table.cells.loc["local"].tolist() == ["5~ (2.5)", "OOM", "0.052 (0.45)", "OOM"]
+    assert list(table.cells.index) == ["full", "linear", "local"]
+    assert "text, profile quick, batch 4, Model <7>, 2 threads, torch 2" in table.caption
+    assert "load of the machine" in " ".join(table.notes).lower()
+    assert len(table.records) == 6
+    assert r"**5\~ (2.5)**" in render(table, "markdown")
+    assert r"\textbf{0.052 (0.45)}" in render(table, "latex")
+
+
+def test_machines_and_batches_that_collide_get_tables_of_their_own(tmp_path):
+    fill(tmp_path, lengths=(1024, 2048))
+    assert len(reading_groups(load_stores([tmp_path]))) == 1
+    add_reading(tmp_path, "full", 4096, seconds=1.0, mib=9, batch=1)  # equal tokens in a step
+    (group,) = reading_groups(load_stores([tmp_path]))
+    assert sorted(group["length"].unique()) == [1024, 2048, 4096]
+    add_reading(tmp_path, "full", 1024, seconds=1.0, mib=9, batch=8)
+    assert sorted(group["batch"].iloc[0] for group in reading_groups(load_stores([tmp_path]))) == [1, 4, 8]
+    add_reading(tmp_path, "full", 1024, seconds=1.0, mib=9, threads=1)
+    assert len(reading_groups(load_stores([tmp_path]))) == 4
+
+
+def test_options_that_differ_are_in_the_label(tmp_path):
+    for rotary in (False, True):
+        add_reading(tmp_path, "full", 1024, seconds=1.0, mib=9, options={"rotary": rotary})
+    (group,) = reading_groups(load_stores([tmp_path]))
+    assert sorted(group["label"]) == ["full [rotary=False]", "full [rotary=True]"]
+
+
+def test_the_figure_tells_the_slopes(tmp_path):
+    fill(tmp_path)
+    for number in range(7):
+        add_reading(tmp_path, f"variant_{number}", 1024, seconds=1.0, mib=9)
+        add_reading(tmp_path, f"variant_{number}", 2048, seconds=1.0, mib=9)
+    drawn = list(figures(load_stores([tmp_path])))
+    assert [title.partition(":")[0] for title, _ in drawn] == ["scaling 1", "scaling 2"]
+    names = [[text.get_text() for text in figure.legends[0].get_texts()] for _, figure in drawn]
+    assert names[0][:2] == ["full (2.00, 2.00)", "linear (1.00, 1.00)"]
+    assert names[1] == ["full (2.00, 2.00)", "variant_5 (0.00, 0.00)", "variant_6 (0.00, 0.00)"]
+
+
+def test_the_slope_is_the_exponent():
+    lengths = np.array([1.0, 2.0, 4.0, 8.0])
+    assert log_slope(lengths, 3 * lengths**1.5) == pytest.approx(1.5)
+    assert np.isnan(log_slope(lengths[:1], lengths[:1]))
+
+
+def test_a_store_with_one_kind_refuses_the_other_and_counts_damage(tmp_path):
+    def report(*arguments):
+        return CliRunner().invoke(command, [*map(str, arguments)], catch_exceptions=False)
+
+    fill(tmp_path / "bench")
+    path = add_reading(tmp_path / "bench", "local", 1024, seconds=1.0, mib=9)
+    path.write_text(path.read_text().replace("no memory", "").replace('"threads": 2', '"threads": 3'))
+    done = report("table", "efficiency", "--store", tmp_path / "bench", "--variant", "linear")
+    assert done.exit_code == 0
+    assert done.stderr.startswith("1 files passed over:")
+    assert "linear" in done.stdout
+    assert "\nfull" not in done.stdout
+    assert "no records of runs" in report("table", "accuracy", "--store", tmp_path / "bench").stderr
+    add_run(tmp_path / "runs", 400)
+    assert "lra-bench --preset lra makes them" in report("table", "efficiency", "--store", tmp_path / "runs").stderr
+    with pytest.raises(UsageError, match="no readings"):
+        efficiency_tables(load_stores([tmp_path / "runs"]))

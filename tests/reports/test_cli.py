@@ -1,0 +1,334 @@
+"""`lra-report` and the Python interface as a user meets them."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from lra.config.schema import canonical_json
+from lra.config.suites import expand, load_suite
+from lra.errors import StoreError
+from lra.results import load
+from lra.results.records import Store
+from reports.cli import PRESETS, command
+from reports.tables.published import load_published
+from tests.reports.synthetic import HOSTILE, add_attempt, add_run, five_tasks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def report(*arguments):
+    return CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    five_tasks(folder)
+    add_run(folder, 411, variant="contextpool", seed=5, options={"rotary": True})
+    add_run(folder, 411, layers=4, track="open")
+    add_run(folder, 421, layers=2, track="open")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [["accuracy"], ["seeds"], ["cost"], ["depth"], ["published"], ["head-to-head", "full", "linear"],
+     ["ablation", "full"], ["ranks"]],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["text", "markdown", "latex", "csv", "html"])
+def test_every_preset_in_every_form(tmp_path_factory, store, preset, form):
+    if preset[0] == "head-to-head":
+        store = tmp_path_factory.mktemp("plain")
+        five_tasks(store, variants=("full", "linear"))
+    done = report("table", *preset, "--store", store, "--format", form)
+    assert done.exit_code == 0, done.output
+    assert "quick" in done.stdout
+    assert len(done.stdout.splitlines()) > 6
+
+
+SUITE = {"name": "two", "title": "for this test", "profile": "quick", "tasks": ["listops"], "seeds": [0, 1, 2, 3]}
+
+
+def suite_file(folder, variants):
+    path = folder / "two.yaml"
+    path.write_text(json.dumps(SUITE | {"variants": variants}))  # JSON is YAML
+    return path
+
+
+def table_rows(done):
+    """Read the CSV form: {variant: cells} of the rows that are runs."""
+    rows = [line.split(",") for line in done.stdout.splitlines() if not line.startswith(("#", '"#', "("))]
+    return {row[0]: row[1:] for row in rows if row[0]}
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A store with two cells of a suite, saved and read as real ones are, and with runs beside them."""
+    suite = suite_file(tmp_path, {"full": {"rotary": [False, True]}, "linear": {}})
+    folder = tmp_path / "store"
+    cells = expand(load_suite(str(suite)))
+    assert len(cells) == 12
+    for cell, right in ((cells[0], 400), (cells[3], 410)):
+        add_run(folder, right, config=cell)
+    other = cells[0].model_copy(update={"train": cells[0].train.model_copy(update={"lr": 0.5})})
+    add_run(folder, 900, config=other)
+    add_run(folder, 910, config=cells[0].model_copy(update={"track": "open"}))
+    add_run(folder, 920, config=cells[0].model_copy(update={"task": "text"}))
+    return folder, suite
+
+
+def test_a_suite_selects_its_own_cells_and_says_how_many_seeds_they_lack(mixed):
+    folder, suite = mixed
+    done = report("table", "accuracy", "--store", folder, "--suite", suite, "--format", "csv")
+    assert done.exit_code == 0, done.output
+    assert done.stderr == f"suite {suite}: 2 of 12 cells have a record\n"
+    assert table_rows(done) == {"full": ["40.50 ± 0.71 (2/4)"]}
+    everything = report("table", "accuracy", "--store", folder, "--format", "csv")
+    assert "90.00" in everything.stdout
+    assert "91.00" in everything.stdout
+
+
+def test_tasks_and_variants_select(mixed, store):
+    folder, suite = mixed
+    done = report("table", "accuracy", "--store", store, "--variant", "ContextPool", "--variant", "linear",
+                  "--task", "text", "--task", "IMAGE", "--format", "csv")  # fmt: skip
+    assert "no records of variant 'linear'; known: contextpool, full" in done.stderr
+    done = report("table", "accuracy", "--store", store, "--variant", "ContextPool", "--task", "text",
+                  "--task", "IMAGE", "--format", "csv")  # fmt: skip
+    assert table_rows(done) == {"contextpool": ["46.10 ± 0.10 (3)", "48.10 ± 0.10 (3)"]}
+    done = report("table", "accuracy", "--store", folder, "--suite", suite, "--task", "text")
+    assert done.exit_code == 2
+    assert "no records of task 'text'; known: listops" in done.stderr
+
+
+def test_a_suite_none_of_whose_cells_was_run_says_so(tmp_path, store):
+    suite = suite_file(tmp_path, {"cosformer": {}})
+    done = report("table", "accuracy", "--store", store, "--suite", suite)
+    assert done.exit_code == 2
+    assert f"no record is one of the 4 cells of suite {suite}" in done.stderr
+    done = report("table", "accuracy", "--store", store, "--suite", "qick")
+    assert "unknown suite 'qick'; did you mean 'quick'?" in done.stderr
+
+
+def test_it_runs_as_a_module_too(mixed):
+    folder, suite = mixed
+    command = [sys.executable, "-m", "reports.cli", "table", "seeds", "--store", folder, "--suite", suite]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"Made by: lra-report table seeds --store {folder} --suite {suite}" in done.stdout
+
+
+def test_help_lists_presets_and_shows_no_layout_marks():
+    helps = [report(*words, "--help").stdout for words in ([], ["table"], *([name] for name in command.commands))]
+    assert len(helps) >= 7
+    assert [text for text in helps if "\\b" in text or "\b" in text] == []
+    for preset, text in PRESETS.items():
+        assert re.search(rf"^    {preset} +{re.escape(text)}$", helps[1], re.M), preset
+
+
+def test_export_writes_every_run_as_csv(tmp_path, store):
+    done = report("export", "--store", store, "--csv", tmp_path / "runs.csv", "--variant", "full")
+    assert (done.exit_code, done.output) == (0, "")
+    frame = pd.read_csv(tmp_path / "runs.csv")
+    expected = load(store)
+    expected = expected[expected["variant"] == "full"]
+    assert sorted(frame["cell_id"]) == sorted(expected["cell_id"])
+    assert frame["accuracy"].sum() == pytest.approx(expected["accuracy"].sum())
+    assert json.loads(frame["settings"][0])["model.num_layers"] in (2, 4)
+    assert "give --csv FILE" in report("export", "--store", store).stderr
+    assert "cannot write" in report("export", "--store", store, "--csv", tmp_path / "no" / "x.csv").stderr
+
+
+def test_no_cell_of_an_export_is_a_formula(tmp_path):
+    for number, name in enumerate(HOSTILE):
+        add_run(tmp_path, 400 + number, variant=name)
+    assert report("export", "--store", tmp_path, "--csv", tmp_path / "runs.csv").exit_code == 0
+    content = (tmp_path / "runs.csv").read_text()
+    cells = [cell for row in csv.reader(io.StringIO(content)) for cell in row]
+    assert sum(cell.startswith("'=cmd|") for cell in cells) == 2  # the variant and its label
+    assert [cell for cell in cells if re.match(r"[=@+\t]|-[^\d]", cell)] == []
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", content)
+
+
+@pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed (extra: export)")
+def test_export_writes_parquet(tmp_path, store):
+    done = report("export", "--store", store, "--parquet", tmp_path / "runs.parquet")
+    assert (done.exit_code, done.output) == (0, "")
+    frame = pd.read_parquet(tmp_path / "runs.parquet")
+    assert sorted(frame["cell_id"]) == sorted(load(store)["cell_id"])
+    assert frame["flops"].tolist() == [2_000_000.0] * 33
+
+
+def test_export_without_pyarrow_says_what_to_install(tmp_path, store, monkeypatch):
+    monkeypatch.setattr("reports.export.find_spec", lambda name: None)
+    done = report("export", "--store", store, "--parquet", tmp_path / "runs.parquet")
+    assert done.exit_code == 2
+    assert done.stderr == "Error: pyarrow is not installed; pip install 'lra-harness[export]'\n"
+
+
+def test_out_writes_the_file(store, tmp_path):
+    done = report("table", "accuracy", "--store", store, "--format", "csv", "--out", tmp_path / "t.csv")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "contextpool" in (tmp_path / "t.csv").read_text()
+    done = report("table", "accuracy", "--store", store, "--out", tmp_path / "no" / "t.csv")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("Error: cannot write")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table", "head-to-head", "full"], "head-to-head takes 2 variant names, got 1"),
+        (["table", "accuracy", "--profile", "official"], "no records of profile 'official'; known: quick"),
+        (["table", "head-to-head", "Full", "full"], "'full' against itself shows nothing"),
+        (["table", "head-to-head", "full", "contextpol"], "no records of variant 'contextpol'; did you mean 'contextp"),
+        (["table", "ablation", "nobody"], "no records of variant 'nobody'; known: contextpool, full"),
+        (["table", "ablation", "Fulll"], "no records of variant 'Fulll'; did you mean 'full'?"),
+        (["table", "acuracy"], "unknown preset 'acuracy'; did you mean 'accuracy'?"),
+        (["table", "cost", "--task", "imag"], "no records of task 'imag'; did you mean 'image'?"),
+        (["table", "cost", "--suite", "dept"], "unknown suite 'dept'; did you mean 'depth'?"),
+        (["table", "cost", "--suite", ROOT / "configs/suites/dept.yaml"], "suites/depth.yaml'?"),
+        (["compare", "zz", "zz"], "no record begins with 'zz'"),
+        (["compare", "", ""], "33 records begin with ''"),
+        (["pooling", "zz", "--out", "x.gif"], "written as png, svg, pdf"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(store, arguments, message):
+    done = report(*arguments, "--store", store)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_a_mistyped_id_and_store_get_the_nearest(store):
+    cell = sorted(load(store)["cell_id"])[0]
+    close = cell[:5] + ("0" if cell[5] != "0" else "1") + cell[6:12]
+    done = report("compare", close, close, "--store", store)
+    assert done.stderr == f"Error: no record begins with {close!r}; did you mean {cell[:12]!r}?\n"
+    wrong = store.with_name(store.name + "s")
+    done = report("table", "accuracy", "--store", wrong)
+    assert done.stderr == f"Error: no store at {wrong}; did you mean {str(store)!r}?\n"
+
+
+def test_a_variant_with_many_settings_names_rows_that_there_are(tmp_path):
+    for layers in range(1, 5):
+        add_run(tmp_path, 400 + layers, layers=layers, track="open")
+        add_run(tmp_path, 410, layers=layers, track="open", variant="linear")
+    done = report("table", "head-to-head", "full", "linear", "--store", tmp_path)
+    assert done.exit_code == 2
+    assert "no row 'full' under profile quick, open track, but 4 with settings, such as 'full [num" in done.stderr
+    row = "[num_layers=2]"
+    assert report("table", "head-to-head", f"full {row}", f"Linear {row}", "--store", tmp_path).exit_code == 0
+
+
+def test_an_empty_store_and_a_missing_one_say_so(tmp_path):
+    assert "holds no records yet" in report("table", "accuracy", "--store", tmp_path).stderr
+    assert "no store at" in report("table", "accuracy", "--store", tmp_path / "nowhere").stderr
+    (tmp_path / "lra-results").mkdir()
+    plain = report("table", "accuracy", "--store", tmp_path)
+    assert plain.stderr == "Error: the store holds no records yet\n"
+    add_run(tmp_path / "lra-results", 400)
+    advised = report("table", "accuracy", "--store", tmp_path)
+    assert advised.stderr == f"{plain.stderr[:-1]}; did you mean --store {tmp_path / 'lra-results'}?\n"
+    assert report("table", "accuracy", "--store", tmp_path / "lra-results").exit_code == 0
+
+
+def damage(folder):
+    """Make a store with one good record and four that cannot be used."""
+    add_run(folder, 400)
+    paths = [Store(folder).record_path(add_run(folder, 400, seed=seed).cell_id) for seed in (1, 2, 3)]
+    paths[0].write_text(paths[0].read_text().replace('"correct": 400', '"correct": 900'))
+    paths[1].write_text("not json")
+    envelope = json.loads(paths[2].read_text())
+    envelope["record"]["schema_version"] = 99
+    envelope["sha256"] = hashlib.sha256(canonical_json(envelope["record"])).hexdigest()
+    paths[2].write_text(json.dumps(envelope))
+    foreign = folder / "results" / "zz" / "other.json"
+    foreign.parent.mkdir()
+    foreign.write_text('{"a": 1}')
+    note = folder / "attempts" / "x" / "1-host-1.json"
+    note.parent.mkdir(parents=True)
+    note.write_text('{"status": "oom"}')
+
+
+def test_damaged_foreign_and_newer_files_are_counted_and_named(tmp_path):
+    damage(tmp_path)
+    done = report("table", "accuracy", "--store", tmp_path)
+    assert done.exit_code == 0
+    assert "40.00 (1)" in done.stdout
+    assert done.stderr.startswith("5 files passed over:")
+    for reason in ("checksum does not match", "is not a record of a run", "newer version (schema 99)", "does not say"):
+        assert reason in done.stderr
+    frame = load(tmp_path)
+    assert len(frame) == 1
+    assert len(frame.attrs["problems"]) == 4
+
+
+def test_what_was_tried_and_gave_nothing_is_in_the_table(tmp_path):
+    add_attempt(tmp_path, "oom")
+    assert "OOM (1/1)" in report("table", "accuracy", "--store", tmp_path).stdout
+
+
+def test_compare_shows_what_differs_and_nothing_else(tmp_path):
+    ids = [add_run(tmp_path, right, seed=seed).cell_id for seed, right in ((0, 400), (1, 420))]
+    done = report("compare", *ids, "--store", tmp_path)
+    assert "config.seed: 0  |  1" in done.stdout
+    assert "outcome.test.correct: 400  |  420" in done.stdout
+    assert "curve.validation_correct: first differs in row 1: 17 | 18" in done.stdout
+    assert "config.task" not in done.stdout
+    assert "no difference" in report("compare", ids[0], ids[0], "--store", tmp_path).stdout
+
+
+def test_the_example_of_the_page_on_reports_runs(tmp_path, monkeypatch, capsys):
+    add_run(tmp_path / "lra-results", 400)
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "reports.md").read_text(), re.S)
+    exec(compile(example, "docs/reports.md", "exec"), {})
+    assert "40.0" in capsys.readouterr().out
+
+
+def test_the_page_on_reports_shows_what_its_commands_print(monkeypatch):
+    page = (ROOT / "docs" / "reports.md").read_text()
+    shown = re.findall(
+        r"```console\n\$ (lra-report table [^\n]*--store benchmarks/evidence/store[^\n]*)\n(.*?)\n```", page, re.S
+    )
+    shown = [(line, text) for line, text in shown if "--suite" in line]
+    assert len(shown) == 9
+    monkeypatch.chdir(ROOT)
+    for line, text in shown:
+        monkeypatch.setattr(sys, "argv", shlex.split(line))
+        printed = report(*shlex.split(line)[1:]).stdout
+        parts = [part.strip("\n") for part in text.split("[...]")]
+        assert [part for part in parts if part not in printed] == [], line
+
+
+def test_the_page_on_reports_shows_every_preset_and_explains_every_flag():
+    page = (ROOT / "docs" / "reports.md").read_text()
+    for preset in PRESETS:
+        assert f"lra-report table {preset}" in page
+    flags = {flag for s in load_published() for flag in [*s.flags, *(f for row in s.row_flags.values() for f in row)]}
+    assert len(flags) >= 8
+    assert [flag for flag in flags if f"`{flag}`" not in page] == []
+
+
+def test_load_gives_a_tidy_frame(store):
+    frame = load(store)
+    assert len(frame) == 33
+    means = frame[frame["track"] == "matched"].groupby(["variant", "task"])["accuracy"].mean()
+    assert means["full", "text"] == pytest.approx(41.1)
+    assert frame["settings"].iloc[0]["model.num_layers"] in (2, 4)
+    assert frame.attrs["problems"] == []
+    with pytest.raises(StoreError, match="no store at"):
+        load(store / "nowhere")

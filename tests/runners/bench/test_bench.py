@@ -1,0 +1,295 @@
+"""`lra-bench`: its meters on known allocations and real steps, what it stores, what it prints."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from lra.config.profiles import load_profile
+from lra.errors import StoreError, UsageError
+from lra.measure.flops import FlopCount, count_flops
+from lra.results.bench_records import (
+    CANARY_BYTES,
+    MIB,
+    BenchRecord,
+    MemoryReading,
+    Timing,
+    bench_records,
+    meters_agree,
+    read_bench_record,
+    save_bench_record,
+)
+from runners.bench.memory import PINNED_MALLOC, allocator_peak
+from runners.bench.tables import arena_report, full_report
+from runners.bench.workload import Workload, tokens_per_step, workload_config
+from runners.cli.bench import command, defaults, parse_lengths
+
+ROOT = Path(__file__).resolve().parents[3]
+CPU = torch.device("cpu")
+KNOWN = """
+import json, torch
+from runners.bench.memory import allocator_peak, canary, kernel_peak
+
+def brief():
+    torch.ones(64 * 2**18)
+
+def many():
+    held = [torch.ones(2**14) for _ in range(512)]
+
+def transient():
+    for _ in range(4):
+        held = [torch.ones(32 * 2**18) for _ in range(3)]
+        del held
+
+def untouched():
+    torch.empty(64 * 2**18)
+
+canary(torch.device("cpu"))
+cases = {"canary": lambda: canary(torch.device("cpu")), "brief": brief, "many": many, "transient": transient,
+         "untouched": untouched}
+kernel = {name: kernel_peak(run) for name, run in cases.items()}
+print(json.dumps({"kernel": kernel, "allocator": {name: allocator_peak(run) for name, run in cases.items()}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def known():
+    done = subprocess.run(
+        [sys.executable, "-c", KNOWN], cwd=ROOT, env=os.environ | PINNED_MALLOC, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's high-water mark is Linux's")
+@pytest.mark.parametrize(("case", "size"), [("canary", 48), ("brief", 64), ("many", 32), ("transient", 96)])
+def test_both_meters_read_known_allocations(known, case, size):
+    assert known["allocator"][case] == size * MIB
+    if case == "canary":
+        assert known["kernel"][case] == pytest.approx(size * MIB, rel=0.01)
+    assert meters_agree(known["allocator"][case], known["kernel"][case])
+
+
+def test_the_meters_are_two_things(known):
+    assert known["allocator"]["untouched"] == 64 * MIB
+    assert known["kernel"]["untouched"] < MIB
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """A small run of the command: (what it printed, its store, its JSON file)."""
+    folder = tmp_path_factory.mktemp("bench")
+    printed = invoke(
+        folder, "--attn", "local", "--lengths", "512", "--set", "variants.full.backend=reference",
+        "--json", str(folder / "all.json"),
+    )  # fmt: skip
+    return printed, folder / "store", folder / "all.json"
+
+
+def invoke(folder, *arguments, exit_code=0):
+    before = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        done = CliRunner().invoke(
+            command,
+            [*arguments, "--profile", "quick", "--batch", "4", "--threads", "1", "--steps", "6", "--seconds", "0",
+             "--device", "cpu", "--quiet", "--store", str(folder / "store")],
+            catch_exceptions=False,
+        )  # fmt: skip
+    finally:
+        os.chdir(before)
+    assert done.exit_code == exit_code, done.output
+    return done.output
+
+
+def test_the_meters_agree_on_a_real_training_step(bench):
+    records = {record.variant: record for record in bench_records(bench[1])}
+    assert sorted(records) == ["full", "local"]
+    for record in records.values():
+        memory = record.memory
+        assert memory.problem == ""
+        assert len(memory.step_bytes) == len(memory.check_bytes) == 3
+        assert meters_agree(memory.step, sorted(memory.check_bytes)[1])
+        assert memory.canary_bytes == CANARY_BYTES
+    # All scores of two layers, and the weights made of them, are kept for backward.
+    assert records["full"].memory.step > 2 * 2 * 4 * 4 * 512 * 512 * 4
+    assert records["full"].memory.step > 2 * records["local"].memory.step
+
+
+def test_a_record_has_all_that_the_table_shows(bench):
+    printed, store, json_file = bench
+    records = list(bench_records(store))
+    assert len(records) == 2
+    for record in records:
+        assert (record.status, record.length, record.batch_size, record.threads) == ("ok", 512, 4, 1)
+        assert len(record.timing.seconds) == 6
+        assert record.timing.warmup_steps >= 5
+        assert record.flops.total > 0
+        assert record.parameters > 0
+        assert {"load_average", "cpu", "threads", "torch", "frequency_governor"} <= record.environment.keys()
+        assert read_bench_record(store / "bench" / f"{record.settings_id}.json") == record
+    full, local = sorted(records, key=lambda record: record.variant)
+    assert full.speed_ratio == 1.0
+    assert local.speed_ratio > 0
+    assert {entry["settings_id"] for entry in json.loads(json_file.read_text())} == {r.settings_id for r in records}
+    assert "Both meters agree within 2 MiB or 3 % in 2 of 2 readings." in printed
+    assert "batch 4 on this one device" in printed
+
+
+def test_out_of_memory_is_a_value(tmp_path):
+    arguments = ("--attn", "full", "--lengths", "512", "--set", "variants.full.backend=reference")
+    printed = invoke(tmp_path, *arguments, "--memory-limit", "0.05")
+    [record] = bench_records(tmp_path / "store")
+    assert record.status == "oom"
+    assert record.timing is record.memory is record.speed_ratio is None
+    assert "full at 512: oom: " in printed
+
+
+def test_a_model_that_breaks_is_a_failure_with_its_reason(tmp_path):
+    printed = invoke(tmp_path, "--attn", "full", "--lengths", "64", "--set", "model.embedding_rows=3", exit_code=4)
+    [record] = bench_records(tmp_path / "store")
+    assert (record.status, record.timing) == ("failed", None)
+    assert "full at 64: failed: exit status 1: IndexError: index out of range in self" in printed
+
+
+def config(variant="full", length=32, task="text", **settings):
+    profile = load_profile("quick")
+    return workload_config(task=task, variant=variant, profile=profile, length=length, batch_size=2, overrides=settings)
+
+
+def test_the_step_sees_random_tokens_and_no_padding():
+    work = Workload(config(), CPU)
+    assert work.tokens.shape == (2, 32)
+    assert int(work.tokens.min()) >= 1
+    assert len(work.tokens.unique()) > 20
+    assert tokens_per_step(work.config) == 64
+    assert tokens_per_step(config(task="retrieval")) == 128
+    assert Workload(config(task="retrieval"), CPU).tokens.shape == (2, 2, 32)
+
+
+def test_a_step_is_forward_backward_and_optimiser_and_meters_do_not_change_it():
+    plain, metered = Workload(config("local"), CPU), Workload(config("local"), CPU)
+    before = [p.detach().clone() for p in plain.model.parameters()]
+    for _ in range(4):
+        plain.step()
+    count_flops(metered.step)
+    allocator_peak(metered.step)
+    metered.step()
+    count_flops(metered.step)
+    changed = [not torch.equal(old, new) for old, new in zip(before, plain.model.parameters(), strict=True)]
+    assert sum(changed) == len(changed) > 10
+    for one, other in zip(plain.model.parameters(), metered.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert all(p.grad is not None for p in plain.model.parameters())
+    plain.clear()
+    assert all(p.grad is None for p in plain.model.parameters())
+    # Weights, two moments of each, positions, and the steps of the optimiser.
+    assert plain.state_bytes() > 3 * sum(p.numel() * 4 for p in before)
+
+
+def test_settings_that_the_length_decides_on_and_foreign_lengths_are_refused():
+    with pytest.raises(UsageError, match="--lengths"):
+        config(**{"model.max_length": 64})
+    with pytest.raises(UsageError, match="32 x 32"):
+        config(task="image", length=512)
+    assert config(task="image", length=1024).model.max_length == 1024
+    for text in ("1024,", "1k", "0", ""):
+        with pytest.raises(UsageError, match="is not a length"):
+            parse_lengths(text)
+    assert parse_lengths("2048, 512,2048") == [512, 2048]
+
+
+def reading(step=100 * MIB, check=100 * MIB, canary=CANARY_BYTES):
+    return MemoryReading(
+        meter="one", step_bytes=[step] * 3, check_meter="two", check_bytes=[check] * 3, canary_bytes=canary,
+        canary_check_bytes=canary, state_bytes=MIB,
+    )  # fmt: skip
+
+
+def test_a_reading_with_a_disagreement_or_a_wrong_canary_is_flagged():
+    assert reading().problem == ""
+    assert reading(check=103 * MIB).problem == ""
+    assert "disagree" in reading(check=104 * MIB).problem
+    assert "disagree" in reading(check=96 * MIB).problem
+    assert reading(step=MIB, check=3 * MIB).problem == ""
+    assert "disagree" in reading(step=MIB, check=3 * MIB + 1).problem
+    assert "known allocation" in reading(canary=CANARY_BYTES + MIB).problem
+    unchecked = reading().model_copy(update={"check_bytes": []})
+    assert "no second meter" in unchecked.problem
+
+
+def record(variant, length, **changes):
+    base = BenchRecord(
+        settings_id=f"{variant}{length}", status="ok", detail="", config=config(variant, length), device_type="cpu",
+        threads=1, parameters=5, backend="torch", timing=Timing(seconds=[0.5, 0.5, 0.5], warmup_steps=5),
+        speed_ratio=2.0, memory=reading(), measured_at="2026-01-01T00:00:00+00:00",
+        flops=FlopCount(total=10**9, by_operator={}, uncounted={"sort": 1}, uncounted_pointwise={}),
+        environment={"cpu": "some processor", "device": "cpu", "load_average": 0.5, "torch": "2"},
+    )  # fmt: skip
+    return base.model_copy(update=changes)
+
+
+def test_the_arena_layout_is_that_of_table_2():
+    oom = {"status": "oom", "detail": "no room", "timing": None, "speed_ratio": None, "memory": None, "flops": None}
+    noisy = Timing(seconds=[0.1, 0.5, 0.9], warmup_steps=5)
+    printed = arena_report([
+        record("full", 1024, speed_ratio=1.0), record("full", 2048, **oom),
+        record("local", 1024, memory=reading(check=50 * MIB)), record("local", 2048, timing=noisy, speed_ratio=None),
+    ])  # fmt: skip
+    table = {
+        cells[0]: cells[1:]
+        for line in printed.splitlines()
+        if line.startswith("|") and len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 5
+    }
+    assert table["model"] == ["steps/s 1K", "steps/s 2K", "GB 1K", "GB 2K"]
+    assert table["full"] == ["2 (1.0)", "oom", "0.106", "oom"]
+    assert table["local"] == ["2 (2.0)", "2~", "!", "0.106"]
+    assert "~ noisy" in printed
+    assert "! local at 1024: memory not to be quoted: the meters disagree: 100.0 MiB and 50.0 MiB." in printed
+    assert "full at 2048: oom: no room" in printed
+    assert "in 2 of 3 readings" in printed
+
+
+def test_the_long_table_has_crossings_and_what_was_not_counted():
+    only_local = FlopCount(total=10**8, by_operator={}, uncounted={"sort": 1, "_fft_r2c": 2}, uncounted_pointwise={})
+    printed = full_report([
+        record("full", 1024, speed_ratio=1.0), record("full", 2048, speed_ratio=1.0),
+        record("local", 1024, speed_ratio=0.5, flops=only_local), record("local", 2048, speed_ratio=2.0),
+    ])  # fmt: skip
+    assert "| local     |     1448 |        > 2048 |" in printed
+    assert "  all: sort\n" in printed
+    assert "  local: _fft_r2c" in printed
+
+
+def test_a_damaged_or_newer_record_is_refused(tmp_path):
+    path = save_bench_record(tmp_path, record("full", 64))
+    assert read_bench_record(path) == record("full", 64)
+    path.write_text(path.read_text().replace("0.5", "0.4"))
+    with pytest.raises(StoreError, match="checksum"):
+        read_bench_record(path)
+    save_bench_record(tmp_path, record("full", 64, schema_version=99))
+    with pytest.raises(StoreError, match="newer"):
+        read_bench_record(path)
+    (tmp_path / "bench" / "foreign.json").write_text("[]")
+    found = list(bench_records(tmp_path))
+    assert len(found) == 2
+    assert all(isinstance(entry, StoreError) for entry in found)
+
+
+def test_defaults_follow_preset_device_and_quick():
+    assert defaults(preset="lra", quick=False, cuda=False).profile == "official"
+    assert defaults(preset=None, quick=False, cuda=True).profile == "nystromformer"
+    assert defaults(preset="lra", quick=True, cuda=True).profile == "quick"
+    arena = defaults(preset="lra", quick=False, cuda=True)
+    assert (arena.lengths, arena.batch) == ("1024,2048,3072,4096", 32)
+
+
+def test_batch_and_tokens_exclude_each_other():
+    done = CliRunner().invoke(command, ["--batch", "2", "--tokens", "64"])
+    assert done.exit_code == 2
+    assert "exclude each other" in done.output

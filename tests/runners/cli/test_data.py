@@ -1,0 +1,256 @@
+"""`lra-data` as a user meets it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lra.config.profiles import load_profile
+from lra.config.resolve import parse_override, resolve
+from lra.data.dataset import open_prepared
+from lra.tasks import TASKS
+from runners.cli.data import main
+
+ROOT = Path(__file__).resolve().parents[3]
+TINY = ["min_length=11", "max_length=63", "max_depth=4", "max_args=5", "train=60", "validation=20", "test=20"]
+SET_TINY = [argument for setting in TINY for argument in ("--set", setting)]
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def run(home):
+    def run(*arguments):
+        return CliRunner().invoke(main, list(map(str, arguments)), env={"LRA_HOME": str(home)})
+
+    return run
+
+
+@pytest.fixture
+def folder(run, home):
+    assert run("prepare", "listops", *SET_TINY).exit_code == 0
+    (folder,) = home.iterdir()
+    return folder
+
+
+def test_prepare_tells_what_it_made_and_where(run, home):
+    first, again = run("prepare", "listops", *SET_TINY), run("prepare", "ListOps", *SET_TINY)
+    assert (first.exit_code, again.exit_code) == (0, 0)
+    (folder,) = home.iterdir()
+    assert first.stdout.splitlines()[0] == f"Prepared: {folder}"
+    assert again.stdout.splitlines()[0] == f"Already prepared: {folder}"
+    assert "short: generated, 10 < length < 64" in first.stdout
+    assert "train: 60 examples of" in first.stdout
+    assert "chance 10.0, majority" in first.stdout
+    assert first.stderr == ""  # no progress bar outside a terminal
+
+
+def test_a_small_edition_has_its_own_folder_and_says_what_it_is(run, home):
+    full, small = run("prepare", "listops", *SET_TINY), run("prepare", "listops", *SET_TINY, "--small", 30)
+    assert (full.exit_code, small.exit_code) == (0, 0), small.stderr
+    assert len(list(home.iterdir())) == 2
+    assert "60 / 20 / 20 examples" in full.stdout
+    assert "30 / 10 / 10 examples" in small.stdout
+
+
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.info.generated])
+def test_generate_wins_over_an_edition_that_is_read(run, task):
+    tiny = SET_TINY if task == "listops" else ["--set", "difficulty=easy", "--small", "8"]
+    assert run("prepare", task, "--set", "source=official", *tiny).exit_code != 0
+    result = run("prepare", task, "--set", "source=official", "--generate", *tiny)
+    assert result.exit_code == 0, result.stderr
+    assert f"{task}, " in result.stdout
+    assert "generated" in result.stdout
+
+
+def test_prepare_for_a_profile_makes_what_the_profile_reads(run, home):
+    result = run("prepare", "listops", "--profile", "quick", "--small", 200)
+    assert result.exit_code == 0, result.stderr
+    *_, advice = result.stdout.splitlines()
+    command = advice.removeprefix("Train on it with: lra-run --attn NAME ").split()
+    assert command[:4] == ["--task", "listops", "--profile", "quick"]
+    overrides = dict(parse_override(text) for text in command[command.index("--set") :] if "=" in text)
+    options = resolve(
+        task="listops", variant="full", profile=load_profile("quick"), seed=0, track="open", overrides=overrides
+    )
+    task = TASKS["listops"]
+    (folder,) = home.iterdir()
+    assert folder.name == task.folder_name(task.options.model_validate(options.data))
+
+
+def test_data_dir_wins_over_the_variable(run, home, tmp_path):
+    assert run("prepare", "listops", "--data-dir", tmp_path / "there", *SET_TINY).exit_code == 0
+    assert not home.exists()
+    assert len(list((tmp_path / "there").iterdir())) == 1
+
+
+def test_list_shows_what_is_there_and_nothing_half_built(run, home, folder):
+    (home / ".listops-short-0.1-a.tmp").mkdir()
+    (home / "something-else").mkdir()
+    lines = run("list").stdout.splitlines()
+    assert lines[0] == f"Prepared data in {home}: 1"
+    assert len(lines) == 4
+    digest = open_prepared(folder, verify=False).digest[:12]
+    for word in (
+        folder.name,
+        "listops",
+        "short: generated",
+        "60 / 20 / 20",
+        "MB",
+        digest,
+    ):
+        assert word in lines[-1]
+
+
+def test_list_of_nothing(run, home):
+    result = run("list")
+    assert (result.exit_code, result.stdout) == (0, f"Prepared data in {home}: none\n")
+    assert not home.exists()
+
+
+def test_list_survives_damage(run, folder):
+    (folder / "manifest.json").write_text("{")
+    result = run("list")
+    assert result.exit_code == 0
+    assert "unusable" in result.stdout
+
+
+def test_verify_finds_a_flipped_bit(run, folder):
+    sound = run("verify")
+    assert (sound.exit_code, sound.stdout.splitlines()[0]) == (0, f"{folder.name}: sound")
+    file = folder / "test-tokens.npy"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    for arguments in (["verify"], ["verify", "listops"]):
+        damaged = run(*arguments)
+        assert damaged.exit_code == 3
+        assert damaged.stderr == f"Error: {file}: damaged, its SHA-256 is not the manifest's\n"
+        assert damaged.stdout == ""
+
+
+def test_verify_checks_the_rest_after_a_damaged_one(run, home, folder):
+    assert run("prepare", "listops", *SET_TINY, "--set", "seed=1").exit_code == 0
+    (folder / "manifest.json").unlink()
+    result = run("verify")
+    assert result.exit_code == 3
+    assert result.stdout.count(": sound") == 1
+    assert result.stderr.count("\n") == 1
+
+
+def test_verify_of_a_task_without_data(run):
+    result = run("verify", "listops")
+    assert result.exit_code == 3
+    assert result.stderr.startswith("Error: no data of listops is prepared in ")
+
+
+def test_damaged_data_is_not_used(run, folder):
+    (folder / "train-labels.npy").unlink()
+    result = run("prepare", "listops", *SET_TINY)
+    assert result.exit_code == 3
+    assert "train-labels.npy" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_show_prepares_and_renders(run):
+    result = run("show", "listops", "--split", "test", "--index", 3, *SET_TINY)
+    assert result.exit_code == 0
+    head, root, *nodes = result.stdout.splitlines()
+    assert head.startswith("test example 3: ")
+    assert root.endswith(f"= {head[-1]}")
+    assert all(node.startswith("  ") for node in nodes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["prepare", "listop"], 2, "Error: unknown task 'listop'; did you mean 'listops'?"),
+        (["verify", "listop"], 2, "Error: unknown task 'listop'; did you mean 'listops'?"),
+        (["prepare", "listops", "--set", "sed=1"], 2, "Error: data.sed: unknown key; did you mean 'seed'?"),
+        (["prepare", "listops", "--set", "seed"], 2, "Error: --set seed: expected key=value, such as seed=1"),
+        (
+            ["prepare", "listops", "--set", "seed=one"],
+            2,
+            "Error: data.seed: input should be a valid integer (got 'one')",
+        ),
+        (["prepare", "listops", "--set", "seed=!!int 1"], 2, "Error: --set seed:1:1: tags are not allowed"),
+        (["show", "listops", *SET_TINY, "--index", "60"], 2, "Error: train has examples 0 to 59, not 60"),
+        (["prepare", "listops", *SET_TINY, "--from", "x"], 2, "Error: listops is generated; --set source=official"),
+        (["prepare", "text", "--generate"], 2, "Error: text is not generated; lra-data fetch text fetches its file"),
+        (["prepare", "listops", "--generate", "--from", "x"], 2, "Error: --generate makes data and --from reads it"),
+        (
+            ["prepare", "pathfinder", "--small", "7"],
+            2,
+            "Error: data.count: input should be greater than or equal to 10",
+        ),
+        (["prepare", "listops", "--small", "96000"], 2, "must have fewer than the 96,000 training examples"),
+        (["prepare", "listops", "--set", "source=official", "--small", "9"], 2, "a small edition is generated"),
+        (["prepare", "pathx", "--set", "source=official", "--small", "9"], 2, "a small edition is generated"),
+        (["prepare", "listops", "--profile", "quik"], 2, "Error: unknown profile 'quik'; did you mean 'quick'?"),
+        (["prepare", "pathx", "--profile", "nystromformer"], 2, "does not define task 'pathx'"),
+        (["prepare", "listops", "--set", "max_depth=3"], 2, "no tree of this depth and width"),
+    ],
+)
+def test_mistakes_are_one_line_on_stderr(run, arguments, exit_code, message):
+    result = run(*arguments)
+    assert result.exit_code == exit_code
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.info.generated])
+def test_a_generated_edition_takes_no_file_even_when_it_is_there(run, task, tmp_path):
+    tiny = SET_TINY if task == "listops" else ["--set", "difficulty=easy", "--small", "8"]
+    assert run("prepare", task, *tiny).exit_code == 0
+    for source in (tmp_path, tmp_path / "nowhere"):
+        refused = run("prepare", task, *tiny, "--from", source)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert refused.stderr == f"Error: {task} is generated; --set source=official reads it from --from\n"
+
+
+def test_several_mistakes_come_together(run):
+    result = run("prepare", "listops", "--set", "seed=x", "--set", "data.tran=1")
+    assert result.exit_code == 2
+    assert result.stderr.count("Error: data.") == 2
+
+
+def test_missing_official_files(run, tmp_path):
+    result = run("prepare", "listops", "--set", "source=official", "--from", tmp_path)
+    assert result.exit_code == 3
+    assert result.stderr.count("\n") == 3
+    assert "basic_train.tsv, basic_val.tsv, basic_test.tsv not found" in result.stderr
+
+
+def test_an_unwritable_place(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run("prepare", "listops", "--data-dir", tmp_path / "file" / "home", *SET_TINY)
+    assert result.exit_code == 3
+    assert result.stderr.count("\n") == 1
+
+
+def test_two_processes_preparing_at_once_end_with_one_good_copy(home):
+    command = [sys.executable, "-m", "runners.cli.data", "prepare", "listops", "--workers", "1", *SET_TINY]
+    environment = {**os.environ, "LRA_HOME": str(home)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) for _ in range(2)]
+    results = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], results
+    (folder,) = home.iterdir()
+    open_prepared(folder, verify=True)
+
+
+def test_help_imports_neither_torch_nor_numpy():
+    code = (
+        "import sys; from click.testing import CliRunner; from runners.cli.data import main;"
+        "CliRunner().invoke(main, ['--help'], catch_exceptions=False);"
+        "print(*{'torch', 'numpy', 'pandas'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == ""

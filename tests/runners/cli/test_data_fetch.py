@@ -1,0 +1,166 @@
+"""`lra-data fetch`, `remove` and `prepare --from` as a user meets them."""
+
+import hashlib
+
+import pytest
+from click.testing import CliRunner
+
+from lra.data import download
+from lra.data.download import Remote
+from runners.cli.data import main
+from tests.lra.data.archive_cases import review_members, tar_bytes
+from tests.lra.data.loopback import Server
+
+CONTENT = tar_bytes(review_members())
+SMALL = ["--set", "train_reviews=10", "--set", "test_reviews=4"]
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def run(home):
+    def run(*arguments, **options):
+        return CliRunner().invoke(main, list(map(str, arguments)), env={"LRA_HOME": str(home)}, **options)
+
+    return run
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    known = Remote(url="https://example.org/aclImdb_v1.tar.gz", size_limit=1 << 20, sha256=digest)
+    monkeypatch.setitem(download.REMOTES, "text", known)
+    running = Server(CONTENT)
+    yield running
+    running.close()
+
+
+def test_fetch_downloads_and_prepares_and_later_editions_need_no_network(run, home, server):
+    result = run("fetch", "text", "--mirror", server.url, *SMALL)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "of the known SHA-256" in result.stdout
+    assert "train: 9 examples" in result.stdout
+    assert (home / "sources" / "aclImdb_v1.tar.gz").read_bytes() == CONTENT
+    again = run("prepare", "text", "--set", "max_length=9", *SMALL)
+    assert again.exit_code == 0
+    assert "first 9 bytes" in again.stdout
+    assert len(server.ranges) == 1
+
+
+def test_a_wrong_file_is_one_line_and_exit_3(run, home, server):
+    server.behaviours = ["wrong"]
+    result = run("fetch", "text", "--mirror", server.url, *SMALL)
+    assert result.exit_code == 3
+    assert len(result.stderr.splitlines()) == 1
+    assert list((home / "sources").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["listops"], "listops is generated"),
+        (["retrieval", "--set", "source=substitute"], "there is no address"),
+        (["text", "--mirror", "http://example.org"], "only https"),
+        (["txt"], "did you mean 'text'"),
+    ],
+)
+def test_what_cannot_be_fetched_is_a_usage_error(run, arguments, message):
+    result = run("fetch", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_missing_data_is_three_lines_and_exit_3(run):
+    result = run("prepare", "text")
+    assert result.exit_code == 3
+    assert len(result.stderr.splitlines()) == 3
+    assert "lra-data fetch text" in result.stderr
+
+
+def test_prepare_from_remembers_the_file(run, home, tmp_path):
+    file = tmp_path / "by-hand"
+    file.write_bytes(CONTENT)
+    assert run("prepare", "text", "--from", file, *SMALL).exit_code == 0
+    assert (home / "sources" / "text").resolve() == file
+    assert run("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 0
+
+
+def test_a_source_that_was_not_read_is_not_remembered(run, home, tmp_path):
+    file, other = tmp_path / "by-hand", tmp_path / "by-hands"
+    file.write_bytes(CONTENT)
+    assert run("prepare", "text", "--from", file, *SMALL).exit_code == 0
+    missing = run("prepare", "text", "--from", other, *SMALL)
+    assert (missing.exit_code, missing.stdout) == (3, "")
+    assert missing.stderr == f"Error: {other}: no such file or folder; did you mean {str(file)!r}?\n"
+    other.write_bytes(b"not an archive")
+    unread = run("prepare", "text", "--from", other, *SMALL)
+    assert unread.exit_code == 0
+    (folder,) = home.glob("text-*")
+    assert unread.stdout.splitlines()[0] == f"Already prepared: {folder}; --from was not read"
+    assert run("prepare", "text", "--from", other, "--set", "seed=5", *SMALL).exit_code == 3
+    assert (home / "sources" / "text").resolve() == file
+    assert run("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 0
+
+
+def test_a_fetched_file_is_remembered_though_the_edition_was_there(run, home, tmp_path, server):
+    file = tmp_path / "by-hand"
+    file.write_bytes(CONTENT)
+    assert run("prepare", "text", "--from", file, *SMALL).exit_code == 0
+    file.unlink()
+    assert run("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 3
+    fetched = run("fetch", "text", "--mirror", server.url, *SMALL)
+    assert fetched.exit_code == 0
+    assert "Already prepared: " in fetched.stdout
+    assert run("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 0
+
+
+def test_without_a_network_fetch_says_how_to_go_on(run, home, server, monkeypatch):
+    monkeypatch.setattr("lra.data.download.TRIES", 1)
+    server.behaviours = ["break"]
+    broken = run("fetch", "text", "--mirror", server.url, *SMALL)
+    part = home / "sources" / "aclImdb_v1.tar.gz.part"
+    assert broken.stderr.endswith(f"; the same command goes on from {part}\n")
+    part.unlink()
+    server.behaviours = [503]
+    for place in ([], ["--data-dir", home / "other"]):
+        refused = run("fetch", "text", "--mirror", server.url, *SMALL, *place)
+        command = " ".join(["lra-data prepare text --from FILE", *map(str, place)])
+        assert refused.exit_code == 3
+        assert refused.stderr.endswith(f"; read a copy with {command}, or give --mirror URL of another server\n")
+        assert refused.stderr.count("\n") == 1
+
+
+def test_remove_takes_editions_by_task_or_name_and_asks_first(run, home, tmp_path):
+    file = tmp_path / "by-hand"
+    file.write_bytes(CONTENT)
+    for seed in range(3):
+        assert run("prepare", "text", "--from", file, "--set", f"seed={seed}", *SMALL).exit_code == 0
+    first, second, third = sorted(home.glob("text-*"))
+    assert run("remove", first.name, input="n\n").exit_code == 1
+    assert first.is_dir()
+    assert run("remove", first.name, input="y\n").exit_code == 0
+    assert sorted(home.glob("text-*")) == [second, third]
+    assert run("remove", "text", "--yes").stdout.splitlines()[-1] == "Removed 2"
+    assert [entry.name for entry in home.iterdir()] == ["sources"]
+    missing = run("remove", "text", "--yes")
+    assert missing.exit_code == 3
+    assert "nothing named 'text'" in missing.stderr
+    assert file.read_bytes() == CONTENT
+
+
+def test_remove_never_leaves_the_folder_of_data(run, home, tmp_path):
+    outside = tmp_path / "text-outside"
+    outside.mkdir()
+    home.mkdir()
+    for name in ("../text-outside", str(outside), ".", "sources"):
+        assert run("remove", name, "--yes").exit_code == 3
+    assert outside.is_dir()
+
+
+def test_only_images_have_a_contact_sheet(run, tmp_path):
+    result = run("show", "text", "--out", tmp_path / "sheet.png")
+    assert (result.exit_code, result.stderr) == (2, "Error: --out draws images, and text has none\n")

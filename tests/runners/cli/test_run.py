@@ -1,0 +1,253 @@
+"""`lra-run` as a user meets it: as a process, with signals, kills, plug-ins and mistakes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+RUN = [sys.executable, "-c", "from runners.cli.run import main; main()"]
+PROFILE = {
+    "name": "tiny", "title": "For tests", "source": "this test",
+    "tasks": {"listops": {
+        "data": {
+            "train": 256, "validation": 64, "test": 64,
+            "min_length": 4, "max_length": 24, "max_depth": 3, "max_args": 4,
+        },
+        "model": {"dim": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16, "max_length": 24},
+        "train": {"batch_size": 8, "steps": 30, "eval_every": 10, "lr": 0.01},
+    }},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    path = tmp_path_factory.mktemp("profile") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(PROFILE))
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+def arguments(profile, home, store, *more, attn="full"):
+    return [
+        *RUN, "--attn", attn, "--task", "listops", "--profile", str(profile), "--data-dir", str(home),
+        "--store", str(store), "--device", "cpu", "--threads", "1", *more,
+    ]  # fmt: skip
+
+
+def run(command, **settings):
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **settings)
+
+
+def outcomes(store):
+    records = [json.loads(path.read_text())["record"] for path in store.glob("results/*/*.json")]
+    return {(r["config"]["variant"]["name"], r["config"]["seed"]): (r["outcome"], r["arrays_sha256"]) for r in records}
+
+
+def test_a_grid_gives_one_record_each_and_one_table(profile, home, tmp_path):
+    command = arguments(profile, home, tmp_path, "--seeds", "0-1", attn="full,ContextPool")
+    done = run(command)
+    assert done.returncode == 0, done.stderr
+    found = outcomes(tmp_path)
+    assert set(found) == {(variant, seed) for variant in ("full", "contextpool") for seed in (0, 1)}
+    assert len({outcome["weights_digest"] for outcome, _ in found.values()}) == 4
+    assert done.stdout.count("test accuracy %") == 1
+    assert "Without a model, in %: chance 10.0" in done.stdout
+    assert "\r" not in done.stderr  # no bar in a pipe
+    again = run(command)
+    assert again.returncode == 0
+    assert again.stdout == done.stdout
+    assert outcomes(tmp_path) == found
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(profile, home, tmp_path):
+    unbroken = tmp_path / "unbroken"
+    assert run(arguments(profile, home, unbroken, "--quiet")).returncode == 0
+    expected = outcomes(unbroken)
+    rng, killed = random.Random(7), tmp_path / "killed"
+    command = arguments(profile, home, killed, "--quiet", "--checkpoint-seconds", "0")
+    for floor in (1, 8, 16):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        limit = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < limit:
+            steps = [int(path.stem.removeprefix("step-")) for path in killed.glob("checkpoints/*/step-*.pt")]
+            if max(steps, default=0) >= floor:
+                time.sleep(rng.random() * 0.05)
+                break
+            time.sleep(0.001)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert not outcomes(killed)
+    done = run(command)
+    assert done.returncode == 0, done.stderr
+    assert outcomes(killed) == expected
+    record = next(json.loads(path.read_text())["record"] for path in killed.glob("results/*/*.json"))
+    assert record["cost"]["resumed"] == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_saves_the_state_and_says_so(profile, home, tmp_path, number):
+    long_profile = tmp_path / "long.yaml"
+    values = json.loads(json.dumps(PROFILE))
+    values["tasks"]["listops"]["train"] |= {"steps": 100_000, "eval_every": 100_000}
+    long_profile.write_text(yaml.safe_dump(values))
+    command = arguments(long_profile, home, tmp_path / "store", "--quiet", "--checkpoint-seconds", "0.2")
+    heard = signal.signal(number, signal.SIG_DFL)  # were it ignored here, as under nohup, it would be ignored there
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    signal.signal(number, heard)
+    limit = time.monotonic() + 60
+    while not list(tmp_path.glob("store/checkpoints/*/step-*.pt")) and time.monotonic() < limit:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert "with the state saved; run the same command again to continue" in stderr
+    assert '"preempted"' in next(tmp_path.glob("store/attempts/*/*.json")).read_text()
+
+
+def test_a_signal_during_the_imports_ends_with_75(profile, home, tmp_path):
+    process = subprocess.Popen(arguments(profile, home, tmp_path), cwd=ROOT, stderr=subprocess.DEVNULL)
+    time.sleep(0.6)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) in (75, -signal.SIGTERM)  # before our handler is there, the default one acts
+    assert not list(tmp_path.glob("results/*/*"))
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    twice = (
+        "import os, signal, time\n"
+        "from runners import signals\n"
+        "signals.install()\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "assert signals.stop_requested()\n"
+        "print('asked', flush=True)\n"
+        "os.kill(os.getpid(), signal.{second})\n"
+        "time.sleep(1)\n"
+        "print('goes on')\n"
+    )
+    insisted = run([sys.executable, "-c", twice.format(second="SIGINT")])
+    assert (insisted.returncode, insisted.stdout) == (130, "asked\n")
+    asked_again = run([sys.executable, "-c", twice.format(second="SIGTERM")])  # a request like the first, no more
+    assert (asked_again.returncode, asked_again.stdout) == (0, "asked\ngoes on\n")
+
+
+PLUGIN = """
+from attention_zoo import SequenceMixer, Traits, VariantConfig, register_variant
+from attention_zoo.base import LayerDims
+from torch import nn
+
+
+@register_variant("scratch", traits=Traits(memory="linear", complexity="O(n)"), paper="none")
+class Scratch(SequenceMixer):
+    def __init__(self, config: VariantConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        self.linear = nn.Linear(dims.dim, dims.dim)
+
+    def forward(self, x, mask=None):
+        self.check_input(x, mask)
+        if mask is not None:
+            x = x * mask.unsqueeze(-1)
+        return self.linear(x.mean(dim=1, keepdim=True)).expand_as(x)
+"""
+
+
+def test_a_one_file_plug_in_is_trained_by_name(profile, home, tmp_path):
+    site = tmp_path / "site"
+    info = site / "scratch_attention-1.2.dist-info"
+    info.mkdir(parents=True)
+    (site / "scratch_attention.py").write_text(PLUGIN)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: scratch-attention\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[attention_zoo.variants]\nscratch = scratch_attention\n")
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    done = run(arguments(profile, home, tmp_path / "store", attn="scratch"), env=environment)
+    assert done.returncode == 0, done.stderr
+    assert ("scratch", 0) in outcomes(tmp_path / "store")
+    record = next(json.loads(path.read_text())["record"] for path in tmp_path.glob("store/results/*/*.json"))
+    assert record["config"]["variant"]["origin"] == "scratch-attention 1.2"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (["--attn", "contxtpool"], 2, "unknown variant 'contxtpool'; did you mean 'contextpool'"),
+        (["--task", "listop"], 2, "unknown task 'listop'; did you mean 'listops'?"),
+        (["--profile", "offical"], 2, "unknown profile 'offical'; did you mean 'official'?"),
+        (["--seeds", "3-1"], 2, "'3-1' runs backwards; write 1-3"),
+        (["--seeds", "x"], 2, "'x' is not a seed"),
+        (["--set", "variant.bakend=fused"], 2, "variant.bakend: no option of full; did you mean 'backend'?"),
+        (["--set", "train.lr=1e-2"], 2, "train.lr: fixed by the profile on the matched track; --track open admits it"),
+        (["--track", "open", "--set", "train.stepz=3"], 2, "train.stepz: unknown key; did you mean 'steps'?"),
+        (["--track", "open", "--set", "train.steps=many"], 2, "train.steps: input should be a valid integer"),
+        (["--track", "open", "--set", "modle.dim=3"], 2, "modle.dim: unknown key; paths begin with"),
+        (["--set", "variant.backend"], 2, "expected key=value"),
+        (["--device", "tpu9"], 2, "--device tpu9: not a device"),
+        (["--device", "cuda:99"], 2, "CUDA devices"),
+        (["--atn", "full"], 2, "No such option '--atn'"),
+        (["--store", "/proc/nowhere"], 3, "cannot write to the store /proc/nowhere"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_each_and_leave_nothing(profile, home, tmp_path, change, code, message):
+    done = run([*arguments(profile, home, tmp_path / "store"), *change])
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("store/results"))
+
+
+def test_all_mistakes_come_at_once(profile, home, tmp_path):
+    more = ["--track", "open", "--set", "train.steps=0", "--set", "model.dim=-1", "--set", "variant.x=1"]
+    done = run(arguments(profile, home, tmp_path, *more))
+    assert done.returncode == 2
+    assert done.stderr.count("Error: ") == 3
+    for path in ("train.steps", "model.dim", "variant.x: no option of full"):
+        assert path in done.stderr
+
+
+def test_a_broken_profile_is_one_line_with_its_place(home, tmp_path):
+    (tmp_path / "bad.yaml").write_text("name: a\nname: b\n")
+    done = run(arguments(tmp_path / "bad.yaml", home, tmp_path))
+    assert done.returncode == 2
+    assert "bad.yaml:2:1: duplicate key 'name'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_damaged_data_ends_with_3(profile, home, tmp_path):
+    broken = tmp_path / "home"
+    assert run(arguments(profile, broken, tmp_path / "store", "--quiet")).returncode == 0
+    tokens = next(broken.glob("*/train-tokens.npy"))
+    tokens.chmod(0o644)
+    tokens.write_bytes(tokens.read_bytes()[:-1])
+    done = run(arguments(profile, broken, tmp_path / "store2", "--quiet"))
+    assert done.returncode == 3
+    assert "damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_dry_run_prints_the_count_and_runs_nothing(tmp_path):
+    command = [*RUN, "--attn", "full", "--task", "listops", "--dry-run", "--data-dir", str(tmp_path)]
+    for profile, count in (("official", "8,948,746"), ("nystromformer", "209,802")):
+        done = run([*command, "--profile", profile])
+        assert done.returncode == 0, done.stderr
+        assert f"parameters: {count} (1.000 x full attention)" in done.stdout
+        assert "cell id: known once the data is prepared" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_divergence_ends_with_4_and_no_number(profile, home, tmp_path):
+    more = ["--track", "open", "--set", "train.lr=1e30", "--quiet"]
+    done = run(arguments(profile, home, tmp_path, *more))
+    assert done.returncode == 4
+    assert "diverged: " in done.stderr
+    assert "diverged" in done.stdout
+    assert outcomes(tmp_path)["full", 0][0] is None

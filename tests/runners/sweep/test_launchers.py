@@ -1,0 +1,410 @@
+"""`lra-sweep` and its engines with real processes: crashes, a killed driver, a signal, Ray and Slurm's stand-in."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from lra.results.records import Store
+from runners.cli.sweep import command
+from runners.sweep.launchers import process as process_module
+from runners.sweep.launchers.base import Job
+from runners.sweep.launchers.local import LocalEngine, cpu_slots
+from runners.sweep.launchers.process import run_job
+from tests.runners.tiny_runs import TINY, tiny, tiny_data
+
+ROOT = Path(__file__).resolve().parents[3]
+SWEEP = [sys.executable, "-m", "runners.cli.sweep"]
+RUN = [sys.executable, "-m", "runners.cli.run"]
+FAULTY = """
+import os, signal
+from attention_zoo import register_variant, Traits
+from attention_zoo.variants.full import FullAttention, FullConfig
+
+
+@register_variant("faulty", traits=Traits(memory="quadratic", complexity="O(n^2)"), paper="none")
+class Faulty(FullAttention):
+    config: FullConfig
+
+    def __init__(self, config: FullConfig, dims) -> None:
+        super().__init__(config, dims)
+
+    def forward(self, x, mask=None):
+        os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+def write_suite(folder, **values):
+    base = {
+        "name": "mine", "title": "", "profile": "quick", "track": "open", "tasks": ["listops"], "seeds": [0, 1],
+        "variants": {"full": {}}, "settings": TINY,
+    }  # fmt: skip
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(base | values))
+    return path
+
+
+def sweep(verb, suite, home, store, *more):
+    return [*SWEEP, verb, str(suite), "--store", str(store), "--data-dir", str(home), *more]
+
+
+def call(arguments, **settings):
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=250, **settings)
+
+
+def outcomes(store):
+    return {record.cell_id: record.outcome for record in Store(store).records()}
+
+
+def notes(store):
+    """Status words of all attempts, by cell."""
+    found = {}
+    for path in sorted(Path(store).glob("attempts/*/*.json")):
+        found.setdefault(path.parent.name, []).append(json.loads(path.read_text())["status"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def clean(home, tmp_path_factory):
+    """The store of an undisturbed sweep over two seeds, and what it printed."""
+    folder = tmp_path_factory.mktemp("clean")
+    suite = write_suite(folder)
+    done = call(sweep("run", suite, home, folder / "store", "--device", "cpu", "--slots", "2", "--threads", "1"))
+    assert done.returncode == 0, done.stderr
+    return folder / "store", done
+
+
+def test_a_sweep_prints_a_line_per_cell_and_no_bars_into_a_pipe(clean):
+    store, done = clean
+    assert len(outcomes(store)) == 2
+    lines = [line for line in done.stderr.splitlines() if ": ok: " in line]
+    assert sorted(line.split("] ")[1].split(":")[0] for line in lines) == ["listops full seed 0", "listops full seed 1"]
+    assert "\r" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_crashing_variant_costs_nobody_else_and_ends_with_5(clean, home, tmp_path):
+    site = tmp_path / "site"
+    info = site / "faulty-1.dist-info"
+    info.mkdir(parents=True)
+    (site / "faulty_attention.py").write_text(FAULTY)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[attention_zoo.variants]\nfaulty = faulty_attention\n")
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    suite = write_suite(tmp_path, variants={"faulty": {}, "full": {}}, seeds=[0])
+    arguments = sweep("run", suite, home, tmp_path / "store", "--device", "cpu", "--slots", "2", "--threads", "1")
+    done = call(arguments, env=environment)
+    assert done.returncode == 5, done.stderr
+    assert sorted(notes(tmp_path / "store").values()) == [["failed"] * 3, ["ok"]]
+    assert "listops faulty seed 0: failed: killed by SIGSEGV" in done.stderr
+    assert outcomes(tmp_path / "store").items() <= outcomes(clean[0]).items()
+    log = next(path for path in tmp_path.glob("store/logs/*.log") if "Segmentation fault" in path.read_text())
+    assert 'faulty_attention.py", line' in log.read_text()  # where it crashed
+
+
+@pytest.fixture
+def invoke(clean, home):
+    """Calls a verb on the finished sweep, in this process."""
+
+    def call_verb(verb, *more):
+        suite, store = clean[0].parent / "mine.yaml", clean[0]
+        arguments = [verb, str(suite), "--store", str(store), "--data-dir", str(home), *more]
+        done = CliRunner().invoke(command, arguments)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return call_verb
+
+
+def test_plan_status_retry_and_gc_of_a_finished_sweep(invoke, clean):
+    before = outcomes(clean[0])
+    plan, parameters = invoke("plan"), f"{next(Store(clean[0]).records()).cost.parameters:,}"
+    assert [line.split()[4:] for line in plan.splitlines()[2:4]] == [["ok", "6", parameters, "1.000"]] * 2
+    assert "2 cells: 2 ok" in plan
+    assert "6/6" in invoke("status")
+    assert "0 cells will be tried again" in invoke("retry")
+    assert list(clean[0].glob("checkpoints/*/step-*.pt"))
+    assert not invoke("gc").startswith("0.0 MiB")
+    assert not list(clean[0].glob("checkpoints/*/step-*.pt"))
+    assert outcomes(clean[0]) == before
+
+
+@pytest.mark.parametrize(("verb", "notes"), [("plan", 0), ("status", 1), ("retry", 1), ("gc", 1)])
+def test_looking_at_a_store_that_is_not_there_does_not_make_it(home, tmp_path, verb, notes):
+    tiny_data(home)  # without data a cell has no id, and nothing is looked up
+    suite = write_suite(tmp_path)
+    done = CliRunner().invoke(command, [verb, str(suite), "--store", str(tmp_path / "store"), "--data-dir", str(home)])
+    assert done.exit_code == 0, done.output
+    assert done.stderr == f"There is no store at {tmp_path / 'store'} yet.\n" * notes
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_plan_probes_what_is_not_done(home, tmp_path):
+    suite = write_suite(tmp_path, seeds=[0, 1])
+    done = CliRunner().invoke(
+        command, ["plan", str(suite), "--store", str(tmp_path / "store"), "--data-dir", str(home), "--probe"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "minutes" in done.output.splitlines()[0]
+    assert [len(line.split()) for line in done.output.splitlines()[2:4]] == [11, 11]  # a number in each column
+    assert "Training left: 0 minutes" in done.output
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_killed_driver_is_started_again_and_finishes_the_rest(clean, home, tmp_path):
+    suite = write_suite(tmp_path)
+    arguments = sweep("run", suite, home, tmp_path / "store", "--device", "cpu", "--slots", "1", "--threads", "1")
+    driver = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
+    wait_for(lambda: list(tmp_path.glob("store/logs/*.log")))
+    driver.kill()
+    driver.wait()
+    done = call(arguments)
+    assert done.returncode == 0, done.stderr
+    assert outcomes(tmp_path / "store") == outcomes(clean[0])
+    assert sorted(notes(tmp_path / "store").values()) == [["ok"], ["ok"]]  # nothing twice
+
+
+def test_a_signal_to_the_driver_saves_the_cells_and_ends_with_75(home, tmp_path):
+    suite = write_suite(tmp_path, seeds=[0], settings=TINY | {"train.steps": 10**6, "train.eval_every": 10**6})
+    more = ("--device", "cpu", "--slots", "1", "--threads", "1", "--checkpoint-seconds", "0.1")
+    driver = subprocess.Popen(
+        sweep("run", suite, home, tmp_path / "store", *more), cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: list(tmp_path.glob("store/checkpoints/*/step-*.pt")))
+    status = call(sweep("status", suite, home, tmp_path / "store"))
+    assert "1 cells: 1 running" in status.stdout
+    driver.send_signal(signal.SIGTERM)
+    _, stderr = driver.communicate(timeout=60)
+    assert driver.returncode == 75, stderr
+    assert "preempted" in stderr
+    assert list(notes(tmp_path / "store").values()) == [["preempted"]]
+
+
+def test_one_cell_runs_from_a_record_with_the_same_bits(clean, home, tmp_path):
+    path = next(clean[0].glob("results/*/*.json"))
+    arguments = ["--store", str(tmp_path / "store"), "--data-dir", str(home), "--device", "cpu", "--threads", "1"]
+    done = call([*RUN, "--config", str(path), *arguments, "--quiet"])
+    assert done.returncode == 0, done.stderr
+    again = outcomes(tmp_path / "store")
+    assert len(again) == 1
+    assert again.items() <= outcomes(clean[0]).items()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values["variant"]["options"].clear(), "names every option"),
+        (lambda values: values["variant"].update(name="ful"), "did you mean 'full'"),
+        (lambda values: values["variant"].update(origin="other 1"), "is '' here, not 'other 1'"),
+        (lambda values: values["train"].update(stepz=1), "train.stepz: unknown key; did you mean 'steps'"),
+        (lambda values: values.clear(), "neither a configuration nor a record"),
+        (lambda values: values.pop("seed"), "seed: missing"),
+        (lambda values: values["model"].pop("qkv_bias"), "not a complete configuration of this version"),
+    ],
+)
+def test_a_configuration_that_cannot_be_run_is_refused(change, message, tmp_path):
+    from lra.errors import UsageError
+    from runners.train.plan import read_config
+
+    path = tmp_path / "cell.json"
+    path.write_text(tiny().model_dump_json())
+    assert read_config(str(path)) == tiny()
+    values = tiny().model_dump()
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=message):
+        read_config(str(path))
+
+
+def test_a_configuration_goes_without_the_options_of_a_grid():
+    done = call([*RUN, "--config", "x.json", "--attn", "full"])
+    assert done.returncode == 2
+    assert "--config is a whole cell" in done.stderr
+    assert call(RUN).returncode == 2
+
+
+STAND_IN = """
+import faulthandler, os, signal, sys, time
+what = sys.stdin.read()
+print("got", what, sys.argv[1:], os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+if what == "crash":
+    os.kill(os.getpid(), signal.SIGSEGV)
+if what == "polite":
+    signal.signal(signal.SIGTERM, lambda *rest: sys.exit(75))
+if what == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if what in ("polite", "deaf"):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Jobs that run a small module instead of a cell."""
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(process_module, "MODULE", "stand_in")
+    monkeypatch.setattr(process_module, "DUMP_SECONDS", 20.0)
+
+    def job(what, **settings):
+        return Job(key=what, config=what, arguments=("--x",), log=tmp_path / "logs" / what, **settings)
+
+    return job
+
+
+def wait_for(condition):
+    limit = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def test_a_process_gets_its_configuration_and_leaves_its_output(stand_in):
+    ended = run_job(stand_in("hello"), {"CUDA_VISIBLE_DEVICES": "3"}, lambda: False)
+    assert (ended.returncode, ended.timed_out) == (0, False)
+    assert ended.detail == "got hello ['--config', '-', '--x'] 3"
+    again = run_job(stand_in("hello"), {"CUDA_VISIBLE_DEVICES": ""}, lambda: False)
+    assert again.detail.count("got hello") == 1  # the log has both, the detail the last
+    assert stand_in("hello").log.read_text().count("got hello") == 2
+
+
+def test_a_crash_shows_as_its_signal_with_the_stack(stand_in):
+    ended = run_job(stand_in("crash"), {}, lambda: False)
+    assert ended.returncode == -signal.SIGSEGV
+    assert "Segmentation fault" in ended.detail
+    assert "stand_in.py" in ended.detail
+
+
+def ready(job):
+    return job.log.is_file() and "ready" in job.log.read_text()
+
+
+def test_a_stop_is_polite_and_a_hanging_process_is_killed_with_its_stack(stand_in):
+    polite = stand_in("polite")
+    assert run_job(polite, {}, lambda: ready(polite)).returncode == 75
+    deaf = stand_in("deaf", grace_seconds=0.2)
+    ended = run_job(deaf, {}, lambda: ready(deaf))
+    assert ended.returncode == -signal.SIGABRT
+    assert "line 13 in <module>" in ended.detail  # where it hung
+
+
+def test_a_timeout_ends_a_process(stand_in):
+    ended = run_job(stand_in("deaf", timeout_seconds=2.0, grace_seconds=0.1), {}, lambda: False)
+    assert ended.timed_out
+    assert ended.returncode in (-signal.SIGABRT, -signal.SIGTERM)  # the latter if it never came to ignore it
+
+
+def test_the_local_engine_gives_each_process_a_slot_of_its_own(stand_in):
+    with LocalEngine([{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]) as engine:
+        engine.start([stand_in("a"), stand_in("b")])
+        assert engine.free_slots() == 0
+        ended = []
+        wait_for(lambda: ended.extend(engine.poll()) or len(ended) == 2)
+        assert engine.free_slots() == 2
+        assert sorted(end.detail.split()[-1] for end in ended) == ["0", "1"]
+        engine.start([stand_in("polite")])
+        wait_for(lambda: ready(stand_in("polite")))
+    assert [end.returncode for end in engine.poll()] == [75]
+
+
+def test_a_log_that_cannot_be_written_is_a_lost_process(stand_in, tmp_path):
+    (tmp_path / "logs").write_text("a file where the folder should be")
+    with LocalEngine(cpu_slots(1)) as engine:
+        engine.start([stand_in("a")])
+        ended = []
+        wait_for(lambda: ended.extend(engine.poll()) or ended)
+        assert ended[0].returncode is None
+        assert "cannot run a process" in ended[0].detail
+
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")
+needs_submitit = pytest.mark.skipif(
+    importlib.util.find_spec("submitit") is None, reason="the extra `slurm` is not installed"
+)
+
+KILL_A_WORKER = """
+import os, signal, subprocess, sys, threading, time
+from pathlib import Path
+
+
+def kill_one():
+    while True:
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+                command = stat.with_name("cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"-m\\0runners.cli.run" in command and os.environ["MARK"].encode() in command:
+                os.kill(int(fields[1]), signal.SIGKILL)  # the parent of a cell's process: a Ray worker
+                Path(os.environ["MARK"], "killed").write_text(fields[1])
+                return
+        time.sleep(0.05)
+
+
+threading.Thread(target=kill_one, daemon=True).start()
+from runners.cli.sweep import main
+main()
+"""
+
+
+@needs_ray
+@pytest.mark.slow
+def test_ray_with_a_killed_worker_gives_the_same_records(clean, home, tmp_path):
+    suite, store = write_suite(tmp_path), tmp_path / "store"
+    store.mkdir()
+    arguments = sweep("run", suite, home, store, "--engine", "ray", "--device", "cpu", "--slots", "2", "--threads", "1")
+    arguments = [sys.executable, "-c", KILL_A_WORKER, *arguments[3:]]
+    done = call(arguments, env=os.environ | {"MARK": str(store)})
+    assert done.returncode == 0, done.stderr
+    assert (store / "killed").is_file()
+    assert outcomes(store) == outcomes(clean[0])
+    assert sorted(words[-1] for words in notes(store).values()) == ["ok", "ok"]
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # Ray is started twice
+def test_a_killed_driver_of_ray_is_started_again_and_finishes_the_rest(clean, home, tmp_path):
+    suite, store = write_suite(tmp_path), tmp_path / "store"
+    arguments = sweep("run", suite, home, store, "--engine", "ray", "--device", "cpu", "--slots", "1", "--threads", "1")
+    driver = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
+    wait_for(lambda: list(store.glob("logs/*.log")))
+    driver.kill()
+    driver.wait()
+    done = call(arguments)
+    assert done.returncode == 0, done.stderr
+    assert outcomes(store) == outcomes(clean[0])
+    # With its driver Ray ends its workers, and these their processes: a cell that had begun may have noted that.
+    assert sorted(words[-1] for words in notes(store).values()) == ["ok", "ok"]
+    assert all(words.count("ok") == 1 for words in notes(store).values())  # nothing twice
+
+
+@needs_submitit
+def test_the_slurm_engine_runs_jobs_through_submitit(stand_in, tmp_path):
+    from runners.sweep.launchers.slurm import SlurmEngine
+
+    engine = SlurmEngine(folder=tmp_path / "slurm", slots=2, threads=1, gpus=0, cluster="local", settings={})
+    with engine:
+        assert engine.free_slots() == 2
+        engine._running = {}
+        engine.start([stand_in("hello")])
+        ended = []
+        wait_for(lambda: ended.extend(engine.poll()) or ended)
+    assert ended[0].key == "hello"
+    assert ended[0].returncode is not None
+    assert engine.free_slots() == 2

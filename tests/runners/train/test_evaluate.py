@@ -1,0 +1,80 @@
+"""Evaluation of a whole split, with models whose answers are known."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lra.data.dataset import Split
+from runners.train.distributed import Team
+from runners.train.evaluate import DivergedError, evaluate
+
+LENGTHS = np.array([5, 30, 2, 9, 30, 17, 1, 12])
+
+
+class Reader(nn.Module):
+    """Answers with the first token, and is sure of it."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens, mask=None):
+        return self.dropout(10.0 * nn.functional.one_hot(tokens[:, 0].long(), 10).float())
+
+
+def split(wrong=()):
+    """Examples of unequal lengths whose first token is the label, but for those of the given numbers."""
+    labels = np.arange(len(LENGTHS)) % 7 + 1
+    offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
+    tokens = np.full(offsets[-1], 9, dtype=np.uint8)
+    tokens[offsets[:-1]] = labels
+    tokens[offsets[list(wrong)]] = 0
+    return Split(tokens=tokens, offsets=offsets, labels=labels.astype(np.uint8))
+
+
+def score(model, examples, max_tokens=64):
+    return evaluate(
+        model, examples, device=torch.device("cpu"), precision="float32", padded_length=None, limit=32,
+        max_tokens=max_tokens,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("max_tokens", [1, 64, 1000])
+def test_answers_come_in_the_order_of_the_split(max_tokens):
+    found, correct = score(Reader(), split(wrong=(1, 5, 6)), max_tokens)
+    assert correct.tolist() == [True, False, True, True, True, False, False, True]
+    assert (found.correct, found.total) == (5, 8)
+    sure, missed = np.log1p(9 * np.exp(-10.0)), 10.0 + np.log1p(9 * np.exp(-10.0))
+    assert found.loss == pytest.approx((5 * sure + 3 * missed) / 8, rel=1e-5)
+
+
+@pytest.mark.parametrize(("size", "steps"), [(1, [1] * 8), (3, [3, 3, 2])])
+def test_progress_counts_what_all_processes_do(monkeypatch, size, steps):
+    team, seen = Team(0, size), []
+    monkeypatch.setattr(Team, "total", lambda _team, values: [values[0], len(LENGTHS), values[2]])
+    monkeypatch.setattr(Team, "union", lambda _team, flags: flags)
+    evaluate(
+        Reader(), split(), device=torch.device("cpu"), precision="float32", padded_length=None, limit=32, max_tokens=1,
+        progress=seen.append, team=team,
+    )  # fmt: skip
+    assert seen == steps
+
+
+def test_dropout_is_off():
+    model = Reader(dropout=0.9).train()
+    assert score(model, split())[0].correct == 8
+    assert not model.training
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_output_that_is_not_a_number_is_no_score(value):
+    class Broken(Reader):
+        def forward(self, tokens, mask=None):
+            logits = super().forward(tokens)
+            return torch.where(tokens[:, :1] == 3, value, logits)
+
+    examples = split()
+    assert (examples.labels == 3).sum() == 1
+    with pytest.raises(DivergedError, match="not finite"):
+        score(Broken(), examples)

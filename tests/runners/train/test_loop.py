@@ -1,0 +1,291 @@
+"""The loop and the cell: resumed runs, divergence, selection, what a run may not do."""
+
+import numpy as np
+import pytest
+import torch
+
+from attention_zoo import Traits, VariantConfig, register_variant, registry
+from attention_zoo.base import LayerDims
+from attention_zoo.variants.full import FullAttention, FullConfig
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
+from lra.config.schema import RunConfig
+from lra.results.checkpoints import list_checkpoints
+from lra.results.records import Store
+from lra.schedules import learning_rate
+from lra.tasks import get_task
+from runners.train.run import CellError, Execution, PreemptedCellError, execute_cell
+
+TINY = {
+    "data.train": 256, "data.validation": 64, "data.test": 64, "data.min_length": 4, "data.max_length": 24,
+    "data.max_depth": 3, "data.max_args": 4,
+    "model.dim": 16, "model.num_layers": 1, "model.num_heads": 2, "model.mlp_dim": 16, "model.max_length": 24,
+    "train.batch_size": 8, "train.steps": 12, "train.eval_every": 5, "train.lr": 1e-2, "train.warmup_steps": 2,
+}  # fmt: skip
+
+
+def tiny(variant="full", **overrides) -> RunConfig:
+    return resolve(
+        task="listops", variant=variant, profile=load_profile("quick"), seed=0, track="open", overrides=TINY | overrides
+    )
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    task = get_task("listops")
+    return task.prepare(
+        task.options.model_validate(tiny().data), tmp_path_factory.mktemp("data"), workers=1, progress=False
+    )
+
+
+DROPOUT = {"model.dropout": 0.1, "model.attention_dropout": 0.1}
+"""The profile has none, and without it nothing in a step is random."""
+
+
+class StopAt:
+    """Asks to stop at a look; there is one after each step and one after each batch of an evaluation."""
+
+    def __init__(self, look):
+        self.left = look
+
+    def __call__(self):
+        self.left -= 1
+        return self.left == 0
+
+
+def execute(config, data, folder, stop=lambda: False, **settings):
+    execution = Execution(device=torch.device("cpu"), progress=False, **{"checkpoint_seconds": 1e9} | settings)
+    return execute_cell(config, data, Store(folder), execution, stop)
+
+
+def curve(folder, record):
+    arrays = Store(folder).arrays(record.cell_id)
+    assert len(arrays["curve.step"]) >= 3
+    return {name: array.tolist() for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"train.accumulation": 3},
+        {"train.precision": "bfloat16"},
+        {"train.padding": "fixed", "model.pooling": "cls", "train.clip_norm": 1.0},
+        {"train.selection": "last"},
+    ],
+    ids=["plain", "accumulation", "bfloat16", "fixed-cls-clip", "last"],
+)
+@pytest.mark.parametrize("variant", ["full", "contextpool"])
+def test_stopping_at_any_look_changes_no_bit(data, tmp_path, variant, overrides):
+    config = tiny(variant, **DROPOUT | overrides)
+    looks = 12 + 3 + 2  # steps, validations of one batch, last passes over validation and test
+    unbroken = execute(config, data, tmp_path / "unbroken", StopAt(looks + 1))
+    for look in range(1, looks + 1, 2 if overrides else 1):
+        folder = tmp_path / f"stop-{look}"
+        with pytest.raises(PreemptedCellError, match=r"after step \d+[ ;]"):
+            execute(config, data, folder, StopAt(look))
+        saved = list_checkpoints(Store(folder).checkpoint_folder(unbroken.cell_id))
+        assert len(saved) == (look not in (6, 12, 15))  # these are in validations, and nothing was saved before
+        resumed = execute(config, data, folder)
+        assert resumed.cost.resumed == len(saved)
+        assert resumed.outcome == unbroken.outcome
+        assert curve(folder, resumed) == curve(tmp_path / "unbroken", unbroken)
+
+
+def test_a_run_that_forgets_its_state_is_told_apart(data, tmp_path, monkeypatch):
+    """The broken twin of the test above: a resume that loses the optimiser's state ends elsewhere."""
+    config = tiny()
+    unbroken = execute(config, data, tmp_path / "unbroken")
+    with pytest.raises(PreemptedCellError):
+        execute(config, data, tmp_path / "broken", StopAt(4))
+    monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda self, state: None)
+    assert execute(config, data, tmp_path / "broken").outcome != unbroken.outcome
+
+
+def test_damaged_checkpoints_cost_time_not_bits(data, tmp_path):
+    config = tiny()
+    unbroken = execute(config, data, tmp_path / "unbroken")
+    folder = tmp_path / "damaged"
+    with pytest.raises(PreemptedCellError):
+        execute(config, data, folder, StopAt(8), checkpoint_seconds=0.0)
+    checkpoints = list_checkpoints(Store(folder).checkpoint_folder(unbroken.cell_id))
+    assert [step for step, _ in checkpoints] == [7, 6]
+    newest = checkpoints[0][1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert execute(config, data, folder).outcome == unbroken.outcome
+
+
+def test_accumulation_equals_one_batch(data, tmp_path):
+    # Adam divides by the size of the gradient, and would hide a wrong one, but for a large eps.
+    settings = {"model.dropout": 0.0, "model.attention_dropout": 0.0, "train.steps": 3, "train.eps": 1.0}
+    losses = []
+    for parts in (1, 2, 3, 4):  # a batch of 8 has no three equal parts
+        config = tiny(**settings, **{"train.accumulation": parts, "train.lr": 0.5})
+        losses.append(execute(config, data, tmp_path / str(parts)).outcome.validation.loss)
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
+    start = execute(tiny(**settings, **{"train.lr": 1e-9}), data, tmp_path / "start").outcome.validation.loss
+    assert abs(losses[0] - start) > 0.01  # they have moved
+
+
+def test_clipped_gradients_move_little(data, tmp_path):
+    settings = {"model.dropout": 0.0, "model.attention_dropout": 0.0, "train.steps": 3, "train.eps": 1.0}
+    losses = {}
+    for norm in (None, 1e9, 1e-4):
+        config = tiny(**settings, **{"train.lr": 0.5, "train.clip_norm": norm})
+        losses[norm] = execute(config, data, tmp_path / str(norm)).outcome.validation.loss
+    start = execute(tiny(**settings, **{"train.lr": 1e-9}), data, tmp_path / "start").outcome.validation.loss
+    assert losses[1e9] == losses[None]
+    assert abs(losses[1e-4] - start) < 0.01 * abs(losses[None] - start)
+
+
+def test_the_best_weights_on_validation_are_scored_not_the_last(data, tmp_path):
+    config = tiny(**{"train.steps": 40, "train.eval_every": 4, "train.lr": 3e-2})
+    record = execute(config, data, tmp_path)
+    found = curve(tmp_path, record)
+    correct = found["curve.validation_correct"]
+    best = int(np.argmax(correct))  # the first of equals
+    assert correct[best] > correct[-1]
+    assert correct.count(correct[best]) < len(correct)
+    assert record.outcome.selected_step == found["curve.step"][best]
+    assert record.outcome.validation.correct == correct[best]
+    last = execute(
+        config.model_copy(update={"train": config.train.model_copy(update={"selection": "last"})}), data, tmp_path
+    )
+    assert last.outcome.selected_step == 40
+    assert last.outcome.validation.correct == correct[-1]
+
+
+def test_step_n_has_the_learning_rate_of_step_n(data, tmp_path):
+    """Step 0 has none under a warm-up, so its weights are those of the start; the last has that of steps - 1."""
+    settings = {"train.schedule": "cosine", "train.warmup_steps": 6, "train.eval_every": 4}
+    found = curve(tmp_path, execute(tiny(**settings), data, tmp_path))
+    assert found["curve.step"] == [4, 8, 12]
+    assert found["curve.learning_rate"] == pytest.approx([learning_rate("cosine", 1e-2, n, 12, 6) for n in (3, 7, 11)])
+
+
+def test_a_finished_cell_is_not_run_again_and_force_agrees(data, tmp_path, monkeypatch):
+    config = tiny()
+    first = execute(config, data, tmp_path)
+    assert execute(config, data, tmp_path, force=True) == first
+    monkeypatch.setattr("runners.train.run.build_model", None)  # would fail if anything ran
+    assert execute(config, data, tmp_path) == first
+
+
+def test_infinite_loss_is_diverged_and_has_no_number(data, tmp_path):
+    record = execute(tiny(**{"train.lr": 1e30, "train.warmup_steps": 0}), data, tmp_path)
+    assert record.status == "diverged"
+    assert record.outcome is None
+    assert "not finite" in record.detail
+    assert "test_correct" not in Store(tmp_path).arrays(record.cell_id)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "oom"),
+        (MemoryError(), "oom"),
+        (ZeroDivisionError("broken variant"), "failed"),
+    ],
+)
+def test_errors_inside_a_run_become_attempts_with_a_status(data, tmp_path, monkeypatch, error, status):
+    def broken(self, x, mask=None):
+        raise error
+
+    monkeypatch.setattr(FullAttention, "forward", broken)
+    with pytest.raises(CellError) as caught:
+        execute(tiny(), data, tmp_path)
+    assert caught.value.status == status
+    assert caught.value.exit_code == 4
+    notes = list((tmp_path / "attempts").glob("*/*.json"))
+    assert len(notes) == 1
+    assert f'"status": "{status}"' in notes[0].read_text()
+    assert not list((tmp_path / "results").glob("*/*"))
+
+
+def test_noise_in_the_test_labels_changes_neither_weights_nor_choice(data, tmp_path):
+    config = tiny()
+    clean = execute(config, data, tmp_path / "clean")
+    test = data.split("test")
+    noise = np.random.default_rng(0).integers(0, 10, len(test), dtype=np.uint8)
+    splits = {**data.splits, "test": type(test)(tokens=test.tokens, offsets=test.offsets, labels=noise)}
+    noisy = execute(config, type(data)(path=data.path, manifest=data.manifest, splits=splits), tmp_path / "noisy")
+    assert noisy.outcome.weights_digest == clean.outcome.weights_digest
+    assert noisy.outcome.selected_step == clean.outcome.selected_step
+    assert noisy.outcome.validation == clean.outcome.validation
+    assert noisy.outcome.test != clean.outcome.test
+
+
+def test_all_examples_are_scored_whatever_the_size_of_a_batch(data, tmp_path):
+    config = tiny()
+    outcomes = [
+        execute(config, data, tmp_path / str(tokens), evaluation_tokens=tokens).outcome
+        for tokens in (1, 50, 777, 10**6)
+    ]
+    for outcome in outcomes:
+        assert outcome.test.total == len(data.split("test"))
+        assert outcome.test.correct == outcomes[0].test.correct
+        assert outcome.selected_step == outcomes[0].selected_step
+
+
+def test_weights_that_do_not_score_as_recorded_stop_the_run(data, tmp_path, monkeypatch):
+    """The check before the test set is read: here the choice is spoilt on purpose."""
+    from runners.train import run
+
+    def spoil(model, *rest):
+        train(model, *rest)
+        state = rest[5]
+        state.best_weights = {name: torch.randn_like(value) for name, value in state.best_weights.items()}
+
+    train = run.train
+    monkeypatch.setattr(run, "train", spoil)
+    with pytest.raises(CellError, match="not the recorded"):
+        execute(tiny(), data, tmp_path)
+
+
+class HookedFull(FullAttention):
+    """Full attention with a penalty and an action after each step, to see that the loop honours both."""
+
+    steps = 0
+
+    def __init__(self, config: FullConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x, mask=None):
+        return super().forward(x, mask) * 1.0 + 0.0 * self.scale
+
+    def auxiliary_loss(self):
+        return (self.scale - 3.0) ** 2
+
+    def after_step(self):
+        type(self).steps += 1
+
+    def learning_rate_scales(self):
+        return {"scale": 0.0} if self.dims.num_heads == 1 else {"scale": 10.0}
+
+
+def test_the_loop_honours_penalties_hooks_and_learning_rates(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    register_variant("hooked", traits=Traits(memory="linear", complexity="O(n^2)"), paper="none")(HookedFull)
+    moved = {}
+    for heads in (1, 2):
+        HookedFull.steps = 0
+        config = tiny("hooked", **{"model.num_heads": heads})
+        record = execute(config, data, tmp_path)
+        assert HookedFull.steps == 12
+        state = torch.load(Store(tmp_path).checkpoint_folder(record.cell_id) / "chosen.pt", weights_only=True)
+        moved[heads] = float(state["model"]["blocks.0.mixer.scale"])
+    assert moved[1] == 1.0
+    assert moved[2] > 1.2
+
+
+def test_the_loss_falls_on_one_batch(tmp_path, data):
+    record = execute(tiny(**{"train.steps": 300, "train.eval_every": 100, "data.train": 256}), data, tmp_path)
+    losses = Store(tmp_path).arrays(record.cell_id)["curve.train_loss"]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_options_of_a_config_class_reach_the_mixer():
+    assert issubclass(FullConfig, VariantConfig)
+    assert tiny(**{"variant.backend": "reference"}).variant.options["backend"] == "reference"

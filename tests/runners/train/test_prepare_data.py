@@ -1,0 +1,72 @@
+"""What `lra-run` says of missing data: all of it, before anything is generated or trained."""
+
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
+from lra.errors import DataError
+from runners import signals
+from runners.cli.run import command
+from runners.train import prepare_data
+from runners.train.distributed import ALONE, place
+from runners.train.prepare_data import prepare_all
+
+
+def cells(*names):
+    """Return two cells of each task."""
+    recipe = load_profile("quick")
+    return [
+        resolve(task=task, variant=variant, profile=recipe, seed=0, overrides={})
+        for task in names
+        for variant in ("full", "local")
+    ]
+
+
+def test_missing_data_of_later_tasks_is_found_before_the_first_is_trained(tmp_path):
+    words = ["--attn", "full,local", "--task", "listops,image,pathfinder,text", "--profile", "quick", "--device", "cpu"]
+    done = CliRunner().invoke(command, [*words, "--data-dir", str(tmp_path / "home"), "--store", str(tmp_path / "s")])
+    assert done.exit_code == 3
+    assert [line.split(": ")[1] for line in done.stderr.splitlines() if "is neither prepared" in line] == [
+        "image",
+        "text",
+    ]
+    assert not list(tmp_path.glob("home/listops-*"))
+    assert not list(tmp_path.glob("s/results/*"))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The tasks whose data was prepared, in order; no data is made."""
+    names = []
+
+    def note(config, home, *, progress):
+        names.append(config.task)
+        if config.task == "pathfinder":
+            raise DataError("no space left")
+        return SimpleNamespace(digest=config.task)
+
+    monkeypatch.setattr(prepare_data, "prepare", note)
+    return names
+
+
+def test_each_task_is_prepared_once_and_what_is_read_comes_first(asked, tmp_path):
+    prepared = prepare_all(cells("listops", "text", "image"), ALONE, place(), tmp_path, progress=False)
+    assert asked == ["text", "image", "listops"]
+    assert {task: data.digest for task, data in prepared.items()} == {task: task for task in asked}
+
+
+def test_nothing_is_generated_after_a_failure(asked, tmp_path):
+    with pytest.raises(DataError, match="no space left"):
+        prepare_all(cells("pathfinder", "listops"), ALONE, place(), tmp_path, progress=False)
+    assert asked == ["pathfinder"]
+
+
+def test_a_request_to_stop_is_heard_between_two_tasks(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(signals, "stop_requested", lambda: bool(asked))
+    with pytest.raises(SystemExit) as ended:
+        prepare_all(cells("listops", "text"), ALONE, place(), tmp_path, progress=False)
+    assert ended.value.code == signals.EXIT_PREEMPTED
+    assert asked == ["text"]
