@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SUITES = Path("benchmarks/evidence/suites")
 STORE = Path("benchmarks/evidence/store")
 PAGE = Path("docs/results.md")
+FIGURES = Path("docs/results/figures")
 TEMPLATE = Path("benchmarks/evidence/page.md")
 GUIDE = Path("docs/reports.md")
 ON_CPU = {
@@ -128,7 +129,7 @@ def page() -> None:
     """Write the page and its figures from the records and the text in benchmarks/evidence/page.md."""
     PAGE.write_text(render_page(), encoding="utf-8")
     click.echo(PAGE)
-    for path in draw_figures(STORE / "figures"):
+    for path in draw_figures(FIGURES):
         click.echo(path)
 
 

@@ -87,10 +87,10 @@ def test_the_figures_are_what_the_records_give(tmp_path):
     if version("matplotlib") != pinned:
         pytest.skip(f"the figures were drawn by matplotlib {pinned}, here is {version('matplotlib')}")
     drawn = evidence.draw_figures(tmp_path)
-    kept = sorted((evidence.STORE / "figures").rglob("*.*"))
+    kept = sorted((evidence.FIGURES).rglob("*.*"))
     assert len(drawn) == len(kept) == 6
     for path in drawn:
-        assert path.read_bytes() == (evidence.STORE / "figures" / path.relative_to(tmp_path)).read_bytes()
+        assert path.read_bytes() == (evidence.FIGURES / path.relative_to(tmp_path)).read_bytes()
 
 
 def test_the_figures_of_the_verdicts_are_in_the_tables():
@@ -130,7 +130,7 @@ time.sleep(60)
 """
 HANDS_OVER = """
 import sys
-from benchmarks.evidence import hand_over
+from benchmarks.evidence.__main__ import hand_over
 sys.exit(hand_over([sys.executable, "-c", sys.argv[1]]))
 """
 

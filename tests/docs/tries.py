@@ -237,6 +237,8 @@ def try_benchmark(command: Command, patch: pytest.MonkeyPatch) -> None:
         module = importlib.import_module(command.words[2])
     except ImportError as error:
         raise DocsError(f"{command}: {error}") from error
+    if module.__file__ is None or module.__spec__.submodule_search_locations is not None:  # a package: it is its `__main__`
+        module = importlib.import_module(f"{command.words[2]}.__main__")
     words = list(command.words[3:])
     if isinstance(getattr(module, "command", None), click.Command):
         check_words(module.command, words, whole=True)

@@ -1,5 +1,5 @@
 """The seeded mistakes still fit the tree, and the script that judges them can tell. All of them take minutes: run
-`python -m benchmarks.mutations`."""
+`python -m tests.mutation`."""
 
 import re
 from collections import Counter
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutation.mutations import (
+from tests.mutation.__main__ import (
     PROBE,
     ROOT,
     Mistake,

@@ -1,8 +1,8 @@
 """Seed mistakes into a copy of the project, one at a time, and see that the tests named for each catch it.
 
-    python -m benchmarks.mutations                      # all of tests/mutation/mutations.yaml; exit 1 if one survives
-    python -m benchmarks.mutations --only label-shift --only wilson-interval
-    python -m benchmarks.mutations --markdown           # and print the table of docs/reliability.md
+    python -m tests.mutation                      # all of tests/mutation/mutations.yaml; exit 1 if one survives
+    python -m tests.mutation --only label-shift --only wilson-interval
+    python -m tests.mutation --markdown           # and print the table of docs/reliability.md
 
 Each mistake replaces one piece of text, which must be there exactly once, in a fresh copy of the tracked files. A
 verdict is `caught` (a named test failed), `SURVIVED` (all passed), `NOT SEEDED` (it does not fit the tree) or
@@ -32,7 +32,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE = Path(__file__).with_suffix(".yaml")
+TABLE = Path(__file__).with_name("mutations.yaml")
 TEST_SECONDS = 120
 """A mistake may make a test hang; it is then caught by this limit."""
 RUN_SECONDS = 900
