@@ -17,6 +17,8 @@ from attention_zoo import variants
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig
 
 ENTRY_POINT_GROUP = "attention_zoo.variants"
+OWN_DISTRIBUTION = "lra-harness"
+"""The distribution of this project; it announces ContextPool by entry point, as a third party would."""
 
 M = TypeVar("M", bound=type[SequenceMixer])
 
@@ -34,6 +36,8 @@ class VariantSpec:
     """A registered variant."""
 
     name: str
+    title: str
+    """How tables and figures call it."""
     mixer: type[SequenceMixer]
     config: type[VariantConfig]
     traits: Traits
@@ -54,7 +58,7 @@ class VariantSpec:
 _registered: dict[str, VariantSpec] = {}
 
 
-def register_variant(name: str, *, traits: Traits, paper: str) -> Callable[[M], M]:
+def register_variant(name: str, *, traits: Traits, paper: str, title: str = "") -> Callable[[M], M]:
     """Register a mixer class under a name; the class of its options is read off the constructor.
 
     Raises:
@@ -71,7 +75,8 @@ def register_variant(name: str, *, traits: Traits, paper: str) -> Callable[[M], 
         present = _registered.get(name)
         if present is not None and present.mixer is not mixer:
             raise RegistrationError(f"{name!r} is registered by {_where(present.mixer)}; refused: {_where(mixer)}")
-        spec = VariantSpec(name=name, mixer=mixer, config=_config_of(mixer), traits=traits, paper=paper)
+        shown = title or name.replace("_", " ").capitalize()
+        spec = VariantSpec(name=name, title=shown, mixer=mixer, config=_config_of(mixer), traits=traits, paper=paper)
         _registered[name] = spec
         return mixer
 
@@ -111,9 +116,14 @@ def get_variant(name: str) -> VariantSpec:
 
 
 def plugin_origin(name: str) -> str:
-    """Say which distribution, with its version, announces a variant; empty for built-in ones."""
+    """Return the distribution, with its version, that announces a variant of a third party; empty for our own.
+
+    Our own variants go by the numerics version of the harness instead, so that a release leaves their identity alone.
+    """
     point = _plugins().get(normalise(name))
-    return f"{point.dist.name} {point.dist.version}" if point is not None and point.dist is not None else ""
+    if point is None or point.dist is None or point.dist.name == OWN_DISTRIBUTION:
+        return ""
+    return f"{point.dist.name} {point.dist.version}"
 
 
 def _home(name: str) -> str:

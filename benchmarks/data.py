@@ -46,7 +46,7 @@ def cpu_seconds() -> float:
 def timed_preparation(
     task: str, values: dict[str, object], source: Path | None, workers: int
 ) -> tuple[float, float, int, int]:
-    """Prepare one edition in a temporary folder; return wall seconds, CPU seconds, examples and tokens."""
+    """Prepare one dataset variant in a temporary folder; return wall seconds, CPU seconds, examples and tokens."""
     the_task = get_task(task)
     options = the_task.options.model_validate(values)
     with tempfile.TemporaryDirectory() as folder:

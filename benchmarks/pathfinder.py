@@ -59,13 +59,13 @@ def measure(size: int, difficulty: Difficulty, seconds: float, batch: int) -> li
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what a measurement may be told."""
-    parser.add_argument("--seconds", type=float, default=10.0, help="CPU seconds for each edition")
+    parser.add_argument("--seconds", type=float, default=10.0, help="CPU seconds for each dataset variant")
     parser.add_argument("--batch", type=int, default=100, help="images generated together")
     parser.add_argument("--sizes", type=int, nargs="+", choices=SIZES, default=SIZES)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print one row for each edition."""
+    """Print one row for each dataset variant."""
     rows = [
         measure(size, difficulty, arguments.seconds, arguments.batch)
         for size in arguments.sizes

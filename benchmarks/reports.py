@@ -40,14 +40,15 @@ def fill(folder: Path, count: int) -> None:
         config = base.model_copy(update={"task": task, "variant": choice, "seed": seed})
         score = Count(correct=400 + number % 97, total=1000, loss=1.0)
         record = RunRecord(
-            cell_id=config.cell_id("d" * 64),
+            run_id=config.run_id("d" * 64),
             status="ok",
             config=config,
             numerics_version=1,
             task_title=task,
-            data_edition="made up",
+            variant_title=config.variant.name,
+            dataset="made up",
             data_digest="d" * 64,
-            rails={"chance": 10.0},
+            baselines={"chance": 10.0},
             outcome=Outcome(test=score, validation=score, selected_step=1, weights_digest="e" * 64),
             cost=Cost(
                 parameters=1000,
@@ -68,7 +69,7 @@ def fill(folder: Path, count: int) -> None:
         )
         body = record.model_dump()
         envelope = {"record": body, "sha256": hashlib.sha256(canonical_json(body)).hexdigest()}
-        path = store.record_path(record.cell_id)
+        path = store.record_path(record.run_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(envelope))
 

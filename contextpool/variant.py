@@ -154,6 +154,7 @@ class _Host(SequenceMixer):
 
 @register_variant(
     "contextpool",
+    title="ContextPool",
     traits=Traits(
         memory="linear",
         complexity="O(n) + base",
@@ -213,6 +214,7 @@ class ContextPoolMixer(_Host):
 
 @register_variant(
     "contextpool_conv_only",
+    title="ContextPool control",
     traits=Traits(memory="linear", complexity="O(n) + base", causal=True),
     paper="none: a control for Huang et al. 2022, arXiv:2207.01844",
 )

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes) -> None:
     """Replace a file by new content that is on the disk before the name points to it.
 
     Raises:
@@ -29,7 +29,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def publish(path: Path, data: bytes) -> bool:
+def create_exclusive(path: Path, data: bytes) -> bool:
     """Create a file that must not exist yet; False if somebody else's is there (the caller reads and compares it).
 
     Raises:

@@ -23,11 +23,11 @@ from .selection import (
 )
 
 if TYPE_CHECKING:
-    from .result_set import Loaded
+    from .result_set import ResultSet
     from .tables.table import Table
 
 PRESETS = {
-    "accuracy": "variants x tasks, with averages and rails",
+    "accuracy": "variants x tasks, with averages and baselines",
     "seeds": "intervals, extremes and how many runs learnt anything",
     "ranks": "average rank over tasks, with the critical difference",
     "cost": "speed, memory, operations and parameters, relative to full",
@@ -222,7 +222,7 @@ def pooling(selection: Selection, *, record: str, data_dir: Path | None, example
     click.echo(save(figure, out, form))
 
 
-def make_tables(preset: str, names: tuple[str, ...], loaded: Loaded) -> tuple[list[Table], list[str]]:
+def make_tables(preset: str, names: tuple[str, ...], loaded: ResultSet) -> tuple[list[Table], list[str]]:
     """Make the tables of a preset, one for each profile and track, and say which of them the records do not give.
 
     Raises:
@@ -255,7 +255,7 @@ def make_tables(preset: str, names: tuple[str, ...], loaded: Loaded) -> tuple[li
     return made, refusals
 
 
-def known_rows(names: tuple[str, ...], loaded: Loaded) -> list[str]:
+def known_rows(names: tuple[str, ...], loaded: ResultSet) -> list[str]:
     """Return the names of rows as tables write them: case and dashes of the variant's name do not matter.
 
     Raises:

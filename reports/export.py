@@ -11,10 +11,10 @@ import pandas as pd
 from lra.errors import UsageError
 
 from .render import clean, no_formula
-from .result_set import Loaded
+from .result_set import ResultSet
 
 
-def export_frame(loaded: Loaded) -> pd.DataFrame:
+def export_frame(loaded: ResultSet) -> pd.DataFrame:
     """Return one row per cell, with the settings as one JSON text, so that every column has one type."""
     frame = loaded.frame()
     frame["settings"] = [json.dumps(settings, sort_keys=True) for settings in frame["settings"]]

@@ -23,7 +23,7 @@ from lra.errors import UsageError
 from .figures import curve_titles, figures, place
 from .figures.style import house_style
 from .render import clean, render
-from .result_set import Loaded
+from .result_set import ResultSet
 from .tables.accuracy import accuracy, cost, depth, seeds
 from .tables.captions import seeds_by_cell, seeds_in_words
 from .tables.comparisons import ranks
@@ -58,7 +58,7 @@ class RunRow:
     """Number of the figure with its learning curve; 0 if there is none."""
 
 
-def page(loaded: Loaded, command: str) -> str:
+def page(loaded: ResultSet, command: str) -> str:
     """Return the page.
 
     Args:
@@ -86,7 +86,7 @@ def page(loaded: Loaded, command: str) -> str:
     )
 
 
-def _tables(loaded: Loaded) -> list[Table]:
+def _tables(loaded: ResultSet) -> list[Table]:
     """Make the tables that the records give."""
     found = []
     for profile, track in loaded.profiles():
@@ -103,7 +103,7 @@ def _tables(loaded: Loaded) -> list[Table]:
     return found + [efficiency(group) for group in reading_groups(loaded)]
 
 
-def _figures(loaded: Loaded) -> tuple[list[tuple[str, str]], int]:
+def _figures(loaded: ResultSet) -> tuple[list[tuple[str, str]], int]:
     """Return (title, PNG in base64) of the figures there is room for, and how many there is none for."""
     found, room, left_out = [], FIGURE_BYTES, 0
     for title, figure in figures(loaded):
@@ -122,20 +122,20 @@ def _figures(loaded: Loaded) -> tuple[list[tuple[str, str]], int]:
     return found, left_out
 
 
-def _runs(loaded: Loaded, titles: list[str]) -> tuple[list[RunRow], list[str]]:
+def _runs(loaded: ResultSet, titles: list[str]) -> tuple[list[RunRow], list[str]]:
     """List the runs; runs that differ in their seed alone share their settings."""
     rows, numbers = [], dict[str, int]()
     frame = pd.concat([_with_curves(loaded.only(*pair).frame(), *pair) for pair in loaded.profiles()])
     for _, run in frame.iterrows():
         text = json.dumps(
-            {"task": run["task"], "data": run["edition"], "variant": run["variant"], **run["settings"]}, indent=1
+            {"task": run["task"], "data": run["dataset"], "variant": run["variant"], **run["settings"]}, indent=1
         )
         number = numbers.setdefault(text, len(numbers) + 1)
         curve = clean(run["curve"])
         scored = pd.notna(run["accuracy"])
         rows.append(
             RunRow(
-                cell=clean(run["cell_id"])[:12],
+                cell=clean(run["run_id"])[:12],
                 task=clean(run["column"]),
                 variant=clean(run["label"]),
                 profile=clean(f"{run['profile']}, {run['track']}"),
@@ -158,7 +158,7 @@ def _with_curves(frame: pd.DataFrame, profile: str, track: str) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-def _environments(loaded: Loaded) -> list[str]:
+def _environments(loaded: ResultSet) -> list[str]:
     """List the different surroundings, without what changes from minute to minute."""
     texts = {
         json.dumps({k: v for k, v in record.environment.items() if k != "load_average"}, indent=1, sort_keys=True)
@@ -167,7 +167,7 @@ def _environments(loaded: Loaded) -> list[str]:
     return sorted(texts)
 
 
-def _caveats(loaded: Loaded, figures_left_out: int) -> list[str]:
+def _caveats(loaded: ResultSet, figures_left_out: int) -> list[str]:
     """Say what a reader must know before the numbers."""
     found = ["Validation chose the weights; the test set was read once for each run."]
     if len(loaded.profiles()) > 1:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from .result_set import Loaded
+from .result_set import ResultSet
 
 WIDEST = 60
 
 
-def differences(loaded: Loaded, first: str, second: str) -> list[str]:
+def differences(loaded: ResultSet, first: str, second: str) -> list[str]:
     """List the settings, outcomes and surroundings in which two records differ, one per line."""
     flat = [_flatten(loaded.records[cell].model_dump()) for cell in (first, second)]
     lines = [f"{first[:12]}  against  {second[:12]}"]

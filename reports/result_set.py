@@ -16,16 +16,16 @@ from lra.config.schema import RunConfig, canonical_json
 from lra.errors import StoreError, UsageError
 from lra.results.bench_records import BenchRecord, bench_records
 from lra.results.dataframe import record_frame
-from lra.results.records import AttemptedCell, RunRecord, Store
+from lra.results.records import AttemptedRun, RunRecord, Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class ResultSet:
     """What was found."""
 
     records: dict[str, RunRecord]
     """By cell id."""
-    attempts: dict[str, AttemptedCell]
+    attempts: dict[str, AttemptedRun]
     """The last attempt of each cell that has no record, by cell id."""
     stores: dict[str, Store]
     """Cell id -> the store that holds its record."""
@@ -33,7 +33,7 @@ class Loaded:
     """Files that were passed over, one line each; never dropped in silence."""
     seeds: frozenset[int] = frozenset()
     """Seeds that a suite asks for; of those that no run has, tables say that they are missing."""
-    readings: tuple[BenchRecord, ...] = ()
+    measurements: tuple[BenchRecord, ...] = ()
     """What `lra-bench` measured."""
 
     def profiles(self) -> list[tuple[str, str]]:
@@ -42,28 +42,28 @@ class Loaded:
         return sorted({(config.profile, config.track) for config in configs})
 
     def configs(self) -> list[RunConfig]:
-        """List the configurations of all records, attempts and readings."""
+        """List the configurations of all records, attempts and measurements."""
         runs = [record.config for record in self.records.values()] + [cell.config for cell in self.attempts.values()]
-        return runs + [reading.config for reading in self.readings]
+        return runs + [measurement.config for measurement in self.measurements]
 
     def seed_count(self, frame: pd.DataFrame) -> int:
         """Count the seeds that a cell of a table should have: those in the frame and those the suite asks for."""
         return len(self.seeds | set(frame["seed"]))
 
-    def where(self, wanted: Callable[[RunConfig], bool]) -> Loaded:
-        """Return the records, attempts and readings of some configurations."""
+    def where(self, wanted: Callable[[RunConfig], bool]) -> ResultSet:
+        """Return the records, attempts and measurements of some configurations."""
         records = {cell: record for cell, record in self.records.items() if wanted(record.config)}
         attempts = {cell: attempt for cell, attempt in self.attempts.items() if wanted(attempt.config)}
-        readings = tuple(reading for reading in self.readings if wanted(reading.config))
-        return replace(self, records=records, attempts=attempts, readings=readings)
+        measurements = tuple(measurement for measurement in self.measurements if wanted(measurement.config))
+        return replace(self, records=records, attempts=attempts, measurements=measurements)
 
-    def of_cells(self, cells: Sequence[RunConfig]) -> Loaded:
-        """Return what is a cell of a suite, whatever the edition of the data."""
+    def of_cells(self, cells: Sequence[RunConfig]) -> ResultSet:
+        """Return what is a cell of a suite, whatever the dataset variant of the data."""
         keys = {canonical_json(config.model_dump()) for config in cells}
         found = self.where(lambda config: canonical_json(config.model_dump()) in keys)
         return replace(found, seeds=frozenset(config.seed for config in cells))
 
-    def only(self, profile: str, track: str) -> Loaded:
+    def only(self, profile: str, track: str) -> ResultSet:
         """Return what belongs to one profile and track."""
         return self.where(lambda config: (config.profile, config.track) == (profile, track))
 
@@ -80,8 +80,8 @@ class Loaded:
         return frame
 
 
-def load_stores(folders: Sequence[Path]) -> Loaded:
-    """Read every record, the attempts of cells that have none, and the readings of `lra-bench`.
+def load_stores(folders: Sequence[Path]) -> ResultSet:
+    """Read every record, the attempts of cells that have none, and the measurements of `lra-bench`.
 
     Raises:
         UsageError: A folder is not there.
@@ -99,35 +99,35 @@ def load_stores(folders: Sequence[Path]) -> Loaded:
             if isinstance(entry, StoreError):
                 problems.append(str(entry))
                 continue
-            first = records.setdefault(entry.cell_id, entry)
-            stores.setdefault(entry.cell_id, store)
-            if not store.record_path(entry.cell_id).exists():
-                problems.append(f"{folder}: the record of cell {entry.cell_id} lies under another name")
+            first = records.setdefault(entry.run_id, entry)
+            stores.setdefault(entry.run_id, store)
+            if not store.record_path(entry.run_id).exists():
+                problems.append(f"{folder}: the record of cell {entry.run_id} lies under another name")
             if (first.status, first.outcome) != (entry.status, entry.outcome):
                 problems.append(
-                    f"{store.record_path(entry.cell_id)}: another outcome than in {stores[entry.cell_id].root}"
+                    f"{store.record_path(entry.run_id)}: another outcome than in {stores[entry.run_id].root}"
                 )
         problems += [f"{path}: another outcome of the same cell" for path in folder.glob("results/*/*.conflict-*.json")]
-    attempts: dict[str, AttemptedCell] = {}
+    attempts: dict[str, AttemptedRun] = {}
     for folder in folders:
         for cell in sorted(folder.glob("attempts/*")):
             if cell.name not in records:
                 attempt = _last_attempt(cell, problems)
                 if attempt is not None:
                     attempts.setdefault(cell.name, attempt)
-    readings: dict[str, BenchRecord] = {}
+    measurements: dict[str, BenchRecord] = {}
     for folder in folders:
-        for reading in bench_records(folder):
-            if isinstance(reading, StoreError):
-                problems.append(str(reading))
+        for measurement in bench_records(folder):
+            if isinstance(measurement, StoreError):
+                problems.append(str(measurement))
             else:
-                readings.setdefault(reading.settings_id, reading)
-    return Loaded(
-        records=records, stores=stores, problems=problems, attempts=attempts, readings=tuple(readings.values())
+                measurements.setdefault(measurement.settings_id, measurement)
+    return ResultSet(
+        records=records, stores=stores, problems=problems, attempts=attempts, measurements=tuple(measurements.values())
     )
 
 
-def _last_attempt(folder: Path, problems: list[str]) -> AttemptedCell | None:
+def _last_attempt(folder: Path, problems: list[str]) -> AttemptedRun | None:
     """Read the newest note of a cell; what cannot be read or placed is added to the problems."""
     notes = [path for path in folder.glob("*.json") if path.name.partition("-")[0].isdecimal()]
     if not notes:
@@ -136,7 +136,7 @@ def _last_attempt(folder: Path, problems: list[str]) -> AttemptedCell | None:
     try:
         note = json.loads(newest.read_bytes())
         if "cell" in note:
-            return AttemptedCell.model_validate(note["cell"])
+            return AttemptedRun.model_validate(note["cell"])
         problems.append(f"{newest}: an attempt ({note['status']}) that does not say what it tried")
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         problems.append(f"{newest} is not a note of an attempt: {str(error).splitlines()[0]}")
@@ -179,12 +179,12 @@ def varying_settings(frame: pd.DataFrame) -> list[str]:
 
 
 def _headings(frame: pd.DataFrame) -> list[str]:
-    editions = frame.groupby("task")["edition"].nunique()
-    digests = frame.groupby(["task", "edition"])["data_digest"].nunique()
+    datasets = frame.groupby("task")["dataset"].nunique()
+    digests = frame.groupby(["task", "dataset"])["data_digest"].nunique()
     headings = []
-    for task, title, edition, digest in zip(
-        frame["task"], frame["title"], frame["edition"], frame["data_digest"], strict=True
+    for task, title, dataset, digest in zip(
+        frame["task"], frame["title"], frame["dataset"], frame["data_digest"], strict=True
     ):
-        heading = title if editions[task] == 1 else f"{title} ({edition})"
-        headings.append(heading if digests[task, edition] == 1 else f"{heading} {digest[:8]}")
+        heading = title if datasets[task] == 1 else f"{title} ({dataset})"
+        headings.append(heading if digests[task, dataset] == 1 else f"{heading} {digest[:8]}")
     return headings

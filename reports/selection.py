@@ -16,7 +16,7 @@ import click
 from lra.errors import UsageError, suggest
 
 if TYPE_CHECKING:
-    from .result_set import Loaded
+    from .result_set import ResultSet
 
 P = ParamSpec("P")
 PROBLEMS_SHOWN = 10
@@ -63,7 +63,7 @@ def takes_selection(command: Callable[Concatenate[Selection, P], None]) -> Calla
     return given
 
 
-def load(selection: Selection) -> Loaded:
+def load(selection: Selection) -> ResultSet:
     """Load the stores and say on stderr what had to be passed over.
 
     Raises:
@@ -91,7 +91,7 @@ def _below(stores: tuple[Path, ...]) -> str:
     return f"; did you mean --store {' --store '.join(shlex.quote(str(store)) for store in below)}?" if below else ""
 
 
-def select(loaded: Loaded, selection: Selection) -> Loaded:
+def select(loaded: ResultSet, selection: Selection) -> ResultSet:
     """Return the records that a selection names; with a suite, say on stderr how many of its cells those are.
 
     Raises:
@@ -108,7 +108,7 @@ def select(loaded: Loaded, selection: Selection) -> Loaded:
         if not loaded.profiles():
             raise UsageError(f"no record is one of the {len(cells)} cells of suite {selection.suite}")
         configs = [record.config for record in loaded.records.values()]
-        found = len({config.cell_id("") for config in configs})
+        found = len({config.run_id("") for config in configs})
         click.echo(f"suite {selection.suite}: {found} of {len(cells)} cells have a record", err=True)
     if selection.tasks:
         tasks = _normalised("task", selection.tasks, {config.task for config in loaded.configs()})
@@ -144,7 +144,7 @@ def need_report_extra() -> None:
         raise UsageError(f"{' and '.join(missing)} not installed; pip install 'lra-harness[report]'")
 
 
-def find(loaded: Loaded, prefix: str) -> str:
+def find(loaded: ResultSet, prefix: str) -> str:
     """Complete the beginning of a cell id.
 
     Raises:

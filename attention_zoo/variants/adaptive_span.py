@@ -61,6 +61,7 @@ class AdaptiveSpanConfig(QkvConfig):
 
 @register_variant(
     "adaptive_span",
+    title="Adaptive span",
     traits=Traits(
         memory="linear",
         complexity="O(n S), S the longest span",

@@ -41,6 +41,7 @@ class BigBirdConfig(QkvConfig):
 
 @register_variant(
     "bigbird",
+    title="BigBird",
     traits=Traits(
         memory="linear",
         complexity="O(n b (r + 5))",

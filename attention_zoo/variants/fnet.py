@@ -39,6 +39,7 @@ class FnetConfig(VariantConfig):
 
 @register_variant(
     "fnet",
+    title="FNet",
     traits=Traits(memory="linear", complexity="O(n log n)"),
     paper="Lee-Thorp et al. 2022, arXiv:2105.03824",
 )

@@ -28,6 +28,7 @@ class LinearConfig(QkvConfig):
 
 @register_variant(
     "linear",
+    title="Linear attention",
     traits=Traits(memory="linear", complexity="O(n d²)", causal=True, permutation_equivariant=True),
     paper="Katharopoulos et al. 2020, arXiv:2006.16236",
 )

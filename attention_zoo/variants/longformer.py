@@ -44,6 +44,7 @@ class LongformerConfig(QkvConfig):
 
 @register_variant(
     "longformer",
+    title="Longformer",
     traits=Traits(
         memory="linear",
         complexity="O(n w)",

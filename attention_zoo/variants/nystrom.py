@@ -49,6 +49,7 @@ class NystromConfig(QkvConfig):
 
 @register_variant(
     "nystrom",
+    title="Nyström attention",
     traits=Traits(
         memory="linear",
         complexity="O(n m), m the landmarks",

@@ -48,6 +48,7 @@ class SkyformerConfig(QkvConfig):
 
 @register_variant(
     "skyformer",
+    title="Skyformer",
     traits=Traits(memory="linear", complexity="O(n m), m the landmarks"),
     paper="Chen et al. 2021, arXiv:2111.00035",
 )

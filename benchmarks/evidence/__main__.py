@@ -4,7 +4,7 @@
     python -m benchmarks.evidence status                   how far each section is
     python -m benchmarks.evidence page                     docs/results.md and its figures, from the records alone
 
-A section is a suite: one of benchmarks/evidence/, or a shipped one. Any spell on any machine adds cells to the store.
+A section is a suite: one of benchmarks/evidence/, or a built-in one. Any spell on any machine adds cells to the store.
 """
 
 from __future__ import annotations
@@ -136,18 +136,18 @@ def page() -> None:
 @command.command()
 def recount() -> None:
     """Count the operations in every record again, when the counter has learnt formulas; nothing else changes."""
-    from lra.atomic_io import write_atomically
+    from lra.atomic_io import atomic_write
     from lra.config.schema import canonical_json
     from lra.results.records import RunRecord, Store
 
     store, changed = Store(STORE), 0
     for record in store.records():
         if isinstance(record, RunRecord) and record.cost.flops != (flops := counted(record)):
-            path = store.record_path(record.cell_id)
+            path = store.record_path(record.run_id)
             body = json.loads(path.read_bytes())["record"]
             body["cost"]["flops"] = flops
             envelope = {"record": body, "sha256": hashlib.sha256(canonical_json(body)).hexdigest()}
-            write_atomically(path, json.dumps(envelope, indent=1, sort_keys=True, allow_nan=False).encode())
+            atomic_write(path, json.dumps(envelope, indent=1, sort_keys=True, allow_nan=False).encode())
             changed += 1
     click.echo(f"{changed} records changed")
 
@@ -183,7 +183,7 @@ def status_table() -> str:
 
 
 def cells_run(suite: str) -> tuple[int, int]:
-    """Count the cells of a suite that have a record, whatever the edition of their data, and all its cells."""
+    """Count the cells of a suite that have a record, whatever the dataset variant of their data, and all its cells."""
     from lra.config.schema import canonical_json
     from lra.config.suites import expand, load_suite
     from lra.results.records import RunRecord, Store

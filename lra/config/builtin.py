@@ -1,4 +1,4 @@
-"""Where the shipped profiles and suites are, and their names; cheap to import, so that `--help` can list them."""
+"""Where the built-in profiles and suites are, and their names; cheap to import, so that `--help` can list them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from pathlib import Path
 
 
 def config_folder(kind: str) -> Path:
-    """Return the folder of shipped `profiles` or `suites`: inside the installed package, or beside it in a copy."""
+    """Return the folder of built-in `profiles` or `suites`: inside the installed package, or beside it in a copy."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "configs" / kind
     return installed if installed.is_dir() else package.parent / "configs" / kind
 
 
 def profile_names() -> list[str]:
-    """List the shipped profiles."""
+    """List the built-in profiles."""
     return sorted(file.stem for file in config_folder("profiles").glob("*.yaml"))
 
 
 def suite_names() -> list[str]:
-    """List the shipped suites."""
+    """List the built-in suites."""
     return sorted(file.stem for file in config_folder("suites").glob("*.yaml"))

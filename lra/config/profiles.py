@@ -52,16 +52,16 @@ class Profile(Section):
 
 
 def load_profile(name: str) -> Profile:
-    """Load a shipped profile by name, or one of the user's by the path of its YAML file.
+    """Load a built-in profile by name, or one of the user's by the path of its YAML file.
 
     Raises:
         UsageError: No such profile, or its file does not hold what a profile holds.
     """
-    return load_shipped("profiles", name, Profile)
+    return load_builtin("profiles", name, Profile)
 
 
-def load_shipped(kind: Literal["profiles", "suites"], name: str, section: type[S]) -> S:
-    """Load a shipped file of `configs/<kind>` by name, or one of the user's by its path.
+def load_builtin(kind: Literal["profiles", "suites"], name: str, section: type[S]) -> S:
+    """Load a built-in file of `configs/<kind>` by name, or one of the user's by its path.
 
     Raises:
         UsageError: No such file, or it does not hold what a section holds.

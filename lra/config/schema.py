@@ -110,7 +110,7 @@ class RunConfig(Section):
     train: TrainConfig
     seed: Annotated[int, Field(ge=0)]
 
-    def cell_id(self, data_digest: str) -> str:
+    def run_id(self, data_digest: str) -> str:
         """Return the id of the cell: SHA-256 of this configuration, the data's content and the numerics version."""
         identity = {"config": self.model_dump(), "data_digest": data_digest, "numerics_version": NUMERICS_VERSION}
         return hashlib.sha256(canonical_json(identity)).hexdigest()

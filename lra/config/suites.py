@@ -10,7 +10,7 @@ from pydantic import Field
 
 from attention_zoo import available
 from attention_zoo.registry import normalise
-from lra.config.profiles import Profile, load_profile, load_shipped
+from lra.config.profiles import Profile, load_builtin, load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig, Section, Track
 from lra.errors import UsageError
@@ -39,12 +39,12 @@ class Suite(Section):
 
 
 def load_suite(name: str) -> Suite:
-    """Load a shipped suite by name, or the user's own by the path of its YAML file.
+    """Load a built-in suite by name, or the user's own by the path of its YAML file.
 
     Raises:
         UsageError: No such suite, or its file does not hold what a suite holds.
     """
-    return load_shipped("suites", name, Suite)
+    return load_builtin("suites", name, Suite)
 
 
 def expand(suite: Suite) -> list[RunConfig]:

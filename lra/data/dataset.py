@@ -68,15 +68,15 @@ class Manifest(_Record):
 
     schema_number: int
     task: str
-    edition: str
-    """One phrase for tables: which edition of the task this is."""
-    maker: str
+    dataset: str
+    """One phrase for tables: which dataset variant of the task this is."""
+    generated_by: str
     """The generator or reader that made the arrays, with its version."""
     token_offset: Natural = 0
     """Added to stored values of real tokens to get their ids."""
     options: dict[str, Any]
     """The task's options, seed included."""
-    rails: dict[str, float]
+    baselines: dict[str, float]
     """Accuracies in % that come without a model, by name; measured on the test split."""
     splits: dict[SplitName, SplitRecord]
     files: dict[str, FileRecord]
@@ -196,24 +196,24 @@ def write_prepared(
     target: Path,
     *,
     task: str,
-    edition: str,
-    maker: str,
+    dataset: str,
+    generated_by: str,
     options: Mapping[str, Any],
     num_classes: int,
     splits: Mapping[SplitName, Split],
-    rails: Mapping[str, float],
+    baselines: Mapping[str, float],
 ) -> PreparedData:
     """Write a prepared folder and open it; if another process finished the same folder first, open that one.
 
     Args:
         target: The folder to make.
         task: Name of the task.
-        edition: One phrase for tables.
-        maker: Generator or reader, with its version.
+        dataset: One phrase for tables.
+        generated_by: Generator or reader, with its version.
         options: The task's options as plain JSON values.
         num_classes: Labels are 0 to `num_classes - 1`.
         splits: All three splits.
-        rails: Measured reference accuracies in %, by name.
+        baselines: Measured reference accuracies in %, by name.
 
     Raises:
         DataError: A split is empty or has a label out of range, or the folder cannot be written.
@@ -229,11 +229,11 @@ def write_prepared(
             manifest = Manifest(
                 schema_number=SCHEMA,
                 task=task,
-                edition=edition,
-                maker=maker,
+                dataset=dataset,
+                generated_by=generated_by,
                 token_offset=splits["train"].token_offset,
                 options=dict(options),
-                rails=dict(rails),
+                baselines=dict(baselines),
                 splits={name: _describe(splits[name], num_classes) for name in SPLITS},
                 files=_save_arrays(folder, splits),
                 digest=content_digest(splits),

@@ -1,7 +1,7 @@
 """Where the files that tasks are read from are kept: `sources/` in the folder of prepared data.
 
-An entry is a link to the user's own file, or to one that `lra-data fetch` put there, so every edition of a task can be
-prepared from a file that was named once.
+An entry is a link to the user's own file, or to one that `lra-data fetch` put there, so every variant of a dataset can
+be prepared from a file that was named once.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """What `lra-bench` leaves behind: one JSON file per variant, length and settings, `<store>/bench/<settings-id>.json`.
 
-Unlike the record of a run, a reading is never final: measuring again replaces the file.
+Unlike the record of a run, a measurement is never final: measuring again replaces the file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +13,22 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from lra.atomic_io import write_atomically
+from lra.atomic_io import atomic_write
 from lra.config.schema import RunConfig, Section, canonical_json
 from lra.errors import StoreError
 from lra.measure.flops import FlopCount
+from lra.results.envelope import pack_envelope, read_envelope
+from lra.results.records import title_from_name, without_own_version
 
-BENCH_SCHEMA_VERSION = 1
+BENCH_SCHEMA_VERSION = 2
+RENAMED_IN_SCHEMA_2 = {
+    "meter": "counter",
+    "check_meter": "check_counter",
+    "canary_bytes": "self_test_bytes",
+    "canary_check_bytes": "self_test_check_bytes",
+}
 MIB = 2**20
-CANARY_BYTES = 48 * MIB
+SELF_TEST_BYTES = 48 * MIB
 """Three tensors of 16 MiB, held at once."""
 NOISY_SHARE = 0.10
 
@@ -52,19 +59,19 @@ class Timing(Section):
         return self.spread > NOISY_SHARE
 
 
-class MemoryReading(Section):
+class MemoryMeasurement(Section):
     """Peak memory of single steps over what was there before them, in bytes: from one fresh process."""
 
-    meter: str
+    counter: str
     """How `step_bytes` was read."""
     step_bytes: list[int]
     """The headline: forward, backward and optimiser, gradients included, parameters and optimiser state not."""
-    check_meter: str
-    """How `check_bytes` was read; empty on CUDA, where the allocator's own mark is the only meter."""
+    check_counter: str
+    """How `check_bytes` was read; empty on CUDA, where the allocator's own mark is the only counter."""
     check_bytes: list[int]
-    canary_bytes: int
-    """What the meters read of a known allocation of 48 MiB."""
-    canary_check_bytes: int | None
+    self_test_bytes: int
+    """What the counters read of a known allocation of 48 MiB."""
+    self_test_check_bytes: int | None
     state_bytes: int
     """Parameters, buffers and optimiser state, which live between steps."""
     reserved_bytes: int | None = None
@@ -82,25 +89,30 @@ class MemoryReading(Section):
 
     @property
     def problem(self) -> str:
-        """Why the reading cannot be quoted; empty if it can."""
-        canaries = [self.canary_bytes, *([] if self.canary_check_bytes is None else [self.canary_check_bytes])]
-        if any(abs(canary - CANARY_BYTES) > CANARY_BYTES / 100 for canary in canaries):
-            return f"the meters read {' and '.join(mib(c) for c in canaries)} of a known allocation of 48.0 MiB"
-        if self.check_meter and not self.check_bytes:
-            return "no second meter on this platform"
-        if self.check_bytes and not meters_agree(self.step, round(statistics.median(self.check_bytes))):
-            return f"the meters disagree: {mib(self.step)} and {mib(round(statistics.median(self.check_bytes)))}"
+        """Why the measurement cannot be quoted; empty if it can."""
+        self_tests = [
+            self.self_test_bytes,
+            *([] if self.self_test_check_bytes is None else [self.self_test_check_bytes]),
+        ]
+        if any(abs(self_test - SELF_TEST_BYTES) > SELF_TEST_BYTES / 100 for self_test in self_tests):
+            return f"the counters read {' and '.join(mib(c) for c in self_tests)} of a known allocation of 48.0 MiB"
+        if self.check_counter and not self.check_bytes:
+            return "no second counter on this platform"
+        if self.check_bytes and not counters_agree(self.step, round(statistics.median(self.check_bytes))):
+            return f"the counters disagree: {mib(self.step)} and {mib(round(statistics.median(self.check_bytes)))}"
         return ""
 
 
 class BenchRecord(Section):
-    """The readings of one variant at one length under one set of settings."""
+    """The measurements of one variant at one length under one set of settings."""
 
     schema_version: int = BENCH_SCHEMA_VERSION
     settings_id: str
     status: Literal["ok", "oom", "failed"]
     """`oom`: a step needs more memory than there is, which is a finding, not a fault."""
     detail: str
+    variant_title: str
+    """How tables and figures call the variant."""
     config: RunConfig
     """Variant, task and sizes; `model.max_length` is the length, `train.batch_size` the batch on this one device."""
     device_type: str
@@ -111,7 +123,7 @@ class BenchRecord(Section):
     timing: Timing | None
     speed_ratio: float | None
     """Steps per second over those of `full`: the median over the cycles of the interleaved measurement."""
-    memory: MemoryReading | None
+    memory: MemoryMeasurement | None
     flops: FlopCount | None
     environment: dict[str, Any]
     measured_at: str
@@ -138,8 +150,8 @@ def mib(size: int) -> str:
     return f"{size / MIB:.1f} MiB"
 
 
-def meters_agree(first: int, second: int) -> bool:
-    """Say whether two meters that share no code read the same: within 2 MiB or 3 %, whichever is more."""
+def counters_agree(first: int, second: int) -> bool:
+    """Say whether two counters that share no code read the same: within 2 MiB or 3 %, whichever is more."""
     return abs(first - second) <= max(2 * MIB, 0.03 * max(first, second))
 
 
@@ -156,10 +168,8 @@ def save_bench_record(store: Path, record: BenchRecord) -> Path:
         StoreError: The disk refuses.
     """
     path = store / "bench" / f"{record.settings_id}.json"
-    body = record.model_dump()
-    envelope = {"bench": body, "sha256": hashlib.sha256(canonical_json(body)).hexdigest()}
     try:
-        write_atomically(path, json.dumps(envelope, indent=1, sort_keys=True, allow_nan=False).encode())
+        atomic_write(path, pack_envelope("bench", record.model_dump()))
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
     return path
@@ -171,22 +181,26 @@ def read_bench_record(path: Path) -> BenchRecord:
     Raises:
         StoreError: The file is damaged, foreign, or of a newer schema.
     """
+    body = read_envelope(path, "bench", BENCH_SCHEMA_VERSION)
     try:
-        envelope = json.loads(path.read_bytes())
-        body = envelope["bench"]
-        if hashlib.sha256(canonical_json(body)).hexdigest() != envelope["sha256"]:
-            raise StoreError(f"{path} is damaged: its checksum does not match")
-        if body["schema_version"] > BENCH_SCHEMA_VERSION:
-            raise StoreError(f"{path} was written by a newer version (schema {body['schema_version']})")
-        return BenchRecord.model_validate(body)
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise StoreError(f"{path} is not a reading of lra-bench: {str(error).splitlines()[0]}") from error
+        return BenchRecord.model_validate(upgrade_bench_record(body))
+    except ValidationError as error:
+        raise StoreError(f"{path} is not a measurement of lra-bench: {str(error).splitlines()[0]}") from error
+
+
+def upgrade_bench_record(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of a bench record in the current schema; see `lra.results.records.upgrade_record`."""
+    if body["schema_version"] != 1:
+        return body
+    title = title_from_name(body["config"]["variant"]["name"])
+    body = body | {"schema_version": 2, "config": without_own_version(body["config"]), "variant_title": title}
+    if body["memory"] is not None:
+        body["memory"] = {RENAMED_IN_SCHEMA_2.get(name, name): value for name, value in body["memory"].items()}
+    return body
 
 
 def bench_records(store: Path) -> Iterator[BenchRecord | StoreError]:
-    """Yield every reading of a store; a damaged or foreign file comes as the error that says so."""
+    """Yield every measurement of a store; a damaged or foreign file comes as the error that says so."""
     for path in sorted((store / "bench").glob("*.json")):
         try:
             yield read_bench_record(path)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lra.atomic_io import write_atomically
+from lra.atomic_io import atomic_write
 from lra.errors import StoreError
 
 _MAGIC = b"LRA-SHA256\x00"
@@ -46,7 +46,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     """
     body = pack_state(state)
     try:
-        write_atomically(path, body + _MAGIC + hashlib.sha256(body).digest())
+        atomic_write(path, body + _MAGIC + hashlib.sha256(body).digest())
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 

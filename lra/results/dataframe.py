@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lra.errors import StoreError
-from lra.results.records import AttemptedCell, RunRecord, Store
+from lra.results.records import AttemptedRun, RunRecord, Store
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = (
-    "cell_id", "task", "title", "edition", "data_digest", "profile", "track", "variant", "seed", "status", "accuracy",
+    "run_id", "task", "title", "dataset", "data_digest", "profile", "track", "variant", "variant_title",
+    "seed", "status", "accuracy",
     "correct", "total", "validation_accuracy", "selected_step", "steps", "batch_size", "layers", "parameters",
     "parameters_full", "flops", "examples_per_second", "tokens_per_second", "peak_bytes", "train_seconds", "device",
     "backend", "finished_at", "settings",
@@ -37,7 +38,7 @@ def load(folder: Path | str) -> pd.DataFrame:
     return frame
 
 
-def record_frame(records: Iterable[RunRecord], attempts: Iterable[AttemptedCell] = ()) -> pd.DataFrame:
+def record_frame(records: Iterable[RunRecord], attempts: Iterable[AttemptedRun] = ()) -> pd.DataFrame:
     """Return one row per record, then one per cell that was tried and has none.
 
     Columns in percent: `accuracy`, `validation_accuracy`. What a run did not give is missing, never 0. `settings` holds
@@ -79,13 +80,13 @@ def _record_row(record: RunRecord) -> dict[str, Any]:
     return row
 
 
-def _attempt_row(cell: AttemptedCell) -> dict[str, Any]:
+def _attempt_row(cell: AttemptedRun) -> dict[str, Any]:
     row = _cell_row(cell) | {"status": cell.status}
     row["settings"]["numerics_version"] = cell.numerics_version
     return row
 
 
-def _cell_row(cell: RunRecord | AttemptedCell) -> dict[str, Any]:
+def _cell_row(cell: RunRecord | AttemptedRun) -> dict[str, Any]:
     config = cell.config
     settings = {f"variant.{name}": value for name, value in config.variant.options.items()}
     settings["variant.origin"] = config.variant.origin
@@ -97,14 +98,15 @@ def _cell_row(cell: RunRecord | AttemptedCell) -> dict[str, Any]:
     for section, values in sections.items():
         settings |= {f"{section}.{name}": value for name, value in values.items()}
     return {
-        "cell_id": cell.cell_id,
+        "run_id": cell.run_id,
         "task": config.task,
         "title": cell.task_title,
-        "edition": cell.data_edition,
+        "dataset": cell.dataset,
         "data_digest": cell.data_digest,
         "profile": config.profile,
         "track": config.track,
         "variant": config.variant.name,
+        "variant_title": cell.variant_title,
         "seed": config.seed,
         "steps": config.train.steps,
         "batch_size": config.train.batch_size,

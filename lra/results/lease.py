@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lra.atomic_io import publish, write_atomically
+from lra.atomic_io import atomic_write, create_exclusive
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 40.0
@@ -30,7 +30,7 @@ TAKEOVERS = 3
 
 
 @dataclass
-class Position:
+class Progress:
     """How far the owner of a claim is; it travels with the counter."""
 
     step: int = 0
@@ -38,8 +38,8 @@ class Position:
 
 
 @contextlib.contextmanager
-def hold(
-    root: Path, cell_id: str, position: Position | None = None, give_up: Callable[[], bool] = lambda: False
+def acquire(
+    root: Path, run_id: str, position: Progress | None = None, give_up: Callable[[], bool] = lambda: False
 ) -> Iterator[bool]:
     """Try to own a cell of the store `root`: True inside the block if it is ours, False if a living owner has it.
 
@@ -48,19 +48,19 @@ def hold(
 
     Args:
         root: The store.
-        cell_id: The cell.
+        run_id: The cell.
         position: Changed by the caller inside the block, shown to observers.
         give_up: Asked while waiting for a sign of life; True ends the wait without the claim.
 
     Raises:
         OSError: The store cannot be written.
     """
-    path, owner, position = _path(root, cell_id), _identity(), position or Position()
+    path, owner, position = _path(root, run_id), _identity(), position or Progress()
     if not _take(path, owner, give_up):
         yield False
         return
     stop = threading.Event()
-    beat = threading.Thread(target=_beat, args=(path, owner, position, stop), daemon=True)
+    beat = threading.Thread(target=_heartbeat, args=(path, owner, position, stop), daemon=True)
     beat.start()
     try:
         yield True
@@ -71,31 +71,31 @@ def hold(
             path.unlink(missing_ok=True)
 
 
-def owner_of(root: Path, cell_id: str) -> dict[str, Any] | None:
+def holder(root: Path, run_id: str) -> dict[str, Any] | None:
     """Return host, pid, step and steps of who holds a cell; None if nobody does or its process on this host is gone.
 
     One look cannot tell whether an owner on another host is alive; it is taken to be.
     """
-    content = _read(_path(root, cell_id))
+    content = _read(_path(root, run_id))
     return content if content and not _process_gone(content) else None
 
 
-def _path(root: Path, cell_id: str) -> Path:
-    return root / "claims" / cell_id
+def _path(root: Path, run_id: str) -> Path:
+    return root / "claims" / run_id
 
 
 def _take(path: Path, owner: dict[str, Any], give_up: Callable[[], bool]) -> bool:
     for _ in range(TAKEOVERS):
-        if publish(path, json.dumps(owner | {"beat": 0}).encode()):
+        if create_exclusive(path, json.dumps(owner | {"beat": 0}).encode()):
             return True
         present = _read(path)
         if path.exists() and not _dead(path, present, give_up):
             return False
-        _bury(path, present.get("token"))
+        _break_stale(path, present.get("token"))
     return False
 
 
-def _bury(path: Path, dead_token: str | None) -> None:
+def _break_stale(path: Path, dead_token: str | None) -> None:
     """Remove a dead claim, unless somebody who found it dead too was faster and a living one is in its place."""
     with (path.parent / ".takeover").open("a") as lock:
         with contextlib.suppress(OSError):  # no locks on this file system: two may win, and publish the same bits
@@ -155,7 +155,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _beat(path: Path, owner: dict[str, Any], position: Position, stop: threading.Event) -> None:
+def _heartbeat(path: Path, owner: dict[str, Any], position: Progress, stop: threading.Event) -> None:
     count = 0
     while not stop.wait(BEAT_SECONDS):
         count += 1
@@ -164,4 +164,4 @@ def _beat(path: Path, owner: dict[str, Any], position: Position, stop: threading
             return  # taken over while this process was held up
         state = owner | {"beat": count, "step": position.step, "steps": position.steps}
         with contextlib.suppress(OSError):  # a store that is away for a while; the claim may go stale
-            write_atomically(path, json.dumps(state).encode())
+            atomic_write(path, json.dumps(state).encode())

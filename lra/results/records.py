@@ -23,11 +23,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ValidationError
 
-from lra.atomic_io import publish, write_atomically
-from lra.config.schema import NUMERICS_VERSION, RunConfig, Section, canonical_json
+from lra.atomic_io import atomic_write, create_exclusive
+from lra.config.schema import NUMERICS_VERSION, RunConfig, Section
 from lra.errors import StoreError
+from lra.results.envelope import pack_envelope, read_envelope
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+RENAMED_IN_SCHEMA_2 = {"cell_id": "run_id", "data_edition": "dataset", "rails": "baselines"}
 
 FinalStatus = Literal["ok", "diverged"]
 AttemptStatus = Literal["ok", "diverged", "oom", "failed", "timeout", "preempted"]
@@ -79,15 +81,17 @@ class RunRecord(Section):
     """The final result of one cell."""
 
     schema_version: int = SCHEMA_VERSION
-    cell_id: str
+    run_id: str
     status: FinalStatus
     detail: str = ""
     config: RunConfig
     numerics_version: int
     task_title: str
-    data_edition: str
+    variant_title: str
+    """How tables and figures call the variant."""
+    dataset: str
     data_digest: str
-    rails: dict[str, float]
+    baselines: dict[str, float]
     """Accuracies, in percent, of answers that need no model."""
     outcome: Outcome | None
     """None unless the status is `ok`."""
@@ -99,15 +103,16 @@ class RunRecord(Section):
     """UTC, ISO 8601."""
 
 
-class AttemptedCell(Section):
+class AttemptedRun(Section):
     """What an attempt tried to run; it places the status of a cell without a record in a table."""
 
-    cell_id: str
+    run_id: str
     status: AttemptStatus
     config: RunConfig
     numerics_version: int = NUMERICS_VERSION
     task_title: str
-    data_edition: str
+    variant_title: str
+    dataset: str
     data_digest: str
 
 
@@ -129,30 +134,30 @@ class Store:
         """
         probe = self.root / f".probe-{os.getpid()}"
         try:
-            write_atomically(probe, b"")
+            atomic_write(probe, b"")
             probe.unlink()
         except OSError as error:
             raise StoreError(f"cannot write to the store {self.root}: {error.strerror or error}") from error
 
-    def record_path(self, cell_id: str) -> Path:
+    def record_path(self, run_id: str) -> Path:
         """Return where the record of a cell is, or would be."""
-        return self.root / "results" / cell_id[:2] / f"{cell_id}.json"
+        return self.root / "results" / run_id[:2] / f"{run_id}.json"
 
-    def arrays_path(self, cell_id: str) -> Path:
+    def arrays_path(self, run_id: str) -> Path:
         """Return where the arrays of a cell are, or would be."""
-        return self.root / "arrays" / cell_id[:2] / f"{cell_id}.npz"
+        return self.root / "arrays" / run_id[:2] / f"{run_id}.npz"
 
-    def checkpoint_folder(self, cell_id: str) -> Path:
+    def checkpoint_folder(self, run_id: str) -> Path:
         """Return the folder of a cell's checkpoints."""
-        return self.root / "checkpoints" / cell_id
+        return self.root / "checkpoints" / run_id
 
-    def find(self, cell_id: str) -> RunRecord | None:
+    def find(self, run_id: str) -> RunRecord | None:
         """Return the record of a cell, None if it has not been run to an end.
 
         Raises:
             StoreError: There is a record, and it is damaged.
         """
-        path = self.record_path(cell_id)
+        path = self.record_path(run_id)
         return read_record(path) if path.exists() else None
 
     def publish(self, record: RunRecord, arrays: dict[str, np.ndarray]) -> RunRecord:
@@ -167,34 +172,36 @@ class Store:
         """
         content = pack_arrays(arrays)
         record = record.model_copy(update={"arrays_sha256": hashlib.sha256(content).hexdigest()})
-        path = self.record_path(record.cell_id)
+        path = self.record_path(record.run_id)
         try:
-            if self.find(record.cell_id) is None:
-                write_atomically(self.arrays_path(record.cell_id), content)
-                if publish(path, _envelope(record)):
+            if self.find(record.run_id) is None:
+                atomic_write(self.arrays_path(record.run_id), content)
+                if create_exclusive(path, pack_envelope("record", record.model_dump())):
                     return record
             present = read_record(path)
             if (present.status, present.outcome) == (record.status, record.outcome):
                 return present
             number = 1
-            while not publish(path.with_suffix(f".conflict-{number}.json"), _envelope(record)):
+            while not create_exclusive(
+                path.with_suffix(f".conflict-{number}.json"), pack_envelope("record", record.model_dump())
+            ):
                 number += 1
         except OSError as error:
             raise StoreError(f"cannot write the result to {path}: {error.strerror or error}") from error
         raise StoreError(f"{path} holds another outcome of the same cell; ours is kept as conflict-{number} beside it")
 
-    def note_attempt(
+    def log_attempt(
         self,
-        cell_id: str,
+        run_id: str,
         status: AttemptStatus,
         detail: str,
         environment: dict[str, Any],
-        cell: AttemptedCell | None = None,
+        cell: AttemptedRun | None = None,
     ) -> None:
         """Leave a note of one attempt, whatever came of it.
 
         Args:
-            cell_id: The cell.
+            run_id: The cell.
             status: How the attempt ended.
             detail: More about it.
             environment: See `lra.measure.environment`.
@@ -203,14 +210,14 @@ class Store:
         Raises:
             StoreError: The disk refuses.
         """
-        folder = self.root / "attempts" / cell_id
+        folder = self.root / "attempts" / run_id
         note = {"status": status, "detail": detail, "environment": environment, "schema_version": SCHEMA_VERSION}
         if cell is not None:
             note["cell"] = cell.model_dump()
         body = json.dumps(note, indent=1, sort_keys=True, allow_nan=False).encode()
         number = len(list(folder.glob("*.json"))) + 1
         try:
-            while not publish(folder / f"{number}-{socket.gethostname()}-{os.getpid()}.json", body):
+            while not create_exclusive(folder / f"{number}-{socket.gethostname()}-{os.getpid()}.json", body):
                 number += 1
         except OSError as error:
             raise StoreError(f"cannot write to {folder}: {error.strerror or error}") from error
@@ -224,13 +231,13 @@ class Store:
                 except StoreError as error:
                     yield error
 
-    def arrays(self, cell_id: str) -> dict[str, np.ndarray]:
+    def arrays(self, run_id: str) -> dict[str, np.ndarray]:
         """Return the arrays of a cell: curve columns `curve.*`, and `test_correct`, one bool per test example.
 
         Raises:
             StoreError: They are missing or not those of the record.
         """
-        record, path = self.find(cell_id), self.arrays_path(cell_id)
+        record, path = self.find(run_id), self.arrays_path(run_id)
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -247,18 +254,37 @@ def read_record(path: Path) -> RunRecord:
     Raises:
         StoreError: The file is damaged, foreign, or of a newer schema.
     """
+    body = read_envelope(path, "record", SCHEMA_VERSION)
     try:
-        envelope = json.loads(path.read_bytes())
-        body = envelope["record"]
-        if hashlib.sha256(canonical_json(body)).hexdigest() != envelope["sha256"]:
-            raise StoreError(f"{path} is damaged: its checksum does not match")
-        if body["schema_version"] > SCHEMA_VERSION:
-            raise StoreError(f"{path} was written by a newer version (schema {body['schema_version']})")
-        return RunRecord.model_validate(body)
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise StoreError(f"{path} is not a record of a run: {str(error).splitlines()[0]}") from error
+        return RunRecord.model_validate(upgrade_record(body))
+    except ValidationError as error:
+        raise StoreError(f"{path} is not the record of a run: {str(error).splitlines()[0]}") from error
+
+
+def upgrade_record(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of a record in the current schema.
+
+    Schema 1 had other names for three fields, and the version of this project in the origin of its own variants. The id
+    of a run hashed that version, so a record of schema 1 keeps an id of its own until `benchmarks.migrate_store` has
+    renamed it.
+    """
+    if body["schema_version"] != 1:
+        return body
+    body = {RENAMED_IN_SCHEMA_2.get(name, name): value for name, value in body.items()}
+    config = without_own_version(body["config"])
+    return body | {"schema_version": 2, "config": config, "variant_title": title_from_name(config["variant"]["name"])}
+
+
+def title_from_name(name: str) -> str:
+    """Return a name to show for a variant whose own title is not known here."""
+    return name.replace("_", " ").capitalize()
+
+
+def without_own_version(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration of schema 1 without the version of this project in the origin of its own variants."""
+    variant = config["variant"]
+    own = variant["origin"].startswith("lra-harness ")
+    return config | {"variant": variant | {"origin": ""}} if own else config
 
 
 def pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:
@@ -266,9 +292,3 @@ def pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
-
-
-def _envelope(record: RunRecord) -> bytes:
-    body = record.model_dump()
-    digest = hashlib.sha256(canonical_json(body)).hexdigest()
-    return json.dumps({"record": body, "sha256": digest}, indent=1, sort_keys=True, allow_nan=False).encode()

@@ -18,7 +18,7 @@ from lra.errors import DataError, UsageError
 
 
 class TaskOptions(BaseModel):
-    """Which edition of a task: the `data` section of a profile. Exact types, no unknown keys, no changes."""
+    """Which dataset variant of a task: the `data` section of a profile. Exact types, no unknown keys, no changes."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -54,31 +54,31 @@ class Task(ABC, Generic[OptionsT]):
     options: ClassVar[type[TaskOptions]]
 
     @abstractmethod
-    def edition(self, options: OptionsT) -> str:
-        """Say in one phrase which edition the options describe, for tables."""
+    def dataset_name(self, options: OptionsT) -> str:
+        """Say in one phrase which dataset variant the options describe, for tables."""
 
     @abstractmethod
     def max_length(self, options: OptionsT) -> int:
-        """Return the longest token sequence that this edition can hold."""
+        """Return the longest token sequence that this variant of the dataset can hold."""
 
     @abstractmethod
     def short_name(self, options: OptionsT) -> str:
-        """Return a word for the edition, for the name of its folder."""
+        """Return a word for the dataset variant, for the name of its folder."""
 
     @abstractmethod
     def small(self, options: OptionsT, train: int) -> dict[str, int]:
-        """Return the option values of the same edition with `train` training examples, other splits in proportion.
+        """Return the options of the same dataset with `train` training examples, other splits in proportion.
 
         Raises:
-            UsageError: The edition has not more than `train` training examples, or cannot be cut.
+            UsageError: The dataset variant has not more than `train` training examples, or cannot be cut.
         """
 
     def generates(self, options: OptionsT) -> bool:
-        """Return whether the harness makes this edition itself, from no file."""
+        """Return whether the harness makes this variant of the dataset itself, from no file."""
         return self.info.generated and getattr(options, "source", None) == "generated"
 
     def source_key(self, options: OptionsT) -> str | None:  # noqa: ARG002
-        """Name the source that this edition is read from, for `lra.data.raw_files`; None for generated ones."""
+        """Name the source that the data is read from, for `lra.data.raw_files`; None if it is generated."""
         return None
 
     @abstractmethod
@@ -100,7 +100,7 @@ class Task(ABC, Generic[OptionsT]):
         """
 
     def folder_name(self, options: OptionsT) -> str:
-        """Name the folder of an edition: readable, with a hash of the options and the task's version."""
+        """Name the folder of a dataset variant: readable, with a hash of the options and the task's version."""
         identity = f"{self.info.version}\n{options.model_dump_json()}"
         return f"{self.info.name}-{self.short_name(options)}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
@@ -113,18 +113,18 @@ class Task(ABC, Generic[OptionsT]):
         workers: int | None = None,
         progress: bool = True,
     ) -> PreparedData:
-        """Open the prepared data of an edition, making it first if it is not there.
+        """Open the prepared data of a dataset variant, making it first if it is not there.
 
         Args:
-            options: Which edition.
+            options: Which dataset variant.
             home: Folder of all prepared data, see `lra.data.dataset.data_home`.
-            source: File or folder to read from, for editions that are read. It is remembered once it was read; where
+            source: File or folder to read from, for datasets that are read. It is remembered once it was read; where
                 the data is there already, it is not read.
             workers: Processes that build; None takes one per core. The result does not depend on it.
             progress: Whether to show a progress bar, when there is a terminal.
 
         Raises:
-            UsageError: There is a source, and the edition is generated.
+            UsageError: There is a source, and the dataset variant is generated.
             DataError: In at most three lines: what is missing or damaged, and what mends it.
         """
         if source is not None:
@@ -153,7 +153,7 @@ def in_proportion(full: Mapping[SplitName, int], train: int) -> dict[SplitName, 
     """
     if train >= full["train"]:
         raise UsageError(
-            f"a small edition must have fewer than the {full['train']:,} training examples of the full one"
+            f"a small dataset variant must have fewer than the {full['train']:,} training examples of the full one"
         )
     return {name: max(1, round(count * train / full["train"])) for name, count in full.items()}
 

@@ -16,7 +16,7 @@ from lra.data.dataset import SPLITS, PreparedData, Split, SplitName, write_prepa
 from lra.data.raw_files import describe_source, missing
 from lra.errors import DataError, UsageError
 from lra.tasks.base import Task, TaskInfo, TaskOptions
-from lra.tasks.splits import ReadOptions, byte_split, rails, sample, sample_limits
+from lra.tasks.splits import ReadOptions, baselines, byte_split, sample, sample_limits
 from lra.tasks.text import printable
 
 OFFICIAL_COUNTS: dict[SplitName, int] = {"train": 147_086, "validation": 18_090, "test": 17_437}
@@ -50,7 +50,7 @@ class Retrieval(Task[RetrievalOptions]):
     )
     options: ClassVar[type[TaskOptions]] = RetrievalOptions
 
-    def edition(self, options: RetrievalOptions) -> str:
+    def dataset_name(self, options: RetrievalOptions) -> str:
         """Say whose pairs they are, how long documents are, and whether splits are samples."""
         origin = "AAN" if options.source == "official" else "AAN substitute"
         return ", ".join([origin, f"first {options.max_length:,} bytes", *options.sample_phrase()])
@@ -99,17 +99,19 @@ class Retrieval(Task[RetrievalOptions]):
                 f"{source}: {_listed(counts)} pairs, but the benchmark has {_listed(OFFICIAL_COUNTS)}; "
                 "--set source=substitute takes other pairs"
             )
-        edition = self.edition(options) if official else f"{self.edition(options)}, of {_listed(counts)} pairs"
+        dataset = (
+            self.dataset_name(options) if official else f"{self.dataset_name(options)}, of {_listed(counts)} pairs"
+        )
         kept = {name: _sampled(splits[name], options, name) for name in SPLITS}
         return write_prepared(
             target,
             task=self.info.name,
-            edition=edition,
-            maker=f"pair reader {VERSION}, {describe_source(source)}",
+            dataset=dataset,
+            generated_by=f"pair reader {VERSION}, {describe_source(source)}",
             options=options.model_dump(mode="json"),
             num_classes=self.info.num_classes,
             splits=kept,
-            rails=rails(kept, self.info.num_classes),
+            baselines=baselines(kept, self.info.num_classes),
         )
 
     def show(self, data: PreparedData, split: SplitName, index: int) -> str:

@@ -1,4 +1,4 @@
-"""What the tasks that are read from files share: bytes into splits, held-out examples, samples, rails."""
+"""What the tasks that are read from files share: bytes into splits, held-out examples, samples, baselines."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ReadOptions(TaskOptions):
         return {"train": self.max_train, "validation": self.max_validation, "test": self.max_test}
 
     def sample_phrase(self) -> list[str]:
-        """Say which splits are samples, for the edition."""
+        """Say which splits are samples, for the dataset variant."""
         parts = [f"{name} {limit:,}" for name, limit in self.limits.items() if limit is not None]
         return [f"at most {', '.join(parts)}"] if parts else []
 
@@ -84,7 +84,7 @@ def sample(size: int, limit: int | None, seed: int, name: SplitName) -> npt.NDAr
     return np.sort(numpy_generator(seed, "sample", name).permutation(size)[:limit])
 
 
-def rails(splits: Mapping[SplitName, Split], num_classes: int) -> dict[str, float]:
+def baselines(splits: Mapping[SplitName, Split], num_classes: int) -> dict[str, float]:
     """Return accuracies in % on the test split: of chance, and of the training split's most frequent label."""
     answer = np.bincount(splits["train"].labels, minlength=num_classes).argmax()
     return {

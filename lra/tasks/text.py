@@ -17,10 +17,10 @@ from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.splits import (
     Count,
     ReadOptions,
+    baselines,
     byte_split,
     held_out_count,
     hold_out,
-    rails,
     sample,
     sample_limits,
 )
@@ -53,7 +53,7 @@ class Text(Task[TextOptions]):
     info: ClassVar[TaskInfo] = TaskInfo(name="text", title="Text", version=VERSION, vocab_size=257, num_classes=2)
     options: ClassVar[type[TaskOptions]] = TextOptions
 
-    def edition(self, options: TextOptions) -> str:
+    def dataset_name(self, options: TextOptions) -> str:
         """Say how long reviews are, what validation is, and whether splits are samples."""
         held_out = "10 % of train held out" if options.validation == "held_out" else "validation is the test split"
         parts = [f"IMDb, first {options.max_length:,} bytes", held_out, *options.sample_phrase()]
@@ -79,7 +79,7 @@ class Text(Task[TextOptions]):
         }
         return sample_limits(full, train)
 
-    def source_key(self, options: TextOptions) -> str:  # noqa: ARG002 - all editions come from one archive
+    def source_key(self, options: TextOptions) -> str:  # noqa: ARG002 - all dataset variants come from one archive
         """Return the task's name."""
         return self.info.name
 
@@ -99,12 +99,12 @@ class Text(Task[TextOptions]):
         return write_prepared(
             target,
             task=self.info.name,
-            edition=self.edition(options),
-            maker=f"IMDb reader {VERSION}, {describe_source(source)}",
+            dataset=self.dataset_name(options),
+            generated_by=f"IMDb reader {VERSION}, {describe_source(source)}",
             options=options.model_dump(mode="json"),
             num_classes=self.info.num_classes,
             splits=splits,
-            rails=rails(splits, self.info.num_classes),
+            baselines=baselines(splits, self.info.num_classes),
         )
 
     def show(self, data: PreparedData, split: SplitName, index: int) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lra.errors import UsageError
 
-from ..result_set import Loaded, label_by_settings
+from ..result_set import ResultSet, label_by_settings
 from ..tables.captions import headings
 from ..tables.efficiency import REFERENCE, describe, reading_groups
 from .lines import LINES_PER_PANEL, depth_curves, learning_curves, scaling_curves
@@ -18,7 +18,7 @@ from .scatter import bubbles, pareto, seed_dots
 from .style import house_style, save, slug
 
 
-def draw_all(loaded: Loaded, folder: Path, form: str) -> list[Path]:
+def draw_all(loaded: ResultSet, folder: Path, form: str) -> list[Path]:
     """Draw every figure that the records give into a folder.
 
     Raises:
@@ -35,7 +35,7 @@ def draw_all(loaded: Loaded, folder: Path, form: str) -> list[Path]:
     return paths
 
 
-def figures(loaded: Loaded) -> Iterator[tuple[str, Figure]]:
+def figures(loaded: ResultSet) -> Iterator[tuple[str, Figure]]:
     """Yield (title, figure) of every figure, one profile, track and task after the other, then cost by length."""
     for profile, track in loaded.profiles():
         part = loaded.only(profile, track)
@@ -61,19 +61,22 @@ def place(column: str, profile: str, track: str) -> str:
     return f"{column}, profile {profile}, {track} track"
 
 
-def _of_readings(loaded: Loaded) -> Iterator[tuple[str, Figure]]:
+def _of_readings(loaded: ResultSet) -> Iterator[tuple[str, Figure]]:
     for group in reading_groups(loaded):
-        readings = group.dropna(subset=["seconds"])
-        if readings["length"].nunique() < 2:
+        measurements = group.dropna(subset=["seconds"])
+        if measurements["length"].nunique() < 2:
             continue
-        others = sorted(set(readings["label"]) - {REFERENCE})
-        first = [REFERENCE] if REFERENCE in set(readings["label"]) else []
+        others = sorted(set(measurements["label"]) - {REFERENCE})
+        first = [REFERENCE] if REFERENCE in set(measurements["label"]) else []
         room = LINES_PER_PANEL - len(first)
         for start in range(0, max(1, len(others)), room):
             number = f" {start // room + 1}" if len(others) > room else ""
-            where = describe(readings)
+            where = describe(measurements)
             with house_style():
-                yield f"scaling{number}: {where}", scaling_curves(readings, first + others[start : start + room], where)
+                yield (
+                    f"scaling{number}: {where}",
+                    scaling_curves(measurements, first + others[start : start + room], where),
+                )
 
 
 def _scored(frame: pd.DataFrame) -> pd.DataFrame:
@@ -84,7 +87,7 @@ def _scored(frame: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(label=rows["label"].map(names))
 
 
-def _of_task(loaded: Loaded, frame: pd.DataFrame, where: str) -> Iterator[tuple[str, Figure]]:
+def _of_task(loaded: ResultSet, frame: pd.DataFrame, where: str) -> Iterator[tuple[str, Figure]]:
     yield f"seeds: {where}", seed_dots(loaded, frame, where)
     for device, group in _scored(frame).groupby("device"):
         title = f"{where}, {device}"

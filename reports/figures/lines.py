@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 from lra.errors import StoreError
 from lra.results.bench_records import MIB
 
-from ..result_set import Loaded
+from ..result_set import ResultSet
 from ..tables.captions import number, seeds_by_cell
 from ..tables.efficiency import short_length
 from .style import (
@@ -34,7 +34,7 @@ LINES_PER_PANEL = 7
 """More lines are not told apart."""
 
 
-def learning_curves(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure | None:
+def learning_curves(loaded: ResultSet, frame: pd.DataFrame, where: str) -> Figure | None:
     """Draw validation accuracy over training steps: the mean of the seeds, and the band from lowest to highest.
 
     Args:
@@ -49,7 +49,7 @@ def learning_curves(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure |
     axes = figure.subplots()
     names = []
     for place, (label, group) in enumerate(frame.groupby("label")):
-        curves = [curve for cell in group["cell_id"] if (curve := validation_curve(loaded, str(cell))) is not None]
+        curves = [curve for cell in group["run_id"] if (curve := validation_curve(loaded, str(cell))) is not None]
         if not curves:
             continue
         steps, scores = on_common_steps(curves)
@@ -67,7 +67,7 @@ def learning_curves(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure |
     return figure
 
 
-def validation_curve(loaded: Loaded, cell: str) -> tuple[np.ndarray, np.ndarray] | None:
+def validation_curve(loaded: ResultSet, cell: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Return (steps, accuracy in %) of a run; None if it gave no number, or its arrays are gone or damaged."""
     record = loaded.records.get(cell)
     if record is None or record.outcome is None:
@@ -125,21 +125,24 @@ def depth_curves(frame: pd.DataFrame, where: str) -> Figure:
     return figure
 
 
-def scaling_curves(readings: pd.DataFrame, labels: Sequence[str], where: str) -> Figure:
+def scaling_curves(measurements: pd.DataFrame, labels: Sequence[str], where: str) -> Figure:
     """Draw time and memory of one example over the length, on logarithmic axes, with the slope of each line.
 
     Args:
-        readings: One of the frames of `efficiency.reading_groups`.
+        measurements: One of the frames of `efficiency.reading_groups`.
         labels: The lines to draw.
         where: Machine and recipe, for the title.
     """
     figure = new_figure(2.9)
     panels = figure.subplots(1, 2)
-    step = [np.nan if r.memory is None or r.memory.problem else r.memory.step for r in readings["reading"]]
-    costs = (("ms per example", 1e3 * readings["seconds"]), ("MiB per example", pd.Series(step, readings.index) / MIB))
+    step = [np.nan if r.memory is None or r.memory.problem else r.memory.step for r in measurements["measurement"]]
+    costs = (
+        ("ms per example", 1e3 * measurements["seconds"]),
+        ("MiB per example", pd.Series(step, measurements.index) / MIB),
+    )
     slopes: dict[str, list[str]] = {label: [] for label in labels}
     for axes, (unit, cost) in zip(panels, costs, strict=True):
-        rows = readings.assign(cost=cost / readings["batch"]).dropna(subset=["cost"]).sort_values("length")
+        rows = measurements.assign(cost=cost / measurements["batch"]).dropna(subset=["cost"]).sort_values("length")
         for place, label in enumerate(labels):
             line = rows[rows["label"] == label]
             lengths, values = line["length"].to_numpy(dtype=float), line["cost"].to_numpy(dtype=float)

@@ -57,18 +57,18 @@ def load_supports(record: RunRecord, store: Store, data_dir: Path | None, count:
         DataError: The data is not there.
     """
     if record.outcome is None:
-        raise UsageError(f"run {record.cell_id[:12]} ended without weights: {record.status}")
+        raise UsageError(f"run {record.run_id[:12]} ended without weights: {record.status}")
     task, config = get_task(record.config.task), record.config
-    weights = store.checkpoint_folder(record.cell_id) / "chosen.pt"
+    weights = store.checkpoint_folder(record.run_id) / "chosen.pt"
     if not weights.is_file():
         raise StoreError(
-            f"the checkpoints of run {record.cell_id[:12]} are not in the store {store.root}, only its record; "
-            f"lra-run --config {store.record_path(record.cell_id)} --store NEW trains it again"
+            f"the checkpoints of run {record.run_id[:12]} are not in the store {store.root}, only its record; "
+            f"lra-run --config {store.record_path(record.run_id)} --store NEW trains it again"
         )
     state = read_state(weights)
     data = task.prepare(task.options.model_validate(config.data), data_home(data_dir), progress=False)
     if data.digest != record.data_digest:
-        raise StoreError(f"{data.path} holds other data than run {record.cell_id[:12]} was made with")
+        raise StoreError(f"{data.path} holds other data than run {record.run_id[:12]} was made with")
     model = build_model(config, task.info.vocab_size, task.info.num_classes)
     model.load_state_dict(state["model"])
     model.eval()
@@ -85,7 +85,7 @@ def load_supports(record: RunRecord, store: Store, data_dir: Path | None, count:
                 if widths is not None:
                     found.setdefault(number, []).append(widths[0, :length].float().numpy())
     if not found:
-        raise UsageError(f"variant {config.variant.name!r} of run {record.cell_id[:12]} has no widths to show")
+        raise UsageError(f"variant {config.variant.name!r} of run {record.run_id[:12]} has no widths to show")
     return Supports(
         layers=sorted(found),
         sigma=[np.stack([found[layer][row] for layer in sorted(found)]) for row in range(len(indices))],

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..result_set import Loaded
+from ..result_set import ResultSet
 from ..tables.captions import seeds_by_cell
 from .style import (
     COLOURS,
@@ -103,7 +103,7 @@ def front(cost: np.ndarray, score: np.ndarray) -> np.ndarray:
     return np.logical_not(np.any(cheaper & better & strictly, axis=1))
 
 
-def seed_dots(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure:
+def seed_dots(loaded: ResultSet, frame: pd.DataFrame, where: str) -> Figure:
     """Draw every run as a dot, the mean as a bar, and what needs no model as lines.
 
     Args:
@@ -125,9 +125,9 @@ def seed_dots(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure:
         lost = group["status"][group["accuracy"].isna()].value_counts().sort_index()
         words = ", ".join(f"{status} {count}" for status, count in lost.items())
         names.append(wrapped(label, 34) + (f"\n({words})" if words else ""))
-    rails = {name: value for cell in frame["cell_id"] if cell in loaded.records
-             for name, value in loaded.records[cell].rails.items()}  # fmt: skip
-    for number, (name, value) in enumerate(sorted(rails.items(), key=lambda item: item[1])):
+    baselines = {name: value for cell in frame["run_id"] if cell in loaded.records
+             for name, value in loaded.records[cell].baselines.items()}  # fmt: skip
+    for number, (name, value) in enumerate(sorted(baselines.items(), key=lambda item: item[1])):
         line = ("--", ":", "-.")[number % 3]
         axes.axvline(
             value, color="#777777", linewidth=0.8, linestyle=line, label=f"{shown(name)} {value:.1f}", zorder=1
@@ -140,7 +140,7 @@ def seed_dots(loaded: Loaded, frame: pd.DataFrame, where: str) -> Figure:
     axes.set_xlabel("test accuracy (%)")
     _title(figure, "Dots: runs; bar: mean", where)
     mark_preview(axes, seeds_by_cell(frame)[1])
-    if rails:
+    if baselines:
         figure.legend(loc="outside lower center", ncols=3, handlelength=1.6, columnspacing=1.0)
     return figure
 

@@ -11,7 +11,7 @@ import pandas as pd
 from lra.errors import UsageError
 from lra.metrics import wilson_interval
 
-from ..result_set import Loaded, label_by_settings
+from ..result_set import ResultSet, label_by_settings
 from ..statistics import mean_with_interval, trained
 from .captions import (
     FIVE,
@@ -35,7 +35,7 @@ STATUS_WORDS = {"oom": "OOM"}
 """How statuses are written where they have a spelling of their own."""
 
 
-def accuracy(loaded: Loaded, profile: str, track: str) -> Table:
+def accuracy(loaded: ResultSet, profile: str, track: str) -> Table:
     """Tabulate test accuracy: variants x tasks, with averages over complete rows, and what needs no model."""
     loaded = loaded.only(profile, track)
     frame = loaded.frame()
@@ -56,10 +56,10 @@ def accuracy(loaded: Loaded, profile: str, track: str) -> Table:
             notes.append(
                 f"{name}: mean of {len(members)} tasks; {NOT_RUN} unless every one has a number from each seed."
             )
-    cells, values = _add_rails(cells, values, loaded, frame)
+    cells, values = _add_baselines(cells, values, loaded, frame)
     notes = preview(frame) + notes + _noise(frame) + _untrained(loaded, frame) + _unequal(frame) + surroundings(frame)
     title = table_caption("Test accuracy", profile, track, loaded, frame)
-    return Table(caption=title, cells=cells, values=values, notes=notes, records=frame["cell_id"].tolist())
+    return Table(caption=title, cells=cells, values=values, notes=notes, records=frame["run_id"].tolist())
 
 
 def accuracy_cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
@@ -78,7 +78,7 @@ def accuracy_cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
     return ", ".join([f"{estimate.mean:.2f}{spread} {count}", *words]), (math.nan if words else estimate.mean)
 
 
-def seeds(loaded: Loaded, profile: str, track: str) -> Table:
+def seeds(loaded: ResultSet, profile: str, track: str) -> Table:
     """Tabulate each variant on each task over its seeds: interval, extremes, and how many learnt anything."""
     loaded = loaded.only(profile, track)
     frame = loaded.frame()
@@ -95,7 +95,7 @@ def seeds(loaded: Loaded, profile: str, track: str) -> Table:
                 low, high = (100 * bound for bound in wilson_interval(int(single["correct"]), int(single["total"])))
                 kind = "Wilson"
             row |= {"mean": f"{estimate.mean:.2f}", "interval": f"{low:.2f} to {high:.2f} ({kind})"}
-            learnt = sum(_is_trained(loaded, cell) for cell in group["cell_id"])
+            learnt = sum(_is_trained(loaded, cell) for cell in group["run_id"])
             row |= {"lowest": f"{scores.min():.2f}", "highest": f"{scores.max():.2f}"}
             row["trained"] = f"{learnt}/{len(group)}"
         rows.append(row)
@@ -108,7 +108,7 @@ def seeds(loaded: Loaded, profile: str, track: str) -> Table:
     return plain_table(table_caption("Test accuracy over seeds", profile, track, loaded, frame), rows, notes, frame)
 
 
-def cost(loaded: Loaded, profile: str, track: str) -> Table:
+def cost(loaded: ResultSet, profile: str, track: str) -> Table:
     """Tabulate what training took, relative to `full` on the same task and device: speed, memory, size, operations."""
     loaded = loaded.only(profile, track)
     frame = loaded.frame()
@@ -134,7 +134,7 @@ def cost(loaded: Loaded, profile: str, track: str) -> Table:
     return plain_table(table_caption("Cost of training", profile, track, loaded, frame), rows, notes, frame)
 
 
-def depth(loaded: Loaded, profile: str, track: str) -> Table:
+def depth(loaded: ResultSet, profile: str, track: str) -> Table:
     """Tabulate accuracy against layers, operations and time: one row per task, variant and number of layers.
 
     Raises:
@@ -167,34 +167,34 @@ def depth(loaded: Loaded, profile: str, track: str) -> Table:
     return plain_table(table_caption("Test accuracy by depth", profile, track, loaded, frame), rows, notes, frame)
 
 
-def _add_rails(
-    cells: pd.DataFrame, values: pd.DataFrame, loaded: Loaded, frame: pd.DataFrame
+def _add_baselines(
+    cells: pd.DataFrame, values: pd.DataFrame, loaded: ResultSet, frame: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Add one row for each kind of answer that needs no model."""
-    columns = dict(zip(frame["cell_id"], frame["column"], strict=True))
-    rails: dict[str, dict[str, float]] = {}
+    columns = dict(zip(frame["run_id"], frame["column"], strict=True))
+    baselines: dict[str, dict[str, float]] = {}
     for record in loaded.records.values():
-        for name, value in record.rails.items():
-            rails.setdefault(f"({name})", {})[columns[record.cell_id]] = value
-    for name, by_column in rails.items():
+        for name, value in record.baselines.items():
+            baselines.setdefault(f"({name})", {})[columns[record.run_id]] = value
+    for name, by_column in baselines.items():
         cells.loc[name] = [f"{by_column[column]:.2f}" if column in by_column else NOT_RUN for column in cells.columns]
         values.loc[name] = math.nan
     return cells, values
 
 
-def _is_trained(loaded: Loaded, cell: str) -> bool:
+def _is_trained(loaded: ResultSet, cell: str) -> bool:
     """Say whether a run is above chance and majority."""
     record = loaded.records.get(cell)
     if record is None or record.outcome is None:
         return False
-    blind = max((value for name, value in record.rails.items() if name in ("chance", "majority")), default=0.0)
+    blind = max((value for name, value in record.baselines.items() if name in ("chance", "majority")), default=0.0)
     return trained(record.outcome.test.correct, record.outcome.test.total, blind)
 
 
-def _untrained(loaded: Loaded, frame: pd.DataFrame) -> list[str]:
+def _untrained(loaded: ResultSet, frame: pd.DataFrame) -> list[str]:
     """Name the variants with runs that gave a number and learnt nothing, and say how many of how many."""
     found = frame.dropna(subset=["accuracy"])
-    found = found.assign(lost=[not _is_trained(loaded, cell) for cell in found["cell_id"]])
+    found = found.assign(lost=[not _is_trained(loaded, cell) for cell in found["run_id"]])
     counts: dict[str, list[str]] = {}
     for (label, column), group in found.groupby(["label", "column"]):
         if group["lost"].any():

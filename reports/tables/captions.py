@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from ..result_set import Loaded
+from ..result_set import ResultSet
 
 FIVE = ("listops", "text", "retrieval", "image", "pathfinder")
 """Tasks of the five-task average, A5."""
@@ -45,14 +45,14 @@ def seeds_in_words(frame: pd.DataFrame) -> str:
 def surroundings(frame: pd.DataFrame) -> list[str]:
     """Say on what data."""
     return [
-        f"{title}: {edition}." for title, edition in sorted(set(zip(frame["title"], frame["edition"], strict=True)))
+        f"{title}: {dataset}." for title, dataset in sorted(set(zip(frame["title"], frame["dataset"], strict=True)))
     ]
 
 
-def table_caption(what: str, profile: str, track: str, loaded: Loaded, frame: pd.DataFrame) -> str:
+def table_caption(what: str, profile: str, track: str, loaded: ResultSet, frame: pd.DataFrame) -> str:
     """Write a caption: what it is, profile, track, hardware, training steps, seeds."""
     machines = set()
-    for cell in frame["cell_id"]:
+    for cell in frame["run_id"]:
         if cell in loaded.records:
             environment = loaded.records[cell].environment
             device = str(environment.get("device", ""))

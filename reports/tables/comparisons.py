@@ -10,7 +10,7 @@ import pandas as pd
 
 from lra.errors import UsageError, suggest
 
-from ..result_set import Loaded, short_name, varying_settings
+from ..result_set import ResultSet, short_name, varying_settings
 from ..statistics import average_ranks, compare_paired, holm, mcnemar
 from .accuracy import accuracy_cell
 from .captions import (
@@ -29,7 +29,7 @@ SUGGESTED = 2
 """Rows that an error names."""
 
 
-def head_to_head(loaded: Loaded, profile: str, track: str, first: str, second: str) -> Table:
+def head_to_head(loaded: ResultSet, profile: str, track: str, first: str, second: str) -> Table:
     """Compare two variants task by task: paired over seeds, and on the same test examples.
 
     Args:
@@ -53,9 +53,9 @@ def head_to_head(loaded: Loaded, profile: str, track: str, first: str, second: s
             continue
         result = compare_paired(*(side.loc[seeds, "accuracy"].tolist() for side in sides))
         difference = result.difference
-        bits = [_mcnemar(loaded, *(str(side.loc[seed, "cell_id"]) for side in sides)) for seed in seeds]
+        bits = [_mcnemar(loaded, *(str(side.loc[seed, "run_id"]) for side in sides)) for seed in seeds]
         p_values.append(result.p_value)
-        used += [cell for side in sides for cell in side.loc[seeds, "cell_id"]]
+        used += [cell for side in sides for cell in side.loc[seeds, "run_id"]]
         rows.append(
             {
                 "task": column,
@@ -74,7 +74,7 @@ def head_to_head(loaded: Loaded, profile: str, track: str, first: str, second: s
         raise UsageError(f"{first} and {second} have no task and seed in common under profile {profile}")
     for row, adjusted in zip(rows, holm(p_values), strict=True):
         row["p (Holm)"] = p_text(adjusted)
-    frame = frame[frame["cell_id"].isin(used)]
+    frame = frame[frame["run_id"].isin(used)]
     notes = [
         f"Difference: {first} minus {second}, points of test accuracy, mean over seeds that both have.",
         f"Detectable: true difference that so many pairs of such spread would show in 80 % of cases; {NOT_RUN} for one "
@@ -92,7 +92,7 @@ def head_to_head(loaded: Loaded, profile: str, track: str, first: str, second: s
     )
 
 
-def ablation(loaded: Loaded, profile: str, track: str, variant: str) -> Table:
+def ablation(loaded: ResultSet, profile: str, track: str, variant: str) -> Table:
     """Tabulate the runs of one variant by its changed settings, with the difference to the base setting.
 
     The base setting has the most common value of each; of equally common ones, that of the run that ended first.
@@ -132,7 +132,7 @@ def ablation(loaded: Loaded, profile: str, track: str, variant: str) -> Table:
     return plain_table(title, rows, preview(frame) + notes, frame)
 
 
-def ranks(loaded: Loaded, profile: str, track: str) -> Table:
+def ranks(loaded: ResultSet, profile: str, track: str) -> Table:
     """Rank the variants within each task, and average; only variants with a number for every task take part.
 
     Raises:
@@ -215,7 +215,7 @@ def _difference(ours: pd.DataFrame, base: pd.DataFrame) -> str:
     return f"{result.mean:+.2f}{interval} ({len(shared)})"
 
 
-def _mcnemar(loaded: Loaded, first: str, second: str) -> tuple[int, int, float]:
+def _mcnemar(loaded: ResultSet, first: str, second: str) -> tuple[int, int, float]:
     bits = [loaded.stores[cell].arrays(cell)["test_correct"] for cell in (first, second)]
     return mcnemar(bits[0], bits[1])
 

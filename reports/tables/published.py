@@ -13,7 +13,7 @@ from lra.config.schema import Section, validate_section
 from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
 
-from ..result_set import Loaded
+from ..result_set import ResultSet
 from .accuracy import accuracy_cell
 from .captions import NOT_RUN, preview, surroundings, table_caption
 from .table import Table, plain_table
@@ -45,7 +45,7 @@ class Published(Section):
 
 
 def load_published() -> list[Published]:
-    """Load every shipped source.
+    """Load every built-in source.
 
     Raises:
         UsageError: A file does not hold what a source holds.
@@ -59,7 +59,7 @@ def load_published() -> list[Published]:
     return found
 
 
-def beside(loaded: Loaded, profile: str, track: str) -> Table:
+def beside(loaded: ResultSet, profile: str, track: str) -> Table:
     """Put our mean test accuracy beside published numbers, with the difference and the source of each.
 
     Numbers under a recipe with the profile's sizes are all listed. Of other sources only what was run here is, without

@@ -27,4 +27,4 @@ def plain_table(caption: str, rows: Sequence[dict[str, str]], notes: list[str], 
     """Make a table in which no cell is marked as best."""
     cells = pd.DataFrame(list(rows))
     values = pd.DataFrame(np.nan, index=cells.index, columns=cells.columns)
-    return Table(caption=caption, cells=cells, values=values, notes=notes, records=frame["cell_id"].tolist())
+    return Table(caption=caption, cells=cells, values=values, notes=notes, records=frame["run_id"].tolist())

@@ -22,7 +22,7 @@ class Crossing:
         )
 
 
-def crossing(costs: Mapping[int, float], reference: Mapping[int, float]) -> Crossing:
+def crossover(costs: Mapping[int, float], reference: Mapping[int, float]) -> Crossing:
     """Find the length from which on the costs stay below the reference's.
 
     Between two measured lengths the ratio of the costs is taken for a power of the length: a straight line on

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from attention_zoo import get_variant
 from lra.config.profiles import Profile
 from lra.config.schema import RunConfig
 from lra.measure.environment import describe_environment
@@ -103,6 +104,7 @@ def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[
         both = times is not None and REFERENCE in seconds
         records.append(
             BenchRecord(
+                variant_title=get_variant(config.variant.name).title,
                 settings_id=settings_id(config, device=processor, threads=plan.threads, memory_limit=plan.memory_limit),
                 status=reply.status,
                 detail=reply.detail,

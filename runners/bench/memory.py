@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work, by meters that share no code.
+"""Peak memory of a piece of work, by counters that share no code.
 
 On CPU the headline is torch's own account of what its allocator handed out, and the check is the kernel's high-water
 mark of the process. The kernel's number is only as good as the C library's manners: without `PINNED_MALLOC` in the
@@ -67,7 +67,7 @@ def cuda_peak(run: Callable[[], None], device: torch.device) -> tuple[int, int]:
     return torch.cuda.max_memory_allocated(device) - before, torch.cuda.max_memory_reserved(device)
 
 
-def canary(device: torch.device) -> None:
+def self_test(device: torch.device) -> None:
     """Hold 48 MiB for a moment: three tensors of 16 MiB, written to."""
     held = [torch.ones(4 * 2**20, device=device) for _ in range(3)]
     del held

@@ -1,4 +1,4 @@
-"""One memory reading in a process of its own: `probe` starts it, `python -m ...probe` is it.
+"""One memory measurement in a process of its own: `probe` starts it, `python -m ...probe` is it.
 
 The process reads a `ProbeRequest` from standard input and prints a `ProbeReply` as the last line of its output.
 """
@@ -19,7 +19,7 @@ import torch
 from lra.config.schema import RunConfig, Section
 from lra.measure.flops import FlopCount, count_flops
 from lra.models.transformer import count_parameters
-from lra.results.bench_records import MemoryReading
+from lra.results.bench_records import MemoryMeasurement
 
 from ..train.run import is_out_of_memory
 from .memory import (
@@ -28,9 +28,9 @@ from .memory import (
     KERNEL_METER,
     PINNED_MALLOC,
     allocator_peak,
-    canary,
     cuda_peak,
     kernel_peak,
+    self_test,
 )
 from .workload import Workload
 
@@ -54,7 +54,7 @@ class ProbeReply(Section):
     detail: str = ""
     parameters: int | None = None
     backend: str = ""
-    memory: MemoryReading | None = None
+    memory: MemoryMeasurement | None = None
     flops: FlopCount | None = None
 
 
@@ -96,42 +96,42 @@ def measure(request: ProbeRequest) -> ProbeReply:
         return ProbeReply(status="oom" if is_out_of_memory(error) else "failed", detail=detail)
 
 
-def _read_memory(work: Workload, device: torch.device) -> MemoryReading:
-    """Read both meters, each three times, after the canary."""
+def _read_memory(work: Workload, device: torch.device) -> MemoryMeasurement:
+    """Read both counters, each three times, after the self_test."""
     if device.type == "cuda":
-        canary_bytes, _ = cuda_peak(lambda: canary(device), device)
+        self_test_bytes, _ = cuda_peak(lambda: self_test(device), device)
         peaks = []
         for _ in range(REPEATS):
             work.clear()
             peaks.append(cuda_peak(work.step, device))
-        return MemoryReading(
-            meter=CUDA_METER,
+        return MemoryMeasurement(
+            counter=CUDA_METER,
             step_bytes=[step for step, _ in peaks],
-            check_meter="",
+            check_counter="",
             check_bytes=[],
-            canary_bytes=canary_bytes,
-            canary_check_bytes=None,
+            self_test_bytes=self_test_bytes,
+            self_test_check_bytes=None,
             state_bytes=work.state_bytes(),
             reserved_bytes=max(reserved for _, reserved in peaks),
         )
-    canary(device)
-    canary_check = kernel_peak(lambda: canary(device))
+    self_test(device)
+    canary_check = kernel_peak(lambda: self_test(device))
     check = []
     for _ in range(REPEATS):
         work.clear()
         check.append(kernel_peak(work.step))
-    canary_bytes = allocator_peak(lambda: canary(device))
+    self_test_bytes = allocator_peak(lambda: self_test(device))
     step = []
     for _ in range(REPEATS):
         work.clear()
         step.append(allocator_peak(work.step))
-    return MemoryReading(
-        meter=ALLOCATOR_METER,
+    return MemoryMeasurement(
+        counter=ALLOCATOR_METER,
         step_bytes=step,
-        check_meter=KERNEL_METER,
+        check_counter=KERNEL_METER,
         check_bytes=[peak for peak in check if peak is not None],
-        canary_bytes=canary_bytes,
-        canary_check_bytes=canary_check,
+        self_test_bytes=self_test_bytes,
+        self_test_check_bytes=canary_check,
         state_bytes=work.state_bytes(),
     )
 

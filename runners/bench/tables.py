@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from lra.results.bench_records import MIB, BenchRecord
 
-from .crossover import Crossing, crossing
+from .crossover import Crossing, crossover
 from .measure import REFERENCE
 from .workload import tokens_per_step
 
@@ -16,7 +16,7 @@ NOISY, FLAGGED, MISSING = "~", "!", "-"
 
 
 def full_report(records: Sequence[BenchRecord]) -> str:
-    """Lay out every reading, one line per variant and length, then the crossing lengths and the notes."""
+    """Lay out every measurement, one line per variant and length, then the crossover lengths and the notes."""
     full = {record.length: record for record in records if record.variant == REFERENCE}
     rows = [_row(record, full.get(record.length)) for record in records]
     headers = [
@@ -90,8 +90,8 @@ def notes(records: Sequence[BenchRecord]) -> list[str]:
             lines.append(f"{FLAGGED} {where}: memory not to be quoted: {record.memory.problem}.")
     first = next((record.memory for record in records if record.memory is not None), None)
     if first is not None:
-        check = f"; checked by: {first.check_meter}" if first.check_meter else ""
-        lines.append(f"Memory: {first.meter}{check}.")
+        check = f"; checked by: {first.check_counter}" if first.check_counter else ""
+        lines.append(f"Memory: {first.counter}{check}.")
         lines.append(_agreement(records))
     return [line for line in lines if line]
 
@@ -99,7 +99,7 @@ def notes(records: Sequence[BenchRecord]) -> list[str]:
 def time_crossing(records: Sequence[BenchRecord], name: str) -> Crossing:
     """Find from which length on a variant's steps take less time than those of full."""
     ratios = {r.length: 1.0 / r.speed_ratio for r in records if r.variant == name and r.speed_ratio is not None}
-    return crossing(ratios, dict.fromkeys(ratios, 1.0))
+    return crossover(ratios, dict.fromkeys(ratios, 1.0))
 
 
 def memory_crossing(records: Sequence[BenchRecord], name: str) -> Crossing:
@@ -108,7 +108,7 @@ def memory_crossing(records: Sequence[BenchRecord], name: str) -> Crossing:
         {r.length: float(r.memory.step) for r in records if r.variant == variant and r.memory and not r.memory.problem}
         for variant in (name, REFERENCE)
     )
-    return crossing(own, full)
+    return crossover(own, full)
 
 
 def _row(record: BenchRecord, full: BenchRecord | None) -> list[str]:
@@ -151,9 +151,13 @@ def _gigabytes(record: BenchRecord) -> str:
 
 
 def _agreement(records: Sequence[BenchRecord]) -> str:
-    readings = [record.memory for record in records if record.memory is not None and record.memory.check_bytes]
-    agreeing = sum(not reading.problem for reading in readings)
-    return f"Both meters agree within 2 MiB or 3 % in {agreeing} of {len(readings)} readings." if readings else ""
+    measurements = [record.memory for record in records if record.memory is not None and record.memory.check_bytes]
+    agreeing = sum(not measurement.problem for measurement in measurements)
+    return (
+        f"Both counters agree within 2 MiB or 3 % in {agreeing} of {len(measurements)} measurements."
+        if measurements
+        else ""
+    )
 
 
 def _uncounted(records: Sequence[BenchRecord]) -> list[str]:

@@ -95,7 +95,7 @@ def defaults(*, preset: str | None, quick: bool, cuda: bool) -> Defaults:
 )
 @store_option
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all readings here too."
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all measurements here too."
 )
 @click.option("--quiet", is_flag=True, help="No progress, only the tables.")
 @one_line_errors
@@ -182,16 +182,16 @@ def command(
         sys.exit(4)
 
 
-def write_json(path: Path, readings: list[dict[str, Any]]) -> None:
-    """Write readings as one list.
+def write_json(path: Path, measurements: list[dict[str, Any]]) -> None:
+    """Write measurements as one list.
 
     Raises:
         UsageError: The file cannot be written.
     """
-    from lra.atomic_io import write_atomically
+    from lra.atomic_io import atomic_write
 
     try:
-        write_atomically(path, json.dumps(readings, indent=1, allow_nan=False).encode())
+        atomic_write(path, json.dumps(measurements, indent=1, allow_nan=False).encode())
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -69,11 +69,11 @@ def list_command(data_dir: Path | None) -> None:
             continue
         examples = " / ".join(str(record.examples) for record in manifest.splits.values())
         rows.append(
-            (folder.name, manifest.task, manifest.edition, examples, f"{size / 1e6:.1f} MB", manifest.digest[:12])
+            (folder.name, manifest.task, manifest.dataset, examples, f"{size / 1e6:.1f} MB", manifest.digest[:12])
         )
     click.echo(f"Prepared data in {home}: {len(rows) or 'none'}")
     if rows:
-        click.echo(tabulate(rows, headers=["folder", "task", "edition", "examples", "size", "digest"]))
+        click.echo(tabulate(rows, headers=["folder", "task", "dataset", "examples", "size", "digest"]))
 
 
 @main.command(epilog=PREPARE_EXAMPLES)
@@ -86,7 +86,7 @@ def list_command(data_dir: Path | None) -> None:
     "--small",
     type=click.IntRange(min=1),
     metavar="N",
-    help="An edition of its own with N training examples, other splits in proportion.",
+    help="A dataset variant of its own with N training examples, other splits in proportion.",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
@@ -157,7 +157,9 @@ def fetch(task: str, mirror: str | None, *, quiet: bool, settings: tuple[str, ..
     if key is None:
         raise UsageError(f"{the_task.info.name} is generated; lra-data prepare {the_task.info.name} makes it")
     if key not in REMOTES:
-        raise UsageError(f"there is no address of this edition; lra-data prepare {the_task.info.name} --from reads it")
+        raise UsageError(
+            f"there is no address of this variant of the dataset; lra-data prepare {the_task.info.name} --from reads it"
+        )
     home, remote = data_home(data_dir), REMOTES[key]
     click.echo(f"Fetching {remote.file_name} from {mirror or remote.url}")
     otherwise = f"read a copy with {read_command(the_task.info.name, home)}, or give --mirror URL of another server"
@@ -177,7 +179,7 @@ def fetch(task: str, mirror: str | None, *, quiet: bool, settings: tuple[str, ..
 @data_dir_option
 @one_line_errors
 def remove(names: tuple[str, ...], data_dir: Path | None, *, yes: bool) -> None:
-    """Remove prepared data: each NAME is a folder as `list` shows it, or a task for all its editions.
+    """Remove prepared data: each NAME is a folder as `list` shows it, or a task for all its dataset variants.
 
     Files that the data was read from stay.
     """
@@ -278,12 +280,12 @@ if __name__ == "__main__":
 
 def describe(data: PreparedData) -> None:
     """Print what prepared data holds, and what answers without a model get."""
-    click.echo(f"{data.manifest.task}, {data.manifest.edition}; digest {data.digest[:12]}")
+    click.echo(f"{data.manifest.task}, {data.manifest.dataset}; digest {data.digest[:12]}")
     for name, record in data.manifest.splits.items():
         lengths = f"{record.min_length} to {record.max_length} tokens"
         click.echo(f"  {name}: {record.examples:,} examples of {lengths}, {record.tokens:,} in all")
-    rails = ", ".join(f"{name} {value:.1f}" for name, value in data.manifest.rails.items())
-    click.echo(f"Without a model, in %: {rails}")
+    baselines = ", ".join(f"{name} {value:.1f}" for name, value in data.manifest.baselines.items())
+    click.echo(f"Without a model, in %: {baselines}")
 
 
 def resolve(task: str, settings: tuple[str, ...], profile: str | None = None) -> tuple[Task[Any], TaskOptions]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lra.results.records import Store
 
     from ..train.distributed import Place
-    from ..train.run import Execution
+    from ..train.run import RunOptions
 
 EXAMPLES = """
 \b
@@ -46,7 +46,7 @@ Examples:
 @click.option(
     "--profile",
     metavar="NAME",
-    help=f"Recipe: a shipped one ({', '.join(profile_names())}) or a YAML file.  "
+    help=f"Recipe: a built-in one ({', '.join(profile_names())}) or a YAML file.  "
     "[default: nystromformer with a CUDA device, else quick]",
 )
 @click.option("--seeds", metavar="LIST", help="Seeds, such as 3, 0-4 or 0,2,5.  [default: 0]")
@@ -132,7 +132,7 @@ def command(
     from ..train.distributed import join, leave, own_device, place
     from ..train.plan import convnet_defaults, describe, plan, read_config
     from ..train.prepare_data import prepare_all
-    from ..train.run import CellError, ClaimedCellError, Execution, PreemptedCellError, execute_cell
+    from ..train.run import LeasedRunError, PreemptedRunError, RunError, RunOptions, execute_run
     from ..train.summary import summary
     from ..train.trackers import check_trackers
 
@@ -168,7 +168,7 @@ def command(
         check_team(cells, here.size)
     store.check_writable()
     check_trackers(trackers)
-    execution = Execution(
+    execution = RunOptions(
         device=the_device,
         force=force,
         progress=not quiet,
@@ -187,23 +187,23 @@ def command(
             sys.exit(signals.EXIT_PREEMPTED)
         rows = tables.setdefault((config.task, config.profile), [])
         try:
-            record = execute_cell(config, prepared[config.task], store, execution, signals.stop_requested)
+            record = execute_run(config, prepared[config.task], store, execution, signals.stop_requested)
             rows.append((config.variant.name, config.seed, record))
             ended_without_number |= record.status != "ok"
             if record.status != "ok":
                 click.echo(f"{config.variant.name}, seed {config.seed}: {record.status}: {record.detail}", err=True)
-        except (CellError, ClaimedCellError) as error:
+        except (RunError, LeasedRunError) as error:
             click.echo(f"Error: {config.variant.name}, seed {config.seed}: {error}", err=True)
-            status = error.status if isinstance(error, CellError) else "claimed"
+            status = error.status if isinstance(error, RunError) else "claimed"
             rows.append((config.variant.name, config.seed, status))
             ended_without_number = True
-        except PreemptedCellError:
+        except PreemptedRunError:
             leave(execution.team)
             raise
     leave(execution.team)
     click.echo("\n\n".join(summary(rows, store) for rows in tables.values()))
     if ended_without_number:
-        sys.exit(CellError.exit_code)
+        sys.exit(RunError.exit_code)
 
 
 def check_team(cells: list[RunConfig], size: int) -> None:
@@ -224,17 +224,17 @@ def check_team(cells: list[RunConfig], size: int) -> None:
         raise UsageError(f"a batch of {batch_size} cannot be shared by {size} processes; --nproc-per-node {batch_size}")
 
 
-def follow(config: RunConfig, home: Path, store: Store, execution: Execution, here: Place) -> int:
+def follow(config: RunConfig, home: Path, store: Store, execution: RunOptions, here: Place) -> int:
     """Take part in the run of another process and return the exit code; that process prints and writes."""
     from ..train.distributed import leave
     from ..train.prepare_data import prepare_for
-    from ..train.run import CellError, PreemptedCellError, follow_cell
+    from ..train.run import PreemptedRunError, RunError, run_worker_rank
 
     data = prepare_for(execution.team, here, config, home, progress=False)
     try:
-        status = follow_cell(config, data, store, execution, signals.stop_requested)
-        code = 0 if status == "ok" else CellError.exit_code
-    except PreemptedCellError:
+        status = run_worker_rank(config, data, store, execution, signals.stop_requested)
+        code = 0 if status == "ok" else RunError.exit_code
+    except PreemptedRunError:
         code = signals.EXIT_PREEMPTED
     leave(execution.team)
     return code

@@ -15,7 +15,7 @@ from .. import signals
 from .options import data_dir_option, store_option
 
 if TYPE_CHECKING:
-    from ..sweep.launchers.base import Engine
+    from ..sweep.launchers.base import Launcher
     from ..sweep.state import SweepCell
 
 FINISHED_WITH_FAILURES = 5
@@ -27,7 +27,7 @@ Examples:
   lra-sweep plan quick
   lra-sweep run quick --slots 2
   lra-sweep status quick              (from another terminal, while it runs)
-  lra-sweep run my-suite.yaml --engine ray --per-gpu 4
+  lra-sweep run my-suite.yaml --launcher ray --per-gpu 4
 """
 
 suite_argument = click.argument("suite")
@@ -38,7 +38,7 @@ suite_argument = click.argument("suite")
 def command() -> None:
     """Run suites: grids of tasks, variants, options and seeds, each cell in a process of its own.
 
-    SUITE is the name of a shipped suite or a YAML file. A sweep that was stopped or killed goes on when `run` is given
+    SUITE is the name of a built-in suite or a YAML file. A sweep that was stopped or killed goes on when `run` is given
     again; what is in the store is not repeated.
     """
 
@@ -62,7 +62,7 @@ def plan(*, suite: str, store_folder: Path, data_dir: Path | None, probe: bool) 
 @suite_argument
 @store_option
 @data_dir_option
-@click.option("--engine", type=click.Choice(["local", "ray", "slurm"]), default="local", show_default=True)
+@click.option("--launcher", type=click.Choice(["local", "ray", "slurm"]), default="local", show_default=True)
 @click.option("--slots", type=click.IntRange(min=1), help="Cells at a time.  [default: by GPUs, or CPU cores up to 4]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a cell.  [default: cores / slots]")
 @click.option("--per-gpu", type=click.IntRange(min=1), default=1, show_default=True, help="Cells that share a GPU.")
@@ -86,7 +86,7 @@ def run(
     suite: str,
     store_folder: Path,
     data_dir: Path | None,
-    engine: str,
+    launcher: str,
     slots: int | None,
     threads: int | None,
     per_gpu: int,
@@ -111,13 +111,13 @@ def run(
     from ..train.trackers import check_trackers
 
     for option, given, wanted in (("--slurm", slurm, "slurm"), ("--ray-address", ray_address, "ray")):
-        if given and engine != wanted:
-            raise click.UsageError(f"{option} goes with --engine {wanted}, not with {engine}")
+        if given and launcher != wanted:
+            raise click.UsageError(f"{option} goes with --launcher {wanted}, not with {launcher}")
     check_trackers(trackers)
     store, home = Store(store_folder.resolve()), _home(data_dir)
     cells = _cells(suite, data_dir, prepare=True)
     store.check_writable()
-    gpus = _gpus(device) if engine == "local" else []
+    gpus = _gpus(device) if launcher == "local" else []
     cores = os.cpu_count() or 1
     slots = slots or (len(gpus) * per_gpu or min(cores, MOST_SLOTS))
     threads = threads or max(1, cores // slots)
@@ -135,8 +135,8 @@ def run(
     states = [state_of(store, cell) for cell in cells]
     click.echo(f"{suite}: {len(cells)} cells: {tally(states)}; {slots} at a time, {threads} threads each", err=True)
     view = SweepView(store, total=len(cells), done=sum(state.final for state in states))
-    the_engine = _engine(engine, slots, threads, per_gpu, device, gpus, ray_address, slurm, store.root)
-    finished = Sweep(cells, store, the_engine, settings, view, signals.stop_requested).run()
+    where = _launcher(launcher, slots, threads, per_gpu, device, gpus, ray_address, slurm, store.root)
+    finished = Sweep(cells, store, where, settings, view, signals.stop_requested).run()
     states = [state_of(store, cell) for cell in cells]
     click.echo(f"{suite}: {tally(states)}", err=True)
     if not finished:
@@ -222,14 +222,14 @@ def _home(data_dir: Path | None) -> Path:
 def _cells(suite: str, data_dir: Path | None, *, prepare: bool) -> list[SweepCell]:
     from lra.config.suites import expand, load_suite
 
-    from ..sweep.state import data_folder, sweep_cells
+    from ..sweep.state import data_folder, sweep_runs
     from ..train.prepare_data import prepare as prepare_data
 
     configs, home = expand(load_suite(suite)), _home(data_dir)
     if prepare:
         for config in {data_folder(config, home): config for config in configs}.values():
             prepare_data(config, home, progress=True)
-    return sweep_cells(configs, home)
+    return sweep_runs(configs, home)
 
 
 def _gpus(device: str) -> list[str]:
@@ -244,7 +244,7 @@ def _gpus(device: str) -> list[str]:
     return names if torch.cuda.is_available() else []
 
 
-def _engine(
+def _launcher(
     name: str,
     slots: int,
     threads: int,
@@ -254,20 +254,20 @@ def _engine(
     ray_address: str | None,
     slurm: tuple[str, ...],
     store: Path,
-) -> Engine:
+) -> Launcher:
     from lra.config.resolve import parse_override
 
-    from ..sweep.launchers.local import LocalEngine, cpu_slots, gpu_slots
+    from ..sweep.launchers.local import LocalLauncher, cpu_slots, gpu_slots
 
     if name == "ray":
-        from ..sweep.launchers.ray import RayEngine
+        from ..sweep.launchers.ray import RayLauncher
 
         share = 1 / per_gpu if device == "cuda" else 0.0
-        return RayEngine(slots=slots, threads=threads, gpus=share, address=ray_address)
+        return RayLauncher(slots=slots, threads=threads, gpus=share, address=ray_address)
     if name == "slurm":
-        from ..sweep.launchers.slurm import SlurmEngine
+        from ..sweep.launchers.slurm import SlurmLauncher
 
-        return SlurmEngine(
+        return SlurmLauncher(
             folder=store / "slurm",
             slots=slots,
             threads=threads,
@@ -275,7 +275,7 @@ def _engine(
             cluster="slurm",
             settings=dict(parse_override(text, "--slurm", "slurm_partition=gpu") for text in slurm),
         )
-    return LocalEngine(gpu_slots(gpus, per_gpu, slots) if gpus else cpu_slots(slots))
+    return LocalLauncher(gpu_slots(gpus, per_gpu, slots) if gpus else cpu_slots(slots))
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ def check(name: str) -> None:
 @one_line_errors
 def docs(out: Path) -> None:
     """Write the page about all variants of this project."""
-    from lra.atomic_io import write_atomically
+    from lra.atomic_io import atomic_write
     from lra.errors import LraError, UsageError
 
     from .variant_docs import catalogue, page
@@ -89,7 +89,7 @@ def docs(out: Path) -> None:
     if found.problems:
         raise LraError("\n".join(found.problems))
     try:
-        write_atomically(out, page(found.specs).encode())
+        atomic_write(out, page(found.specs).encode())
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror or error}") from error
     click.echo(f"{out}: {len(found.specs)} variants")

@@ -1,4 +1,4 @@
-"""The driver of a sweep: starts cells on an engine until the store has an end for each of them.
+"""The driver of a sweep: starts cells on an launcher until the store has an end for each of them.
 
 The driver holds nothing that matters. Killed at any moment, it is started again and finds in the store what is left.
 """
@@ -15,7 +15,7 @@ from lra.errors import StoreError
 from lra.results.records import AttemptStatus, Store
 
 from ..signals import EXIT_PREEMPTED
-from .launchers.base import Ended, Engine, Job
+from .launchers.base import Job, JobResult, Launcher
 from .progress import SweepView
 from .state import CellState, SweepCell, attempts, log_path, state_of
 
@@ -49,7 +49,7 @@ class SweepSettings:
 @dataclass
 class _Task:
     cell: SweepCell
-    cell_id: str
+    run_id: str
     not_before: float = 0.0
     notes_before: int = 0
     preemptions: int = 0
@@ -61,7 +61,7 @@ class Sweep:
     Args:
         cells: What to run; their data is prepared.
         store: Where results go.
-        engine: Where they run.
+        launcher: Where they run.
         settings: How.
         view: Told what happens.
         stop_requested: Whether this process has been asked to end.
@@ -71,15 +71,15 @@ class Sweep:
         self,
         cells: Sequence[SweepCell],
         store: Store,
-        engine: Engine,
+        launcher: Launcher,
         settings: SweepSettings,
         view: SweepView,
         stop_requested: Callable[[], bool],
     ) -> None:
-        self.store, self.engine, self.settings, self.view = store, engine, settings, view
+        self.store, self.launcher, self.settings, self.view = store, launcher, settings, view
         self.stop_requested = stop_requested
         self.waiting = [
-            _Task(cell, cell.cell_id) for cell in cells if cell.cell_id is not None and not state_of(store, cell).final
+            _Task(cell, cell.run_id) for cell in cells if cell.run_id is not None and not state_of(store, cell).final
         ]
         self.running: dict[str, _Task] = {}
         self.stopping = False
@@ -88,15 +88,15 @@ class Sweep:
         """Run until every cell has come to an end; return False if the sweep was stopped before that."""
         started = time.monotonic()
         limit = self.settings.limit_seconds
-        with self.engine, self.view:
+        with self.launcher, self.view:
             while self.waiting or self.running:
-                for ended in self.engine.poll():
+                for ended in self.launcher.poll():
                     self._settle(self.running.pop(ended.key), ended)
                 late = limit is not None and time.monotonic() - started > limit
                 if not self.stopping and (self.stop_requested() or late):
                     self.stopping = True
                     self.waiting.clear()
-                    self.engine.stop()
+                    self.launcher.stop()
                 self._start_ready()
                 self.view.tick([task.cell for task in self.running.values()], len(self.waiting))
                 time.sleep(POLL_SECONDS)
@@ -105,7 +105,7 @@ class Sweep:
     def _start_ready(self) -> None:
         now, ready = time.monotonic(), list[_Task]()
         for task in list(self.waiting):
-            if len(ready) == self.engine.free_slots():
+            if len(ready) == self.launcher.free_slots():
                 break
             if task.not_before > now:
                 continue
@@ -117,30 +117,30 @@ class Sweep:
             if state.final:
                 self.view.finished(task.cell, state)
                 continue
-            task.notes_before = len(attempts(self.store, task.cell_id))
-            self.running[task.cell_id] = task
+            task.notes_before = len(attempts(self.store, task.run_id))
+            self.running[task.run_id] = task
             ready.append(task)
         if ready:
-            self.engine.start([self._job(task) for task in ready])
+            self.launcher.start([self._job(task) for task in ready])
 
     def _job(self, task: _Task) -> Job:
         return Job(
-            key=task.cell_id,
+            key=task.run_id,
             config=task.cell.config.model_dump_json(),
             arguments=self.settings.arguments,
-            log=log_path(self.store, task.cell_id),
+            log=log_path(self.store, task.run_id),
             timeout_seconds=self.settings.timeout_seconds,
             grace_seconds=self.settings.grace_seconds,
         )
 
-    def _settle(self, task: _Task, ended: Ended) -> None:
+    def _settle(self, task: _Task, ended: JobResult) -> None:
         """Find out what became of a cell, leave the note that a dead process could not, and try again if that helps."""
         state = self._state(task)
         if state.word not in ("ok", "diverged", "damaged"):
             if self.stopping and not ended.timed_out:
                 self.view.finished(task.cell, state)
                 return
-            told = len(attempts(self.store, task.cell_id)) > task.notes_before
+            told = len(attempts(self.store, task.run_id)) > task.notes_before
             claimed = ended.returncode == EXIT_CLAIMED and not told
             if ended.timed_out:
                 self._note(task, "timeout", f"no end within {self.settings.timeout_seconds:.0f} s\n{ended.detail}")
@@ -164,7 +164,7 @@ class Sweep:
         return self._patiently(lambda: state_of(self.store, task.cell))
 
     def _note(self, task: _Task, status: AttemptStatus, detail: str) -> None:
-        self._patiently(lambda: self.store.note_attempt(task.cell_id, status, detail, {}))
+        self._patiently(lambda: self.store.log_attempt(task.run_id, status, detail, {}))
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Do something with the store, and again with growing pauses while it cannot be reached."""
@@ -183,7 +183,7 @@ class Sweep:
 def how_it_ended(returncode: int | None) -> str:
     """Say in words how a process ended that left no note itself."""
     if returncode is None:
-        return "the engine lost the process"
+        return "the launcher lost the process"
     if returncode == 0:
         return "ended well, but without a record of this cell"
     if returncode > 0:

@@ -15,7 +15,7 @@ from lra.config.suites import labels
 from lra.data.dataset import open_prepared
 from lra.errors import DataError, StoreError
 from lra.results.checkpoints import list_checkpoints
-from lra.results.lease import hold, owner_of
+from lra.results.lease import acquire, holder
 from lra.results.records import Store
 from lra.tasks import get_task
 
@@ -30,7 +30,7 @@ class SweepCell:
 
     label: str
     config: RunConfig
-    cell_id: str | None
+    run_id: str | None
     """None while the data is not prepared, whose content is part of it."""
 
 
@@ -54,7 +54,7 @@ class CellState:
         )
 
 
-def sweep_cells(configs: Sequence[RunConfig], home: Path) -> list[SweepCell]:
+def sweep_runs(configs: Sequence[RunConfig], home: Path) -> list[SweepCell]:
     """Give the cells their ids, as far as their data is prepared."""
     digests: dict[Path, str | None] = {}
     cells = []
@@ -66,7 +66,7 @@ def sweep_cells(configs: Sequence[RunConfig], home: Path) -> list[SweepCell]:
             except DataError:
                 digests[folder] = None
         digest = digests[folder]
-        cells.append(SweepCell(label=label, config=config, cell_id=digest and config.cell_id(digest)))
+        cells.append(SweepCell(label=label, config=config, run_id=digest and config.run_id(digest)))
     return cells
 
 
@@ -78,13 +78,13 @@ def data_folder(config: RunConfig, home: Path) -> Path:
 
 def state_of(store: Store, cell: SweepCell) -> CellState:
     """Read where a cell stands."""
-    if cell.cell_id is None:
+    if cell.run_id is None:
         return CellState(word="not run")
     try:
-        record = store.find(cell.cell_id)
+        record = store.find(cell.run_id)
     except StoreError as error:
         return CellState(word="damaged", detail=str(error))
-    notes = attempts(store, cell.cell_id)
+    notes = attempts(store, cell.run_id)
     failures = sum(note["status"] == "failed" for note in notes)
     if record is not None:
         detail = record.detail
@@ -92,9 +92,9 @@ def state_of(store: Store, cell: SweepCell) -> CellState:
             test = record.outcome.test
             detail = f"{100 * test.correct / test.total:.2f} % of test, {record.cost.wall_seconds:.0f} s"
         return CellState(word=record.status, detail=detail, failures=failures, step=cell.config.train.steps)
-    saved = list_checkpoints(store.checkpoint_folder(cell.cell_id))
+    saved = list_checkpoints(store.checkpoint_folder(cell.run_id))
     step = saved[0][0] if saved else 0
-    owner = owner_of(store.root, cell.cell_id)
+    owner = holder(store.root, cell.run_id)
     if owner is not None:
         place = f"pid {owner.get('pid')} on {owner.get('host')}"
         return CellState(word="running", detail=place, failures=failures, step=max(step, int(owner.get("step", 0))))
@@ -105,10 +105,10 @@ def state_of(store: Store, cell: SweepCell) -> CellState:
     return CellState(word=last["status"], detail=detail, failures=failures, step=step)
 
 
-def attempts(store: Store, cell_id: str) -> list[dict[str, Any]]:
+def attempts(store: Store, run_id: str) -> list[dict[str, Any]]:
     """Read the notes of the attempts on a cell that count, oldest first."""
     notes = []
-    for path in sorted((store.root / "attempts" / cell_id).glob("*.json"), key=_number):
+    for path in sorted((store.root / "attempts" / run_id).glob("*.json"), key=_number):
         try:
             note = json.loads(path.read_bytes())
         except (OSError, ValueError):
@@ -120,9 +120,9 @@ def attempts(store: Store, cell_id: str) -> list[dict[str, Any]]:
 
 def clear_failures(store: Store, cell: SweepCell) -> bool:
     """Set the notes of a cell without a record aside, so that it is tried again; return whether there were any."""
-    if cell.cell_id is None or state_of(store, cell).word in ("ok", "diverged", "running", "not run", "preempted"):
+    if cell.run_id is None or state_of(store, cell).word in ("ok", "diverged", "running", "not run", "preempted"):
         return False
-    folder = store.root / "attempts" / cell.cell_id
+    folder = store.root / "attempts" / cell.run_id
     notes = sorted(folder.glob("*.json"))
     round_number = len(list(folder.glob("cleared-*"))) + 1
     for note in notes:
@@ -144,33 +144,33 @@ def collect_garbage(store: Store, cell: SweepCell) -> int:
     Raises:
         OSError: The store cannot be changed.
     """
-    if cell.cell_id is None:
+    if cell.run_id is None:
         return 0
-    with hold(store.root, cell.cell_id, give_up=lambda: True) as ours:
+    with acquire(store.root, cell.run_id, give_up=lambda: True) as ours:
         if not ours:
             return 0
-        rubbish = _temporaries(store, cell.cell_id)
+        rubbish = _temporaries(store, cell.run_id)
         if state_of(store, cell).word in ("ok", "diverged"):
-            rubbish += [path for _, path in list_checkpoints(store.checkpoint_folder(cell.cell_id))]
-            rubbish += [path for path in [log_path(store, cell.cell_id)] if path.exists()]
+            rubbish += [path for _, path in list_checkpoints(store.checkpoint_folder(cell.run_id))]
+            rubbish += [path for path in [log_path(store, cell.run_id)] if path.exists()]
         freed = sum(path.stat().st_size for path in rubbish)
         for path in rubbish:
             path.unlink()
         return freed
 
 
-def log_path(store: Store, cell_id: str) -> Path:
+def log_path(store: Store, run_id: str) -> Path:
     """Return the file with the output of the processes that ran a cell for a sweep."""
-    return store.root / "logs" / f"{cell_id}.log"
+    return store.root / "logs" / f"{run_id}.log"
 
 
-def _temporaries(store: Store, cell_id: str) -> list[Path]:
+def _temporaries(store: Store, run_id: str) -> list[Path]:
     folders = [
-        (store.record_path(cell_id).parent, f".{cell_id}.*.tmp"),
-        (store.arrays_path(cell_id).parent, f".{cell_id}.*.tmp"),
-        (store.root / "claims", f".{cell_id}.*.tmp"),
-        (store.checkpoint_folder(cell_id), ".*.tmp"),
-        (store.root / "attempts" / cell_id, ".*.tmp"),
+        (store.record_path(run_id).parent, f".{run_id}.*.tmp"),
+        (store.arrays_path(run_id).parent, f".{run_id}.*.tmp"),
+        (store.root / "claims", f".{run_id}.*.tmp"),
+        (store.checkpoint_folder(run_id), ".*.tmp"),
+        (store.root / "attempts" / run_id, ".*.tmp"),
     ]
     ours = f".{os.getpid()}-"  # the heartbeat of the claim that we hold for this
     return [path for folder, pattern in folders for path in folder.glob(pattern) if ours not in path.name]

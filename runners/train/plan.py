@@ -114,7 +114,7 @@ def read_config(source: str) -> RunConfig:
         raise UsageError(f"{source}: several cells; --config runs one: keep those lines, up to a line `---`") from error
     if isinstance(values, dict) and values.keys() == {"record", "sha256"}:
         record = read_record(path)
-        config, same = record.config, record.config.cell_id(record.data_digest) == record.cell_id
+        config, same = record.config, record.config.run_id(record.data_digest) == record.run_id
     else:
         if isinstance(values, dict) and "tasks" in values:
             raise UsageError(f"{source}: {_grid_hint(values, source)}")
@@ -175,11 +175,11 @@ def describe(config: RunConfig, home: Path) -> str:
     parameters, full = parameters_of(config)
     folder = home / task.folder_name(options)
     try:
-        cell = config.cell_id(open_prepared(folder, verify=False).digest)
+        cell = config.run_id(open_prepared(folder, verify=False).digest)
     except DataError:
         cell = "known once the data is prepared, since it covers the data's content"
     notes = (
-        f"# data: {task.edition(options)}\n"
+        f"# data: {task.dataset_name(options)}\n"
         f"# parameters: {parameters:,} ({parameters / full:.3f} x full attention)\n"
         f"# cell id: {cell}\n"
     )

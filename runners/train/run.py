@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from attention_zoo import SequenceMixer
+from attention_zoo import SequenceMixer, get_variant
 from lra.config.schema import NUMERICS_VERSION, RunConfig
 from lra.data.batching import TrainingBatches
 from lra.data.dataset import PreparedData, SplitName
@@ -29,8 +29,8 @@ from lra.results.checkpoints import (
     weights_digest,
     write_state,
 )
-from lra.results.lease import Position, hold, owner_of
-from lra.results.records import AttemptedCell, AttemptStatus, Count, FinalStatus, Outcome, RunRecord, Store
+from lra.results.lease import Progress, acquire, holder
+from lra.results.records import AttemptedRun, AttemptStatus, Count, FinalStatus, Outcome, RunRecord, Store
 from lra.tasks import get_task
 
 from ..progress import ProgressLine
@@ -44,7 +44,7 @@ from .trackers import open_trackers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Execution:
+class RunOptions:
     """How to run, as opposed to what: nothing here changes the number."""
 
     device: torch.device
@@ -75,7 +75,7 @@ class Surroundings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trained:
+class TrainResult:
     """What came of it."""
 
     model: nn.Module
@@ -91,10 +91,10 @@ class Trained:
 def train_and_score(
     config: RunConfig,
     data: PreparedData,
-    execution: Execution,
+    execution: RunOptions,
     saved: dict[str, Any] | None,
     around: Surroundings,
-) -> Trained:
+) -> TrainResult:
     """Train from the start, or from a saved state, to the end; choose the weights by validation and test them.
 
     Raises:
@@ -179,7 +179,7 @@ def train_and_score(
     except DivergedError as diverged:
         detail = str(diverged)
     arrays |= {f"curve.{name}": np.asarray(column) for name, column in state.curve.items()}
-    return Trained(model=model, layers=layers, state=state, outcome=outcome, detail=detail, arrays=arrays)
+    return TrainResult(model=model, layers=layers, state=state, outcome=outcome, detail=detail, arrays=arrays)
 
 
 def _score_chosen(
@@ -215,7 +215,7 @@ NOTHING_TO_DO = b""
 """What the first process of a team tells the others in place of the state to go on from."""
 
 
-class CellError(LraError):
+class RunError(LraError):
     """The cell ended without a number, and that was recorded as an attempt with this status."""
 
     exit_code = 4
@@ -225,48 +225,48 @@ class CellError(LraError):
         self.status = status
 
 
-class PreemptedCellError(LraError):
+class PreemptedRunError(LraError):
     """The cell was asked to stop; its state is saved."""
 
     exit_code = 75
 
 
-class ClaimedCellError(LraError):
+class LeasedRunError(LraError):
     """Another process is running this cell; nothing was done or recorded."""
 
     exit_code = 4
 
 
-def execute_cell(
-    config: RunConfig, data: PreparedData, store: Store, execution: Execution, stop_requested: Callable[[], bool]
+def execute_run(
+    config: RunConfig, data: PreparedData, store: Store, execution: RunOptions, stop_requested: Callable[[], bool]
 ) -> RunRecord:
     """Run one cell to its record, continuing from its checkpoint if there is one.
 
     A record that is there already is returned as it is, unless `execution.force`. The cell is claimed while it runs.
 
     Raises:
-        ClaimedCellError: Another process, which is alive, has the claim.
-        CellError: Out of memory, or an error inside the run; noted as an attempt.
-        PreemptedCellError: A stop was requested; the state is saved, and the next call continues.
+        LeasedRunError: Another process, which is alive, has the claim.
+        RunError: Out of memory, or an error inside the run; noted as an attempt.
+        PreemptedRunError: A stop was requested; the state is saved, and the next call continues.
         StoreError: The store refuses.
     """
-    cell_id = config.cell_id(data.digest)
-    present = store.find(cell_id)
+    run_id = config.run_id(data.digest)
+    present = store.find(run_id)
     if present is not None and not execution.force:
         execution.team.hand_out(NOTHING_TO_DO)
         return present
     store.check_writable()
-    position = Position(steps=config.train.steps)
+    position = Progress(steps=config.train.steps)
     try:
-        with hold(store.root, cell_id, position, give_up=stop_requested) as ours:
+        with acquire(store.root, run_id, position, give_up=stop_requested) as ours:
             if not ours:
                 if stop_requested():
-                    raise PreemptedCellError("stopped while waiting for the claim of another host")
-                owner = owner_of(store.root, cell_id) or {}
-                raise ClaimedCellError(
+                    raise PreemptedRunError("stopped while waiting for the claim of another host")
+                owner = holder(store.root, run_id) or {}
+                raise LeasedRunError(
                     f"being run by pid {owner.get('pid', 'unknown')} on host {owner.get('host', 'unknown')}"
                 )
-            present = store.find(cell_id)  # its last owner may have finished it a moment ago
+            present = store.find(run_id)  # its last owner may have finished it a moment ago
             if present is not None and not execution.force:
                 execution.team.hand_out(NOTHING_TO_DO)
                 return present
@@ -275,14 +275,14 @@ def execute_cell(
         raise StoreError(f"cannot claim a cell in the store {store.root}: {error.strerror or error}") from error
 
 
-def follow_cell(
-    config: RunConfig, data: PreparedData, store: Store, execution: Execution, stop_requested: Callable[[], bool]
+def run_worker_rank(
+    config: RunConfig, data: PreparedData, store: Store, execution: RunOptions, stop_requested: Callable[[], bool]
 ) -> FinalStatus:
     """Do the part of a process that does not lead its team: all but the claim, the saved state and the record.
 
     Raises:
-        CellError: Out of memory, or an error in this process; noted as an attempt.
-        PreemptedCellError: A stop was requested of one of the processes.
+        RunError: Out of memory, or an error in this process; noted as an attempt.
+        PreemptedRunError: A stop was requested of one of the processes.
         LostProcessError: One of them has ended.
     """
     message = execution.team.hand_out()
@@ -298,7 +298,7 @@ def follow_cell(
     try:
         trained = train_and_score(config, data, execution, unpack_state(message)["saved"], around)
     except PreemptedError as stop:
-        raise PreemptedCellError(str(stop)) from stop
+        raise PreemptedRunError(str(stop)) from stop
     except LraError:
         raise
     except Exception as error:
@@ -309,31 +309,32 @@ def follow_cell(
 class _Notes:
     """Leaves notes of how an attempt at a cell ended."""
 
-    def __init__(self, config: RunConfig, data: PreparedData, store: Store, execution: Execution) -> None:
+    def __init__(self, config: RunConfig, data: PreparedData, store: Store, execution: RunOptions) -> None:
         self.config, self.data, self.store = config, data, store
-        self.cell_id = config.cell_id(data.digest)
+        self.run_id = config.run_id(data.digest)
         self.environment = describe_environment(execution.device) | {"processes": execution.team.size}
 
     def add(self, status: AttemptStatus, detail: str) -> None:
         """Leave one."""
-        cell = AttemptedCell(
-            cell_id=self.cell_id,
+        cell = AttemptedRun(
+            run_id=self.run_id,
             status=status,
             config=self.config,
             task_title=get_task(self.config.task).info.title,
-            data_edition=self.data.manifest.edition,
+            variant_title=get_variant(self.config.variant.name).title,
+            dataset=self.data.manifest.dataset,
             data_digest=self.data.digest,
         )
-        self.store.note_attempt(self.cell_id, status, detail, self.environment, cell)
+        self.store.log_attempt(self.run_id, status, detail, self.environment, cell)
 
 
 def _run_and_note(
     config: RunConfig,
     data: PreparedData,
     store: Store,
-    execution: Execution,
+    execution: RunOptions,
     stop_requested: Callable[[], bool],
-    position: Position,
+    position: Progress,
 ) -> RunRecord:
     """Run a claimed cell and leave a note of how it ended."""
     notes = _Notes(config, data, store, execution)
@@ -341,7 +342,7 @@ def _run_and_note(
         record = _run(config, data, store, execution, stop_requested, notes, position)
     except PreemptedError as stop:
         notes.add("preempted", str(stop))
-        raise PreemptedCellError(f"{stop}; run the same command again to continue") from stop
+        raise PreemptedRunError(f"{stop}; run the same command again to continue") from stop
     except LraError:
         raise
     except Exception as error:
@@ -350,14 +351,14 @@ def _run_and_note(
     return record
 
 
-def _noted(error: Exception, notes: _Notes) -> CellError:
+def _noted(error: Exception, notes: _Notes) -> RunError:
     """Note an error as the end of an attempt and return what to raise."""
     if is_out_of_memory(error):
         notes.add("oom", str(error))
-        return CellError("oom", f"out of memory: {_first_line(error)}")
+        return RunError("oom", f"out of memory: {_first_line(error)}")
     notes.add("failed", "".join(traceback.format_exception(error)))
-    where = notes.store.root / "attempts" / notes.cell_id
-    return CellError("failed", f"{type(error).__name__}: {_first_line(error)} (traceback in {where})")
+    where = notes.store.root / "attempts" / notes.run_id
+    return RunError("failed", f"{type(error).__name__}: {_first_line(error)} (traceback in {where})")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -371,16 +372,16 @@ def _run(
     config: RunConfig,
     data: PreparedData,
     store: Store,
-    execution: Execution,
+    execution: RunOptions,
     stop_requested: Callable[[], bool],
     notes: _Notes,
-    position: Position,
+    position: Progress,
 ) -> RunRecord:
-    cell_id = notes.cell_id
+    run_id = notes.run_id
     device, team = execution.device, execution.team
     info = get_task(config.task).info
     memory = PeakMemory(device)
-    folder = store.checkpoint_folder(cell_id)
+    folder = store.checkpoint_folder(run_id)
     line = ProgressLine(f"{config.variant.name}, seed {config.seed}", config.train.steps, shown=execution.progress)
     saved, passed_over = (None, []) if execution.force else newest_checkpoint(folder)
     for problem in passed_over:
@@ -405,7 +406,7 @@ def _run(
         save_due=lambda: time.monotonic() - last_save >= execution.checkpoint_seconds,
         stop_requested=stop_requested,
     )
-    trackers = open_trackers(execution.trackers, store.root, cell_id, config)
+    trackers = open_trackers(execution.trackers, store.root, run_id, config)
     with line, trackers:
         trained = train_and_score(config, data, execution, saved, around)
     outcome = trained.outcome
@@ -413,15 +414,16 @@ def _run(
         weights = {name: value.detach().cpu() for name, value in trained.model.state_dict().items()}
         write_state(folder / "chosen.pt", {"model": weights, "step": outcome.selected_step})
     record = RunRecord(
-        cell_id=cell_id,
+        run_id=run_id,
         status="ok" if outcome is not None else "diverged",
         detail=trained.detail,
         config=config,
         numerics_version=NUMERICS_VERSION,
         task_title=info.title,
-        data_edition=data.manifest.edition,
+        variant_title=get_variant(config.variant.name).title,
+        dataset=data.manifest.dataset,
         data_digest=data.digest,
-        rails=dict(data.manifest.rails),
+        baselines=dict(data.manifest.baselines),
         outcome=outcome,
         cost=measured_cost(config, trained.state, trained.model, memory, info, device),
         backend=", ".join(dict.fromkeys(layer.resolved_backend(device) for layer in trained.layers)),

@@ -24,14 +24,14 @@ def summary(rows: Sequence[tuple[str, int, RunRecord | str]], store: Store) -> s
     lines = [tabulate([_row(*row) for row in rows], headers=_HEADERS, disable_numparse=True, tablefmt="simple")]
     if records:
         first = records[0]
-        title = f"{first.task_title} ({first.data_edition}), profile {first.config.profile}, {first.config.track} track"
-        rails = ", ".join(f"{name} {value:.1f}" for name, value in first.rails.items())
+        title = f"{first.task_title} ({first.dataset}), profile {first.config.profile}, {first.config.track} track"
+        baselines = ", ".join(f"{name} {value:.1f}" for name, value in first.baselines.items())
         notes = [
-            f"Without a model, in %: {rails}.",
+            f"Without a model, in %: {baselines}.",
             "Intervals: Wilson, 95 %, over the test examples; they do not show what another seed would do.",
             f"Memory: {first.cost.peak_memory_method}.",
             *_parameter_notes(records),
-            *(f"{r.config.variant.name}, seed {r.config.seed}: {store.record_path(r.cell_id)}" for r in records),
+            *(f"{r.config.variant.name}, seed {r.config.seed}: {store.record_path(r.run_id)}" for r in records),
         ]
         lines = [title, "", *lines, "", *notes]
     return "\n".join(lines)

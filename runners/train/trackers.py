@@ -163,11 +163,11 @@ class _Feed:
             print(f"Tracker {self.title} has ended: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
 
 
-def open_trackers(names: tuple[str, ...], root: Path, cell_id: str, config: RunConfig) -> Trackers:
+def open_trackers(names: tuple[str, ...], root: Path, run_id: str, config: RunConfig) -> Trackers:
     """Prepare the event file of a cell and the trackers that were asked for, all under the store."""
     factories: dict[str, Factory] = {"events": EventFile}
     factories |= {name: _factory(name) for name in names}
-    return Trackers(factories, root, cell_id, config.model_dump())
+    return Trackers(factories, root, run_id, config.model_dump())
 
 
 def check_trackers(names: tuple[str, ...]) -> None:

@@ -35,7 +35,7 @@ def records():
 
 def recounted(store, record):
     """Count the right answers of a record again, from the bits of its test examples."""
-    bits = store.arrays(record.cell_id)["test_correct"]
+    bits = store.arrays(record.run_id)["test_correct"]
     return int(bits.sum()), len(bits)
 
 
@@ -44,8 +44,8 @@ def test_every_section_resolves_to_its_cells():
     own = {name: len(expand(load_suite(suite))) for name, suite in evidence.SECTIONS.items() if suite.endswith(".yaml")}
     assert own == CELLS
     assert {path.stem for path in evidence.SUITES.glob("*.yaml")} == set(CELLS)
-    shipped = [suite for suite in evidence.SECTIONS.values() if not suite.endswith(".yaml")]
-    assert len([load_suite(suite) for suite in shipped]) == 5
+    builtin = [suite for suite in evidence.SECTIONS.values() if not suite.endswith(".yaml")]
+    assert len([load_suite(suite) for suite in builtin]) == 5
     with pytest.raises(UsageError):
         load_suite("contextpool_ablations")
 
@@ -53,7 +53,7 @@ def test_every_section_resolves_to_its_cells():
 def test_every_record_is_whole_and_named_by_what_it_ran():
     store = Store(evidence.STORE)
     for record in records():
-        assert record.cell_id == record.config.cell_id(record.data_digest)
+        assert record.run_id == record.config.run_id(record.data_digest)
         if record.outcome is not None:
             assert recounted(store, record) == (record.outcome.test.correct, record.outcome.test.total)
 
@@ -61,14 +61,14 @@ def test_every_record_is_whole_and_named_by_what_it_ran():
 def test_the_operations_of_the_records_are_those_counted_now():
     found = [record for record in records() if record.config.task == "listops"]
     assert len({record.config.variant.name for record in found}) == 11
-    assert [record.cell_id for record in found if record.cost.flops != evidence.counted(record)] == []
+    assert [record.run_id for record in found if record.cost.flops != evidence.counted(record)] == []
 
 
 def test_a_prettier_score_is_noticed(tmp_path):
     record = next(record for record in records() if record.outcome is not None)
     shutil.copytree(evidence.STORE, tmp_path / "store")
     store = Store(tmp_path / "store")
-    path = store.record_path(record.cell_id)
+    path = store.record_path(record.run_id)
     envelope = json.loads(path.read_text())
     envelope["record"]["outcome"]["test"]["correct"] += 50
     path.write_text(json.dumps(envelope))

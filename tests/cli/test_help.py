@@ -57,7 +57,7 @@ def test_prepare_shows_examples():
 def test_the_help_of_a_run_names_every_shipped_profile():
     text = " ".join(help_of("lra-run").split())
     assert len(profile_names()) >= 5
-    assert f"a shipped one ({', '.join(profile_names())}) or a YAML file" in text
+    assert f"a built-in one ({', '.join(profile_names())}) or a YAML file" in text
 
 
 def test_the_table_of_suites_has_every_shipped_one():

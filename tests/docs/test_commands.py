@@ -123,7 +123,7 @@ def test_no_line_that_looks_like_a_command_is_passed_over():
         ("lra-run --attn full --task listops --set variant.x=1", "variant.x"),
         ("lra-run --attn full --task listops --profile tinny.yaml", "tinny.yaml"),
         ("lra-sweep run dept", "did you mean 'depth'"),
-        ("lra-sweep run depth --engine sge", "'sge' is not one of"),
+        ("lra-sweep run depth --launcher sge", "'sge' is not one of"),
         ("lra-sweep wach depth", "No such command 'wach'"),
         ("lra-bench --attn full --lengths many", "'many' is not a length"),
         ("lra-data fetch listops", "is generated"),
@@ -167,7 +167,7 @@ def test_an_unknown_program_is_caught(bench, monkeypatch):
 def test_every_stop_is_where_a_command_gets_to(bench, monkeypatch):
     lines = {
         "lra-run": "lra-run --attn full --task listops --device cuda:1 --tracker wandb",
-        "lra-sweep run": "lra-sweep run depth --engine slurm --slurm timeout_min=5",
+        "lra-sweep run": "lra-sweep run depth --launcher slurm --slurm timeout_min=5",
         "lra-sweep plan --probe": "lra-sweep plan depth --probe",
         "lra-bench": "lra-bench --quick --device cuda",
         "lra-data prepare": "lra-data prepare text --from FILE",

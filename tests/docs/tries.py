@@ -142,8 +142,8 @@ def stand_in(patch: pytest.MonkeyPatch) -> None:
     real_device = run_command.pick_device
     patch.setattr(run_command, "pick_device", lambda name: real_device("cpu" if torch_device(name) else name))
     patch.setattr(sweep_command, "_gpus", lambda device: [])
-    patch.setattr("runners.sweep.launchers.ray.RayEngine.__init__", lambda self, **settings: None)
-    patch.setattr("runners.sweep.launchers.slurm.SlurmEngine.__init__", lambda self, **settings: None)
+    patch.setattr("runners.sweep.launchers.ray.RayLauncher.__init__", lambda self, **settings: None)
+    patch.setattr("runners.sweep.launchers.slurm.SlurmLauncher.__init__", lambda self, **settings: None)
     patch.setattr("lra.results.records.Store.check_writable", lambda self: None)
     if sys.argv[0] != "lra-run":
         patch.setattr(sweep_command, "_cells", cells_without_data)
@@ -156,9 +156,9 @@ def torch_device(name: str) -> bool:
 def cells_without_data(suite: str, data_dir: Path | None, *, prepare: bool) -> list[object]:
     """Expand a suite for real, and prepare nothing."""
     from lra.config.suites import expand, load_suite
-    from runners.sweep.state import sweep_cells
+    from runners.sweep.state import sweep_runs
 
-    return list(sweep_cells(expand(load_suite(suite)), Path("nowhere")))
+    return list(sweep_runs(expand(load_suite(suite)), Path("nowhere")))
 
 
 def check_names(words: tuple[str, ...]) -> None:
@@ -237,7 +237,9 @@ def try_benchmark(command: Command, patch: pytest.MonkeyPatch) -> None:
         module = importlib.import_module(command.words[2])
     except ImportError as error:
         raise DocsError(f"{command}: {error}") from error
-    if module.__file__ is None or module.__spec__.submodule_search_locations is not None:  # a package: it is its `__main__`
+    if (
+        module.__file__ is None or module.__spec__.submodule_search_locations is not None
+    ):  # a package: it is its `__main__`
         module = importlib.import_module(f"{command.words[2]}.__main__")
     words = list(command.words[3:])
     if isinstance(getattr(module, "command", None), click.Command):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lra.atomic_io import build_folder, publish, write_atomically
+from lra.atomic_io import atomic_write, build_folder, create_exclusive
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def calls(monkeypatch):
     return told
 
 
-@pytest.mark.parametrize("write", [write_atomically, publish])
+@pytest.mark.parametrize("write", [atomic_write, create_exclusive])
 def test_content_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_end(tmp_path, calls, write):
     write(tmp_path / "it", b"12345")
     assert calls == ["file of 5", "named", "folder"]

@@ -8,12 +8,12 @@ from lra.config.schema import VariantChoice
 from lra.results.bench_records import (
     MIB,
     BenchRecord,
-    MemoryReading,
+    MemoryMeasurement,
     Timing,
     save_bench_record,
     settings_id,
 )
-from lra.results.records import AttemptedCell, Cost, Count, Outcome, RunRecord, Store
+from lra.results.records import AttemptedRun, Cost, Count, Outcome, RunRecord, Store
 
 TITLES = {"listops": "ListOps", "text": "Text", "retrieval": "Retrieval", "image": "Image", "pathfinder": "Pathfinder"}
 TOTAL = 1000
@@ -41,9 +41,9 @@ def add_run(
     folder,
     correct,
     *,
-    edition="made up",
+    dataset="made up",
     digest="d" * 64,
-    rails=None,
+    baselines=None,
     speed=1000.0,
     memory=64,
     title=None,
@@ -71,9 +71,9 @@ def add_run(
         resumed=0,
     )  # fmt: skip
     record = RunRecord(
-        cell_id=config.cell_id(digest), status="ok" if outcome else "diverged", config=config, numerics_version=1,
-        task_title=title or TITLES[config.task], data_edition=edition, data_digest=digest,
-        rails={"chance": 10.0, "majority": 11.0} if rails is None else rails, outcome=outcome, cost=cost,
+        run_id=config.run_id(digest), status="ok" if outcome else "diverged", config=config, numerics_version=1,
+        task_title=title or TITLES[config.task], variant_title=config.variant.name, dataset=dataset, data_digest=digest,
+        baselines={"chance": 10.0, "majority": 11.0} if baselines is None else baselines, outcome=outcome, cost=cost,
         backend="reference", environment={"device": "cpu", "torch": "2"}, arrays_sha256="",
         finished_at=finished_at,
     )  # fmt: skip
@@ -82,14 +82,16 @@ def add_run(
 
 def add_attempt(folder, status, digest="d" * 64, **of):
     config = cell_config(**of)
-    cell = AttemptedCell(
-        cell_id=config.cell_id(digest), status=status, config=config, task_title=TITLES[config.task],
-        data_edition="made up", data_digest=digest,
+    cell = AttemptedRun(
+        run_id=config.run_id(digest), status=status, config=config, task_title=TITLES[config.task],
+        variant_title=config.variant.name, dataset="made up", data_digest=digest,
     )  # fmt: skip
-    Store(folder).note_attempt(cell.cell_id, status, "why", {"device": "cpu"}, cell)
+    Store(folder).log_attempt(cell.run_id, status, "why", {"device": "cpu"}, cell)
 
 
-def add_reading(folder, variant, length, *, seconds, mib, batch=4, status="ok", threads=2, noisy=False, options=None):
+def add_measurement(
+    folder, variant, length, *, seconds, mib, batch=4, status="ok", threads=2, noisy=False, options=None
+):
     """Leave what `lra-bench` would: `seconds` a step, `mib` at its peak besides 10 MiB of state."""
     config = cell_config(variant=variant, task="text", options=options)
     model = config.model.model_copy(update={"max_length": length})
@@ -97,18 +99,19 @@ def add_reading(folder, variant, length, *, seconds, mib, batch=4, status="ok", 
     identity = settings_id(config, device="cpu", threads=threads, memory_limit=None)
     fine = status == "ok"
     steps = [seconds, seconds, seconds * (2 if noisy else 1)]
-    memory = MemoryReading(
-        meter="made up", step_bytes=[mib * MIB], check_meter="other", check_bytes=[mib * MIB],
-        canary_bytes=48 * MIB, canary_check_bytes=48 * MIB, state_bytes=10 * MIB,
+    memory = MemoryMeasurement(
+        counter="made up", step_bytes=[mib * MIB], check_counter="other", check_bytes=[mib * MIB],
+        self_test_bytes=48 * MIB, self_test_check_bytes=48 * MIB, state_bytes=10 * MIB,
     )  # fmt: skip
-    reading = BenchRecord(
-        settings_id=identity, status=status, detail="" if fine else "no memory", config=config, device_type="cpu",
+    measurement = BenchRecord(
+        settings_id=identity, variant_title=variant, status=status,
+        detail="" if fine else "no memory", config=config, device_type="cpu",
         threads=threads, parameters=1, backend="reference", speed_ratio=0.5 / seconds if fine else None, flops=None,
         timing=Timing(seconds=steps, warmup_steps=1) if fine else None, memory=memory if fine else None,
         environment={"device": "cpu", "cpu": "Model <7>", "torch": "2", "load_average": 0.5},
         measured_at="2026-01-01T00:00:00+00:00",
     )  # fmt: skip
-    return save_bench_record(folder, reading)
+    return save_bench_record(folder, measurement)
 
 
 def five_tasks(folder, variants=("full", "contextpool"), seeds=3, tasks=tuple(TITLES), **of):

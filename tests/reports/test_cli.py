@@ -143,7 +143,7 @@ def test_export_writes_every_run_as_csv(tmp_path, store):
     frame = pd.read_csv(tmp_path / "runs.csv")
     expected = load(store)
     expected = expected[expected["variant"] == "full"]
-    assert sorted(frame["cell_id"]) == sorted(expected["cell_id"])
+    assert sorted(frame["run_id"]) == sorted(expected["run_id"])
     assert frame["accuracy"].sum() == pytest.approx(expected["accuracy"].sum())
     assert json.loads(frame["settings"][0])["model.num_layers"] in (2, 4)
     assert "give --csv FILE" in report("export", "--store", store).stderr
@@ -156,7 +156,7 @@ def test_no_cell_of_an_export_is_a_formula(tmp_path):
     assert report("export", "--store", tmp_path, "--csv", tmp_path / "runs.csv").exit_code == 0
     content = (tmp_path / "runs.csv").read_text()
     cells = [cell for row in csv.reader(io.StringIO(content)) for cell in row]
-    assert sum(cell.startswith("'=cmd|") for cell in cells) == 2  # the variant and its label
+    assert sum(cell.startswith("'=cmd|") for cell in cells) == 3  # the variant, its title and its label
     assert [cell for cell in cells if re.match(r"[=@+\t]|-[^\d]", cell)] == []
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", content)
 
@@ -166,7 +166,7 @@ def test_export_writes_parquet(tmp_path, store):
     done = report("export", "--store", store, "--parquet", tmp_path / "runs.parquet")
     assert (done.exit_code, done.output) == (0, "")
     frame = pd.read_parquet(tmp_path / "runs.parquet")
-    assert sorted(frame["cell_id"]) == sorted(load(store)["cell_id"])
+    assert sorted(frame["run_id"]) == sorted(load(store)["run_id"])
     assert frame["flops"].tolist() == [2_000_000.0] * 33
 
 
@@ -213,7 +213,7 @@ def test_mistakes_are_one_line_and_exit_2(store, arguments, message):
 
 
 def test_a_mistyped_id_and_store_get_the_nearest(store):
-    cell = sorted(load(store)["cell_id"])[0]
+    cell = sorted(load(store)["run_id"])[0]
     close = cell[:5] + ("0" if cell[5] != "0" else "1") + cell[6:12]
     done = report("compare", close, close, "--store", store)
     assert done.stderr == f"Error: no record begins with {close!r}; did you mean {cell[:12]!r}?\n"
@@ -248,7 +248,7 @@ def test_an_empty_store_and_a_missing_one_say_so(tmp_path):
 def damage(folder):
     """Make a store with one good record and four that cannot be used."""
     add_run(folder, 400)
-    paths = [Store(folder).record_path(add_run(folder, 400, seed=seed).cell_id) for seed in (1, 2, 3)]
+    paths = [Store(folder).record_path(add_run(folder, 400, seed=seed).run_id) for seed in (1, 2, 3)]
     paths[0].write_text(paths[0].read_text().replace('"correct": 400', '"correct": 900'))
     paths[1].write_text("not json")
     envelope = json.loads(paths[2].read_text())
@@ -269,7 +269,7 @@ def test_damaged_foreign_and_newer_files_are_counted_and_named(tmp_path):
     assert done.exit_code == 0
     assert "40.00 (1)" in done.stdout
     assert done.stderr.startswith("5 files passed over:")
-    for reason in ("checksum does not match", "is not a record of a run", "newer version (schema 99)", "does not say"):
+    for reason in ("checksum does not match", "is not a record file", "newer version (schema 99)", "does not say"):
         assert reason in done.stderr
     frame = load(tmp_path)
     assert len(frame) == 1
@@ -282,7 +282,7 @@ def test_what_was_tried_and_gave_nothing_is_in_the_table(tmp_path):
 
 
 def test_compare_shows_what_differs_and_nothing_else(tmp_path):
-    ids = [add_run(tmp_path, right, seed=seed).cell_id for seed, right in ((0, 400), (1, 420))]
+    ids = [add_run(tmp_path, right, seed=seed).run_id for seed, right in ((0, 400), (1, 420))]
     done = report("compare", *ids, "--store", tmp_path)
     assert "config.seed: 0  |  1" in done.stdout
     assert "outcome.test.correct: 400  |  420" in done.stdout

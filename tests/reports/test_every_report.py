@@ -1,6 +1,6 @@
 """A store made by the quick suites and the bench gives every table, every figure and everything else of `lra-report`.
 
-The commands are the user's, `lra-sweep run`, `lra-bench` and `lra-report`, in this process; the suites are the shipped
+The commands are the user's, `lra-sweep run`, `lra-bench` and `lra-report`, in this process; the suites are the built-in
 ones with their cells, only made tiny.
 """
 
@@ -22,7 +22,7 @@ from reports.cli import command as report_command
 from runners.cli import bench as bench_command
 from runners.cli import run as run_command
 from runners.cli import sweep as sweep_command
-from runners.sweep.launchers.base import Ended, Engine
+from runners.sweep.launchers.base import JobResult, Launcher
 
 pytestmark = pytest.mark.timeout(600)  # half a minute; a busy machine takes longer
 
@@ -54,13 +54,13 @@ FIRST_COLUMNS = {"accuracy": "", "efficiency": "", "ranks": "variant"}
 NOT_FROM_QUICK_ALONE = {
     "ranks": "ranks need two tasks",
     "depth": "have the same number of layers",
-    "efficiency": "no readings of lra-bench",
+    "efficiency": "no measurements of lra-bench",
     "ablation": "contextpool has one setting only",
 }
 """Presets that the suite `quick` alone does not give, with what they say; the suite `tour` and lra-bench give them."""
 
 
-class ThisProcess(Engine):
+class ThisProcess(Launcher):
     """Runs each job as a child process would, with `lra-run --config -`, but in this one: no imports to wait for."""
 
     def __init__(self):
@@ -72,7 +72,7 @@ class ThisProcess(Engine):
     def start(self, jobs):
         for job in jobs:
             done = CliRunner().invoke(run_command.command, ["--config", "-", *job.arguments], input=job.config)
-            self.ended.append(Ended(key=job.key, returncode=done.exit_code, detail=done.output))
+            self.ended.append(JobResult(key=job.key, returncode=done.exit_code, detail=done.output))
 
     def poll(self):
         ended, self.ended = self.ended, []
@@ -92,7 +92,7 @@ def invoke(command, *arguments):
 
 
 def sweep(name, folder):
-    """Run a shipped suite, made tiny, with `lra-sweep run`; return how many cells it has."""
+    """Run a built-in suite, made tiny, with `lra-sweep run`; return how many cells it has."""
     suite = yaml.safe_load((ROOT / "configs" / "suites" / f"{name}.yaml").read_text())
     suite["overrides"] = {task: TINY[task] | SMALL for task in suite["tasks"]}
     path = folder / f"{name}.yaml"
@@ -108,7 +108,7 @@ def report(folder, *arguments):
 
 
 def rows_of(done, form="csv"):
-    """Read the tables of a CSV output: rows without captions, notes and rails."""
+    """Read the tables of a CSV output: rows without captions, notes and baselines."""
     lines = [row for row in csv.reader(done.stdout.splitlines()) if row]
     return [row for row in lines if not row[0].startswith(("#", "("))]
 
@@ -139,7 +139,7 @@ def test_every_cell_of_the_suites_ran(made):
     folder, _, cells = made
     found = [record for record in Store(folder / "store").records() if isinstance(record, RunRecord)]
     assert cells == [len(available()), 18]
-    assert len({record.cell_id for record in found}) == sum(cells) - 2  # full and contextpool are in both suites
+    assert len({record.run_id for record in found}) == sum(cells) - 2  # full and contextpool are in both suites
     assert {record.status for record in found} == {"ok"}
 
 
@@ -202,7 +202,7 @@ def assert_not_blank(path):
 
 def record_of(folder, variant):
     records = [record for record in Store(folder / "store").records() if isinstance(record, RunRecord)]
-    return next(r.cell_id for r in records if r.config.variant.name == variant and r.config.task == "listops")
+    return next(r.run_id for r in records if r.config.variant.name == variant and r.config.task == "listops")
 
 
 def test_every_other_command_works_on_it(made, tmp_path):

@@ -27,7 +27,7 @@ from reports.result_set import load_stores
 from tests.reports.synthetic import HOSTILE, add_run, five_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = set(FIGURES) - {"scaling"}  # drawn from readings of lra-bench, in test_efficiency.py
+KINDS = set(FIGURES) - {"scaling"}  # drawn from measurements of lra-bench, in test_efficiency.py
 TINY = {
     "name": "tiny", "title": "For tests", "source": "this test",
     "tasks": {"listops": {
@@ -161,7 +161,7 @@ def test_draw_all_names_its_files_after_the_figures(loaded, tmp_path):
 
 def test_hostile_names_are_drawn_as_text(tmp_path):
     for number, name in enumerate(HOSTILE):
-        add_run(tmp_path, 400 + number, variant=name, title=HOSTILE[0], rails={HOSTILE[1]: 10.0})
+        add_run(tmp_path, 400 + number, variant=name, title=HOSTILE[0], baselines={HOSTILE[1]: 10.0})
     paths = draw_all(load_stores([tmp_path]), tmp_path / "out", "svg")
     assert len(paths) == 5
     for path in paths:
@@ -216,7 +216,7 @@ def pick(loaded, variant):
 def test_pooling_shows_the_widths_that_training_recorded(trained, tmp_path):
     folder, loaded = trained
     record = pick(loaded, "contextpool")
-    store = loaded.stores[record.cell_id]
+    store = loaded.stores[record.run_id]
     supports = load_supports(record, store, folder / "home", count=5)
     assert supports.layers == [0, 1]
     assert supports.indices == [0, 1, 2, 3, 4]
@@ -227,7 +227,7 @@ def test_pooling_shows_the_widths_that_training_recorded(trained, tmp_path):
         assert names[-1] == "]"
     everything = load_supports(record, store, folder / "home", count=32)
     mean = np.concatenate([widths[0] for widths in everything.sigma]).mean()
-    last = store.arrays(record.cell_id)["curve.layer0.sigma_mean"][-1]  # over a batch of validation, not over test
+    last = store.arrays(record.run_id)["curve.layer0.sigma_mean"][-1]  # over a batch of validation, not over test
     assert mean == pytest.approx(last, rel=0.5)
     with house_style():
         drawn = [draw_supports(supports, "a run", [0, 1]) for _ in range(3)]
@@ -239,10 +239,10 @@ def test_pooling_shows_the_widths_that_training_recorded(trained, tmp_path):
 def test_pooling_refuses_what_has_no_widths_and_weights_that_are_gone(trained):
     folder, loaded = trained
     full, pooled = pick(loaded, "full"), pick(loaded, "contextpool")
-    store = loaded.stores[full.cell_id]
+    store = loaded.stores[full.run_id]
     with pytest.raises(UsageError, match=r"'full' of run .* has no widths"):
         load_supports(full, store, folder / "home")
-    lost = pooled.model_copy(update={"cell_id": "0" * 64})
+    lost = pooled.model_copy(update={"run_id": "0" * 64})
     with pytest.raises(
         StoreError,
         match=r"checkpoints of run 000000000000 are not in the store .* only its record; lra-run --config .*\.json",

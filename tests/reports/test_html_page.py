@@ -53,7 +53,7 @@ def content(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     five_tasks(folder, seeds=2, tasks=("listops", "text"))
     for number, name in enumerate(HOSTILE):
-        add_run(folder, 400 + number, variant=name, profile=HOSTILE[0], title=HOSTILE[0], rails={HOSTILE[1]: 10.0})
+        add_run(folder, 400 + number, variant=name, profile=HOSTILE[0], title=HOSTILE[0], baselines={HOSTILE[1]: 10.0})
     add_run(folder, None, variant="linear")
     add_attempt(folder, "oom", variant="local")
     return page(load_stores([folder]), "lra-report html <b>")
@@ -140,7 +140,7 @@ console.log(JSON.stringify([first, order]));
 @pytest.mark.parametrize(("place", "first"), [(0, ["a", "b", "c"]), (1, ["c", "a", "b"])])
 def test_the_script_sorts_numbers_by_value_and_names_by_letter(place, first):
     rows = [["b", "9.5 ± 0.1 (3)"], ["a", "10.2 (1)"], ["c", "1,000.0"]]
-    script = (ROOT / "reports" / "sort.js").read_text()
+    script = (ROOT / "reports" / "html_page.js").read_text()
     program = SORT.replace("ROWS", json.dumps(rows)).replace("PLACE", str(place)).replace("SCRIPT", script)
     done = subprocess.run([NODE, "-e", program], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr

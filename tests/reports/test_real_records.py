@@ -22,7 +22,7 @@ from reports.cli import command
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE = ROOT / "benchmarks" / "evidence" / "store"
-SUITES = ROOT / "benchmarks" / "evidence"
+SUITES = ROOT / "benchmarks" / "evidence" / "suites"
 BASE = "contextpool"
 SEEDS = 5
 """Of the suite `listops`."""
@@ -54,7 +54,7 @@ def scores(by_seed):
 
 
 def bits(store, record):
-    cell = record["cell_id"]
+    cell = record["run_id"]
     with np.load(store / "arrays" / cell[:2] / f"{cell}.npz") as arrays:
         return arrays["test_correct"].astype(bool)
 
@@ -100,12 +100,12 @@ def compare(found, expected):
 
 
 def accuracy_check(store, records):
-    """Compare the accuracy table of the section `listops`, rails included."""
+    """Compare the accuracy table of the section `listops`, baselines included."""
     runs = of_suite(records, "listops")
     expected = {(variant, "ListOps"): cell_of(scores(by_seed), SEEDS) for variant, by_seed in runs.items()}
-    rails = {name: value for by_seed in runs.values() for record in by_seed.values() for name, value in
-             record["rails"].items()}  # fmt: skip
-    expected |= {(f"({name})", "ListOps"): f"{value:.2f}" for name, value in rails.items()}
+    baselines = {name: value for by_seed in runs.values() for record in by_seed.values() for name, value in
+             record["baselines"].items()}  # fmt: skip
+    expected |= {(f"({name})", "ListOps"): f"{value:.2f}" for name, value in baselines.items()}
     header, rows = table(store, "accuracy", "--suite", SUITES / "listops.yaml")
     return compare({(row[0], column): cell for row in rows for column, cell in zip(header[1:], row[1:], strict=True)},
                    expected)  # fmt: skip
@@ -121,7 +121,7 @@ def seeds_check(store, records):
         for record in by_seed.values():
             n, p, z = record["outcome"]["test"]["total"], percent(record) / 100, stats.norm.ppf(0.975)
             centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-            blind = max(record["rails"]["chance"], record["rails"]["majority"]) / 100
+            blind = max(record["baselines"]["chance"], record["baselines"]["majority"]) / 100
             learnt += (centre - half) / (1 + z * z / n) > blind
         row = {
             "runs": str(len(values)), "mean": f"{sum(values) / len(values):.2f}",
@@ -263,7 +263,7 @@ def changed(tmp_path):
     right = bits(tmp_path, record)
     right[np.flatnonzero(~right)[:20]] = True
     record["outcome"]["test"]["correct"] += 20
-    path = tmp_path / "arrays" / record["cell_id"][:2] / f"{record['cell_id']}.npz"
+    path = tmp_path / "arrays" / record["run_id"][:2] / f"{record['run_id']}.npz"
     np.savez(path, test_correct=right)
     record["arrays_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     rewrite(tmp_path, record)
@@ -284,4 +284,4 @@ def test_a_changed_record_is_noticed(changed):
 def rewrite(store, record):
     body = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     envelope = {"record": record, "sha256": hashlib.sha256(body).hexdigest()}
-    (store / "results" / record["cell_id"][:2] / f"{record['cell_id']}.json").write_text(json.dumps(envelope))
+    (store / "results" / record["run_id"][:2] / f"{record['run_id']}.json").write_text(json.dumps(envelope))

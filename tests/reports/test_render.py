@@ -30,7 +30,7 @@ def small():
 def hostile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     for number, name in enumerate(HOSTILE):
-        add_run(folder, 400 + number, variant=name, title=name if number == 0 else "ListOps", rails={name: 10.0})
+        add_run(folder, 400 + number, variant=name, title=name if number == 0 else "ListOps", baselines={name: 10.0})
     return accuracy(load_stores([folder]), "quick", "matched")
 
 

@@ -21,8 +21,8 @@ from lra.results.records import Store
 from lra.tasks import get_task
 from runners.sweep import driver as sweep_module
 from runners.sweep.state import attempts
-from runners.train.run import CellError, ClaimedCellError, PreemptedCellError
-from tests.runners.tiny_runs import ForkEngine, execute, outcomes, sweep, sweep_cell, tiny, tiny_data
+from runners.train.run import LeasedRunError, PreemptedRunError, RunError
+from tests.runners.tiny_runs import ForkLauncher, execute, outcomes, sweep, sweep_cell, tiny, tiny_data
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context("fork")
@@ -38,7 +38,7 @@ def example(data, tmp_path_factory):
     """A finished cell: its record and its arrays."""
     store = Store(tmp_path_factory.mktemp("example"))
     record = execute(tiny(), data, store)
-    return record, store.arrays(record.cell_id)
+    return record, store.arrays(record.run_id)
 
 
 def in_child(action):
@@ -62,9 +62,9 @@ def in_child(action):
 def publish_for_ever(root, record, arrays, acknowledge):
     store = Store(root)
     for number in range(os.getpid() * 1000, os.getpid() * 1000 + 1000):
-        cell_id = f"{number:064x}"
-        store.publish(record.model_copy(update={"cell_id": cell_id}), arrays)
-        os.write(acknowledge, cell_id.encode())
+        run_id = f"{number:064x}"
+        store.publish(record.model_copy(update={"run_id": run_id}), arrays)
+        os.write(acknowledge, run_id.encode())
 
 
 def test_two_hundred_kills_while_publishing_lose_nothing(example, tmp_path):
@@ -85,12 +85,12 @@ def test_two_hundred_kills_while_publishing_lose_nothing(example, tmp_path):
             told += pipe.read().decode()
         acknowledged += [told[start : start + 64] for start in range(0, len(told), 64)]
     assert len(acknowledged) >= 200
-    assert all(len(cell_id) == 64 for cell_id in acknowledged)
-    present = {found.cell_id for found in store.records() if not isinstance(found, StoreError)}
+    assert all(len(run_id) == 64 for run_id in acknowledged)
+    present = {found.run_id for found in store.records() if not isinstance(found, StoreError)}
     assert len(present) == len(list(store.records()))  # nothing is half there
     assert set(acknowledged) <= present
-    for cell_id in present:
-        assert store.arrays(cell_id).keys() == arrays.keys()
+    for run_id in present:
+        assert store.arrays(run_id).keys() == arrays.keys()
 
 
 class FailNth:
@@ -126,10 +126,10 @@ def test_whichever_call_fails_a_result_is_whole_or_absent(example, tmp_path, mon
             except StoreError as error:
                 problem = str(error)
         assert problem is None or os.strerror(code) in problem
-        found = store.find(record.cell_id)
+        found = store.find(record.run_id)
         if problem is None or found is not None:
             assert found.outcome == record.outcome
-            assert store.arrays(record.cell_id).keys() == arrays.keys()
+            assert store.arrays(record.run_id).keys() == arrays.keys()
         assert store.publish(record, arrays).outcome == record.outcome  # the next attempt succeeds
         if not faults.fired:
             break
@@ -162,7 +162,7 @@ def test_a_full_disk_ends_the_run_and_costs_no_state(data, tmp_path):
     config, store = tiny(), Store(tmp_path)
     expected = execute(config, data, Store(tmp_path / "clean")).outcome
     looks = iter([False, True])
-    with pytest.raises(PreemptedCellError):
+    with pytest.raises(PreemptedRunError):
         execute(config, data, store, stop=lambda: next(looks))
 
     def on_a_full_disk():
@@ -170,7 +170,7 @@ def test_a_full_disk_ends_the_run_and_costs_no_state(data, tmp_path):
         return execute(config, data, store)
 
     assert re.match("StoreError: cannot write .*step-000000006.pt: File too large", in_child(on_a_full_disk))
-    state, passed_over = newest_checkpoint(store.checkpoint_folder(config.cell_id(data.digest)))
+    state, passed_over = newest_checkpoint(store.checkpoint_folder(config.run_id(data.digest)))
     assert state["state"]["step"] == 2
     assert passed_over == []
     assert execute(config, data, store).outcome == expected
@@ -208,7 +208,7 @@ def test_too_little_memory_is_an_attempt_that_says_so(data, tmp_path):
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
         return execute(tiny(**{"model.mlp_dim": 2**25}), data, Store(tmp_path))
 
-    assert in_child(in_little_memory).startswith("CellError: out of memory")
+    assert in_child(in_little_memory).startswith("RunError: out of memory")
     notes = [json.loads(path.read_text()) for path in tmp_path.glob("attempts/*/*.json")]
     assert [note["status"] for note in notes] == ["oom"]
     assert not list(tmp_path.glob("results/*/*"))
@@ -244,16 +244,16 @@ def test_broken_cells_of_a_sweep_leave_the_others_alone(data, tmp_path, monkeypa
     monkeypatch.setattr(sweep_module, "RETRY_SECONDS", 0.0)
     cells = [sweep_cell(tiny(seed=seed), data) for seed in range(2 * faults)]
     clean, broken = Store(tmp_path / "clean"), Store(tmp_path / "broken")
-    assert sweep(cells[::2], clean, ForkEngine(data, clean))
-    assert sweep(cells, broken, ForkEngine(data, broken, sabotage, slots=4), timeout_seconds=10.0)
+    assert sweep(cells[::2], clean, ForkLauncher(data, clean))
+    assert sweep(cells, broken, ForkLauncher(data, broken, sabotage, slots=4), timeout_seconds=10.0)
     healthy, found = outcomes(clean), outcomes(broken)
     assert len(healthy) == faults
-    assert {cell_id: found[cell_id] for cell_id in healthy} == healthy
+    assert {run_id: found[run_id] for run_id in healthy} == healthy
     words = {0: ["failed"] * 3, 1: ["timeout"], 2: ["failed"] * 3, 3: ["oom"], 4: ["diverged"]}
     for cell in cells[1::2]:
         expected = words[cell.config.seed // 2 % 5]
-        assert [note["status"] for note in attempts(broken, cell.cell_id)] == expected
-        outcome = found.get(cell.cell_id)
+        assert [note["status"] for note in attempts(broken, cell.run_id)] == expected
+        outcome = found.get(cell.run_id)
         assert outcome == (("diverged", None) if expected == ["diverged"] else None)
 
 
@@ -261,7 +261,7 @@ def run_the_cell(config, data, root, barrier, answers):
     barrier.wait()
     try:
         answers.put(execute(config, data, Store(root)).outcome.weights_digest)
-    except ClaimedCellError as error:
+    except LeasedRunError as error:
         answers.put(str(error))
 
 
@@ -280,20 +280,20 @@ def test_eight_processes_on_one_cell_make_one_result(data, tmp_path):
         assert expected in told
         assert all(answer == expected or re.match(r"being run by pid (\d+|unknown) on host", answer) for answer in told)
         assert len(outcomes(Store(root))) == 1
-        assert [note["status"] for note in attempts(Store(root), config.cell_id(data.digest))] == ["ok"]
+        assert [note["status"] for note in attempts(Store(root), config.run_id(data.digest))] == ["ok"]
 
 
 def test_the_cell_of_a_killed_process_is_taken_over_at_once(data, tmp_path):
     config = tiny(**{"train.steps": 40, "train.eval_every": 20})
     expected, store = execute(config, data, Store(tmp_path / "alone")).outcome, Store(tmp_path / "store")
-    cell_id = config.cell_id(data.digest)
+    run_id = config.run_id(data.digest)
     owner = CONTEXT.Process(
         target=execute, args=(config, data, store), kwargs={"checkpoint_seconds": 0.0, "stop": lambda: time.sleep(0.05)}
     )
     owner.start()
-    while len(list(store.checkpoint_folder(cell_id).glob("step-*.pt"))) < 2:
+    while len(list(store.checkpoint_folder(run_id).glob("step-*.pt"))) < 2:
         time.sleep(0.001)
-    with pytest.raises(ClaimedCellError, match=f"being run by pid {owner.pid} on host"):
+    with pytest.raises(LeasedRunError, match=f"being run by pid {owner.pid} on host"):
         execute(config, data, store)
     owner.kill()
     owner.join()
@@ -319,7 +319,7 @@ def test_an_unknown_status_of_memory_is_not_invented(data, tmp_path, monkeypatch
         raise RuntimeError("shapes do not fit")
 
     monkeypatch.setattr(FullAttention, "forward", broken)
-    with pytest.raises(CellError) as caught:
+    with pytest.raises(RunError) as caught:
         execute(tiny(), data, Store(tmp_path))
     assert caught.value.status == "failed"
 
@@ -328,7 +328,7 @@ def test_arrays_of_another_record_are_refused(example, tmp_path):
     record, arrays = example
     store = Store(tmp_path)
     store.publish(record, arrays)
-    store.arrays_path(record.cell_id).write_bytes(b"PK" + bytes(100))
+    store.arrays_path(record.run_id).write_bytes(b"PK" + bytes(100))
     with pytest.raises(StoreError, match="not what its record says"):
-        store.arrays(record.cell_id)
+        store.arrays(record.run_id)
     assert isinstance(arrays["test_correct"], np.ndarray)

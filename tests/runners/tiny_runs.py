@@ -1,4 +1,4 @@
-"""Tiny cells for tests of sweeps and faults, and an engine that forks instead of starting Python anew."""
+"""Tiny cells for tests of sweeps and faults, and an launcher that forks instead of starting Python anew."""
 
 import faulthandler
 import os
@@ -15,10 +15,10 @@ from lra.errors import LraError
 from lra.results.records import Store
 from lra.tasks import get_task
 from runners.sweep.driver import Sweep, SweepSettings
-from runners.sweep.launchers.base import Ended, Engine
+from runners.sweep.launchers.base import JobResult, Launcher
 from runners.sweep.progress import SweepView
 from runners.sweep.state import SweepCell
-from runners.train.run import Execution, execute_cell
+from runners.train.run import RunOptions, execute_run
 
 TINY = {
     "data.train": 64, "data.validation": 16, "data.test": 16, "data.min_length": 4, "data.max_length": 16,
@@ -46,25 +46,25 @@ def tiny_data(folder: Path) -> PreparedData:
 
 
 def execute(config, data, store, stop=lambda: False, **settings):
-    execution = Execution(device=torch.device("cpu"), progress=False, **{"checkpoint_seconds": 1e9} | settings)
-    return execute_cell(config, data, store, execution, stop)
+    execution = RunOptions(device=torch.device("cpu"), progress=False, **{"checkpoint_seconds": 1e9} | settings)
+    return execute_run(config, data, store, execution, stop)
 
 
 def sweep_cell(config, data):
-    return SweepCell(label=f"seed {config.seed}", config=config, cell_id=config.cell_id(data.digest))
+    return SweepCell(label=f"seed {config.seed}", config=config, run_id=config.run_id(data.digest))
 
 
 def outcomes(store):
-    return {record.cell_id: (record.status, record.outcome) for record in store.records()}
+    return {record.run_id: (record.status, record.outcome) for record in store.records()}
 
 
-def sweep(cells, store, engine, stop=lambda: False, **settings):
+def sweep(cells, store, launcher, stop=lambda: False, **settings):
     view = SweepView(store, total=len(cells), done=0)
-    return Sweep(cells, store, engine, SweepSettings(arguments=(), **settings), view, stop).run()
+    return Sweep(cells, store, launcher, SweepSettings(arguments=(), **settings), view, stop).run()
 
 
-class ForkEngine(Engine):
-    """Runs each job in a forked child that first calls `sabotage(config)`; a minimal second engine."""
+class ForkLauncher(Launcher):
+    """Runs each job in a forked child that first calls `sabotage(config)`; a minimal second launcher."""
 
     def __init__(self, data, store, sabotage=lambda config: None, slots=2):
         self.data, self.store, self.sabotage, self.slots = data, store, sabotage, slots
@@ -103,7 +103,7 @@ class ForkEngine(Engine):
             done, status = os.waitpid(pid, 0 if late else os.WNOHANG)
             if done:
                 del self.children[pid]
-                ended.append(Ended(key=job.key, returncode=os.waitstatus_to_exitcode(status), timed_out=late))
+                ended.append(JobResult(key=job.key, returncode=os.waitstatus_to_exitcode(status), timed_out=late))
         return ended
 
     def stop(self):

@@ -1,4 +1,4 @@
-"""The python edition of CIFAR-10: pickles, read without trusting them.
+"""The python version of CIFAR-10: pickles, read without trusting them.
 
 A pickle is a program. Its instructions are looked through first: only those that the released files are made of are let
 pass, and few enough of them that nothing deep or large can be built. Then they run with stand-ins for the three names

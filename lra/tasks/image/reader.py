@@ -1,4 +1,4 @@
-"""Reader of the CIFAR-10 archive, python or binary edition, as gray images."""
+"""Reader of the CIFAR-10 archive, python or binary version, as gray images."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def read_images(source: Path, *, progress: bool) -> tuple[Bytes, Bytes, Bytes, B
         for member in stream_members(source, _limit, total_limit=ARCHIVE_LIMIT):
             match = _NAME.fullmatch(member.name)
             assert match is not None  # only such members are wanted
-            edition, number = match[1], int(match[2] or _TEST)
+            dataset, number = match[1], int(match[2] or _TEST)
             if number in found:
                 raise DataError(f"{member.place}: these images were read from another member already")
-            reader = read_pickle if edition == "py" else _read_binary
+            reader = read_pickle if dataset == "py" else _read_binary
             images, labels = reader(member.read(), member.place)
             found[number] = to_gray(images), labels
             bar.update()

@@ -16,9 +16,9 @@ from lra.tasks.image_preview import shade
 from lra.tasks.splits import (
     Count,
     ReadOptions,
+    baselines,
     held_out_count,
     hold_out,
-    rails,
     sample,
     sample_limits,
 )
@@ -51,7 +51,7 @@ OptionsT = TypeVar("OptionsT", bound=PixelOptions)
 class _Pixels(Task[OptionsT]):
     """What the token and the real-valued task share: the same arrays, read by the model in two ways."""
 
-    def max_length(self, options: OptionsT) -> int:  # noqa: ARG002 - every edition has one size
+    def max_length(self, options: OptionsT) -> int:  # noqa: ARG002 - every dataset variant has one size
         """Return the number of pixels."""
         return SIDE * SIDE
 
@@ -82,7 +82,7 @@ class _Pixels(Task[OptionsT]):
         self, options: OptionsT, target: Path, source: Path | None, *, offset: int, progress: bool
     ) -> PreparedData:
         if source is None:
-            raise missing(self.info.name, "the CIFAR-10 archive, python or binary edition,", target.parent)
+            raise missing(self.info.name, "the CIFAR-10 archive, python or binary version,", target.parent)
         train, train_labels, test, test_labels = read_images(source, progress=progress)
         for what, count, expected in (
             ("train", len(train), options.train_images),
@@ -109,12 +109,12 @@ class _Pixels(Task[OptionsT]):
         return write_prepared(
             target,
             task=self.info.name,
-            edition=self.edition(options),
-            maker=f"CIFAR-10 reader {VERSION}, {describe_source(source)}",
+            dataset=self.dataset_name(options),
+            generated_by=f"CIFAR-10 reader {VERSION}, {describe_source(source)}",
             options=options.model_dump(mode="json"),
             num_classes=self.info.num_classes,
             splits=splits,
-            rails=rails(splits, self.info.num_classes),
+            baselines=baselines(splits, self.info.num_classes),
         )
 
 
@@ -126,7 +126,7 @@ class Image(_Pixels[ImageOptions]):
     )
     options: ClassVar[type[TaskOptions]] = ImageOptions
 
-    def edition(self, options: ImageOptions) -> str:
+    def dataset_name(self, options: ImageOptions) -> str:
         """Say whether black is padding, and whether splits are samples."""
         black = ["black as padding"] if options.legacy_zero_mask else []
         return ", ".join(["gray CIFAR-10", *black, *options.sample_phrase()])
@@ -163,11 +163,11 @@ class ImageContinuous(_Pixels[PixelOptions]):
     )
     options: ClassVar[type[TaskOptions]] = PixelOptions
 
-    def edition(self, options: PixelOptions) -> str:
+    def dataset_name(self, options: PixelOptions) -> str:
         """Say that values are real, and whether splits are samples."""
         return ", ".join(["gray CIFAR-10, normalised values", *options.sample_phrase()])
 
-    def short_name(self, options: PixelOptions) -> str:  # noqa: ARG002 - there is one edition
+    def short_name(self, options: PixelOptions) -> str:  # noqa: ARG002 - there is one dataset variant
         """Return `values`."""
         return "values"
 

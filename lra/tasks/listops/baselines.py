@@ -43,9 +43,9 @@ def check(splits: Mapping[SplitName, Split]) -> None:
         _compare(f"share of label {label}", float(share), known, len(labels))
     if len(splits["train"]) >= LEARNABLE:
         for name in _SCORED:
-            rails, size = _score(splits["train"], splits[name]), len(splits[name])
-            _compare(f"majority accuracy on {name}", rails["majority"], KNOWN_MAJORITY, size)
-            _compare(f"root-only accuracy on {name}", rails["root-only"], KNOWN_ROOT_ONLY, size)
+            baselines, size = _score(splits["train"], splits[name]), len(splits[name])
+            _compare(f"majority accuracy on {name}", baselines["majority"], KNOWN_MAJORITY, size)
+            _compare(f"root-only accuracy on {name}", baselines["root-only"], KNOWN_ROOT_ONLY, size)
 
 
 def _score(train: Split, test: Split) -> dict[str, float]:

@@ -78,7 +78,7 @@ class ListOps(Task[ListOpsOptions]):
     )
     options: ClassVar[type[TaskOptions]] = ListOpsOptions
 
-    def edition(self, options: ListOpsOptions) -> str:
+    def dataset_name(self, options: ListOpsOptions) -> str:
         """Say where the examples come from, and all that sets them apart from the benchmark's."""
         grammar, parts = options.grammar, ["official files" if options.source == "official" else "generated"]
         if options.source == "generated" or grammar != OFFICIAL:
@@ -101,7 +101,9 @@ class ListOps(Task[ListOpsOptions]):
     def small(self, options: ListOpsOptions, train: int) -> dict[str, int]:
         """Generate fewer; the released files are read whole."""
         if options.source == "official":
-            raise UsageError("the released ListOps files are read whole; a small edition is generated: --generate")
+            raise UsageError(
+                "the released ListOps files are read whole; a small dataset variant is generated: --generate"
+            )
         return {str(name): count for name, count in in_proportion(options.counts, train).items()}
 
     def short_name(self, options: ListOpsOptions) -> str:
@@ -114,21 +116,21 @@ class ListOps(Task[ListOpsOptions]):
         """Generate the examples, or read them from the folder that holds the official files."""
         if options.source == "official":
             splits = self._read(options, target, source, progress=progress)
-            maker = f"official reader {reader.VERSION}"
+            generated_by = f"official reader {reader.VERSION}"
         else:
             splits = self._generate(options, workers=workers, progress=progress)
-            maker = f"generator {generator.VERSION}"
+            generated_by = f"generator {generator.VERSION}"
         if options.grammar == OFFICIAL:
             baselines.check(splits)
         return write_prepared(
             target,
             task=self.info.name,
-            edition=self.edition(options),
-            maker=maker,
+            dataset=self.dataset_name(options),
+            generated_by=generated_by,
             options=options.model_dump(mode="json"),
             num_classes=self.info.num_classes,
             splits=splits,
-            rails=baselines.measure(splits),
+            baselines=baselines.measure(splits),
         )
 
     def show(self, data: PreparedData, split: SplitName, index: int) -> str:

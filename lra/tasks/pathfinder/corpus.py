@@ -52,7 +52,7 @@ def generate_images(
     """Generate images, or what is missing of them, in a folder for work in progress.
 
     Args:
-        recipe: The edition.
+        recipe: The dataset variant.
         total: How many images.
         seed: Which.
         folder: Holds nothing, or what an earlier call with the same arguments left there.

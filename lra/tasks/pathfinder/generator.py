@@ -33,7 +33,7 @@ SIZES = (32, 64, 128, 256)
 
 
 def make_recipe(size: int, difficulty: Difficulty) -> Recipe:
-    """Return the parameters of an edition; `size` is one of `SIZES`."""
+    """Return the parameters of a dataset variant; `size` is one of `SIZES`."""
     contour = CONTOUR_LENGTHS[difficulty]
     distractor = contour // 3
     if size == 32:

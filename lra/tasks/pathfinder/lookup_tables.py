@@ -1,4 +1,4 @@
-"""The recipe of a Pathfinder edition, and the look-up tables that its generator works with.
+"""The recipe of a Pathfinder dataset variant, and the look-up tables that its generator works with.
 
 Parameters: lra_benchmarks/data/pathfinder.py of google-research/long-range-arena, with what it leaves open taken from
 Linsley et al. (arXiv:1805.08315).
@@ -31,7 +31,7 @@ WEIGHT_ONE = 4095
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Parameters of one edition; lengths in pixels unless they count segments."""
+    """Parameters of one dataset variant; lengths in pixels unless they count segments."""
 
     size: int
     contour_length: int

@@ -31,7 +31,7 @@ FOLDERS: dict[Difficulty, str] = {
     "hard": "curv_contour_length_14",
 }
 PLACES = ("lra_release/lra_release", "lra_release", ".")
-"""Where an edition can be below the folder that is given. The archive holds two copies of pathfinder128; the inner one
+"""Where a dataset can be below the given folder. The archive holds two copies of pathfinder128; the inner one
 comes first here, since convolutional networks were reported not to learn the outer one."""
 EMPTY_IN_RELEASE = ("pathfinder32", "curv_baseline", "imgs/0", "sample_172.png")
 """The one image of the release that is an empty file."""
@@ -55,7 +55,7 @@ class Entry:
 
 
 def find_edition(source: Path, size: int, difficulty: Difficulty) -> Path:
-    """Return the folder of an edition inside an unpacked release, or the given folder if it is the edition itself.
+    """Return the folder of a dataset variant inside an unpacked release, or the given folder if it is that.
 
     Raises:
         DataError: There is none.
@@ -68,7 +68,7 @@ def find_edition(source: Path, size: int, difficulty: Difficulty) -> Path:
 
 
 def read_entries(folder: Path) -> list[Entry]:
-    """Read all metadata of an edition, files in the order of their numbers; the known empty image is left out.
+    """Read all metadata of a dataset variant, files in the order of their numbers; the known empty image is left out.
 
     Raises:
         DataError: With the file and the line, at the first that is not as it must be.

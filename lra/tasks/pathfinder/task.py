@@ -68,21 +68,23 @@ class _Family(Task[OptionsT]):
     def token_offset(self, options: OptionsT) -> int:
         """Return what is added to a level to get what the model reads."""
 
-    def edition(self, options: OptionsT) -> str:
+    def dataset_name(self, options: OptionsT) -> str:
         """Say where the images come from, how hard they are, and all that sets them apart from the benchmark's."""
         parts = ["official files" if options.source == "official" else "generated", options.difficulty]
         if options.count != OFFICIAL_COUNT:
             parts.append(f"{' / '.join(map(str, options.counts.values()))} examples")
         return ", ".join(parts)
 
-    def max_length(self, options: OptionsT) -> int:  # noqa: ARG002 - every edition has one size
+    def max_length(self, options: OptionsT) -> int:  # noqa: ARG002 - every dataset variant has one size
         """Return the number of pixels."""
         return self.size**2
 
     def small(self, options: OptionsT, train: int) -> dict[str, int]:
         """Generate fewer; the released folders are read whole."""
         if options.source == "official":
-            raise UsageError("the released Pathfinder images are read whole; a small edition is generated: --generate")
+            raise UsageError(
+                "the released Pathfinder images are read whole; a small dataset variant is generated: --generate"
+            )
         in_proportion(options.counts, train)
         tens, rest = divmod(train, 8)
         return {"count": 10 * tens + rest}  # the inverse of `split_counts`
@@ -100,23 +102,23 @@ class _Family(Task[OptionsT]):
             if target.is_dir():
                 return open_prepared(target, verify=False)
             if options.source == "official":
-                images, labels, maker = self._read(options, work, source, progress=progress)
+                images, labels, generated_by = self._read(options, work, source, progress=progress)
             else:
                 recipe = generator.make_recipe(self.size, options.difficulty)
                 images, labels = generate_images(
                     recipe, options.count, options.seed, work, workers=workers, progress=progress
                 )
-                maker = f"generator {generator.VERSION}"
+                generated_by = f"generator {generator.VERSION}"
             splits = self._cut(images, labels, offset=self.token_offset(options))
             data = write_prepared(
                 target,
                 task=self.info.name,
-                edition=self.edition(options),
-                maker=maker,
+                dataset=self.dataset_name(options),
+                generated_by=generated_by,
                 options=options.model_dump(mode="json"),
                 num_classes=self.info.num_classes,
                 splits=splits,
-                rails={"chance": 50.0, "majority": _majority(splits)},
+                baselines={"chance": 50.0, "majority": _majority(splits)},
             )
             shutil.rmtree(work, ignore_errors=True)
             return data
@@ -148,8 +150,8 @@ class _Family(Task[OptionsT]):
         entries = [entries[index] for index in files.split_order(len(entries))]
         images = files.copy_images(folder, entries, self.size, work / "official.bin", progress=progress)
         test = entries[len(entries) - split_counts(len(entries))["test"] :]
-        maker = f"official reader {files.VERSION}, {_place(folder)}, test ids {files.ids_digest(test)}"
-        return images, np.array([entry.label for entry in entries], dtype=np.uint8), maker
+        generated_by = f"official reader {files.VERSION}, {_place(folder)}, test ids {files.ids_digest(test)}"
+        return images, np.array([entry.label for entry in entries], dtype=np.uint8), generated_by
 
     def _cut(self, images: Bytes, labels: Bytes, *, offset: int) -> dict[SplitName, Split]:
         share = float(labels.mean())
@@ -193,9 +195,9 @@ class PathfinderTask(_Family[PathfinderOptions]):
         """Return 1, so that black is a token; 0 where it passes for padding."""
         return 0 if options.legacy_zero_mask else 1
 
-    def edition(self, options: PathfinderOptions) -> str:
+    def dataset_name(self, options: PathfinderOptions) -> str:
         """Say also whether black passes for padding."""
-        base = super().edition(options)
+        base = super().dataset_name(options)
         return f"{base}, black as padding" if options.legacy_zero_mask else base
 
 
@@ -239,9 +241,9 @@ class PathfinderContinuous(_Family[ImageSetOptions]):
         """Return 0."""
         return 0
 
-    def edition(self, options: ImageSetOptions) -> str:
+    def dataset_name(self, options: ImageSetOptions) -> str:
         """Say also that values are real."""
-        return f"{super().edition(options)}, normalised values"
+        return f"{super().dataset_name(options)}, normalised values"
 
 
 class Pathfinder64(PathfinderTask):

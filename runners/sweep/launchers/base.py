@@ -1,4 +1,4 @@
-"""What a sweep asks of an engine. Results never travel through it: they are in the store, or they are not."""
+"""What a sweep asks of an launcher. Results never travel through it: they are in the store, or they are not."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Self
 from lra.errors import LraError
 
 
-class EngineError(LraError):
-    """The engine is not installed, or what it runs on cannot be reached."""
+class LauncherError(LraError):
+    """The launcher is not installed, or what it runs on cannot be reached."""
 
     exit_code = 2
 
@@ -37,18 +37,18 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ended:
+class JobResult:
     """How the process of a job ended, which is not yet what became of the cell."""
 
     key: str
     returncode: int | None
-    """As in `subprocess`, negative for a signal; None if the engine lost the process."""
+    """As in `subprocess`, negative for a signal; None if the launcher lost the process."""
     timed_out: bool = False
     detail: str = ""
     """The end of its output."""
 
 
-class Engine(ABC):
+class Launcher(ABC):
     """Runs jobs. Leaving its `with` block stops what still runs and waits for it."""
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Engine(ABC):
         """Start jobs, no more than there are free slots."""
 
     @abstractmethod
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[JobResult]:
         """Return, without waiting, the jobs that ended since the last call."""
 
     @abstractmethod
@@ -69,10 +69,10 @@ class Engine(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Wait for the jobs that run, and give back what the engine holds."""
+        """Wait for the jobs that run, and give back what the launcher holds."""
 
     def __enter__(self) -> Self:
-        """Return the engine."""
+        """Return the launcher."""
         return self
 
     def __exit__(

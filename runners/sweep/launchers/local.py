@@ -1,4 +1,4 @@
-"""The default engine: processes on this machine, one per slot."""
+"""The default launcher: processes on this machine, one per slot."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Mapping, Sequence
 
-from .base import Ended, Engine, Job
+from .base import Job, JobResult, Launcher
 from .process import run_job
 
 Environment = Mapping[str, str]
@@ -28,12 +28,12 @@ def gpu_slots(gpus: Sequence[str], per_gpu: int, slots: int | None = None) -> Se
     return [{"CUDA_VISIBLE_DEVICES": gpu} for _ in range(per_gpu) for gpu in gpus][:slots]
 
 
-class LocalEngine(Engine):
+class LocalLauncher(Launcher):
     """Runs each job as a child process, watched by a thread."""
 
     def __init__(self, environments: Sequence[Environment]) -> None:
         self._free = list(environments)
-        self._ended: queue.SimpleQueue[tuple[Ended, Environment]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[tuple[JobResult, Environment]] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -48,7 +48,7 @@ class LocalEngine(Engine):
             self._threads = [*(other for other in self._threads if other.is_alive()), thread]
             thread.start()
 
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[JobResult]:
         """Return the processes that ended."""
         ended = []
         while not self._ended.empty():
@@ -70,5 +70,5 @@ class LocalEngine(Engine):
         try:
             end = run_job(job, environment, self._stopping.is_set)
         except OSError as error:
-            end = Ended(key=job.key, returncode=None, detail=f"cannot run a process: {error}")
+            end = JobResult(key=job.key, returncode=None, detail=f"cannot run a process: {error}")
         self._ended.put((end, environment))

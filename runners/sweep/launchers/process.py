@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
-from .base import Ended, Job
+from .base import Job, JobResult
 
 MODULE = __name__.removesuffix(".sweep.launchers.process") + ".cli.run"
 LOOK_SECONDS = 0.1
@@ -18,7 +18,7 @@ DUMP_SECONDS = 2.0
 TAIL_BYTES = 4000
 
 
-def run_job(job: Job, environment: Mapping[str, str], stop: Callable[[], bool]) -> Ended:
+def run_job(job: Job, environment: Mapping[str, str], stop: Callable[[], bool]) -> JobResult:
     """Start the job's process and wait for it.
 
     A process that is to end, because of its timeout or because `stop` says so, gets SIGTERM, on which a run saves its
@@ -49,9 +49,9 @@ def run_job(job: Job, environment: Mapping[str, str], stop: Callable[[], bool]) 
         _send(process, job.config)
         timed_out = _wait(process, job, stop)
     finally:
-        if process.poll() is None:  # an exception, such as the engine's own cancellation
+        if process.poll() is None:  # an exception, such as the launcher's own cancellation
             _end(process, job.grace_seconds)
-    return Ended(key=job.key, returncode=process.returncode, timed_out=timed_out, detail=_tail(job, log_start))
+    return JobResult(key=job.key, returncode=process.returncode, timed_out=timed_out, detail=_tail(job, log_start))
 
 
 def _send(process: subprocess.Popen[bytes], text: str) -> None:

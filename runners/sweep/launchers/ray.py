@@ -10,15 +10,15 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .base import Ended, Engine, EngineError, Job
+from .base import Job, JobResult, Launcher, LauncherError
 from .process import run_job
 
 WORKER_RETRIES = 1
 """How often Ray itself repeats a job whose worker died; all else is for the sweep to decide."""
 
 
-class RayEngine(Engine):
-    """Runs each job as a task that starts the same fresh process as the local engine.
+class RayLauncher(Launcher):
+    """Runs each job as a task that starts the same fresh process as the local launcher.
 
     Args:
         slots: Jobs submitted at once.
@@ -27,7 +27,7 @@ class RayEngine(Engine):
         address: Of a cluster, `auto` for the one of this machine; None starts one here.
 
     Raises:
-        EngineError: Ray is not installed, or there is no cluster at the address.
+        LauncherError: Ray is not installed, or there is no cluster at the address.
     """
 
     def __init__(self, *, slots: int, threads: int, gpus: float, address: str | None) -> None:
@@ -35,7 +35,7 @@ class RayEngine(Engine):
         try:
             import ray
         except ImportError as error:
-            raise EngineError("engine ray needs the extra: pip install 'lra-harness[ray]'") from error
+            raise LauncherError("engine ray needs the extra: pip install 'lra-harness[ray]'") from error
         self._ray: Any = ray
         self._slots = slots
         self._running: dict[Any, str] = {}
@@ -54,7 +54,7 @@ class RayEngine(Engine):
                     num_cpus=slots * threads, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1"
                 )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise EngineError(f"cannot reach Ray at {address or 'this machine'}: {error}") from error
+            raise LauncherError(f"cannot reach Ray at {address or 'this machine'}: {error}") from error
 
     def free_slots(self) -> int:
         """Return how many more jobs may be submitted."""
@@ -65,7 +65,7 @@ class RayEngine(Engine):
         for job in jobs:
             self._running[self._task.remote(job)] = job.key
 
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[JobResult]:
         """Return the tasks that ended."""
         if not self._running:
             return []
@@ -78,23 +78,25 @@ class RayEngine(Engine):
             self._ray.cancel(reference)
 
     def close(self) -> None:
-        """Wait for all, and leave the cluster if it was this engine that joined or started it."""
+        """Wait for all, and leave the cluster if it was this launcher that joined or started it."""
         while self._running:
             self._ray.wait(list(self._running), num_returns=len(self._running), timeout=1.0)
             self.poll()
         if self._started_here:
             self._ray.shutdown()
 
-    def _result(self, reference: Any) -> Ended:
+    def _result(self, reference: Any) -> JobResult:
         key = self._running.pop(reference)
         try:
-            ended: Ended = self._ray.get(reference)
+            ended: JobResult = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            return Ended(key=key, returncode=None, detail=f"Ray: {type(error).__name__}: {str(error).strip()[:500]}")
+            return JobResult(
+                key=key, returncode=None, detail=f"Ray: {type(error).__name__}: {str(error).strip()[:500]}"
+            )
         return ended
 
 
-def _run_in_worker(job: Job) -> Ended:
+def _run_in_worker(job: Job) -> JobResult:
     """Run the job's process; the worker's environment, with the GPUs that Ray chose, is its own."""
     environment: Mapping[str, str] = {}
     return run_job(job, environment, lambda: False)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .base import Ended, Engine, EngineError, Job
+from .base import Job, JobResult, Launcher, LauncherError
 from .process import run_job
 
 
@@ -20,7 +20,7 @@ class SlurmTask:
     def __init__(self, job: Job) -> None:
         self.job = job
 
-    def __call__(self) -> Ended:
+    def __call__(self) -> JobResult:
         """Run the job's process to its end."""
         return run_job(self.job, {}, lambda: False)
 
@@ -31,7 +31,7 @@ class SlurmTask:
         return DelayedSubmission(SlurmTask(self.job))
 
 
-class SlurmEngine(Engine):
+class SlurmLauncher(Launcher):
     """Submits the jobs that are ready together, as one array.
 
     Args:
@@ -43,7 +43,7 @@ class SlurmEngine(Engine):
         settings: More parameters of submitit's executor, such as slurm_partition and timeout_min.
 
     Raises:
-        EngineError: submitit or Slurm is not there.
+        LauncherError: submitit or Slurm is not there.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SlurmEngine(Engine):
         try:
             import submitit
         except ImportError as error:
-            raise EngineError("engine slurm needs the extra: pip install 'lra-harness[slurm]'") from error
+            raise LauncherError("engine slurm needs the extra: pip install 'lra-harness[slurm]'") from error
         self._errors: Any = submitit.core.utils
         self._slots = slots
         self._running: dict[str, Any] = {}
@@ -61,7 +61,7 @@ class SlurmEngine(Engine):
             self._executor: Any = submitit.AutoExecutor(folder=folder, cluster=cluster)
             self._executor.update_parameters(cpus_per_task=threads, gpus_per_node=gpus, **parallel, **settings)
         except (RuntimeError, NameError, TypeError) as error:
-            raise EngineError(f"Slurm: {error}") from error
+            raise LauncherError(f"Slurm: {error}") from error
 
     def free_slots(self) -> int:
         """Return how many more jobs may be submitted."""
@@ -73,7 +73,7 @@ class SlurmEngine(Engine):
             submitted = [(job.key, self._executor.submit(SlurmTask(job))) for job in jobs]
         self._running |= dict(submitted)
 
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[JobResult]:
         """Return the jobs that ended."""
         return [self._result(key) for key, job in list(self._running.items()) if job.done()]
 
@@ -86,10 +86,10 @@ class SlurmEngine(Engine):
         """Forget the jobs: those cancelled end by themselves, and the store knows."""
         self._running.clear()
 
-    def _result(self, key: str) -> Ended:
+    def _result(self, key: str) -> JobResult:
         job = self._running.pop(key)
         try:
-            ended: Ended = job.result()
+            ended: JobResult = job.result()
         except (self._errors.UncompletedJobError, self._errors.FailedJobError) as error:
-            return Ended(key=key, returncode=None, detail=f"Slurm job {job.job_id}: {str(error).strip()[:500]}")
+            return JobResult(key=key, returncode=None, detail=f"Slurm job {job.job_id}: {str(error).strip()[:500]}")
         return ended

@@ -1,4 +1,4 @@
-"""Every task of every shipped profile resolves, and the sizes are the published ones."""
+"""Every task of every built-in profile resolves, and the sizes are the published ones."""
 
 import pytest
 import torch
@@ -91,7 +91,7 @@ def test_the_official_retrieval_never_leaves_its_warm_up_and_the_modern_one_trai
 def test_quick_retrieval_is_labelled_as_a_substitute():
     chosen = config("quick", "retrieval")
     task = get_task("retrieval")
-    assert "substitute" in task.edition(task.options.model_validate(chosen.data))
+    assert "substitute" in task.dataset_name(task.options.model_validate(chosen.data))
 
 
 GIVEN = [(profile, variant) for profile in profile_names() for variant in load_profile(profile).variants]
@@ -153,7 +153,7 @@ def test_an_entry_of_an_option_has_a_path_and_gives_the_same_cell(head):
     whole = with_options("contextpool", **{f"{head}.base": "local", f"{head}.base_options": {"window": 8}})
     entry = with_options("contextpool", **{f"{head}.base": "local", f"{head}.base_options.window": 8})
     assert entry.variant.options["base_options"] == {"window": 8}
-    assert entry.cell_id("digest") == whole.cell_id("digest")
+    assert entry.run_id("digest") == whole.run_id("digest")
 
 
 def test_entries_add_to_what_was_set_before():

@@ -1,4 +1,4 @@
-"""Suites: expansion, and every shipped suite by count."""
+"""Suites: expansion, and every built-in suite by count."""
 
 import pytest
 import yaml

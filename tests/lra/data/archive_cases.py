@@ -73,10 +73,10 @@ def cifar_binary(images, labels):
     return np.concatenate([labels[:, None], images], axis=1).tobytes()
 
 
-def cifar_members(edition="py", rows=4):
-    """The six files of one edition, and the read-me that comes with them."""
+def cifar_members(dataset="py", rows=4):
+    """The six files of one dataset variant, and the read-me that comes with them."""
     names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
-    write, suffix = (cifar_pickle, "") if edition == "py" else (cifar_binary, ".bin")
-    folder = f"cifar-10-batches-{edition}"
+    write, suffix = (cifar_pickle, "") if dataset == "py" else (cifar_binary, ".bin")
+    folder = f"cifar-10-batches-{dataset}"
     members = [(f"{folder}/{name}{suffix}", write(*cifar_arrays(rows, seed))) for seed, name in enumerate(names)]
     return [(f"{folder}/readme.html", b"<html>"), *members]

@@ -38,12 +38,12 @@ def write(target, splits=None):
     return write_prepared(
         target,
         task="toy",
-        edition="a toy",
-        maker="test 1",
+        dataset="a toy",
+        generated_by="test 1",
         options={"seed": 0},
         num_classes=10,
         splits=splits or make_splits(),
-        rails={"chance": 10.0},
+        baselines={"chance": 10.0},
     )
 
 

@@ -31,18 +31,18 @@ def leftovers(root):
 
 
 def test_one_owner_at_a_time(tmp_path):
-    with lease.hold(tmp_path, CELL) as first:
+    with lease.acquire(tmp_path, CELL) as first:
         assert first
-        assert lease.owner_of(tmp_path, CELL)["pid"] == os.getpid()
-        with lease.hold(tmp_path, CELL) as second:
+        assert lease.holder(tmp_path, CELL)["pid"] == os.getpid()
+        with lease.acquire(tmp_path, CELL) as second:
             assert not second
-        assert lease.owner_of(tmp_path, CELL)  # the loser leaves the owner's claim where it is
-    assert lease.owner_of(tmp_path, CELL) is None
+        assert lease.holder(tmp_path, CELL)  # the loser leaves the owner's claim where it is
+    assert lease.holder(tmp_path, CELL) is None
     assert leftovers(tmp_path) == []
 
 
 def hold_until_killed(root, ready):
-    with lease.hold(root, CELL) as ours:
+    with lease.acquire(root, CELL) as ours:
         ready.put(ours)
         time.sleep(600)
 
@@ -53,51 +53,51 @@ def test_a_killed_owner_on_this_host_is_replaced_at_once(tmp_path):
     process = context.Process(target=hold_until_killed, args=(tmp_path, ready))
     process.start()
     assert ready.get()
-    assert lease.owner_of(tmp_path, CELL)["pid"] == process.pid
-    with lease.hold(tmp_path, CELL) as ours:
+    assert lease.holder(tmp_path, CELL)["pid"] == process.pid
+    with lease.acquire(tmp_path, CELL) as ours:
         assert not ours
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert lease.owner_of(tmp_path, CELL) is None
-    with lease.hold(tmp_path, CELL) as ours:
+    assert lease.holder(tmp_path, CELL) is None
+    with lease.acquire(tmp_path, CELL) as ours:
         assert ours
     assert leftovers(tmp_path) == []
 
 
 def test_a_pid_that_was_used_again_is_not_the_owner(tmp_path):
-    with lease.hold(tmp_path, CELL) as ours:
+    with lease.acquire(tmp_path, CELL) as ours:
         assert ours
         change(tmp_path, start="1")
-        assert lease.owner_of(tmp_path, CELL) is None
-        with lease.hold(tmp_path, CELL) as taken:
+        assert lease.holder(tmp_path, CELL) is None
+        with lease.acquire(tmp_path, CELL) as taken:
             assert taken
 
 
 def test_an_owner_elsewhere_is_alive_while_its_counter_moves(tmp_path, quick_beats):
-    with lease.hold(tmp_path, CELL):
+    with lease.acquire(tmp_path, CELL):
         content = json.loads((tmp_path / "claims" / CELL).read_text()) | {"host": "elsewhere", "token": "theirs"}
         stop = threading.Event()
         beat = threading.Thread(
-            target=lease._beat, args=(tmp_path / "claims" / CELL, content, lease.Position(3, 9), stop)
+            target=lease._heartbeat, args=(tmp_path / "claims" / CELL, content, lease.Progress(3, 9), stop)
         )
         change(tmp_path, host="elsewhere", token="theirs")
         beat.start()
-        with lease.hold(tmp_path, CELL) as ours:
+        with lease.acquire(tmp_path, CELL) as ours:
             assert not ours
         stop.set()
         beat.join()
-        owner = lease.owner_of(tmp_path, CELL)
+        owner = lease.holder(tmp_path, CELL)
         assert (owner["host"], owner["step"], owner["steps"]) == ("elsewhere", 3, 9)
 
 
 def test_an_owner_elsewhere_whose_counter_stands_still_is_replaced(tmp_path, quick_beats, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 0.0)  # the wall clock may say what it likes
-    with lease.hold(tmp_path, CELL):
+    with lease.acquire(tmp_path, CELL):
         pass
     (tmp_path / "claims" / CELL).write_text(json.dumps({"host": "elsewhere", "token": "theirs", "beat": 7}))
-    with lease.hold(tmp_path, CELL, give_up=lambda: True) as ours:
+    with lease.acquire(tmp_path, CELL, give_up=lambda: True) as ours:
         assert not ours
-    with lease.hold(tmp_path, CELL) as ours:
+    with lease.acquire(tmp_path, CELL) as ours:
         assert ours
     assert leftovers(tmp_path) == []
 
@@ -105,12 +105,12 @@ def test_an_owner_elsewhere_whose_counter_stands_still_is_replaced(tmp_path, qui
 def test_a_damaged_claim_is_replaced_once_it_has_stood_still(tmp_path, quick_beats):
     (tmp_path / "claims").mkdir()
     (tmp_path / "claims" / CELL).write_bytes(b"\x00garbage")
-    with lease.hold(tmp_path, CELL) as ours:
+    with lease.acquire(tmp_path, CELL) as ours:
         assert ours
 
 
 def test_an_owner_that_was_replaced_leaves_the_new_claim_alone(tmp_path, quick_beats):
-    with lease.hold(tmp_path, CELL) as ours:
+    with lease.acquire(tmp_path, CELL) as ours:
         assert ours
         change(tmp_path, token="theirs", beat=1)
         time.sleep(0.1)
@@ -120,7 +120,7 @@ def test_an_owner_that_was_replaced_leaves_the_new_claim_alone(tmp_path, quick_b
 def race(root, rounds, barrier, wins):
     for number in range(rounds):
         barrier.wait()
-        with lease.hold(root, f"{number:064x}") as ours:
+        with lease.acquire(root, f"{number:064x}") as ours:
             if ours:
                 with wins.get_lock():
                     wins[number] += 1
@@ -131,7 +131,7 @@ def test_eight_processes_two_hundred_rounds_one_owner_each(tmp_path):
     context, rounds = multiprocessing.get_context("fork"), 200
     barrier, wins = context.Barrier(8), context.Array("i", rounds)
     for number in range(0, rounds, 4):  # every fourth is left by a process that is dead
-        with lease.hold(tmp_path, f"{number:064x}"):
+        with lease.acquire(tmp_path, f"{number:064x}"):
             path = tmp_path / "claims" / f"{number:064x}"
             content = json.loads(path.read_text()) | {"pid": 2**22 + 1}
         path.write_text(json.dumps(content))

@@ -20,8 +20,9 @@ def config(**changes) -> RunConfig:
 def record(**changes) -> RunRecord:
     score = Count(correct=3, total=4, loss=0.5)
     values = {
-        "cell_id": CELL, "status": "ok", "config": config(), "numerics_version": 1, "task_title": "ListOps",
-        "data_edition": "short", "data_digest": "d" * 64, "rails": {"chance": 10.0},
+        "run_id": CELL, "status": "ok", "config": config(), "numerics_version": 1, "task_title": "ListOps",
+        "variant_title": "Full attention",
+        "dataset": "short", "data_digest": "d" * 64, "baselines": {"chance": 10.0},
         "outcome": Outcome(test=score, validation=score, selected_step=5, weights_digest="e" * 64),
         "cost": Cost(
             parameters=10, parameters_full=10, flops=1_000_000, train_seconds=1.5, examples_per_second=None,
@@ -86,7 +87,7 @@ def test_damaged_records_are_named_not_believed(tmp_path, change, message):
 
 def test_a_newer_schema_is_refused(tmp_path):
     store = Store(tmp_path)
-    store.publish(record(schema_version=2), ARRAYS)
+    store.publish(record(schema_version=3), ARRAYS)
     with pytest.raises(StoreError, match="newer version"):
         store.find(CELL)
 
@@ -104,7 +105,7 @@ def test_arrays_that_are_not_the_records_are_refused(tmp_path):
 def test_attempts_are_numbered_and_kept(tmp_path):
     store = Store(tmp_path)
     for status in ("oom", "preempted", "ok"):
-        store.note_attempt(CELL, status, "why", {})
+        store.log_attempt(CELL, status, "why", {})
     notes = sorted((tmp_path / "attempts" / CELL).iterdir())
     assert [json.loads(note.read_text())["status"] for note in notes] == ["oom", "preempted", "ok"]
 
@@ -119,7 +120,7 @@ def test_an_unwritable_store_is_found_out_early(tmp_path):
 def test_every_setting_is_in_the_cell_id():
     """Changing any field of the configuration, at any depth, gives another cell; so does other data."""
     base = config()
-    ids = {base.cell_id("d"), base.cell_id("e")}
+    ids = {base.run_id("d"), base.run_id("e")}
     variant = base.variant
     changed = [
         config(task="x"), config(profile="x"), config(track="open"), config(seed=1), config(data={"x": 1}),
@@ -130,6 +131,6 @@ def test_every_setting_is_in_the_cell_id():
     for section in ("model", "train"):
         values = getattr(base, section)
         changed += [config(**{section: values.model_copy(update={n: "changed"})}) for n in type(values).model_fields]
-    ids |= {other.cell_id("d") for other in changed}
+    ids |= {other.run_id("d") for other in changed}
     assert len(changed) > 35
     assert len(ids) == len(changed) + 2

@@ -60,8 +60,8 @@ def test_pairs_come_back_in_order_and_are_labelled_as_a_substitute(tmp_path):
         assert train.tokens_of(index).tobytes() == b"train %d" % index
         assert train.tokens_of(index, 1).tobytes() == b"another"
     assert train.labels.tolist() == [0, 1, 0, 1, 0, 1]
-    assert "substitute" in data.manifest.edition
-    assert "6 / 3 / 2 pairs" in data.manifest.edition
+    assert "substitute" in data.manifest.dataset
+    assert "6 / 3 / 2 pairs" in data.manifest.dataset
     assert open_prepared(data.path, verify=True).split("test").documents == 2
 
 
@@ -81,7 +81,7 @@ def test_official_files_are_held_to_their_names_and_counts(tmp_path, monkeypatch
     assert "new_aan_pairs.train.tsv" in refused(tmp_path, files(), source="official")
     monkeypatch.setattr(module, "OFFICIAL_COUNTS", COUNTS)
     data = prepare(tmp_path, deep, source="official")
-    assert "substitute" not in data.manifest.edition
+    assert "substitute" not in data.manifest.dataset
     with pytest.raises(DataError, match="substitute for AAN"):
         TASK.prepare(TASK.options.model_validate({"source": "substitute"}), tmp_path / "home", progress=False)
 

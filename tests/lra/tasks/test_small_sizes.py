@@ -1,4 +1,4 @@
-"""`--small N`: proportions, and options that set a small edition apart from the full one."""
+"""`--small N`: proportions, and options that set a small dataset variant apart from the full one."""
 
 import pytest
 
@@ -22,12 +22,12 @@ def full_counts(name):
 
 
 def small_counts(name, train):
-    """Return the sizes of the splits of a small edition, whatever the options that say so are called."""
+    """Return the sizes of the splits of a small dataset variant, whatever the options that say so are called."""
     task = TASKS[name]
     values = task.small(options_of(name), train)
     options = options_of(name, **values)
     assert task.folder_name(options) != task.folder_name(options_of(name))
-    assert task.edition(options) != task.edition(options_of(name))
+    assert task.dataset_name(options) != task.dataset_name(options_of(name))
     if "count" in values:
         return split_counts(values["count"])
     return {split: values.get(split, values.get(f"max_{split}")) for split in ("train", "validation", "test")}

@@ -55,8 +55,8 @@ def test_reviews_are_bytes_and_labels_are_the_folders(tmp_path, source):
         for text, label in zip(texts(split), split.labels, strict=True):
             assert text.split()[1] == (b"neg", b"pos")[label]
             assert text.endswith("<br /> caf\u00e9".encode())
-    assert data.manifest.rails["chance"] == 50.0
-    assert data.manifest.maker.endswith(f"reviews, SHA-256 {hashlib.sha256(source.read_bytes()).hexdigest()}")
+    assert data.manifest.baselines["chance"] == 50.0
+    assert data.manifest.generated_by.endswith(f"reviews, SHA-256 {hashlib.sha256(source.read_bytes()).hexdigest()}")
 
 
 def test_held_out_reviews_are_no_training_reviews_and_the_seed_draws_them(tmp_path, source):
@@ -74,7 +74,7 @@ def test_validation_on_the_test_split_is_a_named_switch(tmp_path, source):
     data = prepare(tmp_path, source, validation="test")
     assert texts(data.split("validation")) == texts(data.split("test"))
     assert len(data.split("train")) == 10
-    assert "validation is the test split" in data.manifest.edition
+    assert "validation is the test split" in data.manifest.dataset
     small = prepare(tmp_path, source, validation="test", max_validation=2, max_test=2)
     assert texts(small.split("validation")) == texts(small.split("test"))
 
@@ -82,7 +82,7 @@ def test_validation_on_the_test_split_is_a_named_switch(tmp_path, source):
 def test_reviews_are_cut_from_the_end(tmp_path, source):
     data = prepare(tmp_path, source, max_length=5)
     assert set(texts(data.split("train"))) == {b"train"}
-    assert "first 5 bytes" in data.manifest.edition
+    assert "first 5 bytes" in data.manifest.dataset
 
 
 def test_the_order_of_the_archive_does_not_matter(tmp_path, source):
@@ -95,7 +95,7 @@ def test_the_order_of_the_archive_does_not_matter(tmp_path, source):
 def test_samples_are_drawn_and_named(tmp_path, source):
     data = prepare(tmp_path, source, max_train=3, max_test=2)
     assert [len(data.split(name)) for name in SPLITS] == [3, 1, 2]
-    assert "at most train 3, test 2" in data.manifest.edition
+    assert "at most train 3, test 2" in data.manifest.dataset
     assert set(texts(data.split("train"))) <= set(texts(prepare(tmp_path, source).split("train")))
 
 

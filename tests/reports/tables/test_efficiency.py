@@ -1,4 +1,4 @@
-"""The table and the figure of cost by length, from made-up readings of `lra-bench`."""
+"""The table and the figure of cost by length, from made-up measurements of `lra-bench`."""
 
 import numpy as np
 import pytest
@@ -11,20 +11,20 @@ from reports.figures.lines import log_slope
 from reports.render import render
 from reports.result_set import load_stores
 from reports.tables.efficiency import efficiency_tables, reading_groups
-from tests.reports.synthetic import add_reading, add_run
+from tests.reports.synthetic import add_measurement, add_run
 
 
 def fill(folder, lengths=(1024, 2048, 3072, 4096), **of):
     for length in lengths:
         thousand = length // 1024
-        add_reading(folder, "full", length, seconds=0.5 * thousand**2, mib=100 * thousand**2, **of)
-        add_reading(folder, "linear", length, seconds=0.25 * thousand, mib=50 * thousand, **of)
+        add_measurement(folder, "full", length, seconds=0.5 * thousand**2, mib=100 * thousand**2, **of)
+        add_measurement(folder, "linear", length, seconds=0.25 * thousand, mib=50 * thousand, **of)
 
 
 def test_the_layout_of_the_original_cell_by_cell(tmp_path):
     fill(tmp_path, lengths=(1024, 4096))
-    add_reading(tmp_path, "local", 1024, seconds=0.2, mib=40, noisy=True)
-    add_reading(tmp_path, "local", 4096, seconds=1.0, mib=1, status="oom")
+    add_measurement(tmp_path, "local", 1024, seconds=0.2, mib=40, noisy=True)
+    add_measurement(tmp_path, "local", 4096, seconds=1.0, mib=1, status="oom")
     (table,) = efficiency_tables(load_stores([tmp_path]))
     assert list(table.cells.columns) == ["steps/s 1K", "steps/s 4K", "GB 1K", "GB 4K"]
     assert table.cells.loc["full"].tolist() == ["2 (1)", "0.125 (0.062)", "0.115 (1.00)", "1.688 (1.00)"]
@@ -41,18 +41,18 @@ def test_the_layout_of_the_original_cell_by_cell(tmp_path):
 def test_machines_and_batches_that_collide_get_tables_of_their_own(tmp_path):
     fill(tmp_path, lengths=(1024, 2048))
     assert len(reading_groups(load_stores([tmp_path]))) == 1
-    add_reading(tmp_path, "full", 4096, seconds=1.0, mib=9, batch=1)  # equal tokens in a step
+    add_measurement(tmp_path, "full", 4096, seconds=1.0, mib=9, batch=1)  # equal tokens in a step
     (group,) = reading_groups(load_stores([tmp_path]))
     assert sorted(group["length"].unique()) == [1024, 2048, 4096]
-    add_reading(tmp_path, "full", 1024, seconds=1.0, mib=9, batch=8)
+    add_measurement(tmp_path, "full", 1024, seconds=1.0, mib=9, batch=8)
     assert sorted(group["batch"].iloc[0] for group in reading_groups(load_stores([tmp_path]))) == [1, 4, 8]
-    add_reading(tmp_path, "full", 1024, seconds=1.0, mib=9, threads=1)
+    add_measurement(tmp_path, "full", 1024, seconds=1.0, mib=9, threads=1)
     assert len(reading_groups(load_stores([tmp_path]))) == 4
 
 
 def test_options_that_differ_are_in_the_label(tmp_path):
     for rotary in (False, True):
-        add_reading(tmp_path, "full", 1024, seconds=1.0, mib=9, options={"rotary": rotary})
+        add_measurement(tmp_path, "full", 1024, seconds=1.0, mib=9, options={"rotary": rotary})
     (group,) = reading_groups(load_stores([tmp_path]))
     assert sorted(group["label"]) == ["full [rotary=False]", "full [rotary=True]"]
 
@@ -60,8 +60,8 @@ def test_options_that_differ_are_in_the_label(tmp_path):
 def test_the_figure_tells_the_slopes(tmp_path):
     fill(tmp_path)
     for number in range(7):
-        add_reading(tmp_path, f"variant_{number}", 1024, seconds=1.0, mib=9)
-        add_reading(tmp_path, f"variant_{number}", 2048, seconds=1.0, mib=9)
+        add_measurement(tmp_path, f"variant_{number}", 1024, seconds=1.0, mib=9)
+        add_measurement(tmp_path, f"variant_{number}", 2048, seconds=1.0, mib=9)
     drawn = list(figures(load_stores([tmp_path])))
     assert [title.partition(":")[0] for title, _ in drawn] == ["scaling 1", "scaling 2"]
     names = [[text.get_text() for text in figure.legends[0].get_texts()] for _, figure in drawn]
@@ -80,7 +80,7 @@ def test_a_store_with_one_kind_refuses_the_other_and_counts_damage(tmp_path):
         return CliRunner().invoke(command, [*map(str, arguments)], catch_exceptions=False)
 
     fill(tmp_path / "bench")
-    path = add_reading(tmp_path / "bench", "local", 1024, seconds=1.0, mib=9)
+    path = add_measurement(tmp_path / "bench", "local", 1024, seconds=1.0, mib=9)
     path.write_text(path.read_text().replace("no memory", "").replace('"threads": 2', '"threads": 3'))
     done = report("table", "efficiency", "--store", tmp_path / "bench", "--variant", "linear")
     assert done.exit_code == 0
@@ -90,5 +90,5 @@ def test_a_store_with_one_kind_refuses_the_other_and_counts_damage(tmp_path):
     assert "no records of runs" in report("table", "accuracy", "--store", tmp_path / "bench").stderr
     add_run(tmp_path / "runs", 400)
     assert "lra-bench --preset lra makes them" in report("table", "efficiency", "--store", tmp_path / "runs").stderr
-    with pytest.raises(UsageError, match="no readings"):
+    with pytest.raises(UsageError, match="no measurements"):
         efficiency_tables(load_stores([tmp_path / "runs"]))

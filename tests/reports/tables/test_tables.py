@@ -13,8 +13,8 @@ from reports.tables.comparisons import ablation, head_to_head, ranks
 from tests.reports.synthetic import BASE, add_attempt, add_run, five_tasks
 
 
-def made(maker, folder, *names, profile="quick", track="matched"):
-    return maker(load_stores([folder]), profile, track, *names)
+def made(generated_by, folder, *names, profile="quick", track="matched"):
+    return generated_by(load_stores([folder]), profile, track, *names)
 
 
 def text_of(table):
@@ -110,8 +110,8 @@ def test_profiles_tracks_editions_data_and_settings_never_share_a_cell(tmp_path)
     add_run(tmp_path, 100)
     add_run(tmp_path, 200, track="open")
     add_run(tmp_path, 300, profile="official")
-    add_run(tmp_path, 400, edition="another", digest="e" * 64)
-    add_run(tmp_path, 500, edition="another", digest="f" * 64)
+    add_run(tmp_path, 400, dataset="another", digest="e" * 64)
+    add_run(tmp_path, 500, dataset="another", digest="f" * 64)
     add_run(tmp_path, 600, options={"rotary": True})
     loaded = load_stores([tmp_path])
     assert loaded.profiles() == [("official", "matched"), ("quick", "matched"), ("quick", "open")]

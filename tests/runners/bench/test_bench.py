@@ -1,4 +1,4 @@
-"""`lra-bench`: its meters on known allocations and real steps, what it stores, what it prints."""
+"""`lra-bench`: its counters on known allocations and real steps, what it stores, what it prints."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from lra.config.profiles import load_profile
 from lra.errors import StoreError, UsageError
 from lra.measure.flops import FlopCount, count_flops
 from lra.results.bench_records import (
-    CANARY_BYTES,
     MIB,
+    SELF_TEST_BYTES,
     BenchRecord,
-    MemoryReading,
+    MemoryMeasurement,
     Timing,
     bench_records,
-    meters_agree,
+    counters_agree,
     read_bench_record,
     save_bench_record,
 )
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
 KNOWN = """
 import json, torch
-from runners.bench.memory import allocator_peak, canary, kernel_peak
+from runners.bench.memory import allocator_peak, self_test, kernel_peak
 
 def brief():
     torch.ones(64 * 2**18)
@@ -49,8 +49,8 @@ def transient():
 def untouched():
     torch.empty(64 * 2**18)
 
-canary(torch.device("cpu"))
-cases = {"canary": lambda: canary(torch.device("cpu")), "brief": brief, "many": many, "transient": transient,
+self_test(torch.device("cpu"))
+cases = {"self_test": lambda: self_test(torch.device("cpu")), "brief": brief, "many": many, "transient": transient,
          "untouched": untouched}
 kernel = {name: kernel_peak(run) for name, run in cases.items()}
 print(json.dumps({"kernel": kernel, "allocator": {name: allocator_peak(run) for name, run in cases.items()}}))
@@ -67,12 +67,12 @@ def known():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's high-water mark is Linux's")
-@pytest.mark.parametrize(("case", "size"), [("canary", 48), ("brief", 64), ("many", 32), ("transient", 96)])
+@pytest.mark.parametrize(("case", "size"), [("self_test", 48), ("brief", 64), ("many", 32), ("transient", 96)])
 def test_both_meters_read_known_allocations(known, case, size):
     assert known["allocator"][case] == size * MIB
-    if case == "canary":
+    if case == "self_test":
         assert known["kernel"][case] == pytest.approx(size * MIB, rel=0.01)
-    assert meters_agree(known["allocator"][case], known["kernel"][case])
+    assert counters_agree(known["allocator"][case], known["kernel"][case])
 
 
 def test_the_meters_are_two_things(known):
@@ -114,8 +114,8 @@ def test_the_meters_agree_on_a_real_training_step(bench):
         memory = record.memory
         assert memory.problem == ""
         assert len(memory.step_bytes) == len(memory.check_bytes) == 3
-        assert meters_agree(memory.step, sorted(memory.check_bytes)[1])
-        assert memory.canary_bytes == CANARY_BYTES
+        assert counters_agree(memory.step, sorted(memory.check_bytes)[1])
+        assert memory.self_test_bytes == SELF_TEST_BYTES
     # All scores of two layers, and the weights made of them, are kept for backward.
     assert records["full"].memory.step > 2 * 2 * 4 * 4 * 512 * 512 * 4
     assert records["full"].memory.step > 2 * records["local"].memory.step
@@ -137,7 +137,7 @@ def test_a_record_has_all_that_the_table_shows(bench):
     assert full.speed_ratio == 1.0
     assert local.speed_ratio > 0
     assert {entry["settings_id"] for entry in json.loads(json_file.read_text())} == {r.settings_id for r in records}
-    assert "Both meters agree within 2 MiB or 3 % in 2 of 2 readings." in printed
+    assert "Both counters agree within 2 MiB or 3 % in 2 of 2 measurements." in printed
     assert "batch 4 on this one device" in printed
 
 
@@ -204,30 +204,31 @@ def test_settings_that_the_length_decides_on_and_foreign_lengths_are_refused():
     assert parse_lengths("2048, 512,2048") == [512, 2048]
 
 
-def reading(step=100 * MIB, check=100 * MIB, canary=CANARY_BYTES):
-    return MemoryReading(
-        meter="one", step_bytes=[step] * 3, check_meter="two", check_bytes=[check] * 3, canary_bytes=canary,
-        canary_check_bytes=canary, state_bytes=MIB,
+def measurement(step=100 * MIB, check=100 * MIB, self_test=SELF_TEST_BYTES):
+    return MemoryMeasurement(
+        counter="one", step_bytes=[step] * 3, check_counter="two", check_bytes=[check] * 3, self_test_bytes=self_test,
+        self_test_check_bytes=self_test, state_bytes=MIB,
     )  # fmt: skip
 
 
 def test_a_reading_with_a_disagreement_or_a_wrong_canary_is_flagged():
-    assert reading().problem == ""
-    assert reading(check=103 * MIB).problem == ""
-    assert "disagree" in reading(check=104 * MIB).problem
-    assert "disagree" in reading(check=96 * MIB).problem
-    assert reading(step=MIB, check=3 * MIB).problem == ""
-    assert "disagree" in reading(step=MIB, check=3 * MIB + 1).problem
-    assert "known allocation" in reading(canary=CANARY_BYTES + MIB).problem
-    unchecked = reading().model_copy(update={"check_bytes": []})
-    assert "no second meter" in unchecked.problem
+    assert measurement().problem == ""
+    assert measurement(check=103 * MIB).problem == ""
+    assert "disagree" in measurement(check=104 * MIB).problem
+    assert "disagree" in measurement(check=96 * MIB).problem
+    assert measurement(step=MIB, check=3 * MIB).problem == ""
+    assert "disagree" in measurement(step=MIB, check=3 * MIB + 1).problem
+    assert "known allocation" in measurement(self_test=SELF_TEST_BYTES + MIB).problem
+    unchecked = measurement().model_copy(update={"check_bytes": []})
+    assert "no second counter" in unchecked.problem
 
 
 def record(variant, length, **changes):
     base = BenchRecord(
-        settings_id=f"{variant}{length}", status="ok", detail="", config=config(variant, length), device_type="cpu",
+        settings_id=f"{variant}{length}", variant_title=variant, status="ok", detail="",
+        config=config(variant, length), device_type="cpu",
         threads=1, parameters=5, backend="torch", timing=Timing(seconds=[0.5, 0.5, 0.5], warmup_steps=5),
-        speed_ratio=2.0, memory=reading(), measured_at="2026-01-01T00:00:00+00:00",
+        speed_ratio=2.0, memory=measurement(), measured_at="2026-01-01T00:00:00+00:00",
         flops=FlopCount(total=10**9, by_operator={}, uncounted={"sort": 1}, uncounted_pointwise={}),
         environment={"cpu": "some processor", "device": "cpu", "load_average": 0.5, "torch": "2"},
     )  # fmt: skip
@@ -239,7 +240,8 @@ def test_the_arena_layout_is_that_of_table_2():
     noisy = Timing(seconds=[0.1, 0.5, 0.9], warmup_steps=5)
     printed = arena_report([
         record("full", 1024, speed_ratio=1.0), record("full", 2048, **oom),
-        record("local", 1024, memory=reading(check=50 * MIB)), record("local", 2048, timing=noisy, speed_ratio=None),
+        record("local", 1024, memory=measurement(check=50 * MIB)),
+        record("local", 2048, timing=noisy, speed_ratio=None),
     ])  # fmt: skip
     table = {
         cells[0]: cells[1:]
@@ -250,9 +252,9 @@ def test_the_arena_layout_is_that_of_table_2():
     assert table["full"] == ["2 (1.0)", "oom", "0.106", "oom"]
     assert table["local"] == ["2 (2.0)", "2~", "!", "0.106"]
     assert "~ noisy" in printed
-    assert "! local at 1024: memory not to be quoted: the meters disagree: 100.0 MiB and 50.0 MiB." in printed
+    assert "! local at 1024: memory not to be quoted: the counters disagree: 100.0 MiB and 50.0 MiB." in printed
     assert "full at 2048: oom: no room" in printed
-    assert "in 2 of 3 readings" in printed
+    assert "in 2 of 3 measurements" in printed
 
 
 def test_the_long_table_has_crossings_and_what_was_not_counted():

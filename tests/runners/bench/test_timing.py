@@ -1,9 +1,9 @@
-"""Order, medians and marks of the timing, on a clock that the test turns; crossing lengths on made-up curves."""
+"""Order, medians and marks of the timing, on a clock that the test turns; crossover lengths on made-up curves."""
 
 import pytest
 
 from lra.results.bench_records import Timing
-from runners.bench.crossover import crossing
+from runners.bench.crossover import crossover
 from runners.bench.timing import LEAST_CYCLES, TimingPlan, cycle, speed_ratio, time_in_turns
 
 
@@ -90,7 +90,7 @@ def test_crossing_is_exact_for_powers_of_the_length(power):
     lengths = [512, 1024, 2048, 4096]
     full = {length: float(length) ** 2 for length in lengths}
     other = {length: 1500.0**power * float(length) ** (2 - power) for length in lengths}
-    found = crossing(other, full)
+    found = crossover(other, full)
     assert found.where == "at"
     assert found.length == pytest.approx(1500.0)
     assert str(found) == "1500"
@@ -98,11 +98,11 @@ def test_crossing_is_exact_for_powers_of_the_length(power):
 
 def test_crossing_outside_the_measured_lengths_is_a_bound():
     full = {1024: 1.0, 2048: 2.0}
-    assert str(crossing({1024: 0.9, 2048: 1.0}, full)) == "< 1024"
-    assert str(crossing({1024: 1.5, 2048: 2.0}, full)) == "> 2048"
-    assert str(crossing({4096: 1.0}, full)) == "-"
+    assert str(crossover({1024: 0.9, 2048: 1.0}, full)) == "< 1024"
+    assert str(crossover({1024: 1.5, 2048: 2.0}, full)) == "> 2048"
+    assert str(crossover({4096: 1.0}, full)) == "-"
 
 
 def test_crossing_is_the_last_one_and_ignores_lengths_without_both():
     full = dict.fromkeys([1, 2, 4, 8], 1.0)
-    assert crossing({1: 0.5, 2: 2.0, 4: 2.0, 8: 0.5, 16: 9.0}, full).length == pytest.approx(4 * 2**0.5)
+    assert crossover({1: 0.5, 2: 2.0, 4: 2.0, 8: 0.5, 16: 9.0}, full).length == pytest.approx(4 * 2**0.5)

@@ -1,4 +1,4 @@
-"""`lra-sweep` and its engines with real processes: crashes, a killed driver, a signal, Ray and Slurm's stand-in."""
+"""`lra-sweep` and its launchers with real processes: crashes, a killed driver, a signal, Ray and Slurm's stand-in."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from lra.results.records import Store
 from runners.cli.sweep import command
 from runners.sweep.launchers import process as process_module
 from runners.sweep.launchers.base import Job
-from runners.sweep.launchers.local import LocalEngine, cpu_slots
+from runners.sweep.launchers.local import LocalLauncher, cpu_slots
 from runners.sweep.launchers.process import run_job
 from tests.runners.tiny_runs import TINY, tiny, tiny_data
 
@@ -66,7 +66,7 @@ def call(arguments, **settings):
 
 
 def outcomes(store):
-    return {record.cell_id: record.outcome for record in Store(store).records()}
+    return {record.run_id: record.outcome for record in Store(store).records()}
 
 
 def notes(store):
@@ -309,24 +309,24 @@ def test_a_timeout_ends_a_process(stand_in):
 
 
 def test_the_local_engine_gives_each_process_a_slot_of_its_own(stand_in):
-    with LocalEngine([{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]) as engine:
-        engine.start([stand_in("a"), stand_in("b")])
-        assert engine.free_slots() == 0
+    with LocalLauncher([{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]) as launcher:
+        launcher.start([stand_in("a"), stand_in("b")])
+        assert launcher.free_slots() == 0
         ended = []
-        wait_for(lambda: ended.extend(engine.poll()) or len(ended) == 2)
-        assert engine.free_slots() == 2
+        wait_for(lambda: ended.extend(launcher.poll()) or len(ended) == 2)
+        assert launcher.free_slots() == 2
         assert sorted(end.detail.split()[-1] for end in ended) == ["0", "1"]
-        engine.start([stand_in("polite")])
+        launcher.start([stand_in("polite")])
         wait_for(lambda: ready(stand_in("polite")))
-    assert [end.returncode for end in engine.poll()] == [75]
+    assert [end.returncode for end in launcher.poll()] == [75]
 
 
 def test_a_log_that_cannot_be_written_is_a_lost_process(stand_in, tmp_path):
     (tmp_path / "logs").write_text("a file where the folder should be")
-    with LocalEngine(cpu_slots(1)) as engine:
-        engine.start([stand_in("a")])
+    with LocalLauncher(cpu_slots(1)) as launcher:
+        launcher.start([stand_in("a")])
         ended = []
-        wait_for(lambda: ended.extend(engine.poll()) or ended)
+        wait_for(lambda: ended.extend(launcher.poll()) or ended)
         assert ended[0].returncode is None
         assert "cannot run a process" in ended[0].detail
 
@@ -367,7 +367,9 @@ main()
 def test_ray_with_a_killed_worker_gives_the_same_records(clean, home, tmp_path):
     suite, store = write_suite(tmp_path), tmp_path / "store"
     store.mkdir()
-    arguments = sweep("run", suite, home, store, "--engine", "ray", "--device", "cpu", "--slots", "2", "--threads", "1")
+    arguments = sweep(
+        "run", suite, home, store, "--launcher", "ray", "--device", "cpu", "--slots", "2", "--threads", "1"
+    )
     arguments = [sys.executable, "-c", KILL_A_WORKER, *arguments[3:]]
     done = call(arguments, env=os.environ | {"MARK": str(store)})
     assert done.returncode == 0, done.stderr
@@ -381,7 +383,9 @@ def test_ray_with_a_killed_worker_gives_the_same_records(clean, home, tmp_path):
 @pytest.mark.timeout(900)  # Ray is started twice
 def test_a_killed_driver_of_ray_is_started_again_and_finishes_the_rest(clean, home, tmp_path):
     suite, store = write_suite(tmp_path), tmp_path / "store"
-    arguments = sweep("run", suite, home, store, "--engine", "ray", "--device", "cpu", "--slots", "1", "--threads", "1")
+    arguments = sweep(
+        "run", suite, home, store, "--launcher", "ray", "--device", "cpu", "--slots", "1", "--threads", "1"
+    )
     driver = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
     wait_for(lambda: list(store.glob("logs/*.log")))
     driver.kill()
@@ -396,15 +400,15 @@ def test_a_killed_driver_of_ray_is_started_again_and_finishes_the_rest(clean, ho
 
 @needs_submitit
 def test_the_slurm_engine_runs_jobs_through_submitit(stand_in, tmp_path):
-    from runners.sweep.launchers.slurm import SlurmEngine
+    from runners.sweep.launchers.slurm import SlurmLauncher
 
-    engine = SlurmEngine(folder=tmp_path / "slurm", slots=2, threads=1, gpus=0, cluster="local", settings={})
-    with engine:
-        assert engine.free_slots() == 2
-        engine._running = {}
-        engine.start([stand_in("hello")])
+    launcher = SlurmLauncher(folder=tmp_path / "slurm", slots=2, threads=1, gpus=0, cluster="local", settings={})
+    with launcher:
+        assert launcher.free_slots() == 2
+        launcher._running = {}
+        launcher.start([stand_in("hello")])
         ended = []
-        wait_for(lambda: ended.extend(engine.poll()) or ended)
+        wait_for(lambda: ended.extend(launcher.poll()) or ended)
     assert ended[0].key == "hello"
     assert ended[0].returncode is not None
-    assert engine.free_slots() == 2
+    assert launcher.free_slots() == 2

@@ -18,7 +18,7 @@ from lra.errors import LraError, UsageError
 from lra.results.records import Store
 from runners.cli.run import check_team
 from runners.train.distributed import ALONE, Place, Team, own_device, place
-from runners.train.run import Execution, execute_cell, follow_cell
+from runners.train.run import RunOptions, execute_run, run_worker_rank
 from tests.runners.tiny_runs import TINY, execute, outcomes, tiny, tiny_data
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -71,10 +71,10 @@ def share_cell(config, data, folder, stop=lambda rank: False, **settings):
     """Return the action of a process: its part of a cell, leading or following."""
 
     def action(team):
-        execution = Execution(
+        execution = RunOptions(
             device=torch.device("cpu"), progress=False, team=team, **{"checkpoint_seconds": 1e9} | settings
         )
-        run = execute_cell if team.leads else follow_cell
+        run = execute_run if team.leads else run_worker_rank
         answer = run(config, data, Store(folder), execution, lambda: stop(team.rank))
         return answer.outcome if team.leads else answer
 
@@ -82,7 +82,7 @@ def share_cell(config, data, folder, stop=lambda rank: False, **settings):
 
 
 def chosen(folder, config, data):
-    path = Store(folder).checkpoint_folder(config.cell_id(data.digest)) / "chosen.pt"
+    path = Store(folder).checkpoint_folder(config.run_id(data.digest)) / "chosen.pt"
     return torch.load(path, weights_only=True)["model"]
 
 
@@ -116,7 +116,7 @@ def compare(data, folder, size, settings, variant="full", team=Team):
         mine, theirs = getattr(ours, split), getattr(alone.outcome, split)
         assert mine.total == theirs.total
         assert mine.loss == pytest.approx(theirs.loss, rel=1e-5)
-    curves = [Store(root).arrays(alone.cell_id)["curve.train_loss"] for root in (shared, folder / "alone")]
+    curves = [Store(root).arrays(alone.run_id)["curve.train_loss"] for root in (shared, folder / "alone")]
     assert len(curves[0]) == 2
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
     return furthest(chosen(shared, config, data), chosen(folder / "alone", config, data))
@@ -194,10 +194,10 @@ def test_a_stop_of_one_process_stops_all_and_the_run_goes_on_to_the_same_bits(da
         folder, looks = tmp_path / str(step), itertools.count(1)
         stop = lambda rank, looks=looks, step=step, stopped=stopped: next(looks) >= step and rank == stopped  # noqa: E731
         answers = together(share_cell(config, data, folder, stop), folder)
-        assert all(f"PreemptedCellError: stopped after step {step} with the state saved" in told for told in answers)
+        assert all(f"PreemptedRunError: stopped after step {step} with the state saved" in told for told in answers)
         assert not outcomes(Store(folder))
         assert together(share_cell(config, data, folder), folder) == [unbroken, "ok"]
-        assert Store(folder).find(config.cell_id(data.digest)).cost.resumed == 1
+        assert Store(folder).find(config.run_id(data.digest)).cost.resumed == 1
     assert together(share_cell(config, data, tmp_path / "4"), tmp_path / "4") == [unbroken, "ok"]  # nothing to do
 
 
@@ -216,7 +216,7 @@ def test_the_death_of_one_process_ends_all_and_the_run_goes_on_to_the_same_bits(
     assert answers[victim] == "died"
     assert answers[1 - victim] == LOST
     assert together(share_cell(config, data, tmp_path), tmp_path) == [unbroken, "ok"]
-    assert Store(tmp_path).find(config.cell_id(data.digest)).cost.resumed == 1
+    assert Store(tmp_path).find(config.run_id(data.digest)).cost.resumed == 1
 
 
 def test_an_error_in_a_process_that_follows_is_noted(data, tmp_path):
@@ -228,7 +228,7 @@ def test_an_error_in_a_process_that_follows_is_noted(data, tmp_path):
     answers = together(share_cell(tiny(), data, tmp_path, run_out), tmp_path)
     assert answers == [
         "LostProcessError: another process of this run has ended",
-        "CellError: out of memory: MemoryError",
+        "RunError: out of memory: MemoryError",
     ]
     notes = [json.loads(path.read_text()) for path in tmp_path.glob("attempts/*/*.json")]
     assert [(note["status"], note["environment"]["processes"]) for note in notes] == [("oom", 2)]
@@ -237,7 +237,7 @@ def test_an_error_in_a_process_that_follows_is_noted(data, tmp_path):
 def test_divergence_ends_all(data, tmp_path):
     config = tiny(**{"train.lr": 1e30, "train.warmup_steps": 0})
     assert together(share_cell(config, data, tmp_path), tmp_path) == [None, "diverged"]
-    assert Store(tmp_path).find(config.cell_id(data.digest)).status == "diverged"
+    assert Store(tmp_path).find(config.run_id(data.digest)).status == "diverged"
 
 
 def test_alone_nothing_is_changed():
@@ -289,7 +289,7 @@ def test_torchrun_shares_a_cell(tmp_path):
     (record,) = Store(tmp_path / "shared").records()
     data = tiny_data(tmp_path / "home")
     alone = execute(record.config, data, Store(tmp_path / "alone"))
-    assert (record.cell_id, record.environment["processes"]) == (alone.cell_id, 2)
+    assert (record.run_id, record.environment["processes"]) == (alone.run_id, 2)
     assert record.outcome.test.correct == alone.outcome.test.correct
     weights = [chosen(tmp_path / name, record.config, data) for name in ("shared", "alone")]
     assert furthest(*weights) < 1e-5

@@ -56,10 +56,10 @@ def test_killed_at_each_of_40_steps_every_variant_ends_with_the_same_bits(data, 
         kills += 1
         assert kills <= 40, "no progress"
     assert kills == 40
-    record = store.find(expected.cell_id)
+    record = store.find(expected.run_id)
     assert record.outcome == expected.outcome
     assert record.cost.resumed == 39  # the first died before anything was saved
-    curves = [each.arrays(expected.cell_id)["curve.train_loss"] for each in (store, Store(tmp_path / "unbroken"))]
+    curves = [each.arrays(expected.run_id)["curve.train_loss"] for each in (store, Store(tmp_path / "unbroken"))]
     assert curves[0].tolist() == curves[1].tolist()
 
 
@@ -74,14 +74,14 @@ def test_a_resume_that_forgets_the_optimiser_is_told_apart(data, tmp_path, monke
     monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda self, state: None)
     assert run_until_killed(config, data, tmp_path / "killed", 5) == -signal.SIGKILL
     assert run_until_killed(config, data, tmp_path / "killed", None) == 0
-    assert Store(tmp_path / "killed").find(config.cell_id(data.digest)).outcome != expected
+    assert Store(tmp_path / "killed").find(config.run_id(data.digest)).outcome != expected
 
 
 def test_sixty_kills_at_random_moments_of_training_and_saving_change_no_bit(data, tmp_path):
     config = tiny(**{"train.steps": 400, "train.eval_every": 100})
     expected = execute(config, data, Store(tmp_path / "unbroken")).outcome
     store, rng, kills = Store(tmp_path / "killed"), random.Random(11), 0
-    folder = store.checkpoint_folder(config.cell_id(data.digest))
+    folder = store.checkpoint_folder(config.run_id(data.digest))
 
     def newest():
         return max((path.name for path in folder.glob("step-*.pt")), default="")

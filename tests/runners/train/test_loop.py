@@ -14,7 +14,7 @@ from lra.results.checkpoints import list_checkpoints
 from lra.results.records import Store
 from lra.schedules import learning_rate
 from lra.tasks import get_task
-from runners.train.run import CellError, Execution, PreemptedCellError, execute_cell
+from runners.train.run import PreemptedRunError, RunError, RunOptions, execute_run
 
 TINY = {
     "data.train": 256, "data.validation": 64, "data.test": 64, "data.min_length": 4, "data.max_length": 24,
@@ -54,12 +54,12 @@ class StopAt:
 
 
 def execute(config, data, folder, stop=lambda: False, **settings):
-    execution = Execution(device=torch.device("cpu"), progress=False, **{"checkpoint_seconds": 1e9} | settings)
-    return execute_cell(config, data, Store(folder), execution, stop)
+    execution = RunOptions(device=torch.device("cpu"), progress=False, **{"checkpoint_seconds": 1e9} | settings)
+    return execute_run(config, data, Store(folder), execution, stop)
 
 
 def curve(folder, record):
-    arrays = Store(folder).arrays(record.cell_id)
+    arrays = Store(folder).arrays(record.run_id)
     assert len(arrays["curve.step"]) >= 3
     return {name: array.tolist() for name, array in arrays.items()}
 
@@ -82,9 +82,9 @@ def test_stopping_at_any_look_changes_no_bit(data, tmp_path, variant, overrides)
     unbroken = execute(config, data, tmp_path / "unbroken", StopAt(looks + 1))
     for look in range(1, looks + 1, 2 if overrides else 1):
         folder = tmp_path / f"stop-{look}"
-        with pytest.raises(PreemptedCellError, match=r"after step \d+[ ;]"):
+        with pytest.raises(PreemptedRunError, match=r"after step \d+[ ;]"):
             execute(config, data, folder, StopAt(look))
-        saved = list_checkpoints(Store(folder).checkpoint_folder(unbroken.cell_id))
+        saved = list_checkpoints(Store(folder).checkpoint_folder(unbroken.run_id))
         assert len(saved) == (look not in (6, 12, 15))  # these are in validations, and nothing was saved before
         resumed = execute(config, data, folder)
         assert resumed.cost.resumed == len(saved)
@@ -96,7 +96,7 @@ def test_a_run_that_forgets_its_state_is_told_apart(data, tmp_path, monkeypatch)
     """The broken twin of the test above: a resume that loses the optimiser's state ends elsewhere."""
     config = tiny()
     unbroken = execute(config, data, tmp_path / "unbroken")
-    with pytest.raises(PreemptedCellError):
+    with pytest.raises(PreemptedRunError):
         execute(config, data, tmp_path / "broken", StopAt(4))
     monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda self, state: None)
     assert execute(config, data, tmp_path / "broken").outcome != unbroken.outcome
@@ -106,9 +106,9 @@ def test_damaged_checkpoints_cost_time_not_bits(data, tmp_path):
     config = tiny()
     unbroken = execute(config, data, tmp_path / "unbroken")
     folder = tmp_path / "damaged"
-    with pytest.raises(PreemptedCellError):
+    with pytest.raises(PreemptedRunError):
         execute(config, data, folder, StopAt(8), checkpoint_seconds=0.0)
-    checkpoints = list_checkpoints(Store(folder).checkpoint_folder(unbroken.cell_id))
+    checkpoints = list_checkpoints(Store(folder).checkpoint_folder(unbroken.run_id))
     assert [step for step, _ in checkpoints] == [7, 6]
     newest = checkpoints[0][1]
     newest.write_bytes(newest.read_bytes()[:-100])
@@ -176,7 +176,7 @@ def test_infinite_loss_is_diverged_and_has_no_number(data, tmp_path):
     assert record.status == "diverged"
     assert record.outcome is None
     assert "not finite" in record.detail
-    assert "test_correct" not in Store(tmp_path).arrays(record.cell_id)
+    assert "test_correct" not in Store(tmp_path).arrays(record.run_id)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_errors_inside_a_run_become_attempts_with_a_status(data, tmp_path, monke
         raise error
 
     monkeypatch.setattr(FullAttention, "forward", broken)
-    with pytest.raises(CellError) as caught:
+    with pytest.raises(RunError) as caught:
         execute(tiny(), data, tmp_path)
     assert caught.value.status == status
     assert caught.value.exit_code == 4
@@ -239,7 +239,7 @@ def test_weights_that_do_not_score_as_recorded_stop_the_run(data, tmp_path, monk
 
     train = run.train
     monkeypatch.setattr(run, "train", spoil)
-    with pytest.raises(CellError, match="not the recorded"):
+    with pytest.raises(RunError, match="not the recorded"):
         execute(tiny(), data, tmp_path)
 
 
@@ -274,7 +274,7 @@ def test_the_loop_honours_penalties_hooks_and_learning_rates(data, tmp_path, mon
         config = tiny("hooked", **{"model.num_heads": heads})
         record = execute(config, data, tmp_path)
         assert HookedFull.steps == 12
-        state = torch.load(Store(tmp_path).checkpoint_folder(record.cell_id) / "chosen.pt", weights_only=True)
+        state = torch.load(Store(tmp_path).checkpoint_folder(record.run_id) / "chosen.pt", weights_only=True)
         moved[heads] = float(state["model"]["blocks.0.mixer.scale"])
     assert moved[1] == 1.0
     assert moved[2] > 1.2
@@ -282,7 +282,7 @@ def test_the_loop_honours_penalties_hooks_and_learning_rates(data, tmp_path, mon
 
 def test_the_loss_falls_on_one_batch(tmp_path, data):
     record = execute(tiny(**{"train.steps": 300, "train.eval_every": 100, "data.train": 256}), data, tmp_path)
-    losses = Store(tmp_path).arrays(record.cell_id)["curve.train_loss"]
+    losses = Store(tmp_path).arrays(record.run_id)["curve.train_loss"]
     assert losses[-1] < 0.8 * losses[0]
 
 

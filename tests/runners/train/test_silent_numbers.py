@@ -10,7 +10,7 @@ from lra.results.records import Store
 from lra.tasks import get_task
 from runners.train import evaluate as evaluate_module
 from runners.train.evaluate import DivergedError, evaluate
-from runners.train.run import CellError
+from runners.train.run import RunError
 from tests.runners.tiny_runs import execute, tiny, tiny_data
 
 SIZES = {"data.train": 512, "data.validation": 100, "data.test": 400}
@@ -110,7 +110,7 @@ def test_as_many_examples_are_scored_as_the_manifest_says(data, tmp_path):
 def test_an_evaluation_that_loses_examples_is_an_error(data, tmp_path, monkeypatch):
     whole = evaluate_module.evaluation_batches
     monkeypatch.setattr(evaluate_module, "evaluation_batches", lambda *a, **settings: list(whole(*a, **settings))[:-1])
-    with pytest.raises(CellError, match="of 16 examples were evaluated"):
+    with pytest.raises(RunError, match="of 16 examples were evaluated"):
         execute(tiny(), data, Store(tmp_path), evaluation_tokens=64)
 
 

@@ -27,12 +27,12 @@ def outcome(data, tmp_path_factory):
 
 def test_the_event_file_is_always_there_and_tells_the_run(data, tmp_path):
     record = execute(tiny(), data, Store(tmp_path))
-    lines = (tmp_path / "events" / f"{record.cell_id}.jsonl").read_text().splitlines()
+    lines = (tmp_path / "events" / f"{record.run_id}.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     assert [event["event"] for event in (events[0], events[-1])] == ["start", "end"]
     assert events[0]["config"]["train"]["steps"] == 6
     validated = {event["step"]: event["validation/loss"] for event in events if "validation/loss" in event}
-    curve = Store(tmp_path).arrays(record.cell_id)
+    curve = Store(tmp_path).arrays(record.run_id)
     assert validated == dict(zip(curve["curve.step"], curve["curve.validation_loss"], strict=True))
     assert any("train/loss" in event for event in events)
 
@@ -130,9 +130,9 @@ def test_tensorboard_gets_the_numbers(data, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     record = execute(tiny(), data, Store(tmp_path), trackers=("tensorboard",))
-    found = EventAccumulator(str(tmp_path / "tensorboard" / record.cell_id)).Reload()
+    found = EventAccumulator(str(tmp_path / "tensorboard" / record.run_id)).Reload()
     losses = [event.value for event in found.Scalars("validation/loss")]
-    assert losses == pytest.approx(Store(tmp_path).arrays(record.cell_id)["curve.validation_loss"].tolist())
+    assert losses == pytest.approx(Store(tmp_path).arrays(record.run_id)["curve.validation_loss"].tolist())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="the extra `wandb` is not installed")

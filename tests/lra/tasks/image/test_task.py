@@ -1,4 +1,4 @@
-"""The Image tasks on tiny archives of both editions, hostile pickles included."""
+"""The Image tasks on tiny archives of both versions, hostile pickles included."""
 
 import pickle
 import struct
@@ -47,9 +47,9 @@ def refused(tmp_path, members, **values):
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
-@pytest.mark.parametrize("edition", ["py", "bin"])
-def test_both_editions_give_the_same_images(tmp_path, edition, mode):
-    data = prepare(tmp_path, cifar_members(edition), mode=mode)
+@pytest.mark.parametrize("dataset", ["py", "bin"])
+def test_both_editions_give_the_same_images(tmp_path, dataset, mode):
+    data = prepare(tmp_path, cifar_members(dataset), mode=mode)
     assert [len(data.split(name)) for name in SPLITS] == [18, 2, 4]
     images, labels = cifar_arrays(4, seed=5)
     np.testing.assert_array_equal(data.split("test").tokens.reshape(4, 1024), to_gray(images))
@@ -73,7 +73,7 @@ def test_levels_count_from_one_unless_the_legacy_switch_is_on(tmp_path):
     members = cifar_members()
     clean, legacy = prepare(tmp_path, members), prepare(tmp_path, members, legacy_zero_mask=True)
     assert clean.path != legacy.path
-    assert "black as padding" in legacy.manifest.edition
+    assert "black as padding" in legacy.manifest.dataset
     for data, offset in ((clean, 1), (legacy, 0)):
         split = data.split("test")
         batch = collate(split, [0, 3], None, 1024, CPU)

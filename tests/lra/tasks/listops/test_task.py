@@ -1,4 +1,4 @@
-"""The ListOps task: editions, prepared data and the view for a person."""
+"""The ListOps task: dataset variants, prepared data and the view for a person."""
 
 import re
 import subprocess
@@ -26,7 +26,7 @@ def data(tmp_path_factory):
     return ListOps().prepare(ListOpsOptions(**TINY), tmp_path_factory.mktemp("home"), progress=False)
 
 
-# --- options and editions
+# --- options and dataset variants
 
 
 def test_the_default_is_the_benchmark():
@@ -35,14 +35,14 @@ def test_the_default_is_the_benchmark():
     assert options.grammar == Grammar(
         min_length=501, max_length=1999, max_depth=10, max_args=10, operator_probability=0.25
     )
-    assert ListOps().edition(options) == "generated, 500 < length < 2000"
-    assert ListOps().edition(ListOpsOptions(source="official")) == "official files"
+    assert ListOps().dataset_name(options) == "generated, 500 < length < 2000"
+    assert ListOps().dataset_name(ListOpsOptions(source="official")) == "official files"
     assert ListOps().max_length(options) == 1999
     assert (get_task("ListOps").info.vocab_size, get_task("listops").info.num_classes) == (16, 10)
 
 
 @pytest.mark.parametrize(
-    ("change", "edition"),
+    ("change", "dataset"),
     [
         (SHORT, "short: generated, 10 < length < 64, depth 4, 5 arguments"),
         ({"max_length": 1000}, "short: generated, 500 < length < 1001"),
@@ -53,8 +53,8 @@ def test_the_default_is_the_benchmark():
         ({"source": "official", "max_length": 600}, "short: official files, 500 < length < 601"),
     ],
 )
-def test_any_other_edition_says_what_it_is(change, edition):
-    assert ListOps().edition(ListOpsOptions(**change)) == edition
+def test_any_other_edition_says_what_it_is(change, dataset):
+    assert ListOps().dataset_name(ListOpsOptions(**change)) == dataset
 
 
 def test_editions_never_share_a_folder():
@@ -104,7 +104,7 @@ def test_generated_data_is_what_the_options_say(data):
         assert split.lengths.min() >= 11
         assert split.lengths.max() <= 63
         assert 1 <= split.tokens.min() <= split.tokens.max() < VOCAB_SIZE
-    assert data.manifest.edition.startswith("short: ")
+    assert data.manifest.dataset.startswith("short: ")
     assert data.manifest.options == ListOpsOptions(**TINY).model_dump()
 
 
@@ -170,10 +170,17 @@ def test_the_whole_benchmark_is_generated_checked_and_the_same_everywhere(tmp_pa
     made = ListOps().prepare(ListOpsOptions(), tmp_path, progress=False)
     assert [len(made.split(name)) for name in SPLITS] == [96_000, 2_000, 2_000]
     assert made.digest.startswith("3e81a4d09787")
-    assert made.manifest.rails["majority"] == pytest.approx(17.0, abs=4 * 0.84)  # 2,000 examples: 0.84 % standard error
-    assert made.manifest.rails["root-only"] == pytest.approx(36.2, abs=4 * 1.07)
-    rails = (made.manifest.rails["majority"], made.manifest.rails["root-only"], KNOWN_MAJORITY, KNOWN_ROOT_ONLY)
+    assert made.manifest.baselines["majority"] == pytest.approx(
+        17.0, abs=4 * 0.84
+    )  # 2,000 examples: 0.84 % standard error
+    assert made.manifest.baselines["root-only"] == pytest.approx(36.2, abs=4 * 1.07)
+    baselines = (
+        made.manifest.baselines["majority"],
+        made.manifest.baselines["root-only"],
+        KNOWN_MAJORITY,
+        KNOWN_ROOT_ONLY,
+    )
     stated = re.findall(r"(\d\d\.\d) %", (ROOT / "docs" / "protocol.md").read_text().partition("What ListOps")[2])
-    assert stated == [f"{rail:.1f}" for rail in rails]
+    assert stated == [f"{rail:.1f}" for rail in baselines]
     examples = {bytes(made.split(name).tokens_of(i)) for name in SPLITS for i in range(len(made.split(name)))}
     assert len(examples) == 100_000

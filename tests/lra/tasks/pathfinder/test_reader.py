@@ -23,8 +23,8 @@ def line(batch, index, label):
     return f"imgs/{batch} sample_{index}.png {index} {label} 1.8 14 4.0 2 0.5 1 1"
 
 
-def write_edition(folder, batches=(0, 2, 10), per_batch=10, size=32, array=False):
-    """Write an edition whose images are constant but for their first pixel, which numbers them in sorted order."""
+def write_dataset(folder, batches=(0, 2, 10), per_batch=10, size=32, array=False):
+    """Write a dataset whose images are constant but for their first pixel, which numbers them in sorted order."""
     (folder / "metadata").mkdir(parents=True)
     number = 0
     for batch in batches:
@@ -45,8 +45,8 @@ def write_edition(folder, batches=(0, 2, 10), per_batch=10, size=32, array=False
 
 
 @pytest.fixture
-def edition(tmp_path):
-    return write_edition(tmp_path / "pathfinder32" / HARD)
+def dataset(tmp_path):
+    return write_dataset(tmp_path / "pathfinder32" / HARD)
 
 
 def prepare(tmp_path, source, name="pathfinder", **options):
@@ -56,38 +56,38 @@ def prepare(tmp_path, source, name="pathfinder", **options):
 
 @pytest.mark.parametrize("array", [False, True])
 def test_images_are_split_by_the_seeded_permutation_of_their_sorted_order(tmp_path, array):
-    write_edition(tmp_path / "pathfinder32" / HARD, array=array)
+    write_dataset(tmp_path / "pathfinder32" / HARD, array=array)
     data = prepare(tmp_path, tmp_path)
     numbers = [int(data.split(name).tokens_of(i)[0]) for name in SPLITS for i in range(len(data.split(name)))]
     assert numbers == split_order(30)
     assert [len(data.split(name)) for name in SPLITS] == [24, 3, 3]
     assert [int(label) for name in SPLITS for label in data.split(name).labels] == [n % 2 for n in numbers]
-    assert data.manifest.maker.startswith("official reader 1, ")
-    assert "test ids " in data.manifest.maker
+    assert data.manifest.generated_by.startswith("official reader 1, ")
+    assert "test ids " in data.manifest.generated_by
 
 
 def test_the_test_ids_depend_on_the_images_only(tmp_path):
     makers = []
     for name, array in (("a", False), ("b", True)):
-        write_edition(tmp_path / name / "pathfinder32" / HARD, array=array)
-        makers.append(prepare(tmp_path / name, tmp_path / name).manifest.maker)
-    write_edition(tmp_path / "c" / "pathfinder32" / HARD, batches=(0, 2, 11))
-    makers.append(prepare(tmp_path / "c", tmp_path / "c").manifest.maker)
+        write_dataset(tmp_path / name / "pathfinder32" / HARD, array=array)
+        makers.append(prepare(tmp_path / name, tmp_path / name).manifest.generated_by)
+    write_dataset(tmp_path / "c" / "pathfinder32" / HARD, batches=(0, 2, 11))
+    makers.append(prepare(tmp_path / "c", tmp_path / "c").manifest.generated_by)
     assert makers[0] == makers[1] != makers[2]
 
 
 def test_the_inner_of_two_copies_is_taken_and_named(tmp_path):
-    outer = write_edition(tmp_path / "lra_release" / "pathfinder128" / HARD, size=128)
-    inner = write_edition(tmp_path / "lra_release" / "lra_release" / "pathfinder128" / HARD, size=128)
+    outer = write_dataset(tmp_path / "lra_release" / "pathfinder128" / HARD, size=128)
+    inner = write_dataset(tmp_path / "lra_release" / "lra_release" / "pathfinder128" / HARD, size=128)
     assert find_edition(tmp_path, 128, "hard") == inner
     assert find_edition(tmp_path / "lra_release", 128, "hard").resolve() == inner
     assert find_edition(outer, 128, "hard") == outer
     data = prepare(tmp_path, tmp_path, name="pathx")
-    assert f"lra_release/lra_release/pathfinder128/{HARD}" in data.manifest.maker
+    assert f"lra_release/lra_release/pathfinder128/{HARD}" in data.manifest.generated_by
 
 
 def test_the_known_empty_image_is_left_out_and_no_other(tmp_path):
-    folder = write_edition(tmp_path / "pathfinder32" / EASY, batches=(0,), per_batch=200)
+    folder = write_dataset(tmp_path / "pathfinder32" / EASY, batches=(0,), per_batch=200)
     (folder / "imgs" / "0" / "sample_172.png").write_bytes(b"")
     data = prepare(tmp_path, tmp_path, difficulty="easy", count=200)
     assert sum(len(data.split(name)) for name in SPLITS) == 199
@@ -128,8 +128,8 @@ def test_the_hand_made_png_is_sound(tmp_path):
         (png().replace(b"IDATx", b"IDATy"), "damaged PNG"),
     ],
 )
-def test_a_bad_image_is_named(tmp_path, edition, content, message):
-    file = edition / "imgs" / "2" / "sample_3.png"
+def test_a_bad_image_is_named(tmp_path, dataset, content, message):
+    file = dataset / "imgs" / "2" / "sample_3.png"
     file.write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
         prepare(tmp_path, tmp_path)
@@ -138,8 +138,8 @@ def test_a_bad_image_is_named(tmp_path, edition, content, message):
     assert not list((tmp_path / "home").glob("pathfinder-*"))
 
 
-def test_a_missing_image_is_named(tmp_path, edition):
-    (edition / "imgs" / "2" / "sample_3.png").unlink()
+def test_a_missing_image_is_named(tmp_path, dataset):
+    (dataset / "imgs" / "2" / "sample_3.png").unlink()
     with pytest.raises(DataError, match=r"sample_3\.png: No such file"):
         prepare(tmp_path, tmp_path)
 
@@ -158,14 +158,14 @@ def test_a_missing_image_is_named(tmp_path, edition):
         (b"\x93NUMPY\x01\x00\x10\x00{'descr': '<U9'}", "damaged NumPy array"),
     ],
 )
-def test_bad_metadata_is_named(edition, content, message):
-    (edition / "metadata" / "2.npy").write_bytes(content)
+def test_bad_metadata_is_named(dataset, content, message):
+    (dataset / "metadata" / "2.npy").write_bytes(content)
     with pytest.raises(DataError, match=message):
-        read_entries(edition)
+        read_entries(dataset)
 
 
-def test_arrays_that_are_not_strings_or_claim_too_much_are_refused(edition):
-    file = edition / "metadata" / "2.npy"
+def test_arrays_that_are_not_strings_or_claim_too_much_are_refused(dataset):
+    file = dataset / "metadata" / "2.npy"
     for array in (
         np.zeros((3, 11)),
         np.array([["a"]], dtype=object),
@@ -174,23 +174,23 @@ def test_arrays_that_are_not_strings_or_claim_too_much_are_refused(edition):
     ):
         np.save(file, array)
         with pytest.raises(DataError, match="expected rows of strings"):
-            read_entries(edition)
+            read_entries(dataset)
     np.save(file, np.array([["a"] * 11]))
     content = file.read_bytes().replace(b"(1, 11), }   ", b"(11111, 11), }")[:-1]
     file.write_bytes(content.replace(b"(1, 11), }", b"(9, 11), }"))
     with pytest.raises(DataError, match="do not hold"):
-        read_entries(edition)
+        read_entries(dataset)
 
 
-def test_counts_and_folders_must_be_the_expected_ones(tmp_path, edition):
+def test_counts_and_folders_must_be_the_expected_ones(tmp_path, dataset):
     with pytest.raises(DataError, match="30 images, expected 200000; --set count=30 admits them"):
         prepare(tmp_path, tmp_path, count=200_000)
     with pytest.raises(DataError, match="pathfinder64"):
         prepare(tmp_path, tmp_path, name="pathfinder64")
-    for file in (edition / "metadata").iterdir():
+    for file in (dataset / "metadata").iterdir():
         file.unlink()
     with pytest.raises(DataError, match="no images are listed"):
-        read_entries(edition)
+        read_entries(dataset)
 
 
 def outcome(call):

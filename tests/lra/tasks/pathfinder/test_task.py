@@ -47,7 +47,7 @@ def test_the_continuous_edition_holds_the_same_pixels_and_reads_them_as_values(d
     for name in SPLITS:
         np.testing.assert_array_equal(continuous.split(name).tokens, data.split(name).tokens)
         np.testing.assert_array_equal(continuous.split(name).labels, data.split(name).labels)
-    assert task.edition(options) == "generated, easy, 160 / 20 / 20 examples, normalised values"
+    assert task.dataset_name(options) == "generated, easy, 160 / 20 / 20 examples, normalised values"
     assert "legacy_zero_mask" not in task.options.model_fields
     config = resolve(task=task.info.name, variant="full", profile=load_profile("quick"), seed=0, overrides={})
     model = build_model(config, task.info.vocab_size, 2)
@@ -79,7 +79,7 @@ def test_prepared_images_are_bytes_cut_80_10_10(data):
     reopened = open_prepared(data.path, verify=True)
     assert reopened.split("train").tokens.dtype == np.uint8
     assert (reopened.split("train").lengths == 1024).all()
-    assert reopened.manifest.rails["chance"] == 50.0
+    assert reopened.manifest.baselines["chance"] == 50.0
     assert {int(label) for name in SPLITS for label in data.split(name).labels} == {0, 1}
 
 
@@ -100,7 +100,7 @@ def test_the_legacy_edition_keeps_raw_levels_and_says_so(tmp_path, data):
     legacy = prepare(tmp_path, difficulty="easy", count=200, legacy_zero_mask=True)
     assert legacy.digest == data.digest
     assert legacy.manifest.options["legacy_zero_mask"] is True
-    assert "black as padding" in legacy.manifest.edition
+    assert "black as padding" in legacy.manifest.dataset
     batch = collate(legacy.split("test"), [0], None, 1024, torch.device("cpu"))
     assert int(batch.tokens.min()) == 0
     assert batch.tokens.dtype == torch.uint8

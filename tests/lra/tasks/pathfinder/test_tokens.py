@@ -37,12 +37,12 @@ def test_the_offset_is_kept_on_disk(tmp_path, offset):
     write_prepared(
         tmp_path / "d",
         task="t",
-        edition="e",
-        maker="m",
+        dataset="e",
+        generated_by="m",
         options={},
         num_classes=2,
         splits={name: one_split(offset) for name in SPLITS},
-        rails={},
+        baselines={},
     )
     data = open_prepared(tmp_path / "d", verify=True)
     assert [data.split(name).token_offset for name in SPLITS] == [offset] * 3
