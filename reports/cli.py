@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lra.cli import one_line_errors, version_option
-from lra.errors import UsageError, suggest
+from lra.errors import UsageError
+from lra.names import fold, suggest
 
 from .selection import (
     Selection,
@@ -266,7 +267,7 @@ def known_rows(names: tuple[str, ...], loaded: ResultSet) -> list[str]:
     rows = []
     for name in names:
         variant, bracket, settings = name.partition(" [")
-        known = variant if variant in variants else variant.lower().replace("-", "_")
+        known = variant if variant in variants else fold(variant)
         if known not in variants:
             raise UsageError(f"no records of variant {variant!r}; {suggest(known, variants)}")
         rows.append(known + bracket + settings)

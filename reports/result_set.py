@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 
 from lra.config.schema import RunConfig, canonical_json
 from lra.errors import StoreError, UsageError
+from lra.names import suggest_path
 from lra.results.bench_records import BenchRecord, bench_records
 from lra.results.dataframe import record_frame
 from lra.results.records import AttemptedRun, RunRecord, Store
@@ -91,9 +91,7 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
     problems: list[str] = []
     for folder in folders:
         if not folder.is_dir():
-            near = difflib.get_close_matches(folder.name, [p.name for p in folder.parent.glob("*/")], n=1)
-            hint = f"did you mean {str(folder.parent / near[0])!r}?" if near else "--store names it"
-            raise UsageError(f"no store at {folder}; {hint}")
+            raise UsageError(f"no store at {folder}{suggest_path(folder, '*/') or '; --store names it'}")
         store = Store(folder)
         for entry in store.records():
             if isinstance(entry, StoreError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shlex
 import sys
 from collections.abc import Callable
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
-from lra.errors import UsageError, suggest
+from lra.errors import UsageError
+from lra.names import fold, suggest
 
 if TYPE_CHECKING:
     from .result_set import ResultSet
@@ -122,7 +122,7 @@ def select(loaded: ResultSet, selection: Selection) -> ResultSet:
 
 
 def _normalised(kind: str, given: tuple[str, ...], known: set[str]) -> set[str]:
-    names = {name if name in known else name.lower().replace("-", "_"): name for name in given}
+    names = {name if name in known else fold(name): name for name in given}
     for name, written in names.items():
         _check_name(kind, name, known, written)
     return set(names)
@@ -152,8 +152,7 @@ def find(loaded: ResultSet, prefix: str) -> str:
     """
     found = sorted(cell for cell in loaded.records if cell.startswith(prefix.lower()))
     if not found:
-        close = difflib.get_close_matches(prefix, {cell[: len(prefix)] for cell in loaded.records}, n=2)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "the ids stand below every table"
+        hint = suggest(prefix, {cell[: len(prefix)] for cell in loaded.records}, "the ids stand below every table")
         raise UsageError(f"no record begins with {prefix!r}; {hint}")
     if len(found) > 1:
         begin = ", ".join(cell[: len(prefix) + 6] for cell in found[:3])

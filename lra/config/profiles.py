@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,7 +13,8 @@ from lra.config.schema import (
     validate_section,
 )
 from lra.config.yaml_loader import load_file
-from lra.errors import UsageError, suggest
+from lra.errors import UsageError
+from lra.names import suggest, suggest_path
 
 S = TypeVar("S", bound=Section)
 
@@ -69,9 +69,7 @@ def load_builtin(kind: Literal["profiles", "suites"], name: str, section: type[S
     own = name.endswith((".yaml", ".yml"))
     path = Path(name) if own else config_folder(kind) / f"{name}.yaml"
     if own and not path.is_file():
-        near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.y*ml")], n=1)
-        hint = f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""
-        raise UsageError(f"{name}: no such file{hint}")
+        raise UsageError(f"{name}: no such file{suggest_path(path, '*.y*ml')}")
     if not path.is_file():
         known = [file.stem for file in config_folder(kind).glob("*.yaml")]
         raise UsageError(f"unknown {kind.removesuffix('s')} {name!r}; {suggest(name, known)}")

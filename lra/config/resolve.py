@@ -23,8 +23,9 @@ from lra.config.schema import (
     validate_section,
 )
 from lra.config.yaml_loader import load_text
-from lra.errors import UsageError, suggest
+from lra.errors import UsageError
 from lra.models.convnet import family_problems
+from lra.names import suggest
 from lra.tasks import get_task
 
 OPEN_TRACK = "--track open admits it (in a suite: `track: open`)"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lra.errors import suggest
+from lra.names import suggest
 from lra.schedules import ScheduleName
 
 S = TypeVar("S", bound=BaseModel)

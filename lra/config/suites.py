@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import Field
 
 from attention_zoo import available
-from attention_zoo.registry import normalise
 from lra.config.profiles import Profile, load_builtin, load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig, Section, Track
 from lra.errors import UsageError
+from lra.names import fold
 from lra.tasks import TASKS
 
 Grid = dict[str, Any]
@@ -78,7 +78,7 @@ def _tasks(suite: Suite, profile: Profile) -> list[str]:
         if suite.tasks != "all":
             raise UsageError(f"{suite.name}: tasks is a list or the word all, not {suite.tasks!r}")
         return [task for task in profile.tasks if task in TASKS]
-    return [normalise(task) for task in suite.tasks]
+    return [fold(task) for task in suite.tasks]
 
 
 def _variants(suite: Suite) -> list[tuple[str, dict[str, Any]]]:
@@ -86,7 +86,7 @@ def _variants(suite: Suite) -> list[tuple[str, dict[str, Any]]]:
         if suite.variants != "all":
             raise UsageError(f"{suite.name}: variants is a mapping or the word all, not {suite.variants!r}")
         return [(name, {}) for name in available()]
-    return [(normalise(name), options) for name, grid in suite.variants.items() for options in _combinations(grid)]
+    return [(fold(name), options) for name, grid in suite.variants.items() for options in _combinations(grid)]
 
 
 def _combinations(grids: Grid | list[Grid]) -> Iterator[dict[str, Any]]:

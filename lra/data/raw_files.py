@@ -6,13 +6,13 @@ be prepared from a file that was named once.
 
 from __future__ import annotations
 
-import difflib
 import secrets
 from pathlib import Path
 
 from lra.atomic_io import file_digest
 from lra.data.dataset import data_home
 from lra.errors import DataError
+from lra.names import suggest_path
 
 FOLDER = "sources"
 
@@ -24,9 +24,7 @@ def check_source(source: Path) -> None:
         DataError: It is not; the line suggests what has nearly that name.
     """
     if not source.exists():
-        near = difflib.get_close_matches(source.name, [path.name for path in source.parent.glob("*")], n=1)
-        hint = f"; did you mean {str(source.with_name(near[0]))!r}?" if near else ""
-        raise DataError(f"{source}: no such file or folder{hint}")
+        raise DataError(f"{source}: no such file or folder{suggest_path(source)}")
 
 
 def kept_source(home: Path, key: str) -> Path | None:

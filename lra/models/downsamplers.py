@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
 from torch import nn
+
+from lra.names import suggest
 
 ENTRY_POINT_GROUP = "lra.downsamplers"
 
@@ -52,7 +53,4 @@ def get_downsampler(name: str) -> Downsampler:
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         plugin: Downsampler = point.load()
         return plugin
-    known = available_downsamplers()
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-    raise UnknownDownsamplerError(f"unknown downsampler {name!r}; {hint}")
+    raise UnknownDownsamplerError(f"unknown downsampler {name!r}; {suggest(name, available_downsamplers())}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lra.errors import UsageError, suggest
+from lra.errors import UsageError
+from lra.names import fold, suggest
 from lra.tasks.base import Task
 from lra.tasks.image.task import Image, ImageContinuous
 from lra.tasks.listops.task import ListOps
@@ -33,7 +34,7 @@ def get_task(name: str) -> Task[Any]:
     Raises:
         UsageError: With the closest names.
     """
-    key = name.strip().lower().replace("-", "_")
+    key = fold(name)
     if key not in TASKS:
         raise UsageError(f"unknown task {name!r}; {suggest(key, TASKS)}")
     return TASKS[key]

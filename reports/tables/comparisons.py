@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from lra.errors import UsageError, suggest
+from lra.errors import UsageError
+from lra.names import suggest
 
 from ..result_set import ResultSet, short_name, varying_settings
 from ..statistics import average_ranks, compare_paired, holm, mcnemar

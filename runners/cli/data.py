@@ -185,7 +185,8 @@ def remove(names: tuple[str, ...], data_dir: Path | None, *, yes: bool) -> None:
     """
     from lra.atomic_io import remove_folder
     from lra.data.dataset import data_home
-    from lra.errors import DataError, suggest
+    from lra.errors import DataError
+    from lra.names import suggest
     from lra.tasks import TASKS
 
     home = data_home(data_dir)

@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from lra.config.schema import RunConfig
-from lra.errors import UsageError, suggest
+from lra.errors import UsageError
+from lra.names import suggest
 
 GROUP = "lra.trackers"
 QUEUE_LENGTH = 1000
