@@ -31,7 +31,9 @@ def tokens(length=80):
 
 
 def second_block(spec):
-    return SecondBlock(name=spec.name, mixer=spec.mixer, config=spec.config, traits=spec.traits, paper=spec.paper)
+    return SecondBlock(
+        name=spec.name, mixer=spec.mixer, config=spec.config, traits=spec.traits, title=spec.title, paper=spec.paper
+    )
 
 
 SETTINGS = {
