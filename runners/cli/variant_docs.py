@@ -6,19 +6,19 @@ import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 
 import torch
 from tabulate import tabulate
 
 from attention_zoo import LayerDims, VariantSpec, available, get_variant
 from attention_zoo.checks.numerics import backends
-from attention_zoo.registry import plugin_origin
+from attention_zoo.registry import ENTRY_POINT_GROUP, OWN_DISTRIBUTION, plugin_origin
 
 OFFICIAL_LISTOPS = LayerDims(dim=512, num_heads=8, max_length=2000, qkv_bias=False)
 """One layer of the official configuration of ListOps, at which parameters are compared."""
-OWN_DISTRIBUTION = "lra-harness"
 
-COLUMNS = ("variant", "paper", "time", "memory", "parameters", "causal", "backends", "options")
+COLUMNS = ("variant", "display name", "paper", "time", "memory", "parameters", "causal", "backends", "options")
 
 _INTRODUCTION = """\
 # Variants
@@ -47,7 +47,7 @@ def catalogue(*, own_only: bool = False) -> Catalogue:
     specs, problems = [], []
     for name in available():
         origin = plugin_origin(name)
-        if own_only and origin and origin.split()[0] != OWN_DISTRIBUTION:
+        if own_only and origin:
             continue
         try:
             specs.append(get_variant(name))
@@ -76,6 +76,7 @@ def row(spec: VariantSpec) -> tuple[str, ...]:
     """Say in one line what `COLUMNS` ask for."""
     return (
         spec.name,
+        spec.title,
         spec.paper,
         spec.traits.complexity,
         spec.traits.memory,
@@ -95,7 +96,11 @@ def describe(spec: VariantSpec) -> str:
     """Describe one variant for a terminal: the idea, the claims, the options."""
     options = [(name, kind, repr(default), text) for name, kind, default, text in spec.config.describe()]
     claims = [(name, value) for name, value in _claims(spec)]
-    parts = [f"{spec.name}: {spec.paper}", _story(spec), tabulate(claims, tablefmt="plain", disable_numparse=True)]
+    parts = [
+        f"{spec.name} ({spec.title}): {spec.paper}",
+        _story(spec),
+        tabulate(claims, tablefmt="plain", disable_numparse=True),
+    ]
     if options:
         parts.append(tabulate(options, headers=("option", "type", "default", "meaning"), disable_numparse=True))
     else:
@@ -110,7 +115,7 @@ def page(specs: Sequence[VariantSpec]) -> str:
         _markdown_table(COLUMNS, [(f"[`{spec.name}`](#{spec.name})", *row(spec)[1:]) for spec in specs]),
     ]
     for spec in specs:
-        parts.append(f"## {spec.name}\n\n{spec.paper}\n\n{_story(spec)}")
+        parts.append(f"## {spec.name}\n\n**{spec.title}.** {spec.paper}\n\n{_story(spec)}")
         parts.append(_markdown_table(("claim", "value"), _claims(spec)))
         options = [(f"`{name}`", kind, f"`{default!r}`", text) for name, kind, default, text in spec.config.describe()]
         parts.append(_markdown_table(("option", "type", "default", "meaning"), options) if options else "No options.")
@@ -142,9 +147,11 @@ def _claims(spec: VariantSpec) -> list[tuple[str, str]]:
 
 
 def _origin(name: str) -> str:
-    """Name the plug-in's distribution and version; this project's own version would date the page."""
-    origin = plugin_origin(name)
-    return "this project, by entry point" if origin.split(" ")[0] == OWN_DISTRIBUTION else origin or "built in"
+    """Name where a variant comes from; our own version is left out because every release would change the page."""
+    distributions = (point.dist for point in entry_points(group=ENTRY_POINT_GROUP, name=name))
+    if any(dist is not None and dist.name == OWN_DISTRIBUTION for dist in distributions):
+        return "this project, by entry point"
+    return plugin_origin(name) or "built in"
 
 
 def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

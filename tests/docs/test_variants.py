@@ -95,13 +95,12 @@ def own_specs() -> list[VariantSpec]:
 
 
 def test_the_page_of_variants_is_current(own_specs):
-    expected = {
-        name for name in available() if plugin_origin(name).partition(" ")[0] in ("", variant_docs.OWN_DISTRIBUTION)
-    }
-    assert {spec.name for spec in own_specs} == expected
+    assert {spec.name for spec in own_specs} == {name for name in available() if not plugin_origin(name)}
     assert len(own_specs) >= 26
     page = (ROOT / "docs" / "variants.md").read_text(encoding="utf-8")
     assert page == variant_docs.page(own_specs), "run `lra-zoo docs`"
+    assert page.count("this project, by entry point") == 2
+    assert all(f"**{spec.title}.**" in page for spec in own_specs)
 
 
 def test_the_page_links_to_every_section(own_specs):

@@ -55,6 +55,7 @@ def test_list_has_a_line_for_every_variant():
     assert set(lines) == usable
     assert {"full", "adaptive_span", "mlp_only"} <= usable <= set(available())
     assert "1.00" in lines["full"]
+    assert "Full attention" in lines["full"]
     assert "arXiv:1706.03762" in lines["full"]
     assert "kernel_size" in lines["conv"]
 
@@ -69,6 +70,7 @@ def test_parameters_are_those_of_the_official_layer():
 def test_describe_prints_every_option_and_claim():
     result = run("describe", "Adaptive-Span")
     assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("adaptive_span (Adaptive span): Sukhbaatar")
     options = get_variant("adaptive_span").config.describe()
     assert len(options) >= 5
     for name, kind, default, text in options:
