@@ -1,4 +1,4 @@
-"""Options that several command lines have."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ store_option = click.option(
     show_default=True,
     envvar="LRA_STORE",
     show_envvar=True,
-    help="Folder of records, checkpoints and readings.",
+    help="Folder of records, checkpoints and measurements.",
 )
 data_dir_option = click.option(
     "--data-dir",
@@ -28,10 +28,10 @@ data_dir_option = click.option(
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Read `3`, `0-4` or `0,2,5-7`.
+    """Parse a list of seeds such as `3`, `0-4` or `0,2,5-7`.
 
     Raises:
-        UsageError: A piece is not a number or a rising range.
+        UsageError: An item is neither a number nor an increasing range.
     """
     seeds: list[int] = []
     for piece in text.split(","):

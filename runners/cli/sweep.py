@@ -1,9 +1,10 @@
-"""`lra-sweep`: plan, run, watch and tidy up a suite of cells. Torch comes after the signal handlers."""
+"""`lra-sweep`: plan, run, watch and tidy up the runs of a suite. Torch is imported after signals are handled."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,14 @@ from .. import signals
 from .options import data_dir_option, store_option
 
 if TYPE_CHECKING:
-    from ..sweep.launchers.base import Launcher
-    from ..sweep.state import SweepCell
+    from lra.results.records import Store
 
-FINISHED_WITH_FAILURES = 5
-MOST_SLOTS = 4
-"""Slots without --slots on a machine without GPUs; more are seldom faster and need memory each."""
+    from ..sweep.launchers.base import Launcher
+    from ..sweep.state import SweepRun
+
+EXIT_FAILED_RUNS = 5
+MAX_DEFAULT_SLOTS = 4
+"""Default slots on a machine without GPUs; more are seldom faster, and each needs memory."""
 EXAMPLES = """
 \b
 Examples:
@@ -30,56 +33,99 @@ Examples:
   lra-sweep run my-suite.yaml --launcher ray --per-gpu 4
 """
 
-suite_argument = click.argument("suite")
+
+def suite_command(function: Callable[..., None]) -> Callable[..., None]:
+    """Add what every command of `lra-sweep` takes: the suite, the store and the data folder."""
+    return click.argument("suite")(store_option(data_dir_option(function)))
 
 
 @click.group(epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
 @version_option
 def command() -> None:
-    """Run suites: grids of tasks, variants, options and seeds, each cell in a process of its own.
+    """Run a suite: a grid of tasks, variants, options and seeds, each run in its own process.
 
-    SUITE is the name of a built-in suite or a YAML file. A sweep that was stopped or killed goes on when `run` is given
-    again; what is in the store is not repeated.
+    SUITE is the name of a built-in suite or a YAML file. If a sweep was stopped or killed, give the same `run` command
+    again: it continues, and runs that the store already holds are not repeated.
     """
 
 
 @command.command()
-@suite_argument
-@store_option
-@data_dir_option
-@click.option("--probe", is_flag=True, help="Run a few steps of each configuration to estimate time and memory.")
+@suite_command
+@click.option("--probe", is_flag=True, help="Also estimate time and memory, from a few steps of each configuration.")
 @one_line_errors
 def plan(*, suite: str, store_folder: Path, data_dir: Path | None, probe: bool) -> None:
-    """Print the cells of a suite, those already done, and their parameters; run nothing."""
+    """List the runs of a suite with their state and number of parameters, without running them."""
     from ..sweep.tables import plan_table
 
     signals.uninstall()
-    cells = _cells(suite, data_dir, prepare=probe)
-    click.echo(plan_table(cells, store_folder, _home(data_dir), probe=probe))
+    runs = _runs(suite, data_dir, prepare=probe)
+    click.echo(plan_table(runs, store_folder, _home(data_dir), probe=probe))
 
 
-@command.command()
-@suite_argument
-@store_option
-@data_dir_option
-@click.option("--launcher", type=click.Choice(["local", "ray", "slurm"]), default="local", show_default=True)
-@click.option("--slots", type=click.IntRange(min=1), help="Cells at a time.  [default: by GPUs, or CPU cores up to 4]")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a cell.  [default: cores / slots]")
-@click.option("--per-gpu", type=click.IntRange(min=1), default=1, show_default=True, help="Cells that share a GPU.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+# `--engine` is the former name of `--launcher`; it still works and is not shown.
+@command.command(context_settings={"token_normalize_func": lambda name: "launcher" if name == "engine" else name})
+@suite_command
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Longest time of a cell."
+    "--launcher",
+    type=click.Choice(["local", "ray", "slurm"]),
+    default="local",
+    show_default=True,
+    help="Where runs are started: on this machine, on a Ray cluster or by Slurm.",
+)
+@click.option(
+    "--slots",
+    type=click.IntRange(min=1),
+    help=f"Runs at a time.  [default: --per-gpu on each GPU, else CPU cores up to {MAX_DEFAULT_SLOTS}]",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads of each run.  [default: CPU cores divided by --slots]"
+)
+@click.option("--per-gpu", type=click.IntRange(min=1), default=1, show_default=True, help="Runs that share a GPU.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device of each run; auto takes CUDA if there is any.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MINUTES",
+    help="Stop a run that takes longer, and do not repeat it.  [default: no limit]",
 )
 @click.option(
     "--time-limit",
     type=click.FloatRange(min=0, min_open=True),
     metavar="MINUTES",
-    help="After this, start no cell, and stop the running ones with their state saved.",
+    help="Stop the sweep after this time, with the state of the running runs saved.  [default: no limit]",
 )
-@click.option("--checkpoint-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True)
-@click.option("--tracker", "trackers", multiple=True, metavar="NAME", help="As for lra-run.")
-@click.option("--ray-address", metavar="ADDRESS", help="Of a running Ray cluster.  [default: one on this machine]")
-@click.option("--slurm", "slurm", multiple=True, metavar="KEY=VALUE", help="For submitit, such as slurm_partition=gpu.")
+@click.option(
+    "--checkpoint-seconds",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="Time between two checkpoints of a run.",
+)
+@click.option(
+    "--tracker",
+    "trackers",
+    multiple=True,
+    metavar="NAME",
+    help="Also log each run to tensorboard, wandb (offline) or a plug-in; may be repeated.",
+)
+@click.option(
+    "--ray-address",
+    metavar="ADDRESS",
+    help="Address of a running Ray cluster.  [default: start one on this machine]",
+)
+@click.option(
+    "--slurm",
+    "slurm",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A parameter of submitit, such as slurm_partition=gpu; may be repeated.",
+)
 @one_line_errors
 def run(
     *,
@@ -98,28 +144,28 @@ def run(
     ray_address: str | None,
     slurm: tuple[str, ...],
 ) -> None:
-    """Run the cells of a suite that have no end yet.
+    """Execute the runs of a suite that are not finished yet.
 
-    Exit code 0: every cell has its number; 5: some ended without one; 75: stopped before the end, go on with the same
-    command.
+    Exit code 0: every run has a result; 5: some ended without one; 75: the sweep was stopped, and the same command
+    continues it.
     """
     from lra.results.records import Store
 
-    from ..sweep.driver import Sweep, SweepSettings, tally
+    from ..sweep.driver import Sweep, SweepSettings
     from ..sweep.progress import SweepView
-    from ..sweep.state import NO_NUMBER, state_of
+    from ..sweep.state import NO_NUMBER, state_of, tally
     from ..train.trackers import check_trackers
 
     for option, given, wanted in (("--slurm", slurm, "slurm"), ("--ray-address", ray_address, "ray")):
         if given and launcher != wanted:
-            raise click.UsageError(f"{option} goes with --launcher {wanted}, not with {launcher}")
+            raise click.UsageError(f"{option} needs --launcher {wanted}, not {launcher}")
     check_trackers(trackers)
     store, home = Store(store_folder.resolve()), _home(data_dir)
-    cells = _cells(suite, data_dir, prepare=True)
+    runs = _runs(suite, data_dir, prepare=True)
     store.check_writable()
     gpus = _gpus(device) if launcher == "local" else []
     cores = os.cpu_count() or 1
-    slots = slots or (len(gpus) * per_gpu or min(cores, MOST_SLOTS))
+    slots = slots or (len(gpus) * per_gpu or min(cores, MAX_DEFAULT_SLOTS))
     threads = threads or max(1, cores // slots)
     settings = SweepSettings(
         arguments=(
@@ -132,85 +178,74 @@ def run(
     )
     if signals.stop_requested():
         sys.exit(signals.EXIT_PREEMPTED)
-    states = [state_of(store, cell) for cell in cells]
-    click.echo(f"{suite}: {len(cells)} cells: {tally(states)}; {slots} at a time, {threads} threads each", err=True)
-    view = SweepView(store, total=len(cells), done=sum(state.final for state in states))
-    where = _launcher(launcher, slots, threads, per_gpu, device, gpus, ray_address, slurm, store.root)
-    finished = Sweep(cells, store, where, settings, view, signals.stop_requested).run()
-    states = [state_of(store, cell) for cell in cells]
+    states = [state_of(store, run) for run in runs]
+    click.echo(f"{suite}: {len(runs)} runs: {tally(states)}; {slots} at a time, {threads} threads each", err=True)
+    view = SweepView(store, total=len(runs), done=sum(state.final for state in states))
+    target = make_launcher(launcher, slots, threads, per_gpu, device, gpus, ray_address, slurm, store.root)
+    finished = Sweep(runs, store, target, settings, view, signals.stop_requested).run()
+    states = [state_of(store, run) for run in runs]
     click.echo(f"{suite}: {tally(states)}", err=True)
     if not finished:
         sys.exit(signals.EXIT_PREEMPTED)
     if any(state.word in NO_NUMBER for state in states):
-        sys.exit(FINISHED_WITH_FAILURES)
+        sys.exit(EXIT_FAILED_RUNS)
 
 
 @command.command()
-@suite_argument
-@store_option
-@data_dir_option
+@suite_command
 @one_line_errors
 def status(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
-    """Print where each cell stands; works while the sweep runs, also on another host with the same store."""
+    """Print the state of each run; also while the sweep runs, and on another host with the same store."""
     from lra.results.records import Store
 
     from ..sweep.tables import status_table
 
     signals.uninstall()
-    _missing(store_folder)
-    click.echo(status_table(_cells(suite, data_dir, prepare=False), Store(store_folder)))
+    store = _existing_store(store_folder) or Store(store_folder)
+    click.echo(status_table(_runs(suite, data_dir, prepare=False), store))
 
 
 @command.command()
-@suite_argument
-@store_option
-@data_dir_option
+@suite_command
 @one_line_errors
 def retry(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
-    """Forget failed attempts (failed, oom, timeout), so that the next `run` tries those cells again."""
-    from lra.results.records import Store
-
+    """Clear failed attempts (failed, oom, timeout), so that `run` tries those runs again."""
     from ..sweep.state import clear_failures
 
     signals.uninstall()
-    cells = _cells(suite, data_dir, prepare=False)
-    if _missing(store_folder):
-        return
-    store = Store(store_folder)
-    cleared = [cell.label for cell in cells if clear_failures(store, cell)]
-    click.echo("\n".join([*cleared, f"{len(cleared)} cells will be tried again"]))
+    runs = _runs(suite, data_dir, prepare=False)
+    if store := _existing_store(store_folder):
+        cleared = [run.label for run in runs if clear_failures(store, run)]
+        click.echo("\n".join([*cleared, f"{len(cleared)} runs will be tried again"]))
 
 
 @command.command()
-@suite_argument
-@store_option
-@data_dir_option
+@suite_command
 @one_line_errors
 def gc(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
-    """Remove checkpoints and logs of finished cells and files left by dead processes; scored weights stay."""
+    """Remove checkpoints, logs and temporary files that finished runs no longer need; the scored weights stay."""
     from lra.errors import StoreError
-    from lra.results.records import Store
 
     from ..sweep.state import collect_garbage
 
     signals.uninstall()
-    cells = _cells(suite, data_dir, prepare=False)
-    if _missing(store_folder):
-        return
-    store = Store(store_folder)
-    try:
-        freed = sum(collect_garbage(store, cell) for cell in cells)
-    except OSError as error:
-        raise StoreError(f"cannot tidy up {store_folder}: {error.strerror or error}") from error
-    click.echo(f"{freed / 2**20:.1f} MiB freed")
+    runs = _runs(suite, data_dir, prepare=False)
+    if store := _existing_store(store_folder):
+        try:
+            freed = sum(collect_garbage(store, run) for run in runs)
+        except OSError as error:
+            raise StoreError(f"cannot tidy up {store_folder}: {error.strerror or error}") from error
+        click.echo(f"{freed / 2**20:.1f} MiB freed")
 
 
-def _missing(store: Path) -> bool:
-    """Say so if the store is not there: a mistyped `--store` would look like a suite of which nothing was run."""
-    missing = not store.is_dir()
-    if missing:
-        click.echo(f"There is no store at {store} yet.", err=True)
-    return missing
+def _existing_store(folder: Path) -> Store | None:
+    """Open the store, or print that there is none: with a mistyped `--store`, nothing would seem to have been run."""
+    from lra.results.records import Store
+
+    if folder.is_dir():
+        return Store(folder)
+    click.echo(f"There is no store at {folder} yet.", err=True)
+    return None
 
 
 def _home(data_dir: Path | None) -> Path:
@@ -219,7 +254,8 @@ def _home(data_dir: Path | None) -> Path:
     return data_home(data_dir).resolve()
 
 
-def _cells(suite: str, data_dir: Path | None, *, prepare: bool) -> list[SweepCell]:
+def _runs(suite: str, data_dir: Path | None, *, prepare: bool) -> list[SweepRun]:
+    """Expand the suite; with `prepare`, also prepare the data of every run."""
     from lra.config.suites import expand, load_suite
 
     from ..sweep.state import data_folder, sweep_runs
@@ -233,6 +269,7 @@ def _cells(suite: str, data_dir: Path | None, *, prepare: bool) -> list[SweepCel
 
 
 def _gpus(device: str) -> list[str]:
+    """Return the names of the GPUs to use, as in CUDA_VISIBLE_DEVICES."""
     if device == "cpu":
         return []
     import torch
@@ -244,7 +281,7 @@ def _gpus(device: str) -> list[str]:
     return names if torch.cuda.is_available() else []
 
 
-def _launcher(
+def make_launcher(
     name: str,
     slots: int,
     threads: int,
@@ -255,6 +292,7 @@ def _launcher(
     slurm: tuple[str, ...],
     store: Path,
 ) -> Launcher:
+    """Build the launcher of this name."""
     from lra.config.resolve import parse_override
 
     from ..sweep.launchers.local import LocalLauncher, cpu_slots, gpu_slots

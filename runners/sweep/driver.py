@@ -1,6 +1,6 @@
-"""The driver of a sweep: starts cells on an launcher until the store has an end for each of them.
+"""The driver of a sweep: starts runs through a launcher until the store holds a result or a final failure of each.
 
-The driver holds nothing that matters. Killed at any moment, it is started again and finds in the store what is left.
+The driver keeps no state that matters. If it is killed, start it again; it reads from the store what is left to do.
 """
 
 from __future__ import annotations
@@ -17,59 +17,63 @@ from lra.results.records import AttemptStatus, Store
 from ..signals import EXIT_PREEMPTED
 from .launchers.base import Job, JobResult, Launcher
 from .progress import SweepView
-from .state import CellState, SweepCell, attempts, log_path, state_of
+from .state import RunState, SweepRun, attempts, log_path, state_of
 
 T = TypeVar("T")
 POLL_SECONDS = 0.2
-CLAIMED_SECONDS = 5.0
-"""Time until a cell that another sweep has is looked at again."""
+LEASED_SECONDS = 5.0
+"""Time until a run that another process holds is looked at again."""
 RETRY_SECONDS = 2.0
-"""Time until the second attempt of a cell; four times that until the third."""
+"""Time until the second attempt of a run; the third comes after four times as long."""
 MAX_PREEMPTIONS = 10
-"""Times that a cell may be stopped by others before this driver leaves it alone."""
-EXIT_CLAIMED = 4
-"""Exit code of a cell without a number; without a note of an attempt, it is one that another process has."""
+"""How often a run may be preempted before this driver counts that as a failure."""
+EXIT_NO_RESULT = 4
+"""Exit code of `lra-run` without a result. If it logged no attempt, another process holds the lease of the run."""
 STORE_SECONDS = 600.0
-"""Time for which a store that cannot be reached is waited for."""
+"""How long to wait for a store that cannot be reached."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """How to run, as opposed to what."""
+    """How the runs are executed; none of this changes their results."""
 
     arguments: tuple[str, ...]
-    """For `lra-run`: store, data, device, threads."""
+    """Arguments of `lra-run`: store, data, device, threads."""
     timeout_seconds: float | None = None
-    """Longest time of one cell."""
+    """Longest time of one run."""
     limit_seconds: float | None = None
-    """Time after which no cell is started, and those running are stopped with their state saved."""
+    """Time after which no run is started, and running ones are stopped with their state saved."""
     grace_seconds: float = 30.0
+    """Time that a run has to save its state before it is killed."""
 
 
 @dataclass
-class _Task:
-    cell: SweepCell
+class _QueuedRun:
+    """A run with what this driver knows about its attempts."""
+
+    run: SweepRun
     run_id: str
     not_before: float = 0.0
-    notes_before: int = 0
+    attempts_before: int = 0
+    """Attempts in the store when the current one was started."""
     preemptions: int = 0
 
 
 class Sweep:
-    """One run of the driver.
+    """One execution of the driver.
 
     Args:
-        cells: What to run; their data is prepared.
+        runs: The runs; their data is prepared.
         store: Where results go.
-        launcher: Where they run.
-        settings: How.
-        view: Told what happens.
-        stop_requested: Whether this process has been asked to end.
+        launcher: Where the runs are started.
+        settings: How they are executed.
+        view: Shows the progress.
+        stop_requested: Returns whether this process has been asked to end.
     """
 
     def __init__(
         self,
-        cells: Sequence[SweepCell],
+        runs: Sequence[SweepRun],
         store: Store,
         launcher: Launcher,
         settings: SweepSettings,
@@ -79,95 +83,102 @@ class Sweep:
         self.store, self.launcher, self.settings, self.view = store, launcher, settings, view
         self.stop_requested = stop_requested
         self.waiting = [
-            _Task(cell, cell.run_id) for cell in cells if cell.run_id is not None and not state_of(store, cell).final
+            _QueuedRun(run, run.run_id) for run in runs if run.run_id is not None and not state_of(store, run).final
         ]
-        self.running: dict[str, _Task] = {}
+        self.running: dict[str, _QueuedRun] = {}
         self.stopping = False
 
     def run(self) -> bool:
-        """Run until every cell has come to an end; return False if the sweep was stopped before that."""
+        """Work until every run is final; return False if the sweep was stopped before that."""
         started = time.monotonic()
         limit = self.settings.limit_seconds
         with self.launcher, self.view:
             while self.waiting or self.running:
-                for ended in self.launcher.poll():
-                    self._settle(self.running.pop(ended.key), ended)
+                for result in self.launcher.poll():
+                    self._settle(self.running.pop(result.key), result)
                 late = limit is not None and time.monotonic() - started > limit
                 if not self.stopping and (self.stop_requested() or late):
                     self.stopping = True
                     self.waiting.clear()
                     self.launcher.stop()
                 self._start_ready()
-                self.view.tick([task.cell for task in self.running.values()], len(self.waiting))
+                self.view.tick([queued.run for queued in self.running.values()], len(self.waiting))
                 time.sleep(POLL_SECONDS)
         return not self.stopping
 
     def _start_ready(self) -> None:
-        now, ready = time.monotonic(), list[_Task]()
-        for task in list(self.waiting):
+        """Start waiting runs on the free slots, unless they are final by now or another process holds them."""
+        now, ready = time.monotonic(), list[_QueuedRun]()
+        for queued in list(self.waiting):
             if len(ready) == self.launcher.free_slots():
                 break
-            if task.not_before > now:
+            if queued.not_before > now:
                 continue
-            state = self._state(task)
+            state = self._state(queued)
             if state.word == "running":
-                task.not_before = now + CLAIMED_SECONDS
+                queued.not_before = now + LEASED_SECONDS
                 continue
-            self.waiting.remove(task)
+            self.waiting.remove(queued)
             if state.final:
-                self.view.finished(task.cell, state)
+                self.view.finished(queued.run, state)
                 continue
-            task.notes_before = len(attempts(self.store, task.run_id))
-            self.running[task.run_id] = task
-            ready.append(task)
+            queued.attempts_before = len(attempts(self.store, queued.run_id))
+            self.running[queued.run_id] = queued
+            ready.append(queued)
         if ready:
-            self.launcher.start([self._job(task) for task in ready])
+            self.launcher.start([self._job(queued) for queued in ready])
 
-    def _job(self, task: _Task) -> Job:
+    def _job(self, queued: _QueuedRun) -> Job:
         return Job(
-            key=task.run_id,
-            config=task.cell.config.model_dump_json(),
+            key=queued.run_id,
+            config=queued.run.config.model_dump_json(),
             arguments=self.settings.arguments,
-            log=log_path(self.store, task.run_id),
+            log=log_path(self.store, queued.run_id),
             timeout_seconds=self.settings.timeout_seconds,
             grace_seconds=self.settings.grace_seconds,
         )
 
-    def _settle(self, task: _Task, ended: JobResult) -> None:
-        """Find out what became of a cell, leave the note that a dead process could not, and try again if that helps."""
-        state = self._state(task)
+    def _settle(self, queued: _QueuedRun, result: JobResult) -> None:
+        """Handle the end of a process: log the attempt if the process could not, and queue the run again if useful."""
+        state = self._state(queued)
         if state.word not in ("ok", "diverged", "damaged"):
-            if self.stopping and not ended.timed_out:
-                self.view.finished(task.cell, state)
+            if self.stopping and not result.timed_out:
+                self.view.finished(queued.run, state)
                 return
-            told = len(attempts(self.store, task.run_id)) > task.notes_before
-            claimed = ended.returncode == EXIT_CLAIMED and not told
-            if ended.timed_out:
-                self._note(task, "timeout", f"no end within {self.settings.timeout_seconds:.0f} s\n{ended.detail}")
-            elif claimed:
-                task.not_before = time.monotonic() + CLAIMED_SECONDS
-                self.waiting.append(task)
+            logged = len(attempts(self.store, queued.run_id)) > queued.attempts_before
+            leased = result.returncode == EXIT_NO_RESULT and not logged
+            if result.timed_out:
+                self._log_attempt(
+                    queued, "timeout", f"no end within {self.settings.timeout_seconds:.0f} s\n{result.detail}"
+                )
+            elif leased:
+                queued.not_before = time.monotonic() + LEASED_SECONDS
+                self.waiting.append(queued)
                 return
-            elif ended.returncode == EXIT_PREEMPTED and task.preemptions < MAX_PREEMPTIONS:
-                task.preemptions += 1
-                self.waiting.append(task)
+            elif result.returncode == EXIT_PREEMPTED and queued.preemptions < MAX_PREEMPTIONS:
+                queued.preemptions += 1
+                self.waiting.append(queued)
                 return
-            elif not told:
-                self._note(task, "failed", f"{ended.detail}\n{how_it_ended(ended.returncode)}")
-            state = self._state(task)
-        self.view.finished(task.cell, state)
+            elif not logged:
+                self._log_attempt(queued, "failed", f"{result.detail}\n{describe_exit(result.returncode)}")
+            state = self._state(queued)
+        self.view.finished(queued.run, state)
         if not state.final and not self.stopping:
-            task.not_before = time.monotonic() + RETRY_SECONDS * 4 ** max(0, state.failures - 1)
-            self.waiting.append(task)
+            queued.not_before = time.monotonic() + RETRY_SECONDS * 4 ** max(0, state.failures - 1)
+            self.waiting.append(queued)
 
-    def _state(self, task: _Task) -> CellState:
-        return self._patiently(lambda: state_of(self.store, task.cell))
+    def _state(self, queued: _QueuedRun) -> RunState:
+        return self._retry_with_backoff(lambda: state_of(self.store, queued.run))
 
-    def _note(self, task: _Task, status: AttemptStatus, detail: str) -> None:
-        self._patiently(lambda: self.store.log_attempt(task.run_id, status, detail, {}))
+    def _log_attempt(self, queued: _QueuedRun, status: AttemptStatus, detail: str) -> None:
+        self._retry_with_backoff(lambda: self.store.log_attempt(queued.run_id, status, detail, {}))
 
-    def _patiently(self, action: Callable[[], T]) -> T:
-        """Do something with the store, and again with growing pauses while it cannot be reached."""
+    def _retry_with_backoff(self, action: Callable[[], T]) -> T:
+        """Access the store; while it cannot be reached, try again with growing pauses.
+
+        Raises:
+            StoreError: The store stayed away for `STORE_SECONDS`, or the sweep was asked to stop.
+        """
         pause, started = 0.5, time.monotonic()
         while True:
             try:
@@ -180,20 +191,14 @@ class Sweep:
                 pause = min(2 * pause, 30.0)
 
 
-def how_it_ended(returncode: int | None) -> str:
-    """Say in words how a process ended that left no note itself."""
+def describe_exit(returncode: int | None) -> str:
+    """Describe how a process ended that logged no attempt itself."""
     if returncode is None:
         return "the launcher lost the process"
     if returncode == 0:
-        return "ended well, but without a record of this cell"
+        return "ended with exit code 0, but without a record of this run"
     if returncode > 0:
         return f"ended with exit code {returncode}"
     name = signal.Signals(-returncode).name
     hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
     return f"killed by {name}{hint}"
-
-
-def tally(states: Sequence[CellState]) -> str:
-    """Count states by word, most frequent first."""
-    words = [state.word for state in states]
-    return ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words), key=words.count, reverse=True))

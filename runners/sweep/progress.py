@@ -1,4 +1,4 @@
-"""What a person sees of a running sweep: bars on a terminal, lines in a log elsewhere."""
+"""Progress of a running sweep: bars on a terminal, lines in a log elsewhere."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from tqdm import tqdm
 from lra.results.records import Store
 
 from ..progress import print_line
-from .state import CellState, SweepCell, state_of
+from .state import RunState, SweepRun, state_of
 
 TERMINAL_SECONDS = 1.0
+"""Time between two updates of the bars."""
 LOG_SECONDS = 60.0
 """Time between two summaries in a log."""
 
 
 class SweepView:
-    """One line per cell that ended; on a terminal also a bar per running cell under one for the whole sweep.
+    """Prints a line for each attempt that ended; a terminal also shows a bar for the sweep and one per running run.
 
     Args:
-        store: Where the steps of running cells are read.
-        total: Cells of the sweep.
-        done: Cells that had come to an end before.
+        store: Where the steps of the runs are read.
+        total: Number of runs in the sweep.
+        done: Number of runs that were final at the start.
     """
 
     def __init__(self, store: Store, *, total: int, done: int) -> None:
@@ -39,31 +40,31 @@ class SweepView:
     def __enter__(self) -> SweepView:
         """Show the bar of the whole sweep."""
         if self.terminal:
-            self.main = tqdm(total=self.total, initial=self.done, desc="cells", unit="cell", dynamic_ncols=True)
+            self.main = tqdm(total=self.total, initial=self.done, desc="runs", unit="run", dynamic_ncols=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         for bar in [*self.bars.values(), *([self.main] if self.main is not None else [])]:
             bar.close()
 
-    def finished(self, cell: SweepCell, state: CellState) -> None:
-        """Tell how an attempt on a cell ended."""
+    def finished(self, run: SweepRun, state: RunState) -> None:
+        """Print how an attempt ended."""
         if state.final:
             self.done += 1
         again = "" if state.final or state.word != "failed" else f" (attempt {state.failures}, will be repeated)"
         detail = f": {state.detail}" if state.detail else ""
-        self.say(f"[{self.done}/{self.total}] {cell.label}: {state.word}{detail}{again}")
+        self.say(f"[{self.done}/{self.total}] {run.label}: {state.word}{detail}{again}")
 
-    def tick(self, running: Sequence[SweepCell], waiting: int) -> None:
-        """Show, now and then, how far the running cells are."""
+    def tick(self, running: Sequence[SweepRun], waiting: int) -> None:
+        """Show the steps of the running runs, if the last update is old enough."""
         now = time.monotonic()
         if now - self.last < (TERMINAL_SECONDS if self.terminal else LOG_SECONDS):
             return
         self.last = now
-        steps = {cell.label: (state_of(self.store, cell).step, cell.config.train.steps) for cell in running}
+        steps = {run.label: (state_of(self.store, run).step, run.config.train.steps) for run in running}
         if self.main is not None:
             self._draw(self.main, steps)
             return
@@ -86,6 +87,7 @@ class SweepView:
             self.bars.pop(label).close()
         for label, (step, total) in steps.items():
             if label not in self.bars:
+                # tqdm stores positions negated; a new bar takes the first free line below the main one.
                 taken = {abs(bar.pos) for bar in self.bars.values()}
                 position = next(number for number in range(1, len(taken) + 2) if number not in taken)
                 self.bars[label] = tqdm(

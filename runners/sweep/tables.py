@@ -1,4 +1,4 @@
-"""The tables of `lra-sweep plan` and `lra-sweep status`."""
+"""The tables that `lra-sweep plan` and `lra-sweep status` print."""
 
 from __future__ import annotations
 
@@ -13,42 +13,41 @@ from lra.config.schema import RunConfig, canonical_json
 from lra.results.records import Cost, Store
 
 from ..train.cost import parameters_of
-from .driver import tally
 from .launchers.base import Job
 from .launchers.process import run_job
-from .state import SweepCell, state_of
+from .state import SweepRun, state_of, tally
 
-PROBE_STEPS = 15
+TRIAL_STEPS = 15
 
 
-def status_table(cells: Sequence[SweepCell], store: Store) -> str:
-    """Lay out where each cell stands."""
-    states = [state_of(store, cell) for cell in cells]
+def status_table(runs: Sequence[SweepRun], store: Store) -> str:
+    """Format the state of each run."""
+    states = [state_of(store, run) for run in runs]
     rows = [
-        (cell.label, state.word, f"{state.step}/{cell.config.train.steps}", state.failures or "", state.detail[:100])
-        for cell, state in zip(cells, states, strict=True)
+        (run.label, state.word, f"{state.step}/{run.config.train.steps}", state.failures or "", state.detail[:100])
+        for run, state in zip(runs, states, strict=True)
     ]
-    table = tabulate(rows, headers=("cell", "status", "step", "failures", "detail"), disable_numparse=True)
-    return f"{table}\n\n{len(cells)} cells: {tally(states)}"
+    table = tabulate(rows, headers=("run", "status", "step", "failures", "detail"), disable_numparse=True)
+    return f"{table}\n\n{len(runs)} runs: {tally(states)}"
 
 
-def plan_table(cells: Sequence[SweepCell], store_folder: Path, home: Path, *, probe: bool) -> str:
-    """Lay out the cells with their parameters; with `probe`, train each configuration for a moment and estimate.
+def plan_table(runs: Sequence[SweepRun], store_folder: Path, home: Path, *, probe: bool) -> str:
+    """Format the runs with their parameters; with `probe`, also estimate time and memory from a few training steps.
 
-    Cells that differ in their seed only are probed once.
+    Runs that differ only in their seed share one estimate.
     """
     store = Store(store_folder)
-    states = [state_of(store, cell) for cell in cells]
+    states = [state_of(store, run) for run in runs]
     measured: dict[bytes, Cost | None] = {}
     rows, minutes = [], 0.0
-    for cell, state in zip(cells, states, strict=True):
-        config = cell.config
+    for run, state in zip(runs, states, strict=True):
+        config = run.config
         key = canonical_json(config.model_dump(exclude={"seed"}))
         parameters, full = parameters_of(config)
-        row = [cell.label, state.word, str(config.train.steps), f"{parameters:,}", f"{parameters / full:.3f}"]
+        row = [run.label, state.word, str(config.train.steps), f"{parameters:,}", f"{parameters / full:.3f}"]
         if probe:
             if key not in measured:
-                measured[key] = None if state.final else _probe(config, home)
+                measured[key] = None if state.final else _measure_cost(config, home)
             estimate, memory, cost = "-", "-", measured[key]
             if cost is not None and cost.examples_per_second and not state.final:
                 left = (config.train.steps - state.step) * config.train.batch_size / cost.examples_per_second / 60
@@ -56,22 +55,22 @@ def plan_table(cells: Sequence[SweepCell], store_folder: Path, home: Path, *, pr
                 memory = "-" if cost.peak_memory_bytes is None else f"{cost.peak_memory_bytes / 2**20:,.0f}"
             row += [estimate, memory]
         rows.append(row)
-    headers = ["cell", "status", "steps", "parameters", "x full", *(["minutes", "peak MiB"] if probe else [])]
-    lines = [tabulate(rows, headers=headers, disable_numparse=True), "", f"{len(cells)} cells: {tally(states)}"]
+    headers = ["run", "status", "steps", "parameters", "x full", *(["minutes", "peak MiB"] if probe else [])]
+    lines = [tabulate(rows, headers=headers, disable_numparse=True), "", f"{len(runs)} runs: {tally(states)}"]
     if probe:
-        lines.append(f"Training left: {minutes:.0f} minutes in all, one cell at a time and without evaluations.")
+        lines.append(f"Training left: {minutes:.0f} minutes in all, one run at a time and without evaluations.")
     return "\n".join(lines)
 
 
-def _probe(config: RunConfig, home: Path) -> Cost | None:
-    """Train a few steps in a process and a store of their own; None if that fails."""
-    train = config.train.model_copy(update={"steps": PROBE_STEPS, "eval_every": PROBE_STEPS, "selection": "last"})
+def _measure_cost(config: RunConfig, home: Path) -> Cost | None:
+    """Train a few steps in a process and a temporary store of their own; return None if that fails."""
+    train = config.train.model_copy(update={"steps": TRIAL_STEPS, "eval_every": TRIAL_STEPS, "selection": "last"})
     short = config.model_copy(update={"train": train})
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         threads = str(os.cpu_count() or 1)
         arguments = ("--store", folder, "--data-dir", str(home), "--threads", threads, "--quiet")
-        job = Job(key="probe", config=short.model_dump_json(), arguments=arguments, log=Path(folder) / "log")
+        job = Job(key="trial", config=short.model_dump_json(), arguments=arguments, log=Path(folder) / "log")
         run_job(job, {}, lambda: False)
         records = [record for record in store.records() if not isinstance(record, Exception)]
         return records[0].cost if records else None

@@ -146,14 +146,14 @@ def stand_in(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("runners.sweep.launchers.slurm.SlurmLauncher.__init__", lambda self, **settings: None)
     patch.setattr("lra.results.records.Store.check_writable", lambda self: None)
     if sys.argv[0] != "lra-run":
-        patch.setattr(sweep_command, "_cells", cells_without_data)
+        patch.setattr(sweep_command, "_runs", runs_without_data)
 
 
 def torch_device(name: str) -> bool:
     return re.fullmatch(r"cuda(:\d+)?", name) is not None and torch.device(name).type == "cuda"
 
 
-def cells_without_data(suite: str, data_dir: Path | None, *, prepare: bool) -> list[object]:
+def runs_without_data(suite: str, data_dir: Path | None, *, prepare: bool) -> list[object]:
     """Expand a suite for real, and prepare nothing."""
     from lra.config.suites import expand, load_suite
     from runners.sweep.state import sweep_runs

@@ -115,10 +115,10 @@ def rows_of(done, form="csv"):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The store, what `quick` alone did not give, and the number of cells that the suites have."""
+    """The store, what `quick` alone did not give, and the number of runs that the suites have."""
     folder = tmp_path_factory.mktemp("every")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep_command, "_engine", lambda *settings: ThisProcess())
+        patch.setattr(sweep_command, "make_launcher", lambda *settings: ThisProcess())
         cells = [sweep("quick", folder)]
         refused = {}
         for preset, names in PRESET_ARGUMENTS.items():

@@ -19,10 +19,10 @@ from lra.errors import LraError, StoreError
 from lra.results.checkpoints import newest_checkpoint, save_checkpoint
 from lra.results.records import Store
 from lra.tasks import get_task
-from runners.sweep import driver as sweep_module
+from runners.sweep import driver as driver_module
 from runners.sweep.state import attempts
 from runners.train.run import LeasedRunError, PreemptedRunError, RunError
-from tests.runners.tiny_runs import ForkLauncher, execute, outcomes, sweep, sweep_cell, tiny, tiny_data
+from tests.runners.tiny_runs import ForkLauncher, execute, outcomes, sweep, sweep_run, tiny, tiny_data
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context("fork")
@@ -35,7 +35,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def example(data, tmp_path_factory):
-    """A finished cell: its record and its arrays."""
+    """A finished run: its record and its arrays."""
     store = Store(tmp_path_factory.mktemp("example"))
     record = execute(tiny(), data, store)
     return record, store.arrays(record.run_id)
@@ -78,12 +78,13 @@ def test_two_hundred_kills_while_publishing_lose_nothing(example, tmp_path):
             os._exit(1)
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
-            told = pipe.read(64 * rng.randrange(4)).decode()  # so many results are through; the next one is under way
+            # So many results are through; the next one is under way.
+            acknowledgement = pipe.read(64 * rng.randrange(4)).decode()
             time.sleep(0.005 * rng.random())
             os.kill(pid, signal.SIGKILL)
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-            told += pipe.read().decode()
-        acknowledged += [told[start : start + 64] for start in range(0, len(told), 64)]
+            acknowledgement += pipe.read().decode()
+        acknowledged += [acknowledgement[start : start + 64] for start in range(0, len(acknowledgement), 64)]
     assert len(acknowledged) >= 200
     assert all(len(run_id) == 64 for run_id in acknowledged)
     present = {found.run_id for found in store.records() if not isinstance(found, StoreError)}
@@ -196,8 +197,8 @@ def test_a_read_only_cache_works_where_it_is_complete_and_says_so_where_not():
 
         task = get_task("listops")
         other = task.options.model_validate(tiny(**{"data.train": 65}).data)
-        told = as_nobody(lambda: task.prepare(other, folder, workers=1, progress=False))
-        assert told == f"DataError: {folder} is not writable; --data-dir names another folder"
+        message = as_nobody(lambda: task.prepare(other, folder, workers=1, progress=False))
+        assert message == f"DataError: {folder} is not writable; --data-dir names another folder"
         assert as_nobody(lambda: tiny_data(folder).digest) == digest
         folder.chmod(0o755)
 
@@ -215,7 +216,7 @@ def test_too_little_memory_is_an_attempt_that_says_so(data, tmp_path):
 
 
 def sabotage(config):
-    """Do harm at the second training step, by the seed of the cell: every second cell, in turn one of five kinds."""
+    """Do harm at the second training step, by the seed of the run: every second run, in turn one of five kinds."""
     if config.seed % 2 == 0:
         return
     kind, calls, forward = config.seed // 2 % 5, iter(range(10**6)), FullAttention.forward
@@ -238,26 +239,26 @@ def sabotage(config):
 
 
 @pytest.mark.parametrize("faults", [10, pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.usefixtures("example")  # a cell run before the forks, so that no child pays for torch's late imports
-def test_broken_cells_of_a_sweep_leave_the_others_alone(data, tmp_path, monkeypatch, faults):
-    monkeypatch.setattr(sweep_module, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(sweep_module, "RETRY_SECONDS", 0.0)
-    cells = [sweep_cell(tiny(seed=seed), data) for seed in range(2 * faults)]
+@pytest.mark.usefixtures("example")  # a run before the forks, so that no child pays for torch's late imports
+def test_broken_runs_of_a_sweep_leave_the_others_alone(data, tmp_path, monkeypatch, faults):
+    monkeypatch.setattr(driver_module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(driver_module, "RETRY_SECONDS", 0.0)
+    runs = [sweep_run(tiny(seed=seed), data) for seed in range(2 * faults)]
     clean, broken = Store(tmp_path / "clean"), Store(tmp_path / "broken")
-    assert sweep(cells[::2], clean, ForkLauncher(data, clean))
-    assert sweep(cells, broken, ForkLauncher(data, broken, sabotage, slots=4), timeout_seconds=10.0)
+    assert sweep(runs[::2], clean, ForkLauncher(data, clean))
+    assert sweep(runs, broken, ForkLauncher(data, broken, sabotage, slots=4), timeout_seconds=10.0)
     healthy, found = outcomes(clean), outcomes(broken)
     assert len(healthy) == faults
     assert {run_id: found[run_id] for run_id in healthy} == healthy
     words = {0: ["failed"] * 3, 1: ["timeout"], 2: ["failed"] * 3, 3: ["oom"], 4: ["diverged"]}
-    for cell in cells[1::2]:
-        expected = words[cell.config.seed // 2 % 5]
-        assert [note["status"] for note in attempts(broken, cell.run_id)] == expected
-        outcome = found.get(cell.run_id)
+    for run in runs[1::2]:
+        expected = words[run.config.seed // 2 % 5]
+        assert [note["status"] for note in attempts(broken, run.run_id)] == expected
+        outcome = found.get(run.run_id)
         assert outcome == (("diverged", None) if expected == ["diverged"] else None)
 
 
-def run_the_cell(config, data, root, barrier, answers):
+def answer_with_result(config, data, root, barrier, answers):
     barrier.wait()
     try:
         answers.put(execute(config, data, Store(root)).outcome.weights_digest)
@@ -265,25 +266,29 @@ def run_the_cell(config, data, root, barrier, answers):
         answers.put(str(error))
 
 
-def test_eight_processes_on_one_cell_make_one_result(data, tmp_path):
+def test_eight_processes_on_one_run_make_one_result(data, tmp_path):
     config = tiny()
     expected = execute(config, data, Store(tmp_path / "alone")).outcome.weights_digest
     for number in range(5):
         barrier, answers = CONTEXT.Barrier(8), CONTEXT.SimpleQueue()
         root = tmp_path / str(number)
-        crowd = [CONTEXT.Process(target=run_the_cell, args=(config, data, root, barrier, answers)) for _ in range(8)]
+        crowd = [
+            CONTEXT.Process(target=answer_with_result, args=(config, data, root, barrier, answers)) for _ in range(8)
+        ]
         for process in crowd:
             process.start()
-        told = [answers.get() for _ in crowd]
+        received = [answers.get() for _ in crowd]
         for process in crowd:
             process.join()
-        assert expected in told
-        assert all(answer == expected or re.match(r"being run by pid (\d+|unknown) on host", answer) for answer in told)
+        assert expected in received
+        assert all(
+            answer == expected or re.match(r"being run by pid (\d+|unknown) on host", answer) for answer in received
+        )
         assert len(outcomes(Store(root))) == 1
         assert [note["status"] for note in attempts(Store(root), config.run_id(data.digest))] == ["ok"]
 
 
-def test_the_cell_of_a_killed_process_is_taken_over_at_once(data, tmp_path):
+def test_the_run_of_a_killed_process_is_taken_over_at_once(data, tmp_path):
     config = tiny(**{"train.steps": 40, "train.eval_every": 20})
     expected, store = execute(config, data, Store(tmp_path / "alone")).outcome, Store(tmp_path / "store")
     run_id = config.run_id(data.digest)

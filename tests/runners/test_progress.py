@@ -1,4 +1,4 @@
-"""What is shown of a running cell: a line that a terminal can hold, or plain lines in a log."""
+"""The progress of a run: one line that fits the terminal, or plain lines in a log."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Tiny cells for tests of sweeps and faults, and an launcher that forks instead of starting Python anew."""
+"""Tiny runs for tests of sweeps and faults, and an launcher that forks instead of starting Python anew."""
 
 import faulthandler
 import os
@@ -17,7 +17,7 @@ from lra.tasks import get_task
 from runners.sweep.driver import Sweep, SweepSettings
 from runners.sweep.launchers.base import JobResult, Launcher
 from runners.sweep.progress import SweepView
-from runners.sweep.state import SweepCell
+from runners.sweep.state import SweepRun
 from runners.train.run import RunOptions, execute_run
 
 TINY = {
@@ -50,17 +50,17 @@ def execute(config, data, store, stop=lambda: False, **settings):
     return execute_run(config, data, store, execution, stop)
 
 
-def sweep_cell(config, data):
-    return SweepCell(label=f"seed {config.seed}", config=config, run_id=config.run_id(data.digest))
+def sweep_run(config, data):
+    return SweepRun(label=f"seed {config.seed}", config=config, run_id=config.run_id(data.digest))
 
 
 def outcomes(store):
     return {record.run_id: (record.status, record.outcome) for record in store.records()}
 
 
-def sweep(cells, store, launcher, stop=lambda: False, **settings):
-    view = SweepView(store, total=len(cells), done=0)
-    return Sweep(cells, store, launcher, SweepSettings(arguments=(), **settings), view, stop).run()
+def sweep(runs, store, launcher, stop=lambda: False, **settings):
+    view = SweepView(store, total=len(runs), done=0)
+    return Sweep(runs, store, launcher, SweepSettings(arguments=(), **settings), view, stop).run()
 
 
 class ForkLauncher(Launcher):

@@ -1,4 +1,8 @@
-"""What a sweep asks of an launcher. Results never travel through it: they are in the store, or they are not."""
+"""The interface of a launcher: what a sweep needs in order to start runs somewhere and learn when they ended.
+
+A launcher starts processes and reports how they ended. It never carries results; a run writes those to the store, which
+every host must be able to reach.
+"""
 
 from __future__ import annotations
 
@@ -13,63 +17,74 @@ from lra.errors import LraError
 
 
 class LauncherError(LraError):
-    """The launcher is not installed, or what it runs on cannot be reached."""
+    """The launcher's package is not installed, or its cluster cannot be reached."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One cell to execute, as plain values that any host understands."""
+    """One run to execute, in plain values that can be pickled and sent to another host."""
 
     key: str
-    """Cell id."""
+    """The run id."""
     config: str
-    """The cell's configuration, as JSON."""
+    """The configuration of the run, as JSON."""
     arguments: tuple[str, ...]
     """Further arguments of `lra-run`, with absolute paths."""
     log: Path
-    """File that takes the output of the process, at its end."""
+    """File to which the output of the process is appended."""
     timeout_seconds: float | None = None
     """Time after which the process is asked to stop."""
     grace_seconds: float = 30.0
-    """Time it has for that before it is killed."""
+    """Time between that request and the kill."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobResult:
-    """How the process of a job ended, which is not yet what became of the cell."""
+    """How the process of a job ended; whether the run has a result stands in the store."""
 
     key: str
     returncode: int | None
-    """As in `subprocess`, negative for a signal; None if the launcher lost the process."""
+    """Exit code as in `subprocess`, negative for a signal; None if the launcher lost the process."""
     timed_out: bool = False
+    """Whether the process was stopped because of `Job.timeout_seconds`."""
     detail: str = ""
-    """The end of its output."""
+    """The last lines of its output, or why it was lost."""
 
 
 class Launcher(ABC):
-    """Runs jobs. Leaving its `with` block stops what still runs and waits for it."""
+    """Starts jobs and reports their ends; used as a context manager that stops and waits for running jobs on exit.
+
+    What a subclass must do:
+
+    - Execute each job with `process.run_job`, in whatever process or on whatever host the job lands. That function
+      starts `lra-run`, writes the log and enforces the timeout.
+    - Report every started job exactly once from `poll`, also a job whose worker or host died (`returncode=None`). The
+      driver of the sweep decides whether to start it again; a launcher need not retry.
+    - Make `stop` reach the processes as SIGTERM, on which a run saves a checkpoint and exits with code 75.
+    - Return from `start`, `poll` and `stop` without waiting for jobs. The driver calls every method from one thread.
+    """
 
     @abstractmethod
     def free_slots(self) -> int:
-        """Return how many more jobs can be started now."""
+        """Return how many more jobs may be started now; 0 makes the driver wait."""
 
     @abstractmethod
     def start(self, jobs: Sequence[Job]) -> None:
-        """Start jobs, no more than there are free slots."""
+        """Start jobs; there are never more of them than free slots."""
 
     @abstractmethod
     def poll(self) -> list[JobResult]:
-        """Return, without waiting, the jobs that ended since the last call."""
+        """Return the results of the jobs that ended since the last call, without waiting."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Ask all running jobs to save their state and end."""
+        """Ask all running jobs to save their state and exit; `poll` still reports their ends."""
 
     @abstractmethod
     def close(self) -> None:
-        """Wait for the jobs that run, and give back what the launcher holds."""
+        """Wait for the running jobs and release connections, threads and the like; called once, after `stop`."""
 
     def __enter__(self) -> Self:
         """Return the launcher."""
@@ -78,6 +93,6 @@ class Launcher(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop and close."""
+        """Stop the running jobs and close the launcher."""
         self.stop()
         self.close()

@@ -1,4 +1,4 @@
-"""The default launcher: processes on this machine, one per slot."""
+"""The default launcher: child processes on this machine, one per slot."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ Environment = Mapping[str, str]
 
 
 def cpu_slots(slots: int) -> Sequence[Environment]:
-    """Return the environments of `slots` processes that see no GPU."""
+    """Return the environment variables of `slots` processes that see no GPU."""
     return [{"CUDA_VISIBLE_DEVICES": ""}] * slots
 
 
 def gpu_slots(gpus: Sequence[str], per_gpu: int, slots: int | None = None) -> Sequence[Environment]:
-    """Return the environments of processes that see one GPU each, the GPUs dealt out in turn.
+    """Return the environment variables of processes that see one GPU each, with the GPUs assigned in turn.
 
     Args:
-        gpus: Names as CUDA_VISIBLE_DEVICES knows them.
+        gpus: Names of the GPUs, as in CUDA_VISIBLE_DEVICES.
         per_gpu: Processes that share a GPU.
-        slots: Limit on their total.
+        slots: Most processes in all; no limit if None.
     """
     return [{"CUDA_VISIBLE_DEVICES": gpu} for _ in range(per_gpu) for gpu in gpus][:slots]
 
 
 class LocalLauncher(Launcher):
-    """Runs each job as a child process, watched by a thread."""
+    """Runs each job as a child process, watched by a thread.
+
+    Args:
+        environments: One slot each: the environment variables that are set for a job on that slot.
+    """
 
     def __init__(self, environments: Sequence[Environment]) -> None:
         self._free = list(environments)
@@ -49,26 +53,26 @@ class LocalLauncher(Launcher):
             thread.start()
 
     def poll(self) -> list[JobResult]:
-        """Return the processes that ended."""
+        """Return the results of the processes that ended, and free their slots."""
         ended = []
         while not self._ended.empty():
-            end, environment = self._ended.get()
+            result, environment = self._ended.get()
             self._free.append(environment)
-            ended.append(end)
+            ended.append(result)
         return ended
 
     def stop(self) -> None:
-        """Send SIGTERM to all."""
+        """Make the watching threads send SIGTERM to their processes."""
         self._stopping.set()
 
     def close(self) -> None:
-        """Wait for all."""
+        """Wait for all threads, and so for their processes."""
         for thread in self._threads:
             thread.join()
 
     def _watch(self, job: Job, environment: Environment) -> None:
         try:
-            end = run_job(job, environment, self._stopping.is_set)
+            result = run_job(job, environment, self._stopping.is_set)
         except OSError as error:
-            end = JobResult(key=job.key, returncode=None, detail=f"cannot run a process: {error}")
-        self._ended.put((end, environment))
+            result = JobResult(key=job.key, returncode=None, detail=f"cannot run a process: {error}")
+        self._ended.put((result, environment))

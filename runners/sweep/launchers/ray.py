@@ -1,30 +1,30 @@
-"""Cells as Ray tasks: a cluster that is there already, or one started on this machine (extra `ray`).
+"""Runs as Ray tasks, on an existing cluster or on one started on this machine (extra `ray`).
 
-Ray runs any code that is sent to it. One started here listens on the loopback address only; never run one on an open
-network.
+Ray executes any code that is sent to it, so never run a cluster on an open network. A cluster that is started here
+listens on the loopback address only.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .base import Job, JobResult, Launcher, LauncherError
 from .process import run_job
 
 WORKER_RETRIES = 1
-"""How often Ray itself repeats a job whose worker died; all else is for the sweep to decide."""
+"""How often Ray itself repeats a job whose worker died; the sweep decides about everything else."""
 
 
 class RayLauncher(Launcher):
-    """Runs each job as a task that starts the same fresh process as the local launcher.
+    """Runs each job as a Ray task, which starts the same process as the local launcher.
 
     Args:
-        slots: Jobs submitted at once.
-        threads: CPUs that a job takes.
-        gpus: GPUs that a job takes; a fraction lets several share one.
-        address: Of a cluster, `auto` for the one of this machine; None starts one here.
+        slots: Most jobs submitted at a time.
+        threads: CPUs that each job reserves.
+        gpus: GPUs that each job reserves; with a fraction, several jobs share one.
+        address: Address of a cluster, or `auto` for the one running on this machine; None starts one here.
 
     Raises:
         LauncherError: Ray is not installed, or there is no cluster at the address.
@@ -35,12 +35,12 @@ class RayLauncher(Launcher):
         try:
             import ray
         except ImportError as error:
-            raise LauncherError("engine ray needs the extra: pip install 'lra-harness[ray]'") from error
+            raise LauncherError("launcher ray needs the extra: pip install 'lra-harness[ray]'") from error
         self._ray: Any = ray
         self._slots = slots
         self._running: dict[Any, str] = {}
-        self._started_here = not ray.is_initialized()
-        if self._started_here:
+        self._connected_here = not ray.is_initialized()
+        if self._connected_here:
             self._connect(slots, threads, address)
         task = ray.remote(_run_in_worker)
         self._task: Any = task.options(num_cpus=threads, num_gpus=gpus, max_retries=WORKER_RETRIES)
@@ -66,37 +66,36 @@ class RayLauncher(Launcher):
             self._running[self._task.remote(job)] = job.key
 
     def poll(self) -> list[JobResult]:
-        """Return the tasks that ended."""
+        """Return the results of the tasks that ended."""
         if not self._running:
             return []
         done, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         return [self._result(reference) for reference in done]
 
     def stop(self) -> None:
-        """Cancel all tasks; a worker that is interrupted sends SIGTERM to its process and waits for it."""
+        """Cancel all tasks; the interrupted workers send SIGTERM to their processes and wait for them."""
         for reference in self._running:
             self._ray.cancel(reference)
 
     def close(self) -> None:
-        """Wait for all, and leave the cluster if it was this launcher that joined or started it."""
+        """Wait for all tasks; disconnect from the cluster if this launcher connected to it."""
         while self._running:
             self._ray.wait(list(self._running), num_returns=len(self._running), timeout=1.0)
             self.poll()
-        if self._started_here:
+        if self._connected_here:
             self._ray.shutdown()
 
     def _result(self, reference: Any) -> JobResult:
         key = self._running.pop(reference)
         try:
-            ended: JobResult = self._ray.get(reference)
+            result: JobResult = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             return JobResult(
                 key=key, returncode=None, detail=f"Ray: {type(error).__name__}: {str(error).strip()[:500]}"
             )
-        return ended
+        return result
 
 
 def _run_in_worker(job: Job) -> JobResult:
-    """Run the job's process; the worker's environment, with the GPUs that Ray chose, is its own."""
-    environment: Mapping[str, str] = {}
-    return run_job(job, environment, lambda: False)
+    """Run the job's process with the environment of the worker, in which Ray has set CUDA_VISIBLE_DEVICES."""
+    return run_job(job, {}, lambda: False)

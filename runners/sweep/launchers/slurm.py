@@ -1,4 +1,4 @@
-"""Cells as the array jobs of a Slurm cluster, through submitit (extra `slurm`)."""
+"""Runs as array jobs of a Slurm cluster, through submitit (extra `slurm`)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .process import run_job
 
 
 class SlurmTask:
-    """What a Slurm job executes: the same fresh process as on the local machine.
+    """What a Slurm job executes: the same process as the local launcher starts.
 
-    Called by submitit on the node. When Slurm announces a pre-emption or the end of the time, submitit calls
-    `checkpoint`, and submits what it returns again.
+    submitit calls it on the node. When Slurm announces a preemption or the end of the job's time, submitit calls
+    `checkpoint` and submits what that returns.
     """
 
     def __init__(self, job: Job) -> None:
@@ -25,25 +25,25 @@ class SlurmTask:
         return run_job(self.job, {}, lambda: False)
 
     def checkpoint(self) -> Any:
-        """Submit the job again; Slurm ends the process, and the cell continues from its own last checkpoint."""
+        """Return the same job: the run resumes from its own last checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(SlurmTask(self.job))
 
 
 class SlurmLauncher(Launcher):
-    """Submits the jobs that are ready together, as one array.
+    """Submits the jobs that are ready together as one array.
 
     Args:
-        folder: For submitit's own files, on a file system that the nodes share.
-        slots: Jobs of an array that run at once.
-        threads: CPUs of a job.
-        gpus: GPUs of a job.
+        folder: Folder for files of submitit, on a file system that the nodes share.
+        slots: Most jobs submitted at a time.
+        threads: CPUs of each job.
+        gpus: GPUs of each job.
         cluster: `slurm`, or `local` for processes on this machine.
-        settings: More parameters of submitit's executor, such as slurm_partition and timeout_min.
+        settings: Further parameters of the submitit executor, such as slurm_partition and timeout_min.
 
     Raises:
-        LauncherError: submitit or Slurm is not there.
+        LauncherError: submitit is not installed, Slurm is not available, or a parameter is wrong.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SlurmLauncher(Launcher):
         try:
             import submitit
         except ImportError as error:
-            raise LauncherError("engine slurm needs the extra: pip install 'lra-harness[slurm]'") from error
+            raise LauncherError("launcher slurm needs the extra: pip install 'lra-harness[slurm]'") from error
         self._errors: Any = submitit.core.utils
         self._slots = slots
         self._running: dict[str, Any] = {}
@@ -74,22 +74,22 @@ class SlurmLauncher(Launcher):
         self._running |= dict(submitted)
 
     def poll(self) -> list[JobResult]:
-        """Return the jobs that ended."""
+        """Return the results of the jobs that ended."""
         return [self._result(key) for key, job in list(self._running.items()) if job.done()]
 
     def stop(self) -> None:
-        """Cancel all; Slurm sends SIGTERM to their processes."""
+        """Cancel all jobs; Slurm sends SIGTERM to their processes."""
         for job in self._running.values():
             job.cancel()
 
     def close(self) -> None:
-        """Forget the jobs: those cancelled end by themselves, and the store knows."""
+        """Forget the jobs; cancelled ones end by themselves and write their state to the store."""
         self._running.clear()
 
     def _result(self, key: str) -> JobResult:
         job = self._running.pop(key)
         try:
-            ended: JobResult = job.result()
+            result: JobResult = job.result()
         except (self._errors.UncompletedJobError, self._errors.FailedJobError) as error:
             return JobResult(key=key, returncode=None, detail=f"Slurm job {job.job_id}: {str(error).strip()[:500]}")
-        return ended
+        return result

@@ -68,14 +68,14 @@ def known():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's high-water mark is Linux's")
 @pytest.mark.parametrize(("case", "size"), [("self_test", 48), ("brief", 64), ("many", 32), ("transient", 96)])
-def test_both_meters_read_known_allocations(known, case, size):
+def test_both_counters_measure_known_allocations(known, case, size):
     assert known["allocator"][case] == size * MIB
     if case == "self_test":
         assert known["kernel"][case] == pytest.approx(size * MIB, rel=0.01)
     assert counters_agree(known["allocator"][case], known["kernel"][case])
 
 
-def test_the_meters_are_two_things(known):
+def test_the_counters_are_independent(known):
     assert known["allocator"]["untouched"] == 64 * MIB
     assert known["kernel"]["untouched"] < MIB
 
@@ -107,7 +107,7 @@ def invoke(folder, *arguments, exit_code=0):
     return done.output
 
 
-def test_the_meters_agree_on_a_real_training_step(bench):
+def test_the_counters_agree_on_a_real_training_step(bench):
     records = {record.variant: record for record in bench_records(bench[1])}
     assert sorted(records) == ["full", "local"]
     for record in records.values():
@@ -172,7 +172,7 @@ def test_the_step_sees_random_tokens_and_no_padding():
     assert Workload(config(task="retrieval"), CPU).tokens.shape == (2, 2, 32)
 
 
-def test_a_step_is_forward_backward_and_optimiser_and_meters_do_not_change_it():
+def test_a_step_is_forward_backward_and_optimiser_and_counters_do_not_change_it():
     plain, metered = Workload(config("local"), CPU), Workload(config("local"), CPU)
     before = [p.detach().clone() for p in plain.model.parameters()]
     for _ in range(4):
@@ -211,7 +211,7 @@ def measurement(step=100 * MIB, check=100 * MIB, self_test=SELF_TEST_BYTES):
     )  # fmt: skip
 
 
-def test_a_reading_with_a_disagreement_or_a_wrong_canary_is_flagged():
+def test_a_measurement_with_a_disagreement_or_a_failed_self_test_is_flagged():
     assert measurement().problem == ""
     assert measurement(check=103 * MIB).problem == ""
     assert "disagree" in measurement(check=104 * MIB).problem
@@ -257,7 +257,7 @@ def test_the_arena_layout_is_that_of_table_2():
     assert "in 2 of 3 measurements" in printed
 
 
-def test_the_long_table_has_crossings_and_what_was_not_counted():
+def test_the_long_table_has_crossover_lengths_and_what_was_not_counted():
     only_local = FlopCount(total=10**8, by_operator={}, uncounted={"sort": 1, "_fft_r2c": 2}, uncounted_pointwise={})
     printed = full_report([
         record("full", 1024, speed_ratio=1.0), record("full", 2048, speed_ratio=1.0),

@@ -86,7 +86,7 @@ def test_one_slow_cycle_does_not_change_the_ratio():
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0])
-def test_crossing_is_exact_for_powers_of_the_length(power):
+def test_crossover_is_exact_for_powers_of_the_length(power):
     lengths = [512, 1024, 2048, 4096]
     full = {length: float(length) ** 2 for length in lengths}
     other = {length: 1500.0**power * float(length) ** (2 - power) for length in lengths}
@@ -96,13 +96,13 @@ def test_crossing_is_exact_for_powers_of_the_length(power):
     assert str(found) == "1500"
 
 
-def test_crossing_outside_the_measured_lengths_is_a_bound():
+def test_crossover_outside_the_measured_lengths_is_a_bound():
     full = {1024: 1.0, 2048: 2.0}
     assert str(crossover({1024: 0.9, 2048: 1.0}, full)) == "< 1024"
     assert str(crossover({1024: 1.5, 2048: 2.0}, full)) == "> 2048"
     assert str(crossover({4096: 1.0}, full)) == "-"
 
 
-def test_crossing_is_the_last_one_and_ignores_lengths_without_both():
+def test_crossover_is_the_last_one_and_ignores_lengths_without_both():
     full = dict.fromkeys([1, 2, 4, 8], 1.0)
     assert crossover({1: 0.5, 2: 2.0, 4: 2.0, 8: 0.5, 16: 9.0}, full).length == pytest.approx(4 * 2**0.5)

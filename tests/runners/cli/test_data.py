@@ -39,7 +39,7 @@ def folder(run, home):
     return folder
 
 
-def test_prepare_tells_what_it_made_and_where(run, home):
+def test_prepare_prints_what_it_made_and_where(run, home):
     first, again = run("prepare", "listops", *SET_TINY), run("prepare", "ListOps", *SET_TINY)
     assert (first.exit_code, again.exit_code) == (0, 0)
     (folder,) = home.iterdir()
@@ -51,7 +51,7 @@ def test_prepare_tells_what_it_made_and_where(run, home):
     assert first.stderr == ""  # no progress bar outside a terminal
 
 
-def test_a_small_edition_has_its_own_folder_and_says_what_it_is(run, home):
+def test_a_small_dataset_variant_has_its_own_folder_and_description(run, home):
     full, small = run("prepare", "listops", *SET_TINY), run("prepare", "listops", *SET_TINY, "--small", 30)
     assert (full.exit_code, small.exit_code) == (0, 0), small.stderr
     assert len(list(home.iterdir())) == 2
@@ -60,7 +60,7 @@ def test_a_small_edition_has_its_own_folder_and_says_what_it_is(run, home):
 
 
 @pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.info.generated])
-def test_generate_wins_over_an_edition_that_is_read(run, task):
+def test_generate_overrides_a_dataset_variant_that_is_read(run, task):
     tiny = SET_TINY if task == "listops" else ["--set", "difficulty=easy", "--small", "8"]
     assert run("prepare", task, "--set", "source=official", *tiny).exit_code != 0
     result = run("prepare", task, "--set", "source=official", "--generate", *tiny)
@@ -206,7 +206,7 @@ def test_mistakes_are_one_line_on_stderr(run, arguments, exit_code, message):
 
 
 @pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.info.generated])
-def test_a_generated_edition_takes_no_file_even_when_it_is_there(run, task, tmp_path):
+def test_a_generated_dataset_variant_takes_no_file_even_when_it_exists(run, task, tmp_path):
     tiny = SET_TINY if task == "listops" else ["--set", "difficulty=easy", "--small", "8"]
     assert run("prepare", task, *tiny).exit_code == 0
     for source in (tmp_path, tmp_path / "nowhere"):

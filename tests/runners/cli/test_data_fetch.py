@@ -39,7 +39,7 @@ def server(monkeypatch):
     running.close()
 
 
-def test_fetch_downloads_and_prepares_and_later_editions_need_no_network(run, home, server):
+def test_fetch_downloads_and_prepares_and_later_dataset_variants_need_no_network(run, home, server):
     result = run("fetch", "text", "--mirror", server.url, *SMALL)
     assert (result.exit_code, result.stderr) == (0, "")
     assert "of the known SHA-256" in result.stdout
@@ -106,7 +106,7 @@ def test_a_source_that_was_not_read_is_not_remembered(run, home, tmp_path):
     assert run("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 0
 
 
-def test_a_fetched_file_is_remembered_though_the_edition_was_there(run, home, tmp_path, server):
+def test_a_fetched_file_is_remembered_though_the_data_was_prepared(run, home, tmp_path, server):
     file = tmp_path / "by-hand"
     file.write_bytes(CONTENT)
     assert run("prepare", "text", "--from", file, *SMALL).exit_code == 0
@@ -134,7 +134,7 @@ def test_without_a_network_fetch_says_how_to_go_on(run, home, server, monkeypatc
         assert refused.stderr.count("\n") == 1
 
 
-def test_remove_takes_editions_by_task_or_name_and_asks_first(run, home, tmp_path):
+def test_remove_takes_dataset_variants_by_task_or_name_and_asks_first(run, home, tmp_path):
     file = tmp_path / "by-hand"
     file.write_bytes(CONTENT)
     for seed in range(3):

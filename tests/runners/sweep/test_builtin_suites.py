@@ -16,13 +16,13 @@ def data(tmp_path_factory):
 
 
 def run_small(suite, data, folder):
-    """Run every cell of a suite with its variant and depth kept, and the rest made tiny."""
+    """Run every run of a suite with its variant and depth kept, and the rest made tiny."""
     base = tiny(**{"train.steps": 2, "train.eval_every": 2})
     ran = 0
-    for cell in expand(load_suite(suite)):
-        model = base.model.model_copy(update={"num_layers": cell.model.num_layers})
-        small = base.model_copy(update={"variant": cell.variant, "model": model, "seed": cell.seed})
-        if cell.seed == 0:
+    for run in expand(load_suite(suite)):
+        model = base.model.model_copy(update={"num_layers": run.model.num_layers})
+        small = base.model_copy(update={"variant": run.variant, "model": model, "seed": run.seed})
+        if run.seed == 0:
             assert isinstance(execute(small, data, Store(folder)), RunRecord)
             ran += 1
     return ran
@@ -32,13 +32,13 @@ def test_the_ablation_of_contextpool_runs_and_makes_its_table(data, tmp_path):
     assert run_small("contextpool_ablation", data, tmp_path) == 1 + 8 + 4 + 3 + 2
     loaded = load_stores([tmp_path])
     assert {status for status, _ in outcomes(Store(tmp_path)).values()} == {"ok"}
-    assert len(ablation(loaded, "quick", "open", "contextpool").cells) == 8 + 4 + 3
+    assert len(ablation(loaded, "quick", "open", "contextpool").runs) == 8 + 4 + 3
 
 
 def test_the_depths_run_and_make_their_table(data, tmp_path):
     assert run_small("depth", data, tmp_path) == 2 * 6
     table = depth(load_stores([tmp_path]), "quick", "open")
-    assert sorted(zip(table.cells["variant"], table.cells["layers"], strict=True)) == [
+    assert sorted(zip(table.runs["variant"], table.runs["layers"], strict=True)) == [
         (variant, str(layers)) for variant in ("contextpool", "full") for layers in range(1, 7)
     ]
-    assert "-" not in set(table.cells[["test accuracy %", "MFLOPs"]].to_numpy().ravel())
+    assert "-" not in set(table.runs[["test accuracy %", "MFLOPs"]].to_numpy().ravel())

@@ -6,14 +6,14 @@ from lra.errors import StoreError
 from lra.results import lease
 from lra.results.checkpoints import list_checkpoints
 from lra.results.records import Store
-from runners.sweep import driver as sweep_module
+from runners.sweep import driver as driver_module
 from runners.sweep import progress
-from runners.sweep.driver import how_it_ended, tally
+from runners.sweep.driver import describe_exit
 from runners.sweep.launchers.base import JobResult, Launcher
 from runners.sweep.launchers.local import cpu_slots, gpu_slots
-from runners.sweep.state import attempts, clear_failures, collect_garbage, log_path, state_of
+from runners.sweep.state import attempts, clear_failures, collect_garbage, log_path, state_of, tally
 from runners.train.run import PreemptedRunError
-from tests.runners.tiny_runs import ForkLauncher, execute, outcomes, sweep, sweep_cell, tiny, tiny_data
+from tests.runners.tiny_runs import ForkLauncher, execute, outcomes, sweep, sweep_run, tiny, tiny_data
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,12 @@ def store(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(sweep_module, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(sweep_module, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(sweep_module, "CLAIMED_SECONDS", 0.05)
+    monkeypatch.setattr(driver_module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(driver_module, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(driver_module, "LEASED_SECONDS", 0.05)
 
 
-class ScriptedEngine(Launcher):
+class ScriptedLauncher(Launcher):
     """Ends each job as the script says, without running anything; a step of the script may act on the store."""
 
     def __init__(self, *script):
@@ -85,94 +85,94 @@ def notes(store, status):
 
 
 def test_a_crash_is_noted_with_its_signal_and_tried_three_times(data, store, capsys):
-    cell, launcher = (
-        sweep_cell(tiny(), data),
-        ScriptedEngine(ends(-11, detail="Fatal Python error"), ends(-9), ends(70)),
+    run, launcher = (
+        sweep_run(tiny(), data),
+        ScriptedLauncher(ends(-11, detail="Fatal Python error"), ends(-9), ends(70)),
     )
-    assert sweep([cell], store, launcher)
+    assert sweep([run], store, launcher)
     assert launcher.closed
-    assert [note["status"] for note in attempts(store, cell.run_id)] == ["failed"] * 3
-    details = [note["detail"] for note in attempts(store, cell.run_id)]
+    assert [note["status"] for note in attempts(store, run.run_id)] == ["failed"] * 3
+    details = [note["detail"] for note in attempts(store, run.run_id)]
     assert details[0] == "Fatal Python error\nkilled by SIGSEGV"
     assert "as the kernel does when memory runs out" in details[1]
     assert details[2].endswith("ended with exit code 70")
-    assert state_of(store, cell).final
+    assert state_of(store, run).final
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(": ")[1].split()[0] for line in lines] == ["failed"] * 3
     assert lines[0].startswith("[0/1] seed 0")
     assert "(attempt 1, will be repeated)" in lines[0]
     assert lines[2].startswith("[1/1] seed 0")
-    again = ScriptedEngine()
-    assert sweep([cell], store, again)
+    again = ScriptedLauncher()
+    assert sweep([run], store, again)
     assert again.jobs == []
 
 
 def test_a_crash_that_does_not_come_again_is_forgiven(data, store):
-    cell, launcher = sweep_cell(tiny(), data), ScriptedEngine(ends(-11), succeeds(store, data))
-    assert sweep([cell], store, launcher)
-    assert state_of(store, cell).word == "ok"
+    run, launcher = sweep_run(tiny(), data), ScriptedLauncher(ends(-11), succeeds(store, data))
+    assert sweep([run], store, launcher)
+    assert state_of(store, run).word == "ok"
 
 
 @pytest.mark.parametrize("status", ["oom"])
 def test_out_of_memory_is_not_tried_again(data, store, status):
-    cell, launcher = sweep_cell(tiny(), data), ScriptedEngine(notes(store, status))
-    assert sweep([cell], store, launcher)
+    run, launcher = sweep_run(tiny(), data), ScriptedLauncher(notes(store, status))
+    assert sweep([run], store, launcher)
     assert len(launcher.jobs) == 1
-    assert state_of(store, cell).word == status
+    assert state_of(store, run).word == status
 
 
 def test_a_timeout_is_noted_and_not_tried_again(data, store):
-    cell, launcher = sweep_cell(tiny(), data), ScriptedEngine(ends(75, timed_out=True, detail="stack"))
-    assert sweep([cell], store, launcher, timeout_seconds=7.0)
+    run, launcher = sweep_run(tiny(), data), ScriptedLauncher(ends(75, timed_out=True, detail="stack"))
+    assert sweep([run], store, launcher, timeout_seconds=7.0)
     assert launcher.jobs[0].timeout_seconds == 7.0
-    state = state_of(store, cell)
+    state = state_of(store, run)
     assert (state.word, state.final) == ("timeout", True)
-    assert "no end within 7 s" in attempts(store, cell.run_id)[0]["detail"]
+    assert "no end within 7 s" in attempts(store, run.run_id)[0]["detail"]
 
 
-def test_a_pre_empted_cell_goes_on_and_not_for_ever(data, store):
-    cell = sweep_cell(tiny(), data)
-    launcher = ScriptedEngine(*[ends(75)] * 3, succeeds(store, data))
-    assert sweep([cell], store, launcher)
+def test_a_preempted_run_is_continued_a_limited_number_of_times(data, store):
+    run = sweep_run(tiny(), data)
+    launcher = ScriptedLauncher(*[ends(75)] * 3, succeeds(store, data))
+    assert sweep([run], store, launcher)
     assert len(launcher.jobs) == 4
-    other = sweep_cell(tiny(seed=1), data)
-    launcher = ScriptedEngine(*[ends(75)] * 40)
+    other = sweep_run(tiny(seed=1), data)
+    launcher = ScriptedLauncher(*[ends(75)] * 40)
     assert sweep([other], store, launcher)
     assert state_of(store, other).word == "failed"
 
 
 def test_a_lost_process_is_a_failure(data, store):
-    cell, launcher = sweep_cell(tiny(), data), ScriptedEngine(ends(None, detail="worker died"), succeeds(store, data))
-    assert sweep([cell], store, launcher)
-    assert attempts(store, cell.run_id)[0]["detail"] == "worker died\nthe launcher lost the process"
-    assert state_of(store, cell).word == "ok"
+    run, launcher = sweep_run(tiny(), data), ScriptedLauncher(ends(None, detail="worker died"), succeeds(store, data))
+    assert sweep([run], store, launcher)
+    assert attempts(store, run.run_id)[0]["detail"] == "worker died\nthe launcher lost the process"
+    assert state_of(store, run).word == "ok"
 
 
-def test_a_cell_that_another_sweep_has_is_left_to_it(data, store):
-    cell = sweep_cell(tiny(), data)
-    launcher = ScriptedEngine(ends(4), ends(4), succeeds(store, data))
-    assert sweep([cell], store, launcher)
-    assert [note["status"] for note in attempts(store, cell.run_id)] == ["ok"]
-    with lease.acquire(store.root, sweep_cell(tiny(seed=1), data).run_id) as ours:
+def test_a_run_that_another_sweep_holds_is_left_to_it(data, store):
+    run = sweep_run(tiny(), data)
+    launcher = ScriptedLauncher(ends(4), ends(4), succeeds(store, data))
+    assert sweep([run], store, launcher)
+    assert [note["status"] for note in attempts(store, run.run_id)] == ["ok"]
+    with lease.acquire(store.root, sweep_run(tiny(seed=1), data).run_id) as ours:
         assert ours
         looks = iter([False] * 30 + [True] * 1000)
-        launcher = ScriptedEngine()
-        assert not sweep([sweep_cell(tiny(seed=1), data)], store, launcher, stop=lambda: next(looks))
+        launcher = ScriptedLauncher()
+        assert not sweep([sweep_run(tiny(seed=1), data)], store, launcher, stop=lambda: next(looks))
         assert launcher.jobs == []
 
 
-def test_a_stop_reaches_the_engine_and_starts_nothing_more(data, store):
-    cells = [sweep_cell(tiny(seed=seed), data) for seed in range(3)]
-    launcher = ScriptedEngine(succeeds(store, data))
-    assert not sweep(cells, store, launcher, stop=lambda: len(launcher.jobs) == 2)
+def test_a_stop_reaches_the_launcher_and_starts_nothing_more(data, store):
+    runs = [sweep_run(tiny(seed=seed), data) for seed in range(3)]
+    launcher = ScriptedLauncher(succeeds(store, data))
+    assert not sweep(runs, store, launcher, stop=lambda: len(launcher.jobs) == 2)
     assert launcher.stopped
     assert len(launcher.jobs) == 2
-    assert attempts(store, cells[1].run_id) == []
+    assert attempts(store, runs[1].run_id) == []
 
 
 def test_the_time_limit_stops_the_sweep(data, store):
-    launcher = ScriptedEngine()
-    assert not sweep([sweep_cell(tiny(), data)], store, launcher, limit_seconds=0.0)
+    launcher = ScriptedLauncher()
+    assert not sweep([sweep_run(tiny(), data)], store, launcher, limit_seconds=0.0)
     assert launcher.stopped
 
 
@@ -185,10 +185,10 @@ def test_a_store_that_is_away_is_waited_for(data, store, monkeypatch):
         return real(self, *rest)
 
     monkeypatch.setattr(Store, "log_attempt", flaky)
-    monkeypatch.setattr(sweep_module.time, "sleep", lambda seconds: None)
-    cell = sweep_cell(tiny(), data)
-    assert sweep([cell], store, ScriptedEngine(ends(1), ends(1), ends(1)))
-    assert state_of(store, cell).failures == 3
+    monkeypatch.setattr(driver_module.time, "sleep", lambda seconds: None)
+    run = sweep_run(tiny(), data)
+    assert sweep([run], store, ScriptedLauncher(ends(1), ends(1), ends(1)))
+    assert state_of(store, run).failures == 3
 
 
 def test_a_store_that_stays_away_ends_the_sweep(data, store, monkeypatch):
@@ -196,73 +196,73 @@ def test_a_store_that_stays_away_ends_the_sweep(data, store, monkeypatch):
         raise StoreError("cannot write: no such device")
 
     monkeypatch.setattr(Store, "log_attempt", away)
-    monkeypatch.setattr(sweep_module, "STORE_SECONDS", -1.0)
-    launcher = ScriptedEngine(ends(1))
+    monkeypatch.setattr(driver_module, "STORE_SECONDS", -1.0)
+    launcher = ScriptedLauncher(ends(1))
     with pytest.raises(StoreError, match="no such device"):
-        sweep([sweep_cell(tiny(), data)], store, launcher)
+        sweep([sweep_run(tiny(), data)], store, launcher)
     assert launcher.stopped
     assert launcher.closed
 
 
-def test_a_damaged_record_is_told_and_not_run_over(data, store):
+def test_a_damaged_record_is_reported_and_not_overwritten(data, store):
     execute(tiny(), data, store)
-    cell = sweep_cell(tiny(), data)
-    path = store.record_path(cell.run_id)
+    run = sweep_run(tiny(), data)
+    path = store.record_path(run.run_id)
     path.write_text(path.read_text().replace('"ok"', '"OK"'))
-    launcher = ScriptedEngine()
-    assert sweep([cell], store, launcher)
+    launcher = ScriptedLauncher()
+    assert sweep([run], store, launcher)
     assert launcher.jobs == []
-    assert state_of(store, cell).word == "damaged"
+    assert state_of(store, run).word == "damaged"
 
 
-def test_states_tell_how_far_a_cell_is(data, store):
-    cell = sweep_cell(tiny(), data)
-    assert state_of(store, cell).word == "not run"
+def test_states_show_how_far_a_run_is(data, store):
+    run = sweep_run(tiny(), data)
+    assert state_of(store, run).word == "not run"
     looks = iter([False, True])
     with pytest.raises(PreemptedRunError):
         execute(tiny(), data, store, stop=lambda: next(looks))
-    assert (state_of(store, cell).word, state_of(store, cell).step) == ("preempted", 2)
-    with lease.acquire(store.root, cell.run_id):
-        assert (state_of(store, cell).word, state_of(store, cell).step) == ("running", 2)
+    assert (state_of(store, run).word, state_of(store, run).step) == ("preempted", 2)
+    with lease.acquire(store.root, run.run_id):
+        assert (state_of(store, run).word, state_of(store, run).step) == ("running", 2)
     execute(tiny(), data, store)
-    state = state_of(store, cell)
+    state = state_of(store, run)
     assert (state.word, state.step) == ("ok", 6)
-    store.record_path(cell.run_id).unlink()
-    assert state_of(store, cell).word == "not run"
+    store.record_path(run.run_id).unlink()
+    assert state_of(store, run).word == "not run"
 
 
-def test_the_step_of_a_running_cell_comes_with_its_claim(data, store, monkeypatch):
+def test_the_step_of_a_running_run_comes_with_its_lease(data, store, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.01)
-    position, cell = lease.Progress(steps=6), sweep_cell(tiny(), data)
-    with lease.acquire(store.root, cell.run_id, position):
+    position, run = lease.Progress(steps=6), sweep_run(tiny(), data)
+    with lease.acquire(store.root, run.run_id, position):
         position.step = 4
-        while state_of(store, cell).step == 0:
+        while state_of(store, run).step == 0:
             pass
-        assert state_of(store, cell).step == 4
+        assert state_of(store, run).step == 4
 
 
 def test_retry_sets_failures_aside_and_leaves_results(data, store):
-    failed, done = sweep_cell(tiny(), data), sweep_cell(tiny(seed=1), data)
+    failed, done = sweep_run(tiny(), data), sweep_run(tiny(seed=1), data)
     execute(done.config, data, store)
     for _ in range(2):
-        assert sweep([failed], store, ScriptedEngine(*[ends(1)] * 3))
+        assert sweep([failed], store, ScriptedLauncher(*[ends(1)] * 3))
         assert state_of(store, failed).final
-        assert [clear_failures(store, cell) for cell in (failed, done)] == [True, False]
+        assert [clear_failures(store, run) for run in (failed, done)] == [True, False]
         assert state_of(store, failed).word == "not run"
     kept = list((store.root / "attempts" / failed.run_id).glob("cleared-*/*.json"))
     assert len(kept) == 6
     assert state_of(store, done).word == "ok"
 
 
-def test_gc_takes_what_nobody_needs(data, store):
-    done, begun, busy = (sweep_cell(tiny(seed=seed), data) for seed in range(3))
+def test_gc_removes_what_finished_runs_do_not_need(data, store):
+    done, begun, busy = (sweep_run(tiny(seed=seed), data) for seed in range(3))
     execute(done.config, data, store)
     log_path(store, done.run_id).parent.mkdir()
     log_path(store, done.run_id).write_text("output")
-    for cell in (begun, busy):
+    for run in (begun, busy):
         looks = iter([False, True])
         with pytest.raises(PreemptedRunError):
-            execute(cell.config, data, store, stop=lambda looks=looks: next(looks))
+            execute(run.config, data, store, stop=lambda looks=looks: next(looks))
     stray = [
         store.record_path(done.run_id).with_name(f".{done.run_id}.json.1-ab.tmp"),
         store.checkpoint_folder(begun.run_id) / ".step-000000009.pt.1-ab.tmp",
@@ -271,7 +271,7 @@ def test_gc_takes_what_nobody_needs(data, store):
     for path in (*stray, kept):
         path.write_bytes(bytes(1000))
     with lease.acquire(store.root, busy.run_id):
-        freed = [collect_garbage(store, cell) for cell in (done, begun, busy)]
+        freed = [collect_garbage(store, run) for run in (done, begun, busy)]
     assert freed[0] > 1000
     assert freed[1:] == [1000, 0]
     assert not any(path.exists() for path in stray)
@@ -284,20 +284,20 @@ def test_gc_takes_what_nobody_needs(data, store):
 
 
 def test_two_drivers_at_once_do_nothing_twice(data, store):
-    cells = [sweep_cell(tiny(seed=seed), data) for seed in range(4)]
+    runs = [sweep_run(tiny(seed=seed), data) for seed in range(4)]
     launcher = ForkLauncher(data, store, slots=4)
     launcher.start([])
     rival = ForkLauncher(data, store, slots=4)
-    jobs = sweep_module.Sweep(
-        cells, store, rival, sweep_module.SweepSettings(arguments=()), progress.SweepView(store, total=4, done=0),
+    jobs = driver_module.Sweep(
+        runs, store, rival, driver_module.SweepSettings(arguments=()), progress.SweepView(store, total=4, done=0),
         lambda: False,
     )  # fmt: skip
     jobs._start_ready()
-    assert sweep(cells, store, launcher)
+    assert sweep(runs, store, launcher)
     rival.close()
     assert len(outcomes(store)) == 4
-    for cell in cells:
-        assert [note["status"] for note in attempts(store, cell.run_id)] == ["ok"]
+    for run in runs:
+        assert [note["status"] for note in attempts(store, run.run_id)] == ["ok"]
 
 
 def test_slots_share_gpus_in_turn():
@@ -307,17 +307,17 @@ def test_slots_share_gpus_in_turn():
 
 
 def test_words(data, store):
-    cells = [sweep_cell(tiny(seed=seed), data) for seed in range(2)]
+    runs = [sweep_run(tiny(seed=seed), data) for seed in range(2)]
     execute(tiny(), data, store)
-    assert tally([state_of(store, cell) for cell in [*cells, cells[1]]]) == "2 not run, 1 ok"
-    assert how_it_ended(-6) == "killed by SIGABRT"
-    assert how_it_ended(0) == "ended well, but without a record of this cell"
+    assert tally([state_of(store, run) for run in [*runs, runs[1]]]) == "2 not run, 1 ok"
+    assert describe_exit(-6) == "killed by SIGABRT"
+    assert describe_exit(0) == "ended with exit code 0, but without a record of this run"
 
 
-def test_a_log_tells_now_and_then_how_far_it_is(data, store, monkeypatch, capsys):
+def test_a_log_shows_the_progress_at_intervals(data, store, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     view = progress.SweepView(store, total=3, done=1)
-    view.tick([sweep_cell(tiny(), data)], 1)
+    view.tick([sweep_run(tiny(), data)], 1)
     view.done = 2
     view.tick([], 1)
     lines = capsys.readouterr().err.splitlines()
@@ -325,14 +325,14 @@ def test_a_log_tells_now_and_then_how_far_it_is(data, store, monkeypatch, capsys
     assert "min left" in lines[1]
 
 
-def test_a_terminal_shows_a_bar_for_the_sweep_and_each_running_cell(data, store, monkeypatch, capsys):
+def test_a_terminal_shows_a_bar_for_the_sweep_and_each_running_run(data, store, monkeypatch, capsys):
     monkeypatch.setattr(progress, "TERMINAL_SECONDS", 0.0)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    cells = [sweep_cell(tiny(seed=seed), data) for seed in range(2)]
+    runs = [sweep_run(tiny(seed=seed), data) for seed in range(2)]
     with progress.SweepView(store, total=2, done=0) as view:
-        view.tick(cells, 0)
-        view.tick(cells[1:], 0)
+        view.tick(runs, 0)
+        view.tick(runs[1:], 0)
         assert list(view.bars) == ["seed 1"]
     shown = capsys.readouterr().err
-    assert "cells" in shown
+    assert "runs" in shown
     assert "seed 0" in shown

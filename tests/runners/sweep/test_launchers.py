@@ -70,7 +70,7 @@ def outcomes(store):
 
 
 def notes(store):
-    """Status words of all attempts, by cell."""
+    """Status words of all attempts, by run."""
     found = {}
     for path in sorted(Path(store).glob("attempts/*/*.json")):
         found.setdefault(path.parent.name, []).append(json.loads(path.read_text())["status"])
@@ -87,7 +87,7 @@ def clean(home, tmp_path_factory):
     return folder / "store", done
 
 
-def test_a_sweep_prints_a_line_per_cell_and_no_bars_into_a_pipe(clean):
+def test_a_sweep_prints_a_line_per_run_and_no_bars_into_a_pipe(clean):
     store, done = clean
     assert len(outcomes(store)) == 2
     lines = [line for line in done.stderr.splitlines() if ": ok: " in line]
@@ -133,9 +133,9 @@ def test_plan_status_retry_and_gc_of_a_finished_sweep(invoke, clean):
     before = outcomes(clean[0])
     plan, parameters = invoke("plan"), f"{next(Store(clean[0]).records()).cost.parameters:,}"
     assert [line.split()[4:] for line in plan.splitlines()[2:4]] == [["ok", "6", parameters, "1.000"]] * 2
-    assert "2 cells: 2 ok" in plan
+    assert "2 runs: 2 ok" in plan
     assert "6/6" in invoke("status")
-    assert "0 cells will be tried again" in invoke("retry")
+    assert "0 runs will be tried again" in invoke("retry")
     assert list(clean[0].glob("checkpoints/*/step-*.pt"))
     assert not invoke("gc").startswith("0.0 MiB")
     assert not list(clean[0].glob("checkpoints/*/step-*.pt"))
@@ -144,7 +144,7 @@ def test_plan_status_retry_and_gc_of_a_finished_sweep(invoke, clean):
 
 @pytest.mark.parametrize(("verb", "notes"), [("plan", 0), ("status", 1), ("retry", 1), ("gc", 1)])
 def test_looking_at_a_store_that_is_not_there_does_not_make_it(home, tmp_path, verb, notes):
-    tiny_data(home)  # without data a cell has no id, and nothing is looked up
+    tiny_data(home)  # without data a run has no id, and nothing is looked up
     suite = write_suite(tmp_path)
     done = CliRunner().invoke(command, [verb, str(suite), "--store", str(tmp_path / "store"), "--data-dir", str(home)])
     assert done.exit_code == 0, done.output
@@ -164,6 +164,14 @@ def test_plan_probes_what_is_not_done(home, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("option", ["--launcher", "--engine"])
+def test_the_former_name_of_the_launcher_option_still_works(option, tmp_path):
+    done = CliRunner().invoke(command, ["run", "quick", option, "local", "--slurm", "a=b", "--store", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "--slurm needs --launcher slurm, not local" in done.output
+    assert "--engine" not in CliRunner().invoke(command, ["run", "--help"]).output
+
+
 def test_a_killed_driver_is_started_again_and_finishes_the_rest(clean, home, tmp_path):
     suite = write_suite(tmp_path)
     arguments = sweep("run", suite, home, tmp_path / "store", "--device", "cpu", "--slots", "1", "--threads", "1")
@@ -177,7 +185,7 @@ def test_a_killed_driver_is_started_again_and_finishes_the_rest(clean, home, tmp
     assert sorted(notes(tmp_path / "store").values()) == [["ok"], ["ok"]]  # nothing twice
 
 
-def test_a_signal_to_the_driver_saves_the_cells_and_ends_with_75(home, tmp_path):
+def test_a_signal_to_the_driver_saves_the_runs_and_ends_with_75(home, tmp_path):
     suite = write_suite(tmp_path, seeds=[0], settings=TINY | {"train.steps": 10**6, "train.eval_every": 10**6})
     more = ("--device", "cpu", "--slots", "1", "--threads", "1", "--checkpoint-seconds", "0.1")
     driver = subprocess.Popen(
@@ -185,7 +193,7 @@ def test_a_signal_to_the_driver_saves_the_cells_and_ends_with_75(home, tmp_path)
     )
     wait_for(lambda: list(tmp_path.glob("store/checkpoints/*/step-*.pt")))
     status = call(sweep("status", suite, home, tmp_path / "store"))
-    assert "1 cells: 1 running" in status.stdout
+    assert "1 runs: 1 running" in status.stdout
     driver.send_signal(signal.SIGTERM)
     _, stderr = driver.communicate(timeout=60)
     assert driver.returncode == 75, stderr
@@ -193,7 +201,7 @@ def test_a_signal_to_the_driver_saves_the_cells_and_ends_with_75(home, tmp_path)
     assert list(notes(tmp_path / "store").values()) == [["preempted"]]
 
 
-def test_one_cell_runs_from_a_record_with_the_same_bits(clean, home, tmp_path):
+def test_a_run_repeats_from_its_record_with_the_same_bits(clean, home, tmp_path):
     path = next(clean[0].glob("results/*/*.json"))
     arguments = ["--store", str(tmp_path / "store"), "--data-dir", str(home), "--device", "cpu", "--threads", "1"]
     done = call([*RUN, "--config", str(path), *arguments, "--quiet"])
@@ -219,7 +227,7 @@ def test_a_configuration_that_cannot_be_run_is_refused(change, message, tmp_path
     from lra.errors import UsageError
     from runners.train.plan import read_config
 
-    path = tmp_path / "cell.json"
+    path = tmp_path / "run.json"
     path.write_text(tiny().model_dump_json())
     assert read_config(str(path)) == tiny()
     values = tiny().model_dump()
@@ -232,7 +240,7 @@ def test_a_configuration_that_cannot_be_run_is_refused(change, message, tmp_path
 def test_a_configuration_goes_without_the_options_of_a_grid():
     done = call([*RUN, "--config", "x.json", "--attn", "full"])
     assert done.returncode == 2
-    assert "--config is a whole cell" in done.stderr
+    assert "--config is a whole" in done.stderr
     assert call(RUN).returncode == 2
 
 
@@ -254,7 +262,7 @@ if what in ("polite", "deaf"):
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Jobs that run a small module instead of a cell."""
+    """Jobs that run a small module instead of a run."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(process_module, "MODULE", "stand_in")
@@ -308,7 +316,7 @@ def test_a_timeout_ends_a_process(stand_in):
     assert ended.returncode in (-signal.SIGABRT, -signal.SIGTERM)  # the latter if it never came to ignore it
 
 
-def test_the_local_engine_gives_each_process_a_slot_of_its_own(stand_in):
+def test_the_local_launcher_gives_each_process_its_own_slot(stand_in):
     with LocalLauncher([{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]) as launcher:
         launcher.start([stand_in("a"), stand_in("b")])
         assert launcher.free_slots() == 0
@@ -350,7 +358,7 @@ def kill_one():
             except OSError:
                 continue
             if b"-m\\0runners.cli.run" in command and os.environ["MARK"].encode() in command:
-                os.kill(int(fields[1]), signal.SIGKILL)  # the parent of a cell's process: a Ray worker
+                os.kill(int(fields[1]), signal.SIGKILL)  # the parent of a run's process: a Ray worker
                 Path(os.environ["MARK"], "killed").write_text(fields[1])
                 return
         time.sleep(0.05)
@@ -393,13 +401,13 @@ def test_a_killed_driver_of_ray_is_started_again_and_finishes_the_rest(clean, ho
     done = call(arguments)
     assert done.returncode == 0, done.stderr
     assert outcomes(store) == outcomes(clean[0])
-    # With its driver Ray ends its workers, and these their processes: a cell that had begun may have noted that.
+    # With its driver Ray ends its workers, and these their processes: a run that had begun may have noted that.
     assert sorted(words[-1] for words in notes(store).values()) == ["ok", "ok"]
     assert all(words.count("ok") == 1 for words in notes(store).values())  # nothing twice
 
 
 @needs_submitit
-def test_the_slurm_engine_runs_jobs_through_submitit(stand_in, tmp_path):
+def test_the_slurm_launcher_runs_jobs_through_submitit(stand_in, tmp_path):
     from runners.sweep.launchers.slurm import SlurmLauncher
 
     launcher = SlurmLauncher(folder=tmp_path / "slurm", slots=2, threads=1, gpus=0, cluster="local", settings={})
