@@ -2,7 +2,7 @@
 
     python -m benchmarks.evidence run --time-limit 60      what is missing, most valuable first; stops cleanly
     python -m benchmarks.evidence status                   how far each section is
-    python -m benchmarks.evidence page                     docs/results.md and its figures, from the records alone
+    python -m benchmarks.evidence page                     docs/results.md, its figures, the tables of docs/reports.md
 
 A section is a suite: one of benchmarks/evidence/, or a built-in one. Any spell on any machine adds cells to the store.
 """
@@ -76,6 +76,10 @@ REPORT = re.compile(r"^```report\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 """A command of the page, to be replaced by what it prints."""
 FIGURE = re.compile(r"\(results/figures/([\w-]+)/([\w-]+\.svg)\)")
 """A figure of the pages: its section, or `bench`, and the name that `lra-report figures` gives it."""
+PRINTED = re.compile(r"^```console\n\$ (lra-report [^\n]*)\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
+"""A command of the guide to reports, and what it prints, possibly cut."""
+CUT = "[...]"
+"""The line of the guide that stands for lines left out."""
 
 
 @click.group()
@@ -126,9 +130,14 @@ def status() -> None:
 
 @command.command()
 def page() -> None:
-    """Write the page and its figures from the records and the text in benchmarks/evidence/page.md."""
+    """Write the page, its figures, and the printed tables in docs/reports.md from the records.
+
+    The text of the page is in benchmarks/evidence/page.md.
+    """
     PAGE.write_text(render_page(), encoding="utf-8")
     click.echo(PAGE)
+    GUIDE.write_text(render_guide(), encoding="utf-8")
+    click.echo(GUIDE)
     for path in draw_figures(FIGURES):
         click.echo(path)
 
@@ -206,6 +215,40 @@ def show_report(line: str) -> str:
     _, of_suite, suite = line.rpartition("--suite ")
     ran = not of_suite or cells_run(suite)[0] > 0
     return f"```\n{full}\n```\n\n{report(full) if ran else 'Not run yet.'}".rstrip()
+
+
+def render_guide() -> str:
+    """Replace what the commands in the guide to reports print; lines that are cut stay cut."""
+
+    def printed_again(match: re.Match[str]) -> str:
+        line, shown = match.groups()
+        return f"```console\n$ {line}\n{cut_alike(shown, report(line))}\n```"
+
+    return PRINTED.sub(printed_again, GUIDE.read_text(encoding="utf-8"))
+
+
+def cut_alike(shown: str, printed: str) -> str:
+    """Cut an output in the same places as an earlier one.
+
+    The parts between two cuts keep their numbers of lines. The first part and the last part stay at the two ends, the
+    parts between them begin at their first line.
+
+    Raises:
+        click.ClickException: The first line of a part is no longer printed.
+    """
+    lines = printed.rstrip("\n").split("\n")
+    parts = [part.strip("\n").split("\n") for part in shown.split(CUT)]
+    if len(parts) == 1:
+        return "\n".join(lines)
+    *others, last = parts
+    kept = ["\n".join(lines[: len(others[0])])]
+    for part in others[1:]:
+        if part[0] not in lines:
+            raise click.ClickException(f"docs/reports.md: {part[0]!r} is no longer printed; cut this output by hand")
+        start = lines.index(part[0])
+        kept.append("\n".join(lines[start : start + len(part)]))
+    kept.append("\n".join(lines[-len(last) :]) if last != [""] else "")
+    return f"\n{CUT}\n".join(kept).rstrip("\n")
 
 
 def draw_figures(folder: Path) -> list[Path]:

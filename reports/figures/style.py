@@ -14,7 +14,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from lra.errors import UsageError
 
@@ -65,9 +67,23 @@ def house_style() -> Iterator[None]:
         yield
 
 
+class RoundedLayout(ConstrainedLayoutEngine):
+    """Constrained layout with rounded positions.
+
+    Processors differ in the last bit of a position, and SVG names its clip paths by a hash of all bits.
+    """
+
+    def execute(self, fig: Figure) -> None:
+        """Lay out a figure and round where its axes lie."""
+        super().execute(fig)
+        for axes in fig.axes:
+            axes.set_position(Bbox(axes.get_position(original=True).get_points().round(6)), which="original")
+            axes.set_in_layout(True)  # `set_position` takes the axes out of the layout
+
+
 def new_figure(height: float, width: float = COLUMN) -> Figure:
     """Return an empty figure that is laid out without clipped labels; no window system is touched."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=RoundedLayout())
 
 
 def save(figure: Figure, path: Path, form: str) -> Path:

@@ -82,6 +82,22 @@ def test_the_page_is_what_the_records_give():
     assert evidence.render_page() == evidence.PAGE.read_text(encoding="utf-8")
 
 
+def test_the_guide_to_reports_shows_what_its_commands_print():
+    guide = evidence.GUIDE.read_text(encoding="utf-8")
+    assert len(evidence.PRINTED.findall(guide)) == guide.count("$ lra-report") == 11
+    assert evidence.render_guide() == guide
+
+
+def test_an_output_is_cut_where_the_earlier_one_was():
+    new = "\n".join(f"line {n}" for n in range(9)) + "\n"
+    assert evidence.cut_alike("a\nb", new) == new[:-1]
+    assert evidence.cut_alike("a\nb\n[...]", new) == "line 0\nline 1\n[...]"
+    shown = "a\n[...]\nline 3\nb\n[...]\nc"
+    assert evidence.cut_alike(shown, new) == "line 0\n[...]\nline 3\nline 4\n[...]\nline 8"
+    with pytest.raises(evidence.click.ClickException, match="'line 9' is no longer printed"):
+        evidence.cut_alike(shown.replace("line 3", "line 9"), new)
+
+
 def test_the_figures_are_what_the_records_give(tmp_path):
     pinned = re.search(r"^matplotlib==(.*)$", (evidence.ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
     if version("matplotlib") != pinned:

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import re
-import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -297,21 +296,6 @@ def test_the_example_of_the_page_on_reports_runs(tmp_path, monkeypatch, capsys):
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "reports.md").read_text(), re.S)
     exec(compile(example, "docs/reports.md", "exec"), {})
     assert "40.0" in capsys.readouterr().out
-
-
-def test_the_page_on_reports_shows_what_its_commands_print(monkeypatch):
-    page = (ROOT / "docs" / "reports.md").read_text()
-    shown = re.findall(
-        r"```console\n\$ (lra-report table [^\n]*--store benchmarks/evidence/store[^\n]*)\n(.*?)\n```", page, re.S
-    )
-    shown = [(line, text) for line, text in shown if "--suite" in line]
-    assert len(shown) == 9
-    monkeypatch.chdir(ROOT)
-    for line, text in shown:
-        monkeypatch.setattr(sys, "argv", shlex.split(line))
-        printed = report(*shlex.split(line)[1:]).stdout
-        parts = [part.strip("\n") for part in text.split("[...]")]
-        assert [part for part in parts if part not in printed] == [], line
 
 
 def test_the_page_on_reports_shows_every_preset_and_explains_every_flag():
