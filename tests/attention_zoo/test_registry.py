@@ -1,6 +1,7 @@
 """Names of variants: registration, look-up, and plug-ins of other distributions."""
 
 import os
+import pkgutil
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,7 @@ from attention_zoo import (
     get_variant,
     register_variant,
     registry,
+    variants,
 )
 from attention_zoo.registry import plugin_origin
 
@@ -52,7 +54,7 @@ class Identity(SequenceMixer):
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("full", "performer", "contextpool"):  # a file registers once, when it is imported
+    for name in available():  # a file registers once, when it is imported: import none under the copy
         get_variant(name)
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
@@ -75,6 +77,34 @@ def test_a_registered_class_is_found_with_its_options():
     spec = get_variant("identity")
     assert (spec.mixer, spec.config, spec.traits, spec.paper) == (Identity, VariantConfig, TRAITS, "none")
     assert "identity" in available()
+
+
+def test_every_own_variant_has_a_title_of_its_own():
+    specs = [get_variant(name) for name in available() if not plugin_origin(name)]
+    titles = [spec.title for spec in specs]
+    assert len(titles) >= 26
+    assert len({title.casefold() for title in titles}) == len(titles)
+    for spec in specs:  # written beside the name: a derived title would be a forgotten one
+        source = Path(sys.modules[spec.mixer.__module__].__file__).read_text()
+        assert f'title="{spec.title}"' in source, spec.name
+
+
+@pytest.mark.parametrize(("given", "title"), [("", "Near identity"), ("Nearly the Identity", "Nearly the Identity")])
+def test_a_title_is_given_or_derived_from_the_name(given, title):
+    register_variant("near_identity", title=given, traits=TRAITS, paper="none")(Identity)
+    assert get_variant("near_identity").title == title
+
+
+def test_a_plug_in_without_a_title_gets_a_derived_one(site):
+    assert get_variant("halver").title == "Halver"
+
+
+def test_every_built_in_variant_has_a_test_file_of_its_own():
+    files = {path.stem.removeprefix("test_") for path in (Path(__file__).parent / "variants").glob("test_*.py")}
+    own = {module.name for module in pkgutil.iter_modules(variants.__path__)}
+    assert len(own) >= 24
+    assert files - own == {"compile"}
+    assert own <= files
 
 
 @pytest.mark.parametrize("name", ["full", "Full", " FULL "])

@@ -1,17 +1,18 @@
+"""Adaptive span against its formula, and the band that follows the spans."""
+
 from __future__ import annotations
 
 import copy
-from functools import partialmethod
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from attention_zoo import LayerDims, get_variant
-from attention_zoo.checks import contract_checks
+from attention_zoo import LayerDims
 from attention_zoo.variants import adaptive_span
 from attention_zoo.variants.adaptive_span import AdaptiveSpan, AdaptiveSpanConfig, StaticSpans
+from tests.attention_zoo.variants.helpers import assert_keeps_the_contract, full_like, inputs
 
 LENGTH = 150
 
@@ -37,14 +38,6 @@ def naive(mixer: AdaptiveSpan, x: Tensor, mask: Tensor) -> Tensor:
     return mixer.projections.merge(weights / weights.sum(-1, keepdim=True).clamp_min(1e-30) @ v, mask)
 
 
-def inputs() -> tuple[Tensor, Tensor]:
-    torch.manual_seed(1)
-    x = torch.randn(3, LENGTH, 16, dtype=torch.float64)
-    mask = torch.rand(3, LENGTH) > 0.3
-    mask[2] = False
-    return x, mask
-
-
 @pytest.mark.parametrize("num_prefix", [0, 2])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("options", [{}, {"rotary": True, "ramp": 3}, {"span": "dynamic"}], ids=str)
@@ -53,7 +46,7 @@ def test_equals_the_formula_in_outputs_and_gradients(options, causal, num_prefix
     with torch.no_grad():
         for parameter in mixer.span.parameters():
             parameter += 0.3 * torch.rand_like(parameter)
-    x, mask = inputs()
+    x, mask = inputs(LENGTH)
     x.requires_grad_()
     parameters = dict(mixer.named_parameters())
     fast, slow = mixer(x, mask), naive(mixer, x, mask)
@@ -71,24 +64,15 @@ def test_equals_the_formula_in_outputs_and_gradients(options, causal, num_prefix
 @pytest.mark.parametrize(
     "options", [{"span": "dynamic"}, {"initial_span": 0.4}, {"span": "dynamic", "initial_span": 0.5}], ids=str
 )
-def test_other_options_keep_the_contract(options, monkeypatch):
-    spec = get_variant("adaptive_span")
-    monkeypatch.setattr(AdaptiveSpanConfig, "__init__", partialmethod(AdaptiveSpanConfig.__init__, **options))
-    assert spec.config().to_dict().items() >= options.items()
-    checks = contract_checks(spec)
-    assert len(checks) >= 20
-    for name, run in checks:
-        if name != "exact_limit":
-            run()
+def test_other_options_keep_the_contract(options):
+    assert_keeps_the_contract("adaptive_span", options, without={"exact_limit"})
 
 
 @pytest.mark.parametrize("span", ["static", "dynamic"])
 def test_a_span_of_the_whole_length_is_full_attention(span):
     mixer = make(span=span, initial_span=1.0)
-    full = get_variant("full").build(get_variant("full").config(), mixer.dims).double()
-    full.load_state_dict(mixer.projections.state_dict(prefix="projections."))
-    x, mask = inputs()
-    torch.testing.assert_close(mixer(x, mask), full(x, mask))
+    x, mask = inputs(LENGTH)
+    torch.testing.assert_close(mixer(x, mask), full_like(mixer)(x, mask))
 
 
 def test_penalty_is_the_mean_span_in_tokens():
@@ -105,7 +89,7 @@ def test_dynamic_penalty_averages_over_real_tokens_and_lives_for_one_step():
     assert mixer.auxiliary_loss() is None
     with torch.no_grad():
         mixer.span.weight.normal_()
-    x, mask = inputs()
+    x, mask = inputs(LENGTH)
     mixer(x, mask)
     per_token = LENGTH * torch.sigmoid(x @ mixer.span.weight.T + mixer.span.bias)
     torch.testing.assert_close(mixer.auxiliary_loss(), per_token[mask].mean())
@@ -155,7 +139,7 @@ def change_in_place(mixer: AdaptiveSpan) -> None:
 )
 def test_the_band_follows_the_spans_however_they_change(change):
     mixer = make()
-    x, mask = inputs()
+    x, mask = inputs(LENGTH)
     mixer(x, mask)
     change(mixer)
     assert mixer.span.fraction.max().item() == pytest.approx(0.5, abs=1e-3)
@@ -167,7 +151,7 @@ def test_static_spans_are_read_once_per_change(monkeypatch):
     reads = []
     monkeypatch.setattr(adaptive_span, "_ceil", lambda span, _: reads.append(span) or 10)
     mixer = make()
-    x, mask = inputs()
+    x, mask = inputs(LENGTH)
     for _ in range(3):
         mixer(x, mask)
     assert len(reads) == 1
@@ -179,7 +163,7 @@ def test_static_spans_are_read_once_per_change(monkeypatch):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler looks at it itself
 def test_compiled_it_follows_the_spans_without_compiling_again():
     mixer = make()
-    x, mask = inputs()
+    x, mask = inputs(LENGTH)
     compiled = torch.compile(mixer, backend="aot_eager")
     with torch._dynamo.config.patch(recompile_limit=3, fail_on_recompile_limit_hit=True):
         for fraction in (0.0, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0):
@@ -199,7 +183,7 @@ def test_a_diverged_span_is_no_crash():
         mixer.span.fraction.fill_(float("nan"))
     mixer.after_step()
     assert isinstance(mixer.span, StaticSpans)
-    assert mixer(inputs()[0]).isnan().any()
+    assert mixer(inputs(LENGTH)[0]).isnan().any()
 
 
 def test_short_spans_meet_fewer_keys():
@@ -230,7 +214,7 @@ def test_work_follows_the_longest_span():
 
 def test_dropout_is_the_same_in_backward():
     mixer = make(dropout=0.4)
-    x, mask = inputs()
+    x, mask = inputs(LENGTH)
     x = x[:, :20].clone().requires_grad_()
 
     def seeded(x: Tensor) -> Tensor:
