@@ -1,4 +1,4 @@
-"""Reads the documentation: its pages, fenced blocks, commands, code spans, links and headings."""
+"""Read the documentation: its pages, fenced blocks, commands, code spans, links and headings."""
 
 import re
 import shlex
@@ -47,8 +47,8 @@ class Command:
 
 
 def pages(root: Path = ROOT) -> list[Page]:
-    """Every page: those at the top and all of docs/."""
-    paths = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
+    """Return every page: those at the top and all of docs/."""
+    paths = [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))]
     return [Page(path, path.read_text(encoding="utf-8")) for path in paths]
 
 
@@ -57,10 +57,11 @@ def blocks(page: Page) -> list[Block]:
 
 
 def commands(block: Block, known: tuple[str, ...]) -> list[Command]:
-    """Split a shell block into commands; nothing for other blocks.
+    """Split a shell block into commands. Other blocks have none.
 
-    A shell block says so, or has no language and begins with a known program. With `$ ` in front of its commands it
-    shows output too, else every line of it is a command.
+    A block is a shell block if its language says so, or if it has no language and begins with a known program. If
+    some of its lines begin with `$ `, these are the commands and the others are output. Otherwise every line is a
+    command.
     """
     lines = block.text.replace("\\\n", " ").splitlines()
     prompted = any(line.startswith("$ ") for line in lines)
@@ -100,18 +101,18 @@ def split(line: str) -> list[list[str]]:
 
 
 def spans(page: Page) -> list[str]:
-    """Code spans of the prose, those over a line's end included."""
+    """Return the code spans of the prose, including those that cross the end of a line."""
     return [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", page.prose)]
 
 
 def links(page: Page) -> list[str]:
-    """Targets of links and images; code spans have none."""
+    """Return the targets of links and images outside code spans."""
     prose = re.sub(r"(?<!`)`[^`]+`(?!`)", "code", page.prose)
     return re.findall(r"\]\(([^()\s]+(?:\([^()\s]*\)[^()\s]*)*)\)", prose)
 
 
 def anchors(page: Page) -> set[str]:
-    """Names under which the headings of a page can be linked to, as GitHub makes them."""
+    """Return the anchors of the headings, as GitHub makes them."""
     found: dict[str, int] = {}
     names = set()
     for heading in re.findall(r"^#+ +(.*?) *$", page.prose, re.MULTILINE):
@@ -123,7 +124,7 @@ def anchors(page: Page) -> set[str]:
 
 
 def dead_links(page: Page) -> list[str]:
-    """Links that lead nowhere: a missing file, a missing heading, or an address without https."""
+    """Return the links that lead nowhere: a missing file, a missing heading, or an address without https."""
     dead = []
     for link in links(page):
         if re.match(r"\w+:", link):
