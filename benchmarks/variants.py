@@ -7,14 +7,13 @@ One layer of 4 heads of 32 with default options and without dropout, forward and
 constant. The variants take turns with `full` in one process: a ratio is the median, over the rounds, of a variant's
 time over that of `full` in the same round. Lengths above 4096 are for variants that claim less than n² (and `full`).
 Memory is the peak of what torch's allocator handed out during a step, from the profiler's memory events on CPU and from
-the allocator on CUDA; inputs and parameters, which were there before, do not count. The crossing is the length from
-which on a variant is faster than `full`, interpolated between the measured ones.
+the allocator on CUDA; inputs and parameters, which were there before, do not count. The crossover is the
+length from which on a variant is faster than `full`, interpolated between the measured ones.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from tabulate import tabulate
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from attention_zoo import LayerDims, SequenceMixer, VariantSpec, available, get_variant
+from runners.bench.crossover import crossover
+from runners.bench.memory import allocator_peak, cuda_peak
 
 HEADS, HEAD_DIM = 4, 32
 QUADRATIC_LIMIT = 4096
@@ -63,10 +63,10 @@ def main() -> None:
             ratios = [own / full for own, full in zip(seconds[spec.name], full_seconds, strict=True)]
             times[spec.name][length] = statistics.median(ratios)
             memory[spec.name][length] = peaks[spec.name] / full_peak
-    print("\nTime relative to full (crossing: faster than full from this length on)\n")
-    print(table(times, lengths, with_crossing=True))
+    print("\nTime relative to full (crossover: faster than full from this length on)\n")
+    print(table(times, lengths, with_crossover=True))
     print("\nMemory relative to full\n")
-    print(table(memory, lengths, with_crossing=False))
+    print(table(memory, lengths, with_crossover=False))
 
 
 def measure(
@@ -105,42 +105,19 @@ def timed_step(mixer: SequenceMixer, x: Tensor) -> float:
 def peak_bytes(mixer: SequenceMixer, x: Tensor) -> int:
     """Return the peak of the memory that a step allocates, over what was there before it."""
     if x.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(mixer, x)
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step(mixer, x)
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    level = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        level += event.nbytes()
-        peak = max(peak, level)
-    return peak
+        return cuda_peak(lambda: step(mixer, x), x.device)[0]
+    return allocator_peak(lambda: step(mixer, x))
 
 
-def table(ratios: Mapping[str, Mapping[int, float]], lengths: Sequence[int], *, with_crossing: bool) -> str:
+def table(ratios: Mapping[str, Mapping[int, float]], lengths: Sequence[int], *, with_crossover: bool) -> str:
     """Lay out ratios, variants by lengths, the smallest at the longest common length first."""
     last = max(length for length in lengths if all(length in row for row in ratios.values()))
     rows = []
     for name, row in sorted(ratios.items(), key=lambda item: item[1][last]):
         cells = [f"{row[length]:.2f}" if length in row else "" for length in lengths]
-        rows.append([name, *cells, *([crossing(row)] if with_crossing else [])])
-    headers = ["variant", *map(str, lengths), *(["crossing"] if with_crossing else [])]
+        rows.append([name, *cells, *([str(crossover(row, dict.fromkeys(row, 1.0)))] if with_crossover else [])])
+    headers = ["variant", *map(str, lengths), *(["crossover"] if with_crossover else [])]
     return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True)
-
-
-def crossing(ratios: Mapping[int, float]) -> str:
-    """Find the length from which on the ratio stays below 1, between two measured ones on logarithmic scales."""
-    lengths = sorted(ratios)
-    above = [length for length in lengths if ratios[length] >= 1.0]
-    if not above:
-        return f"< {lengths[0]}"
-    if above[-1] == lengths[-1]:
-        return f"> {lengths[-1]}"
-    low, high = above[-1], lengths[lengths.index(above[-1]) + 1]
-    share = math.log(ratios[low]) / (math.log(ratios[low]) - math.log(ratios[high]))
-    return f"{low * (high / low) ** share:.0f}"
 
 
 if __name__ == "__main__":

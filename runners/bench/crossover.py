@@ -1,4 +1,4 @@
-"""The length from which on a variant beats full attention."""
+"""The crossover length, from which on a variant needs less than full attention."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
-    """Where two curves cross, as far as the measured lengths tell."""
+class Crossover:
+    """A crossover length, or the bound that the measured lengths allow."""
 
     where: Literal["at", "below", "above", "unknown"]
-    """`below`: the variant is ahead at every measured length; `above`: not even at the longest."""
+    """`below`: the variant is ahead at every measured length; `above`: it is behind at the longest."""
     length: float
 
     def __str__(self) -> str:
@@ -22,25 +22,25 @@ class Crossing:
         )
 
 
-def crossover(costs: Mapping[int, float], reference: Mapping[int, float]) -> Crossing:
-    """Find the length from which on the costs stay below the reference's.
+def crossover(costs: Mapping[int, float], reference: Mapping[int, float]) -> Crossover:
+    """Find the length from which on the costs stay below those of the reference.
 
-    Between two measured lengths the ratio of the costs is taken for a power of the length: a straight line on
-    logarithmic axes. The idea of reporting it is that of the CAB benchmark (Zhang et al. 2023, arXiv:2210.07661).
+    Between two measured lengths the ratio of the costs is interpolated as a power of the length, which is a straight
+    line on logarithmic axes. The CAB benchmark (Zhang et al. 2023, arXiv:2210.07661) reports such lengths too.
 
     Args:
         costs: Seconds or bytes by length.
-        reference: Those of `full`; only lengths in both count.
+        reference: The same of the reference; lengths that only one of the two has are ignored.
     """
     lengths = sorted(costs.keys() & reference.keys())
     if not lengths:
-        return Crossing("unknown", math.nan)
+        return Crossover("unknown", math.nan)
     ratio = {length: costs[length] / reference[length] for length in lengths}
     behind = [length for length in lengths if ratio[length] >= 1.0]
     if not behind:
-        return Crossing("below", lengths[0])
+        return Crossover("below", lengths[0])
     if behind[-1] == lengths[-1]:
-        return Crossing("above", lengths[-1])
+        return Crossover("above", lengths[-1])
     low, high = behind[-1], lengths[lengths.index(behind[-1]) + 1]
     share = math.log(ratio[low]) / math.log(ratio[low] / ratio[high])
-    return Crossing("at", low * (high / low) ** share)
+    return Crossover("at", low * (high / low) ** share)

@@ -1,4 +1,4 @@
-"""From a list of variants and lengths to records: memory of each in its own process, then times of all in turns."""
+"""The measurements of `lra-bench`: the memory of each variant in its own process, then the times of all in turns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lra.measure.environment import describe_environment
 from lra.results.bench_records import BenchRecord, Timing, settings_id
 
 from ..train.run import is_out_of_memory
-from .memory_process import ProbeReply, ProbeRequest, probe
+from .memory_process import MemoryReply, MemoryRequest, measure_in_subprocess
 from .timing import WARMUP_STEPS, TimingPlan, speed_ratio, time_in_turns
 from .workload import Workload, workload_config
 
@@ -27,10 +27,10 @@ GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchPlan:
-    """What is measured, and how."""
+    """What to measure, and how."""
 
     variants: Sequence[str]
-    """`full` among them: it is what the others are compared with."""
+    """The variants, `full` included, because the others are compared with it."""
     lengths: Sequence[int]
     task: str
     profile: Profile
@@ -38,17 +38,17 @@ class BenchPlan:
     threads: int
     batch: int
     tokens: int | None = None
-    """Tokens per step, which decide on the batch in place of `batch`."""
+    """Tokens per step; if given, they determine the batch size instead of `batch`."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     timing: TimingPlan = field(default_factory=TimingPlan)
     memory_limit: int | None = None
 
     def batch_size(self, length: int) -> int:
-        """Return the sequences in a step; at least one."""
+        """Return the number of sequences in a step, at least one."""
         return self.batch if self.tokens is None else max(1, self.tokens // length)
 
     def configs(self) -> dict[int, list[RunConfig]]:
-        """Resolve every step to be measured, by length.
+        """Resolve the configuration of every step, by length.
 
         Raises:
             UsageError: A name or a setting is wrong.
@@ -72,22 +72,23 @@ class BenchPlan:
 def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[[str], None]) -> list[BenchRecord]:
     """Measure all variants at one length.
 
-    Memory comes first, in processes of their own: a variant that does not fit is not timed and cannot end this one.
+    Memory comes first, in a process for each variant: a variant that does not fit is not timed, and running out of
+    memory does not end this process.
 
     Args:
-        plan: How.
-        configs: One step of each variant.
-        say: Told what is being done.
+        plan: How to measure.
+        configs: The configuration of each variant.
+        say: Prints what is being measured.
     """
     torch.set_num_threads(plan.threads)
-    replies: dict[str, ProbeReply] = {}
+    replies: dict[str, MemoryReply] = {}
     for config in configs:
         name = config.variant.name
         say(f"{name}, length {config.model.max_length}: memory")
-        request = ProbeRequest(
+        request = MemoryRequest(
             config=config, device=str(plan.device), threads=plan.threads, memory_limit=plan.memory_limit
         )
-        replies[name] = probe(request)
+        replies[name] = measure_in_subprocess(request)
     say(f"length {configs[0].model.max_length}: time")
     environment = describe_bench_environment(plan.device)
     processor = environment["device" if plan.device.type == "cuda" else "cpu"]
@@ -99,7 +100,7 @@ def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[
         times = seconds.get(name)
         if times is None and reply.status == "ok":
             reply = reply.model_copy(
-                update={"status": "oom", "detail": "out of memory beside the models of the other variants"}
+                update={"status": "oom", "detail": "out of memory while the models of the other variants were loaded"}
             )
         both = times is not None and REFERENCE in seconds
         records.append(
@@ -125,7 +126,7 @@ def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[
 
 
 def time_variants(configs: Sequence[RunConfig], plan: BenchPlan) -> dict[str, list[float]]:
-    """Time steps of the variants in turns, in this process; those that run out of memory are missing in the answer."""
+    """Time the variants in turns, in this process; one that runs out of memory is missing in the result."""
     works: dict[str, Workload] = {}
     for config in configs:
         try:
@@ -153,6 +154,6 @@ def time_variants(configs: Sequence[RunConfig], plan: BenchPlan) -> dict[str, li
 
 
 def describe_bench_environment(device: torch.device) -> dict[str, Any]:
-    """Describe the machine as for a run, with the processor's frequency governor."""
+    """Describe the machine as a run does, and add the frequency governor of the processor."""
     governor = GOVERNOR.read_text().strip() if GOVERNOR.is_file() else "unknown"
     return describe_environment(device) | {"frequency_governor": governor}

@@ -1,9 +1,9 @@
-"""Peak memory of a piece of work, by counters that share no code.
+"""Peak memory of a function call, measured by counters that share no code.
 
-On CPU the headline is torch's own account of what its allocator handed out, and the check is the kernel's high-water
-mark of the process. The kernel's number is only as good as the C library's manners: without `PINNED_MALLOC` in the
-environment from the start of the process on, fragmentation of the heap inflates it, most for the variants that need
-least. `ru_maxrss` would not do in any case: it survives fork and exec.
+On CPU the reported number is what torch's allocator handed out, and the check is the kernel's high-water mark of the
+process. The kernel's number is right only with `PINNED_MALLOC` in the environment from the start of the process:
+otherwise fragmentation of the heap inflates it, most for the variants that need least. `ru_maxrss` cannot be used at
+all, because a process inherits it through fork and exec.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PINNED_MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
 }
-"""glibc: one heap, and every block from 64 KiB on taken from the kernel and given back at once."""
-ALLOCATOR_METER = "torch profiler, allocator events"
-KERNEL_METER = "kernel high-water mark, fresh process, pinned malloc"
-CUDA_METER = "CUDA allocator, max_memory_allocated"
+"""Settings of glibc: one heap, and each block of 64 KiB or more is taken from the kernel and returned at once."""
+ALLOCATOR_COUNTER = "torch profiler, allocator events"
+KERNEL_COUNTER = "kernel high-water mark, fresh process, pinned malloc"
+CUDA_COUNTER = "CUDA allocator, max_memory_allocated"
 
 
 def allocator_peak(run: Callable[[], None]) -> int:
-    """Return the peak, in bytes, of what torch's CPU allocator handed out during a piece of work."""
+    """Return the peak, in bytes, of what torch's CPU allocator handed out during a call of `run`."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
@@ -43,12 +43,12 @@ def allocator_peak(run: Callable[[], None]) -> int:
 
 
 def kernel_peak(run: Callable[[], None]) -> int | None:
-    """Return by how much the process's resident memory rose at most, in bytes; None where the kernel does not say."""
+    """Return by how many bytes the resident memory of the process rose at most; None where the kernel does not tell."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to trim
+    with contextlib.suppress(OSError, AttributeError):  # another C library, which has nothing to trim
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to what is resident now
     except OSError:
         return None
     before = _kilobytes("Rss", Path("/proc/self/smaps_rollup"))
@@ -57,7 +57,7 @@ def kernel_peak(run: Callable[[], None]) -> int | None:
 
 
 def cuda_peak(run: Callable[[], None], device: torch.device) -> tuple[int, int]:
-    """Return the peak of what the CUDA allocator handed out on top of what was there, and of what it had reserved."""
+    """Return the peak bytes that the CUDA allocator handed out beyond those before, and the peak it had reserved."""
     gc.collect()
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -68,7 +68,7 @@ def cuda_peak(run: Callable[[], None], device: torch.device) -> tuple[int, int]:
 
 
 def self_test(device: torch.device) -> None:
-    """Hold 48 MiB for a moment: three tensors of 16 MiB, written to."""
+    """Allocate 48 MiB for a moment, as three tensors of 16 MiB that are written to; every counter must see that."""
     held = [torch.ones(4 * 2**20, device=device) for _ in range(3)]
     del held
 

@@ -1,6 +1,7 @@
-"""One memory measurement in a process of its own: `probe` starts it, `python -m ...probe` is it.
+"""One memory measurement in its own process: `measure_in_subprocess` starts it and reads its answer.
 
-The process reads a `ProbeRequest` from standard input and prints a `ProbeReply` as the last line of its output.
+The process (`python -m` this module) reads a `MemoryRequest` from standard input and prints a `MemoryReply` as the last
+line of its output.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from lra.results.bench_records import MemoryMeasurement
 
 from ..train.run import is_out_of_memory
 from .memory import (
-    ALLOCATOR_METER,
-    CUDA_METER,
-    KERNEL_METER,
+    ALLOCATOR_COUNTER,
+    CUDA_COUNTER,
+    KERNEL_COUNTER,
     PINNED_MALLOC,
     allocator_peak,
     cuda_peak,
@@ -37,18 +38,18 @@ from .workload import Workload
 REPEATS = 3
 
 
-class ProbeRequest(Section):
+class MemoryRequest(Section):
     """What to measure."""
 
     config: RunConfig
     device: str
     threads: int
     memory_limit: int | None = None
-    """Bytes that the process may allocate on CPU, over what it takes to start; None takes what the machine has left."""
+    """Bytes that the process may allocate on CPU after its start; None allows what the machine has available."""
 
 
-class ProbeReply(Section):
-    """What was found."""
+class MemoryReply(Section):
+    """The measurement, or why there is none."""
 
     status: Literal["ok", "oom", "failed"]
     detail: str = ""
@@ -58,8 +59,8 @@ class ProbeReply(Section):
     flops: FlopCount | None = None
 
 
-def probe(request: ProbeRequest) -> ProbeReply:
-    """Measure in a fresh process with pinned malloc; whatever becomes of that process, there is a reply."""
+def measure_in_subprocess(request: MemoryRequest) -> MemoryReply:
+    """Measure in a new process with pinned malloc; return a reply even if that process crashes."""
     done = subprocess.run(
         [sys.executable, "-m", __name__],
         input=request.model_dump_json(),
@@ -69,15 +70,15 @@ def probe(request: ProbeRequest) -> ProbeReply:
         check=False,
     )
     if done.returncode == -signal.SIGKILL:
-        return ProbeReply(status="oom", detail="the kernel killed the process, as it does when memory runs out")
+        return MemoryReply(status="oom", detail="the kernel killed the process, as it does when memory runs out")
     lines, errors = done.stdout.splitlines(), done.stderr.splitlines()
     if done.returncode != 0 or not lines:
-        return ProbeReply(status="failed", detail=f"exit status {done.returncode}: {errors[-1] if errors else ''}")
-    return ProbeReply.model_validate(json.loads(lines[-1]))
+        return MemoryReply(status="failed", detail=f"exit status {done.returncode}: {errors[-1] if errors else ''}")
+    return MemoryReply.model_validate(json.loads(lines[-1]))
 
 
-def measure(request: ProbeRequest) -> ProbeReply:
-    """Measure in this process, which must be fresh."""
+def measure(request: MemoryRequest) -> MemoryReply:
+    """Measure in this process, which must be new: earlier allocations would change what the kernel reports."""
     device = torch.device(request.device)
     torch.set_num_threads(request.threads)
     if device.type == "cpu":
@@ -86,18 +87,18 @@ def measure(request: ProbeRequest) -> ProbeReply:
         work = Workload(request.config, device)
         flops = count_flops(work.step)
         work.step()
-        memory = _read_memory(work, device)
+        memory = _measure_memory(work, device)
         work.clear()
-        return ProbeReply(
+        return MemoryReply(
             status="ok", parameters=count_parameters(work.model), backend=work.backend, memory=memory, flops=flops
         )
     except (MemoryError, RuntimeError, ValueError) as error:
         detail = (str(error).splitlines() or [type(error).__name__])[0]
-        return ProbeReply(status="oom" if is_out_of_memory(error) else "failed", detail=detail)
+        return MemoryReply(status="oom" if is_out_of_memory(error) else "failed", detail=detail)
 
 
-def _read_memory(work: Workload, device: torch.device) -> MemoryMeasurement:
-    """Read both counters, each three times, after the self_test."""
+def _measure_memory(work: Workload, device: torch.device) -> MemoryMeasurement:
+    """Measure the self-test allocation and then `REPEATS` steps, with each counter of the device."""
     if device.type == "cuda":
         self_test_bytes, _ = cuda_peak(lambda: self_test(device), device)
         peaks = []
@@ -105,7 +106,7 @@ def _read_memory(work: Workload, device: torch.device) -> MemoryMeasurement:
             work.clear()
             peaks.append(cuda_peak(work.step, device))
         return MemoryMeasurement(
-            counter=CUDA_METER,
+            counter=CUDA_COUNTER,
             step_bytes=[step for step, _ in peaks],
             check_counter="",
             check_bytes=[],
@@ -114,8 +115,9 @@ def _read_memory(work: Workload, device: torch.device) -> MemoryMeasurement:
             state_bytes=work.state_bytes(),
             reserved_bytes=max(reserved for _, reserved in peaks),
         )
+    # The kernel's counter goes first: the profiler of the other one allocates memory that the kernel would count.
     self_test(device)
-    canary_check = kernel_peak(lambda: self_test(device))
+    self_test_check_bytes = kernel_peak(lambda: self_test(device))
     check = []
     for _ in range(REPEATS):
         work.clear()
@@ -126,19 +128,19 @@ def _read_memory(work: Workload, device: torch.device) -> MemoryMeasurement:
         work.clear()
         step.append(allocator_peak(work.step))
     return MemoryMeasurement(
-        counter=ALLOCATOR_METER,
+        counter=ALLOCATOR_COUNTER,
         step_bytes=step,
-        check_counter=KERNEL_METER,
+        check_counter=KERNEL_COUNTER,
         check_bytes=[peak for peak in check if peak is not None],
         self_test_bytes=self_test_bytes,
-        self_test_check_bytes=canary_check,
+        self_test_check_bytes=self_test_check_bytes,
         state_bytes=work.state_bytes(),
     )
 
 
 def _limit_memory(limit: int | None) -> None:
-    """Make an allocation that the machine cannot serve an error of this process, not the end of another one."""
-    torch.ones(64, 64) @ torch.ones(64, 64)  # the threads and libraries take their address space now
+    """Limit the address space, so that a step that does not fit raises an error before the kernel kills a process."""
+    torch.ones(64, 64) @ torch.ones(64, 64)  # the threads and libraries reserve their address space before the limit
     fields = dict(line.split(":") for line in _lines("/proc/meminfo"))
     status = dict(line.split(":", 1) for line in _lines("/proc/self/status"))
     if limit is None and "MemAvailable" in fields:
@@ -149,14 +151,15 @@ def _limit_memory(limit: int | None) -> None:
 
 
 def _lines(path: str) -> list[str]:
-    """Read a file of the kernel; empty where there is none."""
+    """Read a file of /proc; return nothing where there is none."""
     file = Path(path)
     return file.read_text().splitlines() if file.is_file() else []
 
 
 def _bytes(text: str) -> int:
+    """Convert a size such as ` 1024 kB`."""
     return int(text.split()[0]) * 1024
 
 
 if __name__ == "__main__":
-    print(measure(ProbeRequest.model_validate_json(sys.stdin.read())).model_dump_json())  # noqa: T201 - the reply
+    print(measure(MemoryRequest.model_validate_json(sys.stdin.read())).model_dump_json())  # noqa: T201 - the reply

@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from lra.results.bench_records import MIB, BenchRecord
 
-from .crossover import Crossing, crossover
+from .crossover import Crossover, crossover
 from .measure import REFERENCE
 from .workload import tokens_per_step
 
@@ -96,13 +96,13 @@ def notes(records: Sequence[BenchRecord]) -> list[str]:
     return [line for line in lines if line]
 
 
-def time_crossing(records: Sequence[BenchRecord], name: str) -> Crossing:
+def time_crossing(records: Sequence[BenchRecord], name: str) -> Crossover:
     """Find from which length on a variant's steps take less time than those of full."""
     ratios = {r.length: 1.0 / r.speed_ratio for r in records if r.variant == name and r.speed_ratio is not None}
     return crossover(ratios, dict.fromkeys(ratios, 1.0))
 
 
-def memory_crossing(records: Sequence[BenchRecord], name: str) -> Crossing:
+def memory_crossing(records: Sequence[BenchRecord], name: str) -> Crossover:
     """Find from which length on a variant's steps take less memory than those of full."""
     own, full = (
         {r.length: float(r.memory.step) for r in records if r.variant == variant and r.memory and not r.memory.problem}

@@ -1,4 +1,4 @@
-"""Step times of several variants in one process, taken in turns so that drift falls on all alike."""
+"""Step times of several variants in one process, measured in turns so that drift affects all of them alike."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 WARMUP_STEPS = 5
-LEAST_CYCLES = 3
+MIN_CYCLES = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimingPlan:
-    """How long to measure: until each variant has `steps` steps or the budget is spent, but three cycles at least."""
+    """How long to measure: until each variant has made `steps` steps or the time is up, but at least three cycles."""
 
     steps: int = 20
     seconds: float = 10.0
-    """Budget per variant; the budget of a measurement is that times the number of variants."""
+    """Time for each variant; all of them together have that times their number."""
 
 
 def time_in_turns(
@@ -27,23 +27,23 @@ def time_in_turns(
     clock: Callable[[], float] = time.perf_counter,
     synchronise: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Time steps in cycles A B C C B A, so that each variant has two times per cycle.
+    """Time steps in cycles A B C C B A, in which each variant makes two steps.
 
     Args:
-        steps: One step of each variant, warmed up.
-        plan: How long.
-        clock: Seconds from any origin.
-        synchronise: Waits until the device has done what it was given.
+        steps: One step of each variant, already warmed up.
+        plan: How long to measure.
+        clock: Returns seconds since some fixed moment.
+        synchronise: Waits until the device has finished its work.
 
     Returns:
-        The seconds of every step, by variant, in the order measured: the first two are of the first cycle.
+        The seconds of every step by variant, in the order measured: the first two belong to the first cycle.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     order = cycle(list(steps))
     synchronise()
     begin = clock()
     cycles = 0
-    while cycles < LEAST_CYCLES or (2 * cycles < plan.steps and clock() - begin < plan.seconds * len(steps)):
+    while cycles < MIN_CYCLES or (2 * cycles < plan.steps and clock() - begin < plan.seconds * len(steps)):
         for name in order:
             start = clock()
             steps[name]()
@@ -54,11 +54,11 @@ def time_in_turns(
 
 
 def cycle(names: Sequence[str]) -> list[str]:
-    """Return the order of one cycle: there and back."""
+    """Return the order of one cycle: forward and backward."""
     return [*names, *reversed(names)]
 
 
 def speed_ratio(seconds: Sequence[float], reference: Sequence[float]) -> float:
-    """Return how many steps are made while the reference makes one: the median over the cycles, two steps each."""
+    """Return the steps per second relative to the reference: the median over the cycles, with two steps of each."""
     own, other = ([a + b for a, b in zip(times[::2], times[1::2], strict=True)] for times in (seconds, reference))
     return statistics.median(theirs / ours for ours, theirs in zip(own, other, strict=True))

@@ -1,4 +1,4 @@
-"""The step that is measured: forward, backward and optimiser of a profile's model on random tokens."""
+"""The step that is measured: forward, backward and optimiser step of a profile's model on random tokens."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ from ..train.optimizer import build_optimizer
 def workload_config(
     *, task: str, variant: str, profile: Profile, length: int, batch_size: int, overrides: dict[str, object]
 ) -> RunConfig:
-    """Resolve the configuration of a step: the profile's model, at a length and a batch size of the caller's.
+    """Resolve the configuration of a step: the profile's model at the given length and batch size.
 
     Raises:
-        UsageError: A name or a setting is wrong, or the task's grid does not admit the length.
+        UsageError: A name or a setting is wrong, or the length does not fit the image size of the task.
     """
     fixed = [path for path in overrides if path in ("model.max_length", "train.batch_size")]
     if fixed:
-        raise UsageError(f"--set {fixed[0]}: --lengths, --batch and --tokens decide on that")
+        raise UsageError(f"--set {fixed[0]}: use --lengths, --batch or --tokens for that")
     config = resolve(task=task, variant=variant, profile=profile, seed=0, track="open", overrides=overrides)
     grid = get_task(task).info.grid
     if grid is not None and grid[0] * grid[1] != length:
-        raise UsageError(f"task {task!r} is a grid of {grid[0]} x {grid[1]}: its only length is {grid[0] * grid[1]}")
+        raise UsageError(
+            f"task {task!r} has images of {grid[0]} x {grid[1]} pixels: its only length is {grid[0] * grid[1]}"
+        )
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"max_length": length}),
@@ -43,10 +45,10 @@ def workload_config(
 
 
 class Workload:
-    """A model in training, with one batch of full-length sequences that it is given at every step.
+    """A model in training with one batch of full-length sequences, which every step uses.
 
     Raises:
-        ValueError: The variant refuses the dimensions.
+        ValueError: The variant does not support the dimensions.
     """
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
@@ -60,14 +62,14 @@ class Workload:
         generator = torch.Generator().manual_seed(config.seed)
         batch, length = config.train.batch_size, config.model.max_length
         shape = (batch, 2, length) if info.paired else (batch, length)
-        # Zero is padding: a batch of zeros would let a model with masks skip its work.
+        # Token 0 is padding, which a model with masks could skip, so the tokens start at 1.
         self.tokens = torch.randint(1, info.vocab_size, shape, generator=generator, dtype=torch.int16).to(device)
         self.labels = torch.randint(info.num_classes, (batch,), generator=generator).to(device)
         self.backend = ", ".join(dict.fromkeys(layer.resolved_backend(device) for layer in self.layers))
         seed_torch(config.seed, "step", 0)
 
     def step(self) -> None:
-        """Make one training step, like those of `lra-run`; the gradients stay until `clear` or the next step."""
+        """Make one training step, as `lra-run` does; the gradients stay until `clear` or the next step."""
         self.clear()
         with autocast(self.device, self.config.train.precision):
             logits = self.model(self.tokens).float()
@@ -84,7 +86,7 @@ class Workload:
         self.optimizer.zero_grad(set_to_none=True)
 
     def state_bytes(self) -> int:
-        """Add up parameters, buffers and optimiser state."""
+        """Return the bytes of parameters, buffers and optimiser state."""
         tensors: list[Tensor] = [*self.model.parameters(), *self.model.buffers()]
         for state in self.optimizer.state.values():
             tensors += [value for value in state.values() if isinstance(value, Tensor)]
@@ -92,5 +94,5 @@ class Workload:
 
 
 def tokens_per_step(config: RunConfig) -> int:
-    """Count the tokens that a step reads."""
+    """Return the number of tokens in a step; a step of a paired task reads two sequences per example."""
     return config.train.batch_size * config.model.max_length * (2 if get_task(config.task).info.paired else 1)

@@ -1,4 +1,4 @@
-"""`lra-bench`: speed, memory and FLOPs of training steps by length, relative to full attention."""
+"""`lra-bench`: speed, memory and FLOPs of a training step by length, relative to full attention."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Examples:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Defaults:
-    """What the options that were not given are taken for."""
+    """Values of the options that were not given."""
 
     attn: str
     profile: str
@@ -41,7 +41,7 @@ class Defaults:
 
 
 def defaults(*, preset: str | None, quick: bool, cuda: bool) -> Defaults:
-    """Choose the settings that the user left open."""
+    """Choose defaults that suit the preset and the device."""
     if quick:
         return Defaults(attn=QUICK_ROWS, profile="quick", lengths="512,1024,2048", batch=2, steps=12, seconds=1.0)
     profile = "official" if preset == "lra" else "nystromformer" if cuda else "quick"
@@ -53,51 +53,52 @@ def defaults(*, preset: str | None, quick: bool, cuda: bool) -> Defaults:
 @click.option(
     "--attn",
     metavar="NAME[,NAME...]",
-    help="Attention variants; `all` runs every one; `full` always takes part.  [default: table 2's, and contextpool]",
+    help="Attention variants, or `all`; `full` is always added.  [default: contextpool and the paper's table 2]",
 )
-@click.option("--task", default="text", show_default=True, help="Task whose shapes are measured.")
+@click.option("--task", metavar="NAME", default="text", show_default=True, help="Task that the model is built for.")
 @click.option(
     "--profile",
     metavar="NAME",
-    help="Recipe with the model's sizes.  [default: nystromformer with a CUDA device, else quick]",
+    help="Profile that sets the sizes of the model.  [default: nystromformer on CUDA, else quick]",
 )
-@click.option("--lengths", metavar="LIST", help="Tokens of a sequence.  [default: 1024,2048,3072,4096]")
-@click.option("--batch", type=click.IntRange(min=1), help="Sequences in a step, on this one device.  [default: 32]")
-@click.option(
-    "--tokens", type=click.IntRange(min=1), help="Tokens in a step, whatever the length, in place of --batch."
-)
+@click.option("--lengths", metavar="LIST", help="Lengths of the sequences, in tokens.  [default: 1024,2048,3072,4096]")
+@click.option("--batch", type=click.IntRange(min=1), help="Sequences in a step.  [default: 32]")
+@click.option("--tokens", type=click.IntRange(min=1), help="Tokens in a step at every length, instead of --batch.")
 @click.option(
     "--preset",
     type=click.Choice(["lra"]),
-    help="lra: the layout of table 2 of the benchmark's paper, on the official profile's model.",
+    help="lra: measure the official profile and print it like table 2 of the paper of Long Range Arena.",
 )
-@click.option("--quick", is_flag=True, help="Four variants on a small model, lengths to 2048, batch 2: two minutes.")
+@click.option("--quick", is_flag=True, help="Measure four variants on a small model, in two minutes.")
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a setting: variant.x, variants.NAME.x, model.x, train.x.",
+    help="Change a setting: variant.x, variants.NAME.x, model.x or train.x; may be repeated.",
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Timed steps of each variant.  [default: 20]")
+@click.option("--steps", type=click.IntRange(min=1), help="Timed steps of each variant at each length.  [default: 20]")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0.0),
-    help="Time budget per variant and length, which ends the timing early.  [default: 10]",
+    help="End the timing of a length after this time per variant.  [default: 10]",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", metavar="NAME", default="auto", show_default=True, help="Device: auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]")
 @click.option(
     "--memory-limit",
     type=click.FloatRange(min=0.0, min_open=True),
     metavar="GIB",
-    help="CPU: what a step may allocate; more is out of memory.  [default: what the machine has available]",
+    help="Memory that a step may allocate on CPU.  [default: what is available]",
 )
 @store_option
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all measurements here too."
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the measurements to this file.",
 )
-@click.option("--quiet", is_flag=True, help="No progress, only the tables.")
+@click.option("--quiet", is_flag=True, help="Print only the tables, no progress.")
 @one_line_errors
 def command(
     *,
@@ -119,9 +120,10 @@ def command(
     json_file: Path | None,
     quiet: bool,
 ) -> None:
-    """Measure training steps (forward, backward, optimiser) of attention variants on random tokens, by length.
+    """Measure the time and memory of one training step of attention variants, by sequence length.
 
-    Nothing is trained and no data is needed. A variant that runs out of memory is listed as such.
+    A step is forward, backward and optimiser on random tokens; no data is needed. A variant that runs out of memory is
+    listed as such.
     """
     if batch is not None and tokens is not None:
         raise click.UsageError("--batch and --tokens exclude each other")
@@ -139,8 +141,8 @@ def command(
     from ..bench.timing import TimingPlan
     from .run import pick_device
 
-    the_device = pick_device(device)
-    chosen = defaults(preset=preset, quick=quick, cuda=the_device.type == "cuda")
+    torch_device = pick_device(device)
+    chosen = defaults(preset=preset, quick=quick, cuda=torch_device.type == "cuda")
     attn_or_default = chosen.attn if attn is None else attn
     names = available() if attn == "all" else [normalise(name) for name in attn_or_default.split(",")]
     plan = BenchPlan(
@@ -148,7 +150,7 @@ def command(
         lengths=parse_lengths(chosen.lengths if lengths is None else lengths),
         task=normalise(task),
         profile=load_profile(profile or chosen.profile),
-        device=the_device,
+        device=torch_device,
         threads=threads or torch.get_num_threads(),
         batch=batch or chosen.batch,
         tokens=tokens,
@@ -160,7 +162,7 @@ def command(
     configs = plan.configs()
     Store(store_folder).check_writable()
     if json_file is not None:
-        write_json(json_file, [])  # a place that cannot be written is found out before the minutes, not after them
+        write_json(json_file, [])  # fails now, not after the measurements, if the file cannot be written
 
     def say(text: str) -> None:
         if not quiet:
@@ -172,7 +174,7 @@ def command(
             save_bench_record(store_folder, record)
             records.append(record)
     if quick:
-        click.echo("Quick: a small model, a small batch, few variants; not the sizes of the paper.\n")
+        click.echo("Quick: a small model, a small batch and few variants, not the sizes of the paper.\n")
     order = {name: position for position, name in enumerate(plan.variants)}
     records.sort(key=lambda record: (order[record.variant], record.length))
     click.echo(arena_report(records) if preset == "lra" else full_report(records))
@@ -183,7 +185,7 @@ def command(
 
 
 def write_json(path: Path, measurements: list[dict[str, Any]]) -> None:
-    """Write measurements as one list.
+    """Write the measurements as a list.
 
     Raises:
         UsageError: The file cannot be written.
@@ -197,10 +199,10 @@ def write_json(path: Path, measurements: list[dict[str, Any]]) -> None:
 
 
 def parse_lengths(text: str) -> list[int]:
-    """Read `1024,2048`, in rising order.
+    """Parse a list of lengths such as `1024,2048`; return it in increasing order.
 
     Raises:
-        UsageError: A piece is not a positive number.
+        UsageError: An item is not a positive number.
     """
     pieces = [piece.strip() for piece in text.split(",")]
     wrong = [piece for piece in pieces if not piece.isdecimal() or int(piece) == 0]

@@ -4,7 +4,7 @@ import pytest
 
 from lra.results.bench_records import Timing
 from runners.bench.crossover import crossover
-from runners.bench.timing import LEAST_CYCLES, TimingPlan, cycle, speed_ratio, time_in_turns
+from runners.bench.timing import MIN_CYCLES, TimingPlan, cycle, speed_ratio, time_in_turns
 
 
 class Clock:
@@ -46,7 +46,7 @@ def test_the_budget_ends_the_timing_but_not_before_three_cycles():
     clock, order = Clock(), []
     steps = stand_ins(clock, {"a": [1.0], "b": [1.0]}, order)
     assert len(time_in_turns(steps, TimingPlan(steps=1000, seconds=10.0), clock=clock)["a"]) == 10
-    assert len(time_in_turns(steps, TimingPlan(steps=1000, seconds=0.0), clock=clock)["a"]) == 2 * LEAST_CYCLES
+    assert len(time_in_turns(steps, TimingPlan(steps=1000, seconds=0.0), clock=clock)["a"]) == 2 * MIN_CYCLES
     assert len(time_in_turns(steps, TimingPlan(steps=8, seconds=1e9), clock=clock)["b"]) == 8
 
 
