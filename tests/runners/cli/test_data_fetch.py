@@ -63,7 +63,7 @@ def test_a_wrong_file_is_one_line_and_exit_3(run, home, server):
     ("arguments", "message"),
     [
         (["listops"], "listops is generated"),
-        (["retrieval", "--set", "source=substitute"], "there is no address"),
+        (["retrieval", "--set", "source=substitute"], "no known address"),
         (["text", "--mirror", "http://example.org"], "only https"),
         (["txt"], "did you mean 'text'"),
     ],

@@ -63,7 +63,7 @@ def test_a_grid_gives_one_record_each_and_one_table(profile, home, tmp_path):
     assert set(found) == {(variant, seed) for variant in ("full", "contextpool") for seed in (0, 1)}
     assert len({outcome["weights_digest"] for outcome, _ in found.values()}) == 4
     assert done.stdout.count("test accuracy %") == 1
-    assert "Without a model, in %: chance 10.0" in done.stdout
+    assert "Trivial baselines, in %: chance 10.0" in done.stdout
     assert "\r" not in done.stderr  # no bar in a pipe
     again = run(command)
     assert again.returncode == 0
