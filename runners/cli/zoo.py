@@ -1,4 +1,4 @@
-"""`lra-zoo`: list, describe and check the attention variants, plug-ins included."""
+"""`lra-zoo`: list, describe and check the attention variants, including plug-ins."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @version_option
 def main() -> None:
-    """List, describe and check the attention variants, plug-ins included."""
+    """List, describe and check the attention variants, including plug-ins."""
 
 
 @main.command("list")
 @one_line_errors
 def list_command() -> None:
-    """Print one line for each variant; parameters are relative to full attention at the official ListOps size."""
+    """List the variants.
+
+    Parameters are those of one layer at the official ListOps size, relative to full attention.
+    """
     from .variant_docs import catalogue, table
 
     found = catalogue()
@@ -36,7 +39,7 @@ def list_command() -> None:
 @click.argument("name")
 @one_line_errors
 def describe(name: str) -> None:
-    """Print what variant NAME does, what it claims, and its options."""
+    """Describe the variant NAME: what it does, what it claims, and its options."""
     spec = find(name)
     from .variant_docs import describe as describe_variant
 
@@ -47,9 +50,9 @@ def describe(name: str) -> None:
 @click.argument("name")
 @one_line_errors
 def check(name: str) -> None:
-    """Run the contract on variant NAME: a line for each check, exit code 1 if one fails.
+    """Run the contract checks on the variant NAME, and print a line for each.
 
-    An error other than a failed check is the variant's own and is shown with its traceback.
+    The exit code is 1 if a check fails. Any other error of the variant is shown with its traceback.
     """
     spec = find(name)
     from attention_zoo.checks import contract_checks
@@ -79,7 +82,7 @@ def check(name: str) -> None:
 )
 @one_line_errors
 def docs(out: Path) -> None:
-    """Write the page about all variants of this project."""
+    """Write the documentation page about the variants of this project."""
     from lra.atomic_io import atomic_write
     from lra.errors import LraError, UsageError
 
@@ -96,10 +99,10 @@ def docs(out: Path) -> None:
 
 
 def find(name: str) -> VariantSpec:
-    """Find a variant.
+    """Return the variant of this name.
 
     Raises:
-        UsageError: There is none of this name, or it cannot be imported or registered.
+        UsageError: No variant has this name, or it cannot be imported or registered.
     """
     from attention_zoo import RegistrationError, UnknownVariantError, get_variant
     from lra.errors import UsageError
