@@ -2,25 +2,29 @@
 
     python -m benchmarks.migrate_store STORE
 
-Each file is read, written again under its new id, read back and compared; only then is the old one removed. A file that
-does not say the same afterwards stops the migration. Files of schema 2 are left alone, so it can be run again. A
-measurement keeps its id where that cannot be worked out again.
+Each file is read and compared with what would be written. A file that would not say the same stops the migration. The
+new file is then written under its new id and read back, and only then is the old one removed. Files of schema 2 are
+left alone, so the migration can be run again. A measurement keeps its id if the id cannot be recomputed.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from attention_zoo import get_variant
 from lra.atomic_io import atomic_write
 from lra.config.schema import RunConfig
+from lra.names import rename_fields
 from lra.results.bench_records import read_bench_record, settings_id, upgrade_bench_record
 from lra.results.envelope import pack_envelope, read_envelope
-from lra.results.records import SCHEMA_VERSION, Store, read_record
+from lra.results.records import RENAMED_IN_SCHEMA_2, SCHEMA_VERSION, Store, read_record
 
 
 def migrate_run(store: Store, path: Path) -> bool:
@@ -31,15 +35,14 @@ def migrate_run(store: Store, path: Path) -> bool:
     record = read_record(path)
     title = get_variant(record.config.variant.name).title
     record = record.model_copy(update={"run_id": record.config.run_id(record.data_digest), "variant_title": title})
-    arrays = store.arrays_path(old["cell_id"]).read_bytes()
-    atomic_write(store.arrays_path(record.run_id), arrays)
-    atomic_write(store.record_path(record.run_id), pack_envelope("record", record.model_dump()))
-
-    new = read_envelope(store.record_path(record.run_id), "record", SCHEMA_VERSION)
-    names = {"run_id": "cell_id", "dataset": "data_edition", "baselines": "rails"}
-    back = {names.get(name, name): value for name, value in new.items()}
+    new = plain(record)
+    back = rename_fields(new, {new: old for old, new in RENAMED_IN_SCHEMA_2.items()})
     del back["variant_title"]
     check_same(path, old, back, may_differ=("cell_id", "schema_version"))
+
+    arrays = store.arrays_path(old["cell_id"]).read_bytes()
+    atomic_write(store.arrays_path(record.run_id), arrays)
+    write_and_read_back(store.record_path(record.run_id), "record", new)
     if store.arrays_path(record.run_id).read_bytes() != arrays or not store.arrays(record.run_id):
         raise SystemExit(f"{path}: its arrays are not the same afterwards")
     if record.run_id != old["cell_id"]:
@@ -58,27 +61,35 @@ def migrate_measurement(path: Path) -> bool:
         return False
     record = read_bench_record(path)
     on = {"device": old["environment"]["cpu"], "threads": record.threads, "memory_limit": None}
-    if (
-        settings_id(RunConfig.model_validate(old["config"]), **on) == record.settings_id
-    ):  # else it was on something else
+    # the id can be recomputed only if it was of this processor without a limit on memory
+    if settings_id(RunConfig.model_validate(old["config"]), **on) == record.settings_id:
         record = record.model_copy(update={"settings_id": settings_id(record.config, **on)})
-    target = path.with_name(f"{record.settings_id}.json")
     record = record.model_copy(update={"variant_title": get_variant(record.config.variant.name).title})
-    atomic_write(target, pack_envelope("bench", record.model_dump()))
-    check_same(
-        path,
-        upgrade_bench_record(old),
-        read_envelope(target, "bench", SCHEMA_VERSION),
-        ("settings_id", "variant_title"),
-    )
+    new = plain(record)
+    check_same(path, upgrade_bench_record(old), new, may_differ=("settings_id", "variant_title"))
+    target = path.with_name(f"{record.settings_id}.json")
+    write_and_read_back(target, "bench", new)
     if target != path:
         path.unlink()
     return True
 
 
+def plain(record: BaseModel) -> dict[str, Any]:
+    """Return a record as the plain values that its JSON file would hold."""
+    body: dict[str, Any] = json.loads(record.model_dump_json())
+    return body
+
+
+def write_and_read_back(path: Path, kind: str, body: dict[str, Any]) -> None:
+    """Write a body into its envelope, and stop unless the same comes back."""
+    atomic_write(path, pack_envelope(kind, body))
+    if read_envelope(path, kind, SCHEMA_VERSION) != body:
+        raise SystemExit(f"{path}: it does not hold what was written")
+
+
 def check_same(path: Path, old: dict[str, Any], new: dict[str, Any], may_differ: tuple[str, ...]) -> None:
     """Stop unless two bodies are equal but for the named fields and our own version in the origin of a variant."""
-    old, new = (json.loads(json.dumps(body)) for body in (old, new))
+    old, new = copy.deepcopy(old), copy.deepcopy(new)
     for body in (old, new):
         variant = body["config"]["variant"]
         if variant["origin"].startswith("lra-harness "):

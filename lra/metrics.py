@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 
@@ -21,15 +20,15 @@ class Score:
         return self.correct / self.total
 
 
-def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Return Wilson's score interval for a share (E. B. Wilson, 1927), 95 % by default, as shares.
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Return the 95 % score interval of E. B. Wilson (1927) for `correct` of `total`, as two shares.
 
     Raises:
         ValueError: `total` is not positive, or `correct` is outside 0..total.
     """
     if total < 1 or not 0 <= correct <= total:
         raise ValueError(f"{correct} of {total} is not a count")
-    share, square = correct / total, z * z
-    centre = (share + square / (2 * total)) / (1 + square / total)
-    half = z / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest  # late: it takes half a second, and `--help` needs none of it
+
+    interval = binomtest(correct, total).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)

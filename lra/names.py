@@ -1,10 +1,11 @@
-"""Names that a user types: one folding of case and hyphens, and suggestions for mistyped ones."""
+"""Names that a user types: folded and, if mistyped, suggested. Names of fields that changed between two schemas."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 
 def fold(name: str) -> str:
@@ -36,3 +37,18 @@ def suggest_path(path: Path, pattern: str = "*") -> str:
     """
     close = difflib.get_close_matches(path.name, [sibling.name for sibling in path.parent.glob(pattern)], n=1)
     return f"; did you mean {str(path.with_name(close[0]))!r}?" if close else ""
+
+
+def rename_fields(body: Mapping[str, Any], new_names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of an older schema under their new names.
+
+    Args:
+        body: Fields by name. All old names must be there, and none of the new ones.
+        new_names: New name of each old one.
+
+    Raises:
+        ValueError: A field has its new name already, or is missing.
+    """
+    if wrong := [new for old, new in new_names.items() if old not in body or new in body]:
+        raise ValueError(f"an older schema, but not with the old names of {', '.join(wrong)}")
+    return {new_names.get(name, name): value for name, value in body.items()}

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from pydantic import ValidationError
 
 from lra.config.schema import RunConfig, canonical_json
 from lra.errors import StoreError, UsageError
 from lra.names import suggest_path
 from lra.results.bench_records import BenchRecord, bench_records
 from lra.results.dataframe import record_frame
-from lra.results.records import AttemptedRun, RunRecord, Store
+from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +130,10 @@ def _last_attempt(folder: Path, problems: list[str]) -> AttemptedRun | None:
         return None
     newest = max(notes, key=lambda path: int(path.name.partition("-")[0]))
     try:
-        note = json.loads(newest.read_bytes())
-        if "cell" in note:
-            return AttemptedRun.model_validate(note["cell"])
-        problems.append(f"{newest}: an attempt ({note['status']}) that does not say what it tried")
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        problems.append(f"{newest} is not a note of an attempt: {str(error).splitlines()[0]}")
-    return None
+        return read_attempt(newest)
+    except StoreError as error:
+        problems.append(str(error))
+        return None
 
 
 def label_by_settings(frame: pd.DataFrame, leave_out: Sequence[str] = ()) -> list[str]:

@@ -1,5 +1,6 @@
 """The wheel, built from the tracked files, works outside the tree: data, commands, and libraries by themselves."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -39,20 +40,50 @@ for name, point in sorted(scripts.items()):
 """
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Build the wheel from a copy of the tracked files."""
-    folder = tmp_path_factory.mktemp("wheel")
+VERSIONS = """
+import json, sys
+from importlib.metadata import version
+from pathlib import Path
+import contextpool, lra
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
+from lra.results.bench_records import bench_records
+from lra.results.records import Store
+site, evidence, task = sys.argv[1:]
+assert lra.__file__.startswith(site) and contextpool.__file__.startswith(site), lra.__file__
+found = {}
+for record in Store(Path(evidence)).records():  # raises where one is an error
+    found[record.run_id] = record.config.run_id(record.data_digest)
+def run_id(variant):
+    return resolve(task=task, variant=variant, profile=load_profile("quick"), seed=0, overrides={}).run_id("d" * 64)
+variants = {name: run_id(name) for name in ("contextpool", "contextpool_conv_only", "full")}
+measured = sum(not isinstance(record, Exception) for record in bench_records(Path(evidence)))
+print(json.dumps({"version": version("lra-harness"), "found": found, "ids": variants, "measured": measured}))
+"""
+
+
+def build_wheel(folder: Path, version: str | None = None) -> Path:
+    """Build the wheel from a copy of the tracked files, under another version number if one is given."""
     for path in tracked():
         relative = path.relative_to(ROOT)
         if relative.parts[0] in SOURCES or len(relative.parts) == 1:
             (folder / "tree" / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, folder / "tree" / relative)
+    if version is not None:
+        project = folder / "tree" / "pyproject.toml"
+        own = f'version = "{PROJECT["project"]["version"]}"'
+        assert project.read_text().count(own) == 1
+        project.write_text(project.read_text().replace(own, f'version = "{version}"'))
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", "dist"]
     done = subprocess.run([*command, "./tree"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = (folder / "dist").glob("*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +176,24 @@ def test_the_libraries_work_without_lra(site, tmp_path, code):
     python(site, tmp_path, f"{WITHOUT_LRA}\n{code}")
     with pytest.raises(AssertionError, match="lra may not be needed"):
         python(site, tmp_path, f"{WITHOUT_LRA}\nimport lra.errors")
+
+
+@pytest.mark.nightly
+def test_another_version_finds_every_committed_record_under_the_same_ids(site, tmp_path):
+    """Install the project as 0.2.0: no run id, and so no file name, depends on the version."""
+    built = build_wheel(tmp_path, "0.2.0")
+    target = tmp_path / "site-0.2.0"
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(target), str(built)]
+    done = subprocess.run(pip, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    store = ROOT / "benchmarks" / "evidence" / "store"
+    now, later = (
+        json.loads(python(folder, tmp_path, VERSIONS, str(folder), str(store), "listops")) for folder in (site, target)
+    )
+    assert (now["version"], later["version"]) == (PROJECT["project"]["version"], "0.2.0")
+    committed = {path.stem for path in (store / "results").glob("*/*.json")}
+    assert len(committed) >= 283
+    assert later["found"] == {run_id: run_id for run_id in committed}
+    assert later["ids"] == now["ids"]
+    assert later["measured"] == len(list((store / "bench").glob("*.json")))

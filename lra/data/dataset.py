@@ -7,6 +7,7 @@ A prepared folder holds, for each split, `<split>-tokens.npy`, `<split>-offsets.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,9 +23,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lra.atomic_io import build_folder, file_digest
 from lra.errors import DataError
+from lra.names import rename_fields
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when the layout of a prepared folder changes; newer folders are refused, not guessed at."""
+RENAMED_IN_SCHEMA_2 = {"edition": "dataset", "maker": "generated_by", "rails": "baselines"}
+"""All that schema 2 changed in the manifest. Arrays and digests stayed, so a folder of schema 1 is still read."""
 MANIFEST = "manifest.json"
 ARRAYS = ("tokens", "offsets", "labels")
 SplitName = Literal["train", "validation", "test"]
@@ -85,6 +89,8 @@ class Manifest(_Record):
 
 
 class _SchemaOnly(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     schema_number: int
 
 
@@ -101,14 +107,19 @@ def read_manifest(path: Path) -> Manifest:
         raise DataError(f"{file}: {error.strerror or error}") from error
     try:
         schema = _SchemaOnly.model_validate_json(data).schema_number
-        if schema != SCHEMA:
+        if not 1 <= schema <= SCHEMA:
             age = "a newer" if schema > SCHEMA else "an older"
-            raise DataError(f"{path}: written by {age} version (schema {schema}; this version reads {SCHEMA})")
+            raise DataError(f"{path}: written by {age} version (schema {schema}; this version reads 1 to {SCHEMA})")
+        if schema == 1:
+            body = rename_fields(json.loads(data), RENAMED_IN_SCHEMA_2) | {"schema_number": SCHEMA}
+            data = json.dumps(body).encode()
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"
         raise DataError(f"{file}: not a manifest; {where}: {first['msg']}") from error
+    except ValueError as error:  # of the renaming
+        raise DataError(f"{file}: not a manifest; {error}") from error
     if set(manifest.splits) != set(SPLITS) or set(manifest.files) != {f"{s}-{k}.npy" for s in SPLITS for k in ARRAYS}:
         raise DataError(f"{file}: not a manifest; splits or files are not the expected ones")
     return manifest

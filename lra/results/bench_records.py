@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from lra.atomic_io import atomic_write
 from lra.config.schema import RunConfig, Section, canonical_json
 from lra.errors import StoreError
 from lra.measure.flops import FlopCount
+from lra.names import rename_fields
 from lra.results.envelope import pack_envelope, read_envelope
 from lra.results.records import title_from_name, without_own_version
 
@@ -184,7 +183,7 @@ def read_bench_record(path: Path) -> BenchRecord:
     body = read_envelope(path, "bench", BENCH_SCHEMA_VERSION)
     try:
         return BenchRecord.model_validate(upgrade_bench_record(body))
-    except ValidationError as error:
+    except (ValueError, KeyError, TypeError) as error:  # of Pydantic, or of an upgrade of something else
         raise StoreError(f"{path} is not a measurement of lra-bench: {str(error).splitlines()[0]}") from error
 
 
@@ -195,7 +194,7 @@ def upgrade_bench_record(body: dict[str, Any]) -> dict[str, Any]:
     title = title_from_name(body["config"]["variant"]["name"])
     body = body | {"schema_version": 2, "config": without_own_version(body["config"]), "variant_title": title}
     if body["memory"] is not None:
-        body["memory"] = {RENAMED_IN_SCHEMA_2.get(name, name): value for name, value in body["memory"].items()}
+        body["memory"] = rename_fields(body["memory"], RENAMED_IN_SCHEMA_2)
     return body
 
 

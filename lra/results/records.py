@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
 
 from lra.atomic_io import atomic_write, create_exclusive
 from lra.config.schema import NUMERICS_VERSION, RunConfig, Section
 from lra.errors import StoreError
+from lra.names import rename_fields
 from lra.results.envelope import pack_envelope, read_envelope
 
 SCHEMA_VERSION = 2
@@ -196,7 +196,7 @@ class Store:
         status: AttemptStatus,
         detail: str,
         environment: dict[str, Any],
-        cell: AttemptedRun | None = None,
+        run: AttemptedRun | None = None,
     ) -> None:
         """Leave a note of one attempt, whatever came of it.
 
@@ -205,15 +205,15 @@ class Store:
             status: How the attempt ended.
             detail: More about it.
             environment: See `lra.measure.environment`.
-            cell: What was tried; without it, reports can count the attempt but not place it.
+            run: What was tried; without it, reports can count the attempt but not place it.
 
         Raises:
             StoreError: The disk refuses.
         """
         folder = self.root / "attempts" / run_id
         note = {"status": status, "detail": detail, "environment": environment, "schema_version": SCHEMA_VERSION}
-        if cell is not None:
-            note["cell"] = cell.model_dump()
+        if run is not None:
+            note["run"] = run.model_dump()
         body = json.dumps(note, indent=1, sort_keys=True, allow_nan=False).encode()
         number = len(list(folder.glob("*.json"))) + 1
         try:
@@ -257,8 +257,27 @@ def read_record(path: Path) -> RunRecord:
     body = read_envelope(path, "record", SCHEMA_VERSION)
     try:
         return RunRecord.model_validate(upgrade_record(body))
-    except ValidationError as error:
+    except (ValueError, KeyError, TypeError) as error:  # of Pydantic, or of an upgrade of something else
         raise StoreError(f"{path} is not the record of a run: {str(error).splitlines()[0]}") from error
+
+
+def read_attempt(path: Path) -> AttemptedRun:
+    """Read what one attempt tried to run.
+
+    Raises:
+        StoreError: The file is damaged or foreign, or does not say what was tried.
+    """
+    try:
+        note = json.loads(path.read_bytes())
+        if note.get("schema_version") == 1 and "cell" in note:
+            tried = rename_fields(note["cell"], {"cell_id": "run_id", "data_edition": "dataset"})
+            config = without_own_version(tried["config"])
+            note["run"] = tried | {"config": config, "variant_title": title_from_name(config["variant"]["name"])}
+        if "run" in note:
+            return AttemptedRun.model_validate(note["run"])
+        raise StoreError(f"{path}: an attempt ({note['status']}) that does not say what it tried")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path} is not a note of an attempt: {str(error).splitlines()[0]}") from error
 
 
 def upgrade_record(body: dict[str, Any]) -> dict[str, Any]:
@@ -270,7 +289,7 @@ def upgrade_record(body: dict[str, Any]) -> dict[str, Any]:
     """
     if body["schema_version"] != 1:
         return body
-    body = {RENAMED_IN_SCHEMA_2.get(name, name): value for name, value in body.items()}
+    body = rename_fields(body, RENAMED_IN_SCHEMA_2)
     config = without_own_version(body["config"])
     return body | {"schema_version": 2, "config": config, "variant_title": title_from_name(config["variant"]["name"])}
 

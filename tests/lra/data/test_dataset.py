@@ -84,6 +84,30 @@ def test_digest_depends_on_every_array_and_on_where_it_ends():
     assert len(digests) == 10
 
 
+def as_schema_1(folder, names=(("dataset", "edition"), ("generated_by", "maker"), ("baselines", "rails"))):
+    """Give the manifest of a folder the field names and the number of schema 1."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for new, old in names:
+        manifest[old] = manifest.pop(new)
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"schema_number": 1}))
+
+
+def test_a_folder_of_schema_1_is_read_as_it_was(folder):
+    now = open_prepared(folder, verify=True)
+    as_schema_1(folder)
+    before = (folder / MANIFEST).read_bytes()
+    then = open_prepared(folder, verify=True)
+    assert then.manifest == now.manifest
+    assert then.digest == now.digest
+    assert (folder / MANIFEST).read_bytes() == before
+
+
+def test_a_half_renamed_manifest_of_schema_1_is_refused(folder):
+    as_schema_1(folder, names=[("dataset", "edition"), ("generated_by", "maker")])
+    with pytest.raises(DataError, match="not a manifest; an older schema, but not with the old names of baselines"):
+        open_prepared(folder, verify=False)
+
+
 @pytest.mark.parametrize("name", [f"{split}-{kind}.npy" for split in SPLITS for kind in ARRAYS])
 def test_a_truncated_or_missing_file_is_refused_without_verification(folder, name):
     file = folder / name
@@ -123,7 +147,7 @@ def test_any_damage_to_an_array_header_is_one_line(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_number": 2}, "newer version"),
+        ({"schema_number": 3}, "newer version"),
         ({"schema_number": 0}, "older version"),
         ({"schema_number": "1"}, "schema_number"),
         ({"surprise": 1}, "surprise"),

@@ -7,7 +7,8 @@ from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig, VariantChoice
 from lra.errors import StoreError
-from lra.results.records import Cost, Count, Outcome, RunRecord, Store, read_record
+from lra.results.envelope import pack_envelope, read_envelope
+from lra.results.records import AttemptedRun, Cost, Count, Outcome, RunRecord, Store, read_attempt, read_record
 
 CELL = "ab" + "0" * 62
 
@@ -90,6 +91,93 @@ def test_a_newer_schema_is_refused(tmp_path):
     store.publish(record(schema_version=3), ARRAYS)
     with pytest.raises(StoreError, match="newer version"):
         store.find(CELL)
+
+
+OLD_NAMES = (("run_id", "cell_id"), ("dataset", "data_edition"), ("baselines", "rails"))
+
+
+def as_schema_1(path, old_names=OLD_NAMES, **changes):
+    """Write the record of a file as schema 1 had it: other names, own version in the origin, no title."""
+    body = read_envelope(path, "record", 2)
+    for new, old in old_names:
+        body[old] = body.pop(new)
+    del body["variant_title"]
+    body["config"]["variant"]["origin"] = "lra-harness 0.1.0"
+    path.write_bytes(pack_envelope("record", body | {"schema_version": 1} | changes))
+
+
+def test_a_record_of_schema_1_is_read(tmp_path):
+    store = Store(tmp_path)
+    published = store.publish(record(), ARRAYS)
+    as_schema_1(store.record_path(CELL))
+    before = store.record_path(CELL).read_bytes()
+    read = store.find(CELL)
+    assert read == published.model_copy(update={"variant_title": "Full"})  # the title is only known by the variant
+    assert read.config.run_id(read.data_digest) == published.config.run_id(published.data_digest)
+    assert store.record_path(CELL).read_bytes() == before
+
+
+def test_the_origin_of_anothers_plug_in_is_kept(tmp_path):
+    store = Store(tmp_path)
+    store.publish(record(), ARRAYS)
+    variant = VariantChoice(name="theirs", options={}, origin="their-package 1.0")
+    as_schema_1(store.record_path(CELL), config=config(variant=variant).model_dump())
+    assert store.find(CELL).config.variant.origin == "their-package 1.0"
+
+
+@pytest.mark.parametrize(
+    ("old_names", "changes"),
+    [
+        (OLD_NAMES[:2], {}),
+        (OLD_NAMES[1:], {}),
+        (OLD_NAMES, {"run_id": CELL}),
+        (OLD_NAMES, {"config": {}}),
+        (OLD_NAMES, {"config": None}),
+        (OLD_NAMES, {"rails": {"chance": "ten"}}),
+    ],
+)
+def test_a_half_renamed_or_damaged_record_of_schema_1_is_refused(tmp_path, old_names, changes):
+    store = Store(tmp_path)
+    store.publish(record(), ARRAYS)
+    as_schema_1(store.record_path(CELL), old_names, **changes)
+    with pytest.raises(StoreError, match="is not the record of a run"):
+        store.find(CELL)
+    assert [type(entry) for entry in store.records()] == [StoreError]
+
+
+def attempted() -> AttemptedRun:
+    return AttemptedRun(
+        run_id=CELL, status="oom", config=config(), task_title="ListOps", variant_title="Full", dataset="short",
+        data_digest="d" * 64,
+    )  # fmt: skip
+
+
+def test_an_attempt_says_what_it_tried_in_either_schema(tmp_path):
+    Store(tmp_path).log_attempt(CELL, "oom", "why", {}, attempted())
+    (path,) = (tmp_path / "attempts" / CELL).iterdir()
+    assert read_attempt(path) == attempted()
+    note = json.loads(path.read_text())
+    tried = note.pop("run")
+    old = {"cell_id": tried.pop("run_id"), "data_edition": tried.pop("dataset")} | tried
+    del old["variant_title"]
+    path.write_text(json.dumps(note | {"schema_version": 1, "cell": old}))
+    assert read_attempt(path) == attempted()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "not a note of an attempt"),
+        ("", "not a note of an attempt"),
+        ('{"status": "oom", "schema_version": 2}', "does not say what it tried"),
+        ('{"status": "oom", "schema_version": 1, "cell": {"run_id": "x"}}', "not a note of an attempt"),
+        ('{"status": "oom", "schema_version": 2, "run": {"run_id": "x"}}', "not a note of an attempt"),
+    ],
+)
+def test_a_damaged_note_of_an_attempt_is_named(tmp_path, text, message):
+    (tmp_path / "1-host-1.json").write_text(text)
+    with pytest.raises(StoreError, match=message):
+        read_attempt(tmp_path / "1-host-1.json")
 
 
 def test_arrays_that_are_not_the_records_are_refused(tmp_path):
