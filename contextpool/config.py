@@ -1,4 +1,4 @@
-"""The switches of the pooling module: what the paper leaves open here is an option, with our choice as its default."""
+"""The options of the pooling module: whatever the paper leaves open is an option, with our choice as its default."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PredictorConfig(VariantConfig):
         ValueError: A size is out of its range.
     """
 
-    hidden: int = option(0, "width between the two convolutions; 0 is an eighth of dim, at least 16")
+    hidden: int = option(0, "width between the two convolutions; 0: an eighth of dim, at least 16")
     kernel_size: int = option(3, "positions that each convolution sees, itself in the middle (causal: last); odd")
     input_norm: bool = option(True, "normalise the predictor's input (LayerNorm), for streams that grow with depth")
 
@@ -43,17 +43,20 @@ class PoolConfig(PredictorConfig):
     sigma: Literal["learned", "fixed"] = option("learned", "whether each token predicts its width")
     normalized: bool = option(True, "divide by the sum of the weights in reach, not by the number of tokens")
     initial_sigma: float = option(
-        1.0, "width at the start of training, in tokens (on a grid: rows), at most half the widest; fixed: the width"
+        1.0,
+        "width at the start of training, in tokens (on a grid: rows), at most half the widest; if fixed, the width",
     )
     initial_length: int = option(
-        0, "length at which the width starts there, proportional elsewhere; 0 starts there at every length"
+        0,
+        "length at which the width starts at initial_sigma, in proportion at others; 0: starts there at every length",
     )
     sigma_fraction: float = option(0.1, "widest learned sigma as a fraction of the reference length (r)")
     sigma_min: float = option(0.3, "narrowest learned sigma, in tokens")
     reference_length: int = option(
-        0, "what sigma_fraction refers to; 0 is each sequence's number of real tokens, or the longest length if causal"
+        0,
+        "length that sigma_fraction refers to; 0: each sequence's number of real tokens, if causal the longest length",
     )
-    backend: Backend = option("auto", "implementation of the pooling: see `contextpool.context_pool`")
+    backend: Backend = option("auto", "implementation of the pooling, see `contextpool.context_pool`")
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from contextpool.backends.grid.pool import grid_pool, resolve_grid_backend
+from contextpool.backends.grid import grid_pool, resolve_grid_backend
 from contextpool.config import PoolConfig
 from contextpool.module import describe_sigma, make_predictor, weights_and_sigma
 

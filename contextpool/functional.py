@@ -12,9 +12,10 @@ from torch import Tensor
 from contextpool.backends.causal_dense import dense_causal_pool
 from contextpool.backends.custom_op import Kernel
 from contextpool.backends.dense import dense_pool
+from contextpool.backends.grid import grid_pool
 from contextpool.backends.log_weights import SIGMA_MAX, bounded_log_weights, plain_weights
-from contextpool.backends.pyramid.pool import pyramid_pool
-from contextpool.backends.tree.pool import tree_causal_pool
+from contextpool.backends.pyramid import pyramid_pool
+from contextpool.backends.tree import tree_causal_pool
 from contextpool.reference import SIGMA_MIN, reference_pool
 
 Backend = Literal["auto", "reference", "dense", "pyramid", "tree", "triton"]
@@ -63,7 +64,7 @@ def context_pool(
         sigma: (batch, length), in tokens, clamped to at least 0.05.
         mask: (batch, length), bool, True = real token, in any pattern; None = all real.
         causal: Whether token i sees only tokens j <= i.
-        grid: (rows, columns) if the tokens are the cells of a grid in row-major order; sigma is then in rows,
+        grid: (rows, columns) if the tokens are the pixels of a grid in row-major order; sigma is then in rows,
             and sigma * columns / rows across.
         normalized: See above.
         backend: `reference` (the formula, quadratic memory), `dense` (the formula in chunks, quadratic time), `pyramid`
@@ -85,12 +86,10 @@ def context_pool(
     if grid is not None:
         if causal:
             raise ValueError("a grid has no causal order: causal and grid exclude each other")
-        from contextpool.backends.grid.pool import grid_pool
-
         return grid_pool(x, log_weight, sigma, mask, grid=grid, normalized=normalized, backend=backend)
     chosen = resolve_backend(x.shape[1], x.device, causal=causal, backend=backend, dtype=x.dtype)
     if x.numel() == 0:
-        return x * 1.0
+        return x * 1.0  # a new tensor with a graph, as in all other cases
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     log_weight, sigma = log_weight.to(dtype), sigma.to(dtype)
     if chosen == "reference":
@@ -99,13 +98,14 @@ def context_pool(
         return y.to(x.dtype)
     sigma = sigma.clamp(SIGMA_MIN, SIGMA_MAX)
     if mask is not None:
-        sigma = sigma.masked_fill(~mask, 1.0)
+        sigma = sigma.masked_fill(~mask, 1.0)  # whatever a masked token's width is, it chooses no level and is no NaN
     kernel = _kernel(chosen, causal=causal)
     source = x if normalized else x.to(dtype)  # a sum, before its division by n, may be too large for float16
     if causal or chosen == "triton":
+        # No common scale: the largest weight up to a token may be far below the largest of the sequence.
         y = kernel(source, bounded_log_weights(log_weight, mask, causal=causal), sigma, normalized)
         return y if normalized else (y / _count(x, mask)).to(x.dtype)
-    weight, shift = plain_weights(log_weight, mask)
+    weight, shift = plain_weights(log_weight, mask)  # exp(log_weight - shift)
     y = kernel(source, weight, sigma, normalized)
     return y if normalized else (y * (shift.exp()[:, :, None] / _count(x, mask))).to(x.dtype)
 

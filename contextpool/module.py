@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from contextpool.backends.grid.pool import resolve_grid_backend
+from contextpool.backends.grid import resolve_grid_backend
 from contextpool.config import PoolConfig
 from contextpool.functional import check_backend, context_pool
 from contextpool.predictor import Predictor
@@ -39,7 +39,7 @@ class ContextPool(nn.Module):
             result may not depend on a length that it has not seen.
         max_length: Longest sequence, the reference length of the causal form if the configuration gives none.
         num_prefix: Leading tokens without a position, such as CLS: left as they are, and seen by no other token.
-        grid: (rows, columns) if tokens are the cells of a grid in row-major order. Convolutions and Gaussians are then
+        grid: (rows, columns) if tokens are the pixels of a grid in row-major order. Convolutions and Gaussians are then
             two-dimensional, n is the number of rows, and so sigma is in rows.
 
     Raises:

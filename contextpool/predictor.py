@@ -46,7 +46,7 @@ class Predictor(nn.Module):
         Args:
             x: (batch, length, dim).
             mask: (batch, length), bool, True = real token; None = all real.
-            grid: (rows, columns) of a planar predictor, whose tokens are the cells in row-major order.
+            grid: (rows, columns) of a planar predictor, whose tokens are the pixels in row-major order.
 
         Returns:
             One (batch, length) for each output, in float32 (float64 if `x` is); finite at masked positions.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, OptionError, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.registry import UnknownVariantError, VariantSpec, get_variant, register_variant
-from contextpool.backends.grid.pool import resolve_grid_backend
+from contextpool.backends.grid import resolve_grid_backend
 from contextpool.config import PoolConfig, PredictorConfig
 from contextpool.functional import resolve_backend
 from contextpool.module import ContextPool
@@ -26,8 +26,8 @@ Placement = Literal["branch", "stream"]
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: two bases with slots cannot meet in one class
-class HostConfig(VariantConfig):
-    """What is put in front of which variant, and where.
+class WrapperConfig(VariantConfig):
+    """Options of a module in front of a base variant: which base, and where the module stands.
 
     Raises:
         OptionError: There is no such variant, or it refuses its options.
@@ -76,75 +76,75 @@ class HostConfig(VariantConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContextPoolConfig(HostConfig, PoolConfig):
+class ContextPoolConfig(WrapperConfig, PoolConfig):
     """Options of pooling in front of a variant."""
 
     def __post_init__(self) -> None:
         """Check both halves."""
         PoolConfig.__post_init__(self)
-        HostConfig.__post_init__(self)
+        WrapperConfig.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvOnlyConfig(HostConfig, PredictorConfig):
+class ConvOnlyConfig(WrapperConfig, PredictorConfig):
     """Options of the control."""
 
     def __post_init__(self) -> None:
         """Check both halves."""
         PredictorConfig.__post_init__(self)
-        HostConfig.__post_init__(self)
+        WrapperConfig.__post_init__(self)
 
 
-class _Host(SequenceMixer):
-    """A base variant with something in front of it, in the branch that the base reads or in the stream."""
+class _WrappedMixer(SequenceMixer):
+    """A base variant with a module in front of it, in the branch that the base reads or in the stream."""
 
-    config: HostConfig
+    config: WrapperConfig
 
-    def __init__(self, config: HostConfig, dims: LayerDims) -> None:
+    def __init__(self, config: WrapperConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         self.base = config.base_spec().build(config.base_config(), dims)
         self.in_stream = config.placement == "stream"
-        self.front = None if self.in_stream and dims.layer == 0 else self.make_front()
+        self.pre_mixer = None if self.in_stream and dims.layer == 0 else self.build_pre_mixer()
 
     @abstractmethod
-    def make_front(self) -> nn.Module:
+    def build_pre_mixer(self) -> nn.Module:
         """Build the module in front of the base; it maps (x, mask) to a tensor like x, (batch, length, dim)."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Transform what the base reads, unless that is done in the stream, and run the base."""
         self.check_input(x, mask)
-        if self.front is not None and not self.in_stream:
-            x = self.front(x, mask)
+        if self.pre_mixer is not None and not self.in_stream:
+            x = self.pre_mixer(x, mask)
         return self.base(x, mask)
 
     def transform_stream(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Transform the stream between blocks, if that is the placement; then what the base does there."""
-        if self.front is not None and self.in_stream:
-            x = self.front(x, mask)
+        """Transform the stream between blocks if that is the placement, then let the base do so."""
+        if self.pre_mixer is not None and self.in_stream:
+            x = self.pre_mixer(x, mask)
         return self.base.transform_stream(x, mask)
 
     def auxiliary_loss(self) -> Tensor | None:
-        """Return the base's."""
+        """Return the auxiliary loss of the base."""
         return self.base.auxiliary_loss()
 
     def after_step(self) -> None:
-        """Do what the base does."""
+        """Let the base do what it does after a step."""
         self.base.after_step()
 
     def learning_rate_scales(self) -> dict[str, float]:
-        """Return the base's, under its parameters' names here."""
+        """Return the scales of the base, with the names that its parameters have here."""
         return {f"base.{name}": scale for name, scale in self.base.learning_rate_scales().items()}
 
     def statistics(self) -> dict[str, Tensor]:
-        """Return the base's."""
+        """Return the statistics of the base."""
         return self.base.statistics()
 
     def token_statistics(self) -> dict[str, Tensor]:
-        """Return the base's."""
+        """Return the statistics of the base for each token."""
         return self.base.token_statistics()
 
     def resolved_backend(self, device: torch.device) -> str:
-        """Return the base's."""
+        """Name the backend of the base."""
         return self.base.resolved_backend(device)
 
     def grid(self) -> tuple[int, int] | None:
@@ -163,7 +163,7 @@ class _Host(SequenceMixer):
     ),
     paper="Huang et al. 2022, arXiv:2207.01844",
 )
-class ContextPoolMixer(_Host):
+class ContextPoolMixer(_WrappedMixer):
     """Pool every token's neighbourhood, adaptively, and let the base variant mix the pooled tokens.
 
     With `placement="branch"` the residual keeps the tokens as they were and only the base reads pooled ones, in every
@@ -180,7 +180,7 @@ class ContextPoolMixer(_Host):
         """Return the length of the longest sequence without its prefix tokens, which are not pooled."""
         return max(1, self.dims.max_length - self.dims.num_prefix)
 
-    def make_front(self) -> ContextPool:
+    def build_pre_mixer(self) -> ContextPool:
         """Build the pooling."""
         dims = self.dims
         return ContextPool(
@@ -193,18 +193,18 @@ class ContextPoolMixer(_Host):
         )
 
     def statistics(self) -> dict[str, Tensor]:
-        """Return the base's, and mean and quantiles of sigma."""
-        return self.base.statistics() | (self.front.statistics() if isinstance(self.front, ContextPool) else {})
+        """Return the statistics of the base, and mean and quantiles of sigma."""
+        return self.base.statistics() | (self.pre_mixer.statistics() if isinstance(self.pre_mixer, ContextPool) else {})
 
     def token_statistics(self) -> dict[str, Tensor]:
-        """Return the base's, and sigma."""
-        sigma = self.front.last_sigma if isinstance(self.front, ContextPool) else None
+        """Return the statistics of the base for each token, and sigma."""
+        sigma = self.pre_mixer.last_sigma if isinstance(self.pre_mixer, ContextPool) else None
         return self.base.token_statistics() | ({} if sigma is None else {"sigma": sigma})
 
     def resolved_backend(self, device: torch.device) -> str:
         """Name the implementation of the pooling at the longest length, then that of the base."""
         base, grid, dims = self.base.resolved_backend(device), self.grid(), self.dims
-        if self.front is None:
+        if self.pre_mixer is None:
             return base
         if grid is not None:
             return f"{resolve_grid_backend(grid, self.config.backend)} + {base}"
@@ -218,7 +218,7 @@ class ContextPoolMixer(_Host):
     traits=Traits(memory="linear", complexity="O(n) + base", causal=True),
     paper="none: a control for Huang et al. 2022, arXiv:2207.01844",
 )
-class ContextPoolConvOnly(_Host):
+class ContextPoolConvOnly(_WrappedMixer):
     """The control of `contextpool`: the same convolutions with the same parameters, and no pooling."""
 
     config: ConvOnlyConfig
@@ -226,7 +226,7 @@ class ContextPoolConvOnly(_Host):
     def __init__(self, config: ConvOnlyConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
 
-    def make_front(self) -> Gate:
+    def build_pre_mixer(self) -> Gate:
         """Build the gate."""
         return Gate(self.config, self.dims, self.grid())
 
@@ -251,6 +251,7 @@ class Gate(nn.Module):
         prefix, x = x[:, : self.num_prefix], x[:, self.num_prefix :]
         mask = None if mask is None else mask[:, self.num_prefix :]
         gates = [1.0 + logit.tanh().to(x.dtype).unsqueeze(-1) for logit in self.predictor(x, mask, self.grid)]
+        # Two gates, (batch, length, 1) each, for the two halves of the features.
         halves = x.tensor_split(2, dim=-1)
         y = torch.cat([half * gate for half, gate in zip(halves, gates, strict=True)], dim=-1)
         return torch.cat((prefix, y), dim=1)

@@ -1,4 +1,4 @@
-"""What all forms share: the limits of widths and weights, and the weights that their kernels take."""
+"""Weights as the kernels take them: limits, the shift that keeps exp in range, and safe exp and reciprocal."""
 
 from __future__ import annotations
 
@@ -24,11 +24,17 @@ SMALLEST_EXPONENT = -87.0
 """exp of less is subnormal in float32, which costs up to 1.5 times the time."""
 
 
+def reciprocal(total: Tensor) -> Tensor:
+    """Return 1 / total, and 0 where the total of the weights is too small to divide by (no token in reach)."""
+    return total.reciprocal().masked_fill_(total <= 1e-30, 0.0)
+
+
 def exp_or_zero(exponent: Tensor, smallest: float = SMALLEST_EXPONENT) -> Tensor:
     """Return exp(exponent) in its place, and 0 where the exponent is `smallest` or less.
 
     Zero, not exp(smallest): a token of weight exp(-60) would otherwise drown in what heavy tokens add from far away.
     """
+    # The exponent becomes -inf first, whose exp is an exact 0, so that one pass of exp serves all.
     return F.threshold(exponent, smallest, -torch.inf, inplace=True).exp_()
 
 
@@ -45,7 +51,9 @@ def plain_weights(log_weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tens
     if mask is not None:
         log_weight = log_weight.masked_fill(~mask, -torch.inf)
     shift = log_weight.detach().amax(dim=1, keepdim=True)
+    # A sequence without real tokens has no largest: -inf - (-inf) would be NaN.
     shift = torch.where(shift == -torch.inf, 0.0, shift)
+    # A constant for autograd: it cancels in the quotient; not normalised, the caller multiplies by exp(shift) again.
     weight = (log_weight - shift).clamp_min(-WEIGHT_RANGE).exp()
     return (weight if mask is None else weight.masked_fill(~mask, 0.0)), shift
 
@@ -59,9 +67,12 @@ def bounded_log_weights(log_weight: Tensor, mask: Tensor | None, *, causal: bool
         log_weight: (batch, length).
         mask: (batch, length), bool, True = real; None = all real.
         causal: Whether token i sees only tokens j <= i.
+
+    Returns:
+        (batch, length).
     """
     real = log_weight if mask is None else log_weight.masked_fill(~mask, -torch.inf)
     largest = real.detach().cummax(dim=1).values if causal else real.detach().amax(dim=1, keepdim=True)
-    floor = (largest - LOG_WEIGHT_RANGE).clamp_min(LOWEST_LOG_WEIGHT)
+    floor = (largest - LOG_WEIGHT_RANGE).clamp_min(LOWEST_LOG_WEIGHT)  # (batch, length), or (batch, 1) if not causal
     bounded = torch.where(log_weight < floor, floor, log_weight)
     return bounded if mask is None else bounded.masked_fill(~mask, -torch.inf)

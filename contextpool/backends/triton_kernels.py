@@ -14,6 +14,8 @@ by rows for delta_i = sum_j p_ij (grad_i . x_j) and the gradient of sigma_i, the
     grad x_j     = sum_i p_ij grad_i
     grad log w_j = x_j . grad x_j - sum_i p_ij delta_i
 
+These are the formulas of `backends.causal_dense`, in powers of 2, for which a GPU has an instruction.
+
 Each number is summed by one program, in one order: no atomics, and the same bits every time. Totals are relative to
 the query's own weight. Not normalised, L_i is -log w_i and delta_i is zero. Sums are in float32; products of float16
 and bfloat16 tokens round p to that type, and those of float32 tokens are not lowered to TensorFloat-32.
@@ -35,7 +37,7 @@ import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from torch import Tensor
 
-from contextpool.backends.custom_op import opaque_kernel
+from contextpool.backends.custom_op import Gradients, Saved, register_custom_op
 
 SIZES = {torch.float32: (32, 64, 4), torch.bfloat16: (64, 128, 8), torch.float16: (64, 128, 8)}
 """Dtype of x -> queries, and keys, that a program handles at a time; most features that it sums; its warps.
@@ -44,19 +46,19 @@ With these, for compute capabilities 8.0 and 9.0, the compiler spills no registe
 spills on 8.0, and bfloat16 with 4 warps does too.
 """
 LOG2_E = tl.constexpr(math.log2(math.e))
-TAIL = 20.0
+TRUNCATION = 20.0
 """A key may be skipped where its weight is exp(-20) = 2e-9 of the query's own, or less, whatever the weights are."""
 
 
 @triton.jit
-def _exponents(query, key, slope, own, log_weight, CAUSAL: tl.constexpr):
+def _exponents(query, key, slope, self_log_weight, log_weight, CAUSAL: tl.constexpr):
     """Return log2(w_j g_ij / w_i), broadcast over queries and keys, and (i - j)^2; -inf where a key cannot be seen.
 
     Log-weights of any size enter by their difference alone, which keeps its digits.
     """
     offset = query - key
     square = offset.to(tl.float32) * offset.to(tl.float32)
-    exponent = (log_weight - own) * LOG2_E - square * slope
+    exponent = (log_weight - self_log_weight) * LOG2_E - square * slope
     if CAUSAL:
         exponent = tl.where(offset >= 0, exponent, float("-inf"))
     return exponent, square
@@ -84,7 +86,7 @@ def _load_log_weight(pointer, batch, token, length):
 
 
 @triton.jit
-def _own(log_weight):
+def _self_log_weight(log_weight):
     """Return the queries' own log-weights, 0 for masked ones."""
     return tl.where(log_weight == float("-inf"), 0.0, log_weight)
 
@@ -100,9 +102,10 @@ def _forward_kernel(
     feature = slab * SLAB + tl.arange(0, SLAB)
     row_slope = tl.load(slope + batch * length + query, mask=query < length, other=0.0)
     row_weight = _load_log_weight(log_weight, batch, query, length)
-    real, own = row_weight > float("-inf"), _own(row_weight)
+    real, self_log_weight = row_weight > float("-inf"), _self_log_weight(row_weight)
 
-    peak = tl.full((BLOCK,), float("-inf"), tl.float32)
+    # Per query: the largest exponent so far, the sum of exp2(exponent - row_max), and the weighted sum of values.
+    row_max = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     pooled = tl.zeros((BLOCK, SLAB), tl.float32)
     bound = batch * tl.num_programs(0) + block
@@ -111,25 +114,27 @@ def _forward_kernel(
         key_weight = _load_log_weight(log_weight, batch, key, length)
         values = _load_rows(x, batch, key, feature, key_weight > float("-inf"), length, dim)
         exponent, _ = _exponents(
-            query[:, None], key[None, :], row_slope[:, None], own[:, None], key_weight[None, :], CAUSAL
+            query[:, None], key[None, :], row_slope[:, None], self_log_weight[:, None], key_weight[None, :], CAUSAL
         )
-        higher = tl.maximum(peak, tl.max(exponent, axis=1))
-        # Rows that have seen nothing yet keep a peak of -inf, which must not be subtracted from itself.
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        shrink = tl.exp2(peak - base)
-        p = tl.exp2(exponent - base[:, None])
+        # The maximum over this block too; what was summed so far shrinks to the new shift.
+        higher = tl.maximum(row_max, tl.max(exponent, axis=1))
+        # Rows that have seen nothing yet keep a row_max of -inf, which must not be subtracted from itself.
+        shift = tl.where(higher == float("-inf"), 0.0, higher)
+        shrink = tl.exp2(row_max - shift)
+        p = tl.exp2(exponent - shift[:, None])
         total = total * shrink + tl.sum(p, axis=1)
         pooled = _dot(p.to(values.dtype), values, pooled * shrink[:, None], WIDEN)
-        peak = higher
+        row_max = higher
 
     # Masked queries that have seen nothing; a real query has seen itself.
-    total = tl.where(peak == float("-inf"), 1.0, total)
+    total = tl.where(row_max == float("-inf"), 1.0, total)
     if NORMALIZED:
+        # `row_total` is L_i in powers of 2.
         pooled = pooled / total[:, None]
-        row_total = peak + tl.log2(total)
+        row_total = row_max + tl.log2(total)
     else:
-        pooled = pooled * tl.exp2(peak + own * LOG2_E)[:, None]
-        row_total = -own * LOG2_E
+        pooled = pooled * tl.exp2(row_max + self_log_weight * LOG2_E)[:, None]
+        row_total = -self_log_weight * LOG2_E
     pooled = tl.where(real[:, None], pooled, 0.0)
     inside = (query < length)[:, None] & (feature < dim)[None, :]
     start = batch.to(tl.int64) * length * dim
@@ -150,7 +155,7 @@ def _rows_kernel(
     query = block * BLOCK + tl.arange(0, BLOCK)
     row_slope = tl.load(slope + batch * length + query, mask=query < length, other=0.0)
     row_total = tl.load(log_total + batch * length + query, mask=query < length, other=float("inf"))
-    own = _own(_load_log_weight(log_weight, batch, query, length))
+    self_log_weight = _self_log_weight(_load_log_weight(log_weight, batch, query, length))
 
     dot_sum = tl.zeros((BLOCK,), tl.float32)
     square_sum = tl.zeros((BLOCK,), tl.float32)
@@ -159,14 +164,14 @@ def _rows_kernel(
     for step in range(tl.load(first + bound), tl.load(last + bound) + 1):
         key = step * BLOCK + tl.arange(0, BLOCK)
         key_weight = _load_log_weight(log_weight, batch, key, length)
-        dots = tl.zeros((BLOCK, BLOCK), tl.float32)
+        dots = tl.zeros((BLOCK, BLOCK), tl.float32)  # grad_i . x_j, (queries, keys), slab by slab
         for start in range(0, dim, SLAB):
             feature = start + tl.arange(0, SLAB)
             upstream = _load_rows(grad, batch, query, feature, row_total != float("inf"), length, dim)
             values = _load_rows(x, batch, key, feature, key_weight > float("-inf"), length, dim)
             dots = _dot(upstream, tl.trans(values), dots, WIDEN)
         exponent, square = _exponents(
-            query[:, None], key[None, :], row_slope[:, None], own[:, None], key_weight[None, :], CAUSAL
+            query[:, None], key[None, :], row_slope[:, None], self_log_weight[:, None], key_weight[None, :], CAUSAL
         )
         p = tl.exp2(exponent - row_total[:, None])
         dot_sum += tl.sum(p * dots, axis=1)
@@ -174,6 +179,7 @@ def _rows_kernel(
         both_sum += tl.sum(p * square * dots, axis=1)
 
     if NORMALIZED:
+        # sum p (i - j)^2 (dot - delta), with delta known only now: taken off at the end.
         both_sum -= dot_sum * square_sum
         tl.store(delta + batch * length + query, dot_sum, mask=query < length)
     tl.store(moment + batch * length + query, both_sum, mask=query < length)
@@ -198,9 +204,9 @@ def _columns_kernel(
         row_slope = tl.load(slope + batch * length + query, mask=query < length, other=0.0)
         row_total = tl.load(log_total + batch * length + query, mask=query < length, other=float("inf"))
         upstream = _load_rows(grad, batch, query, feature, row_total != float("inf"), length, dim)
-        own = _own(_load_log_weight(log_weight, batch, query, length))
+        self_log_weight = _self_log_weight(_load_log_weight(log_weight, batch, query, length))
         exponent, _ = _exponents(
-            query[None, :], key[:, None], row_slope[None, :], own[None, :], key_weight[:, None], CAUSAL
+            query[None, :], key[:, None], row_slope[None, :], self_log_weight[None, :], key_weight[:, None], CAUSAL
         )
         # Rounded for the product, and so in the normaliser too: the two nearly cancel where a token sees itself.
         p = tl.exp2(exponent - row_total[None, :]).to(upstream.dtype)
@@ -223,14 +229,7 @@ def _columns_kernel(
     tl.store(pointers, grad_values.to(grad_x.dtype.element_ty), mask=inside)
 
 
-def _forward(
-    x: Tensor,
-    log_weight: Tensor,
-    sigma: Tensor,
-    normalized: bool,  # noqa: FBT001
-    *,
-    causal: bool,
-) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, log_weight: Tensor, sigma: Tensor, *, normalized: bool, causal: bool) -> tuple[Tensor, Tensor]:
     """Return the pooled tokens and log2 of each row's total over w_i (of 1 over w_i if not normalised; masked: inf)."""
     batch, length, dim = x.shape
     y, log_total = torch.empty_like(x), torch.empty_like(sigma)
@@ -243,24 +242,17 @@ def _forward(
     return y, log_total
 
 
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    log_weight: Tensor,
-    sigma: Tensor,
-    log_total: Tensor,
-    normalized: bool,  # noqa: FBT001
-    *,
-    causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(grad: Tensor, saved: Saved, *, normalized: bool, causal: bool) -> Gradients:
     """Return the gradients of x, log_weight and sigma."""
+    x, log_weight, sigma, log_total = saved
     batch, length, dim = x.shape
     options = _options(x, normalized=normalized, causal=causal)
     slabs = triton.cdiv(dim, options["SLAB"])
     first, last = _reach(log_weight, sigma, options["BLOCK"], causal=causal)
     slope = _slope(sigma)
+    # `delta` stays zero if not normalised; `moment` is sigma^3 times the gradient of sigma; both (batch, length).
     delta, moment, grad_x = torch.zeros_like(sigma), torch.empty_like(sigma), torch.empty_like(x)
-    grad_log_weight = sigma.new_empty(slabs, batch, length)
+    grad_log_weight = sigma.new_empty(slabs, batch, length)  # each slab of features writes its share
     with torch.cuda.device_of(x):
         _rows_kernel[first.shape[1], batch](
             grad, x, log_weight, slope, log_total, first, last, delta, moment, length, dim, **options
@@ -297,14 +289,15 @@ def _slope(sigma: Tensor) -> Tensor:
 def _reach(log_weight: Tensor, sigma: Tensor, block: int, *, causal: bool) -> tuple[Tensor, Tensor]:
     """Return the first and the last block of keys that each block of queries has to read, (batch, blocks), int32.
 
-    With w the largest weight in sight, beyond sigma_i sqrt(2 (TAIL + log w / w_i)) tokens every key weighs less than
-    exp(-TAIL) times the query itself, and need not be read.
+    With w the largest weight in sight, beyond sigma_i sqrt(2 (TRUNCATION + log w / w_i)) tokens every key weighs less
+    than exp(-TRUNCATION) times the query itself, and need not be read.
     """
     length = log_weight.shape[1]
     largest = log_weight.cummax(dim=1).values if causal else log_weight.amax(dim=1, keepdim=True)
-    reach = sigma * (2.0 * (TAIL + largest - log_weight)).sqrt()
+    reach = sigma * (2.0 * (TRUNCATION + largest - log_weight)).sqrt()
     reach = reach.nan_to_num(nan=math.inf).masked_fill(log_weight == -torch.inf, 0.0)
     position = torch.arange(length, device=log_weight.device)
+    # The first and the last key of any query in a block, (batch, blocks); padding to whole blocks changes neither.
     pad = -length % block
     low = F.pad(position - reach, (0, pad), value=math.inf).unflatten(1, (-1, block)).amin(dim=2)
     high = F.pad(position + reach, (0, pad), value=-math.inf).unflatten(1, (-1, block)).amax(dim=2)
@@ -330,9 +323,9 @@ def _reached_from(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-triton_pool = opaque_kernel(
+triton_pool = register_custom_op(
     "triton", partial(_forward, causal=False), partial(_backward, causal=False), countable=False
 )
-triton_causal_pool = opaque_kernel(
+triton_causal_pool = register_custom_op(
     "triton_causal", partial(_forward, causal=True), partial(_backward, causal=True), countable=False
 )

@@ -1,6 +1,6 @@
 """Grids, the module and the layer on a CUDA device, against what they give on the CPU.
 
-Skipped with a reason where there is none. The operator's own tests, `test_operator`, run on both.
+Skipped with a reason where there is none. The operator's own tests, `backends/test_all_backends`, run on both.
 """
 
 import pytest

@@ -1,7 +1,7 @@
-"""Pooling on large grids in time near linear in the number of cells: the pyramid in two axes.
+"""Pooling on large grids in time near linear in the number of positions: the pyramid in two axes.
 
-A cell whose Gaussian is wide reads the grid after a blur, on a coarser raster, with the residual Gaussian that is left.
-With h the spacing of the raster, b = h / BETA the blur and a = sqrt(sigma^2 - b^2) on each axis,
+A position whose Gaussian is wide reads the grid after a blur, on a coarser raster, with the residual Gaussian that is
+left. With h the spacing of the raster, b = h / BETA the blur and a = sqrt(sigma^2 - b^2) on each axis,
 
     sum_j g_ij z_j = C_i sum_k exp(-dr_ik^2 / (2 a_r^2) - dc_ik^2 / (2 a_c^2)) R[k]
                C_i = h^2 sigma_r sigma_c / (a_r a_c)
@@ -23,18 +23,18 @@ from torch.autograd.function import once_differentiable
 
 from contextpool.backends.log_weights import exp_or_zero
 from contextpool.backends.pyramid.stencils import BETA
-from contextpool.backends.tiling import Groups, sort_into_tiles
+from contextpool.backends.tiling import TiledTokens, sort_into_tiles
 
 REACH = 4.7
 """Residual widths at least that are summed over: erfc(REACH / sqrt(2)) = 3e-6 of the mass of an axis."""
 _KAPPA = math.sqrt(2.0)
-"""A cell reads the coarsest raster whose blur is at most its width / KAPPA."""
+"""A position reads the coarsest raster whose blur is at most its width / KAPPA."""
 _UNIFORM = 1e4
 """A Gaussian this many times as wide as the grid has rows is flat: its weights differ by 5e-9."""
 _MARGIN = 8
 """Nodes of a coarse raster beyond each edge of the grid: 6.4 blurs."""
 _TILE = 16
-"""Side, in nodes, of the squares whose cells read the same window."""
+"""Side, in nodes, of the squares whose positions read the same window."""
 _CHUNK_ELEMENTS = 2**20
 """Elements of the windows that are gathered at a time."""
 _SMALLEST_EXPONENT = -43.0
@@ -45,12 +45,12 @@ _SMALLEST_EXPONENT = -43.0
 def pyramid_sums(
     columns: Tensor, sigma: Tensor, centres: Tensor, visible: Tensor | None, grid: tuple[int, int]
 ) -> Tensor:
-    """Sum g_ij z_j over all cells j, for the cells `centres`.
+    """Sum g_ij z_j over all positions j, for the positions `centres`.
 
     Args:
         columns: z, (batch, rows * columns, features).
         sigma: (batch, centres), in rows.
-        centres: (centres,), indices of cells.
+        centres: (centres,), indices of positions.
         visible: (batch, centres), bool: which sums are wanted, the others are 0; None = all.
         grid: (rows, columns).
 
@@ -58,45 +58,55 @@ def pyramid_sums(
         (batch, centres, features).
     """
     rows, width = grid
-    image = columns.unflatten(1, grid)
+    image = columns.unflatten(1, grid)  # (batch, rows, columns, features)
     # Wider than this is uniform over the grid.
     widths = sigma.clamp_max(_UNIFORM * rows)
+    # Each axis in its own unit: rows, and columns. (2, batch, centres).
     widths = torch.stack((widths, widths * (width / rows)))
+    # On the coarsest raster, the shorter side is one tile.
     top = max(0, math.ceil(math.log2(min(rows, width) / _TILE)))
+    # Both axes take the same raster, so the narrower width decides; (batch, centres).
     level = torch.log2(widths.detach().amin(dim=0) * (BETA / _KAPPA)).floor()
     # A width that is not a number gives a result that is not a number; it must not give an index out of range.
     level = level.clamp(0, top).nan_to_num(0.0).long()
-    position = torch.stack((centres // width, centres % width)).to(sigma.dtype)
+    coordinates = torch.stack((centres // width, centres % width)).to(sigma.dtype)  # (2, centres): row and column
     chosen = torch.ones_like(level, dtype=torch.bool) if visible is None else visible
 
-    parts, sequences, cells = [columns.new_zeros(0, columns.shape[2])], [centres[:0]], [centres[:0]]
+    # Level by level: the sums of its points, (points, features), and where they belong, (points,) each.
+    parts, sequences, queries = [columns.new_zeros(0, columns.shape[2])], [centres[:0]], [centres[:0]]
     for number in range(top + 1):
-        sequence, cell = (chosen & (level == number)).nonzero(as_tuple=True)
-        if len(cell) == 0:
+        sequence, query = (chosen & (level == number)).nonzero(as_tuple=True)
+        if len(query) == 0:
             continue
-        full, place = widths[:, sequence, cell], position[:, cell]
+        full, place = widths[:, sequence, query], coordinates[:, query]  # (2, points) each
         if number == 0:
+            # The image itself, without a blur.
             points = _Points.plan(image, sequence, place, full.detach())
             part = _Sample.apply(image, full, points)  # type: ignore[no-untyped-call]
         else:
             spacing = 2**number
             raster = _coarsen(image, number)
+            # In nodes of the raster, as are the places; node _MARGIN stands over row or column 0.
             residual = (full.square() - (spacing / BETA) ** 2).sqrt() / spacing
             points = _Points.plan(raster, sequence, place / spacing + _MARGIN, residual.detach())
-            factor = (full / residual).prod(dim=0)[:, None]
+            factor = (full / residual).prod(dim=0)[:, None]  # C_i: h / a is 1 / residual here
             part = factor * _Sample.apply(raster, residual, points)  # type: ignore[no-untyped-call]
         parts.append(part)
         sequences.append(sequence)
-        cells.append(cell)
+        queries.append(query)
     sums = columns.new_zeros(*sigma.shape, columns.shape[2])
-    return sums.index_put((torch.cat(sequences), torch.cat(cells)), torch.cat(parts))
+    return sums.index_put((torch.cat(sequences), torch.cat(queries)), torch.cat(parts))
 
 
 def _coarsen(image: Tensor, level: int) -> Tensor:
-    """Blur (batch, rows, columns, features) and sample it every 2^level cells, `_MARGIN` nodes beyond each edge too."""
+    """Blur (batch, rows, columns, features) and sample it every 2^level pixels, `_MARGIN` nodes beyond each edge too.
+
+    A Gaussian blur is separable: rows first, then columns. Each is one matrix from pixels to nodes, of unit mass.
+    """
     for axis in (1, 2):
         size, spacing = image.shape[axis], 2**level
         node = torch.arange(-_MARGIN, (size - 1) // spacing + 2 + _MARGIN, device=image.device, dtype=image.dtype)
+        # (nodes, pixels of this axis)
         offset = node[:, None] * spacing - torch.arange(size, device=image.device)
         blur = spacing / BETA
         taps = torch.exp(-offset.square() / (2 * blur**2)) / (blur * math.sqrt(2 * math.pi))
@@ -110,24 +120,33 @@ class _Points:
 
     place: Tensor
     """(2, points): row and column, in nodes."""
-    kinds: list[tuple[int, Groups, Tensor, Tensor]]
-    """(reach in nodes, groups of 16 points, index of the sequence and first node (tiles, 2) of each group)."""
+    kinds: list[tuple[int, TiledTokens, Tensor, Tensor]]
+    """Per reach in nodes: the reach, tiles of 16 points, and per tile its sequence, (tiles,), and the first row
+    and column of its square, (tiles, 2). The window that a tile reads is its square and `reach` nodes on each side."""
 
     @classmethod
     def plan(cls, raster: Tensor, sequence: Tensor, place: Tensor, residual: Tensor) -> _Points:
-        """Group points by sequence, square of `_TILE` nodes and reach."""
+        """Group points by sequence, square of `_TILE` nodes and reach.
+
+        Args:
+            raster: (batch, rows, columns, features).
+            sequence: (points,), index into the batch.
+            place: (2, points), in nodes.
+            residual: (2, points), in nodes.
+        """
         most = max(raster.shape[1:3])
         square = (place / _TILE).floor().long()
         reach = (residual.amax(dim=0) * REACH).ceil().nan_to_num(0.0).clamp(1, most).long()
         # Reaches are rounded up in steps of a quarter or less, so that there are few sizes of windows.
         step = (2 ** (reach.clamp_min(4).to(place.dtype).log2().floor() - 2)).long()
         reach = -(-reach // step) * step
+        # One number for (sequence, row of the square, column of the square), taken apart again below.
         key = (sequence * most + square[0]) * most + square[1]
         kinds = []
         for size in reach.unique().tolist():
-            groups = sort_into_tiles(key[None], (reach == size)[None], place.dtype)
-            corner = torch.stack((groups.key // most % most, groups.key % most), dim=1) * _TILE
-            kinds.append((int(size), groups, groups.key // most**2, corner))
+            tiles = sort_into_tiles(key[None], (reach == size)[None], place.dtype)
+            corner = torch.stack((tiles.key // most % most, tiles.key % most), dim=1) * _TILE
+            kinds.append((int(size), tiles, tiles.key // most**2, corner))
         return cls(place, kinds)
 
 
@@ -136,17 +155,18 @@ class _Sample(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, raster: Tensor, residual: Tensor, points: _Points) -> Tensor:
+        # (points + 1, features): the last row takes what empty slots sum, and is dropped.
         out = raster.new_zeros(points.place.shape[1] + 1, raster.shape[3])
-        for size, groups, sequence, corner in points.kinds:
+        for size, tiles, sequence, corner in points.kinds:
             side = _TILE + 2 * size
-            padded = F.pad(raster, _padding(raster, size))
-            for part in _chunks(len(groups.key), side**2 * raster.shape[3]):
-                token = groups.token[part]
-                kernel = _kernel(points.place, residual, token, corner[part], size)[0]
+            padded = F.pad(raster, _padding(raster, size))  # a corner of the raster is now the corner of its window
+            for part in _chunks(len(tiles.key), side**2 * raster.shape[3]):
+                token = tiles.token[part]
+                kernel = _kernel(points.place, residual, token, corner[part], size)[0]  # (tiles, 16, side * side)
+                # (tiles, side * side, features)
                 window = padded.flatten(0, 2)[_rows(padded, sequence[part], corner[part], side)]
                 sums = torch.bmm(kernel, window)
-                # Empty slots go to the spare row.
-                target = torch.where(groups.filled[part] > 0, token, len(out) - 1)
+                target = torch.where(tiles.filled[part] > 0, token, len(out) - 1)
                 out[target.flatten()] = sums.flatten(0, 1)
         ctx.save_for_backward(raster, residual)
         ctx.points = points
@@ -158,19 +178,21 @@ class _Sample(torch.autograd.Function):
         raster, residual = ctx.saved_tensors
         points: _Points = ctx.points
         grad_raster, grad_residual = torch.zeros_like(raster), torch.zeros_like(residual)
-        for size, groups, sequence, corner in points.kinds:
+        for size, tiles, sequence, corner in points.kinds:
             side, padding = _TILE + 2 * size, _padding(raster, size)
             padded = F.pad(raster, padding)
             grad_padded = torch.zeros_like(padded)
-            for part in _chunks(len(groups.key), side**2 * raster.shape[3]):
-                token, filled = groups.token[part], groups.filled[part]
+            for part in _chunks(len(tiles.key), side**2 * raster.shape[3]):
+                token, filled = tiles.token[part], tiles.filled[part]
                 kernel, *squares = _kernel(points.place, residual, token, corner[part], size)
                 rows = _rows(padded, sequence[part], corner[part], side)
-                upstream = grad[token] * filled[:, :, None]
+                upstream = grad[token] * filled[:, :, None]  # (tiles, 16, features)
+                # Windows overlap, so their gradients are added node by node.
                 grad_padded.flatten(0, 2).index_add_(
                     0, rows.flatten(), torch.bmm(kernel.transpose(1, 2), upstream).flatten(0, 1)
                 )
                 product = torch.bmm(upstream, padded.flatten(0, 2)[rows].transpose(1, 2)).mul_(kernel)
+                # Per axis: a^-3 sum_k (distance along the axis)^2 product_ik, summed over the other axis first.
                 table = product.unflatten(2, (side, side))
                 for axis, square in enumerate(squares):
                     moment = (table.sum(dim=3 - axis) * square).sum(dim=2) / residual[axis, token] ** 3
@@ -182,6 +204,7 @@ class _Sample(torch.autograd.Function):
 def _padding(raster: Tensor, size: int) -> list[int]:
     """Return what `F.pad` needs for windows to stay inside (batch, rows, columns, features)."""
     rows, columns = raster.shape[1:3]
+    # From the last axis backwards, (before, after) each; squares at the far edges are made whole.
     return [0, 0, size, size + -columns % _TILE, size, size + -rows % _TILE]
 
 
@@ -195,7 +218,7 @@ def _rows(padded: Tensor, sequence: Tensor, corner: Tensor, side: int) -> Tensor
 
 def _kernel(place: Tensor, residual: Tensor, token: Tensor, corner: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return Gaussians (tiles, 16, side * side) and squared distances along each axis (tiles, 16, side)."""
-    step = torch.arange(-size, _TILE + size, device=place.device)
+    step = torch.arange(-size, _TILE + size, device=place.device)  # (side,): nodes of the window from the corner on
     squares = [(place[axis, token][:, :, None] - corner[:, axis, None, None] - step).square() for axis in (0, 1)]
     row, column = (
         exp_or_zero(square * (-0.5 / residual[axis, token].square())[:, :, None], _SMALLEST_EXPONENT)

@@ -18,6 +18,9 @@ LEFT, RIGHT = 3, 4
 class Levels:
     """Where the nodes of all sequences lie in a buffer (blocks, 16, columns), level by level, sequence by sequence.
 
+    One buffer for all, so that a tile finds its three blocks by one index, whatever its level and sequence. In it, a
+    sequence at level l is LEFT blocks of zeros, `blocks[l]` blocks that hold tokens, and RIGHT blocks of zeros.
+
     A level computes one block of nodes more on either side than hold tokens: a token reads that far. Nodes beyond stay
     zero; they are at least 13 blurs away from any token.
     """
@@ -29,10 +32,12 @@ class Levels:
     offset: list[int]
     """Per level: its first block in the buffer."""
     total: int
+    """Blocks in the buffer."""
 
     @classmethod
     def of(cls, batch: int, length: int, top: int) -> Levels:
         """Lay out levels 0 ... top."""
+        # The last token stands over node (length - 1) >> level, rounded down.
         blocks = [((length - 1) >> level) // BLOCK + 1 for level in range(top + 1)]
         sizes = [batch * (LEFT + count + RIGHT) for count in blocks]
         return cls(batch, length, blocks, [sum(sizes[:level]) for level in range(top + 1)], sum(sizes))
@@ -40,6 +45,7 @@ class Levels:
     def tokens(self, buffer: Tensor) -> Tensor:
         """View level 0 as (batch, length, columns)."""
         stored = LEFT + self.blocks[0] + RIGHT
+        # (batch, nodes stored per sequence, columns); level 0 comes first in the buffer, and a node there is a token.
         rows = buffer[: self.batch * stored].view(self.batch, stored * BLOCK, -1)
         return rows[:, LEFT * BLOCK : LEFT * BLOCK + self.length]
 
@@ -82,9 +88,11 @@ class Nodes:
         """Stencils, what each block above comes from, and the blocks above, for each level and sequence."""
         levels, views = self._levels, []
         for level, above in enumerate(levels.blocks[1:]):
-            count = above + 2
+            count = above + 2  # one block more on either side: tokens read that far
+            # One matrix for all blocks, since the stencil is the same everywhere: (count, 16, 64) without a copy.
             stencil = up_stencil(level, self.buffer.dtype, self.buffer.device).expand(count, -1, -1)
             for sequence in range(levels.batch):
+                # Block -1 above, the one before those that hold tokens, reads from node -48 below on.
                 first = levels.nodes(level, sequence) + (LEFT - 3) * BLOCK
                 target = levels.nodes(level + 1, sequence) + (LEFT - 1) * BLOCK
                 views.append((
@@ -101,11 +109,13 @@ class Nodes:
         views: list[tuple[Tensor, ...]] = []
         for level in range(len(levels.blocks) - 2, -1, -1):
             below = levels.blocks[level]
-            count = (below + 1) // 2 + 2
+            count = (below + 1) // 2 + 2  # pairs of blocks, from the pair before those that hold tokens on
             stencil = down_stencil(level, self.buffer.dtype, self.buffer.device).expand(count, -1, -1)
             for sequence in range(levels.batch):
                 first = levels.nodes(level, sequence)
+                # The pair q = -1 below, nodes -32 ... -1, gathers from node -24 above on.
                 source = levels.nodes(level + 1, sequence) + (LEFT - 1) * BLOCK - BLOCK // 2
+                # Pairs may reach a block beyond those that `build` computes; `collapse` makes that zero again.
                 end = LEFT + below + 1
                 views.append((
                     stencil,

@@ -1,76 +1,68 @@
-"""Pooling in time and memory linear in the length: a Gaussian pyramid, and a narrow residual Gaussian for each token.
+"""Pools with the pyramid: sums over the nodes that each tile of tokens reads, and their exact adjoint.
 
-A Gaussian of width sigma is a blur of width b followed by a Gaussian of width a = sqrt(sigma^2 - b^2). So the
-sequence is blurred once by each of b = 2.5, 5, 10, ... tokens, sampled every 2, 4, 8, ... tokens, and a token sums a
-few dozen samples of the level whose b is a little narrower than its own sigma, whatever sigma is:
+With b, a and h the blur, the residual width and the node spacing of the level that token i reads, and R[k] the level's
+node at position k h,
 
-    sum_j g_ij z_j = C_i sum_k exp(-(i - k h)^2 / (2 a_i^2)) R_l[k],    C_i = h sigma_i / a_i
+    sum_j g_ij z_j = C_i sum_k exp(-(i - k h)^2 / (2 a_i^2)) R[k],    C_i = h sigma_i / a_i
 
-with R_l[k] the level's node at position k h. C_i cancels when the pooling is normalised: the weights w are carried
-along as one more column of z. The sum over k is a trapezoid rule for a smooth function and errs by about
-2 exp(-(pi / BETA)^2) = 4e-7 of each g_ij; tokens further than 4.6 a_i may be cut off. Weights stay positive, so y
-stays a convex combination of x.
+C_i cancels when the pooling is normalised: the weights w are carried along as one more column of z. The sum over k is a
+trapezoid rule for a smooth function and errs by about 2 exp(-(pi / BETA)^2) = 4e-7 of each g_ij; tokens further than
+4.6 a_i may be cut off. Weights stay positive, so y stays a convex combination of x.
 
-The backward pass is the exact adjoint of what the forward computes. Features are handled in slabs, and the pyramid of a
-slab is rebuilt in the backward pass, so nothing beyond the inputs and one number per token is kept.
+Features are handled in slabs, and the pyramid of a slab is rebuilt in the backward pass, so nothing beyond the inputs
+and one number per token is kept.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
-from contextpool.backends.custom_op import opaque_kernel
-from contextpool.backends.log_weights import exp_or_zero
+from contextpool.backends.custom_op import Gradients, Saved, register_custom_op
+from contextpool.backends.log_weights import exp_or_zero, reciprocal
 from contextpool.backends.pyramid.levels import Nodes
-from contextpool.backends.pyramid.stencils import BLOCK, reciprocal
+from contextpool.backends.pyramid.stencils import BLOCK
 from contextpool.backends.pyramid.tiles import Tiles, make_tiles
+from contextpool.backends.tiling import TILE, slabs, tiles_per_chunk
 
-SLAB = 64
-"""Features that one thread handles at a time. Wider slabs are no faster there, and their buffers cost page faults."""
-CHUNK = {"cpu": 64, "cuda": 4096}
-"""Tiles handled at a time: their nodes stay in the cache of a CPU; on a GPU (a guess) they are enough to fill it."""
 WINDOW = 3 * BLOCK
+"""Nodes that a tile reads: the block under its tokens, and one on either side."""
 
 
-def _forward(x: Tensor, weight: Tensor, sigma: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001
+def _forward(x: Tensor, weight: Tensor, sigma: Tensor, *, normalized: bool) -> tuple[Tensor, Tensor]:
     """Return the pooled tokens and the factor of each row: the reciprocal of its total weight, or C_i."""
     tiles = make_tiles(sigma, weight)
-    kernel = _residual_gaussians(tiles)
+    kernel = _residual_gaussians(tiles)  # (tiles, 16, 48)
     if normalized:
-        total = (kernel * _weight_nodes(tiles, weight)).sum(dim=2)
-        scale = reciprocal(tiles.groups.untiled(total).view_as(sigma))
+        # sum_k exp(...) r[k], with r the weight column. C_i would stand in the numerator too, and is left out.
+        total = (kernel * _weight_nodes(tiles, weight)).sum(dim=2)  # (tiles, 16)
+        scale = reciprocal(tiles.tokens.untiled(total).view_as(sigma))
     else:
+        # C_i; level 0 has no blur, so nothing to make up for.
         scale = torch.where(tiles.blur > 0, tiles.spacing * sigma / tiles.residual.sqrt(), 1.0)
-    kernel *= tiles.groups.tiled(scale)[:, :, None]
+    # From here on the kernel is P, and zero in empty slots.
+    kernel *= tiles.tokens.tiled(scale)[:, :, None]
 
     y = torch.empty_like(x)
-    rows = y.view(-1, x.shape[2])
-    size = chunk_size(x.device)
-    chunks = list(zip(kernel.split(size), tiles.groups.key.split(size), strict=True))
-    # One more row of zeros, for the masked tokens.
+    rows = y.view(-1, x.shape[2])  # (batch * length, dim)
+    size = tiles_per_chunk(x.device)
+    chunks = list(zip(kernel.split(size), tiles.tokens.key.split(size), strict=True))
+    # `sums` holds the results in the order of the slots, (tiles * 16 + 1, features of the slab). Its last row stays
+    # zero: masked tokens point there. Both buffers are used again for the next slab.
     sums, nodes = weight.new_empty(0), None
     for start, stop in slabs(x.shape[2]):
         nodes = _filled(nodes, tiles, x[:, :, start:stop], weight)
-        sums = sums.resize_(tiles.groups.token.numel() + 1, stop - start)
+        sums = sums.resize_(tiles.tokens.token.numel() + 1, stop - start)
         sums[-1] = 0.0
-        slots = sums[:-1].view(-1, BLOCK, stop - start).split(size)
+        slots = sums[:-1].view(-1, TILE, stop - start).split(size)
         for (part, first), out in zip(chunks, slots, strict=True):
+            # (tiles, 16, 48) @ (tiles, 48, features)
             torch.bmm(part, nodes.windows.index_select(0, first), out=out)
-        rows[:, start:stop] = sums.index_select(0, tiles.groups.slot)
+        rows[:, start:stop] = sums.index_select(0, tiles.tokens.slot)
     return y, scale
 
 
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    sigma: Tensor,
-    scale: Tensor,
-    normalized: bool,  # noqa: FBT001
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(grad: Tensor, saved: Saved, *, normalized: bool) -> Gradients:
     """Return the gradients of x, weight and sigma.
 
     Let P_ik be the residual Gaussian times the row's factor, so that y_i = sum_k P_ik R[k], and S_ik = grad_i . R[k].
@@ -79,18 +71,20 @@ def _backward(
     sum_k P_ik (i - k h)^2 S_ik, plus, where C_i does not cancel, (dC_i / dsigma_i) / C_i = -b^2 / (sigma_i a_i^2) times
     grad_i . y_i.
     """
+    x, weight, sigma, scale = saved
     tiles = make_tiles(sigma, weight)
     kernel = _residual_gaussians(tiles)
-    kernel *= tiles.groups.tiled(scale)[:, :, None]
+    kernel *= tiles.tokens.tiled(scale)[:, :, None]
     grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
-    product = torch.zeros_like(kernel)
-    grad_rows = grad.reshape(-1, x.shape[2])
-    size, key, token = chunk_size(x.device), tiles.groups.key, tiles.groups.token.view(-1)
+    product = torch.zeros_like(kernel)  # S, (tiles, 16, 48), summed up slab by slab
+    grad_rows = grad.reshape(-1, x.shape[2])  # (batch * length, dim)
+    size, key, token = tiles_per_chunk(x.device), tiles.tokens.key, tiles.tokens.token.view(-1)
     blocks = _blocks(key)
+    # Per chunk: P transposed, S, the first block of each tile, all its blocks, and its tokens.
     chunks = list(
         zip(
             kernel.transpose(1, 2).split(size), product.split(size), key.split(size),
-            blocks.split(3 * size), token.split(BLOCK * size), strict=True,
+            blocks.split(3 * size), token.split(TILE * size), strict=True,
         )
     )  # fmt: skip
     nodes = grad_nodes = None
@@ -102,40 +96,30 @@ def _backward(
         grad_nodes.buffer.zero_()
         grad_slab = grad_rows[:, start:stop]
         for adjoint, part, first, targets, tokens in chunks:
-            upstream = grad_slab.index_select(0, tokens).to(weight.dtype).view(-1, BLOCK, columns)
+            # (tiles, 16, features). An empty slot repeats token 0, which its zero row of P makes harmless.
+            upstream = grad_slab.index_select(0, tokens).to(weight.dtype).view(-1, TILE, columns)
             part.baddbmm_(upstream, nodes.windows.index_select(0, first).transpose(1, 2))
+            # Tiles read overlapping windows, so their gradients are added block by block.
             grad_nodes.buffer.index_add_(0, targets, torch.bmm(adjoint, upstream).view(-1, BLOCK, columns))
         grad_nodes.collapse()
+        # Level 0 is w x: its gradient goes to both factors.
         grad_weight += (grad_nodes.tokens * features).sum(dim=2)
         torch.mul(grad_nodes.tokens, weight[:, :, None], out=grad_x[:, :, start:stop])
 
-    dot = (kernel * product).sum(dim=2)
+    dot = (kernel * product).sum(dim=2)  # grad_i . y_i, (tiles, 16)
     if normalized:
+        # Through the normaliser: the weight column is a pyramid of its own, with one feature.
         product -= dot[:, :, None] * _weight_nodes(tiles, weight)
         grad_column = Nodes(tiles.levels, 1, weight)
         grad_column.buffer.index_add_(0, blocks, -(kernel.transpose(1, 2) @ dot[:, :, None]).view(-1, BLOCK, 1))
         grad_column.collapse()
         grad_weight += grad_column.tokens[:, :, 0]
+    # (i - k h)^2 is in nodes here: h^2 sum_k P S (place - k)^2 sigma / a^4, since `residual` is a^2.
     moment = product.mul_(kernel).mul_(_squares(tiles)).sum(dim=2)
-    grad_sigma = tiles.groups.untiled(moment).view_as(sigma) * sigma * (tiles.spacing / tiles.residual).square()
+    grad_sigma = tiles.tokens.untiled(moment).view_as(sigma) * sigma * (tiles.spacing / tiles.residual).square()
     if not normalized:
-        grad_sigma -= tiles.groups.untiled(dot).view_as(sigma) * tiles.blur / (sigma * tiles.residual)
+        grad_sigma -= tiles.tokens.untiled(dot).view_as(sigma) * tiles.blur / (sigma * tiles.residual)
     return grad_x, grad_weight, grad_sigma
-
-
-def chunk_size(device: torch.device) -> int:
-    """Return how many tiles to handle at a time."""
-    return CHUNK.get(device.type, CHUNK["cpu"])
-
-
-def slabs(dim: int) -> list[tuple[int, int]]:
-    """Cut the features into slabs of nearly equal width.
-
-    Two threads or more get slabs twice as wide: fewer operators, each with enough work to share.
-    """
-    count = -(-dim // (SLAB if torch.get_num_threads() == 1 else 2 * SLAB))
-    bounds = [dim * i // count for i in range(count + 1)]
-    return list(pairwise(bounds))
 
 
 def _filled(nodes: Nodes | None, tiles: Tiles, features: Tensor, weight: Tensor) -> Nodes:
@@ -153,7 +137,7 @@ def _filled(nodes: Nodes | None, tiles: Tiles, features: Tensor, weight: Tensor)
 def _weight_nodes(tiles: Tiles, weight: Tensor) -> Tensor:
     """Return the weight column of the nodes that tiles read: (tiles, 1, 48)."""
     ones = torch.ones_like(weight)[:, :, None]
-    return _filled(None, tiles, ones, weight).windows.index_select(0, tiles.groups.key).transpose(1, 2)
+    return _filled(None, tiles, ones, weight).windows.index_select(0, tiles.tokens.key).transpose(1, 2)
 
 
 def _squares(tiles: Tiles) -> Tensor:
@@ -172,4 +156,4 @@ def _blocks(first: Tensor) -> Tensor:
     return (first[:, None] + torch.arange(3, device=first.device)).flatten()
 
 
-pyramid_pool = opaque_kernel("pyramid", _forward, _backward)
+pyramid_pool = register_custom_op("pyramid", _forward, _backward)

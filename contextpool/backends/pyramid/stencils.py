@@ -20,11 +20,6 @@ TAPS = 15
 """Half-width of a stencil: 6 standard deviations for the first level, 7 for the others."""
 
 
-def reciprocal(total: Tensor) -> Tensor:
-    """Return 1 / total, and 0 where the total of the weights is too small to divide by (no token in reach)."""
-    return total.reciprocal().masked_fill_(total <= 1e-30, 0.0)
-
-
 @lru_cache(maxsize=32)
 def up_stencil(level: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the matrix (16, 64) from nodes 32 q - 16 ... 32 q + 47 of `level` to block q of the next.
@@ -32,19 +27,25 @@ def up_stencil(level: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     The first stencil blurs by 2 / BETA tokens. The others lift a blur of 1 / BETA nodes to 2 / BETA nodes, which is a
     blur by sqrt(3) / BETA. Each has unit mass.
     """
+    # Node k of block q above stands over node 32 q + 2 k below, and columns begin 16 nodes before 32 q.
     node, source = torch.arange(BLOCK), torch.arange(-BLOCK, 3 * BLOCK)
     return _taps(level, source[None, :] - 2 * node[:, None]).to(device, dtype)
 
 
 @lru_cache(maxsize=32)
 def down_stencil(level: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the adjoint's matrix (32, 32), from nodes 16 q - 8 ... above to nodes 32 q ... 32 q + 31 of `level`."""
+    """Return the adjoint's matrix (32, 32), from nodes 16 q - 8 ... above to nodes 32 q ... 32 q + 31 of `level`.
+
+    A node below is in the stencils of 16 nodes above at most, so 32 neighbours below share a window of 32 above. To
+    gather this way gives the same sums as to scatter `up_stencil` transposed, without overlapping writes.
+    """
     node, target = torch.arange(-BLOCK // 2, 3 * BLOCK // 2), torch.arange(2 * BLOCK)
     return _taps(level, target[:, None] - 2 * node[None, :]).to(device, dtype)
 
 
 def _taps(level: int, offset: Tensor) -> Tensor:
-    """Sample the unit-mass Gaussian stencil that leads up from `level` at integer offsets."""
+    """Sample the unit-mass Gaussian stencil that leads up from `level` at integer offsets, in nodes of `level`."""
+    # Variances of blurs add: from 1 / BETA to 2 / BETA it takes (4 - 1) / BETA^2.
     width = (2.0 if level == 0 else math.sqrt(3.0)) / BETA
     taps = torch.exp(-offset.double().square() / (2 * width**2)) / (width * math.sqrt(2 * math.pi))
     return taps.masked_fill(offset.abs() > TAPS, 0.0)

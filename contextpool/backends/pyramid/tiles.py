@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contextpool.backends.pyramid.levels import LEFT, RIGHT, Levels
 from contextpool.backends.pyramid.stencils import BETA, BLOCK
-from contextpool.backends.tiling import Groups, sort_into_tiles
+from contextpool.backends.tiling import TiledTokens, sort_into_tiles
 
 KAPPA = 1.38
 """A token reads the highest level whose blur is at most sigma / KAPPA.
@@ -28,7 +28,7 @@ class Tiles:
     """
 
     levels: Levels
-    groups: Groups
+    tokens: TiledTokens
     """Keyed by the first of the three consecutive blocks that a tile reads."""
     masked: tuple[Tensor, Tensor]
     """Sequences and positions of the masked tokens, which no tile holds."""
@@ -53,29 +53,33 @@ def make_tiles(sigma: Tensor, weight: Tensor) -> Tiles:
     batch, length = sigma.shape
     device = sigma.device
     cap = math.ceil(math.log2(max(1.0, length / BLOCK)))
+    # The highest level with blur 2^l / BETA <= sigma / KAPPA, (batch, length); -1 and less become level 0, the tokens.
     # A width that is not a number gives a result that is not a number; it must not give an index out of range.
     level = torch.log2(sigma * (BETA / KAPPA)).floor().clamp(0, cap).nan_to_num(0.0).long()
     levels = Levels.of(batch, length, int((level * valid).max()))
-    spacing = (1 << level).to(sigma.dtype)
+    spacing = (1 << level).to(sigma.dtype)  # h
     blur = torch.where(level > 0, (spacing / BETA).square(), 0.0)
     residual = sigma.square() - blur
 
     position = torch.arange(length, device=device)
-    block = (position >> level) // BLOCK
+    block = (position >> level) // BLOCK  # of the node under the token, (batch, length)
+    # `top` matters for tokens left out only, whose level may be higher than any that is laid out.
     top = level.clamp_max(len(levels.blocks) - 1)
     stored = torch.tensor(levels.blocks, device=device)[top] + LEFT + RIGHT
     sequence = torch.arange(batch, device=device)[:, None]
+    # Of the three blocks block - 1 ... block + 1, the first, as an index into the buffer of `Levels`.
     key = torch.tensor(levels.offset, device=device)[top] + sequence * stored + block + LEFT - 1
-    groups = sort_into_tiles(key, valid, sigma.dtype)
+    tokens = sort_into_tiles(key, valid, sigma.dtype)
+    # The token's distance from the first node of its own block, in nodes, plus one block: 16 <= place < 32.
     place = (position - (block << level) * BLOCK) / spacing + BLOCK
     slope = -0.5 * spacing.square() / residual
     masked = (~valid).nonzero(as_tuple=True)
     return Tiles(
         levels=levels,
-        groups=groups,
+        tokens=tokens,
         masked=(masked[0], masked[1]),
-        place=groups.tiled(place),
-        slope=groups.tiled(slope),
+        place=tokens.tiled(place),
+        slope=tokens.tiled(slope),
         spacing=spacing,
         blur=blur,
         residual=residual,

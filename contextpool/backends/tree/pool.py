@@ -1,14 +1,10 @@
-"""Causal pooling in time and memory n log n: a binary tree of past blocks, each summed up at 8 Chebyshev nodes.
+"""Pools with the tree: weighs nodes for tokens, sums them, and falls back to the formula where a row asks for it.
 
-The pyramid's blur mixes both sides of a token, so it cannot be causal. Here the leaves are 16 tokens, and a block of
-length m stands for its tokens by Lagrange weights at 8 Chebyshev nodes ("anterpolation"), accurate for Gaussians of
-sigma >= m / 1.5. With l the highest level where that holds for sigma_i, and -1 standing for the tokens themselves,
+Token i of level l, the highest level whose blocks are at most ETA sigma_i long, sums
 
     sum_{j <= i} g_ij z_j  =  the 64 nodes before the block of level l that holds i (8 blocks, or 4 leaves of tokens)
                             + for each lower level, the block before the one that holds i, if both have the same parent
                             + the tokens of i's own leaf up to i
-
-cuts off only what is 6 sigma away, and never looks ahead. All three are batches of small matrix products.
 
 Weights may be up to exp(1000) apart: a block is stored in units of its own total weight, and a row is summed relative
 to the largest term that it reads, as in `backends.causal_dense`, whose L_i is kept. Unlike the pyramid's, the error
@@ -16,7 +12,7 @@ of interpolation is relative to the largest term in reach rather than to each. A
 can bear, or where something heavy stands beyond 6 sigma (`tree.truncation`), is pooled by the formula instead.
 Weights have to change by many powers of ten within a few sigma for that.
 
-The backward pass is the exact adjoint. Features are handled in slabs, whose tree is rebuilt in the backward pass.
+Features are handled in slabs, whose tree is rebuilt in the backward pass.
 """
 
 from __future__ import annotations
@@ -27,13 +23,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from contextpool.backends.causal_dense import clean, differentiate_rows, own_weight, pool_rows, row_factor, weigh
-from contextpool.backends.custom_op import opaque_kernel
-from contextpool.backends.pyramid.pool import chunk_size, slabs
-from contextpool.backends.tiling import sort_into_tiles
-from contextpool.backends.tree.interactions import Part, Regular, Windows
+from contextpool.backends.causal_dense import (
+    clean,
+    differentiate_rows,
+    exp_shifted_,
+    pool_rows,
+    row_factor,
+    self_log_weight,
+)
+from contextpool.backends.custom_op import Gradients, Saved, register_custom_op
+from contextpool.backends.tiling import slabs, sort_into_tiles, tiles_per_chunk
+from contextpool.backends.tree.interactions import FarField, Interaction, NearField, Sibling
 from contextpool.backends.tree.nodes import LEAF, NODES, WINDOW, Tree, chebyshev
-from contextpool.backends.tree.truncation import log_tail
+from contextpool.backends.tree.truncation import log_truncation_bound
 
 ETA = 1.5
 """Length of the longest block that a token reads by its nodes, over sigma."""
@@ -41,7 +43,7 @@ TOLERANCE = 1e-5
 """Most that the estimated error of interpolation may be, over the row's total."""
 ROUNDING = 2e-7
 """Relative error of a node, over which its polynomials, of either sign, lose digits."""
-LARGEST_TAIL = 1e-6
+LARGEST_TRUNCATION = 1e-6
 """Most that may be cut off, over the row's total."""
 ROW_CHUNK = 2**18
 """Elements of the (queries, keys) tensor of rows that are pooled by the formula together."""
@@ -53,27 +55,33 @@ class Plan:
 
     tree: Tree
     merges: list[Tensor]
-    parts: list[Part]
-    tail: Tensor
+    """Per level, (blocks, 8, 16): from `Tree.merges`."""
+    interactions: list[Interaction]
+    """The near field, the siblings of each lower level, then the far field in chunks of tiles."""
+    truncation: Tensor
     """Logarithm of a bound of what is cut off, relative to the token's own weight, (batch, length)."""
     error: Tensor
     """Logarithm of the largest error that a block's interpolation makes, likewise."""
 
 
-def _forward(x: Tensor, log_weight: Tensor, sigma: Tensor, normalized: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001
+def _forward(x: Tensor, log_weight: Tensor, sigma: Tensor, *, normalized: bool) -> tuple[Tensor, Tensor]:
     """Return the pooled tokens and L_i: infinite for masked tokens, and -1 - L_i for those pooled by the formula."""
     plan = _plan(log_weight, sigma)
     tree, masked = plan.tree, log_weight == -torch.inf
-    peak = _pad(tree, torch.zeros_like(sigma)[:, :, None])
-    for part in plan.parts:
-        part.raise_rows(peak, part.kernel.amax(dim=2, keepdim=True))
-    for part in plan.parts:
-        part.kernel = weigh(part.kernel, part.rows(peak))
+    # The largest exponent of each row over all that it reads, (batch * padded, 1). Every real token reads itself, whose
+    # exponent is 0, so it is never less.
+    row_max = _pad(tree, torch.zeros_like(sigma)[:, :, None])
+    for part in plan.interactions:
+        part.maximum_rows_(row_max, part.kernel.amax(dim=2, keepdim=True))
+    for part in plan.interactions:
+        part.kernel = exp_shifted_(part.kernel, part.rows(row_max))
     source = clean(x, log_weight)
+    # Weights are in the units of the tree, so the total is the sum over a tree of ones; (batch, length).
     total = _sum(plan, _fill(plan, (~masked).to(sigma.dtype)[:, :, None]))[:, :, 0]
-    log_total = _unpad(tree, peak) + total.log()
+    log_total = _unpad(tree, row_max) + total.log()
+    # Rows for the formula: the terms cancel, interpolation errs too much, or too much is cut off.
     formula = (total < ROUNDING / TOLERANCE) | (plan.error > log_total + math.log(TOLERANCE))
-    formula = (formula | (plan.tail > log_total + math.log(LARGEST_TAIL))) & ~masked
+    formula = (formula | (plan.truncation > log_total + math.log(LARGEST_TRUNCATION))) & ~masked
     log_total = log_total.masked_fill(masked, torch.inf)
     scale = row_factor(log_weight, log_total, normalized=normalized) / total.masked_fill(masked, 1.0)
     y = torch.empty_like(x)
@@ -84,45 +92,47 @@ def _forward(x: Tensor, log_weight: Tensor, sigma: Tensor, normalized: bool) -> 
         pooled, log_total[one, query] = pool_rows(source[one], log_weight[one], sigma[one], query)
         factor = row_factor(log_weight[one, query], log_total[one, query], normalized=normalized)
         y[one, query] = (pooled * factor[:, :, None]).to(x.dtype)
+    # L_i is 0 or more, so that a negative number can mark the rows of the formula for the backward pass.
     return y, torch.where(formula, -1.0 - log_total, log_total)
 
 
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    log_weight: Tensor,
-    sigma: Tensor,
-    log_total: Tensor,
-    normalized: bool,  # noqa: FBT001
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, log_weight and sigma: those of `causal_dense`, part by part."""
+def _backward(grad: Tensor, saved: Saved, *, normalized: bool) -> Gradients:
+    """Return the gradients of x, log_weight and sigma: those of `causal_dense`, interaction by interaction.
+
+    What is there a sum over keys j is here one over nodes k, and the gradients of nodes are handed down the tree.
+    """
+    x, log_weight, sigma, log_total = saved
     plan = _plan(log_weight, sigma)
     tree, formula = plan.tree, log_total < -0.5
     log_total = torch.where(formula, -1.0 - log_total, log_total)
-    base = _pad(tree, log_total.masked_fill(formula, torch.inf)[:, :, None], fill=torch.inf)
-    for part in plan.parts:
-        part.kernel = weigh(part.kernel, part.rows(base))
+    # A shift of infinity makes a row of the kernel zero: masked rows, those of the formula, and padding.
+    shift = _pad(tree, log_total.masked_fill(formula, torch.inf)[:, :, None], fill=torch.inf)
+    for part in plan.interactions:
+        part.kernel = exp_shifted_(part.kernel, part.rows(shift))  # p_ik
         part.product = torch.zeros_like(part.kernel)
     source = clean(x, log_weight)
-    upstream = grad * row_factor(log_weight, log_total, normalized=normalized)[:, :, None]
+    upstream = grad * row_factor(log_weight, log_total, normalized=normalized)[:, :, None]  # u, (batch, length, dim)
+    # `spread` is sum_i p_ij delta_i, (batch, length); `moment` is sigma_i^3 times the gradient of sigma_i.
     grad_x, spread, moment = torch.empty_like(source), torch.zeros_like(sigma), torch.zeros_like(sigma)
     for start, stop in slabs(x.shape[2]):
         buffer = _fill(plan, source[:, :, start:stop])
         rows = _pad(tree, upstream[:, :, start:stop])
-        for part in plan.parts:
+        for part in plan.interactions:
+            # u_i . Z_k, (groups, tokens, nodes), over the features of this slab.
             part.product += part.rows(rows) @ part.nodes(buffer).transpose(1, 2)
         grad_x[:, :, start:stop] = _spread(plan, rows)
     if normalized:
-        delta = _pad(tree, torch.zeros_like(sigma)[:, :, None])
-        for part in plan.parts:
-            part.add_rows(delta, (part.kernel * part.product).sum(dim=2, keepdim=True))
+        delta = _pad(tree, torch.zeros_like(sigma)[:, :, None])  # (batch * padded, 1)
+        for part in plan.interactions:
+            part.add_rows_(delta, (part.kernel * part.product).sum(dim=2, keepdim=True))
+        # A tree of ones holds the weight of each node, in its unit: delta_i is taken off once for each token in it.
         ones = _fill(plan, (log_weight != -torch.inf).to(sigma.dtype)[:, :, None])
-        for part in plan.parts:
+        for part in plan.interactions:
             part.product -= part.rows(delta) * part.nodes(ones).transpose(1, 2)
         spread += _spread(plan, delta)[:, :, 0]
     sums = _pad(tree, torch.zeros_like(sigma)[:, :, None])
-    for part in plan.parts:
-        part.add_rows(sums, part.product.mul_(part.kernel).mul_(part.square).sum(dim=2, keepdim=True))
+    for part in plan.interactions:
+        part.add_rows_(sums, part.product.mul_(part.kernel).mul_(part.square).sum(dim=2, keepdim=True))
     moment += _unpad(tree, sums)
     for batch, query in _rows(formula):
         one = slice(batch, batch + 1)
@@ -134,90 +144,110 @@ def _backward(
 
 
 def _plan(log_weight: Tensor, sigma: Tensor) -> Plan:
-    """Choose a level for each token and make the parts."""
+    """Choose a level for each token and make the interactions."""
     batch, length = sigma.shape
     device, dtype = sigma.device, sigma.dtype
+    # A window of 8 blocks of the level `cap` spans the sequence; wider Gaussians need no longer blocks.
     cap = max(-1, math.ceil(math.log2(length / (LEAF * WINDOW // NODES)))) if length > WINDOW else -1
+    # (batch, length). A width that is not a number must not give an index out of range.
     level = torch.log2(sigma * (ETA / LEAF)).floor().clamp(-1, cap).nan_to_num(-1.0).long()
     level = level.masked_fill(log_weight == -torch.inf, -1)
     tree = Tree.of(batch, length, int(level.max()))
-    scale = tree.scales(log_weight)
-    own = own_weight(log_weight)
-    slopes, owns = _pad(tree, _slope(sigma)[:, :, None]), _pad(tree, own[:, :, None])
+    scale = tree.scales(log_weight)  # (rows of the tree, 1)
+    self_weight = self_log_weight(log_weight)
+    # As padded rows, (batch * padded, 1).
+    slopes, self_weights = _pad(tree, _slope(sigma)[:, :, None]), _pad(tree, self_weight[:, :, None])
     levels = _pad(tree, level[:, :, None], fill=-1)
-    none = sigma.new_empty(0)
 
     place = torch.arange(LEAF, device=device, dtype=dtype)
-    leaf = Regular(none, (place[:, None] - place).square(), none, tree, -1)
-    parts: list[Part] = [leaf]
-    ahead = place[:, None] < place
-    leaf.kernel = _exponents(leaf, scale, leaf.rows(owns), leaf.rows(slopes)).masked_fill_(ahead, -torch.inf)
+    leaf = NearField((place[:, None] - place).square(), tree)  # (16, 16), the same for every leaf
+    future = place[:, None] < place
+    exponents = _exponents(leaf, scale, leaf.rows(self_weights), leaf.rows(slopes))
+    leaf.kernel = exponents.masked_fill_(future, -torch.inf)
+    interactions: list[Interaction] = [leaf]
     for lower in range(len(tree.blocks) - 1):
         longer = LEAF << lower
+        # The nodes of the sibling, counted from the first token of the block itself: between -longer and 0.
         nodes = longer * (chebyshev(dtype, device) / 2 - 0.5) - 0.5
-        square = (torch.arange(longer, device=device, dtype=dtype)[:, None] - nodes).square()
-        sibling = Regular(none, square, none, tree, lower)
-        kernel = _exponents(sibling, scale, sibling.rows(owns), sibling.rows(slopes))
-        sibling.kernel = kernel.masked_fill_(sibling.rows(levels) <= lower, -torch.inf)
-        parts.append(sibling)
+        square = (torch.arange(longer, device=device, dtype=dtype)[:, None] - nodes).square()  # (tokens, 8)
+        sibling = Sibling(square, tree, lower)
+        exponents = _exponents(sibling, scale, sibling.rows(self_weights), sibling.rows(slopes))
+        # Tokens of this level or lower are too narrow for it, and read it otherwise.
+        sibling.kernel = exponents.masked_fill_(sibling.rows(levels) <= lower, -torch.inf)
+        interactions.append(sibling)
 
-    size = LEAF << level.clamp_min(0)
+    size = LEAF << level.clamp_min(0)  # tokens in the block of the token's own level, (batch, length)
     block = torch.arange(length, device=device) // size
-    window = torch.where(level < 0, WINDOW, WINDOW // NODES * size)
-    tail = log_tail(log_weight, sigma, block * size - window) - own
-    parts += _windows(tree, level, block, scale, own, sigma)
+    window = torch.where(level < 0, WINDOW, WINDOW // NODES * size)  # tokens that 64 nodes stand for
+    truncation = log_truncation_bound(log_weight, sigma, block * size - window) - self_weight
+    interactions += _far_field(tree, level, block, scale, self_weight, sigma)
     error = _pad(tree, torch.full_like(sigma, -torch.inf)[:, :, None])
-    for part in parts[1:]:
-        part.raise_rows(error, _log_error(part.kernel))
-    error = _unpad(tree, error).masked_fill(level < 0, -torch.inf)
-    return Plan(tree, tree.merges(scale), parts, tail, error)
+    for part in interactions[1:]:  # the near field interpolates nothing
+        part.maximum_rows_(error, _log_error(part.kernel))
+    error = _unpad(tree, error).masked_fill(level < 0, -torch.inf)  # nor do tokens that read only tokens
+    return Plan(tree, tree.merges(scale), interactions, truncation, error)
 
 
-def _windows(tree: Tree, level: Tensor, block: Tensor, scale: Tensor, own: Tensor, sigma: Tensor) -> list[Part]:
-    """Make the parts that read 64 nodes before each token's block, some tiles at a time."""
+def _far_field(
+    tree: Tree, level: Tensor, block: Tensor, scale: Tensor, self_weight: Tensor, sigma: Tensor
+) -> list[Interaction]:
+    """Make the interactions that read 64 nodes before each token's block, some tiles at a time.
+
+    Args:
+        tree: The tree.
+        level: (batch, length): each token's level, -1 for one that reads tokens only.
+        block: (batch, length): the block of that level, or the leaf, that holds the token, counted in its sequence.
+        scale: (rows of the tree, 1): the units of the nodes.
+        self_weight: (batch, length): the tokens' own log-weights.
+        sigma: (batch, length).
+    """
     device, dtype = sigma.device, sigma.dtype
     size = LEAF << level.clamp_min(0)
     position = torch.arange(tree.length, device=device)
     sequence = torch.arange(tree.batch, device=device)[:, None]
     rows_per_block = torch.where(level < 0, LEAF, NODES)
-    # The window ends where the block's own nodes begin.
+    # The window ends where the block's own nodes begin. Counted in rows of the level, then in eights of the buffer.
     first_row = (sequence * (tree.padded // size) + block) * rows_per_block - WINDOW
     first = (torch.tensor(tree.offset, device=device)[level + 1] + first_row) // NODES
     # A token in the first block of its sequence has nothing before it, and a masked one, of weight 0, sums nothing.
     real = tree.tokens(scale)[:, : tree.length, 0] != -torch.inf
-    groups = sort_into_tiles(first, real & (block > 0), dtype)
+    tiled = sort_into_tiles(first, real & (block > 0), dtype)
 
+    # Where the 64 nodes stand, counted from the first token of the block: (1 + levels, 64), first for tokens as nodes.
     raw = torch.arange(WINDOW, device=device, dtype=dtype) - WINDOW
     eighth = torch.arange(-WINDOW // NODES, 0, device=device, dtype=dtype)[:, None]
-    unit = (eighth + (chebyshev(dtype, device) + 1) / 2).flatten()
+    unit = (eighth + (chebyshev(dtype, device) + 1) / 2).flatten()  # 8 blocks of length 1, from -8 to 0
     tables = torch.stack([raw, *((LEAF << i) * unit - 0.5 for i in range(len(tree.blocks)))])
-    token = groups.token + groups.token // tree.length * (tree.padded - tree.length)
+    # Rows of padded tokens, and per token: its place in the block, the block's place in the sequence, its slope.
+    token = tiled.token + tiled.token // tree.length * (tree.padded - tree.length)
     offset = (position - block * size).flatten()
     start = (block * size).flatten()
     slope = _slope(sigma).flatten()
-    parts: list[Part] = []
-    tiles = chunk_size(device)
-    for begin in range(0, groups.key.shape[0], tiles):
+    interactions: list[Interaction] = []
+    tiles = tiles_per_chunk(device)
+    for begin in range(0, tiled.key.shape[0], tiles):
         chunk = slice(begin, begin + tiles)
-        tokens = groups.token[chunk]
+        tokens = tiled.token[chunk]  # (tiles, 16)
+        # All tokens of a tile have one level and one block, so the first speaks for them: (tiles, 1, 64).
         nodes = tables[level.flatten()[tokens[:, 0]] + 1][:, None, :]
-        square = (offset[tokens].to(dtype)[:, :, None] - nodes).square_()
-        none = sigma.new_empty(0)
-        part = Windows(none, square, none, groups.key[chunk], token[chunk].flatten())
-        part.kernel = _exponents(part, scale, own.flatten()[tokens][:, :, None], slope[tokens][:, :, None])
+        square = (offset[tokens].to(dtype)[:, :, None] - nodes).square_()  # (tiles, 16, 64)
+        far = FarField(square, tiled.key[chunk], token[chunk].flatten())
+        exponents = _exponents(far, scale, self_weight.flatten()[tokens][:, :, None], slope[tokens][:, :, None])
+        # A window may begin before its sequence; what stands there belongs to another one, or is empty.
         before = nodes < -0.5 - start[tokens[:, :1]][:, :, None]
-        part.kernel.masked_fill_(before | (groups.filled[chunk][:, :, None] == 0.0), -torch.inf)
-        parts.append(part)
-    return parts
+        far.kernel = exponents.masked_fill_(before | (tiled.filled[chunk][:, :, None] == 0.0), -torch.inf)
+        interactions.append(far)
+    return interactions
 
 
 def _slope(sigma: Tensor) -> Tensor:
+    """Return what multiplies (i - j)^2 in the exponent, without its sign."""
     return 0.5 / sigma.square()
 
 
-def _exponents(part: Part, scale: Tensor, own: Tensor, slope: Tensor) -> Tensor:
+def _exponents(part: Interaction, scale: Tensor, self_weight: Tensor, slope: Tensor) -> Tensor:
     """Return the logarithm of what nodes weigh for tokens over their own weight: (groups, tokens, nodes)."""
-    return (part.nodes(scale).transpose(1, 2) - own).addcmul_(part.square, slope, value=-1.0)
+    return (part.nodes(scale).transpose(1, 2) - self_weight).addcmul_(part.square, slope, value=-1.0)
 
 
 def _log_error(exponent: Tensor) -> Tensor:
@@ -226,7 +256,8 @@ def _log_error(exponent: Tensor) -> Tensor:
     Over a block, a Gaussian is nearly its middle value times exp(a u), -1 < u < 1. Interpolation at 8 Chebyshev nodes
     errs there by at most a^8 / (2^7 8!) times the middle value, to first order.
     """
-    blocks = exponent.unflatten(2, (-1, NODES))
+    blocks = exponent.unflatten(2, (-1, NODES))  # (groups, tokens, blocks, 8)
+    # The exponent in the middle of the block, and a: half of its rise from the first node to the last.
     middle = 0.5 * (blocks[..., NODES // 2 - 1] + blocks[..., NODES // 2])
     error = middle + 8.0 * (0.5 * (blocks[..., -1] - blocks[..., 0])).abs().log()
     error = error.masked_fill(middle == -torch.inf, -torch.inf) - math.log(2**7 * math.factorial(8))
@@ -243,18 +274,18 @@ def _fill(plan: Plan, source: Tensor) -> Tensor:
 
 
 def _sum(plan: Plan, buffer: Tensor) -> Tensor:
-    """Apply all parts to a tree: (batch, length, columns)."""
+    """Apply all interactions to a tree: (batch, length, columns)."""
     rows = buffer.new_zeros(plan.tree.batch * plan.tree.padded, buffer.shape[1])
-    for part in plan.parts:
-        part.add_rows(rows, part.kernel @ part.nodes(buffer))
+    for part in plan.interactions:
+        part.add_rows_(rows, part.kernel @ part.nodes(buffer))
     return rows.view(plan.tree.batch, plan.tree.padded, -1)[:, : plan.tree.length]
 
 
 def _spread(plan: Plan, rows: Tensor) -> Tensor:
-    """Apply the adjoint of all parts and of the tree to padded rows: (batch, length, columns)."""
+    """Apply the transpose of all interactions and of the tree to padded rows: (batch, length, columns)."""
     buffer = rows.new_zeros(plan.tree.total, rows.shape[1])
-    for part in plan.parts:
-        part.add_nodes(buffer, part.kernel.transpose(1, 2) @ part.rows(rows))
+    for part in plan.interactions:
+        part.add_nodes_(buffer, part.kernel.transpose(1, 2) @ part.rows(rows))
     plan.tree.collapse(buffer, plan.merges)
     return plan.tree.tokens(buffer)[:, : plan.tree.length]
 
@@ -281,4 +312,4 @@ def _unpad(tree: Tree, rows: Tensor) -> Tensor:
     return rows.view(tree.batch, tree.padded)[:, : tree.length]
 
 
-tree_causal_pool = opaque_kernel("tree_causal", _forward, _backward)
+tree_causal_pool = register_custom_op("tree_causal", _forward, _backward)

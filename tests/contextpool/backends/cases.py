@@ -159,3 +159,45 @@ def check_masked_tokens(pool, case):
     for name, ours, theirs in zip(("y", "x", "log_weight", "sigma"), actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
         assert (theirs[~mask] == 0).all(), f"{name} is not zero at a masked token"
+
+
+WIDE_LENGTH = 700
+PROFILES = {
+    "rising": lambda place: 300 * place,
+    "falling": lambda place: -300 * place,
+    "hill": lambda place: 300 * (1 - (2 * place - 1).abs()),
+    "valley": lambda place: 300 * (2 * place - 1).abs(),
+    "steps": lambda place: 300 * ((7 * place).floor() % 2),
+    "spikes": lambda place: 15.0 * ((WIDE_LENGTH * place).round() % 97 == 5),
+}
+"""What is added to the log-weights, by place in the sequence from 0 to 1."""
+
+
+def over_a_wide_range(pool, name):
+    """Pool with a profile added to the log-weights, rounded to float32 in every precision, so that inputs agree."""
+
+    def wide(x, log_weight, sigma, mask, **options):
+        shift = PROFILES[name](torch.linspace(0, 1, WIDE_LENGTH))
+        total = (log_weight.detach().float() + shift).to(log_weight)
+        return pool(x, total + (log_weight - log_weight.detach()), sigma, mask, **options)
+
+    return wide
+
+
+def _wide_errors(pool, name, sigma, dtype=torch.float32):
+    """Return relative errors of y and the gradients of x, log_weight and sigma, and that of the worst row of y."""
+    case = Case(WIDE_LENGTH, sigma=sigma, causal=True)
+    actual = run(over_a_wide_range(pool, name), case, dtype)
+    expected = run(over_a_wide_range(reference_pool, name), case, torch.float64)
+    norms = [float((ours - theirs).norm() / theirs.norm()) for ours, theirs in zip(actual, expected, strict=True)]
+    rows = (actual[0] - expected[0]).norm(dim=2) / expected[0].norm(dim=2).clamp_min(1e-2)
+    return [*norms, float(rows.max())]
+
+
+def check_wide_range(pool, name, sigma):
+    # In float32 an exponent of 300 is rounded by 2e-5 of a weight; in float64 only the tree's own error is left.
+    single, double = (_wide_errors(pool, name, sigma, dtype) for dtype in (torch.float32, torch.float64))
+    assert max(single[:3]) <= 3e-5, single
+    assert single[3] <= 1e-3, single
+    assert max(double[:4]) <= 3e-6, double
+    assert double[4] <= 2e-5, double

@@ -1,5 +1,7 @@
 """Every backend of the pooling operator against the float64 reference and against what its formula implies.
 
+Then what holds beyond the numbers: memory, the same bits twice, and use under `torch.compile`.
+
 Each runs on the CPU, and on a CUDA device where there is one. The kernels of `triton` run under Triton's interpreter
 where there is none; `tests/conftest.py` chooses it.
 """
@@ -8,6 +10,7 @@ from typing import get_args
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from contextpool import functional as pool_module
 from contextpool.functional import Backend, context_pool, resolve_backend
@@ -20,6 +23,11 @@ forms = cases.over(FORMS)
 causal_forms = cases.over([form for form in FORMS if form.causal])
 forms_in_logarithms = cases.over([form for form in FORMS if form.causal or form.backend == "triton"])
 forms_in_float64 = cases.over([form for form in FORMS if form.backend != "triton"])  # which sums in float32
+forms_with_an_operator = cases.over([form for form in FORMS if form.backend != "reference"])  # which is plain PyTorch
+# On a GPU, PyTorch's indexed sums have no fixed order.
+forms_in_fixed_order = cases.over(
+    [form for form in FORMS if form.device == "cpu" or form.backend not in ("pyramid", "tree")]
+)
 
 
 def accepted_forms():
@@ -349,3 +357,83 @@ def test_mistakes_are_named():
         context_pool(x, log_weight, sigma, mask.float())
     with pytest.raises(ValueError, match="exclude each other"):
         context_pool(x, log_weight, sigma, causal=True, grid=(2, 5))
+
+
+def inputs(batch, length, dim):
+    draw = torch.Generator().manual_seed(length)
+    x, grad = (torch.randn(batch, length, dim, generator=draw) for _ in range(2))
+    log_weight = torch.randn(batch, length, generator=draw)
+    sigma = 0.1 * length * torch.rand(batch, length, generator=draw)
+    return x.requires_grad_(), log_weight.requires_grad_(), sigma.requires_grad_(), grad
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most elements of any tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.untyped_storage().nbytes() // value.element_size())
+        return result
+
+
+def largest_tensor(backend, length, *, causal):
+    *leaves, grad = inputs(1, length, 4)
+    with LargestTensor() as record:
+        context_pool(*leaves, causal=causal, backend=backend).backward(grad)
+    return record.elements
+
+
+@pytest.mark.parametrize(("backend", "causal"), [("pyramid", False), ("tree", True)])
+def test_no_tensor_grows_with_the_square_of_the_length(backend, causal):
+    short, long = (largest_tensor(backend, length, causal=causal) for length in (4096, 16384))
+    assert long < 5 * short
+    assert long < 16384**2 / 200
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_dense_backend_makes_no_tensor_of_length_by_length(causal):
+    assert largest_tensor("dense", 2048, causal=causal) < 2048**2 / 10
+
+
+def test_the_record_of_tensors_sees_a_length_by_length_tensor():
+    assert largest_tensor("reference", 1024, causal=False) >= 1024**2
+
+
+@forms_in_fixed_order
+def test_two_runs_give_the_same_bits(form):
+    results = []
+    for _ in range(2):
+        *leaves, grad = inputs(2, 75 if form.interpreted else 700, 70)
+        y = form.pool(*leaves, causal=form.causal)
+        y.backward(grad)
+        results.append([y.detach(), *(leaf.grad for leaf in leaves)])
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+@forms_with_an_operator
+def test_the_operators_follow_the_rules_of_custom_operators(form):
+    x, log_weight, sigma, _ = inputs(2, 40, 3)
+    form.pool(x, log_weight, sigma, causal=form.causal)  # imports the kernels
+    operator = getattr(torch.ops.contextpool, f"{form.backend}_causal" if form.causal else form.backend).default
+    weight, sigma = log_weight.detach().exp(), sigma.detach().clamp_min(0.5)
+    leaves = [value.detach().to(form.device).requires_grad_() for value in (x, weight, sigma)]
+    torch.library.opcheck(operator, (*leaves, True))
+
+
+@forms_with_an_operator
+def test_compiled_code_gives_the_same_numbers(form):
+    def pool(x, log_weight, sigma):
+        return form.pool(2.0 * x, log_weight, sigma, causal=form.causal)
+
+    results = []
+    for function in (pool, torch.compile(pool, backend="aot_eager", fullgraph=True)):
+        *leaves, grad = inputs(2, 50, 3)
+        y = function(*leaves)
+        y.backward(grad)
+        results.append([y.detach(), *(leaf.grad for leaf in leaves)])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager)

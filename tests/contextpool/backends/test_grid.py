@@ -1,12 +1,11 @@
-"""Pooling on a grid: the operator, and the layer for ConvNets."""
+"""Pooling on a grid: the operator and its backends."""
 
 import math
 
 import pytest
 import torch
-from torch import nn
 
-from contextpool import ContextPool2d, PoolConfig, context_pool
+from contextpool import context_pool
 from contextpool.backends.grid import pool as grid_module
 from contextpool.backends.grid.pool import grid_pool
 
@@ -16,17 +15,17 @@ GRID = (7, 10)
 def draw(grid=GRID, *, batch=3, dim=5, dtype=torch.float64, spread=1.0, seed=0):
     """Return tokens, log-weights, widths from narrow to wide, and a mask with holes and one empty image."""
     generator = torch.Generator().manual_seed(seed)
-    cells = math.prod(grid)
-    x = torch.randn(batch, cells, dim, generator=generator, dtype=torch.float64)
-    log_weight = spread * torch.randn(batch, cells, generator=generator, dtype=torch.float64)
-    sigma = torch.exp(torch.empty(batch, cells, dtype=torch.float64).uniform_(-1.5, 1.5, generator=generator))
-    mask = torch.rand(batch, cells, generator=generator) > 0.3
+    positions = math.prod(grid)
+    x = torch.randn(batch, positions, dim, generator=generator, dtype=torch.float64)
+    log_weight = spread * torch.randn(batch, positions, generator=generator, dtype=torch.float64)
+    sigma = torch.exp(torch.empty(batch, positions, dtype=torch.float64).uniform_(-1.5, 1.5, generator=generator))
+    mask = torch.rand(batch, positions, generator=generator) > 0.3
     mask[-1] = False
     return [value.to(dtype).requires_grad_() for value in (x, log_weight, sigma)], mask
 
 
 def by_hand(x, log_weight, sigma, mask, grid, *, normalized=True):
-    """Sum the formula cell by cell, without a gradient."""
+    """Sum the formula position by position, without a gradient."""
     rows, columns = grid
     y = torch.zeros_like(x)
     for b, i in mask.nonzero().tolist():
@@ -91,7 +90,7 @@ def test_float32_is_as_good_as_the_tolerances_ask(backend, grid, stride):
     for actual, exact, tolerance in zip(
         gradients(single, y), gradients(inputs, expected), (1e-6, 1e-6, 1e-5), strict=True
     ):
-        if grid != (1, 1):  # a lone cell has gradients of nothing but rounding
+        if grid != (1, 1):  # a lone position has gradients of nothing but rounding
             assert relative(actual, exact) < tolerance
 
 
@@ -151,7 +150,7 @@ def test_one_column_is_a_sequence():
 
 
 @pytest.mark.parametrize("backend", ["dense", "pyramid"])
-def test_masked_cells_reach_nothing(backend):
+def test_masked_positions_reach_nothing(backend):
     inputs, mask = draw()
     filled = inputs[0].detach().masked_fill(~mask[:, :, None], torch.nan).requires_grad_()
     y = grid_pool(filled, *inputs[1:], mask, grid=GRID, backend=backend)
@@ -187,7 +186,7 @@ def test_extreme_widths_and_weights(backend, grid, dtype):
 
 @pytest.mark.parametrize("backend", ["dense", "pyramid"])
 @pytest.mark.parametrize("low", [-30.0, -55.0])
-def test_heavy_cells_out_of_reach_do_not_drown_a_light_one(backend, low):
+def test_heavy_positions_out_of_reach_do_not_drown_a_light_one(backend, low):
     (x, _, _), _ = draw((32, 32), dtype=torch.float32)
     log_weight = torch.zeros(3, 32, 32)
     log_weight[:, 10:21, 10:21] = low
@@ -235,66 +234,3 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="causal"):
         context_pool(*inputs, grid=GRID, causal=True)
     assert grid_pool(torch.zeros(0, 70, 5), torch.zeros(0, 70), torch.ones(0, 70), grid=GRID).shape == (0, 70, 5)
-
-
-def make_layer(config=None, stride=2, noise=0.3):
-    torch.manual_seed(0)
-    layer = ContextPool2d(6, stride, config).double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter += noise * torch.randn_like(parameter)
-    return layer
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(8, 8), (9, 12), (1, 1), (5, 2)])
-@pytest.mark.parametrize("stride", [1, 2, 3])
-def test_layer_pools_at_the_centres_of_a_strided_convolution(rows, columns, stride):
-    image = torch.randn(2, 6, rows, columns, dtype=torch.float64)
-    y = make_layer(stride=stride)(image)
-    assert y.shape == nn.Conv2d(6, 6, 3, stride=stride, padding=1).double()(image).shape
-    assert torch.allclose(y, make_layer(stride=1)(image)[:, :, ::stride, ::stride], atol=1e-13)
-
-
-def test_layer_predicts_from_a_two_dimensional_neighbourhood():
-    layer = make_layer()
-    image = torch.randn(1, 6, 8, 8, dtype=torch.float64).requires_grad_()
-    layer(image)
-    assert layer.last_sigma.shape == (1, 8, 8)
-    tokens = image.flatten(2).transpose(1, 2)
-    _, width = layer.predictor(tokens, None, (8, 8))
-    (gradient,) = torch.autograd.grad(width.view(8, 8)[4, 4], image)
-    seen = gradient[0].abs().sum(dim=0) > 0
-    expected = torch.zeros(8, 8, dtype=torch.bool)
-    expected[2:7, 2:7] = True
-    assert torch.equal(seen, expected)
-
-
-def test_layer_keeps_constants_and_reports_sigma():
-    layer = make_layer()
-    assert layer.statistics() == {}
-    constant = torch.randn(2, 6, 1, 1, dtype=torch.float64).expand(-1, -1, 9, 9)
-    assert torch.allclose(layer(constant), constant[:, :, :5, :5], atol=1e-12)
-    assert torch.allclose(layer.statistics()["sigma_mean"], layer.last_sigma.mean())
-    assert layer.statistics().keys() == {"sigma_mean", "sigma_p10", "sigma_p50", "sigma_p90"}
-
-
-def test_layer_without_anything_learned_is_a_gaussian_blur():
-    layer = make_layer(PoolConfig(weights="uniform", sigma="fixed", initial_sigma=2.0), stride=1)
-    assert not list(layer.parameters())
-    image = torch.randn(1, 6, 10, 10, dtype=torch.float64)
-    offset = torch.arange(10, dtype=torch.float64)[:, None] - torch.arange(10)
-    blur = torch.softmax(-offset.square() / 8.0, dim=1)
-    assert torch.allclose(layer(image), blur @ image @ blur.T, atol=1e-13)
-
-
-def test_layer_trains_in_a_convnet():
-    layer = make_layer(noise=0.0)
-    net = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), layer, nn.Conv2d(6, 2, 3, padding=1)).double()
-    net(torch.randn(2, 1, 12, 12, dtype=torch.float64)).square().sum().backward()
-    assert all(parameter.grad.any() for parameter in net.parameters())
-    with pytest.raises(ValueError, match="tree"):
-        ContextPool2d(4, config=PoolConfig(backend="tree"))
-    with pytest.raises(ValueError, match="stride"):
-        ContextPool2d(6, 0)
-    with pytest.raises(ValueError, match="tree"):
-        ContextPool2d(6, config=PoolConfig(backend="tree"))

@@ -1,4 +1,4 @@
-"""What concerns the Triton backend alone. `test_operator` runs it with all others, on a GPU or interpreted."""
+"""What concerns the Triton backend alone. `test_all_backends` runs it with all others, on a GPU or interpreted."""
 
 import functools
 import json
@@ -42,14 +42,14 @@ COMPILE = """
 import inspect, json, torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from contextpool import triton_pool
+from contextpool.backends import triton_kernels
 
 for dtype, tokens in ((torch.float32, "*fp32"), (torch.bfloat16, "*bf16")):
-    block, slab, warps = triton_pool.SIZES[dtype]
+    block, slab, warps = triton_kernels.SIZES[dtype]
     constants = {"NORMALIZED": True, "CAUSAL": True, "BLOCK": block, "SLAB": slab, "WIDEN": False}
     types = dict.fromkeys(("x", "y", "grad", "grad_x"), tokens) | dict.fromkeys(("first", "last"), "*i32")
     types |= dict.fromkeys(("length", "dim"), "i32") | dict.fromkeys(constants, "constexpr")
-    for kernel in (triton_pool._forward_kernel, triton_pool._rows_kernel, triton_pool._columns_kernel):
+    for kernel in (triton_kernels._forward_kernel, triton_kernels._rows_kernel, triton_kernels._columns_kernel):
         signature = {argument: types.get(argument, "*fp32") for argument in inspect.signature(kernel.fn).parameters}
         compiled = triton.compile(
             ASTSource(kernel, signature, constexprs=constants),
