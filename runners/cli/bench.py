@@ -6,14 +6,13 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
 from lra.cli import one_line_errors, version_option
 from lra.errors import UsageError
 
-from .options import store_option
+from .options import store_option, write_file
 
 ARENA_ROWS = "full,local,linformer,reformer,sinkhorn,synthesizer,bigbird,linear,performer,contextpool"
 """The rows of table 2 of Long Range Arena (Tay et al. 2021, arXiv:2011.04006), and ContextPool."""
@@ -162,7 +161,7 @@ def command(
     configs = plan.configs()
     Store(store_folder).check_writable()
     if json_file is not None:
-        write_json(json_file, [])  # fails now, not after the measurements, if the file cannot be written
+        write_file(json_file, "[]")  # fails now, not after the measurements, if the file cannot be written
 
     def say(text: str) -> None:
         if not quiet:
@@ -179,23 +178,9 @@ def command(
     records.sort(key=lambda record: (order[record.variant], record.length))
     click.echo(arena_report(records) if preset == "lra" else full_report(records))
     if json_file is not None:
-        write_json(json_file, [record.model_dump() for record in records])
+        write_file(json_file, json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
     if any(record.status == "failed" for record in records):
         sys.exit(4)
-
-
-def write_json(path: Path, measurements: list[dict[str, Any]]) -> None:
-    """Write the measurements as a list.
-
-    Raises:
-        UsageError: The file cannot be written.
-    """
-    from lra.atomic_io import atomic_write
-
-    try:
-        atomic_write(path, json.dumps(measurements, indent=1, allow_nan=False).encode())
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def parse_lengths(text: str) -> list[int]:

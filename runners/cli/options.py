@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options and helpers that several commands share."""
 
 from __future__ import annotations
 
@@ -25,6 +25,20 @@ data_dir_option = click.option(
     show_envvar=True,
     help="Folder of prepared data.  [default: the platform's cache folder]",
 )
+
+
+def write_file(path: Path, content: str) -> None:
+    """Write a text file in one step.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    from lra.atomic_io import atomic_write
+
+    try:
+        atomic_write(path, content.encode())
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -10,6 +10,8 @@ import click
 
 from lra.cli import one_line_errors, version_option
 
+from .options import write_file
+
 if TYPE_CHECKING:
     from attention_zoo import VariantSpec
 
@@ -83,18 +85,14 @@ def check(name: str) -> None:
 @one_line_errors
 def docs(out: Path) -> None:
     """Write the documentation page about the variants of this project."""
-    from lra.atomic_io import atomic_write
-    from lra.errors import LraError, UsageError
+    from lra.errors import LraError
 
     from .variant_docs import catalogue, page
 
     found = catalogue(own_only=True)
     if found.problems:
         raise LraError("\n".join(found.problems))
-    try:
-        atomic_write(out, page(found.specs).encode())
-    except OSError as error:
-        raise UsageError(f"cannot write {out}: {error.strerror or error}") from error
+    write_file(out, page(found.specs))
     click.echo(f"{out}: {len(found.specs)} variants")
 
 
