@@ -7,8 +7,8 @@ One layer of 4 heads of 32 with default options and without dropout, forward and
 constant. The variants take turns with `full` in one process: a ratio is the median, over the rounds, of a variant's
 time over that of `full` in the same round. Lengths above 4096 are for variants that claim less than n² (and `full`).
 Memory is the peak of what torch's allocator handed out during a step, from the profiler's memory events on CPU and from
-the allocator on CUDA; inputs and parameters, which were there before, do not count. The crossover is the
-length from which on a variant is faster than `full`, interpolated between the measured ones.
+the allocator on CUDA; inputs and parameters, which were there before, do not count. The crossover is the length from
+which on a variant is faster than `full`, interpolated between the measured ones.
 """
 
 from __future__ import annotations
