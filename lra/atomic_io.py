@@ -78,10 +78,10 @@ def remove_folder(folder: Path) -> None:
     Raises:
         OSError: It could not be removed.
     """
-    doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    folder.rename(doomed)
+    to_delete = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    folder.rename(to_delete)
     sync_folder(folder.parent)
-    shutil.rmtree(doomed)
+    shutil.rmtree(to_delete)
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,7 +16,7 @@ class UsageError(LraError):
 
 
 class DataError(LraError):
-    """Data is missing, damaged or not what it claims to be."""
+    """Data is missing, damaged or not what it should be."""
 
     exit_code = 3
 

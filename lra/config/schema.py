@@ -1,4 +1,4 @@
-"""The configuration of a run: strict, frozen, complete, and hashed into the cell id."""
+"""The configuration of a run: strict, frozen, complete, and hashed into the run id."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 NUMERICS_VERSION = 1
-"""Raised with every change of the code that changes numbers; part of each cell id."""
+"""Raised with every change of the code that changes numbers; part of each run id."""
 
 
 class Section(BaseModel):
@@ -111,7 +111,7 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0)]
 
     def run_id(self, data_digest: str) -> str:
-        """Return the id of the cell: SHA-256 of this configuration, the data's content and the numerics version."""
+        """Return the id of the run: SHA-256 of this configuration, the data's content and the numerics version."""
         identity = {"config": self.model_dump(), "data_digest": data_digest, "numerics_version": NUMERICS_VERSION}
         return hashlib.sha256(canonical_json(identity)).hexdigest()
 
@@ -120,7 +120,7 @@ def canonical_json(value: Any) -> bytes:
     """Serialise to the one JSON form that is hashed: sorted keys, no spaces, UTF-8.
 
     Raises:
-        ValueError: NaN or an infinity, which JSON has not.
+        ValueError: There is a NaN or an infinity, which JSON cannot represent.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 

@@ -21,7 +21,7 @@ Grid = dict[str, Any]
 
 
 class Suite(Section):
-    """A set of cells: tasks x seeds x settings x variants with their options."""
+    """A set of runs: tasks x seeds x settings x variants with their options."""
 
     name: str
     title: str
@@ -48,15 +48,15 @@ def load_suite(name: str) -> Suite:
 
 
 def expand(suite: Suite) -> list[RunConfig]:
-    """Resolve every cell of a suite once: all cells of the first seed come first.
+    """Resolve every run of a suite once. All runs of the first seed come first.
 
     Raises:
-        UsageError: All mistakes of all cells at once, each line once.
+        UsageError: All mistakes of all runs at once, each line once.
     """
     profile = load_profile(suite.profile)
     tasks, variants = _tasks(suite, profile), _variants(suite)
     problems = [f"overrides: {suite.name} has no task {task!r}" for task in suite.overrides if task not in tasks]
-    cells: dict[str, RunConfig] = {}
+    runs: dict[str, RunConfig] = {}
     for seed, task, settings in itertools.product(suite.seeds, tasks, list(_combinations(suite.settings))):
         for variant, options in variants:
             values = settings | suite.overrides.get(task, {})
@@ -65,12 +65,12 @@ def expand(suite: Suite) -> list[RunConfig]:
                 config = resolve(
                     task=task, variant=variant, profile=profile, seed=seed, track=suite.track, overrides=values
                 )
-                cells[config.model_dump_json()] = config
+                runs[config.model_dump_json()] = config
             except UsageError as error:
                 problems += str(error).splitlines()
     if problems:
         raise UsageError("\n".join(dict.fromkeys(problems)))
-    return list(cells.values())
+    return list(runs.values())
 
 
 def _tasks(suite: Suite, profile: Profile) -> list[str]:
@@ -97,18 +97,18 @@ def _combinations(grids: Grid | list[Grid]) -> Iterator[dict[str, Any]]:
             yield dict(zip(grid, combination, strict=True))
 
 
-def labels(cells: list[RunConfig]) -> list[str]:
-    """Name each cell of a suite: its task, variant, what else sets it apart from cells of that variant, its seed."""
-    flat = [_flat(cell.model_dump(exclude={"seed", "task"})) for cell in cells]
+def labels(runs: list[RunConfig]) -> list[str]:
+    """Name each run of a suite: task, variant, the settings in which runs of that variant differ, seed."""
+    flat = [_flat(run.model_dump(exclude={"seed", "task"})) for run in runs]
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for cell, values in zip(cells, flat, strict=True):
-        groups.setdefault((cell.task, cell.variant.name), []).append(values)
+    for run, values in zip(runs, flat, strict=True):
+        groups.setdefault((run.task, run.variant.name), []).append(values)
     names = []
-    for cell, values in zip(cells, flat, strict=True):
-        siblings = groups[cell.task, cell.variant.name]
+    for run, values in zip(runs, flat, strict=True):
+        siblings = groups[run.task, run.variant.name]
         differing = [key for key in values if any(other.get(key) != values[key] for other in siblings)]
         apart = [f"{key.removeprefix('variant.options.')}={values[key]}" for key in differing]
-        names.append(" ".join([cell.task, cell.variant.name, *apart, f"seed {cell.seed}"]))
+        names.append(" ".join([run.task, run.variant.name, *apart, f"seed {run.seed}"]))
     return names
 
 

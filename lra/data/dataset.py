@@ -85,7 +85,7 @@ class Manifest(_Record):
     splits: dict[SplitName, SplitRecord]
     files: dict[str, FileRecord]
     digest: Digest
-    """SHA-256 over the content of all arrays; the identity of the data in a cell id."""
+    """SHA-256 over the content of all arrays; the identity of the data in a run id."""
 
 
 class _SchemaOnly(BaseModel):

@@ -9,7 +9,7 @@ many), `num_layers` (residual blocks per stage), `pool`, `dropout`, `activation`
 `norm_eps`, `head_hidden` and `max_length`. The others concern transformers only.
 
 It has no place for a sequence mixer: its own convolutions mix. Runs of it are therefore named `--attn conv`, without
-options, and every other name is refused, lest a table claim an attention that took no part. `lra-run` needs neither
+options, and every other name is refused, so that no table names an attention that took no part. `lra-run` needs neither
 that name nor `--track open` beside `--set model.family=convnet`.
 """
 

@@ -21,7 +21,7 @@ KEEP = 2
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write the state of a run after `step` steps, durably, then remove all but the newest `KEEP` checkpoints.
+    """Write the state of a run after `step` steps to the disk, then remove all but the newest `KEEP` checkpoints.
 
     Args:
         folder: The run's own folder.

@@ -1,4 +1,4 @@
-"""Records as a tidy data frame: one row for each cell that was run or tried."""
+"""Records as a tidy data frame: one row for each run that was completed or tried."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def load(folder: Path | str) -> pd.DataFrame:
 
 
 def record_frame(records: Iterable[RunRecord], attempts: Iterable[AttemptedRun] = ()) -> pd.DataFrame:
-    """Return one row per record, then one per cell that was tried and has none.
+    """Return one row per record, then one per run that was tried and has none.
 
     Columns in percent: `accuracy`, `validation_accuracy`. What a run did not give is missing, never 0. `settings` holds
     everything else that can change the number, as one flat dict: `variant.rank`, `model.num_layers`, `train.lr` ...
     """
     import pandas as pd
 
-    rows = [_record_row(record) for record in records] + [_attempt_row(cell) for cell in attempts]
+    rows = [_record_row(record) for record in records] + [_attempt_row(attempt) for attempt in attempts]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     numbers = ["accuracy", "validation_accuracy", "flops", "examples_per_second", "tokens_per_second", "peak_bytes"]
     frame[numbers] = frame[numbers].astype(float)
@@ -55,7 +55,7 @@ def record_frame(records: Iterable[RunRecord], attempts: Iterable[AttemptedRun] 
 
 def _record_row(record: RunRecord) -> dict[str, Any]:
     cost, outcome = record.cost, record.outcome
-    row = _cell_row(record) | {
+    row = _run_row(record) | {
         "status": record.status,
         "parameters": cost.parameters,
         "parameters_full": cost.parameters_full,
@@ -80,14 +80,14 @@ def _record_row(record: RunRecord) -> dict[str, Any]:
     return row
 
 
-def _attempt_row(cell: AttemptedRun) -> dict[str, Any]:
-    row = _cell_row(cell) | {"status": cell.status}
-    row["settings"]["numerics_version"] = cell.numerics_version
+def _attempt_row(attempt: AttemptedRun) -> dict[str, Any]:
+    row = _run_row(attempt) | {"status": attempt.status}
+    row["settings"]["numerics_version"] = attempt.numerics_version
     return row
 
 
-def _cell_row(cell: RunRecord | AttemptedRun) -> dict[str, Any]:
-    config = cell.config
+def _run_row(run: RunRecord | AttemptedRun) -> dict[str, Any]:
+    config = run.config
     settings = {f"variant.{name}": value for name, value in config.variant.options.items()}
     settings["variant.origin"] = config.variant.origin
     sections: Mapping[str, Mapping[str, Any]] = {
@@ -98,15 +98,15 @@ def _cell_row(cell: RunRecord | AttemptedRun) -> dict[str, Any]:
     for section, values in sections.items():
         settings |= {f"{section}.{name}": value for name, value in values.items()}
     return {
-        "run_id": cell.run_id,
+        "run_id": run.run_id,
         "task": config.task,
-        "title": cell.task_title,
-        "dataset": cell.dataset,
-        "data_digest": cell.data_digest,
+        "title": run.task_title,
+        "dataset": run.dataset,
+        "data_digest": run.data_digest,
         "profile": config.profile,
         "track": config.track,
         "variant": config.variant.name,
-        "variant_title": cell.variant_title,
+        "variant_title": run.variant_title,
         "seed": config.seed,
         "steps": config.train.steps,
         "batch_size": config.train.batch_size,

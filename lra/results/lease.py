@@ -1,8 +1,12 @@
-"""Claims on cells, so that several processes and hosts share one store without doing a cell twice.
+"""Leases on runs: several processes and hosts share one store, and no run is done twice.
 
-A claim is a file created by `link()`, which is exclusive on network file systems too. Its owner raises a counter in it
-every few seconds. A claim is dead when its process is gone (same host, boot and process namespace), or when its counter
-stands still for `STALE_SECONDS` of the observer's own monotonic clock; no wall clock is read.
+A lease is a file created by `link()`, which is exclusive on network file systems too. Its holder raises a counter in it
+every few seconds. A lease is stale when its process is gone (same host, boot and process namespace), or when its
+counter has not changed for `STALE_SECONDS` of the observer's own monotonic clock. No wall clock is read.
+
+`filelock` does not replace this. Its kernel locks do not say whether the holder on another host is alive, nor how far
+it is, and many network file systems do not keep them; its `SoftFileLock` has no heartbeat, so the lease of a host that
+died could not be told from that of a busy one.
 """
 
 from __future__ import annotations
@@ -24,14 +28,14 @@ from lra.atomic_io import atomic_write, create_exclusive
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 40.0
 LOOK_SECONDS = 0.5
-"""Time between two looks at a claim of another host."""
+"""Time between two looks at a lease of another host."""
 TAKEOVERS = 3
-"""Attempts on a claim that others try to take as well."""
+"""Attempts to take a lease that others try to take as well."""
 
 
 @dataclass
 class Progress:
-    """How far the owner of a claim is; it travels with the counter."""
+    """How far the holder of a lease is; written with the counter."""
 
     step: int = 0
     steps: int = 0
@@ -39,28 +43,28 @@ class Progress:
 
 @contextlib.contextmanager
 def acquire(
-    root: Path, run_id: str, position: Progress | None = None, give_up: Callable[[], bool] = lambda: False
+    root: Path, run_id: str, progress: Progress | None = None, give_up: Callable[[], bool] = lambda: False
 ) -> Iterator[bool]:
-    """Try to own a cell of the store `root`: True inside the block if it is ours, False if a living owner has it.
+    """Try to acquire the lease of a run: True inside the block if it is ours, False if a living process holds it.
 
-    For a claim of this host that is known at once; for one of another host it takes up to `BEAT_SECONDS` to see it
-    alive, or `STALE_SECONDS` to find it dead and take it over.
+    A lease of this host is judged at once. For one of another host it takes up to `BEAT_SECONDS` to see that it is
+    alive, or `STALE_SECONDS` to find it stale and take it over.
 
     Args:
         root: The store.
-        run_id: The cell.
-        position: Changed by the caller inside the block, shown to observers.
-        give_up: Asked while waiting for a sign of life; True ends the wait without the claim.
+        run_id: The run.
+        progress: Changed by the caller inside the block, shown to observers.
+        give_up: Asked while waiting for a sign of life; True ends the wait without the lease.
 
     Raises:
         OSError: The store cannot be written.
     """
-    path, owner, position = _path(root, run_id), _identity(), position or Progress()
+    path, owner, progress = _path(root, run_id), _identity(), progress or Progress()
     if not _take(path, owner, give_up):
         yield False
         return
     stop = threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(path, owner, position, stop), daemon=True)
+    beat = threading.Thread(target=_heartbeat, args=(path, owner, progress, stop), daemon=True)
     beat.start()
     try:
         yield True
@@ -72,16 +76,16 @@ def acquire(
 
 
 def holder(root: Path, run_id: str) -> dict[str, Any] | None:
-    """Return host, pid, step and steps of who holds a cell; None if nobody does or its process on this host is gone.
+    """Return host, pid, step and steps of the holder of a run; None if there is none, or its process here is gone.
 
-    One look cannot tell whether an owner on another host is alive; it is taken to be.
+    One look cannot tell whether a holder on another host is alive, so it is taken to be.
     """
     content = _read(_path(root, run_id))
     return content if content and not _process_gone(content) else None
 
 
 def _path(root: Path, run_id: str) -> Path:
-    return root / "claims" / run_id
+    return root / "leases" / run_id
 
 
 def _take(path: Path, owner: dict[str, Any], give_up: Callable[[], bool]) -> bool:
@@ -96,9 +100,9 @@ def _take(path: Path, owner: dict[str, Any], give_up: Callable[[], bool]) -> boo
 
 
 def _break_stale(path: Path, dead_token: str | None) -> None:
-    """Remove a dead claim, unless somebody who found it dead too was faster and a living one is in its place."""
+    """Remove a stale lease, unless another process was faster and a living lease has taken its place."""
     with (path.parent / ".takeover").open("a") as lock:
-        with contextlib.suppress(OSError):  # no locks on this file system: two may win, and publish the same bits
+        with contextlib.suppress(OSError):  # no locks on this file system: both may win, and publish the same bits
             fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it if we are killed here
         if path.exists() and _read(path).get("token") == dead_token:
             path.unlink(missing_ok=True)
@@ -121,7 +125,7 @@ def _same_machine(content: dict[str, Any]) -> bool:
 
 
 def _process_gone(content: dict[str, Any]) -> bool:
-    """Say whether the owner surely is no more: False where that cannot be seen from here."""
+    """Return whether the holder is certainly gone: False if that cannot be seen from here."""
     return _same_machine(content) and _process_start(content.get("pid")) != content.get("start")
 
 
@@ -138,7 +142,7 @@ def _identity() -> dict[str, Any]:
 
 
 def _process_start(pid: object) -> str:
-    """Return when a process started, in the kernel's ticks, empty if there is none: pids are used again."""
+    """Return when a process started, in the kernel's ticks: pids are reused, pairs with this are not. Empty if gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -155,13 +159,13 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _heartbeat(path: Path, owner: dict[str, Any], position: Progress, stop: threading.Event) -> None:
+def _heartbeat(path: Path, owner: dict[str, Any], progress: Progress, stop: threading.Event) -> None:
     count = 0
     while not stop.wait(BEAT_SECONDS):
         count += 1
         holder = _read(path).get("token")
         if holder not in (owner["token"], None):
             return  # taken over while this process was held up
-        state = owner | {"beat": count, "step": position.step, "steps": position.steps}
-        with contextlib.suppress(OSError):  # a store that is away for a while; the claim may go stale
+        state = owner | {"beat": count, "step": progress.step, "steps": progress.steps}
+        with contextlib.suppress(OSError):  # the store is unreachable for a while; the lease may become stale
             atomic_write(path, json.dumps(state).encode())

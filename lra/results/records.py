@@ -1,12 +1,12 @@
-"""Records of runs: one immutable file per cell, its arrays beside it, and a note for every attempt.
+"""Records of runs: one immutable file per run, its arrays beside it, and a note of every attempt.
 
 Layout of a store:
 
-    results/ab/<cell-id>.json             one record; appears once, whole, and is never edited
-    results/ab/<cell-id>.conflict-1.json  a different outcome of the same cell: an alarm, kept for inspection
-    arrays/ab/<cell-id>.npz               learning curve and the correctness bits of the test examples
-    attempts/<cell-id>/<n>-<host>-<pid>.json
-    checkpoints/<cell-id>/                see `lra.results.checkpoints`
+    results/ab/<run-id>.json             one record; appears once, whole, and is never edited
+    results/ab/<run-id>.conflict-1.json  another outcome of the same run, which is an alarm; kept for inspection
+    arrays/ab/<run-id>.npz               learning curve and the correctness bits of the test examples
+    attempts/<run-id>/<n>-<host>-<pid>.json
+    checkpoints/<run-id>/                see `lra.results.checkpoints`
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Count(Section):
 
 
 class Outcome(Section):
-    """What the run found. Equal for every run of the same cell on the same kind of machine."""
+    """What the run found. The same each time that a run id is run on the same kind of machine."""
 
     test: Count
     validation: Count
@@ -78,7 +78,7 @@ class Cost(Section):
 
 
 class RunRecord(Section):
-    """The final result of one cell."""
+    """The final result of one run."""
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
@@ -104,7 +104,7 @@ class RunRecord(Section):
 
 
 class AttemptedRun(Section):
-    """What an attempt tried to run; it places the status of a cell without a record in a table."""
+    """What an attempt tried to run; with it, a table can show the status of a run without a record."""
 
     run_id: str
     status: AttemptStatus
@@ -140,19 +140,19 @@ class Store:
             raise StoreError(f"cannot write to the store {self.root}: {error.strerror or error}") from error
 
     def record_path(self, run_id: str) -> Path:
-        """Return where the record of a cell is, or would be."""
+        """Return where the record of a run is, or would be."""
         return self.root / "results" / run_id[:2] / f"{run_id}.json"
 
     def arrays_path(self, run_id: str) -> Path:
-        """Return where the arrays of a cell are, or would be."""
+        """Return where the arrays of a run are, or would be."""
         return self.root / "arrays" / run_id[:2] / f"{run_id}.npz"
 
     def checkpoint_folder(self, run_id: str) -> Path:
-        """Return the folder of a cell's checkpoints."""
+        """Return the folder of a run's checkpoints."""
         return self.root / "checkpoints" / run_id
 
     def find(self, run_id: str) -> RunRecord | None:
-        """Return the record of a cell, None if it has not been run to an end.
+        """Return the record of a run, or None if the run has not been completed.
 
         Raises:
             StoreError: There is a record, and it is damaged.
@@ -188,7 +188,7 @@ class Store:
                 number += 1
         except OSError as error:
             raise StoreError(f"cannot write the result to {path}: {error.strerror or error}") from error
-        raise StoreError(f"{path} holds another outcome of the same cell; ours is kept as conflict-{number} beside it")
+        raise StoreError(f"{path} holds another outcome of the same run; ours is kept as conflict-{number} beside it")
 
     def log_attempt(
         self,
@@ -198,10 +198,10 @@ class Store:
         environment: dict[str, Any],
         run: AttemptedRun | None = None,
     ) -> None:
-        """Leave a note of one attempt, whatever came of it.
+        """Write a note of one attempt, however it ended.
 
         Args:
-            run_id: The cell.
+            run_id: The run.
             status: How the attempt ended.
             detail: More about it.
             environment: See `lra.measure.environment`.
@@ -232,7 +232,7 @@ class Store:
                     yield error
 
     def arrays(self, run_id: str) -> dict[str, np.ndarray]:
-        """Return the arrays of a cell: curve columns `curve.*`, and `test_correct`, one bool per test example.
+        """Return the arrays of a run: curve columns `curve.*`, and `test_correct`, one bool per test example.
 
         Raises:
             StoreError: They are missing or not those of the record.

@@ -88,7 +88,7 @@ class Task(ABC, Generic[OptionsT]):
         """Make the prepared folder `target`.
 
         Raises:
-            DataError: The source is missing or not what it claims to be, or the folder cannot be written.
+            DataError: The source is missing or not what it should be, or the folder cannot be written.
         """
 
     @abstractmethod

@@ -48,14 +48,14 @@ def contact_sheet(data: PreparedData, split: SplitName, indices: Sequence[int], 
     if record.min_length != record.max_length or size**2 != record.max_length:
         raise UsageError(f"{data.manifest.task} has no images for a contact sheet")
     zoom = max(1, SHEET_PIXELS // size)
-    cell = size * zoom + 2 * GAP
+    tile = size * zoom + 2 * GAP
     columns = math.ceil(math.sqrt(len(indices)))
-    sheet = np.zeros((math.ceil(len(indices) / columns) * cell, columns * cell), dtype=np.uint8)
+    sheet = np.zeros((math.ceil(len(indices) / columns) * tile, columns * tile), dtype=np.uint8)
     for position, index in enumerate(indices):
-        top, left = cell * (position // columns), cell * (position % columns)
-        sheet[top + 1 : top + cell - 1, left + 1 : left + cell - 1] = 255 if examples.labels[index] == 1 else 96
+        top, left = tile * (position // columns), tile * (position % columns)
+        sheet[top + 1 : top + tile - 1, left + 1 : left + tile - 1] = 255 if examples.labels[index] == 1 else 96
         image = examples.tokens_of(index).reshape(size, size).repeat(zoom, axis=0).repeat(zoom, axis=1)
-        sheet[top + GAP : top + cell - GAP, left + GAP : left + cell - GAP] = image
+        sheet[top + GAP : top + tile - GAP, left + GAP : left + tile - GAP] = image
     try:
         Image.fromarray(sheet).save(path, format="PNG")
     except OSError as error:

@@ -176,7 +176,7 @@ def _temporary_files(store: Store, run_id: str) -> list[Path]:
     folders = [
         (store.record_path(run_id).parent, f".{run_id}.*.tmp"),
         (store.arrays_path(run_id).parent, f".{run_id}.*.tmp"),
-        (store.root / "claims", f".{run_id}.*.tmp"),  # the folder of the leases
+        (store.root / "leases", f".{run_id}.*.tmp"),
         (store.checkpoint_folder(run_id), ".*.tmp"),
         (store.root / "attempts" / run_id, ".*.tmp"),
     ]

@@ -22,12 +22,12 @@ def quick_beats(monkeypatch):
 
 
 def change(root, **values):
-    path = root / "claims" / CELL
+    path = root / "leases" / CELL
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def leftovers(root):
-    return [path.name for path in (root / "claims").iterdir() if path.name != ".takeover"]
+    return [path.name for path in (root / "leases").iterdir() if path.name != ".takeover"]
 
 
 def test_one_owner_at_a_time(tmp_path):
@@ -75,10 +75,10 @@ def test_a_pid_that_was_used_again_is_not_the_owner(tmp_path):
 
 def test_an_owner_elsewhere_is_alive_while_its_counter_moves(tmp_path, quick_beats):
     with lease.acquire(tmp_path, CELL):
-        content = json.loads((tmp_path / "claims" / CELL).read_text()) | {"host": "elsewhere", "token": "theirs"}
+        content = json.loads((tmp_path / "leases" / CELL).read_text()) | {"host": "elsewhere", "token": "theirs"}
         stop = threading.Event()
         beat = threading.Thread(
-            target=lease._heartbeat, args=(tmp_path / "claims" / CELL, content, lease.Progress(3, 9), stop)
+            target=lease._heartbeat, args=(tmp_path / "leases" / CELL, content, lease.Progress(3, 9), stop)
         )
         change(tmp_path, host="elsewhere", token="theirs")
         beat.start()
@@ -94,7 +94,7 @@ def test_an_owner_elsewhere_whose_counter_stands_still_is_replaced(tmp_path, qui
     monkeypatch.setattr(time, "time", lambda: 0.0)  # the wall clock may say what it likes
     with lease.acquire(tmp_path, CELL):
         pass
-    (tmp_path / "claims" / CELL).write_text(json.dumps({"host": "elsewhere", "token": "theirs", "beat": 7}))
+    (tmp_path / "leases" / CELL).write_text(json.dumps({"host": "elsewhere", "token": "theirs", "beat": 7}))
     with lease.acquire(tmp_path, CELL, give_up=lambda: True) as ours:
         assert not ours
     with lease.acquire(tmp_path, CELL) as ours:
@@ -103,8 +103,8 @@ def test_an_owner_elsewhere_whose_counter_stands_still_is_replaced(tmp_path, qui
 
 
 def test_a_damaged_claim_is_replaced_once_it_has_stood_still(tmp_path, quick_beats):
-    (tmp_path / "claims").mkdir()
-    (tmp_path / "claims" / CELL).write_bytes(b"\x00garbage")
+    (tmp_path / "leases").mkdir()
+    (tmp_path / "leases" / CELL).write_bytes(b"\x00garbage")
     with lease.acquire(tmp_path, CELL) as ours:
         assert ours
 
@@ -114,7 +114,7 @@ def test_an_owner_that_was_replaced_leaves_the_new_claim_alone(tmp_path, quick_b
         assert ours
         change(tmp_path, token="theirs", beat=1)
         time.sleep(0.1)
-    assert json.loads((tmp_path / "claims" / CELL).read_text())["beat"] == 1
+    assert json.loads((tmp_path / "leases" / CELL).read_text())["beat"] == 1
 
 
 def race(root, rounds, barrier, wins):
@@ -132,7 +132,7 @@ def test_eight_processes_two_hundred_rounds_one_owner_each(tmp_path):
     barrier, wins = context.Barrier(8), context.Array("i", rounds)
     for number in range(0, rounds, 4):  # every fourth is left by a process that is dead
         with lease.acquire(tmp_path, f"{number:064x}"):
-            path = tmp_path / "claims" / f"{number:064x}"
+            path = tmp_path / "leases" / f"{number:064x}"
             content = json.loads(path.read_text()) | {"pid": 2**22 + 1}
         path.write_text(json.dumps(content))
     racers = [context.Process(target=race, args=(tmp_path, rounds, barrier, wins)) for _ in range(8)]
