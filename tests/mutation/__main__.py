@@ -4,15 +4,18 @@
     python -m tests.mutation --only label-shift --only wilson-interval
     python -m tests.mutation --markdown           # and print the table of docs/reliability.md
 
-Each mistake replaces one piece of text, which must be there exactly once, in a fresh copy of the tracked files. A
-verdict is `caught` (a named test failed), `SURVIVED` (all passed), `NOT SEEDED` (it does not fit the tree) or
-`NO VERDICT`: pytest could not run the tests, or they fail without the mistake too, which is tried first. Before all
-that, a probe makes sure that tests and the processes they start import the copy and not an installed project.
+Each mistake names a function (or a class or constant) and a piece of its code, which is compared as a syntax tree and
+must be there exactly once. Formatting, comments and moves, also to another file, do not matter. The mistake is made in
+a fresh copy of the tracked files. A verdict is `caught` (a named test failed), `SURVIVED` (all passed), `NOT SEEDED`
+(it does not fit the tree) or `NO VERDICT`: pytest could not run the tests, or they fail without the mistake too, which
+is tried first. Before all that, a probe makes sure that tests and the processes they start import the copy and not an
+installed project.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import compileall
 import contextlib
 import multiprocessing
@@ -32,6 +35,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("lra", "runners", "attention_zoo", "contextpool", "reports")
 TABLE = Path(__file__).with_name("mutations.yaml")
 TEST_SECONDS = 120
 """A mistake may make a test hang; it is then caught by this limit."""
@@ -83,10 +87,12 @@ class Mistake:
     """One seeded mistake."""
 
     name: str
-    file: str
-    old: str
-    """Text that is in the file exactly once."""
-    new: str
+    where: str
+    """Dotted name of the function, class or constant: `lra.data.batching.TrainingBatches.epoch`."""
+    change: str
+    """Expression, keyword argument (`name=value`) or statements that are there exactly once."""
+    to: str
+    """What stands there instead. `pass` removes statements."""
     tests: tuple[str, ...]
     """Files or ids of tests that must catch it."""
 
@@ -94,16 +100,113 @@ class Mistake:
         """Make the mistake in a copy of the project.
 
         Raises:
-            NotSeededError: The file is not there, or the text is not there exactly once.
+            NotSeededError: The name or the code is not there, or not exactly once.
         """
-        path = tree / self.file
-        if not path.is_file():
-            raise NotSeededError(f"{self.name}: no file {self.file}")
-        text = path.read_text()
-        count = text.count(self.old)
-        if count != 1 or self.old == self.new:
-            raise NotSeededError(f"{self.name}: {self.file} has the text {count} times, not once: {self.old!r}")
-        path.write_text(text.replace(self.old, self.new))
+        path, code = self.seed(tree)
+        path.write_text(code)
+
+    def seed(self, tree: Path) -> tuple[Path, str]:
+        """Return the file that the mistake is in and the file's code with the mistake.
+
+        Raises:
+            NotSeededError: The name or the code is not there, or not exactly once.
+        """
+        try:
+            old, new = ast.parse(self.change).body, ast.parse(self.to).body
+        except SyntaxError as error:
+            raise NotSeededError(f"{self.name}: not Python: {error}") from error
+        if _dump(old) == _dump(new):
+            raise NotSeededError(f"{self.name}: changes nothing")
+        path, module, scopes = self._find(tree)
+        count = sum(_replace(scope, old, new) for scope in scopes)
+        if count != 1:
+            raise NotSeededError(f"{self.name}: {self.where} has this {count} times, not once: {self.change!r}")
+        return path, ast.unparse(ast.fix_missing_locations(module)) + "\n"
+
+    def _find(self, tree: Path) -> tuple[Path, ast.Module, list[ast.stmt]]:
+        """Find the file of `where`, its syntax tree and what is defined in it under that name.
+
+        The qualified name starts at the first part with a capital letter, or else is the last part. It is looked up in
+        the module that the parts before it name and, where it is not there, in all files of the project.
+        """
+        parts = self.where.split(".")
+        start = next((i for i, part in enumerate(parts) if part.lstrip("_")[:1].isupper()), len(parts) - 1)
+        stem = "/".join(parts[:start])
+        named = [tree / f"{stem}.py", tree / stem / "__init__.py"]
+        others = sorted(path for package in PACKAGES for path in (tree / package).rglob("*.py"))
+        for candidates in ([path for path in named if path.is_file()], others):
+            found = []
+            for path in candidates:
+                module = ast.parse(path.read_text())
+                if scopes := _definitions(module, parts[start:]):
+                    found.append((path, module, scopes))
+            if len(found) == 1:
+                return found[0]
+            if found:
+                files = ", ".join(str(path.relative_to(tree)) for path, *_ in found)
+                raise NotSeededError(f"{self.name}: {self.where} is not there; its last part is in several: {files}")
+        raise NotSeededError(f"{self.name}: no {self.where}")
+
+
+def _definitions(node: ast.AST, names: Sequence[str]) -> list[ast.stmt]:
+    """Return the functions, classes and assignments with this qualified name."""
+    if not names and isinstance(node, ast.stmt):
+        return [node]
+    found = []
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            defined = [child.name]
+        elif isinstance(child, (ast.Assign, ast.AnnAssign)):
+            targets = child.targets if isinstance(child, ast.Assign) else [child.target]
+            defined = [target.id for target in targets if isinstance(target, ast.Name)]
+        elif isinstance(child, (ast.If, ast.Try, ast.With)):
+            found += _definitions(child, names)
+            continue
+        else:
+            continue
+        if names[0] in defined:
+            found += _definitions(child, names[1:])
+    return found
+
+
+def _dump(code: Sequence[ast.AST]) -> list[str]:
+    return [ast.dump(node) for node in code]
+
+
+def _forms(code: list[ast.stmt]) -> dict[str, list[ast.AST]]:
+    """Return what a piece of code can mean: statements, an expression or a keyword argument."""
+    forms: dict[str, list[ast.AST]] = {"statements": list(code)}
+    match code:
+        case [ast.Expr(value=value)]:
+            forms["expression"] = [value]
+        case [ast.Assign(targets=[ast.Name(id=name)], value=value)]:
+            forms["keyword"] = [ast.keyword(arg=name, value=value)]
+    return forms
+
+
+def _replace(scope: ast.AST, old: list[ast.stmt], new: list[ast.stmt]) -> int:
+    """Replace code everywhere below a node and return how often it was there."""
+    before, after = _forms(old), _forms(new)
+    shared = before.keys() & after.keys()
+    if "expression" in shared:
+        shared.remove("statements")  # the same place would be counted twice
+    return sum(_replace_nodes(scope, before[form], after[form]) for form in sorted(shared))
+
+
+def _replace_nodes(scope: ast.AST, old: list[ast.AST], new: list[ast.AST]) -> int:
+    count, width, wanted = 0, len(old), _dump(old)
+    for node in list(ast.walk(scope)):
+        for field, value in ast.iter_fields(node):
+            if isinstance(value, ast.AST) and [ast.dump(value)] == wanted:
+                setattr(node, field, new[0])
+                count += 1
+            elif isinstance(value, list) and all(isinstance(element, ast.AST) for element in value):
+                dumped = _dump(value)
+                for start in range(len(value) - width, -1, -1):
+                    if dumped[start : start + width] == wanted:
+                        value[start : start + width] = new
+                        count += 1
+    return count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +223,10 @@ class Verdict:
 
 def load_mistakes(path: Path = TABLE) -> list[Mistake]:
     """Read the table of mistakes."""
-    return [Mistake(**entry | {"tests": tuple(entry["tests"])}) for entry in yaml.safe_load(path.read_text())]
+    return [
+        Mistake(where=entry.pop("in"), tests=tuple(entry.pop("tests")), **entry)
+        for entry in yaml.safe_load(path.read_text())
+    ]
 
 
 def copy_tracked(target: Path) -> None:
@@ -234,9 +340,9 @@ def _judge_after(clean: Future[str | None], snapshot: Path, mistake: Mistake) ->
 def as_markdown(verdicts: Sequence[Verdict]) -> str:
     """Write the table of docs/reliability.md."""
     lines = ["| mistake | in | verdict |", "| --- | --- | --- |"]
-    for verdict in sorted(verdicts, key=lambda verdict: (verdict.mistake.file, verdict.mistake.name)):
+    for verdict in sorted(verdicts, key=lambda verdict: (verdict.mistake.where, verdict.mistake.name)):
         by = verdict.by.partition("[")[0]
-        lines.append(f"| {verdict.mistake.name} | `{verdict.mistake.file}` | {verdict.word} by `{by}` |")
+        lines.append(f"| {verdict.mistake.name} | `{verdict.mistake.where}` | {verdict.word} by `{by}` |")
     return "\n".join(lines)
 
 

@@ -1,14 +1,15 @@
 """The seeded mistakes still fit the tree, and the script that judges them can tell. All of them take minutes: run
 `python -m tests.mutation`."""
 
+import ast
 import re
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from tests.mutation.__main__ import (
+    PACKAGES,
     PROBE,
     ROOT,
     Mistake,
@@ -34,19 +35,15 @@ def snapshot(tmp_path_factory):
 def test_there_are_many_and_in_every_folder():
     assert len(MISTAKES) >= 36
     assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES)
-    folders = Counter(Path(mistake.file).parts[0] for mistake in MISTAKES)
-    assert set(folders) == {"lra", "runners", "attention_zoo", "contextpool", "reports"}
+    folders = Counter(mistake.where.partition(".")[0] for mistake in MISTAKES)
+    assert set(folders) == set(PACKAGES)
     assert min(folders.values()) >= 5
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
-def test_a_mistake_fits_the_tree_and_its_tests_are_there(mistake, tmp_path):
-    copy = tmp_path / mistake.file
-    copy.parent.mkdir(parents=True)
-    copy.write_text((ROOT / mistake.file).read_text())
-    mistake.apply(tmp_path)
-    compile(copy.read_text(), mistake.file, "exec")
-    assert copy.read_text() != (ROOT / mistake.file).read_text()
+def test_a_mistake_fits_the_tree_and_its_tests_are_there(mistake):
+    path, code = mistake.seed(ROOT)
+    assert ast.dump(ast.parse(code)) != ast.dump(ast.parse(path.read_text()))
     assert mistake.tests
     for test in mistake.tests:
         file, _, name = test.partition("::")
@@ -55,11 +52,80 @@ def test_a_mistake_fits_the_tree_and_its_tests_are_there(mistake, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"file": "lra/metric.py"}, {"old": "text that is nowhere"}, {"old": "total"}, {"new": WILSON.old}]
+    "change",
+    [
+        {"where": "lra.metrics.no_such_interval"},
+        {"where": "lra.metrics.Score.wilson_interval"},
+        {"where": "lra.metrics.Score.accuracy"},
+        {"change": "code_that_is_nowhere"},
+        {"change": "total"},
+        {"change": "4 * total *"},
+        {"to": "2 * total *"},
+        {"to": WILSON.change},
+    ],
 )
-def test_a_mistake_that_does_not_fit_is_told(snapshot, change):
+def test_a_mistake_that_does_not_fit_is_told(change):
     with pytest.raises(NotSeededError, match="wilson-interval"):
-        replace(WILSON, **change).apply(snapshot)
+        replace(WILSON, **change).seed(ROOT)
+
+
+CODE = """
+class Pool:
+    def sizes(self, counts):
+        total = sum(counts)
+        return merge(counts, total, strict=True)
+
+LIMITS = {1, 2}
+"""
+MOVED = """
+LIMITS = {
+    1,
+    2,  # the most
+}
+
+class Pool:
+    def sizes(self, counts):
+        # all of them
+        total = sum(
+            counts
+        )
+        return (merge(counts, total,
+                      strict=True))
+"""
+SEEDS = [
+    ("Pool.sizes", "sum(counts)", "len(counts)", "total = len(counts)"),
+    ("Pool.sizes", "strict=True", "strict=False", "return merge(counts, total, strict=False)"),
+    ("Pool.sizes", "total = sum(counts)\nreturn merge(counts, total, strict=True)", "pass", "counts):\n        pass"),
+    ("Pool", "total = sum(counts)", "pass", "pass\n        return merge"),
+    ("LIMITS", "2", "3", "LIMITS = {1, 3}"),
+]
+
+
+@pytest.mark.parametrize(("where", "change", "to", "seeded"), SEEDS)
+def test_formatting_comments_and_moves_do_not_matter(tmp_path, where, change, to, seeded):
+    mistake = Mistake(name="one", where=f"lra.data.{where}", change=change, to=to, tests=())
+    (tmp_path / "lra").mkdir()
+    before, after = tmp_path / "lra" / "data.py", tmp_path / "lra" / "elsewhere.py"
+    before.write_text(CODE)
+    path, code = mistake.seed(tmp_path)
+    assert path == before
+    assert seeded in code
+    before.write_text("")
+    after.write_text(MOVED)
+    moved, code = mistake.seed(tmp_path)
+    assert moved == after
+    assert seeded in code
+    (tmp_path / "lra" / "again.py").write_text(MOVED)
+    with pytest.raises(NotSeededError, match=r"several: lra/again\.py, lra/elsewhere\.py"):
+        mistake.seed(tmp_path)
+
+
+@pytest.mark.parametrize("extra", ["def f():\n    return sum(counts)\n", "class Pool:\n    pass\n"])
+def test_another_function_with_the_same_code_is_no_obstacle(tmp_path, extra):
+    mistake = Mistake(name="one", where="lra.Pool.sizes", change="sum(counts)", to="0", tests=())
+    (tmp_path / "lra").mkdir()
+    (tmp_path / "lra" / "__init__.py").write_text(CODE + extra)
+    assert mistake.seed(tmp_path)[1].count("sum(counts)") == extra.count("sum(counts)")
 
 
 def test_the_copy_is_what_is_tested_and_another_is_found_out(snapshot, tmp_path):
@@ -76,19 +142,23 @@ def test_one_is_caught_and_a_harmless_one_survives(snapshot):
         "caught",
         "tests/lra/test_metrics.py::test_wilson_equals_scipy",
     )
-    harmless = replace(WILSON, name="harmless", new="total * total * 4")
+    harmless = replace(WILSON, name="harmless", to="total * 4")
     assert judge(snapshot, harmless).word == "SURVIVED"
-    broken = replace(WILSON, name="broken", new="4 * total *")
+    broken = replace(
+        WILSON, name="broken", where="lra.metrics.Score", change="correct: int", to="correct: int = no_such_name"
+    )
     assert judge(snapshot, broken).word == "NO VERDICT"
+    elsewhere = replace(WILSON, name="elsewhere", where="lra.metrics.no_such_interval")
+    assert judge(snapshot, elsewhere).word == "NOT SEEDED"
 
 
 def test_one_in_a_process_that_a_test_starts_is_caught(snapshot):
     test = "tests/runners/cli/test_run.py::test_mistakes_are_one_line_each_and_leave_nothing"
     mistake = Mistake(
-        name="another-message",
-        file="runners/cli/options.py",
-        old="runs backwards",
-        new="runs forwards",
+        name="backwards-accepted",
+        where="runners.cli.options.parse_seeds",
+        change="stop < start",
+        to="stop < start - 9",
         tests=(f"{test}[change3-2-'3-1' runs backwards; write 1-3]",),
     )
     assert judge(snapshot, mistake).word == "caught"
@@ -98,7 +168,7 @@ def test_the_page_on_reliability_has_the_verdict_on_each():
     page = (ROOT / "docs" / "reliability.md").read_text()
     section = page.partition("## Seeded mistakes")[2].partition("\n## ")[0]
     told = re.findall(r"^\| ([\w-]+) \| `([\w/.]+)` \| caught by `(tests/[\w/.]+::\w+)` \|$", section, re.MULTILINE)
-    assert {(name, file) for name, file, _ in told} == {(mistake.name, mistake.file) for mistake in MISTAKES}
+    assert {(name, where) for name, where, _ in told} == {(mistake.name, mistake.where) for mistake in MISTAKES}
     named = {mistake.name: mistake.tests for mistake in MISTAKES}
     assert [
         name for name, _, test in told if not any(test.startswith(each.partition("[")[0]) for each in named[name])
