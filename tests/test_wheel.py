@@ -13,6 +13,8 @@ import yaml
 
 from tests.test_project import PROJECT, ROOT, SOURCES, tracked
 
+pytestmark = pytest.mark.nightly
+
 DATA = {".yaml", ".j2", ".js", ".typed"}
 WITHOUT_LRA = """
 import sys

@@ -58,6 +58,7 @@ def test_every_record_is_whole_and_named_by_what_it_ran():
             assert recounted(store, record) == (record.outcome.test.correct, record.outcome.test.total)
 
 
+@pytest.mark.nightly
 def test_the_operations_of_the_records_are_those_counted_now():
     found = [record for record in records() if record.config.task == "listops"]
     assert len({record.config.variant.name for record in found}) == 11
@@ -77,11 +78,13 @@ def test_a_prettier_score_is_noticed(tmp_path):
     assert correct != envelope["record"]["outcome"]["test"]["correct"]
 
 
+@pytest.mark.nightly
 def test_the_page_is_what_the_records_give():
     assert len(evidence.REPORT.findall(evidence.TEMPLATE.read_text(encoding="utf-8"))) >= 12
     assert evidence.render_page() == evidence.PAGE.read_text(encoding="utf-8")
 
 
+@pytest.mark.nightly
 def test_the_guide_to_reports_shows_what_its_commands_print():
     guide = evidence.GUIDE.read_text(encoding="utf-8")
     assert len(evidence.PRINTED.findall(guide)) == guide.count("$ lra-report") == 11
@@ -98,6 +101,7 @@ def test_an_output_is_cut_where_the_earlier_one_was():
         evidence.cut_alike(shown.replace("line 3", "line 9"), new)
 
 
+@pytest.mark.nightly
 def test_the_figures_are_what_the_records_give(tmp_path):
     pinned = re.search(r"^matplotlib==(.*)$", (evidence.ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
     if version("matplotlib") != pinned:

@@ -1,11 +1,13 @@
 """Every command, link, path, YAML file and Python block of the documentation works. `tries` runs the commands."""
 
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from attention_zoo import registry
 from lra.config.profiles import load_profile
 from lra.config.suites import load_suite
 from lra.errors import UsageError
@@ -90,9 +92,19 @@ def named_files(page: Page) -> dict[str, str]:
     return {named[1]: text for text in shown if (named := re.match(r"# ([\w-]+\.yaml)\n", text))}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.path.relative_to(ROOT)))
-def test_every_command_of_the_page_works(page, bench, monkeypatch, package):  # noqa: F811
+@pytest.fixture
+def example_installed(package, monkeypatch):  # noqa: F811
+    """Make the guide's variant importable, and leave no trace of it in this process."""
     monkeypatch.syspath_prepend(package)
+    yield
+    registry._registered.pop("mean_gate", None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_mixers"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.path.relative_to(ROOT)))
+@pytest.mark.usefixtures("example_installed")
+def test_every_command_of_the_page_works(page, bench, monkeypatch):
     try_page(page, bench, monkeypatch)
 
 

@@ -247,7 +247,7 @@ def copy_tracked(target: Path) -> None:
 def run_tests(tree: Path, tests: Sequence[str], *options: str) -> tuple[int | None, str]:
     """Run tests of a copy in a fresh process; return pytest's exit code and output."""
     output = tree.with_name(f"{tree.name}.log")
-    fixed = ["-n", "0", "-rfE", "-p", "no:cacheprovider", "--assert=plain", "--timeout", str(TEST_SECONDS)]
+    fixed = ["-n", "0", "-m", "", "-rfE", "-p", "no:cacheprovider", "--assert=plain", "--timeout", str(TEST_SECONDS)]
     process = FORKS.Process(target=_run_pytest, args=(tree, output, [*fixed, *options, *tests]))
     process.start()
     process.join(RUN_SECONDS)

@@ -128,6 +128,7 @@ def test_another_function_with_the_same_code_is_no_obstacle(tmp_path, extra):
     assert mistake.seed(tmp_path)[1].count("sum(counts)") == extra.count("sum(counts)")
 
 
+@pytest.mark.nightly
 def test_the_copy_is_what_is_tested_and_another_is_found_out(snapshot, tmp_path):
     assert check_copy(snapshot) is None
     (tmp_path / "tests").mkdir()  # a copy without the packages: those that are installed would be tested
@@ -136,6 +137,7 @@ def test_the_copy_is_what_is_tested_and_another_is_found_out(snapshot, tmp_path)
     assert code == 1, output
 
 
+@pytest.mark.nightly
 def test_one_is_caught_and_a_harmless_one_survives(snapshot):
     verdict = judge(snapshot, WILSON)
     assert (verdict.word, verdict.by.partition("[")[0]) == (
@@ -152,14 +154,15 @@ def test_one_is_caught_and_a_harmless_one_survives(snapshot):
     assert judge(snapshot, elsewhere).word == "NOT SEEDED"
 
 
+@pytest.mark.nightly
 def test_one_in_a_process_that_a_test_starts_is_caught(snapshot):
-    test = "tests/runners/cli/test_run.py::test_mistakes_are_one_line_each_and_leave_nothing"
+    test = "tests/runners/cli/test_run.py::test_a_broken_profile_is_one_line_with_its_place"
     mistake = Mistake(
-        name="backwards-accepted",
-        where="runners.cli.options.parse_seeds",
-        change="stop < start",
-        to="stop < start - 9",
-        tests=(f"{test}[change3-2-'3-1' runs backwards; write 1-3]",),
+        name="duplicate-accepted",
+        where="lra.config.yaml_loader._mapping",
+        change="key in result",
+        to="key in {}",
+        tests=(test,),
     )
     assert judge(snapshot, mistake).word == "caught"
 

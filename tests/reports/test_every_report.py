@@ -24,7 +24,7 @@ from runners.cli import run as run_command
 from runners.cli import sweep as sweep_command
 from runners.sweep.launchers.base import JobResult, Launcher
 
-pytestmark = pytest.mark.timeout(600)  # half a minute; a busy machine takes longer
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]  # half a minute; a busy machine takes longer
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {

@@ -67,10 +67,11 @@ def publish_for_ever(root, record, arrays, acknowledge):
         os.write(acknowledge, run_id.encode())
 
 
-def test_two_hundred_kills_while_publishing_lose_nothing(example, tmp_path):
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.nightly)])
+def test_kills_while_publishing_lose_nothing(example, tmp_path, kills):
     record, arrays = example
     rng, store, acknowledged = random.Random(3), Store(tmp_path), []
-    for _ in range(200):
+    for _ in range(kills):
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -85,7 +86,7 @@ def test_two_hundred_kills_while_publishing_lose_nothing(example, tmp_path):
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
             acknowledgement += pipe.read().decode()
         acknowledged += [acknowledgement[start : start + 64] for start in range(0, len(acknowledgement), 64)]
-    assert len(acknowledged) >= 200
+    assert len(acknowledged) >= kills
     assert all(len(run_id) == 64 for run_id in acknowledged)
     present = {found.run_id for found in store.records() if not isinstance(found, StoreError)}
     assert len(present) == len(list(store.records()))  # nothing is half there
@@ -238,7 +239,7 @@ def sabotage(config):
     FullAttention.forward = broken
 
 
-@pytest.mark.parametrize("faults", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("faults", [10, pytest.param(100, marks=pytest.mark.nightly)])
 @pytest.mark.usefixtures("example")  # a run before the forks, so that no child pays for torch's late imports
 def test_broken_runs_of_a_sweep_leave_the_others_alone(data, tmp_path, monkeypatch, faults):
     monkeypatch.setattr(driver_module, "POLL_SECONDS", 0.01)

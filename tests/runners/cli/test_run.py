@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
+
+from runners.cli.run import command as lra_run
 
 ROOT = Path(__file__).resolve().parents[3]
 RUN = [sys.executable, "-c", "from runners.cli.run import main; main()"]
@@ -50,6 +53,11 @@ def run(command, **settings):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **settings)
 
 
+def run_here(arguments):
+    """Run the command in this process, which spares the seconds in which a new one imports torch."""
+    return CliRunner().invoke(lra_run, arguments[len(RUN) :], catch_exceptions=False)
+
+
 def outcomes(store):
     records = [json.loads(path.read_text())["record"] for path in store.glob("results/*/*.json")]
     return {(r["config"]["variant"]["name"], r["config"]["seed"]): (r["outcome"], r["arrays_sha256"]) for r in records}
@@ -71,6 +79,7 @@ def test_a_grid_gives_one_record_each_and_one_table(profile, home, tmp_path):
     assert outcomes(tmp_path) == found
 
 
+@pytest.mark.nightly
 def test_killed_at_random_moments_it_ends_with_the_same_bits(profile, home, tmp_path):
     unbroken = tmp_path / "unbroken"
     assert run(arguments(profile, home, unbroken, "--quiet")).returncode == 0
@@ -198,8 +207,8 @@ def test_a_one_file_plug_in_is_trained_by_name(profile, home, tmp_path):
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_each_and_leave_nothing(profile, home, tmp_path, change, code, message):
-    done = run([*arguments(profile, home, tmp_path / "store"), *change])
-    assert done.returncode == code
+    done = run_here([*arguments(profile, home, tmp_path / "store"), *change])
+    assert done.exit_code == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("store/results"))
@@ -207,8 +216,8 @@ def test_mistakes_are_one_line_each_and_leave_nothing(profile, home, tmp_path, c
 
 def test_all_mistakes_come_at_once(profile, home, tmp_path):
     more = ["--track", "open", "--set", "train.steps=0", "--set", "model.dim=-1", "--set", "variant.x=1"]
-    done = run(arguments(profile, home, tmp_path, *more))
-    assert done.returncode == 2
+    done = run_here(arguments(profile, home, tmp_path, *more))
+    assert done.exit_code == 2
     assert done.stderr.count("Error: ") == 3
     for path in ("train.steps", "model.dim", "variant.x: no option of full"):
         assert path in done.stderr
@@ -224,12 +233,12 @@ def test_a_broken_profile_is_one_line_with_its_place(home, tmp_path):
 
 def test_damaged_data_ends_with_3(profile, home, tmp_path):
     broken = tmp_path / "home"
-    assert run(arguments(profile, broken, tmp_path / "store", "--quiet")).returncode == 0
+    assert run_here(arguments(profile, broken, tmp_path / "store", "--quiet")).exit_code == 0
     tokens = next(broken.glob("*/train-tokens.npy"))
     tokens.chmod(0o644)
     tokens.write_bytes(tokens.read_bytes()[:-1])
-    done = run(arguments(profile, broken, tmp_path / "store2", "--quiet"))
-    assert done.returncode == 3
+    done = run_here(arguments(profile, broken, tmp_path / "store2", "--quiet"))
+    assert done.exit_code == 3
     assert "damaged" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -237,8 +246,8 @@ def test_damaged_data_ends_with_3(profile, home, tmp_path):
 def test_dry_run_prints_the_count_and_runs_nothing(tmp_path):
     command = [*RUN, "--attn", "full", "--task", "listops", "--dry-run", "--data-dir", str(tmp_path)]
     for profile, count in (("official", "8,948,746"), ("nystromformer", "209,802")):
-        done = run([*command, "--profile", profile])
-        assert done.returncode == 0, done.stderr
+        done = run_here([*command, "--profile", profile])
+        assert done.exit_code == 0, done.stderr
         assert f"parameters: {count} (1.000 x full attention)" in done.stdout
         assert "cell id: known once the data is prepared" in done.stdout
     assert not list(tmp_path.iterdir())
@@ -246,8 +255,8 @@ def test_dry_run_prints_the_count_and_runs_nothing(tmp_path):
 
 def test_divergence_ends_with_4_and_no_number(profile, home, tmp_path):
     more = ["--track", "open", "--set", "train.lr=1e30", "--quiet"]
-    done = run(arguments(profile, home, tmp_path, *more))
-    assert done.returncode == 4
+    done = run_here(arguments(profile, home, tmp_path, *more))
+    assert done.exit_code == 4
     assert "diverged: " in done.stderr
     assert "diverged" in done.stdout
     assert outcomes(tmp_path)["full", 0][0] is None

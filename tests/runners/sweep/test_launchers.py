@@ -95,7 +95,7 @@ def test_a_sweep_prints_a_line_per_run_and_no_bars_into_a_pipe(clean):
     assert "\r" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_crashing_variant_costs_nobody_else_and_ends_with_5(clean, home, tmp_path):
     site = tmp_path / "site"
     info = site / "faulty-1.dist-info"
@@ -371,7 +371,7 @@ main()
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ray_with_a_killed_worker_gives_the_same_records(clean, home, tmp_path):
     suite, store = write_suite(tmp_path), tmp_path / "store"
     store.mkdir()
@@ -387,7 +387,7 @@ def test_ray_with_a_killed_worker_gives_the_same_records(clean, home, tmp_path):
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)  # Ray is started twice
 def test_a_killed_driver_of_ray_is_started_again_and_finishes_the_rest(clean, home, tmp_path):
     suite, store = write_suite(tmp_path), tmp_path / "store"

@@ -165,7 +165,7 @@ def test_opened_data_verifies(data):
     assert open_prepared(data.path, verify=True).digest == data.digest
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_whole_benchmark_is_generated_checked_and_the_same_everywhere(tmp_path):
     made = ListOps().prepare(ListOpsOptions(), tmp_path, progress=False)
     assert [len(made.split(name)) for name in SPLITS] == [96_000, 2_000, 2_000]

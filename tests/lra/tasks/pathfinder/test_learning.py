@@ -68,13 +68,13 @@ def held_out_accuracy(*, shuffled):
         return (network(images).argmax(dim=1) == labels).float().mean().item()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_a_small_convolutional_network_learns_the_easy_set():
     assert held_out_accuracy(shuffled=False) > 0.80
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_shuffled_labels_cannot_be_learnt():
     assert abs(held_out_accuracy(shuffled=True) - 0.5) < 5 * 0.5 / HELD_OUT**0.5
