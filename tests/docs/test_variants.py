@@ -59,6 +59,7 @@ def test_the_guide_shows_its_three_files():
     assert set(blocks()) == {"my_mixers/mean_gate.py", "pyproject.toml", "tests/test_mean_gate.py"}
 
 
+@pytest.mark.nightly  # the test after it makes the same checks by the name of the variant
 def test_the_guides_variant_passes_its_own_test(package):
     done = python(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "tests/test_mean_gate.py")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,19 +1,16 @@
 """`lra-run --set model.family=convnet` without a variant and a track, which have only one value then."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from lra.tasks import get_task
+from runners.cli.run import command as lra_run
 from runners.train.plan import convnet_defaults
 from tests.lra.data.archive_cases import cifar_members, tar_bytes
 
-ROOT = Path(__file__).resolve().parents[3]
-RUN = [sys.executable, "-c", "from runners.cli.run import main; main()"]
 BARE = ["--task", "image", "--set", "model.family=convnet", "--set", "model.pool=contextpool"]
 DATA = {"train_images": 20, "test_images": 4}
 PROFILE = {
@@ -38,13 +35,13 @@ def place(tmp_path_factory):
 
 
 def run(place, *more):
-    command = [*RUN, "--profile", str(place / "tiny.yaml"), "--data-dir", str(place / "home"), "--device", "cpu", *more]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    words = ["--profile", str(place / "tiny.yaml"), "--data-dir", str(place / "home"), "--device", "cpu", *more]
+    return CliRunner().invoke(lra_run, words, catch_exceptions=False)
 
 
 def test_the_bare_form_trains_and_says_what_it_filled_in(place, tmp_path):
     done = run(place, *BARE, "--store", str(tmp_path), "--threads", "1")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     first = done.stderr.splitlines()[0]
     assert first.startswith("model.family=convnet: ")
     assert "--attn conv" in first
@@ -59,7 +56,7 @@ def test_the_bare_form_trains_and_says_what_it_filled_in(place, tmp_path):
 def test_it_is_the_cell_of_the_explicit_form(place):
     bare = run(place, *BARE, "--dry-run")
     explicit = run(place, *BARE, "--attn", "conv", "--track", "open", "--dry-run")
-    assert bare.returncode == explicit.returncode == 0, bare.stderr
+    assert bare.exit_code == explicit.exit_code == 0, bare.stderr
     assert "cell id: " in bare.stdout
     assert "known once" not in bare.stdout
     assert bare.stdout == explicit.stdout
@@ -101,5 +98,5 @@ def test_the_bare_form_has_its_own_width_and_rate_in_profile_quick(attn, track, 
 )
 def test_what_does_not_go_with_it_is_still_refused(place, more, message):
     done = run(place, *BARE, "--dry-run", *more)
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert message in done.stderr

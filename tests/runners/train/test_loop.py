@@ -75,7 +75,7 @@ def curve(folder, record):
     ],
     ids=["plain", "accumulation", "bfloat16", "fixed-cls-clip", "last"],
 )
-@pytest.mark.parametrize("variant", ["full", "contextpool"])
+@pytest.mark.parametrize("variant", ["full", pytest.param("contextpool", marks=pytest.mark.nightly)])
 def test_stopping_at_any_look_changes_no_bit(data, tmp_path, variant, overrides):
     config = tiny(variant, **DROPOUT | overrides)
     looks = 12 + 3 + 2  # steps, validations of one batch, last passes over validation and test
