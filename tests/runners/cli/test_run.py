@@ -73,8 +73,8 @@ def test_a_grid_gives_one_record_each_and_one_table(profile, home, tmp_path):
     assert done.stdout.count("test accuracy %") == 1
     assert "Trivial baselines, in %: chance 10.0" in done.stdout
     assert "\r" not in done.stderr  # no bar in a pipe
-    again = run(command)
-    assert again.returncode == 0
+    again = run_here(command)
+    assert again.exit_code == 0
     assert again.stdout == done.stdout
     assert outcomes(tmp_path) == found
 

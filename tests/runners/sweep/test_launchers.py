@@ -14,6 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 from lra.results.records import Store
+from runners.cli.run import command as lra_run
 from runners.cli.sweep import command
 from runners.sweep.launchers import process as process_module
 from runners.sweep.launchers.base import Job
@@ -192,8 +193,8 @@ def test_a_signal_to_the_driver_saves_the_runs_and_ends_with_75(home, tmp_path):
         sweep("run", suite, home, tmp_path / "store", *more), cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     wait_for(lambda: list(tmp_path.glob("store/checkpoints/*/step-*.pt")))
-    status = call(sweep("status", suite, home, tmp_path / "store"))
-    assert "1 runs: 1 running" in status.stdout
+    verb = ["status", str(suite), "--store", str(tmp_path / "store"), "--data-dir", str(home)]
+    assert "1 runs: 1 running" in CliRunner().invoke(command, verb).stdout
     driver.send_signal(signal.SIGTERM)
     _, stderr = driver.communicate(timeout=60)
     assert driver.returncode == 75, stderr
@@ -204,8 +205,8 @@ def test_a_signal_to_the_driver_saves_the_runs_and_ends_with_75(home, tmp_path):
 def test_a_run_repeats_from_its_record_with_the_same_bits(clean, home, tmp_path):
     path = next(clean[0].glob("results/*/*.json"))
     arguments = ["--store", str(tmp_path / "store"), "--data-dir", str(home), "--device", "cpu", "--threads", "1"]
-    done = call([*RUN, "--config", str(path), *arguments, "--quiet"])
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(lra_run, ["--config", str(path), *arguments, "--quiet"])
+    assert done.exit_code == 0, done.stderr
     again = outcomes(tmp_path / "store")
     assert len(again) == 1
     assert again.items() <= outcomes(clean[0]).items()
@@ -238,8 +239,8 @@ def test_a_configuration_that_cannot_be_run_is_refused(change, message, tmp_path
 
 
 def test_a_configuration_goes_without_the_options_of_a_grid():
-    done = call([*RUN, "--config", "x.json", "--attn", "full"])
-    assert done.returncode == 2
+    done = CliRunner().invoke(lra_run, ["--config", "x.json", "--attn", "full"])
+    assert done.exit_code == 2
     assert "--config is a whole" in done.stderr
     assert call(RUN).returncode == 2
 
