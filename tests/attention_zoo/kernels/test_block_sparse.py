@@ -193,6 +193,7 @@ def test_nothing_of_length_by_length_is_made(name, options, dropout):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks at it
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["bigbird", "local"])
 def test_compiled_is_the_same(name):
     spec = get_variant(name)

@@ -161,6 +161,7 @@ def test_static_spans_are_read_once_per_change(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler looks at it itself
+@pytest.mark.nightly
 def test_compiled_it_follows_the_spans_without_compiling_again():
     mixer = make()
     x, mask = inputs(LENGTH)

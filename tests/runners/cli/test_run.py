@@ -105,7 +105,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(profile, home, tmp_
     assert record["cost"]["resumed"] == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.nightly)]
+)
 def test_a_signal_saves_the_state_and_says_so(profile, home, tmp_path, number):
     long_profile = tmp_path / "long.yaml"
     values = json.loads(json.dumps(PROFILE))
