@@ -59,8 +59,8 @@ def test_a_mistake_fits_the_tree_and_its_tests_are_there(mistake):
         {"where": "lra.metrics.Score.accuracy"},
         {"change": "code_that_is_nowhere"},
         {"change": "total"},
-        {"change": "4 * total *"},
-        {"to": "2 * total *"},
+        {"change": "method ="},
+        {"to": "method ="},
         {"to": WILSON.change},
     ],
 )
@@ -142,9 +142,9 @@ def test_one_is_caught_and_a_harmless_one_survives(snapshot):
     verdict = judge(snapshot, WILSON)
     assert (verdict.word, verdict.by.partition("[")[0]) == (
         "caught",
-        "tests/lra/test_metrics.py::test_wilson_equals_scipy",
+        "tests/lra/test_metrics.py::test_wilson_equals_the_closed_formula",
     )
-    harmless = replace(WILSON, name="harmless", to="total * 4")
+    harmless = replace(WILSON, name="harmless", change="total < 1", to="total <= 0")
     assert judge(snapshot, harmless).word == "SURVIVED"
     broken = replace(
         WILSON, name="broken", where="lra.metrics.Score", change="correct: int", to="correct: int = no_such_name"
