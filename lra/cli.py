@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import sys
-from collections.abc import Callable
-from typing import ParamSpec
+from types import TracebackType
 
 import click
 
 from lra.errors import LraError
 
-P = ParamSpec("P")
-
 version_option = click.version_option(package_name="lra-harness", prog_name="lra-harness")
 """`--version`: looked up only when it is asked for."""
 
 
-def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn every error that is meant for the user into `Error: ...` on stderr and its exit code."""
+class _OneLineErrors(contextlib.ContextDecorator):
+    """Turns every error that is meant for the user into `Error: ...` on stderr and its exit code."""
 
-    @functools.wraps(command)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except LraError as error:
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Print an error of ours, one line of its message per line, and exit."""
+        if isinstance(error, LraError):
             for line in str(error).splitlines():
                 click.echo(f"Error: {line}", err=True)
             sys.exit(error.exit_code)
 
-    return guarded
+
+one_line_errors = _OneLineErrors()
+"""Decorator of the function of a command."""

@@ -27,6 +27,13 @@ class TaskRecipe(Section):
     train: dict[str, Any]
 
 
+class FamilyRecipe(Section):
+    """What a profile sets differently for one model family, in all its tasks."""
+
+    model: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+
+
 class Profile(Section):
     """A published recipe: which sizes, which optimiser, for how long."""
 
@@ -38,17 +45,21 @@ class Profile(Section):
     """Where we knowingly differ from the source."""
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Options of variants as the source sets them, by variant."""
+    families: dict[str, FamilyRecipe] = Field(default_factory=dict)
+    """Settings of a model family that replace those of the task, by family."""
     tasks: dict[str, TaskRecipe]
 
-    def recipe(self, task: str) -> TaskRecipe:
-        """Return what the profile says of a task.
+    def recipe(self, task: str, family: str = "") -> TaskRecipe:
+        """Return the recipe of a task, with the settings of a model family in place of the task's own.
 
         Raises:
-            UsageError: It does not say anything.
+            UsageError: The profile does not define the task.
         """
         if task not in self.tasks:
             raise UsageError(f"profile {self.name!r} does not define task {task!r}; {suggest(task, self.tasks)}")
-        return self.tasks[task]
+        recipe = self.tasks[task]
+        special = self.families.get(family or recipe.model.get("family", ""), FamilyRecipe())
+        return TaskRecipe(data=recipe.data, model=recipe.model | special.model, train=recipe.train | special.train)
 
 
 def load_profile(name: str) -> Profile:

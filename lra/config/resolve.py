@@ -12,7 +12,6 @@ from attention_zoo import (
     VariantConfig,
     get_variant,
 )
-from attention_zoo.registry import plugin_origin
 from lra.config.profiles import Profile
 from lra.config.schema import (
     ModelConfig,
@@ -98,7 +97,7 @@ def resolve(
         UsageError: All mistakes at once, one per line.
     """
     problems: list[str] = []
-    the_task, recipe = get_task(task), profile.recipe(task)
+    the_task, recipe = get_task(task), profile.recipe(task, str(overrides.get("model.family", "")))
     sections = {"data": dict(recipe.data), "model": dict(recipe.model), "train": dict(recipe.train)}
     options = dict(profile.variants.get(variant, {}))
     origins: dict[str, str] = {}
@@ -136,7 +135,7 @@ def resolve(
         profile=profile.name,
         track=track,
         data=data.model_dump(),
-        variant=VariantChoice(name=variant, options=config.to_dict(), origin=plugin_origin(variant)),
+        variant=VariantChoice.of(variant, config),
         model=model,
         train=train,
         seed=seed,

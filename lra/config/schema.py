@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lra.names import suggest
 from lra.schedules import ScheduleName
+
+if TYPE_CHECKING:
+    from attention_zoo import VariantConfig
 
 S = TypeVar("S", bound=BaseModel)
 Track = Literal["matched", "open"]
@@ -95,6 +99,26 @@ class VariantChoice(Section):
     options: dict[str, Any]
     origin: str = ""
     """Distribution and version of a plug-in; empty for built-in variants."""
+
+    @classmethod
+    def of(cls, name: str, typed: VariantConfig) -> VariantChoice:
+        """Return the choice of a variant with these options."""
+        from attention_zoo.registry import plugin_origin  # here, since it imports torch, which --help does without
+
+        choice = cls(name=name, options=typed.to_dict(), origin=plugin_origin(name))
+        choice.__dict__["typed"] = typed  # fills the cached property below, so that nothing is parsed again
+        return choice
+
+    @cached_property
+    def typed(self) -> VariantConfig:
+        """The options as an instance of the variant's own class, parsed once.
+
+        Raises:
+            OptionError: The variant refuses an option.
+        """
+        from attention_zoo import get_variant
+
+        return get_variant(self.name).config.from_dict(self.options)
 
 
 class RunConfig(Section):

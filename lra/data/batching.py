@@ -39,16 +39,23 @@ class Batch:
         return int(self.lengths.sum())
 
     def parts(self, count: int) -> Iterator[Batch]:
-        """Cut into at most `count` parts of nearly equal size, one after the other; one part is the batch itself."""
+        """Yield at most `count` parts of nearly equal size, one after the other."""
         bounds = np.linspace(0, len(self.labels), min(count, len(self.labels)) + 1).astype(int)
         for start, stop in itertools.pairwise(bounds.tolist()):
-            mask = None if self.mask is None else self.mask[start:stop]
-            yield Batch(
-                tokens=self.tokens[start:stop],
-                mask=mask,
-                labels=self.labels[start:stop],
-                lengths=self.lengths[start:stop],
-            )
+            yield self._examples(slice(start, stop))
+
+    def shard(self, rank: int, size: int) -> Batch:
+        """Return the examples of one of several processes: equal numbers, one process after the other."""
+        share = len(self.labels) // size
+        return self._examples(slice(rank * share, (rank + 1) * share))
+
+    def _examples(self, part: slice) -> Batch:
+        return Batch(
+            tokens=self.tokens[part],
+            mask=None if self.mask is None else self.mask[part],
+            labels=self.labels[part],
+            lengths=self.lengths[part],
+        )
 
 
 def collate(split: Split, indices: Sequence[int], padded_length: int | None, limit: int, device: torch.device) -> Batch:

@@ -196,7 +196,6 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
     """
     model = config.model
     spec = get_variant(config.variant.name)
-    options = spec.config.from_dict(config.variant.options)
     num_prefix = int(model.pooling == "cls")
     info = get_task(config.task).info
     seed_torch(config.seed, "init", "embedding")
@@ -228,7 +227,7 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
             layer=layer,
         )
         seed_torch(config.seed, "init", "mixer", layer)
-        mixer = spec.build(options, dims)
+        mixer = spec.build(config.variant.typed, dims)
         seed_torch(config.seed, "init", "block", layer)
         blocks.append(Block(model, mixer))
     seed_torch(config.seed, "init", "head")

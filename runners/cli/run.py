@@ -1,10 +1,10 @@
-"""`lra-run`: train, evaluate and record one cell or a small grid. Torch comes after the signal handlers."""
+"""`lra-run`: trains, evaluates and records one run or a small grid. Torch is imported after the signal handlers."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,11 +17,7 @@ from .options import data_dir_option, parse_seeds, store_option
 if TYPE_CHECKING:
     import torch
 
-    from lra.config.schema import RunConfig
-    from lra.results.records import Store
-
-    from ..train.distributed import Place
-    from ..train.run import RunOptions
+    from lra.results.records import RunRecord
 
 EXAMPLES = """
 \b
@@ -67,14 +63,16 @@ Examples:
     "--config",
     "config_file",
     metavar="FILE",
-    help="Run exactly this cell: a configuration as --dry-run prints it, or a record; - reads standard input.",
+    help="Run exactly this configuration: one that --dry-run printed, or a record; - reads standard input.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", "device_name", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]")
 @store_option
 @data_dir_option
-@click.option("--dry-run", is_flag=True, help="Print the configuration, the parameters and the cell id; run nothing.")
-@click.option("--force", is_flag=True, help="Run again although the record exists; the outcomes are compared.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the configuration, the parameters and the run id, and run nothing."
+)
+@click.option("--force", is_flag=True, help="Run again although the record exists, and compare the two outcomes.")
 @click.option(
     "--tracker",
     "trackers",
@@ -82,13 +80,13 @@ Examples:
     metavar="NAME",
     help="Also send the numbers to tensorboard, wandb (offline) or a plug-in; an event file is always written.",
 )
-@click.option("--quiet", is_flag=True, help="No progress, only the final table.")
+@click.option("--quiet", is_flag=True, help="Show no progress, only the final table.")
 @click.option(
     "--checkpoint-seconds",
     type=click.FloatRange(min=0.0),
     default=60.0,
     show_default=True,
-    help="Most work that a crash may cost.",
+    help="Time between two checkpoints, which is the most work that a crash loses.",
 )
 @one_line_errors
 def command(
@@ -100,7 +98,7 @@ def command(
     track: str | None,
     overrides: tuple[str, ...],
     config_file: str | None,
-    device: str,
+    device_name: str,
     threads: int | None,
     store_folder: Path,
     data_dir: Path | None,
@@ -112,139 +110,105 @@ def command(
 ) -> None:
     """Train, evaluate and record attention variants on tasks of the Long Range Arena.
 
-    A run that was interrupted continues where it stopped when the same command is given again; a run that has its
-    record is not repeated. Under torchrun, the processes share the batches of one cell.
+    Give the same command again to continue a run that was interrupted. A run that has its record is not repeated.
+    Under torchrun, the processes share the batches of one run.
     """
     if config_file is not None and any((attn, task, profile, seeds, track, overrides)):
-        raise click.UsageError(
-            "--config is a whole cell: --attn, --task, --profile, --seeds, --track, --set go without"
-        )
+        raise click.UsageError("--config is a whole run: --attn, --task, --profile, --seeds, --track, --set go without")
     if config_file is None and not (task and (attn or overrides)):
         raise click.UsageError("--attn and --task are needed, or --config")
     seed_list = parse_seeds(seeds or "0")
-    from dataclasses import replace
-
     import torch
 
+    from lra.config.profiles import load_profile
+    from lra.config.resolve import parse_override
     from lra.data.dataset import data_home
     from lra.results.records import Store
 
-    from ..train.distributed import join, leave, own_device, place
-    from ..train.plan import convnet_defaults, describe, plan, read_config
+    from ..train.distributed import destroy, init, local_device, rank_info
+    from ..train.loop import PreemptedRunError
+    from ..train.plan import check_shareable, describe, family_defaults, plan, read_config
     from ..train.prepare_data import prepare_all
-    from ..train.run import LeasedRunError, PreemptedRunError, RunError, RunOptions, execute_run
+    from ..train.run import LeasedRunError, RunError, RunOptions, run
     from ..train.summary import summary
     from ..train.trackers import check_trackers
 
+    # Plan.
     if threads is not None:
         torch.set_num_threads(threads)
-    here = place()
-    the_device = own_device(pick_device(device), here)
+    ranks = rank_info()
+    device = local_device(pick_device(device_name), ranks)
+    home, store = data_home(data_dir), Store(store_folder)
     if config_file is not None:
-        cells = [read_config(config_file)]
+        configs = [read_config(config_file)]
     else:
-        recipe = profile or ("nystromformer" if the_device.type == "cuda" else "quick")
-        attn, track, settings, line = convnet_defaults(attn, track, overrides, recipe)
+        recipe = load_profile(profile or ("nystromformer" if device.type == "cuda" else "quick"))
+        values = dict(map(parse_override, overrides))
+        attn, track, filled_in = family_defaults(attn, track, values, recipe)
         if not attn:
             raise click.UsageError("--attn and --task are needed, or --config")
-        if line and here.rank == 0:
-            click.echo(line, err=True)
-        if profile is None and here.rank == 0:
-            click.echo(f"Profile {recipe} (the default on {the_device.type}); --profile picks another.", err=True)
-        cells = plan(
-            attn=attn,
-            task=task or "",
-            profile=recipe,
-            seeds=seed_list,
-            track=track or "matched",
-            overrides=settings,
+        if filled_in and ranks.is_main:
+            click.echo(filled_in, err=True)
+        if profile is None and ranks.is_main:
+            click.echo(f"Profile {recipe.name} (the default on {device.type}); --profile picks another.", err=True)
+        configs = plan(
+            attn=attn, task=task or "", profile=recipe, seeds=seed_list, track=track or "matched", overrides=values
         )
-    home, store = data_home(data_dir), Store(store_folder)
     if dry_run:
-        for number, config in enumerate(cells if here.rank == 0 else []):
+        for number, config in enumerate(configs if ranks.is_main else []):
             click.echo(("---\n" if number else "") + describe(config, home), nl=False)
         return
-    if here.size > 1:
-        check_team(cells, here.size)
+    check_shareable(configs, ranks.size)
     store.check_writable()
     check_trackers(trackers)
-    execution = RunOptions(
-        device=the_device,
+
+    # Run.
+    options = RunOptions(
+        device=device,
         force=force,
         progress=not quiet,
         checkpoint_seconds=checkpoint_seconds,
         trackers=trackers,
+        ranks=ranks,
     )
-    if here.size > 1:
-        execution = replace(execution, team=join(here, the_device))
-        if here.rank > 0:
-            sys.exit(follow(cells[0], home, store, execution, here))
-    prepared = prepare_all(cells, execution.team, here, home, progress=not quiet)
-    tables: dict[tuple[str, str], list[Any]] = {}
-    ended_without_number = False
-    for config in cells:
+    init(ranks, device)
+    prepared = prepare_all(configs, ranks, home, progress=not quiet)
+    tables: dict[tuple[str, str], list[tuple[str, int, RunRecord | str]]] = {}
+    all_ok = True
+    for config in configs:
         if signals.stop_requested():
             sys.exit(signals.EXIT_PREEMPTED)
-        rows = tables.setdefault((config.task, config.profile), [])
+        name, seed = config.variant.name, config.seed
         try:
-            record = execute_run(config, prepared[config.task], store, execution, signals.stop_requested)
-            rows.append((config.variant.name, config.seed, record))
-            ended_without_number |= record.status != "ok"
-            if record.status != "ok":
-                click.echo(f"{config.variant.name}, seed {config.seed}: {record.status}: {record.detail}", err=True)
+            record = run(config, prepared[config.task], store, options, signals.stop_requested)
+            all_ok &= record.status == "ok"
+            if record.status != "ok" and ranks.is_main:
+                click.echo(f"{name}, seed {seed}: {record.status}: {record.detail}", err=True)
+            row: tuple[str, int, RunRecord | str] = (name, seed, record)
         except (RunError, LeasedRunError) as error:
-            click.echo(f"Error: {config.variant.name}, seed {config.seed}: {error}", err=True)
-            status = error.status if isinstance(error, RunError) else "claimed"
-            rows.append((config.variant.name, config.seed, status))
-            ended_without_number = True
+            all_ok = False
+            click.echo(f"Error: {name}, seed {seed}: {error}", err=True)
+            row = (name, seed, error.status if isinstance(error, RunError) else "leased")
         except PreemptedRunError:
-            leave(execution.team)
-            raise
-    leave(execution.team)
-    click.echo("\n\n".join(summary(rows, store) for rows in tables.values()))
-    if ended_without_number:
+            destroy(ranks)
+            if ranks.is_main:
+                raise
+            sys.exit(signals.EXIT_PREEMPTED)
+        tables.setdefault((config.task, config.profile), []).append(row)
+    destroy(ranks)
+
+    # Summarise.
+    if ranks.is_main:
+        click.echo("\n\n".join(summary(rows, store) for rows in tables.values()))
+    if not all_ok:
         sys.exit(RunError.exit_code)
 
 
-def check_team(cells: list[RunConfig], size: int) -> None:
-    """Check that `size` processes can share what is to be run.
-
-    Raises:
-        UsageError: It is more than one cell, or its batch has not an example for each process.
-    """
-    from lra.errors import UsageError
-
-    if len(cells) > 1:
-        raise UsageError(
-            f"torchrun shares one cell among {size} processes, these are {len(cells)} cells: "
-            "name one, or run them side by side with lra-sweep run SUITE --slots N"
-        )
-    batch_size = cells[0].train.batch_size
-    if batch_size < size:
-        raise UsageError(f"a batch of {batch_size} cannot be shared by {size} processes; --nproc-per-node {batch_size}")
-
-
-def follow(config: RunConfig, home: Path, store: Store, execution: RunOptions, here: Place) -> int:
-    """Take part in the run of another process and return the exit code; that process prints and writes."""
-    from ..train.distributed import leave
-    from ..train.prepare_data import prepare_for
-    from ..train.run import PreemptedRunError, RunError, run_worker_rank
-
-    data = prepare_for(execution.team, here, config, home, progress=False)
-    try:
-        status = run_worker_rank(config, data, store, execution, signals.stop_requested)
-        code = 0 if status == "ok" else RunError.exit_code
-    except PreemptedRunError:
-        code = signals.EXIT_PREEMPTED
-    leave(execution.team)
-    return code
-
-
 def pick_device(name: str) -> torch.device:
-    """Resolve `auto` and check that the device is there.
+    """Return the device of this name. `auto` is CUDA if there is a device, else the CPU.
 
     Raises:
-        UsageError: It is not.
+        UsageError: There is no such device.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What a run took, and the parameter count that the benchmark compares with."""
+"""The cost of a run, and the parameter count that the benchmark compares it with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lra.config.schema import RunConfig
+from attention_zoo import get_variant
+from lra.config.schema import RunConfig, VariantChoice
 from lra.errors import UsageError
 from lra.measure.flops import count_flops
 from lra.models.transformer import build_model, count_parameters
@@ -22,7 +23,7 @@ from .peak_memory import PeakMemory
 def measured_cost(
     config: RunConfig, state: TrainState, model: nn.Module, memory: PeakMemory, info: TaskInfo, device: torch.device
 ) -> Cost:
-    """Sum up what a run took."""
+    """Return the cost of a run that has ended."""
     timed = state.timed_seconds > 0
     peak = memory.read()  # before the counting below takes memory of its own
     return Cost(
@@ -40,9 +41,9 @@ def measured_cost(
 
 
 def flops_of_example(config: RunConfig, info: TaskInfo, device: torch.device) -> int | None:
-    """Count the operations of one example of the longest length, forward and backward, on a model of its own.
+    """Count the operations of one example of the longest length, forward and backward, on a separate model.
 
-    None if that fails: an operator that cannot be counted must not cost a finished run its record.
+    Returns None if counting fails, since an operator that cannot be counted must not cost a finished run its record.
     """
     shape = (1, 2, config.model.max_length) if info.paired else (1, config.model.max_length)
     tokens = torch.ones(shape, dtype=torch.int16, device=device)
@@ -77,6 +78,6 @@ def parameters_of(config: RunConfig) -> tuple[int, int]:
 
 def parameters_with_full(config: RunConfig, vocab_size: int, num_classes: int) -> int:
     """Count the parameters that the same model has with full attention, without allocating them."""
-    full = config.variant.model_copy(update={"name": "full", "options": {}, "origin": ""})
+    full = VariantChoice.of("full", get_variant("full").config())
     with torch.device("meta"):
         return count_parameters(build_model(config.model_copy(update={"variant": full}), vocab_size, num_classes))

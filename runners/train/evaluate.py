@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -13,11 +14,11 @@ from lra.data.batching import evaluation_batches
 from lra.data.dataset import Split
 from lra.metrics import Score
 
-from .distributed import ALONE, Team
+from .distributed import SINGLE, RankInfo, all_reduce
 
 
 class DivergedError(Exception):
-    """The run has left the finite numbers; it has no score."""
+    """The loss or an output is not finite, so the run has no score."""
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -36,7 +37,7 @@ def evaluate(
     limit: int,
     max_tokens: int,
     progress: Callable[[int], None] = lambda _: None,
-    team: Team = ALONE,
+    ranks: RankInfo = SINGLE,
 ) -> tuple[Score, np.ndarray]:
     """Classify every example of a split, once each.
 
@@ -45,17 +46,17 @@ def evaluate(
         split: The examples.
         device: Where the model is.
         precision: `float32` or `bfloat16`.
-        padded_length: Fixed length to pad to; None pads to the longest of each batch.
-        limit: Longest sequence the model takes.
+        padded_length: Fixed length to pad to; None pads to the longest example of each batch.
+        limit: Longest sequence that the model accepts.
         max_tokens: Padded tokens per batch.
-        progress: Called with the number of examples of each batch, and of those that the others do meanwhile.
-        team: The processes that share the work; all get the whole score.
+        progress: Called with the number of examples that all processes have scored since the last call.
+        ranks: This process among those that share the work. All of them get the score of the whole split.
 
     Returns:
         The score, and one bool per example, in the order of the split: whether the answer was right.
 
     Raises:
-        DivergedError: A logit is not finite. (The largest of NaNs would be class 0, and score.)
+        DivergedError: A logit is not finite. The argmax of NaNs is class 0, which would count as an answer.
     """
     model.eval()
     correct = np.zeros(len(split), dtype=bool)
@@ -67,7 +68,7 @@ def evaluate(
         padded_length=padded_length,
         limit=limit,
         device=device,
-        share=(team.rank, team.size),
+        share=(ranks.rank, ranks.size),
     ):
         with autocast(device, precision):
             logits = model(batch.tokens, batch.mask)
@@ -76,18 +77,20 @@ def evaluate(
         losses.append(F.cross_entropy(logits, batch.labels, reduction="sum").double())
         right.append(logits.argmax(dim=1) == batch.labels)
         order.append(indices)
-        done = min(ahead, team.size * len(indices))
+        done = min(ahead, ranks.size * len(indices))
         ahead -= done
         progress(done)
     loss_sum, seen, broken = 0.0, 0, False
-    if order:  # a process of a large team may get nothing
+    if order:  # with many processes, one may get no batch
         correct[np.concatenate(order)] = torch.cat(right).cpu().numpy()
         loss_sum, seen = float(torch.stack(losses).sum()), sum(map(len, order))
         broken = not bool(torch.stack(finite).all())
-    loss_sum, all_seen, any_broken = team.total((loss_sum, seen, broken))
+    sums = torch.tensor((loss_sum, seen, broken), dtype=torch.float64)
+    loss_sum, all_seen, any_broken = all_reduce(sums, ranks).tolist()
     if any_broken:
         raise DivergedError("the model's outputs are not finite")
     if all_seen != len(split):
         raise RuntimeError(f"{all_seen:.0f} of {len(split)} examples were evaluated")
-    correct = team.union(correct)
+    # Each process has set the bits of its own examples; the array shares its memory with the tensor.
+    all_reduce(torch.from_numpy(correct.view(np.uint8)), ranks, dist.ReduceOp.MAX)
     return Score(correct=int(correct.sum()), total=len(split), loss=loss_sum / len(split)), correct

@@ -1,4 +1,4 @@
-"""The training loop: one function, top to bottom."""
+"""The training loop of a run."""
 
 from __future__ import annotations
 
@@ -8,32 +8,38 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo import SequenceMixer
-from lra.config.schema import TrainConfig
+from lra.config.schema import RunConfig
 from lra.data.batching import TrainingBatches
+from lra.errors import LraError
 from lra.metrics import Score
 from lra.schedules import learning_rate
 from lra.seeding import seed_torch
 
-from .distributed import Team
+from .distributed import RankInfo, Replica, all_reduce, all_reduce_or, communication
 from .evaluate import DivergedError, autocast
 
 CHECK_EVERY = 20
-"""Steps between looks at the device: is the loss finite, what does the progress line say."""
+"""Steps between two checks of the loss on the device, each of which also updates the progress line."""
 WARM_STEPS = 5
 """First steps of an attempt, which are not timed."""
+NEVER = 2**62
+"""Stands for a step that has not come; larger than any step."""
 
 
-class PreemptedError(Exception):
-    """The run was asked to stop and has saved its state."""
+class PreemptedRunError(LraError):
+    """The run was asked to stop, and its state is saved."""
+
+    exit_code = 75
 
 
 @dataclass(kw_only=True)
 class TrainState:
-    """All that a run has become so far. What a checkpoint holds, with the model's and the optimiser's state."""
+    """The progress of a run. A checkpoint holds it, together with the state of the model and of the optimiser."""
 
     step: int = 0
     best_step: int = -1
@@ -42,7 +48,7 @@ class TrainState:
     curve: dict[str, list[float]] = field(default_factory=dict)
     """Columns; one row per evaluation."""
     sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
-    """Loss, right answers and examples since the last evaluation."""
+    """(3,): loss, right answers and examples, summed since the last evaluation."""
     timed_seconds: float = 0.0
     timed_examples: int = 0
     timed_tokens: int = 0
@@ -55,73 +61,90 @@ class TrainState:
         return int(self.curve["step"][-1]) if self.curve else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values and tensors, for a checkpoint."""
+        """Return the state as plain values and tensors, for a checkpoint."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return values | {"best_score": None if self.best_score is None else asdict(self.best_score)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainState:
-        """Take back what `to_dict` gave."""
+        """Rebuild the state from the values of `to_dict`."""
         score = values["best_score"]
         return cls(**values | {"best_score": None if score is None else Score(**score)})
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopHooks:
-    """What the loop asks of the world around it."""
+class Callbacks:
+    """What the loop calls outside itself."""
 
     validate: Callable[[], Score]
     """Score the model on the validation split."""
     save: Callable[[], None]
-    """Write a checkpoint, durably."""
+    """Write a checkpoint."""
     save_due: Callable[[], bool]
-    """Whether it is time for one."""
+    """Return whether it is time for a checkpoint."""
     stop_requested: Callable[[], bool]
-    """Whether the process has been asked to end."""
+    """Return whether the process has been asked to end."""
     report: Callable[[TrainState, float, float], None]
     """Show progress: the state, mean loss and accuracy since the last evaluation."""
 
 
 def train(
+    network: nn.Module,
     model: nn.Module,
     mixers: list[SequenceMixer],
     optimizer: torch.optim.Optimizer,
     batches: TrainingBatches,
-    config: TrainConfig,
-    seed: int,
+    config: RunConfig,
     state: TrainState,
-    hooks: LoopHooks,
+    callbacks: Callbacks,
     device: torch.device,
-    team: Team,
+    ranks: RankInfo,
 ) -> None:
-    """Train from `state.step` to `config.steps`, changing model, optimiser and state in place.
+    """Train from `state.step` to `train.steps`, changing model, optimiser and state in place.
 
     Everything random in a step is a function of (seed, step), so a run that continues from a checkpoint does exactly
-    what an unbroken one does. Each process of the team computes its parts of the batches; `batches` is the same in all.
+    what an unbroken one does.
+
+    Args:
+        network: Computes the logits in training: the model itself, or with several processes the replica around it.
+        model: The model.
+        mixers: The mixers of the model.
+        optimizer: The optimiser of the model's parameters.
+        batches: The batches of the run, the same in all processes. Each process computes its shard of each.
+        config: The configuration of the run.
+        state: The state to go on from.
+        callbacks: What the loop calls.
+        device: Where the model is.
+        ranks: This process among those of the run.
 
     Raises:
         DivergedError: The loss, or the model's output, is not finite.
-        PreemptedError: A stop was requested; the state is saved.
+        PreemptedRunError: A stop was requested; the state is saved.
+        LostProcessError: Another process of the run has ended.
     """
+    recipe, seed = config.train, config.seed
 
     def rate_of(step: int) -> float:
-        return learning_rate(config.schedule, config.lr, step, config.steps, config.warmup_steps)
+        return learning_rate(recipe.schedule, recipe.lr, step, recipe.steps, recipe.warmup_steps)
 
-    first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+    # Parts of a shard, as many for each process: N processes with accumulation N compute one part each.
+    num_parts = -(-recipe.accumulation // ranks.size)
+    # The first step with a loss that is not finite, kept on the device so that no step waits for it; NEVER if none.
+    first_bad = torch.full((), NEVER, dtype=torch.int64, device=device)
     state.sums = state.sums.to(device)
     first_step = state.step
     clock = time.perf_counter()
     while True:
-        last = state.step == config.steps
-        if (last or state.step % config.eval_every == 0) and state.step > state.evaluated_step:
-            loss_sum, right_sum, seen = team.collect(state.sums)
-            score = hooks.validate()
+        last = state.step == recipe.steps
+        if (last or state.step % recipe.eval_every == 0) and state.step > state.evaluated_step:
+            loss_sum, right_sum, seen = collect_sums(state, ranks)
+            score = callbacks.validate()
             extend_curve(state, mixers, rate_of(state.step - 1), loss_sum / seen, right_sum / seen, score)
             if state.best_score is None or score.correct > state.best_score.correct:
                 state.best_step, state.best_score = state.step, score
                 state.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
             if last:
-                hooks.save()
+                callbacks.save()
             state.wall_seconds += time.perf_counter() - clock
             clock = time.perf_counter()
         if last:
@@ -132,23 +155,27 @@ def train(
             group["lr"] = rate * group["lr_scale"]
         model.train()
         batch = batches.batch(step, device)
+        shard = batch.shard(ranks.rank, ranks.size)
         optimizer.zero_grad(set_to_none=True)
-        for number, part in team.deal(batch.parts(team.parts(config.accumulation))):
-            seed_torch(seed, "step", step, number)
-            with autocast(device, config.precision):
-                logits = model(part.tokens, part.mask).float()
-                loss = F.cross_entropy(logits, part.labels)
-            objective = sum((term for mixer in mixers if (term := mixer.auxiliary_loss()) is not None), loss)
-            share = len(part.labels) / len(batch.labels)
-            (objective * share).backward()
+        parts = list(shard.parts(num_parts))
+        for number, part in enumerate(parts):
+            seed_torch(seed, "step", step, ranks.rank * num_parts + number)  # numbered as one process would
+            share = len(part.labels) / len(shard.labels)
+            # The processes exchange gradients once a step, in the backward pass of the last part.
+            last_part = number + 1 == len(parts)
+            with communication() if last_part or not isinstance(network, Replica) else network.no_sync():
+                with autocast(device, recipe.precision):
+                    logits = network(part.tokens, part.mask).float()
+                    loss = F.cross_entropy(logits, part.labels)
+                objective = sum((term for mixer in mixers if (term := mixer.auxiliary_loss()) is not None), loss)
+                (objective * share).backward()
             with torch.no_grad():
                 right = (logits.argmax(dim=1) == part.labels).sum()
                 count = torch.full_like(loss, len(part.labels))
                 state.sums += torch.stack((loss.detach() * count, right, count)).double()
-                first_bad = torch.where((first_bad < 0) & ~objective.isfinite(), step, first_bad)
-        team.sum_gradients(model)
-        if config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+                first_bad = torch.where((first_bad == NEVER) & ~objective.isfinite(), step, first_bad)
+        if recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
         for mixer in mixers:
             mixer.after_step()
@@ -157,34 +184,43 @@ def train(
         if step - first_step >= WARM_STEPS:
             state.timed_examples += len(batch.labels)
             state.timed_tokens += batch.num_tokens
-        evaluation_due = state.step == config.steps or state.step % config.eval_every == 0
-        stopping, saving = team.any(hooks.stop_requested(), hooks.save_due())
+        evaluation_due = state.step == recipe.steps or state.step % recipe.eval_every == 0
+        stopping, saving = all_reduce_or([callbacks.stop_requested(), callbacks.save_due()], ranks)
         warm = step - first_step == WARM_STEPS - 1
         if not (evaluation_due or stopping or saving or warm or state.step % CHECK_EVERY == 0):
             continue
 
-        bad_step = team.earliest(int(first_bad))  # the device has finished all steps so far once this is read
+        # Once the number is on the host, the device has finished all steps so far.
+        bad_step = int(all_reduce(first_bad.cpu(), ranks, dist.ReduceOp.MIN))
         elapsed = time.perf_counter() - clock
         state.wall_seconds += elapsed
         if step - first_step >= WARM_STEPS:
             state.timed_seconds += elapsed
         clock = time.perf_counter()
-        if bad_step >= 0:
+        if bad_step != NEVER:
             raise DivergedError(f"the loss is not finite at step {bad_step}")
-        loss_sum, right_sum, seen = team.collect(state.sums)
-        hooks.report(state, loss_sum / seen, right_sum / seen)
+        loss_sum, right_sum, seen = collect_sums(state, ranks)
+        callbacks.report(state, loss_sum / seen, right_sum / seen)
         if saving or stopping:
-            hooks.save()
+            callbacks.save()
         state.wall_seconds += time.perf_counter() - clock
         clock = time.perf_counter()
         if stopping:
-            raise PreemptedError(f"stopped after step {state.step} with the state saved")
+            raise PreemptedRunError(f"stopped after step {state.step} with the state saved")
+
+
+def collect_sums(state: TrainState, ranks: RankInfo) -> list[float]:
+    """Return the sums over all processes, and leave them with the main one, whose state is saved."""
+    totals: list[float] = all_reduce(state.sums, ranks).tolist()
+    if not ranks.is_main:
+        state.sums.zero_()
+    return totals
 
 
 def extend_curve(
     state: TrainState, mixers: list[SequenceMixer], rate: float, loss: float, accuracy: float, score: Score
 ) -> None:
-    """Add a row to the learning curve and start new sums."""
+    """Add a row to the learning curve and start the sums again from zero."""
     row = {
         "step": float(state.step),
         "learning_rate": rate,

@@ -1,9 +1,9 @@
-"""A small grid of cells, resolved before anything runs."""
+"""The configurations of a command, resolved before anything runs."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ from attention_zoo import (
     RegistrationError,
     UnknownVariantError,
     available,
-    get_variant,
 )
 from attention_zoo.registry import normalise, plugin_origin
-from lra.config.profiles import load_profile
-from lra.config.resolve import check_variant_names, parse_override, resolve
+from lra.config.profiles import FamilyRecipe, Profile
+from lra.config.resolve import check_variant_names, resolve
 from lra.config.schema import RunConfig, validate_section
 from lra.config.yaml_loader import SeveralDocumentsError, load_file, load_text
 from lra.data.dataset import open_prepared
@@ -31,21 +30,27 @@ from .cost import parameters_of
 
 
 def plan(
-    *, attn: str, task: str, profile: str, seeds: Sequence[int], track: str, overrides: Sequence[str]
+    *, attn: str, task: str, profile: Profile, seeds: Sequence[int], track: str, overrides: Mapping[str, Any]
 ) -> list[RunConfig]:
     """Resolve tasks x variants x seeds.
 
+    Args:
+        attn: Names of variants, separated by commas, or `all`.
+        task: Names of tasks, separated by commas, or `all`: every task of the profile.
+        profile: The recipe.
+        seeds: The seeds of each variant.
+        track: `matched` or `open`.
+        overrides: Values by path, see `lra.config.resolve.resolve`.
+
     Raises:
-        UsageError: All mistakes of all cells at once, each line once.
+        UsageError: All mistakes of all runs at once, each line once.
     """
     variants = available() if attn.strip() == "all" else [normalise(name) for name in attn.split(",") if name.strip()]
-    recipe = load_profile(profile)
-    tasks = list(recipe.tasks) if task.strip() == "all" else [normalise(n) for n in task.split(",") if n.strip()]
+    tasks = list(profile.tasks) if task.strip() == "all" else [normalise(n) for n in task.split(",") if n.strip()]
     if not variants or not tasks:
         raise UsageError("--attn and --task each need a name")
-    values = dict(map(parse_override, overrides))
-    check_variant_names(values, variants)
-    cells, problems = [], []
+    check_variant_names(overrides, variants)
+    configs, problems = [], []
     for task_name in dict.fromkeys(tasks):
         for variant in dict.fromkeys(variants):
             for seed in seeds:
@@ -53,57 +58,49 @@ def plan(
                     config = resolve(
                         task=task_name,
                         variant=variant,
-                        profile=recipe,
+                        profile=profile,
                         seed=seed,
                         track="open" if track == "open" else "matched",
-                        overrides=values,
+                        overrides=overrides,
                     )
-                    cells.append(config)
+                    configs.append(config)
                 except UsageError as error:
                     problems += str(error).splitlines()
     if problems:
         raise UsageError("\n".join(dict.fromkeys(problems)))
-    return cells
+    return configs
 
 
-CONVNET_QUICK = {"model.dim": "16", "model.head_hidden": "0", "train.lr": "5e-4"}
-"""What the bare command sets for a convnet in profile `quick`, whose recipe is for transformers: with its width, head
-and learning rate a convnet ends at chance, several times as slowly."""
+def family_defaults(
+    attn: str | None, track: str | None, overrides: Mapping[str, Any], profile: Profile
+) -> tuple[str | None, str | None, str | None]:
+    """Fill in what `--set model.family=convnet` leaves open.
 
-
-def convnet_defaults(
-    attn: str | None, track: str | None, overrides: Sequence[str], profile: str
-) -> tuple[str | None, str | None, list[str], str | None]:
-    """Fill in what `--set model.family=convnet` without a variant and a track leaves open.
+    A convnet has one variant, and no profile has one on the matched track.
 
     Returns:
-        Variants and track, filled in where they are None; overrides, with those of `CONVNET_QUICK` in front if neither
-        was given and the profile is `quick`; and a line that says so, None if nothing was filled in.
-
-    Raises:
-        UsageError: An override is not `key=value`.
+        Variants and track, filled in where they are None; and a line that says what was filled in, by this function or
+        by the profile's recipe for the family. The line is None if that is nothing.
     """
-    given = dict(map(parse_override, overrides))
-    if given.get("model.family") != "convnet":
-        return attn, track, list(overrides), None
+    family = overrides.get("model.family")
+    if family != "convnet":
+        return attn, track, None
     chosen = [] if attn else [f"--attn {CONVNET_VARIANT}, since its own convolutions mix"]
     chosen += [] if track else ["--track open, since no profile has one"]
-    settings = []
-    if profile == "quick" and not attn and not track:
-        settings = [f"{key}={value}" for key, value in CONVNET_QUICK.items() if key not in given]
-    if settings:
-        flags = " ".join(f"--set {setting}" for setting in settings)
-        chosen.append(f"{flags}, since the recipe of profile quick is for transformers")
+    recipe = profile.families.get(family, FamilyRecipe()).model_dump()
+    paths = {f"{section}.{key}": value for section, values in recipe.items() for key, value in values.items()}
+    settings = " ".join(f"{path}={value}" for path, value in paths.items() if path not in overrides)
+    chosen += [f"{settings}, from the recipe of profile {profile.name} for a convnet"] if settings else []
     line = f"model.family=convnet: {'; '.join(chosen)}." if chosen else None
-    return attn or CONVNET_VARIANT, track or "open", [*settings, *overrides], line
+    return attn or CONVNET_VARIANT, track or "open", line
 
 
 def read_config(source: str) -> RunConfig:
-    """Read the configuration of one cell from a YAML or JSON file, a record, or standard input (`-`).
+    """Read the configuration of one run from a YAML or JSON file, a record, or standard input (`-`).
 
     Raises:
-        UsageError: There is no such file, or it does not hold a configuration that can be run here.
-        StoreError: It is a record, and damaged.
+        UsageError: The file does not exist, or does not hold a configuration that can be run here.
+        StoreError: The file is a damaged record.
     """
     path = Path(source)
     if source != "-" and not path.is_file():
@@ -111,7 +108,9 @@ def read_config(source: str) -> RunConfig:
     try:
         values = load_text(sys.stdin.read(), "standard input") if source == "-" else load_file(path)
     except SeveralDocumentsError as error:
-        raise UsageError(f"{source}: several cells; --config runs one: keep those lines, up to a line `---`") from error
+        raise UsageError(
+            f"{source}: several runs; --config runs one: keep the lines of one, up to a line `---`"
+        ) from error
     if isinstance(values, dict) and values.keys() == {"record", "sha256"}:
         record = read_record(path)
         config, same = record.config, record.config.run_id(record.data_digest) == record.run_id
@@ -123,16 +122,18 @@ def read_config(source: str) -> RunConfig:
         config = _validated(values, source)
         same = values == config.model_dump()
     if not same:
-        raise UsageError(f"{source}: not a complete configuration of this version; it would be another cell than meant")
+        raise UsageError(
+            f"{source}: not a complete configuration of this version; it would be another run than the one meant"
+        )
     check_runnable(config)
     return config
 
 
 def _grid_hint(values: dict[str, Any], source: str) -> str:
-    """Say how a file that stands for many cells is run: a suite has seeds, a profile has not."""
+    """Return how to run a file that stands for many runs. A suite has seeds and a profile does not."""
     if "seeds" in values:
-        return f"a suite, not the configuration of one cell; lra-sweep run {source} runs it"
-    return f"a profile, not the configuration of one cell; --attn NAME --task NAME --profile {source} runs it"
+        return f"a suite, not the configuration of one run; lra-sweep run {source} runs it"
+    return f"a profile, not the configuration of one run; --attn NAME --task NAME --profile {source} runs it"
 
 
 def _validated(values: dict[str, Any], source: str) -> RunConfig:
@@ -143,15 +144,15 @@ def _validated(values: dict[str, Any], source: str) -> RunConfig:
 
 
 def check_runnable(config: RunConfig) -> None:
-    """Check the parts of a ready-made configuration that the task and the variant know about.
+    """Check the parts of a complete configuration that the task and the variant define.
 
     Raises:
-        UsageError: A name is unknown, an option wrong or left out, or the plug-in has another version.
+        UsageError: A name is unknown, an option is wrong or left out, or the plug-in has another version.
     """
     data, problems = validate_section(get_task(config.task).options, config.data, "data")
     name, options = config.variant.name, config.variant.options
     try:
-        complete = get_variant(name).config.from_dict(options).to_dict()
+        complete = config.variant.typed.to_dict()
     except (UnknownVariantError, RegistrationError, OptionError) as error:
         raise UsageError(f"variant: {error.args[0]}") from error
     if data is not None and (data.model_dump() != config.data or complete != options):
@@ -163,24 +164,46 @@ def check_runnable(config: RunConfig) -> None:
 
 
 def describe(config: RunConfig, home: Path) -> str:
-    """Write out one cell for `--dry-run`: the configuration, and as comments the data, parameters and cell id.
+    """Write one run out for `--dry-run`: its configuration, and as comments the data, the parameters and the run id.
 
-    `read_config` takes the text back.
+    `read_config` reads this text.
 
     Raises:
-        UsageError: There is no such model.
+        UsageError: The variant refuses the sizes of the model.
     """
     task = get_task(config.task)
     options = task.options.model_validate(config.data)
     parameters, full = parameters_of(config)
     folder = home / task.folder_name(options)
     try:
-        cell = config.run_id(open_prepared(folder, verify=False).digest)
+        run_id = config.run_id(open_prepared(folder, verify=False).digest)
     except DataError:
-        cell = "known once the data is prepared, since it covers the data's content"
+        run_id = "known once the data is prepared, since it covers the content of the data"
     notes = (
         f"# data: {task.dataset_name(options)}\n"
         f"# parameters: {parameters:,} ({parameters / full:.3f} x full attention)\n"
-        f"# cell id: {cell}\n"
+        f"# run id: {run_id}\n"
     )
     return yaml.safe_dump(config.model_dump(), sort_keys=False) + notes
+
+
+def check_shareable(configs: Sequence[RunConfig], num_processes: int) -> None:
+    """Check that the processes that `torchrun` has started can share what is to be run.
+
+    Raises:
+        UsageError: It is more than one run, or its batch does not divide by the number of processes.
+    """
+    if num_processes == 1:
+        return
+    if len(configs) > 1:
+        raise UsageError(
+            f"torchrun shares one run among {num_processes} processes, these are {len(configs)} runs: "
+            "name one, or run them side by side with lra-sweep run SUITE --slots N"
+        )
+    size = configs[0].train.batch_size
+    if size % num_processes:
+        divisors = [count for count in range(1, size + 1) if size % count == 0]
+        raise UsageError(
+            f"a batch of {size} cannot be shared equally by {num_processes} processes; "
+            f"--nproc-per-node times --nnodes has to be one of {', '.join(map(str, divisors))}"
+        )

@@ -1,4 +1,4 @@
-"""The data of a run, opened or made before anything is trained."""
+"""Opens or builds the data of the runs before anything is trained."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from lra.errors import DataError
 from lra.tasks import get_task
 
 from .. import signals
+from .distributed import RankInfo, all_equal, barrier
 
 if TYPE_CHECKING:
     from lra.config.schema import RunConfig
     from lra.data.dataset import PreparedData
-
-    from .distributed import Place, Team
 
 
 def prepare(config: RunConfig, home: Path, *, progress: bool) -> PreparedData:
@@ -25,39 +24,32 @@ def prepare(config: RunConfig, home: Path, *, progress: bool) -> PreparedData:
     return task.prepare(task.options.model_validate(config.data), home, progress=progress)
 
 
-def prepare_for(team: Team, here: Place, config: RunConfig, home: Path, *, progress: bool) -> PreparedData:
-    """Prepare the data of a run once on each machine: its first process builds, the others open what it built.
-
-    Raises:
-        DataError: The machines have different data.
-    """
-    if here.local_rank > 0:
-        team.meet()
-    data = prepare(config, home, progress=progress and team.leads)
-    if here.local_rank == 0:
-        team.meet()
-    if not team.same(data.digest):
-        raise DataError(f"the processes of this run have different data for task {config.task}")
-    return data
-
-
 def prepare_all(
-    cells: Sequence[RunConfig], team: Team, here: Place, home: Path, *, progress: bool
+    configs: Sequence[RunConfig], ranks: RankInfo, home: Path, *, progress: bool
 ) -> dict[str, PreparedData]:
-    """Prepare the data of each task of some cells, by task; what is read from a file comes before what is generated.
+    """Prepare the data of each task, by task. Data that is read from files comes before data that is generated.
+
+    On each machine the process of local rank 0 builds the data, and the other processes open it afterwards.
 
     Raises:
-        DataError: All that is missing, before anything is generated that takes minutes.
+        DataError: Data is missing; the message lists all of it, before minutes are spent on generating other data.
+            Or the machines have different data.
     """
     prepared: dict[str, PreparedData] = {}
     missing: list[str] = []
-    for config in sorted({config.task: config for config in cells}.values(), key=_generated):
+    for config in sorted({config.task: config for config in configs}.values(), key=_generated):
         if missing and _generated(config):
             break
         if signals.stop_requested():
             sys.exit(signals.EXIT_PREEMPTED)
         try:
-            prepared[config.task] = prepare_for(team, here, config, home, progress=progress)
+            if ranks.local_rank > 0:
+                barrier(ranks)
+            data = prepared[config.task] = prepare(config, home, progress=progress and ranks.is_main)
+            if ranks.local_rank == 0:
+                barrier(ranks)
+            if not all_equal(data.digest, ranks):
+                raise DataError(f"the processes of this run have different data for task {config.task}")
         except DataError as error:
             missing.append(str(error))
     if missing:

@@ -1,4 +1,4 @@
-"""Tiny runs for tests of sweeps and faults, and an launcher that forks instead of starting Python anew."""
+"""Tiny runs for tests of sweeps and faults, and a launcher that forks instead of starting Python anew."""
 
 import faulthandler
 import os
@@ -18,7 +18,7 @@ from runners.sweep.driver import Sweep, SweepSettings
 from runners.sweep.launchers.base import JobResult, Launcher
 from runners.sweep.progress import SweepView
 from runners.sweep.state import SweepRun
-from runners.train.run import RunOptions, execute_run
+from runners.train.run import RunOptions, run
 
 TINY = {
     "data.train": 64, "data.validation": 16, "data.test": 16, "data.min_length": 4, "data.max_length": 16,
@@ -46,8 +46,8 @@ def tiny_data(folder: Path) -> PreparedData:
 
 
 def execute(config, data, store, stop=lambda: False, **settings):
-    execution = RunOptions(device=torch.device("cpu"), progress=False, **{"checkpoint_seconds": 1e9} | settings)
-    return execute_run(config, data, store, execution, stop)
+    options = RunOptions(device=torch.device("cpu"), progress=False, **{"checkpoint_seconds": 1e9} | settings)
+    return run(config, data, store, options, stop)
 
 
 def sweep_run(config, data):

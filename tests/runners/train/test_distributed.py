@@ -10,15 +10,29 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+from attention_zoo import Traits, register_variant, registry
+from attention_zoo.variants.full import FullAttention, FullConfig
+from lra.data.batching import Batch
 from lra.errors import LraError, UsageError
 from lra.results.records import Store
-from runners.cli.run import check_team
-from runners.train.distributed import ALONE, Place, Team, own_device, place
-from runners.train.run import RunOptions, execute_run, run_worker_rank
+from runners.train import loop, run
+from runners.train.distributed import (
+    SINGLE,
+    RankInfo,
+    Replica,
+    all_equal,
+    all_reduce,
+    all_reduce_or,
+    broadcast,
+    local_device,
+    rank_info,
+)
+from runners.train.plan import check_shareable
 from tests.runners.tiny_runs import TINY, execute, outcomes, tiny, tiny_data
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,15 +49,15 @@ def data(tmp_path_factory):
     return tiny_data(tmp_path_factory.mktemp("data"))
 
 
-def together(action, folder, size=2, team=Team):
-    """Run `action(team)` in forked processes that form a team; return what each gave, errors as their text."""
+def together(action, folder, size=2):
+    """Run `action(ranks)` in forked processes that are connected; return what each gave, errors as their text."""
     answers = [CONTEXT.Pipe(duplex=False) for _ in range(size)]
 
     def child(rank):
         store = dist.FileStore(str(folder / "rendezvous"), size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
         try:
-            answer = action(team(rank, size))
+            answer = action(RankInfo(rank, size, rank))
         except (LraError, RuntimeError) as error:
             answer = f"{type(error).__name__}: {error}"
         answers[rank][1].send(answer)
@@ -56,27 +70,22 @@ def together(action, folder, size=2, team=Team):
         process.start()
     for _, sender in answers:
         sender.close()
-    told = []
+    messages = []
     for receiver, _ in answers:
         try:
-            told.append(receiver.recv())
+            messages.append(receiver.recv())
         except EOFError:
-            told.append("died")
+            messages.append("died")
     for process in processes:
         process.join()
-    return told
+    return messages
 
 
-def share_cell(config, data, folder, stop=lambda rank: False, **settings):
-    """Return the action of a process: its part of a cell, leading or following."""
+def share_run(config, data, folder, stop=lambda rank: False, **settings):
+    """Return the action of a process: its part of a run. It returns the outcome that is in the record."""
 
-    def action(team):
-        execution = RunOptions(
-            device=torch.device("cpu"), progress=False, team=team, **{"checkpoint_seconds": 1e9} | settings
-        )
-        run = execute_run if team.leads else run_worker_rank
-        answer = run(config, data, Store(folder), execution, lambda: stop(team.rank))
-        return answer.outcome if team.leads else answer
+    def action(ranks):
+        return execute(config, data, Store(folder), lambda: stop(ranks.rank), ranks=ranks, **settings).outcome
 
     return action
 
@@ -95,23 +104,25 @@ def furthest(ours, theirs):
 
 CASES = {
     "plain": (2, PLAIN),
-    "batch-of-5": (2, PLAIN | {"train.batch_size": 5}),
-    "three": (3, PLAIN),
+    "uneven-parts": (2, PLAIN | {"train.batch_size": 10, "train.accumulation": 4}),
+    "fewer-examples-than-parts": (2, PLAIN | {"train.accumulation": 16}),
+    "three": (3, PLAIN | {"train.batch_size": 6}),
     "clip": (2, PLAIN | {"train.clip_norm": 0.1}),
     "dropout": (2, {"train.accumulation": 2}),
-    "dropout-3-parts": (3, {"train.accumulation": 3, "train.batch_size": 7}),
+    "dropout-3-parts": (3, {"train.accumulation": 3, "train.batch_size": 9}),
+    "dropout-4-parts": (2, {"train.accumulation": 4, "train.batch_size": 8}),
     "fixed-cls": (2, PLAIN | {"train.padding": "fixed", "model.pooling": "cls"}),
     "last": (2, PLAIN | {"train.selection": "last"}),
 }
 
 
-def compare(data, folder, size, settings, variant="full", team=Team):
-    """Run a cell alone and shared; return the distance of the final weights, after a look at all other numbers."""
+def compare(data, folder, size, settings, variant="full"):
+    """Run a configuration alone and shared; return the distance of the weights, after a look at all other numbers."""
     config = tiny(variant, **TELLING | settings)
     alone = execute(config, data, Store(folder / "alone"))
     shared = folder / "shared"
-    ours, *others = together(share_cell(config, data, shared, evaluation_tokens=64), shared, size, team)
-    assert others == ["ok"] * (size - 1), (ours, others)
+    ours, *others = together(share_run(config, data, shared, evaluation_tokens=64), shared, size)
+    assert others == [ours] * (size - 1), (ours, others)
     for split in ("validation", "test"):
         mine, theirs = getattr(ours, split), getattr(alone.outcome, split)
         assert mine.total == theirs.total
@@ -132,79 +143,124 @@ def test_so_do_variants_with_penalties_and_states_of_their_own(data, tmp_path, v
     assert compare(data, tmp_path, 2, PLAIN, variant) < 1e-5
 
 
-class Summed(Team):
-    """Broken: gradients count once for every process."""
+class Odd(FullAttention):
+    """Full attention with a parameter that only its penalty uses, and one that nothing uses."""
 
-    def sum_gradients(self, model):
-        super().sum_gradients(model)
-        for parameter in model.parameters():
-            parameter.grad *= self.size
+    def __init__(self, config: FullConfig, dims) -> None:
+        super().__init__(config, dims)
+        self.only_in_penalty = torch.nn.Parameter(torch.ones(()))
+        self.unused = torch.nn.Parameter(torch.ones(()))
 
+    def forward(self, x, mask=None):
+        return super().forward(x, mask)
 
-class SameHalf(Team):
-    """Broken: all read the first part, and count it for the others."""
-
-    def deal(self, items):
-        return itertools.islice(enumerate(items), 0, None, self.size)
-
-
-class Unweighted(Team):
-    """Broken: a process counts as much as any other, however few examples it has."""
-
-    factor = 1.0
-
-    def deal(self, items):
-        parts = list(items)
-        for number, part in super().deal(parts):
-            Unweighted.factor = sum(len(other.labels) for other in parts) / len(parts) / len(part.labels)
-            yield number, part
-
-    def sum_gradients(self, model):
-        for parameter in model.parameters():
-            parameter.grad *= self.factor
-        super().sum_gradients(model)
+    def auxiliary_loss(self):
+        return (self.only_in_penalty - 3.0) ** 2
 
 
-class Apart(Team):
-    """Broken: each keeps its own gradients."""
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_so_does_a_variant_with_parameters_outside_its_forward_pass(data, tmp_path, monkeypatch, accumulation):
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    register_variant("odd", traits=Traits(memory="linear", complexity="O(n^2)"), paper="none")(Odd)
+    settings = PLAIN | {"train.accumulation": accumulation, "train.weight_decay": 0.1}
+    assert compare(data, tmp_path, 2, settings, "odd") < 1e-5
+    weights = chosen(tmp_path / "shared", tiny("odd", **TELLING | settings), data)
+    assert weights["blocks.0.mixer.unused"] == 1.0  # not even decayed
+    assert weights["blocks.0.mixer.only_in_penalty"] > 1.05
 
-    def sum_gradients(self, model):
-        pass
+
+class Summed(Replica):
+    """Broken: gradients are added up and not averaged."""
+
+    def __init__(self, model, mixers):
+        super().__init__(model, mixers)
+        self.register_comm_hook(None, self.add_up)
+
+    @staticmethod
+    def add_up(_state, bucket):
+        return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
+
+
+class Apart(Replica):
+    """Broken: each process keeps its own gradients."""
+
+    def __init__(self, model, mixers):
+        super().__init__(model, mixers)
+        self.register_comm_hook(None, self.keep)
+
+    @staticmethod
+    def keep(_state, bucket):
+        kept = torch.futures.Future()
+        kept.set_result(bucket.buffer())
+        return kept
+
+
+def break_it(monkeypatch, how):
+    """Break the exchange between the processes in one way."""
+    if how == "gradients are added up":
+        monkeypatch.setattr(run, "Replica", Summed)
+    elif how == "all read the first shard":
+        shard = Batch.shard
+        monkeypatch.setattr(Batch, "shard", lambda batch, rank, size: shard(batch, 0, size))
+    elif how == "all drop out the same":
+        seed_torch = loop.seed_torch
+        monkeypatch.setattr(loop, "seed_torch", lambda seed, *name: seed_torch(seed, *name[:2], 0))
+    elif how == "gradients of the last part only":
+        monkeypatch.setattr(Replica, "forward", forget_earlier_parts(Replica.forward))
+
+
+def forget_earlier_parts(forward):
+    def forgetful(self, tokens, mask):
+        self.zero_grad()
+        return forward(self, tokens, mask)
+
+    return forgetful
 
 
 @pytest.mark.parametrize(
-    ("team", "settings"),
-    [(Summed, PLAIN), (SameHalf, PLAIN), (Unweighted, PLAIN | {"train.batch_size": 5})],
+    ("how", "settings"),
+    [
+        ("gradients are added up", PLAIN),
+        ("all read the first shard", PLAIN),
+        ("all drop out the same", {"train.accumulation": 2}),
+        ("gradients of the last part only", PLAIN | {"train.accumulation": 4}),
+    ],
 )
-def test_a_broken_team_is_told_apart(data, tmp_path, team, settings):
-    with pytest.raises(AssertionError):
-        assert compare(data, tmp_path, 2, settings, team=team) < 1e-5
+def test_a_broken_exchange_is_told_apart(data, tmp_path, monkeypatch, how, settings):
+    config = tiny(**TELLING | settings)
+    execute(config, data, Store(tmp_path / "alone"))
+    break_it(monkeypatch, how)
+    together(share_run(config, data, tmp_path / "shared"), tmp_path / "shared")
+    assert furthest(chosen(tmp_path / "shared", config, data), chosen(tmp_path / "alone", config, data)) > 1e-4
 
 
-def test_processes_that_drift_apart_stop(data, tmp_path):
+def test_processes_that_drift_apart_stop(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "Replica", Apart)
     broken = "RuntimeError: the 2 processes do not hold the same weights after step 3"
-    told = together(share_cell(tiny(), data, tmp_path), tmp_path, team=Apart)
-    assert [broken in answer for answer in told] == [True, True]
+    messages = together(share_run(tiny(), data, tmp_path), tmp_path)
+    assert [broken in message for message in messages] == [True, True]
 
 
 def test_a_stop_of_one_process_stops_all_and_the_run_goes_on_to_the_same_bits(data, tmp_path):
     config = tiny(**{"train.accumulation": 2})
-    unbroken, _ = together(share_cell(config, data, tmp_path / "unbroken"), tmp_path / "unbroken")
+    unbroken, _ = together(share_run(config, data, tmp_path / "unbroken"), tmp_path / "unbroken")
     for step, stopped in ((1, 1), (2, 0), (4, 1)):
         folder, looks = tmp_path / str(step), itertools.count(1)
         stop = lambda rank, looks=looks, step=step, stopped=stopped: next(looks) >= step and rank == stopped  # noqa: E731
-        answers = together(share_cell(config, data, folder, stop), folder)
-        assert all(f"PreemptedRunError: stopped after step {step} with the state saved" in told for told in answers)
+        answers = together(share_run(config, data, folder, stop), folder)
+        assert all(
+            f"PreemptedRunError: stopped after step {step} with the state saved" in message for message in answers
+        )
         assert not outcomes(Store(folder))
-        assert together(share_cell(config, data, folder), folder) == [unbroken, "ok"]
+        assert together(share_run(config, data, folder), folder) == [unbroken, unbroken]
         assert Store(folder).find(config.run_id(data.digest)).cost.resumed == 1
-    assert together(share_cell(config, data, tmp_path / "4"), tmp_path / "4") == [unbroken, "ok"]  # nothing to do
+    assert together(share_run(config, data, tmp_path / "4"), tmp_path / "4") == [unbroken, unbroken]  # nothing to do
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_death_of_one_process_ends_all_and_the_run_goes_on_to_the_same_bits(data, tmp_path, victim):
     config = tiny()
-    unbroken, _ = together(share_cell(config, data, tmp_path / "unbroken"), tmp_path / "unbroken")
+    unbroken, _ = together(share_run(config, data, tmp_path / "unbroken"), tmp_path / "unbroken")
     looks = itertools.count(1)
 
     def die(rank):
@@ -212,20 +268,20 @@ def test_the_death_of_one_process_ends_all_and_the_run_goes_on_to_the_same_bits(
             os.kill(os.getpid(), signal.SIGKILL)
         return False
 
-    answers = together(share_cell(config, data, tmp_path, die, checkpoint_seconds=0.0), tmp_path)
+    answers = together(share_run(config, data, tmp_path, die, checkpoint_seconds=0.0), tmp_path)
     assert answers[victim] == "died"
     assert answers[1 - victim] == LOST
-    assert together(share_cell(config, data, tmp_path), tmp_path) == [unbroken, "ok"]
+    assert together(share_run(config, data, tmp_path), tmp_path) == [unbroken, unbroken]
     assert Store(tmp_path).find(config.run_id(data.digest)).cost.resumed == 1
 
 
-def test_an_error_in_a_process_that_follows_is_noted(data, tmp_path):
+def test_an_error_in_a_process_that_is_not_the_main_one_is_logged(data, tmp_path):
     def run_out(rank):
         if rank == 1:
             raise MemoryError
         return False
 
-    answers = together(share_cell(tiny(), data, tmp_path, run_out), tmp_path)
+    answers = together(share_run(tiny(), data, tmp_path, run_out), tmp_path)
     assert answers == [
         "LostProcessError: another process of this run has ended",
         "RunError: out of memory: MemoryError",
@@ -236,37 +292,45 @@ def test_an_error_in_a_process_that_follows_is_noted(data, tmp_path):
 
 def test_divergence_ends_all(data, tmp_path):
     config = tiny(**{"train.lr": 1e30, "train.warmup_steps": 0})
-    assert together(share_cell(config, data, tmp_path), tmp_path) == [None, "diverged"]
+    assert together(share_run(config, data, tmp_path), tmp_path) == [None, None]
     assert Store(tmp_path).find(config.run_id(data.digest)).status == "diverged"
 
 
-def test_alone_nothing_is_changed():
+def test_a_single_process_does_not_communicate(data, tmp_path, monkeypatch):
+    for name in ("all_reduce", "broadcast_object_list", "all_gather_object", "init_process_group", "barrier"):
+        monkeypatch.setattr(dist, name, None)
+    monkeypatch.setattr(run, "Replica", None)
+    assert execute(tiny(), data, Store(tmp_path)).status == "ok"
     sums = torch.tensor([1.0, 2.0])
-    assert (ALONE.parts(3), list(ALONE.deal("ab"))) == (3, [(0, "a"), (1, "b")])
-    assert (ALONE.collect(sums), sums.tolist()) == ([1.0, 2.0], [1.0, 2.0])
-    assert (ALONE.any(True, False), ALONE.earliest(-1), ALONE.hand_out(b"x")) == ([True, False], -1, b"x")
+    assert all_reduce(sums, SINGLE) is sums
+    assert (all_reduce_or([True, False], SINGLE), all_equal("x", SINGLE)) == ([True, False], True)
+    assert broadcast(b"x", SINGLE) == b"x"
 
 
-def test_parts_are_as_many_for_all_and_each_is_dealt_once():
-    for size, accumulation in itertools.product(range(1, 5), range(1, 9)):
-        count = Team(0, size).parts(accumulation)
-        assert count >= accumulation
-        assert count % size == 0
-        dealt = [number for rank in range(size) for number, _ in Team(rank, size).deal(range(count))]
-        assert sorted(dealt) == list(range(count))
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_each_example_is_in_one_shard(size):
+    batch = Batch(tokens=torch.arange(24).view(12, 2), mask=None, labels=torch.arange(12), lengths=np.arange(12))
+    shards = [batch.shard(rank, size) for rank in range(size)]
+    assert torch.cat([shard.labels for shard in shards]).tolist() == list(range(12))
+    assert torch.cat([shard.tokens for shard in shards]).flatten().tolist() == list(range(24))
+    assert [len(shard.lengths) for shard in shards] == [12 // size] * size
 
 
 def test_what_cannot_be_shared_is_refused():
-    with pytest.raises(UsageError, match="torchrun shares one cell among 2 processes, these are 3 cells"):
-        check_team([tiny()] * 3, 2)
-    with pytest.raises(UsageError, match="a batch of 4 cannot be shared by 5 processes; --nproc-per-node 4"):
-        check_team([tiny()], 5)
+    with pytest.raises(UsageError, match="torchrun shares one run among 2 processes, these are 3 runs"):
+        check_shareable([tiny()] * 3, 2)
+    for size in (3, 5, 8):
+        with pytest.raises(UsageError, match=f"a batch of 4 cannot be shared equally by {size} .* one of 1, 2, 4"):
+            check_shareable([tiny()], size)
+    for size in (1, 2, 4):
+        check_shareable([tiny()], size)
+    check_shareable([tiny()] * 3, 1)
     with pytest.raises(UsageError, match="write --device cuda"):
-        own_device(torch.device("cuda:0"), Place(0, 2, 0))
+        local_device(torch.device("cuda:0"), RankInfo(0, 2, 0))
     with pytest.raises(UsageError, match="process 99 has no GPU"):
-        own_device(torch.device("cuda"), Place(99, 100, 99))
-    assert own_device(torch.device("cpu"), Place(1, 2, 1)) == torch.device("cpu")
-    assert place({"RANK": "1", "WORLD_SIZE": "2"}) == Place()
+        local_device(torch.device("cuda"), RankInfo(99, 100, 99))
+    assert local_device(torch.device("cpu"), RankInfo(1, 2, 1)) == torch.device("cpu")
+    assert rank_info({"RANK": "1", "WORLD_SIZE": "2"}) == SINGLE
 
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -280,7 +344,7 @@ def lra_run(home, store, *more, attn="full"):
     ]  # fmt: skip
 
 
-def test_torchrun_shares_a_cell(tmp_path):
+def test_torchrun_shares_a_run(tmp_path):
     settings = {key: "null" if value is None else value for key, value in (TINY | PLAIN | TELLING).items()}
     command = lra_run(tmp_path / "home", tmp_path / "shared", *settings.items())
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
@@ -298,23 +362,28 @@ def test_torchrun_shares_a_cell(tmp_path):
 LEAVING = """
 import os, sys, torch
 from pathlib import Path
-from runners.train.distributed import Team, join, leave, place
-here = place()
-if sys.argv[1] == "join":
-    team = join(here, torch.device("cpu"))
+from runners.train.distributed import Replica, barrier, destroy, init, rank_info
+ranks = rank_info()
+if sys.argv[1] == "init":
+    init(ranks, torch.device("cpu"))
 else:
     torch.distributed.init_process_group("gloo")
-    team = Team(here.rank, here.size)
+class Model(torch.nn.Linear):
+    def forward(self, tokens, mask):
+        return super().forward(tokens)
+def step():
+    Replica(Model(2, 2), [])(torch.ones(1, 2), None).sum().backward()
+step()
 from torch.distributed.nn import functional  # as an optimizer does, in the middle of a run
-team.meet()
-leave(team)
+barrier(ranks)
+destroy(ranks)
 names = [Path(f"/proc/self/task/{thread}/comm").read_text() for thread in os.listdir("/proc/self/task")]
 print(sum("gloo" in name for name in names))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list threads in /proc")
-@pytest.mark.parametrize("how", ["join", "broken twin"])
+@pytest.mark.parametrize("how", ["init", "broken twin"])
 def test_no_thread_of_gloo_is_left(how, tmp_path):
     (tmp_path / "leaving.py").write_text(LEAVING)
     command = [*TORCHRUN, str(tmp_path / "leaving.py"), how]
@@ -322,7 +391,7 @@ def test_no_thread_of_gloo_is_left(how, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, timeout=120)
     left = [int(count) for count in done.stdout.split()]
     assert len(left) == 2, done.stdout
-    assert all(count == 0 for count in left) if how == "join" else min(left) > 0
+    assert all(count == 0 for count in left) if how == "init" else min(left) > 0
 
 
 def test_torchrun_that_is_terminated_leaves_a_saved_state(tmp_path):
@@ -339,12 +408,12 @@ def test_torchrun_that_is_terminated_leaves_a_saved_state(tmp_path):
     assert [(note["status"], note["environment"]["processes"]) for note in notes] == [("preempted", 2)]
 
 
-def test_several_cells_under_torchrun_are_one_line(tmp_path):
+def test_several_runs_under_torchrun_are_one_line(tmp_path):
     command = ["-m", "runners.cli.run", "--attn", "full,local", "--task", "listops", "--store", str(tmp_path)]
     said = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=os.environ | said, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2
-    assert "Error: torchrun shares one cell among 2 processes, these are 2 cells: name one" in done.stderr
+    assert "Error: torchrun shares one run among 2 processes, these are 2 runs: name one" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""The loop and the cell: resumed runs, divergence, selection, what a run may not do."""
+"""The loop and the run: resumed runs, divergence, selection, what a run may not do."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,8 @@ from lra.results.checkpoints import list_checkpoints
 from lra.results.records import Store
 from lra.schedules import learning_rate
 from lra.tasks import get_task
-from runners.train.run import PreemptedRunError, RunError, RunOptions, execute_run
+from runners.train.loop import TrainState
+from runners.train.run import PreemptedRunError, RunError, RunOptions, run
 
 TINY = {
     "data.train": 256, "data.validation": 64, "data.test": 64, "data.min_length": 4, "data.max_length": 24,
@@ -54,8 +55,8 @@ class StopAt:
 
 
 def execute(config, data, folder, stop=lambda: False, **settings):
-    execution = RunOptions(device=torch.device("cpu"), progress=False, **{"checkpoint_seconds": 1e9} | settings)
-    return execute_run(config, data, Store(folder), execution, stop)
+    options = RunOptions(device=torch.device("cpu"), progress=False, **{"checkpoint_seconds": 1e9} | settings)
+    return run(config, data, Store(folder), options, stop)
 
 
 def curve(folder, record):
@@ -163,7 +164,7 @@ def test_step_n_has_the_learning_rate_of_step_n(data, tmp_path):
     assert found["curve.learning_rate"] == pytest.approx([learning_rate("cosine", 1e-2, n, 12, 6) for n in (3, 7, 11)])
 
 
-def test_a_finished_cell_is_not_run_again_and_force_agrees(data, tmp_path, monkeypatch):
+def test_a_finished_run_is_not_run_again_and_force_agrees(data, tmp_path, monkeypatch):
     config = tiny()
     first = execute(config, data, tmp_path)
     assert execute(config, data, tmp_path, force=True) == first
@@ -230,15 +231,15 @@ def test_all_examples_are_scored_whatever_the_size_of_a_batch(data, tmp_path):
 
 def test_weights_that_do_not_score_as_recorded_stop_the_run(data, tmp_path, monkeypatch):
     """The check before the test set is read: here the choice is spoilt on purpose."""
-    from runners.train import run
+    from runners.train import run as run_module
 
-    def spoil(model, *rest):
-        train(model, *rest)
-        state = rest[5]
+    def spoil(*arguments):
+        train(*arguments)
+        (state,) = (value for value in arguments if isinstance(value, TrainState))
         state.best_weights = {name: torch.randn_like(value) for name, value in state.best_weights.items()}
 
-    train = run.train
-    monkeypatch.setattr(run, "train", spoil)
+    train = run_module.train
+    monkeypatch.setattr(run_module, "train", spoil)
     with pytest.raises(RunError, match="not the recorded"):
         execute(tiny(), data, tmp_path)
 

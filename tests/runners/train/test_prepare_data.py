@@ -11,12 +11,12 @@ from lra.errors import DataError
 from runners import signals
 from runners.cli.run import command
 from runners.train import prepare_data
-from runners.train.distributed import ALONE, place
+from runners.train.distributed import SINGLE
 from runners.train.prepare_data import prepare_all
 
 
-def cells(*names):
-    """Return two cells of each task."""
+def configs(*names):
+    """Return two configurations of each task."""
     recipe = load_profile("quick")
     return [
         resolve(task=task, variant=variant, profile=recipe, seed=0, overrides={})
@@ -53,20 +53,20 @@ def asked(monkeypatch):
 
 
 def test_each_task_is_prepared_once_and_what_is_read_comes_first(asked, tmp_path):
-    prepared = prepare_all(cells("listops", "text", "image"), ALONE, place(), tmp_path, progress=False)
+    prepared = prepare_all(configs("listops", "text", "image"), SINGLE, tmp_path, progress=False)
     assert asked == ["text", "image", "listops"]
     assert {task: data.digest for task, data in prepared.items()} == {task: task for task in asked}
 
 
 def test_nothing_is_generated_after_a_failure(asked, tmp_path):
     with pytest.raises(DataError, match="no space left"):
-        prepare_all(cells("pathfinder", "listops"), ALONE, place(), tmp_path, progress=False)
+        prepare_all(configs("pathfinder", "listops"), SINGLE, tmp_path, progress=False)
     assert asked == ["pathfinder"]
 
 
 def test_a_request_to_stop_is_heard_between_two_tasks(asked, tmp_path, monkeypatch):
     monkeypatch.setattr(signals, "stop_requested", lambda: bool(asked))
     with pytest.raises(SystemExit) as ended:
-        prepare_all(cells("listops", "text"), ALONE, place(), tmp_path, progress=False)
+        prepare_all(configs("listops", "text"), SINGLE, tmp_path, progress=False)
     assert ended.value.code == signals.EXIT_PREEMPTED
     assert asked == ["text"]
