@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -149,7 +150,9 @@ class _ModelWithPenalties(nn.Module):
 
     def __init__(self, model: nn.Module, mixers: list[SequenceMixer]) -> None:
         super().__init__()
-        self.model, self.mixers = model, mixers  # the list registers nothing twice
+        self.model, self.mixers = model, mixers  # a plain list registers no module twice
+        # DDP warns if it looks for unused parameters and finds none. This one is never used.
+        self.unused = nn.Parameter(torch.zeros(1, device=next(model.parameters()).device))
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Return (batch, num_classes) logits and the penalties that there are."""
@@ -167,7 +170,8 @@ class Replica(DistributedDataParallel):
     """
 
     def __init__(self, model: nn.Module, mixers: list[SequenceMixer]) -> None:
-        with communication():
+        with communication(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers gets another name in torch 2.13
             super().__init__(_ModelWithPenalties(model, mixers), broadcast_buffers=False, find_unused_parameters=True)
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
