@@ -251,7 +251,7 @@ def test_dry_run_prints_the_count_and_runs_nothing(tmp_path):
         done = run_here([*command, "--profile", profile])
         assert done.exit_code == 0, done.stderr
         assert f"parameters: {count} (1.000 x full attention)" in done.stdout
-        assert "cell id: known once the data is prepared" in done.stdout
+        assert "run id: known once the data is prepared" in done.stdout
     assert not list(tmp_path.iterdir())
 
 

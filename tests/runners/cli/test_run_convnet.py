@@ -6,12 +6,15 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from lra.config.profiles import load_profile
 from lra.tasks import get_task
 from runners.cli.run import command as lra_run
-from runners.train.plan import convnet_defaults
+from runners.train.plan import family_defaults, plan
 from tests.lra.data.archive_cases import cifar_members, tar_bytes
 
 BARE = ["--task", "image", "--set", "model.family=convnet", "--set", "model.pool=contextpool"]
+BARE_ID = "02606bf109d4b3bfeb75b0538cc9c458b9c644c7ce919224c3a4b617793791e5"
+"""Id of `BARE` in profile quick, on data with the digest `digest`."""
 DATA = {"train_images": 20, "test_images": 4}
 PROFILE = {
     "name": "tiny", "title": "For tests", "source": "this test",
@@ -53,39 +56,56 @@ def test_the_bare_form_trains_and_says_what_it_filled_in(place, tmp_path):
     assert record["config"]["model"]["pool"] == "contextpool"
 
 
-def test_it_is_the_cell_of_the_explicit_form(place):
+def test_it_is_the_run_of_the_explicit_form(place):
     bare = run(place, *BARE, "--dry-run")
     explicit = run(place, *BARE, "--attn", "conv", "--track", "open", "--dry-run")
     assert bare.exit_code == explicit.exit_code == 0, bare.stderr
-    assert "cell id: " in bare.stdout
+    assert "run id: " in bare.stdout
     assert "known once" not in bare.stdout
     assert bare.stdout == explicit.stdout
     assert "model.family" in bare.stderr
     assert "model.family" not in explicit.stderr
 
 
-BOTH = ("conv", "open")
+FAMILY = {"model.family": "convnet"}
 
 
+@pytest.mark.parametrize("task", ["image", "image_continuous", "pathfinder"])
 @pytest.mark.parametrize(
-    ("attn", "track", "profile", "overrides", "settings"),
+    ("profile", "overrides", "expected"),
     [
-        (None, None, "quick", [], ["model.dim=16", "model.head_hidden=0", "train.lr=5e-4"]),
-        (None, None, "quick", ["train.lr=1e-3"], ["model.dim=16", "model.head_hidden=0", "train.lr=1e-3"]),
-        (None, None, "modern", [], []),
-        (*BOTH, "quick", [], []),
+        ("quick", {}, (16, 0, 5e-4)),
+        ("quick", {"train.lr": 1e-3}, (16, 0, 1e-3)),
+        ("quick", {"model.dim": 32, "model.head_hidden": 8}, (32, 8, 5e-4)),
+        ("modern", {}, None),
     ],
 )
-def test_the_bare_form_has_its_own_width_and_rate_in_profile_quick(attn, track, profile, overrides, settings):
-    family = ["model.family=convnet"]
-    *chosen, filled, line = convnet_defaults(attn, track, [*family, *overrides], profile)
-    assert chosen == list(BOTH)
-    assert sorted(filled) == sorted([*family, *settings])
-    assert (line is None) == (attn is not None)
-    if line:
-        added = [setting for setting in settings if setting not in overrides]
-        assert all(f"--set {setting}" in line for setting in added)
-    assert convnet_defaults("full", None, overrides, profile) == ("full", None, overrides, None)
+def test_the_recipe_of_a_profile_for_convnets_is_found_by_the_family(task, profile, overrides, expected):
+    recipe = load_profile(profile)
+    attn, track, line = family_defaults(None, None, FAMILY | overrides, recipe)
+    assert (attn, track) == ("conv", "open")
+    (config,) = plan(attn=attn, task=task, profile=recipe, seeds=[0], track=track, overrides=FAMILY | overrides)
+    own = recipe.recipe(task)
+    plain = (own.model["dim"], own.model.get("head_hidden", 0), own.train["lr"])
+    assert (config.model.dim, config.model.head_hidden, config.train.lr) == (expected or plain)
+    assert plain != expected
+    for path, value in {"model.dim": 16, "model.head_hidden": 0, "train.lr": 0.0005}.items():
+        assert (f"{path}={value}" in line) == (profile == "quick" and path not in overrides)
+
+
+def test_the_recipe_changes_no_transformer():
+    recipe = load_profile("quick")
+    assert family_defaults("full", None, {}, recipe) == ("full", None, None)
+    (config,) = plan(attn="full", task="image", profile=recipe, seeds=[0], track="matched", overrides={})
+    assert (config.model.dim, config.model.head_hidden, config.train.lr) == (64, 128, 2e-3)
+
+
+def test_the_bare_command_of_the_readme_is_the_run_that_it_always_was():
+    values = FAMILY | {"model.pool": "contextpool"}
+    (config,) = plan(
+        attn="conv", task="image", profile=load_profile("quick"), seeds=[0], track="open", overrides=values
+    )
+    assert config.run_id("digest") == BARE_ID
 
 
 @pytest.mark.parametrize(
