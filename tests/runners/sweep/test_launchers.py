@@ -173,6 +173,7 @@ def test_the_former_name_of_the_launcher_option_still_works(option, tmp_path):
     assert "--engine" not in CliRunner().invoke(command, ["run", "--help"]).output
 
 
+@pytest.mark.nightly
 def test_a_killed_driver_is_started_again_and_finishes_the_rest(clean, home, tmp_path):
     suite = write_suite(tmp_path)
     arguments = sweep("run", suite, home, tmp_path / "store", "--device", "cpu", "--slots", "1", "--threads", "1")
