@@ -1,4 +1,8 @@
-"""A zoo of sequence mixers under one contract. Imports torch and nothing else of this project."""
+"""A zoo of sequence mixers under one contract.
+
+A mixer is attention, or a layer used in its place. `register_variant` adds one, `get_variant` returns one by name, and
+`attention_zoo.checks` holds the contract as functions. The package imports torch and nothing else of this project.
+"""
 
 from attention_zoo.base import LayerDims, OptionError, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.projections import HeadProjections, QkvConfig

@@ -1,4 +1,4 @@
-"""The contract between a model and a sequence mixer: dimensions, options, claims and the module itself."""
+"""The contract between a model and a sequence mixer: dimensions, options, traits and the module itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, Self, TypeVar
 
@@ -22,7 +22,7 @@ class OptionError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerDims:
-    """What the model imposes on a mixer; identical for every variant of a run.
+    """The dimensions that the model prescribes to its mixers; they are the same for every variant.
 
     Raises:
         ValueError: A size is not positive, or `dim` is not a multiple of `num_heads` while `head_dim` is left open.
@@ -58,14 +58,26 @@ class LayerDims:
             object.__setattr__(self, "head_dim", self.dim // self.num_heads)
 
 
+def suggest(name: str, known: Iterable[str], number: int = 1) -> str:
+    """Return the end of a message about an unknown name: up to `number` close names, or all known ones."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=number)
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return f"known: {', '.join(known) or 'none'}"
+
+
 def option(default: T, help: str) -> T:  # noqa: A002 - the field's word for it
-    """Return a dataclass field with a default and the sentence that `describe` prints for it."""
+    """Return a dataclass field with a default and the help text that `describe` prints for it."""
     return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VariantConfig:
-    """What the experimenter picks. Each variant has one subclass, whose fields are made by `option`."""
+    """The options of a variant, which the experimenter chooses.
+
+    Each variant has one subclass, with a field made by `option` for each option.
+    """
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> Self:
@@ -80,9 +92,7 @@ class VariantConfig:
         values: dict[str, Any] = {}
         for name, value in options.items():
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"
-                problems.append(f"{name}: unknown option; {hint}")
+                problems.append(f"{name}: unknown option; {suggest(name, known)}")
             elif not _accepts(known[name], value):
                 problems.append(f"{name}: expected {_type_text(known[name])}, got {value!r}")
             else:
@@ -116,7 +126,7 @@ class VariantConfig:
 
 
 def _accepts(hint: Any, value: Any) -> bool:
-    """Say whether a plain value fits an annotation; bool is not an int here, and an int fits a float."""
+    """Return whether a plain value fits an annotation; a bool is not an int here, and an int fits a float."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_accepts(argument, value) for argument in arguments)
@@ -139,31 +149,31 @@ def _type_text(hint: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Traits:
-    """What a variant claims of itself. The contract checks test each claim."""
+    """The properties that a variant claims to have. The contract checks test each claim."""
 
     memory: Literal["linear", "subquadratic", "quadratic"]
-    """Growth of the largest tensor made in forward and backward, with the length."""
+    """How the largest tensor of forward and backward grows with the length."""
     complexity: str
-    """Time in the paper's notation, for tables: `O(n w)`."""
+    """Growth of the time in the paper's notation, for tables, such as `O(n w)`."""
     causal: bool = False
-    """Whether `LayerDims.causal` is honoured; a variant that does not claim it must refuse it."""
+    """Whether there is a causal form. A variant without it is never built with `LayerDims.causal`."""
     padding_length_invariant: bool = True
-    """Whether more padding leaves the real positions as they were."""
+    """Whether the outputs of real positions stay the same when a sequence is padded further."""
     permutation_equivariant: bool = False
-    """Whether permuted tokens give the same outputs, permuted."""
+    """Whether permuted tokens give the same outputs in permuted order."""
     mixes_tokens: bool = True
-    """False for controls that look at each token alone."""
+    """False for controls that treat each token alone."""
     exact_limit: Callable[[int], Mapping[str, Any]] | None = None
-    """Options, by length, under which the variant computes exactly what `full` does with the same weights."""
+    """Function from a length to options with which the variant equals `full` with the same weights; None = no such."""
     waivers: Mapping[str, str] = field(default_factory=dict)
-    """Check -> reason. Strict: a waived check that passes is an error."""
+    """Name of a check -> reason why the variant does not pass it. A waived check that passes is an error."""
 
 
 class SequenceMixer(nn.Module, ABC):
-    """A module that lets tokens exchange information: attention, or what stands in its place.
+    """A module that lets tokens exchange information: attention, or a layer used in its place.
 
-    The mixer owns its projections, its dropout and its random state (as buffers). The block around it owns norm,
-    residual and feed-forward; the model owns embedding, positions, pooling and head.
+    The mixer owns its projections, its dropout and its random state (as buffers). The block around it owns the norm,
+    the residual connection and the feed-forward layers. The model owns embedding, positions, pooling and head.
     """
 
     def __init__(self, config: VariantConfig, dims: LayerDims) -> None:
@@ -180,45 +190,45 @@ class SequenceMixer(nn.Module, ABC):
             mask: (batch, length), bool, True = real token, in any pattern; None = all real.
 
         Returns:
-            (batch, length, dim). Masked positions are finite and otherwise unspecified; a sequence without any real
-            token gives zeros.
+            (batch, length, dim). The values at masked positions are finite and otherwise unspecified. A sequence
+            without any real token gives zeros.
 
         Raises:
             ValueError: The length exceeds `dims.max_length`, or the mask has another shape or dtype.
         """
 
     def transform_stream(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Change the residual stream itself before the block's norm; the identity unless overridden."""
+        """Change the residual stream itself before the block's norm; returns it unchanged unless overridden."""
         return x
 
     def auxiliary_loss(self) -> Tensor | None:
-        """Return a scalar to add to the loss of the step, such as a penalty on spans; None unless overridden."""
+        """Return a scalar that is added to the loss, such as a penalty on spans; None unless overridden."""
         return None
 
     def after_step(self) -> None:
-        """Run after every optimiser step, for instance to clamp a parameter; nothing unless overridden."""
+        """Do what is due after every optimiser step, such as clamping a parameter; nothing unless overridden."""
 
     def learning_rate_scales(self) -> dict[str, float]:
-        """Return factors of the learning rate by parameter name; 1 for the rest, and for all unless overridden."""
+        """Return factors of the learning rate by parameter name; parameters that are not named have factor 1."""
         return {}
 
     def statistics(self) -> dict[str, Tensor]:
-        """Return scalars of the last forward pass worth a learning curve; none unless overridden."""
+        """Return scalars of the last forward pass for learning curves, by name; none unless overridden."""
         return {}
 
     def token_statistics(self) -> dict[str, Tensor]:
-        """Return numbers of each token in the last forward pass worth a figure; none unless overridden.
+        """Return one number for each token of the last forward pass, for figures, by name; none unless overridden.
 
-        Each is (batch, length - num_prefix), detached, zero at masked tokens.
+        Each tensor is (batch, length - num_prefix), detached, and zero at masked tokens.
         """
         return {}
 
     def resolved_backend(self, device: torch.device) -> str:  # noqa: ARG002
-        """Name the implementation that `forward` uses in training on this device; it goes into the record."""
+        """Return the name of the implementation that `forward` uses in training on this device, for the record."""
         return "torch"
 
     def check_input(self, x: Tensor, mask: Tensor | None) -> None:
-        """Refuse what the contract does not allow. Every `forward` starts with it.
+        """Raise ValueError for inputs that the contract does not allow. Every `forward` calls this first.
 
         Raises:
             ValueError: See `forward`.

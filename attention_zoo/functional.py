@@ -1,4 +1,7 @@
-"""Softmax attention as mathematics: parameter-free, on heads, plain torch. The truth for every faster form."""
+"""Softmax attention as the textbook writes it, in plain torch and without parameters.
+
+Every faster form in `attention_zoo.kernels` is tested against this one, outputs and gradients.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def attention(
     causal: bool = False,
     weight_factor: Tensor | None = None,
 ) -> Tensor:
-    """Attend: softmax(q kᵀ / sqrt(head_dim)) v (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1).
+    """Compute softmax(q kᵀ / sqrt(head_dim)) v (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
 
     Args:
         q: (batch, num_heads, queries, head_dim).
@@ -33,12 +36,14 @@ def attention(
     Returns:
         (batch, num_heads, queries, value_dim); zeros for a query that may see no key.
     """
+    # (batch, num_heads, queries, keys). A dot product of head_dim terms of variance 1 has the variance head_dim; the
+    # scale brings it back to 1, so that the softmax does not start out saturated.
     scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
-    allowed = score_mask(mask)
+    allowed = score_mask(mask)  # broadcastable to the scores
     if causal:
         past = causal_mask(q.shape[2], k.shape[2], q.device)
         allowed = past if allowed is None else allowed & past
-    weights = masked_softmax(scores, allowed)
+    weights = masked_softmax(scores, allowed)  # (batch, num_heads, queries, keys); rows sum to 1, or are all zero
     return (weights if weight_factor is None else weights * weight_factor) @ v
 
 

@@ -1,8 +1,7 @@
-"""Names of variants and what stands behind them: built-in files, and plug-ins found by entry point."""
+"""Registry of variants: built-in ones, one per file, and plug-ins that are found by entry point."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -14,21 +13,21 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from attention_zoo import variants
-from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig
+from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, suggest
 
 ENTRY_POINT_GROUP = "attention_zoo.variants"
 OWN_DISTRIBUTION = "lra-harness"
-"""The distribution of this project; it announces ContextPool by entry point, as a third party would."""
+"""The distribution of this project, which announces ContextPool by entry point, as a third party would."""
 
 M = TypeVar("M", bound=type[SequenceMixer])
 
 
 class UnknownVariantError(LookupError):
-    """No variant has this name."""
+    """There is no variant of this name."""
 
 
 class RegistrationError(TypeError):
-    """A class cannot be registered as it stands."""
+    """A class cannot be registered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,18 +36,18 @@ class VariantSpec:
 
     name: str
     title: str
-    """How tables and figures call it."""
+    """Name that tables and figures show, such as `Full attention`."""
     mixer: type[SequenceMixer]
     config: type[VariantConfig]
     traits: Traits
     paper: str
-    """The source in one line: authors, year, identifier."""
+    """Source in one line: authors, year, identifier."""
 
     def build(self, config: VariantConfig, dims: LayerDims) -> SequenceMixer:
         """Build one mixer.
 
         Raises:
-            ValueError: A causal mixer is asked of a variant that does not claim causality.
+            ValueError: `dims.causal` is set and the variant has no causal form.
         """
         if dims.causal and not self.traits.causal:
             raise ValueError(f"variant {self.name!r} has no causal form")
@@ -59,16 +58,22 @@ _registered: dict[str, VariantSpec] = {}
 
 
 def register_variant(name: str, *, traits: Traits, paper: str, title: str = "") -> Callable[[M], M]:
-    """Register a mixer class under a name; the class of its options is read off the constructor.
+    """Return a decorator that registers a mixer class; its config class is read from the constructor's annotation.
+
+    Args:
+        name: Name on command lines and in records, in lower snake case.
+        traits: Properties that the variant claims; the contract checks test them.
+        paper: Source in one line: authors, year, identifier.
+        title: Name that tables and figures show. If empty, it is derived from `name`: `my_mixer` becomes `My mixer`.
 
     Raises:
-        RegistrationError: The name is taken, be it by a variant not imported yet, or is not lower snake case, or a
-            signature departs from the contract.
+        RegistrationError: The name belongs to another variant, even one that is not imported yet; or it is not lower
+            snake case; or a signature differs from the contract. Raised when the decorator is applied.
     """
 
     def register(mixer: M) -> M:
         if name != normalise(name) or not name.isidentifier():
-            raise RegistrationError(f"{name!r}: a variant's name is lower snake case")
+            raise RegistrationError(f"{name!r}: the name of a variant must be lower snake case")
         home = _home(name)
         if home and mixer.__module__ != home and not mixer.__module__.startswith(f"{home}."):
             raise RegistrationError(f"{name!r} is a variant of {home}; refused: {_where(mixer)}")
@@ -84,21 +89,21 @@ def register_variant(name: str, *, traits: Traits, paper: str, title: str = "") 
 
 
 def normalise(name: str) -> str:
-    """Fold case and `-` so that `Adaptive-Span` on a command line finds `adaptive_span`."""
+    """Return the registered form of a name: lower case, with `_` for `-`."""
     return name.strip().lower().replace("-", "_")
 
 
 def available() -> list[str]:
-    """List the names of all variants, sorted, without importing any of them."""
+    """Return the names of all variants, sorted, without importing any of them."""
     return sorted({*_builtin_names(), *_plugins(), *_registered})
 
 
 def get_variant(name: str) -> VariantSpec:
-    """Find a variant, importing the one file or plug-in that registers it.
+    """Return a variant; only the file or plug-in that registers it is imported.
 
     Raises:
-        UnknownVariantError: With the closest names.
-        RegistrationError: The file or plug-in of this name registers no variant of this name.
+        UnknownVariantError: There is no such variant; the message has the closest names.
+        RegistrationError: The plug-in that announces this name does not register it.
     """
     key = normalise(name)
     if key not in _registered:
@@ -107,18 +112,16 @@ def get_variant(name: str) -> VariantSpec:
         elif key in _plugins():
             _plugins()[key].load()
         else:
-            close = difflib.get_close_matches(key, available(), n=3)
-            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(available())}"
-            raise UnknownVariantError(f"unknown variant {name!r}; {hint}")
+            raise UnknownVariantError(f"unknown variant {name!r}; {suggest(key, available(), 3)}")
     if key not in _registered:
         raise RegistrationError(f"nothing registers the name {key!r} where it was announced")
     return _registered[key]
 
 
 def plugin_origin(name: str) -> str:
-    """Return the distribution, with its version, that announces a variant of a third party; empty for our own.
+    """Return the distribution and version that announce a variant of a third party; empty for our own variants.
 
-    Our own variants go by the numerics version of the harness instead, so that a release leaves their identity alone.
+    Our own variants are identified by the numerics version of the harness, which a release does not change.
     """
     point = _plugins().get(normalise(name))
     if point is None or point.dist is None or point.dist.name == OWN_DISTRIBUTION:
@@ -127,7 +130,7 @@ def plugin_origin(name: str) -> str:
 
 
 def _home(name: str) -> str:
-    """Return the module, or for a plug-in the package, to which a name belongs; empty for a free one."""
+    """Return the module, or for a plug-in the package, to which a name belongs; empty if the name is free."""
     if name in _builtin_names():
         return f"{variants.__name__}.{name}"
     point = _plugins().get(name)
@@ -139,7 +142,7 @@ def _builtin_names() -> set[str]:
 
 
 def _plugins() -> dict[str, EntryPoint]:
-    """Entry points by name. A built-in name always wins, and the attempt is reported."""
+    """Return the entry points by name; one that has the name of a built-in variant is left out with a warning."""
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name in _builtin_names():

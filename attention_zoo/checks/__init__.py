@@ -1,6 +1,6 @@
-"""The contract of a sequence mixer as plain functions, for the variants of this zoo and for anybody's own.
+"""The contract of a sequence mixer as plain functions, for the variants of this zoo and for those of others.
 
-Each `check_x(spec)` raises AssertionError with a sentence that says what is wrong. In the tests of another package:
+Each `check_x(spec)` raises AssertionError with a message that says what is wrong. In the tests of another package:
 
     import pytest
     from attention_zoo import get_variant
@@ -12,8 +12,8 @@ Each `check_x(spec)` raises AssertionError with a sentence that says what is wro
     def test_contract(check):
         check()
 
-A variant whose default window or block is longer than the sequences of the checks (150 tokens) should be checked with
-a small one as well: `with_options(spec, {"window": 8})` is the same variant with another default.
+The sequences of the checks have at most 150 tokens. A variant whose default window or block is longer should also be
+checked with a small one: `with_options(spec, {"window": 8})` is the same variant with another default.
 
 The checks run on torch's default device: `with torch.device("cuda"): run_contract(spec)`.
 """
@@ -83,30 +83,30 @@ CHECKS: dict[str, Check] = {
     "exact_limit": check_exact_limit,
     "backends": check_backends,
 }
-"""Every check by name, the name that `Traits.waivers` uses."""
+"""All checks by name; `Traits.waivers` uses the same names."""
 
 
 def contract_checks(spec: VariantSpec) -> list[tuple[str, Callable[[], None]]]:
-    """List the checks that apply to a variant, ready to be called.
+    """Return the name and a function without arguments for each check that applies to a variant.
 
-    A waived check is turned round: it raises if the check passes, so that no excuse outlives its reason.
+    A waived check is inverted: it raises if the check passes, so that a waiver without a reason is found.
 
     Raises:
-        ValueError: The variant waives a check that does not exist or does not apply.
+        ValueError: The variant waives a check that does not exist or does not apply to it.
     """
     applying = [name for name in CHECKS if _applies(name, spec)]
     idle = set(spec.traits.waivers) - set(applying)
     if idle:
-        raise ValueError(f"{spec.name} waives checks that it does not have: {', '.join(sorted(idle))}")
+        raise ValueError(f"{spec.name} waives checks that do not apply to it: {', '.join(sorted(idle))}")
     return [
         (name, partial(_assert_still_fails if name in spec.traits.waivers else _run, name, spec)) for name in applying
     ]
 
 
 def run_contract(spec: VariantSpec) -> dict[str, str]:
-    """Run all checks that apply; return the message of each that failed, by name.
+    """Run all checks that apply, and return the message of each failed one by name.
 
-    An error other than AssertionError is the mixer's own and is not caught.
+    Only AssertionError is caught; any other error comes from the mixer itself.
     """
     failures = {}
     for name, run in contract_checks(spec):
@@ -132,7 +132,7 @@ def _assert_still_fails(name: str, spec: VariantSpec) -> None:
         CHECKS[name](spec)
     except AssertionError:
         return
-    raise AssertionError(f"{name} passes, so its waiver must go: {spec.traits.waivers[name]}")
+    raise AssertionError(f"remove the waiver of {name}: the check passes ({spec.traits.waivers[name]})")
 
 
 __all__ = ["CHECKS", "Check", "contract_checks", "run_contract", "with_options", *(f"check_{name}" for name in CHECKS)]

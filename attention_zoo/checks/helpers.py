@@ -1,4 +1,4 @@
-"""What the checks share: small mixers away from their initial symmetry, inputs, masks, and comparisons."""
+"""Shared by the checks: small mixers with perturbed parameters, inputs, masks, and comparisons."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from attention_zoo.base import LayerDims, SequenceMixer, VariantConfig
 from attention_zoo.registry import VariantSpec
 
 SHORT, LONG = 11, 150
-"""Lengths below and above the usual sizes of windows, blocks and sets of landmarks; neither is a multiple of them."""
+"""Lengths below and above the usual sizes of windows and blocks; neither is a multiple of one."""
 FAR = 1100
-"""A length above the widest windows that are usual."""
+"""A length above the usual sizes of wide windows."""
 DIM, HEADS = 16, 2
 EXACT = 1e-7
-"""Difference, relative to the largest entry, that two float64 computations of the same thing may show."""
+"""Largest difference between two float64 computations of one result, relative to the largest entry."""
 NOISE = 0.1
 SEED = 20220717
 
@@ -34,13 +34,13 @@ def make_dims(max_length: int = LONG, *, causal: bool = False, num_prefix: int =
 
 
 def forms(spec: VariantSpec) -> dict[str, LayerDims]:
-    """Return the forms in which a variant is built, by name: plain, with a prefix token, causal if claimed."""
+    """Return the dimensions of the forms of a variant, by name: plain, with a prefix token, causal if claimed."""
     found = {"plain form": make_dims(), "form with a prefix token": make_dims(num_prefix=1)}
     return found | ({"causal form": make_dims(causal=True)} if spec.traits.causal else {})
 
 
 def with_options(spec: VariantSpec, options: Mapping[str, Any]) -> VariantSpec:
-    """Return the variant with other defaults, so that its checks run on them: a small window, another backend.
+    """Return the variant with other defaults, such as a small window, so that the checks run with them.
 
     Raises:
         OptionError: See `VariantConfig.from_dict`.
@@ -63,9 +63,9 @@ def build(
     dtype: torch.dtype = torch.float64,
     seed: int = SEED,
 ) -> SequenceMixer:
-    """Build a mixer in evaluation mode on the default device, every parameter moved by a little seeded noise.
+    """Build a mixer in evaluation mode on the default device, with a little seeded noise added to every parameter.
 
-    The noise takes parameters away from zeros and ones, where a gradient may vanish and a leak may hide.
+    The noise moves parameters away from zeros and ones, at which a gradient may vanish and a leak may not show.
     """
     with torch.random.fork_rng(), torch.device("cpu"):
         torch.manual_seed(seed)
@@ -79,7 +79,7 @@ def build(
 
 
 def tokens(length: int, *, batch: int = 3, seed: int = SEED, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Draw (batch, length, dim)."""
+    """Draw an input, (batch, length, dim)."""
     drawn = torch.randn(batch, length, DIM, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
     return drawn.to(device=torch.get_default_device(), dtype=dtype)
 
@@ -91,7 +91,7 @@ def suffix_mask(length: int) -> Tensor:
 
 
 def scattered_mask(length: int) -> Tensor:
-    """Return (3, length): holes at random, the first token of the second sequence and the last of the third masked."""
+    """Return (3, length): random holes, with the first token of sequence 1 and the last of sequence 2 masked."""
     draw = torch.rand(3, length, generator=torch.Generator("cpu").manual_seed(SEED), device="cpu") > 0.4
     draw[1, 0], draw[2, -1] = False, False
     draw[:, length // 2] = True
@@ -99,19 +99,19 @@ def scattered_mask(length: int) -> Tensor:
 
 
 def mix(mixer: SequenceMixer, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Run a mixer as a model does: the change of the stream first, then the mixing."""
+    """Run a mixer as a model does: `transform_stream` first, then `forward`."""
     return mixer(mixer.transform_stream(x, mask), mask)
 
 
 def weighted_sum(out: Tensor, where: Tensor | None = None) -> Tensor:
-    """Reduce (batch, length, dim) to a scalar that treats no two entries alike, at the positions `where` only."""
+    """Sum (batch, length, dim), or its positions `where`, with a random weight for each entry."""
     draw = torch.randn(out.shape, generator=torch.Generator("cpu").manual_seed(SEED + 1), device="cpu")
     weighted = out * draw.to(out)
     return (weighted if where is None else weighted[where]).sum()
 
 
 def input_gradient(mixer: SequenceMixer, x: Tensor, mask: Tensor | None, where: Tensor) -> Tensor:
-    """Differentiate the outputs at the positions `where`, (batch, length) bool, by the inputs."""
+    """Return the gradient of the outputs at the positions `where`, (batch, length) bool, by the inputs."""
     leaf = x.detach().clone().requires_grad_()
     (gradient,) = torch.autograd.grad(
         weighted_sum(mix(mixer, leaf, mask), where), leaf, allow_unused=True, materialize_grads=True

@@ -32,30 +32,30 @@ from attention_zoo.checks.helpers import (
 from attention_zoo.registry import VariantSpec, get_variant
 
 SINGLE = 1e-4
-"""Difference, relative to the largest entry, that float32 may show from float64."""
+"""Largest difference between float32 and float64, relative to the largest entry."""
 BACKEND = 1e-6
-"""The same that a fast algorithm may show from the formula, in float64: below what float32 rounds away over a sum."""
+"""The same between a fast algorithm and the formula in float64: less than float32 loses by rounding in a sum."""
 MEMORY_LENGTHS = (512, 1024)
 GROWTH = {"linear": (0.0, 1.2), "subquadratic": (0.0, 1.8), "quadratic": (1.8, 2.2)}
 """Allowed exponents of the memory in the length."""
 
 
 def check_shape(spec: VariantSpec) -> None:
-    """The output has the shape and dtype of the input, and neither input nor mask is modified."""
+    """The output must have the shape and dtype of the input, and neither input nor mask may be modified."""
     for dtype in (torch.float32, torch.float64):
         mixer = build(spec, dtype=dtype)
         for length in (SHORT, LONG):
             x, mask = tokens(length, dtype=dtype), scattered_mask(length)
             x_before, mask_before = x.clone(), mask.clone()
             out = mix(mixer, x, mask)
-            assert out.shape == x.shape, f"input {tuple(x.shape)}, output {tuple(out.shape)}"
-            assert out.dtype == dtype, f"input {dtype}, output {out.dtype}"
-            assert torch.equal(x, x_before), "modifies its input"
-            assert torch.equal(mask, mask_before), "modifies the mask"
+            assert out.shape == x.shape, f"the output must be {tuple(x.shape)} like the input, is {tuple(out.shape)}"
+            assert out.dtype == dtype, f"the output must be {dtype} like the input, is {out.dtype}"
+            assert torch.equal(x, x_before), "forward modifies its input"
+            assert torch.equal(mask, mask_before), "forward modifies the mask"
 
 
 def check_lengths(spec: VariantSpec) -> None:
-    """Every length from 1 to `max_length` works; longer inputs and wrong masks raise ValueError."""
+    """Every length from 1 to `max_length` must work; longer inputs and wrong masks must raise ValueError."""
     max_length = 37
     mixer = build(spec, make_dims(max_length))
     for length in (1, 2, 3, 17, max_length - 1, max_length):
@@ -78,16 +78,21 @@ def _assert_refused(mixer: SequenceMixer, x: Tensor, mask: Tensor | None, what: 
 
 
 def check_dtypes(spec: VariantSpec) -> None:
-    """float32 agrees with float64; bfloat16, plain and by autocast, stays finite."""
+    """float32 must agree with float64; bfloat16, plain and by autocast, must stay finite."""
     single, double, half = (build(spec, dtype=dtype) for dtype in (torch.float32, torch.float64, torch.bfloat16))
     for length in (SHORT, LONG):
         mask = scattered_mask(length)
         mask[2] = False
         x = tokens(length)
         exact = mix(double, x, mask)[mask]
-        assert_close(mix(single, x.float(), mask)[mask].double(), exact, f"length {length}: float32", tolerance=SINGLE)
+        assert_close(
+            mix(single, x.float(), mask)[mask].double(),
+            exact,
+            f"length {length}: float32 against float64",
+            tolerance=SINGLE,
+        )
         low = mix(half, x.bfloat16(), mask)
-        assert low.dtype == torch.bfloat16, f"bfloat16 input gives {low.dtype}"
+        assert low.dtype == torch.bfloat16, f"bfloat16 input must give bfloat16, gives {low.dtype}"
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
             mixed = mix(single, x.float(), mask)
         for out, mixer, name in ((low, half, "bfloat16"), (mixed, single, "autocast to bfloat16")):
@@ -98,14 +103,14 @@ def check_dtypes(spec: VariantSpec) -> None:
                     weighted_sum(out), parameters, allow_unused=True, materialize_grads=True
                 )
                 finite = all(gradient.isfinite().all() for gradient in gradients)
-                assert finite, f"length {length}: {name} gives gradients of NaN or infinity"
+                assert finite, f"length {length}: {name} gives gradients with NaN or infinity"
 
 
 def check_memory(spec: VariantSpec) -> None:
-    """Memory grows with the length as claimed, in training with dropout, in causal form too where there is one.
+    """Memory must grow with the length as claimed, in training with dropout and in every form.
 
-    Measured: the largest tensor made in forward and backward, and all that is kept for backward. What a fused kernel
-    uses inside does not show.
+    The check measures the largest tensor of forward and backward, and all tensors that are kept for backward. The
+    workspace inside a fused kernel is not seen.
     """
     least, most = GROWTH[spec.traits.memory]
     for causal in (False, True) if spec.traits.causal else (False,):
@@ -115,13 +120,13 @@ def check_memory(spec: VariantSpec) -> None:
         for kind, (small, large) in {k: [size[k] for size in sizes] for k in sizes[0]}.items():
             exponent = math.log(large / small) / math.log(MEMORY_LENGTHS[1] / MEMORY_LENGTHS[0])
             text = f"{'causal' if causal else 'plain'} form: {kind} grows as length^{exponent:.2f}"
-            assert exponent <= most, f"{text}, claimed {spec.traits.memory}"
+            assert exponent <= most, f"{text}, more than the claim memory={spec.traits.memory!r}"
             if kind == "largest tensor":
-                assert exponent >= least, f"{text}: better than the claim of {spec.traits.memory}"
+                assert exponent >= least, f"{text}, less than the claim memory={spec.traits.memory!r}: claim less"
 
 
 def _training_memory(mixer: SequenceMixer, length: int) -> dict[str, int]:
-    """Bytes of one forward and backward pass on one sequence: the largest tensor made, and all kept for backward."""
+    """Return the bytes of the largest tensor of one training step, and of all tensors kept for backward."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*mixer.parameters(), *mixer.buffers())}
     kept: dict[int, int] = {}
 
@@ -142,7 +147,7 @@ def _training_memory(mixer: SequenceMixer, length: int) -> dict[str, int]:
 
 
 class _LargestTensor(TorchDispatchMode):
-    """Notes the bytes of the largest tensor that any operation makes; views count as what they look at."""
+    """Records the bytes of the largest tensor that any operation makes; a view counts as its whole storage."""
 
     def __init__(self, ignored: set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -164,9 +169,9 @@ class _LargestTensor(TorchDispatchMode):
 
 
 def check_exact_limit(spec: VariantSpec) -> None:
-    """With the options that the variant names, and the same weights, it computes what `full` does.
+    """With the options of `Traits.exact_limit` and the same weights, the variant must compute what `full` does.
 
-    The weights may belong to a mixer that the variant wraps.
+    The weights may be those of a mixer that the variant wraps.
     """
     assert spec.traits.exact_limit is not None
     for causal in (False, True) if spec.traits.causal else (False,):
@@ -177,16 +182,16 @@ def check_exact_limit(spec: VariantSpec) -> None:
             mixer = spec.build(options, dims).to(device=torch.get_default_device(), dtype=torch.float64).eval()
             weights = full.state_dict()
             holders = [name for name, part in mixer.named_modules() if weights.keys() <= part.state_dict().keys()]
-            assert holders, f"has no place for the weights of full attention: {', '.join(weights)}"
+            assert holders, f"no submodule has the parameters of full attention: {', '.join(weights)}"
             mixer.get_submodule(holders[0]).load_state_dict(weights, strict=False)
             text = f"length {length}{', causal' if causal else ''}: at its exact limit, against full attention"
             _assert_same(mixer, full, length, text, buffers=False, holder=holders[0])
 
 
 def check_backends(spec: VariantSpec) -> None:
-    """Every backend that this device has equals "reference", outputs and gradients, on memory full of NaN."""
+    """Every backend of this device must equal "reference", outputs and gradients, with uninitialised memory as NaN."""
     names = backends(spec.config)
-    assert "reference" in names, f"offers the backends {', '.join(names)}, and none called reference"
+    assert "reference" in names, f"one backend must be called reference; there are {', '.join(names)}"
     device = torch.zeros(()).device
     for causal in (False, True) if spec.traits.causal else (False,):
         dims = make_dims(causal=causal)
@@ -206,7 +211,7 @@ def check_backends(spec: VariantSpec) -> None:
 
 
 def backends(config: type[VariantConfig]) -> tuple[str, ...]:
-    """List the choices of the option `backend`; empty for a variant without it."""
+    """Return the choices of the option `backend`; empty for a variant without it."""
     return typing.get_args(typing.get_type_hints(config).get("backend"))
 
 
@@ -247,7 +252,7 @@ def _assert_same(
 
 @contextmanager
 def _poisoned_memory() -> Iterator[None]:
-    """Fill what `torch.empty` and its relatives return with NaN, so that anything left unwritten shows."""
+    """Fill the tensors that `torch.empty` and its relatives return with NaN, so that unwritten entries show."""
 
     def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def poisoned(*args: Any, **kwargs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checks of masks: what is padding never reaches a result."""
+"""Checks of masks: padding must not reach any result."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ from attention_zoo.registry import VariantSpec
 
 
 def check_suffix_padding(spec: VariantSpec) -> None:
-    """The content of padding at the end does not reach real positions."""
+    """The content of padding at the end must not change real positions."""
     _check_content(spec, suffix_mask, "padding at the end")
 
 
 def check_scattered_padding(spec: VariantSpec) -> None:
-    """The content of masked positions anywhere does not reach real ones; a causal mixer can fail only this one."""
+    """The content of masked positions anywhere must not change real ones.
+
+    A causal mixer passes the check with padding at the end whatever it does with the mask, so it needs this one.
+    """
     _check_content(spec, scattered_mask, "scattered masked positions")
 
 
@@ -43,11 +46,11 @@ def _check_content(spec: VariantSpec, make_mask: Callable[[int], Tensor], what: 
         x = tokens(length)
         other = torch.where(mask.unsqueeze(-1), x, 3.0 * tokens(length, seed=1))
         actual, expected = mix(mixer, other, mask)[mask], mix(mixer, x, mask)[mask]
-        assert_close(actual, expected, f"{form}, length {length}: the content of {what} reaches real positions")
+        assert_close(actual, expected, f"{form}, length {length}: the content of {what} changes real positions")
 
 
 def _built(spec: VariantSpec) -> Iterator[tuple[str, SequenceMixer, int]]:
-    """Iterate over every form of a variant, built, and a short and a long length."""
+    """Iterate over the forms of a variant, each as a name and a mixer, at a short and at a long length."""
     for form, dims in forms(spec).items():
         mixer = build(spec, dims)
         for length in (SHORT, LONG):
@@ -55,27 +58,27 @@ def _built(spec: VariantSpec) -> Iterator[tuple[str, SequenceMixer, int]]:
 
 
 def check_padding_gradient(spec: VariantSpec) -> None:
-    """The gradient at masked inputs is exactly zero: a leak too small for any tolerance shows here."""
+    """The gradient at masked inputs must be exactly zero, which shows leaks that are too small for a tolerance."""
     for form, mixer, length in _built(spec):
         mask, x, at = scattered_mask(length), tokens(length), f"{form}, length {length}"
         gradient = input_gradient(mixer, x, mask, where=mask)
         assert gradient.isfinite().all(), f"{at}: the gradient of the input is not finite"
-        assert gradient[mask].any(), f"{at}: no gradient at all reaches the real inputs"
+        assert gradient[mask].any(), f"{at}: the gradient of the real inputs is zero everywhere"
         leak = gradient[~mask].abs().max()
-        assert leak == 0, f"{at}: the gradient at masked inputs is {leak:.1e}, not exactly zero"
+        assert leak == 0, f"{at}: the gradient at masked inputs must be exactly zero, is {leak:.1e}"
 
 
 def check_mask_none(spec: VariantSpec) -> None:
-    """No mask means the same as a mask that is True everywhere."""
+    """Mask None must give the same as a mask that is True everywhere."""
     for form, mixer, length in _built(spec):
         x = tokens(length)
         all_real = torch.ones(x.shape[:2], dtype=torch.bool)
-        what = f"{form}, length {length}: mask None against all True"
+        what = f"{form}, length {length}: mask None and a mask of True give different results"
         assert_close(mix(mixer, x, None), mix(mixer, x, all_real), what)
 
 
 def check_empty_rows(spec: VariantSpec) -> None:
-    """A sequence without any real token gives zeros, and gradients stay finite."""
+    """A sequence without any real token must give zeros, and all gradients must be finite."""
     for form, mixer, length in _built(spec):
         for others in (True, False):
             mask = scattered_mask(length) & others
@@ -94,7 +97,7 @@ def check_empty_rows(spec: VariantSpec) -> None:
 
 
 def check_padding_length(spec: VariantSpec) -> None:
-    """More padding leaves the real positions as they were; a variant that does not claim it must depend on it."""
+    """More padding must not change real positions, unless the variant says that it does."""
     mixer = build(spec, make_dims(LONG + SHORT))
     largest = 0.0
     for length, padding in ((SHORT, 5), (SHORT, LONG), (LONG, SHORT)):
@@ -106,6 +109,6 @@ def check_padding_length(spec: VariantSpec) -> None:
         apart = difference(actual, expected)
         largest = max(largest, apart)
         if spec.traits.padding_length_invariant:
-            assert apart <= EXACT, f"{padding} more padded positions change real ones of {length} by {apart:.1e}"
+            assert apart <= EXACT, f"length {length}: {padding} more padded positions change real ones by {apart:.1e}"
     if not spec.traits.padding_length_invariant:
-        assert largest > EXACT, "claims to depend on the padded length, and does not: set padding_length_invariant"
+        assert largest > EXACT, "set padding_length_invariant=True: the padded length does not change the result"

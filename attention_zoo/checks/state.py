@@ -1,4 +1,4 @@
-"""Checks of what a mixer holds: parameters, random state, options, hooks."""
+"""Checks of parameters, random state, options and optional methods."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from attention_zoo.registry import VariantSpec
 
 
 def check_determinism(spec: VariantSpec) -> None:
-    """In evaluation the global seed plays no part; in training with dropout it decides everything."""
+    """The global seed must not matter in evaluation; in training with dropout it must fix the result."""
     mixer = build(spec, make_dims(dropout=0.3))
     x, mask = tokens(LONG), scattered_mask(LONG)
     with torch.random.fork_rng():
@@ -34,11 +34,15 @@ def check_determinism(spec: VariantSpec) -> None:
         assert torch.equal(first, _seeded(mixer, x, mask, seed=2)), "evaluation depends on the global seed"
         mixer.train()
         drawn = _seeded(mixer, x, mask, seed=1)
-        assert torch.equal(drawn, _seeded(mixer, x, mask, seed=1)), "training differs under the same global seed"
+        assert torch.equal(drawn, _seeded(mixer, x, mask, seed=1)), (
+            "training gives different results under the same global seed"
+        )
         redrawn = _seeded(mixer, x, mask, seed=2)
         assert difference(redrawn[mask], drawn[mask]) > 0, "dropout has no effect in training"
         mixer.eval()
-        assert torch.equal(first, _seeded(mixer, x, mask, seed=1)), "evaluation differs after a pass in training mode"
+        assert torch.equal(first, _seeded(mixer, x, mask, seed=1)), (
+            "evaluation gives another result after a pass in training mode"
+        )
 
 
 def _seeded(mixer: SequenceMixer, x: Tensor, mask: Tensor, *, seed: int) -> Tensor:
@@ -47,7 +51,7 @@ def _seeded(mixer: SequenceMixer, x: Tensor, mask: Tensor, *, seed: int) -> Tens
 
 
 def check_gradients(spec: VariantSpec) -> None:
-    """Every parameter gets a finite gradient that is not all zeros."""
+    """Every parameter must get a finite gradient that is not zero everywhere."""
     mixer = build(spec).train()
     with torch.random.fork_rng():
         loss = weighted_sum(mix(mixer, tokens(LONG), scattered_mask(LONG)).square())
@@ -60,23 +64,23 @@ def check_gradients(spec: VariantSpec) -> None:
     )
     for name, gradient in zip(named, gradients, strict=True):
         assert gradient is not None, f"parameter {name} gets no gradient"
-        assert gradient.any(), f"parameter {name} gets a gradient of zeros"
-        assert gradient.isfinite().all(), f"parameter {name} gets a gradient of NaN or infinity"
+        assert gradient.any(), f"parameter {name} gets a gradient that is zero everywhere"
+        assert gradient.isfinite().all(), f"parameter {name} gets a gradient with NaN or infinity"
 
 
 def check_state_dict(spec: VariantSpec) -> None:
-    """A twin with another seed computes the same bits once it has loaded the state: random state included."""
+    """A mixer with another seed must compute the same bits once it has loaded the state, random state included."""
     mixer, twin = build(spec), build(spec, seed=SEED + 1)
     state = {name: value.clone() for name, value in mixer.state_dict().items()}
     twin.load_state_dict(state, strict=True)
     for length in (SHORT, LONG):
         x, mask = tokens(length), scattered_mask(length)
         same = torch.equal(mix(mixer, x, mask), mix(twin, x, mask))
-        assert same, "something that decides on the output is not in the state dict"
+        assert same, "the state dict is not complete: a mixer that loads it gives another result (register a buffer)"
 
 
 def check_independent_instances(spec: VariantSpec) -> None:
-    """Two mixers share no memory, and two sizes live side by side in a process."""
+    """Two mixers must share no memory, and mixers of two sizes must work in one process."""
     mixer = build(spec, dtype=torch.float32)  # the dtype of construction: a conversion would unshare buffers
     x, mask = tokens(LONG, dtype=torch.float32), scattered_mask(LONG)
     before = mix(mixer, x, mask)
@@ -85,7 +89,9 @@ def check_independent_instances(spec: VariantSpec) -> None:
     assert not shared, f"two mixers share memory: {', '.join(sorted(name for name, _ in shared))}"
     wider = build(spec, LayerDims(dim=24, num_heads=3, max_length=LONG + SHORT))
     wide_x = torch.nn.functional.pad(tokens(LONG + SHORT), (0, 24 - DIM))
-    assert mix(wider, wide_x).shape == wide_x.shape, "a second size in the same process gives another shape"
+    assert mix(wider, wide_x).shape == wide_x.shape, (
+        "a mixer of a second size in the same process gives the wrong shape"
+    )
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.zero_()
@@ -98,21 +104,21 @@ def _storages(mixer: SequenceMixer) -> set[tuple[str, int]]:
 
 
 def check_config(spec: VariantSpec) -> None:
-    """Options go through JSON and back, each has a sentence of help, and an unknown one is refused."""
+    """Options must survive JSON, have a help text, and be refused if they are unknown."""
     config = spec.config()
     options = json.loads(json.dumps(config.to_dict()))
-    assert spec.config.from_dict(options) == config, f"the options change on their way through JSON: {options}"
+    assert spec.config.from_dict(options) == config, f"options change when they are written to JSON and read: {options}"
     silent = [name for name, _, _, text in spec.config.describe() if not text]
-    assert not silent, f"options without help: {', '.join(silent)}"
+    assert not silent, f"options without a help text: {', '.join(silent)}"
     try:
         spec.config.from_dict({"no_such_option": 1})
     except OptionError:
         return
-    raise AssertionError("accepts an unknown option")
+    raise AssertionError("from_dict must raise OptionError for an unknown option")
 
 
 def check_hooks(spec: VariantSpec) -> None:
-    """The optional methods keep to their word: the loss is a scalar or None, statistics are scalars without graph."""
+    """The optional methods must return what they promise: a scalar loss or None, scalar statistics without a graph."""
     mixer = build(spec).train()
     with torch.random.fork_rng():
         out = mix(mixer, tokens(LONG), scattered_mask(LONG))
@@ -123,10 +129,10 @@ def check_hooks(spec: VariantSpec) -> None:
         assert penalty.requires_grad, "auxiliary_loss has no gradient"
     for name, value in mixer.statistics().items():
         assert value.dim() == 0, f"statistic {name} must be a scalar, has shape {tuple(value.shape)}"
-        assert not value.requires_grad, f"statistic {name} carries a graph: detach it"
+        assert not value.requires_grad, f"detach statistic {name}: it requires a gradient"
     assert isinstance(mixer.resolved_backend(out.device), str), "resolved_backend must return a name"
     mixer.after_step()
     mixer.eval()
     once = mix(mixer, tokens(LONG))
     mixer.after_step()
-    assert_close(mix(mixer, tokens(LONG)), once, "after_step without an optimiser step changes the mixer")
+    assert_close(mix(mixer, tokens(LONG)), once, "after_step changes the result without an optimiser step")

@@ -1,4 +1,4 @@
-"""Checks of who may depend on whom: sequences of a batch, order, past and future."""
+"""Checks of dependence: between the sequences of a batch, on the order of tokens, on past and future."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from attention_zoo.registry import VariantSpec
 
 
 def check_batch_independence(spec: VariantSpec) -> None:
-    """A sequence gives the same whatever stands beside it in the batch, and wherever it stands."""
+    """The result of a sequence must not depend on the rest of the batch, nor on its place in the batch."""
     mixer = build(spec)
     for length in (SHORT, LONG):
         x, mask = tokens(length) * torch.tensor([1.0, 0.5, 2.0]).view(3, 1, 1), scattered_mask(length)
@@ -33,16 +33,22 @@ def check_batch_independence(spec: VariantSpec) -> None:
         for row in range(3):
             alone = mix(mixer, x[row : row + 1], mask[row : row + 1])[0]
             real = mask[row]
-            assert_close(together[row][real], alone[real], f"length {length}: sequence {row} depends on its batch")
+            assert_close(
+                together[row][real],
+                alone[real],
+                f"length {length}: the result of sequence {row} depends on the rest of the batch",
+            )
         order = torch.tensor([2, 0, 1])
         reordered = mix(mixer, x[order], mask[order])
         assert_close(
-            reordered[mask[order]], together[order][mask[order]], f"length {length}: the order of sequences matters"
+            reordered[mask[order]],
+            together[order][mask[order]],
+            f"length {length}: the order of the sequences changes results",
         )
 
 
 def check_permutation(spec: VariantSpec) -> None:
-    """Permuted tokens give permuted outputs where this is claimed, and do not where it is not."""
+    """Permuted tokens must give permuted outputs if the variant claims it, and must not if it does not."""
     mixer = build(spec, make_dims(FAR))
     order = torch.randperm(FAR, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     order = order.to(torch.get_default_device())
@@ -50,19 +56,22 @@ def check_permutation(spec: VariantSpec) -> None:
     straight, permuted = mix(mixer, x, mask)[:, order], mix(mixer, x[:, order], mask[:, order])
     apart = difference(permuted[mask[:, order]], straight[mask[:, order]])
     if spec.traits.permutation_equivariant:
-        assert apart <= EXACT, f"claims permutation_equivariant, and permuted tokens change the outputs by {apart:.1e}"
+        text = f"set permutation_equivariant=False: the order of tokens changes the outputs by {apart:.1e}"
+        assert apart <= EXACT, text
     else:
-        assert apart > EXACT, "does not use the order of tokens: claim permutation_equivariant"
+        assert apart > EXACT, "set permutation_equivariant=True: the order of tokens does not change the outputs"
 
 
 def check_causal(spec: VariantSpec) -> None:
-    """In causal form no output depends on a later input; without the claim, the causal form is refused."""
+    """In the causal form no output may depend on a later input; a variant without this form must refuse it."""
     if not spec.traits.causal:
         try:
             spec.build(spec.config(), make_dims(causal=True))
         except ValueError:
             return
-        raise AssertionError("does not claim causality, and builds with causal=True all the same")
+        raise AssertionError(
+            "raise ValueError for causal dimensions: the variant claims no causal form, but builds with causal=True"
+        )
     mixer = build(spec, make_dims(causal=True))
     for length in (SHORT, LONG):
         for mask in (None, scattered_mask(length)):
@@ -72,9 +81,9 @@ def check_causal(spec: VariantSpec) -> None:
 
 
 def check_reach(spec: VariantSpec) -> None:
-    """Outputs depend on other positions, on both sides unless causal; without `mixes_tokens` they must not.
+    """Outputs must depend on other positions, on both sides unless causal; without `mixes_tokens` they must not.
 
-    The twin of every check of what may not depend: a mixer that mixes nothing would pass those.
+    A mixer that mixes nothing passes all checks that forbid a dependence; this one finds it.
     """
     for causal in (False, True) if spec.traits.causal else (False,):
         mixer = build(spec, make_dims(causal=causal))
@@ -87,7 +96,7 @@ def check_reach(spec: VariantSpec) -> None:
                 assert past > EXACT, f"{form}, length {length}: no output depends on an earlier position"
                 assert causal or future > EXACT, f"{form}, length {length}: no output depends on a later position"
             else:
-                assert max(past, future) <= EXACT, "claims to mix no tokens, and mixes them"
+                assert max(past, future) <= EXACT, "set mixes_tokens=True: outputs depend on other tokens"
 
 
 def _dependence(mixer: SequenceMixer, length: int, mask: Tensor | None, *, outputs: slice, inputs: slice) -> float:

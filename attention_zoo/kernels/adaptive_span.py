@@ -1,9 +1,13 @@
 """Softmax attention whose weights fade out with the distance, over a band of keys and in linear memory.
 
 The weights are m exp(s) / sum(m exp(s)), with scores s and the mask m = clamp(1 - (distance - span) / ramp, 0, 1) of
-Sukhbaatar et al. 2019 (arXiv:1905.07799, equation 1). The mask joins the scores as log m before the softmax. A few
-queries at a time meet the keys of their band; scores are made again in backward, with dropout from a seed, and nothing
-of queries-by-keys size is ever stored.
+Sukhbaatar et al. 2019 (arXiv:1905.07799, the soft mask m_z). Since m exp(s) = exp(s + log m), log m is added to the
+scores and an ordinary softmax follows. A few queries at a time meet the keys of their band. Scores are computed again
+in backward, and dropout is drawn again from its seed, so no tensor of queries-by-keys size is ever stored.
+
+The gradient of the scores is that of softmax attention, see `attention_zoo.kernels.blockwise`. The span gets its
+gradient through log m: d loss / d span = sum over queries and keys of dS * (d log m / d span), and on the ramp
+d log m / d span = 1 / (ramp * m).
 """
 
 from __future__ import annotations
@@ -16,18 +20,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attention_zoo.kernels.blocks import cut
+from attention_zoo.kernels.blockwise import prepare
+
 _QUERIES = 64
-"""Queries in a block; fixed, so that a block's scores grow linearly with the band."""
+"""Queries in a block. The number is fixed, so that the scores of a block grow linearly with the band."""
 _SCORES = 2**18
-"""Scores in a block, when several sequences fit beside each other."""
+"""Scores in a block that takes in several sequences."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Band:
-    """Which keys are met, and how the weights fade with the distance."""
+    """Which keys a query meets, and how the weights fade with the distance."""
 
     radius: int
-    """Farthest distance that is met at all; the caller answers for m = 0 beyond it."""
+    """Farthest distance at which keys are met at all. The caller guarantees m = 0 beyond it."""
     ramp: int
     """Distance over which m falls from 1 to 0."""
     causal: bool = False
@@ -39,7 +46,10 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Some sequences, some queries of theirs, and the range of keys beside the prefix that these meet."""
+    """A part of the work: some sequences, a range of queries, and the range of keys that these meet.
+
+    Every block meets the first `prefix` keys as well, in front of its range.
+    """
 
     sequences: slice
     queries: slice
@@ -47,12 +57,12 @@ class _Block:
     prefix: int
 
     def take(self, x: Tensor) -> Tensor:
-        """Pick the keys out of (batch, num_heads, length, features)."""
+        """Take the keys of the block from (batch, num_heads, length, features), those of the prefix first."""
         band = x[self.sequences, :, self.keys]
         return torch.cat((x[self.sequences, :, : self.prefix], band), dim=2) if self.prefix else band
 
     def add_to(self, total: Tensor, part: Tensor) -> None:
-        """Add what belongs to the keys to (batch, num_heads, length, features)."""
+        """Add the gradients of the keys of the block to (batch, num_heads, length, features)."""
         if self.prefix:
             total[self.sequences, :, : self.prefix] += part[:, :, : self.prefix]
         total[self.sequences, :, self.keys] += part[:, :, self.prefix :]
@@ -64,28 +74,28 @@ class _Block:
         )
 
     def part_of(self, span: Tensor) -> Tensor:
-        """Pick what belongs to the queries out of a span with axes of size one for "all"."""
-        rows = self.sequences if span.shape[0] > 1 else slice(None)
-        return span[rows, :, self.queries if span.shape[2] > 1 else slice(None)]
+        """Take the spans of the queries; axes of size 1 stand for all sequences or all queries."""
+        return cut(span, (self.sequences, slice(None), self.queries))
 
 
 def spanned_attention(q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tensor | None, band: Band) -> Tensor:
-    """Attend within spans.
+    """Compute softmax attention within spans.
 
     Computes in float32 (float64 for float64 inputs), under autocast too.
 
     Args:
         q: (batch, num_heads, length, head_dim).
-        k: (batch, num_heads, length, head_dim).
-        v: (batch, num_heads, length, head_dim).
+        k: Like `q`.
+        v: Like `q`.
         span: Distance up to which m = 1, in tokens; (1 or batch, num_heads, 1 or length).
         mask: (batch, length), bool, True = real token.
-        band: The rest.
+        band: Reach, ramp, causality, prefix and dropout.
 
     Returns:
-        (batch, num_heads, length, head_dim) in the dtype of `q`. Rows that see no key are finite and unspecified.
+        (batch, num_heads, length, head_dim) in the dtype of `q`; finite and unspecified for a query that sees no key.
     """
-    # A compiler would unroll the loop over blocks anew for every radius: this stays as it is, between two graphs.
+    # Under torch.compile the call stays outside the graph: the compiler would unroll the loop over blocks, again for
+    # each radius.
     run = torch.compiler.disable(_run) if torch.compiler.is_compiling() else _run
     out: Tensor = run(q, k, v, span, mask, band)
     return out
@@ -100,10 +110,12 @@ class _Spanned(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tensor | None, band: Band) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
-            queries, keys, values, spans = _prepare(q, k, v, span)
+            queries, keys, values = prepare(q, k, v)
+            spans = span.to(values.dtype)
             dropout, fade = _Dropout(band, q.device), _Fade(spans, q.shape[2], band, backward=False)
             out = torch.empty_like(values)
             for block in _blocks(q.shape[0], q.shape[1], q.shape[2], band):
+                # (sequences, num_heads, queries of the block, prefix + keys of the band)
                 weights = _weights(queries, keys, mask, fade.of(block)[0], block)
                 out[block.sequences, :, block.queries] = dropout.apply_(weights) @ block.take(values)
             out = out.to(q.dtype)
@@ -116,10 +128,11 @@ class _Spanned(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, span, mask, out = ctx.saved_tensors
         band: Band = ctx.band
-        queries, keys, values, spans = _prepare(q, k, v, span)
+        queries, keys, values = prepare(q, k, v)
+        spans = span.to(values.dtype)
         dropout, fade = _Dropout(band, q.device), _Fade(spans, q.shape[2], band, backward=True)
         grad = grad_out.to(values.dtype)
-        mean = (grad * out).sum(dim=-1, keepdim=True)
+        mean = (grad * out).sum(dim=-1, keepdim=True)  # rowsum(dO O), (batch, num_heads, length, 1)
         grad_q, grad_k, grad_v = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
         grad_span = torch.zeros_like(spans)
         for block in _blocks(q.shape[0], q.shape[1], q.shape[2], band):
@@ -128,6 +141,7 @@ class _Spanned(torch.autograd.Function):
             assert slope is not None
             weights = _weights(queries, keys, mask, log_m, block)
             keep = dropout.draw(weights)
+            # dP, then dS = P (dP - rowsum(dO O)): (sequences, num_heads, queries, keys)
             grad_weights = grad[b, :, i] @ block.take(values).transpose(-2, -1)
             grad_weights = grad_weights if keep is None else grad_weights.mul_(keep)
             grad_scores = grad_weights.sub_(mean[b, :, i]).mul_(weights)
@@ -135,21 +149,16 @@ class _Spanned(torch.autograd.Function):
             block.add_to(grad_v, dropped.transpose(-2, -1) @ grad[b, :, i])
             block.add_to(grad_k, grad_scores.transpose(-2, -1) @ queries[b, :, i])
             grad_q[b, :, i] = grad_scores @ block.take(keys)
+            # dS reaches log m unchanged, so the span gets the sum over the keys of dS times the slope of log m.
             part = block.part_of(grad_span)
             part += grad_scores.mul_(slope).sum(dim=-1).sum_to_size(part.shape)
-        grad_q *= q.shape[-1] ** -0.5
+        grad_q *= q.shape[-1] ** -0.5  # `queries` hold the scale, so dk has it already; dq does not
         return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_span.to(span.dtype), None, None
-
-
-def _prepare(q: Tensor, k: Tensor, v: Tensor, span: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scale the queries, and bring everything into the dtype of the computation."""
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    queries = (q.to(dtype) * q.shape[-1] ** -0.5).contiguous()
-    return queries, k.to(dtype).contiguous(), v.to(dtype).contiguous(), span.to(dtype)
 
 
 def _blocks(batch: int, num_heads: int, length: int, band: Band) -> Iterator[_Block]:
     """Cut the band into blocks: prefix tokens first, with all keys, then a few queries at a time with their band."""
+    # The prefix is at distance 0 of everything, so as queries its tokens meet all keys.
     prefix = min(band.num_prefix, length)
     starts = range(prefix, length, _QUERIES)
     ranges = [(slice(0, prefix), slice(prefix, length))] if prefix else []
@@ -167,52 +176,58 @@ def _blocks(batch: int, num_heads: int, length: int, band: Band) -> Iterator[_Bl
 class _Fade:
     """The mask m of the blocks of one pass: log m, and its derivative by the span.
 
-    Spans without axes of batch and length give one line of values by distance, from which blocks are read.
+    If a head has one span for all sequences and tokens, log m depends on the offset key - query alone. It is then
+    computed once, as a line over all offsets, and every block reads its values from there.
     """
 
     def __init__(self, spans: Tensor, length: int, band: Band, *, backward: bool) -> None:
         self.spans, self.length, self.band, self.backward = spans, length, band, backward
         self.lowest = torch.finfo(spans.dtype).min / 4
-        """Added up with itself and any score it stays finite, and its weight is exactly zero."""
+        """Stands for log 0: its sum with any score and with itself is finite, and its weight is exactly zero."""
         self.by_distance = spans.numel() == spans.shape[1]
         if self.by_distance:
+            # |offset| for offsets 1 - length .. length - 1; the line is (1, num_heads, 2 * length - 1).
             offsets = torch.arange(1 - length, length, device=spans.device).abs_()
             self.line, self.slopes = self._fade(offsets, spans)
 
     def of(self, block: _Block) -> tuple[Tensor, Tensor | None]:
         """Return log m and d log m / d span, both broadcastable to (sequences, num_heads, queries, keys)."""
-        i = torch.arange(block.queries.start, block.queries.stop, device=self.spans.device)[:, None]
-        j = block.positions(self.spans.device)
+        i = torch.arange(block.queries.start, block.queries.stop, device=self.spans.device)[:, None]  # (queries, 1)
+        j = block.positions(self.spans.device)  # (keys,)
         if self.by_distance:
             log_m = self._read(self.line, block)
             slope = None if self.slopes is None else self._read(self.slopes, block)
         else:
             distance = (i - j).abs_().masked_fill_((i < block.prefix) | (j < block.prefix), 0)
+            # spans (sequences, num_heads, queries, 1) against distances (queries, keys)
             log_m, slope = self._fade(distance, block.part_of(self.spans)[..., None])
         return (log_m.masked_fill_(j > i, self.lowest) if self.band.causal else log_m), slope
 
     def _read(self, line: Tensor, block: _Block) -> Tensor:
-        """Read (1, num_heads, queries, keys) off a line of all offsets; prefix tokens are at distance 0."""
+        """Read (1, num_heads, queries, keys) from a line over all offsets; prefix tokens are at distance 0."""
         queries, keys = block.queries, block.keys
         count, met = queries.stop - queries.start, keys.stop - keys.start
         if queries.start < block.prefix:
             return line.new_zeros(*line.shape[:2], count, block.prefix + met)
-        # The last query's offsets come first: each query before it begins one further on.
+        # `unfold` makes windows of `met` neighbouring offsets, each starting one further on than the one before. The
+        # last query of the block has the lowest offsets, hence the first window: `flip` puts the queries in order.
         first = keys.start - queries.stop + self.length
         values = line[..., first : first + count + met - 1].unfold(-1, met, 1).flip(2)
         return torch.nn.functional.pad(values, (block.prefix, 0)) if block.prefix else values
 
     def _fade(self, distance: Tensor, spans: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return log m at these distances, and with `backward` its derivative by the span."""
+        # m = 1 within the span and falls to 0 over the ramp beyond it.
         beyond = (distance.to(spans.dtype) - spans).relu_()
         m = 1.0 - beyond / self.band.ramp
-        # Written so that a span that is no number shows.
+        # In this form a NaN in a span gives NaN: m <= 0 is false for it. A clamp would hide that training diverged.
         log_m = torch.where(m <= 0.0, self.lowest, m.log())
         slope = torch.where((beyond > 0.0) & (m > 0.0), 1.0 / (self.band.ramp * m), 0.0) if self.backward else None
         return log_m, slope
 
 
 def _weights(queries: Tensor, keys: Tensor, mask: Tensor | None, log_m: Tensor, block: _Block) -> Tensor:
-    """Compute the weights of one block: (sequences, num_heads, queries, keys)."""
+    """Return the softmax of the scores of one block: (sequences, num_heads, queries, keys)."""
     scores = queries[block.sequences, :, block.queries] @ block.take(keys).transpose(-2, -1)
     scores += log_m
     if mask is not None:
@@ -222,7 +237,7 @@ def _weights(queries: Tensor, keys: Tensor, mask: Tensor | None, log_m: Tensor, 
 
 
 class _Dropout:
-    """Drops weights of block after block, the same ones for the same seed and the same blocks in the same order."""
+    """Drops weights of block after block; the same seed and the same blocks in the same order drop the same weights."""
 
     def __init__(self, band: Band, device: torch.device) -> None:
         self.rate = band.dropout

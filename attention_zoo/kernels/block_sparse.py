@@ -1,8 +1,11 @@
 """Softmax attention in which each block of queries meets its own list of key blocks, and perhaps some shared keys.
 
-A few blocks of queries at a time gather their keys, small enough to stay in the processor's cache; scores, gathered
-keys and dropout are made again in backward, so that only the inputs are stored. The log-sum-exp of the scores comes out
-beside the result, differentiable, so that attentions over disjoint sets of keys can be merged (`merge`).
+A few blocks of queries at a time gather their keys, so few that everything stays in the processor's cache. Scores,
+gathered keys and dropout are computed again in backward, so that only the inputs are stored. The log-sum-exp L of the
+scores is returned beside the output, with a gradient, so that attentions over disjoint sets of keys can be merged.
+
+The gradient of the scores is that of softmax attention, see `attention_zoo.kernels.blockwise`, plus one term for L:
+with weights P, d L / d S = P, so dS = P (dP - rowsum(P dP)) + P dL.
 """
 
 from __future__ import annotations
@@ -15,25 +18,26 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attention_zoo.kernels.blocks import cut
 from attention_zoo.kernels.blockwise import DropoutBits
 
 _NUMBERS_CPU = 3 * 2**16
-"""Scores, or features of keys, made at a time (768 KiB in float32), when several blocks fit beside each other."""
+"""Scores, or features of keys, that are computed at a time (768 KiB in float32) if several blocks fit."""
 _NUMBERS_GPU = 2**25
 
 HIDDEN = torch.finfo(torch.float32).min / 4
-"""Added to a hidden score: the weight underflows to zero. Three of them add up to a finite number still."""
+"""Added to a hidden score: the weight underflows to zero. The sum of three of them is still a finite number."""
 
 Part = tuple[slice, slice, slice]
-"""Which sequences, heads and blocks of queries."""
+"""Slices of the sequences, the heads and the blocks of queries."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pattern:
-    """Who meets whom. Queries come in blocks of equal size; so do keys, and the size may be another.
+    """Which block of queries meets which keys. All blocks of queries have one size, and all blocks of keys have one.
 
-    Masks are bool, True = may be seen, and must hide the entries of `index` that stand for no block, or for one that
-    is met already.
+    Masks are bool, True = may be seen. They must hide the entries of `index` that stand for no block, or for a block
+    that is already in the list.
     """
 
     index: Tensor
@@ -65,14 +69,14 @@ def block_sparse_attention(
         q: (batch, num_heads, query blocks * queries, head_dim).
         k: (batch, num_heads, key blocks * key_size, head_dim).
         v: Like `k`.
-        pattern: Who meets whom.
+        pattern: Which block of queries meets which keys.
         dropout: Probability of dropping a weight, rounded to a multiple of 2^-16.
 
     Returns:
         The outputs, shaped like `q`, and the log-sum-exp of the scores, (batch, num_heads, query blocks * queries), of
         which the gradient flows too. Rows that see no key have finite outputs, and a log-sum-exp far below all others.
     """
-    # A compiler would unroll the loop over parts: under torch.compile this stays as it is, between two graphs.
+    # Under torch.compile the call stays outside the graph: the compiler would unroll the loop over parts.
     run = torch.compiler.disable(_run) if torch.compiler.is_compiling() else _run
     out, log_sum = run(q, k, v, pattern, dropout)
     return out, log_sum
@@ -97,6 +101,8 @@ def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     Returns:
         The same of the union.
     """
+    # A part whose scores sum to exp(L_i) has the share exp(L_i) / sum_j exp(L_j) of the common softmax, which is the
+    # softmax over the parts: (parts, batch, num_heads, queries).
     log_sums = torch.stack([log_sum for _, log_sum in parts])
     shares = log_sums.softmax(dim=0)
     merged = parts[0][0] * shares[0].unsqueeze(-1).to(parts[0][0].dtype)
@@ -106,7 +112,7 @@ def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 class _Shape(NamedTuple):
-    """What is not a tensor."""
+    """The arguments of the kernel that are not tensors."""
 
     query_blocks: int
     key_size: int
@@ -119,16 +125,18 @@ class _BlockSparse(torch.autograd.Function):
     def forward(ctx: Any, shape: _Shape, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         work = _Work(shape, q, k, v, *others)
         bits = DropoutBits(shape.dropout, shape.seed, work.like)
+        # In memory the output is (batch, length, num_heads, head_dim): putting the heads side by side again is free.
         out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         out_blocks = work.blocks_of(out)
-        log_sum = work.like.new_empty(work.q.shape[:4])
+        log_sum = work.like.new_empty(work.q.shape[:4])  # (batch, num_heads, query blocks, queries)
         with torch.autocast(q.device.type, enabled=False):
             for part in work.parts():
                 queries, keys, values = work.gather(part)
-                scores = work.scores(part, queries, keys)
+                scores = work.scores(part, queries, keys)  # (batch, num_heads, blocks, queries, keys) of the part
                 highest = scores.amax(dim=-1)
                 weights = torch.softmax(scores, dim=-1)
-                # The key with the highest score tells the sum of all: no second pass through the exponential.
+                # The key with the highest score s has the weight exp(s - L), so L = s - log(weight): no second pass
+                # through the exponential is needed.
                 log_sum[part] = highest - weights.amax(dim=-1).log()
                 bits.draw(weights.shape)
                 out_blocks[part] = (bits.drop_(weights) @ values).mul_(bits.scale)
@@ -154,8 +162,9 @@ class _BlockSparse(torch.autograd.Function):
                 grad = grad_blocks[part].to(work.like.dtype) * bits.scale
                 bits.draw(weights.shape)
                 grad_weights = bits.drop_(grad @ values.transpose(-2, -1))
+                # P (dP - rowsum(P dP)) in one pass
                 grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-                if grad_sums is not None:
+                if grad_sums is not None:  # + P dL
                     grad_scores.addcmul_(weights, grad_sums[part])
                 grad_q_blocks[part] = (grad_scores @ keys).mul_(work.scale)
                 work.scatter(part, grad_k, grad_scores.transpose(-2, -1) @ queries)
@@ -164,7 +173,11 @@ class _BlockSparse(torch.autograd.Function):
 
 
 class _Work:
-    """The inputs cut into blocks, and the way to and from the parts of them that fit into the cache."""
+    """The inputs cut into blocks, and the parts of the work that fit into the cache.
+
+    Keys and values are kept as one long list of blocks, (batch * num_heads * key blocks, key_size, head_dim), from
+    which a part gathers its own by number.
+    """
 
     def __init__(
         self,
@@ -183,13 +196,19 @@ class _Work:
         self.query_blocks = shape.query_blocks
         self.q = self.blocks_of(q)
         self.key_shape = k.shape
+        # (batch * num_heads * key blocks, key_size, head_dim)
         self.k, self.v = (x.unflatten(2, (-1, shape.key_size)).flatten(0, 2) for x in (k, v))
+        # A row is a pair of a sequence and a head: block j of row r is number r * (key blocks) + j in the list, and
+        # token j is number r * length + j in the list of tokens.
         rows = torch.arange(k.shape[0] * k.shape[1], device=q.device).view(k.shape[0], k.shape[1], 1)
+        # (batch, num_heads, query blocks, slots)
         self.index = rows.unsqueeze(3) * (k.shape[2] // shape.key_size) + index.unsqueeze(1)
+        # (batch, num_heads, shared keys)
         self.shared = None if shared is None else rows * k.shape[2] + shared.unsqueeze(1)
         self.num_shared = 0 if shared is None else shared.shape[1]
         self.scale = q.shape[-1] ** -0.5
         self.like = q.new_empty(0, dtype=torch.promote_types(q.dtype, torch.float32))
+        # All conditions take the five axes of the scores: (batch, num_heads, query blocks, queries, keys).
         self.seen = None if seen is None else self._penalty(seen[:, None, :, None])
         self.bias = None if bias is None else bias[:, None, :, None].to(self.like.dtype)
         self.relative = None if relative is None else self._penalty(relative)
@@ -197,17 +216,18 @@ class _Work:
         self.shared_seen = None if shared_seen is None else self._penalty(shared_seen[:, None, None, None])
 
     def _penalty(self, condition: Tensor) -> Tensor:
+        """Return what is added to the scores: 0 where the condition holds, HIDDEN elsewhere."""
         return condition.logical_not().to(self.like.dtype).mul_(HIDDEN)
 
     def blocks_of(self, x: Tensor) -> Tensor:
-        """Look at what belongs to the queries as (batch, num_heads, query blocks, queries, features)."""
+        """View a tensor that is laid out as the queries as (batch, num_heads, query blocks, queries, features)."""
         return x.unflatten(2, (self.query_blocks, -1))
 
     def parts(self) -> Iterator[Part]:
-        """Cut the work into as many blocks of queries, heads and sequences as fit."""
+        """Cut the work into parts of as many blocks of queries, heads and sequences as fit into the cache."""
         batch, num_heads, blocks, size, head_dim = self.q.shape
         keys = self.num_shared + self.index.shape[3] * self.k.shape[1]
-        # Short blocks of queries have few scores, and more in gathered keys.
+        # The largest tensor of a block is its scores (queries * keys), or for few queries its keys (keys * head_dim).
         numbers = keys * max(size, head_dim)
         together = max(1, (_NUMBERS_CPU if self.q.device.type == "cpu" else _NUMBERS_GPU) // numbers)
         heads = max(1, together // blocks)
@@ -223,26 +243,31 @@ class _Work:
         return queries, self._gather(part, self.k), self._gather(part, self.v)
 
     def _gather(self, part: Part, blocks: Tensor) -> Tensor:
-        x = _pick(blocks, self.index[part]).flatten(3, 4)
+        x = _pick(blocks, self.index[part]).flatten(3, 4)  # (batch, num_heads, blocks, slots * key_size, head_dim)
         if self.shared is not None:
+            # Shared keys are tokens, not blocks; they are the same for all blocks of queries.
             common = _pick(blocks.flatten(0, 1), self.shared[part[:2]]).unsqueeze(2)
             x = torch.cat((common.expand(-1, -1, x.shape[2], -1, -1), x), dim=3)
         return x.to(self.like.dtype)
 
     def scores(self, part: Part, queries: Tensor, keys: Tensor) -> Tensor:
-        """Return (batch, num_heads, blocks, queries, shared + gathered keys) of the part, hopeless where hidden."""
+        """Return the scores of the part, lowered by HIDDEN where a key is hidden.
+
+        Returns:
+            (batch, num_heads, blocks, queries, shared + gathered keys).
+        """
         scores = queries @ keys.transpose(-2, -1)
-        shared, own = scores[..., : self.num_shared], scores[..., self.num_shared :]
+        shared, own = scores[..., : self.num_shared], scores[..., self.num_shared :]  # views: changed in place
         if self.seen is not None:
-            own += _cut(self.seen, part)
+            own += cut(self.seen, part)
         if self.bias is not None:
-            own += _cut(self.bias, part)
+            own += cut(self.bias, part)
         if self.relative is not None:
             own += self.relative
         if self.pairs is not None:
-            own += self._penalty(_cut(self.pairs, part))
+            own += self._penalty(cut(self.pairs, part))  # the only condition as large as the scores
         if self.shared_seen is not None:
-            shared += _cut(self.shared_seen, part)
+            shared += cut(self.shared_seen, part)
         return scores
 
     def accumulator(self) -> tuple[Tensor, Tensor | None]:
@@ -251,11 +276,12 @@ class _Work:
         return self.like.new_zeros(self.k.shape), shared
 
     def scatter(self, part: Part, total: tuple[Tensor, Tensor | None], grad: Tensor) -> None:
-        """Add (batch, num_heads, blocks, shared + gathered keys, head_dim) to where the keys came from."""
+        """Add gradients (batch, num_heads, blocks, shared + gathered keys, head_dim) to those of their keys."""
         own, shared = total
         if shared is not None:
             shared[part[:2]] += grad[..., : self.num_shared, :].sum(dim=2)
             grad = grad[..., self.num_shared :, :].contiguous()
+        # A key block may be gathered by several blocks of queries: `index_add_` sums their gradients.
         own.index_add_(0, self.index[part].flatten(), grad.unflatten(3, (-1, own.shape[1])).flatten(0, 3))
 
     def collect(self, total: tuple[Tensor, Tensor | None]) -> Tensor:
@@ -269,8 +295,3 @@ class _Work:
 def _pick(x: Tensor, index: Tensor) -> Tensor:
     """Select entries of the first axis: (*index, ...)."""
     return x.index_select(0, index.flatten()).unflatten(0, index.shape)
-
-
-def _cut(condition: Tensor, part: Part) -> Tensor:
-    """Take a part of what has five axes, of which the first three may have size 1."""
-    return condition[tuple(s if size > 1 else slice(None) for s, size in zip(part, condition.shape[:3], strict=True))]

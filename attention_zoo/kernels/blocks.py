@@ -1,4 +1,4 @@
-"""Cutting sequences into blocks: padding to a multiple, masks of blocks, neighbours."""
+"""Helpers that cut sequences into blocks: padding to a multiple, masks of blocks, neighbours of a block."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def num_blocks(length: int, size: int) -> int:
-    """Count the blocks of `size` tokens that hold `length` tokens, the last one perhaps in part."""
-    return -(-length // size)
+    """Count the blocks of `size` tokens that hold `length` tokens; the last one may be filled in part."""
+    return -(-length // size)  # rounds up
 
 
 def pad_to_blocks(x: Tensor, size: int) -> Tensor:
     """Pad (batch, num_heads, length, head_dim) with zero tokens to a multiple of `size`."""
-    missing = -x.shape[2] % size
+    missing = -x.shape[2] % size  # tokens up to the next multiple
     return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
@@ -44,26 +44,27 @@ def fold_blocks(x: Tensor, size: int) -> Tensor:
 
 
 def unfold_blocks(x: Tensor, batch: int, length: int) -> Tensor:
-    """Undo `fold_blocks`, and drop what lies behind `length`."""
+    """Undo `fold_blocks`, and drop the padding behind `length`."""
     return x.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)[:, :, :length]
 
 
 def neighbours(blocks: int, before: int, after: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Number the blocks from `before` blocks ahead of each block to `after` blocks behind it.
+    """Number the neighbours of each block: `before` blocks ahead of it, itself, and `after` blocks behind it.
 
     Returns:
-        (blocks, before + 1 + after), int64, clamped to existing ones; and the same shape, bool, True = exists.
+        Block numbers (blocks, before + 1 + after), int64; and a bool tensor of the same shape, True where there is such
+        a block. A neighbour that would lie outside has the number of the nearest block, so that it can be gathered.
     """
-    offsets = torch.arange(-before, after + 1, device=device)
-    index = torch.arange(blocks, device=device)[:, None] + offsets
+    offsets = torch.arange(-before, after + 1, device=device)  # (slots,)
+    index = torch.arange(blocks, device=device)[:, None] + offsets  # (blocks, slots)
     return index.clamp(0, blocks - 1), (index >= 0) & (index < blocks)
 
 
 def seen_keys(index: Tensor, exists: Tensor, mask: Tensor | None, size: int) -> Tensor:
-    """Say which gathered keys may be seen: those of entries that exist, without masked tokens.
+    """Say which gathered keys may be seen: the real tokens of the key blocks that exist.
 
     Args:
-        index: (batch or 1, blocks, slots): key blocks.
+        index: (batch or 1, blocks, slots): the key blocks that each block of queries meets.
         exists: bool, like `index`.
         mask: bool, (batch or 1, blocks * size), or None.
         size: Tokens in a block.
@@ -71,11 +72,19 @@ def seen_keys(index: Tensor, exists: Tensor, mask: Tensor | None, size: int) -> 
     Returns:
         bool, (batch or 1, blocks, slots * size), as `Pattern.seen` takes it.
     """
-    seen = exists.unsqueeze(-1)
+    seen = exists.unsqueeze(-1)  # (batch or 1, blocks, slots, 1)
     if mask is None:
         seen = seen.expand(*index.shape, size)
     else:
         batch = max(mask.shape[0], index.shape[0])
+        # mask cut into blocks is (batch, blocks, size); indexed by (sequence, key block) it gives
+        # (batch, blocks, slots, size): for each slot the mask of the block that stands there.
         rows = torch.arange(batch, device=index.device)[:, None, None]
         seen = seen & mask.unflatten(1, (-1, size)).expand(batch, -1, -1)[rows, index]
     return seen.flatten(2)
+
+
+def cut(x: Tensor, part: tuple[slice, ...]) -> Tensor:
+    """Take a part of a tensor along its first axes; an axis of size 1 stands for all of them and is kept whole."""
+    # `part` may be shorter than the shape, whose other axes are kept too.
+    return x[tuple(s if size > 1 else slice(None) for s, size in zip(part, x.shape, strict=False))]

@@ -1,9 +1,16 @@
 """Softmax attention with dropout in memory linear in the length, for devices whose fused kernel has no dropout.
 
-Scores are made for a few queries at a time, small enough to stay in the processor's cache, and made again in backward;
-so is the dropout mask, from a seed. Nothing of queries-by-keys size is ever stored. The gradient is that of softmax
-attention as in FlashAttention (Dao et al. 2022, arXiv:2205.14135, appendix B.2), without its running maximum: here a
-block of queries sees all of its keys at once.
+The scores of a few queries at a time are small enough to stay in the processor's cache. They are computed again in
+backward, and the dropout mask is drawn again from its seed, so no tensor of queries-by-keys size is ever stored. The
+gradient is that of FlashAttention (Dao et al. 2022, arXiv:2205.14135, appendix B.2). Its running maximum is not needed,
+because a block of queries sees all of its keys at once.
+
+With weights P = softmax(S), S = q kᵀ / sqrt(head_dim), output O = P v and its gradient dO, the formulas are
+
+    dv = Pᵀ dO,  dP = dO vᵀ,  dS = P (dP - D) with D = rowsum(P dP) = rowsum(dO O),  dq = dS k,  dk = dSᵀ q
+
+where products without a transpose are taken entry by entry. The second form of D needs the output alone, which is why
+backward can visit one block after the other.
 """
 
 from __future__ import annotations
@@ -16,12 +23,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attention_zoo.kernels.blocks import cut
+
 _QUERIES = 64
-"""Queries in a block; fixed, so that a block's scores grow linearly with the keys."""
+"""Queries in a block. The number is fixed, so that the scores of a block grow linearly with the keys."""
 _SCORES = 2**17
-"""Scores in a block (512 KiB in float32), when several heads or sequences fit beside each other."""
+"""Scores in a block (512 KiB in float32) that takes in several heads or sequences."""
 _LEVELS = 2**16
-"""Values of the 16 random bits that decide on one weight."""
+"""Number of values of the 16 random bits that decide whether one weight is dropped."""
 
 Block = tuple[slice, slice, slice, slice]
 """Which sequences, heads, queries and keys."""
@@ -30,7 +39,7 @@ Block = tuple[slice, slice, slice, slice]
 def blockwise_attention(
     q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None, *, causal: bool = False, dropout: float = 0.0
 ) -> Tensor:
-    """Attend block by block, with dropout of the weights.
+    """Compute softmax attention block by block, with dropout of the weights.
 
     Computes in float32 (float64 for float64 inputs), under autocast too. What is dropped depends on the state of
     torch's global CPU generator and on nothing else: not on the number of threads.
@@ -44,18 +53,19 @@ def blockwise_attention(
         dropout: Probability of dropping a weight, rounded to a multiple of 2^-16.
 
     Returns:
-        (batch, num_heads, queries, value_dim) in the dtype of `q`. Rows that see no key are finite and unspecified.
+        (batch, num_heads, queries, value_dim) in the dtype of `q`; finite and unspecified for a query that sees no key.
     """
+    # One number from the global generator stands for all decisions: forward and backward derive the same ones from it.
     seed = int(torch.randint(2**63 - 1, ()).item()) if dropout > 0.0 else 0
     out: Tensor = _Blockwise.apply(q, k, v, allowed, causal, dropout, seed)  # type: ignore[no-untyped-call]
     return out
 
 
 def dropout_factor(q: Tensor, k: Tensor, *, causal: bool = False, dropout: float, seed: int) -> Tensor:
-    """Write out what a call with this seed multiplies the weights by: 0 or 1 / (1 - rate). For comparisons only.
+    """Write out the factors of the weights, 0 or 1 / (1 - rate), that a call with this seed uses; for comparisons only.
 
     Returns:
-        (batch, num_heads, queries, keys); 0 where causality makes whole blocks unseen.
+        (batch, num_heads, queries, keys); 0 in the blocks of keys that causality leaves out.
     """
     bits = DropoutBits(dropout, seed, q)
     factor = q.new_zeros(*q.shape[:3], k.shape[2])
@@ -78,14 +88,16 @@ class _Blockwise(torch.autograd.Function):
         seed: int,
     ) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
-            queries, keys, values = _prepare(q, k, v)
+            queries, keys, values = prepare(q, k, v)
             bits = DropoutBits(dropout, seed, queries)
             out = torch.empty(*q.shape[:3], v.shape[3], dtype=values.dtype, device=q.device)
             for block in _blocks(q, k, causal=causal):
                 b, h, i, j = block
+                # (sequences, heads, 64 queries, keys)
                 weights = _weights(queries[b, h, i], keys[b, h, j], allowed, block, causal=causal)
                 bits.draw(weights.shape)
                 out[b, h, i] = bits.drop_(weights) @ values[b, h, j]
+            # Dropout's 1 / (1 - rate) is applied once to the output and not to every weight.
             out = out.mul_(bits.scale).to(q.dtype)
         ctx.save_for_backward(q, k, v, allowed, out)
         ctx.settings = (causal, dropout, seed)
@@ -96,27 +108,29 @@ class _Blockwise(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, allowed, out = ctx.saved_tensors
         causal, dropout, seed = ctx.settings
-        queries, keys, values = _prepare(q, k, v)
-        bits = DropoutBits(dropout, seed, queries)
-        grad = grad_out.to(values.dtype)
-        mean = (grad * out).sum(dim=-1, keepdim=True)
+        queries, keys, values = prepare(q, k, v)
+        bits = DropoutBits(dropout, seed, queries)  # the same seed and the same blocks: the same decisions as forward
+        grad = grad_out.to(values.dtype)  # dO
+        mean = (grad * out).sum(dim=-1, keepdim=True)  # D, (batch, num_heads, queries, 1); holds with dropout too
         grad = grad * bits.scale
         grad_q, grad_k, grad_v = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
         for block in _blocks(q, k, causal=causal):
             b, h, i, j = block
             weights = _weights(queries[b, h, i], keys[b, h, j], allowed, block, causal=causal)
             bits.draw(weights.shape)
+            # dP, (sequences, heads, queries, keys); the gradient of a dropped weight is dropped as well.
             grad_weights = bits.drop_(grad[b, h, i] @ values[b, h, j].transpose(-2, -1))
-            grad_scores = grad_weights.sub_(mean[b, h, i]).mul_(weights)
+            grad_scores = grad_weights.sub_(mean[b, h, i]).mul_(weights)  # dS
             grad_q[b, h, i] = grad_scores @ keys[b, h, j]
             grad_k[b, h, j] += grad_scores.transpose(-2, -1) @ queries[b, h, i]
             grad_v[b, h, j] += bits.drop_(weights).transpose(-2, -1) @ grad[b, h, i]
+        # `queries` hold the scale, so dk has it already; dq does not.
         grad_q *= q.shape[-1] ** -0.5
         return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None, None, None
 
 
-def _prepare(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale the queries, and make all three contiguous in the dtype of the computation."""
+def prepare(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale the queries by 1 / sqrt(head_dim), and make all three contiguous in float32 at least."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     queries = (q.to(dtype) * q.shape[-1] ** -0.5).contiguous()
     return queries, k.to(dtype).contiguous(), v.to(dtype).contiguous()
@@ -125,54 +139,61 @@ def _prepare(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _blocks(q: Tensor, k: Tensor, *, causal: bool) -> Iterator[Block]:
     """Cut the scores into blocks: one group of queries by all of its keys, and as many heads and sequences as fit."""
     batch, num_heads, queries, keys = *q.shape[:3], k.shape[2]
+    # Pairs of a sequence and a head in a block; first the heads of one sequence, then several sequences.
     together = max(1, _SCORES // (min(queries, _QUERIES) * keys))
     heads = min(num_heads, together)
     sequences = max(1, together // num_heads)
     for b in range(0, batch, sequences):
         for h in range(0, num_heads, heads):
             for i in range(0, queries, _QUERIES):
+                # Causal queries see no key behind the last of them: those keys are not even multiplied.
                 end = min(i + _QUERIES, keys) if causal else keys
                 yield slice(b, b + sequences), slice(h, h + heads), slice(i, i + _QUERIES), slice(0, end)
 
 
 def _weights(queries: Tensor, keys: Tensor, allowed: Tensor | None, block: Block, *, causal: bool) -> Tensor:
-    """Softmax of the scores of one block: (sequences, heads, queries, keys)."""
+    """Return the softmax of the scores of one block: (sequences, heads, queries, keys)."""
     scores = queries @ keys.transpose(-2, -1)
-    lowest = torch.finfo(scores.dtype).min  # added, not filled in: several times faster, and it swallows the score
+    # Hidden scores get the lowest number added, which is several times faster than filling it in with a broadcast
+    # mask. It is so large that the score is lost in rounding, and the weight is exactly zero.
+    lowest = torch.finfo(scores.dtype).min
     if allowed is not None:
-        part = allowed[tuple(s if size > 1 else slice(None) for s, size in zip(block, allowed.shape, strict=True))]
+        part = cut(allowed, block)
         scores += torch.zeros_like(part, dtype=scores.dtype).masked_fill_(~part, lowest)
     if causal:
+        # Earlier keys are all seen; only the square from the first query of the block on holds later keys.
         diagonal = scores[..., block[2].start :]
         diagonal += diagonal.new_full(diagonal.shape[-2:], lowest).triu_(1)
     return torch.softmax(scores, dim=-1)
 
 
 class DropoutBits:
-    """Drops weights of block after block, the same ones for the same seed and the same blocks in the same order.
+    """Drops weights of block after block; the same seed and the same blocks in the same order drop the same weights.
 
-    Four decisions per 64-bit word: making the words is the dearest part of dropout.
+    Drawing random words is the most expensive part of dropout, so each 64-bit word decides on four weights, with 16
+    bits each. The rate is therefore a multiple of 2^-16, and `scale` makes up for the rate as rounded.
     """
 
     def __init__(self, dropout: float, seed: int, like: Tensor) -> None:
-        self.dropped = round(dropout * _LEVELS)
+        self.dropped = round(dropout * _LEVELS)  # of 2^16 values, this many mean "drop"
         self.scale = _LEVELS / (_LEVELS - self.dropped)
         self.generator = torch.Generator(like.device).manual_seed(seed)
         self.keep = torch.empty(0, dtype=like.dtype, device=like.device)
         self.words = torch.empty(0, dtype=torch.int64, device=like.device)
 
     def draw(self, shape: torch.Size) -> None:
-        """Decide on the weights of the next block."""
+        """Draw the decisions on the weights of the next block into `keep`: 1 or 0."""
         if self.dropped == 0:
             return
         count = math.prod(shape)
         if self.keep.shape != shape:
             self.keep = self.keep.new_empty(shape)
-            self.words = self.words.new_empty(-(-count // 4))
+            self.words = self.words.new_empty(-(-count // 4))  # both buffers are used again for blocks of equal size
         self.words.random_(-(2**63), None, generator=self.generator)
+        # Read as int16, the bits are uniform over -2^15 .. 2^15 - 1: a share dropped / 2^16 lies below the threshold.
         threshold = self.dropped - _LEVELS // 2
         torch.ge(self.words.view(torch.int16)[:count].view(shape), threshold, out=self.keep)
 
     def drop_(self, weights: Tensor) -> Tensor:
-        """Set the dropped weights of the block last drawn to zero, in place; `scale` is the caller's to apply."""
+        """Set the dropped weights of the block last drawn to zero, in place. The caller multiplies by `scale`."""
         return weights.mul_(self.keep) if self.dropped else weights

@@ -1,6 +1,9 @@
 """Kernelised attention: a product of features in place of exp(q kᵀ), so that sums over the keys are taken once.
 
-out_i = Σ_j (φ(q_i)·φ(k_j)) v_j / Σ_j φ(q_i)·φ(k_j); Katharopoulos et al. 2020 (arXiv:2006.16236), equations 4 to 6.
+    out_i = Σ_j (φ(q_i)·φ(k_j)) v_j / Σ_j φ(q_i)·φ(k_j) = φ(q_i) (Σ_j φ(k_j) v_jᵀ) / φ(q_i) (Σ_j φ(k_j))
+
+Katharopoulos et al. 2020 (arXiv:2006.16236), equations 4 to 6. The two sums over the keys do not depend on i, so their
+cost is linear in the number of tokens. The causal form sums over j <= i (equations 8 to 12).
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 SMALLEST = 1e-6
-"""The normaliser is not allowed below this, so that a query without weight gives zeros."""
+"""Smallest value of the normaliser, so that a query whose weights are all zero gives zeros and not NaN."""
 
 _CHUNK = 64
-"""Tokens between two running sums in causal form."""
+"""Tokens between two running sums of the causal form."""
 _BLOCK = 256
-"""Tokens whose features are made together."""
+"""Tokens whose features are computed together."""
 
 
 def linear_attention(
@@ -44,6 +47,8 @@ def linear_attention(
         if causal:
             both = _causal_sums(q_features, k_features, values)
         else:
+            # (queries, num_features) @ ((num_features, keys) @ (keys, head_dim + 1)): the order of the products is the
+            # whole point, since (q kᵀ) v would be quadratic in the length.
             both = q_features @ (k_features.transpose(-2, -1) @ values)
         return _normalise(both).to(v.dtype)
 
@@ -56,24 +61,24 @@ def linear_attention_in_blocks(
     q_map: Callable[[Tensor], Tensor],
     k_map: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """As `linear_attention`, with features made for some tokens at a time, and made again in backward.
+    """Do the same as `linear_attention`, with the features of a few tokens at a time.
 
-    For maps that make many more features than a head is wide: all features together would be by far the largest
-    tensors, and moving them costs more time than making them twice.
+    Features are computed again in backward. This is for maps with many more features than a head is wide: all features
+    together would be by far the largest tensors, and moving them takes longer than computing them twice.
 
     Args:
         q: (batch, num_heads, queries, head_dim).
         k: (batch, num_heads, keys, head_dim).
         v: (batch, num_heads, keys, head_dim), in float32 at least, as are q and k.
         mask: (batch, keys), bool, True = real; masked keys are in neither sum.
-        q_map: Makes the features of a block of queries.
-        k_map: Makes those of a block of keys; finite for masked keys too.
+        q_map: Computes the features of a block of queries.
+        k_map: Computes those of a block of keys, which must be finite for masked keys too.
 
     Returns:
         (batch, num_heads, queries, head_dim); zeros where no key has weight.
     """
     values = _values(v, mask)
-    state = v.new_zeros(())
+    state = v.new_zeros(())  # becomes Σ_j φ(k_j) [v_j, 1]ᵀ, (batch, num_heads, num_features, head_dim + 1)
     for keys, block in zip(k.split(_BLOCK, dim=2), values.split(_BLOCK, dim=2), strict=True):
         state = state + _again(lambda keys, block: k_map(keys).transpose(-2, -1) @ block, keys, block)
     both = torch.cat([_again(lambda block: q_map(block) @ state, block) for block in q.split(_BLOCK, dim=2)], dim=2)
@@ -81,7 +86,7 @@ def linear_attention_in_blocks(
 
 
 def _again(compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Compute now, keep nothing but the arguments, and compute again in backward."""
+    """Compute now, keep only the arguments, and compute again in backward."""
     result: Tensor = checkpoint(compute, *tensors, use_reentrant=False, preserve_rng_state=False)
     return result
 
@@ -92,7 +97,10 @@ def float_features(x: Tensor) -> Tensor:
 
 
 def _values(v: Tensor, mask: Tensor | None) -> Tensor:
-    """Append a column of ones, so that the normaliser is one more sum of values, and zero what is masked."""
+    """Append a column of ones to the values, and set masked tokens to zero: (batch, num_heads, keys, head_dim + 1).
+
+    The normaliser is then one more column of the same sums, and a masked key adds to neither.
+    """
     values = F.pad(v, (0, 1), value=1.0)
     return values if mask is None else values.masked_fill_(~mask[:, None, :, None], 0.0)
 
@@ -103,9 +111,19 @@ def _normalise(sums: Tensor) -> Tensor:
 
 
 def _causal_sums(q: Tensor, k: Tensor, values: Tensor) -> Tensor:
-    """Sum over the keys up to each query: a state over earlier chunks, and scores within the chunk."""
+    """Sum over the keys up to each query: a state for the earlier chunks, and scores within the chunk.
+
+    One state after every token would fill (length, num_features, head_dim); one after every chunk takes a 64th of that.
+
+    Returns:
+        (batch, num_heads, length, head_dim + 1).
+    """
     length = q.shape[2]
+    # (batch, num_heads, chunks, chunk, features); zero features at the end add nothing.
     q, k, values = (F.pad(x, (0, 0, 0, -length % _CHUNK)).unflatten(2, (-1, _CHUNK)) for x in (q, k, values))
+    # What each chunk adds to the state: (batch, num_heads, chunks, num_features, head_dim + 1).
     state = k.transpose(-2, -1) @ values
+    # The running sum, moved on by one chunk: the first one starts from zero, and none sees itself through the state.
     before = F.pad(state.cumsum(dim=2), (0, 0, 0, 0, 1, -1))
+    # Earlier chunks by the state, the own chunk by its scores up to and with the diagonal.
     return (q @ before + (q @ k.transpose(-2, -1)).tril() @ values).flatten(2, 3)[:, :, :length]

@@ -1,4 +1,4 @@
-"""Softmax attention with a choice of implementation: the one entry for every variant that attends over blocks."""
+"""Softmax attention with a choice of implementation, for all variants that use the ordinary softmax."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from attention_zoo.functional import attention, causal_mask, score_mask
 from attention_zoo.kernels.blockwise import blockwise_attention
 
 Backend = Literal["auto", "fused", "blockwise", "reference"]
+BACKEND_HELP = "implementation; auto is blockwise on CPU with attention dropout, and fused elsewhere"
+"""Help of the option `backend` of all variants that call `attend`."""
 
 _MASKED_SCORE = -1e4
-"""Far enough below any score for its weight to underflow to zero, and still finite in half precision."""
+"""Far enough below any score for its weight to underflow to zero, and finite in half precision."""
 
 
 def resolve_backend(backend: Backend, device: torch.device, *, dropout: float) -> str:
     """Name the implementation that `attend` uses in training.
 
-    torch's fused kernel has no dropout on CPU: there it falls back to the form that writes the whole queries-by-keys
-    matrix, so "auto" goes block by block instead.
+    On CPU torch's fused kernel has no dropout. It falls back to a form that writes out the whole queries-by-keys
+    matrix, so "auto" is "blockwise" there.
     """
     if backend != "auto":
         return backend
@@ -39,7 +41,7 @@ def attend(
     training: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Attend from queries to keys; equals `attention_zoo.functional.attention`.
+    """Compute softmax attention from queries to keys, as `attention_zoo.functional.attention` does.
 
     Variants that attend block by block fold their blocks into the batch axis.
 
@@ -60,10 +62,12 @@ def attend(
     chosen = resolve_backend(backend, q.device, dropout=rate)
     allowed = score_mask(mask)
     if allowed is not None and causal and allowed.shape[2] > 1:
+        # The mask has an axis of queries already, so that causality joins it without making it larger.
         allowed, causal = allowed & causal_mask(q.shape[2], k.shape[2], q.device), False
     if chosen == "reference":
         factor = None
         if rate > 0.0:
+            # Dropout of ones: 0 or 1 / (1 - rate) for each weight, (batch, num_heads, queries, keys).
             factor = F.dropout(torch.ones((), dtype=q.dtype, device=q.device).expand(*q.shape[:3], k.shape[2]), rate)
         return attention(q, k, v, allowed, causal=causal, weight_factor=factor)
     compute = blockwise_attention if chosen == "blockwise" else _fused
@@ -71,7 +75,7 @@ def attend(
         return compute(q, k, v, None, causal=causal, dropout=rate)
     sees_a_key = _sees_a_key(allowed, queries=q.shape[2], causal=causal)
     if not causal:
-        # Kernels differ on a row without keys (zeros, NaN): let it see all of them, and zero what comes out.
+        # Kernels differ on a query that sees no key (zeros, NaN). It is shown all keys, and its result is set to zero.
         allowed = allowed | ~sees_a_key
     out = compute(q, k, v, allowed, causal=causal, dropout=rate)
     return out * sees_a_key  # a product: masked_fill is far slower with a broadcast mask
@@ -81,13 +85,15 @@ def _sees_a_key(allowed: Tensor, *, queries: int, causal: bool) -> Tensor:
     """Say which queries have a key: bool, broadcastable to (batch, num_heads, queries, 1)."""
     if not causal:
         return allowed.any(dim=-1, keepdim=True)
+    # With a key mask (batch, 1, 1, keys), query i sees a key if one of the keys 0 .. i is real.
     return (allowed.cumsum(dim=-1) > 0)[..., :queries].transpose(-2, -1)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: bool, dropout: float) -> Tensor:
     if causal and allowed is not None and q.device.type != "cpu":
         return _fused_causal_masked(q, k, v, allowed, dropout=dropout)
-    # The fused kernels want values as wide as the keys: else torch writes out all scores. Zeros change no score.
+    # The fused kernels take only values as wide as the keys; otherwise torch writes out all scores. Both are padded
+    # with zeros to the larger width, which changes no score. The scale stays that of the true width.
     scale, width = q.shape[-1] ** -0.5, v.shape[-1]
     if q.shape[-1] != width:  # padding by nothing would copy
         q, k, v = (F.pad(x, (0, max(q.shape[-1], width) - x.shape[-1])) for x in (q, k, v))
@@ -96,14 +102,16 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: b
 
 
 def _fused_causal_masked(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, *, dropout: float) -> Tensor:
-    """Attend under a key mask and causality at once, which torch's CUDA kernels refuse.
+    """Attend under a key mask and causality at once, which torch's CUDA kernels do not accept.
 
-    The mask travels as one more feature, 1 in every query and the masking score in a masked key. Zeros follow it,
-    because the kernels want a multiple of eight.
+    The mask becomes one more feature: it is 1 in every query, and in a key 0 or, if the key is masked, a large negative
+    number, which the dot product adds to the score.
     """
     head_dim, width = q.shape[-1], v.shape[-1]
-    wide = -(-max(head_dim + 1, width) // 8) * 8
+    wide = -(-max(head_dim + 1, width) // 8) * 8  # the kernels take multiples of eight
+    # (batch, num_heads, keys, 1)
     bias = torch.where(allowed, 0.0, _MASKED_SCORE).to(k.dtype).transpose(-2, -1).expand(*k.shape[:3], 1)
+    # [q / sqrt(head_dim), 1, 0 ..], scaled here, since the kernel's own scale would reach the added feature too
     wide_q = F.pad(F.pad(q * head_dim**-0.5, (0, 1), value=1.0), (0, wide - head_dim - 1))
     wide_k = F.pad(torch.cat((k, bias), dim=-1), (0, wide - head_dim - 1))
     wide_v = F.pad(v, (0, wide - width))

@@ -1,1 +1,6 @@
-"""One variant, whole, per file: options, class, registration. The file's name is the variant's name."""
+"""The built-in variants, one per file: options, mixer class and registration.
+
+The name of the file is the name of the variant. Get one by `attention_zoo.get_variant`, which imports only its file.
+"""
+
+__all__: list[str] = []

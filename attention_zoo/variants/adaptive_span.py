@@ -1,20 +1,22 @@
 """Adaptive attention span (Sukhbaatar, Grave, Bojanowski and Joulin 2019, arXiv:1905.07799).
 
-Every head learns how far it looks. Its weights are multiplied by m(x) = clamp((R + z - x) / R, 0, 1) at distance x and
-normalised again; z = S z' is the span that the head learns, R the ramp, S the longest length; the loss grows by
-penalty * S * mean(z'). With `span="dynamic"` every token has its own span, z_t = S sigmoid(v x_t + b).
+Every head learns how far it looks. At distance x its weights are multiplied by m(x) = clamp((R + z - x) / R, 0, 1) and
+normalised again. The span z = S z' is learned by the head, with z' in [0, 1]; R is the width of the ramp and S the
+longest length. A penalty on the mean span, penalty * S * mean(z'), is added to the loss. With `span="dynamic"` every
+token has its own span, z_t = S sigmoid(v x_t + b).
 
 Departures from the paper, which models language with a causal Transformer:
 
-- The distance is |i - j|, to both sides; a token sees itself, at distance 0. Causal models look back only.
-- log m is added to the scores before the softmax, in float32: the same weights as m * exp(score), normalised.
-- No relative positions: they are the model's affair here (or `rotary`), as for every variant.
+- The distance is |i - j|, to both sides, and a token sees itself, at distance 0. Causal models look back only.
+- log m is added to the scores before the softmax, in float32. This gives the same weights as m * exp(score),
+  normalised.
+- There are no relative positions; positions belong to the model (or to `rotary`), as for every variant.
 - Prefix tokens such as CLS have no position: they see and are seen at distance 0.
-- A dynamic span starts no lower than one ramp, where the sigmoid still has a slope.
-- The penalty of dynamic spans is over the mean span of the real tokens.
-- R is 32 as in the authors' experiments, a sixteenth of the length where that is below 512.
+- A dynamic span starts at one ramp or more, where the sigmoid still has a slope.
+- The penalty of dynamic spans is on the mean span of the real tokens.
+- R is 32 as in the authors' experiments, or a sixteenth of the longest length if that is below 512.
 
-Keys out of reach of the longest span are never met, so a short span saves time and memory.
+Keys out of reach of the longest span are never multiplied, so a short span saves time and memory.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
 _STEP = 32
-"""The band is rounded up to a multiple of this, so that shapes seldom change while spans move."""
+"""The reach of the band is rounded up to a multiple of this, so that shapes seldom change while spans move."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +47,7 @@ class AdaptiveSpanConfig(QkvConfig):
     """
 
     span: Literal["static", "dynamic"] = option("static", "one span for each head, or one for each head and token")
-    ramp: int = option(0, "tokens over which the mask falls from 1 to 0 (R); 0 is 32, or a sixteenth of short lengths")
+    ramp: int = option(0, "tokens over which the mask falls from 1 to 0 (R); 0 means 32, or 1/16 of short lengths")
     initial_span: float = option(
         0.0, "span at the start as a fraction of the longest length; 1 starts as full attention"
     )
@@ -56,7 +58,9 @@ class AdaptiveSpanConfig(QkvConfig):
         if self.ramp < 0 or self.penalty < 0.0 or not 0.0 <= self.initial_span <= 1.0:
             raise ValueError(f"ramp and penalty may not be negative, initial_span is in [0, 1]: {self}")
         if self.ramp == 1 and self.span == "static" and self.initial_span == 0.0:
-            raise ValueError("ramp 1 with initial_span 0 never sees a neighbour, nor learns to: take 2 or more, or 0")
+            raise ValueError(
+                "ramp 1 with initial_span 0 never sees a neighbour and cannot learn to; use 0, or 2 or more"
+            )
 
 
 @register_variant(
@@ -73,9 +77,9 @@ class AdaptiveSpanConfig(QkvConfig):
 class AdaptiveSpan(SequenceMixer):
     """Softmax attention in which every head learns how far it looks.
 
-    The band of keys is cut by the longest span, rounded up. With static spans it is a pure function of the parameters,
-    read when they have changed, so nothing waits for the device within a step. Dynamic spans depend on the input: on
-    CPU the longest of the batch cuts the band; elsewhere reading it would stall the device, and all keys are met.
+    The longest span, rounded up, limits the band of keys. Static spans are parameters: their maximum is read only after
+    they have changed, so that no step waits for the device. Dynamic spans depend on the input: on CPU the longest of
+    the batch limits the band. On other devices reading it would stall the device, so all keys are met.
     """
 
     config: AdaptiveSpanConfig
@@ -94,9 +98,10 @@ class AdaptiveSpan(SequenceMixer):
         """Attend within the spans; see `SequenceMixer.forward`."""
         self.check_input(x, mask)
         q, k, v = self.projections.split(x)
-        span, longest = self.span(x, mask)
+        span, longest = self.span(x, mask)  # (1 or batch, num_heads, 1 or length), and an int
         dropout = self.dims.dropout if self.training else 0.0
         band = Band(
+            # m is zero from longest + ramp on
             radius=min(-(-(longest + self.ramp) // _STEP) * _STEP, x.shape[1]),
             ramp=self.ramp,
             causal=self.dims.causal,
@@ -141,7 +146,8 @@ class StaticSpans(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:  # noqa: ARG002 - the same for every input
         """Return the spans in tokens, (1, num_heads, 1), and the longest of them, rounded up."""
-        # Compiled, the version of the parameter would be a reason to compile again after every step.
+        # Under torch.compile this read stays outside the graph: the version of the parameter changes at every step, and
+        # each change would compile again.
         read = torch.compiler.disable(self._longest) if torch.compiler.is_compiling() else self._longest
         longest = read()
         return self._spans().view(1, -1, 1), longest
@@ -151,11 +157,11 @@ class StaticSpans(nn.Module):
         return self._spans().mean()
 
     def summary(self) -> dict[str, Tensor]:
-        """Describe the spans as they are."""
+        """Return the mean and the longest span."""
         return {"mean": self._spans().mean(), "longest": self._spans().max()}
 
     def after_step(self) -> None:
-        """Clamp z', and read the longest span while the device has to be waited for anyway."""
+        """Clamp z', and read the longest span here, where the host waits for the device anyway."""
         with torch.no_grad():
             self.fraction.clamp_(0.0, 1.0)
         self._longest()
@@ -164,9 +170,9 @@ class StaticSpans(nn.Module):
         return self.fraction.to(torch.promote_types(self.fraction.dtype, torch.float32)) * self.max_length
 
     def _longest(self) -> int:
-        """Read the longest span, again only after the parameter has changed: a clamp, a loaded state, a cast.
+        """Return the longest span, which is read again only if the parameter has changed (clamp, loaded state, cast).
 
-        A fused optimiser changes it unseen; `after_step`, which must follow, does not.
+        A fused optimiser does not raise the parameter's version; the clamp in `after_step`, which must follow, does.
         """
         now = (self.fraction, self.fraction._version, self.fraction.dtype)
         if self._known is None or self._known[0] is not now[0] or self._known[1:3] != now[1:]:
@@ -182,6 +188,7 @@ class DynamicSpans(nn.Module):
     def __init__(self, dims: LayerDims, initial: float, *, least: int) -> None:
         super().__init__()
         self.max_length = dims.max_length
+        # Start values away from 0 and 1, where the sigmoid has no slope; the bias is the inverse sigmoid of the start.
         lowest, highest = min(0.5, least / dims.max_length), 1.0 - 0.5 / dims.max_length
         start = min(max(initial, lowest), highest)
         self.weight = nn.Parameter(torch.zeros(dims.num_heads, dims.dim))
@@ -194,6 +201,7 @@ class DynamicSpans(nn.Module):
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             logits = nn.functional.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+        # (batch, length, num_heads)
         spans = zero_masked(self.max_length * logits.sigmoid(), mask)
         count = spans.shape[0] * spans.shape[1] if mask is None else mask.sum().clamp_min(1)
         mean = spans.mean(dim=-1).sum() / count
@@ -207,15 +215,15 @@ class DynamicSpans(nn.Module):
         return self._mean
 
     def summary(self) -> dict[str, Tensor]:
-        """Describe the spans of the last pass."""
+        """Return the mean and the longest span of the last pass."""
         return self._summary
 
     def after_step(self) -> None:
-        """Let go of the graph of the last pass."""
+        """Release the graph of the last pass."""
         self._mean = None
 
 
 def _ceil(span: Tensor, otherwise: int) -> int:
-    """Round a span up to an int; `otherwise` if training has diverged and it is no number."""
+    """Round a span up to an int; return `otherwise` if the span is not finite because training has diverged."""
     value = span.item()
     return math.ceil(value) if math.isfinite(value) else otherwise

@@ -1,11 +1,14 @@
 """BigBird: window, global and random blocks (Zaheer et al. 2020, arXiv:2007.14062).
 
-Each block of tokens attends to itself and to the blocks beside it, to the first and the last block, and to some random
-blocks, drawn without repetition from the others; the first and the last block attend to everything. No key counts
-twice.
+Each block of tokens attends to itself and to the blocks beside it (window), to the first and the last block (global),
+and to some random blocks, drawn without repetition from the others. The first and the last block attend to everything.
+No key counts twice. This is the paper's BigBird-ITC in its block form.
 
-Departures from the paper: the random blocks are the same for all heads of a layer. The last block, and the range of the
-random ones, follow the last real token of each sequence and not the padded length, so that padding changes nothing.
+Departures from the paper:
+
+- The random blocks are the same for all heads of a layer.
+- The last block is the one with the last real token of a sequence, not the last block of the padded length, and the
+  random blocks lie before it. So padding changes nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ class BigBirdConfig(QkvConfig):
     """
 
     block_size: int = option(64, "tokens in a block")
-    num_random: int = option(3, "random blocks that each block attends to")
+    num_random: int = option(3, "number of random blocks that each block attends to")
 
     def __post_init__(self) -> None:
         if self.block_size < 1 or self.num_random < 0:
@@ -54,7 +57,7 @@ class BigBird(SequenceMixer):
 
     config: BigBirdConfig
     draws: Tensor
-    """(blocks, num_random), int64: random numbers that become random blocks once the length is known."""
+    """(blocks, num_random), int64: random numbers, from which random blocks are made once the length is known."""
 
     def __init__(self, config: BigBirdConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
@@ -66,10 +69,11 @@ class BigBird(SequenceMixer):
         """Attend; see `SequenceMixer.forward`."""
         self.check_input(x, mask)
         length, size = x.shape[1], self.config.block_size
-        real = pad_mask(mask, length, size, x.device)
+        real = pad_mask(mask, length, size, x.device)  # (batch or 1, blocks * size)
         q, k, v = (pad_to_blocks(heads, size) for heads in self.projections.split(x))
         dropout = self.dims.dropout if self.training else 0.0
         blocks = q.shape[2] // size
+        # The first and the last block are met by all: their tokens are shared keys, (batch or 1, 2 * size).
         ends = _end_blocks(real, blocks, size, x.device)
         shared = (ends.unsqueeze(2) * size + torch.arange(size, device=x.device)).flatten(1)
         index, exists = self._met_blocks(blocks, ends[:, -1:])
@@ -81,25 +85,30 @@ class BigBird(SequenceMixer):
             shared_seen=None if real is None else real.gather(1, shared),
         )
         heads, _ = block_sparse_attention(q, k, v, pattern, dropout=dropout)
+        # As queries, the tokens of the first and the last block attend to everything, which replaces what the pattern
+        # gave them: (batch, num_heads, 2 * size, head_dim).
         position = shared[:, None, :, None].expand(*q.shape[:2], -1, q.shape[3])
         whole = None if real is None else real.expand(x.shape[0], -1)
         at_ends = attend(q.gather(2, position), k, v, whole, dropout=dropout, training=self.training)
         return self.projections.merge(heads.scatter(2, position, at_ends)[:, :, :length], mask)
 
     def _met_blocks(self, blocks: int, last: Tensor) -> tuple[Tensor, Tensor]:
-        """Number the blocks that each block meets beside the first and the last one.
+        """Number the blocks that each block meets, apart from the first and the last one.
 
         Args:
-            blocks: Blocks in the batch.
+            blocks: Number of blocks in the batch.
             last: (batch or 1, 1): the last block that holds a real token.
 
         Returns:
-            (batch or 1, blocks, 3 + num_random), int64; and the same shape, bool, True = there is such a block.
+            Block numbers (batch or 1, blocks, 3 + num_random), int64; and a bool tensor of the same shape, True where
+            there is such a block.
         """
+        # The window: the block before, itself and the block behind. The ends are met as shared keys.
         window, exists = neighbours(blocks, 1, 1, last.device)
         last = last.unsqueeze(2)
         exists = exists & (window > 0) & (window < last)
-        # Candidates lie between the first and the last block, without the neighbours `low` to `low + taken - 1`.
+        # Candidates for random blocks lie between the first and the last block; the window, blocks `low` to
+        # `low + taken - 1`, is not among them. They are counted here and numbered without a gap, from 0.
         block = torch.arange(blocks, device=last.device)[:, None]
         low = (block - 1).clamp_min(1)
         taken = (torch.minimum(block + 1, last - 1) - low + 1).clamp_min(0)
@@ -107,26 +116,32 @@ class BigBird(SequenceMixer):
         chosen: list[Tensor] = []
         found: list[Tensor] = []
         for step in range(self.config.num_random):
-            # Floyd's sampling without repetition: a number drawn before gives way to the highest one allowed.
+            # Floyd's sampling without repetition (Bentley and Floyd 1987): step s draws from one more candidate than
+            # step s - 1, and if the number was drawn before, takes that new candidate instead.
             highest = candidates - self.config.num_random + step
             rank = self.draws[:blocks, step : step + 1] % (highest + 1).clamp_min(1)
             for earlier, valid in zip(chosen, found, strict=True):
                 rank = torch.where(valid & (earlier == rank), highest, rank)
             chosen.append(rank)
             found.append(highest >= 0)
+        # From the number of a candidate to the number of its block: step over the first block, and over the window.
         picks = [1 + rank + torch.where(1 + rank >= low, taken, 0) for rank in chosen]
         index = torch.cat((window.expand(last.shape[0], -1, -1), *picks), dim=2)
         return index.clamp(0, blocks - 1), torch.cat((exists, *found), dim=2)
 
 
 def _end_blocks(real: Tensor | None, blocks: int, size: int, device: torch.device) -> Tensor:
-    """Number the first block and the last one with a real token: (batch or 1, 2), or (batch or 1, 1) of one block.
+    """Number the first block and the last block with a real token.
 
-    The last one is never the first: where the first block alone has real tokens, the second stands in, and is masked.
+    The two differ: if only the first block has real tokens, the second one, which is masked, counts as the last.
+
+    Returns:
+        (batch or 1, 2); (batch or 1, 1) if there is only one block.
     """
     if blocks == 1:
         return torch.zeros(1 if real is None else real.shape[0], 1, dtype=torch.int64, device=device)
     numbers = torch.arange(blocks, device=device)
+    # Blocks that hold a real token; times the number of the block, the maximum is the last one.
     held = torch.ones_like(numbers[None]) if real is None else real.unflatten(1, (blocks, size)).any(dim=2)
     last = (held * numbers).amax(dim=1, keepdim=True).clamp_min(1)
     return torch.cat((torch.zeros_like(last), last), dim=1)

@@ -1,8 +1,14 @@
 """Depth-wise convolution: the control that sees its neighbourhood and nothing else.
 
-From no paper as it stands; depth-wise kernels in place of attention are those of Wu et al. 2019 (arXiv:1901.10430,
-lightweight convolution). Departures: one kernel per channel and no softmax over its taps; a GELU between the
-convolution and the output projection; bidirectional unless causal.
+y = W₂ gelu(k * (W₁ x)), where * is a convolution of each channel along the length with a kernel of its own. This
+control is from no paper; depth-wise kernels in place of attention are the lightweight convolution of Wu et al. 2019
+(arXiv:1901.10430).
+
+Departures from lightweight convolution:
+
+- Every channel has its own kernel, and there is no softmax over its taps.
+- A GELU stands between the convolution and the output projection.
+- The kernel looks to both sides unless the model is causal.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ class ConvConfig(VariantConfig):
         ValueError: The kernel has no centre.
     """
 
-    kernel_size: int = option(5, "positions that a token sees, itself in the middle; odd; 61 for the wide control")
+    kernel_size: int = option(5, "positions that a token sees, with itself in the middle; odd; 61 for the wide control")
 
     def __post_init__(self) -> None:
         """Refuse kernels without a centre."""
@@ -42,8 +48,9 @@ class ConvConfig(VariantConfig):
 class Conv(SequenceMixer):
     """Project, convolve each channel with its own kernel, GELU, project back.
 
-    There are twice as many channels as the heads of full attention have together, so that the projections have its
-    weights to the last one. A CLS token sees its neighbourhood as every token does: pool by the mean.
+    There are twice as many channels as all heads of full attention have together, so that the two projections have as
+    many weights as its four. A CLS token sees only its neighbourhood, as every token does, so models with this mixer
+    should pool by the mean.
     """
 
     config: ConvConfig
@@ -58,9 +65,10 @@ class Conv(SequenceMixer):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Convolve over the length, masked positions counting as zero; see `SequenceMixer.forward`."""
         self.check_input(x, mask)
+        # Zeros around the sequence: in front only if causal, so that the last tap is the token itself.
         reach = self.config.kernel_size - 1
         padding = (reach, 0) if self.dims.causal else (reach // 2, reach // 2)
-        signal = zero_masked(self.expand(x), mask).transpose(1, 2)
+        signal = zero_masked(self.expand(x), mask).transpose(1, 2)  # (batch, channels, length)
         mixed = self.kernel(F.pad(signal, padding)).transpose(1, 2)
         hidden = F.dropout(F.gelu(mixed), self.dims.dropout, self.training)
         return zero_masked(self.out(hidden), mask)

@@ -1,15 +1,17 @@
 """cosFormer: ReLU features weighted by the cosine of the distance (Qin et al. 2022, arXiv:2202.08791).
 
-The weight of key j for query i is relu(q_i)·relu(k_j) cos(π (i - j) / 2M), which splits into a product of features by
-the cosine of a difference.
+The weight of key j for query i is relu(q_i)·relu(k_j) cos(π (i - j) / 2M), which is not negative because the angle
+stays below π / 2. With a = π i / 2M and b = π j / 2M, cos(a - b) = cos a cos b + sin a sin b. The weight is therefore a
+dot product of the features [relu(q_i) cos a, relu(q_i) sin a] and [relu(k_j) cos b, relu(k_j) sin b], and the cost is
+linear in the length (the paper's cosine-based re-weighting).
 
 Departures from the paper:
 
-- M is the longest length that the model accepts, not the length at hand, so that neither padding nor the sequences
-  beside it change what a sequence gives.
-- Prefix tokens such as CLS take part as the first positions.
-- The causal form goes by chunks of tokens.
-- There are no weights to drop: dropout falls on what the heads return.
+- M is the longest length that the model accepts, not the length at hand, so that a sequence gives the same whatever its
+  padding and the other sequences of the batch are.
+- Prefix tokens such as CLS have the first positions.
+- The causal form takes a chunk of tokens at a time.
+- The weights are never written out, so they cannot be dropped: dropout acts on the outputs of the heads.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from attention_zoo.registry import register_variant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CosformerConfig(QkvConfig):
-    """Options of cosFormer: those of the q-k-v family."""
+    """Options of cosFormer: only those of all variants with queries, keys and values."""
 
 
 @register_variant(
@@ -47,6 +49,7 @@ class Cosformer(SequenceMixer):
     def __init__(self, config: CosformerConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
+        # π i / 2M; the buffer is (2, max_length), the cosines and the sines
         angles = torch.arange(dims.max_length, dtype=torch.float64) * (math.pi / (2 * dims.max_length))
         self.register_buffer("angles", torch.stack((angles.cos(), angles.sin())).float(), persistent=False)
 
@@ -59,6 +62,6 @@ class Cosformer(SequenceMixer):
 
     def _features(self, x: Tensor) -> Tensor:
         """Return (batch, num_heads, length, 2 * head_dim): relu(x) by the cosine and by the sine of its position."""
-        positive = float_features(x).relu()
-        cos, sin = self.angles[:, : x.shape[2], None].to(positive.dtype)
+        positive = float_features(x).relu()  # (batch, num_heads, length, head_dim)
+        cos, sin = self.angles[:, : x.shape[2], None].to(positive.dtype)  # each (length, 1)
         return torch.cat((positive * cos, positive * sin), dim=-1)

@@ -1,4 +1,7 @@
-"""Full softmax attention (Vaswani et al. 2017, arXiv:1706.03762): the baseline of the benchmark, in linear memory."""
+"""Full softmax attention (Vaswani et al. 2017, arXiv:1706.03762): the baseline of the benchmark, in linear memory.
+
+Departures: none. Only the implementation differs, since none but "reference" writes out the matrix of scores.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
-from attention_zoo.kernels.softmax import Backend, attend, resolve_backend
+from attention_zoo.kernels.softmax import BACKEND_HELP, Backend, attend, resolve_backend
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
@@ -17,9 +20,7 @@ from attention_zoo.registry import register_variant
 class FullConfig(QkvConfig):
     """Options of full attention."""
 
-    backend: Backend = option(
-        "auto", "implementation: auto is blockwise on CPU with attention dropout, fused everywhere else"
-    )
+    backend: Backend = option("auto", BACKEND_HELP)
 
 
 @register_variant(
@@ -43,7 +44,7 @@ class FullAttention(SequenceMixer):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
         self.check_input(x, mask)
-        q, k, v = self.projections.split(x)
+        q, k, v = self.projections.split(x)  # each (batch, num_heads, length, head_dim)
         heads = attend(
             q,
             k,

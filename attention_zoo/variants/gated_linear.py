@@ -1,19 +1,25 @@
 """Gated linear attention (Yang, Wang, Shen, Panda and Kim 2023, arXiv:2312.06635), in chunks and to both sides.
 
-A state forgets and learns: S_t = a_t S_{t-1} + k_t v_t^T, o_t = S_t^T q_t, with a gate a_t = sigmoid(w x_t + b)^(1/16).
-Each head is normalised, gated by silu(r) and projected. Queries and keys are half as wide as values, as in the paper,
-which leaves the weights of full attention's four projections to the last one (and the gates).
+A state S, (key_dim, value_dim), forgets and learns, and is read by the query:
+
+    S_t = a_t S_{t-1} + k_t v_tᵀ,  o_t = S_tᵀ q_t,  with the gate a_t = sigmoid(w x_t + b)^(1/16).
+
+The result of each head is normalised, gated by silu(r) and projected. Queries and keys are half as wide as values, as
+in the paper, so that the projections have exactly the weights of full attention's four (the forget gates come on top).
+
+The recurrence is computed in chunks (the paper's chunkwise form): within a chunk tokens meet directly, as in attention,
+with the product of the gates between them as a factor; across chunks the state carries what was written.
 
 Departures from the paper:
 
-- One gate for each head and token, as in gated retention (Sun et al. 2024, arXiv:2405.05254), where the paper has one
-  for each feature of a key. The decay between any two tokens of a chunk is then a number at most 1, computed as it is:
-  no division by a product that underflows, hence no second level of chunks.
-- Bidirectional by two passes of the state with gates of their own, the second from the end and without the token
-  itself, which would count twice; within a chunk the two are one product. Causal models have the first alone.
-- Masked tokens neither enter the state nor age it.
-- Root mean square norm in place of layer norm.
-- b starts at 4, memories of some 900 tokens; the paper leaves it at zero, 23 tokens.
+- There is one gate for each head and token, as in gated retention (Sun et al. 2024, arXiv:2405.05254); the paper has
+  one for each feature of a key. The decay between two tokens of a chunk is then a single number, computed directly. The
+  paper has to divide by products of gates, which underflow, and needs a second level of chunks against that.
+- Both directions have a state and gates of their own. The second runs from the end and leaves out the token itself,
+  which would count twice. Within a chunk the two are one product. Causal models have only the first.
+- Masked tokens are not written into the state, and the state does not decay at them.
+- The norm is a root mean square norm, not a layer norm.
+- b starts at 4, which makes memories of about 900 tokens; in the paper it starts at zero, which makes 23.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ from attention_zoo.masking import zero_masked
 from attention_zoo.registry import register_variant
 
 _TEMPERATURE = 16.0
-"""Root of the gate (the value of the paper): a gate in the middle of its range forgets slowly."""
+"""The gate is the 16th root of a sigmoid, as in the paper, so that a gate in the middle of its range forgets slowly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,11 +46,11 @@ class GatedLinearConfig(VariantConfig):
         ValueError: The chunk is empty.
     """
 
-    chunk: int = option(32, "tokens that meet directly, and after which the state is written; changes no result")
-    gate_bias: float = option(4.0, "gate at the start, before the sigmoid: memories of about 16 exp(gate_bias) tokens")
+    chunk: int = option(32, "tokens that meet directly, without the state; affects speed but not results")
+    gate_bias: float = option(4.0, "bias of the gates at the start: memories of about 16 exp(gate_bias) tokens")
 
     def __post_init__(self) -> None:
-        """Refuse empty chunks."""
+        """Check the size of a chunk."""
         if self.chunk < 1:
             raise ValueError(f"chunk must be positive, got {self.chunk}")
 
@@ -58,7 +64,7 @@ class GatedLinearConfig(VariantConfig):
 class GatedLinear(SequenceMixer):
     """Linear attention whose memory fades at a rate that each token decides.
 
-    The recurrence computes in float32 (float64 for float64 inputs), under autocast too.
+    The recurrence is computed in float32 (float64 for float64 inputs), under autocast too.
     """
 
     config: GatedLinearConfig
@@ -84,11 +90,14 @@ class GatedLinear(SequenceMixer):
         dtype = torch.promote_types(x.dtype, torch.float32)
         q, v = self._heads(self.query(x)), self._heads(self.value(x))
         k = self._heads(zero_masked(self.key(x), mask))
+        # log a, (batch, num_heads, length) for each direction; zero at masked tokens, which neither write (k = 0) nor
+        # decay.
         gates = F.logsigmoid(self.forget_gate(x).to(dtype)) / _TEMPERATURE
         past, *future = zero_masked(gates, mask).transpose(1, 2).split(self.dims.num_heads, dim=1)
         with torch.autocast(x.device.type, enabled=False):
             q, k, v = q.to(dtype) * q.shape[-1] ** -0.5, k.to(dtype), v.to(dtype)
             read = gated_linear_attention(q, k, v, past, *future, chunk=self.config.chunk)
+            # (batch, num_heads, length, head_dim), normalised over each head
             read = self.norm(read.to(self.norm.weight.dtype)).to(x.dtype)
         gated = F.silu(self.output_gate(x)) * read.transpose(1, 2).flatten(2)
         return zero_masked(self.out(F.dropout(gated, self.dims.dropout, self.training)), mask)
@@ -103,8 +112,8 @@ def gated_linear_attention(
 ) -> Tensor:
     """Compute o_i = sum_j w_ij (q_i . k_j) v_j, chunk by chunk.
 
-    For j <= i, log w_ij = past_{j+1} + ... + past_i; for j > i it is future_i + ... + future_{j-1}: what is met first
-    after j forgets first, on the way to i.
+    For j <= i, log w_ij = past_{j+1} + ... + past_i: what j wrote has decayed at every later token up to i. For j > i,
+    log w_ij = future_i + ... + future_{j-1}, in the same way from the other side.
 
     Args:
         q: (batch, num_heads, length, key_dim).
@@ -119,15 +128,21 @@ def gated_linear_attention(
     """
     length = q.shape[2]
     chunk = min(chunk, length)
-    q, k, v = (_chunks(each, chunk) for each in (q, k, v))
+    q, k, v = (_chunks(each, chunk) for each in (q, k, v))  # (batch, num_heads, chunks, chunk, features)
+    # log of the decay from the start of the chunk to each token: (batch, num_heads, chunks, chunk)
     since = _chunks(past[..., None], chunk)[..., 0].cumsum(dim=-1)
+    # log w_ij within a chunk, for j <= i: (batch, num_heads, chunks, chunk, chunk)
     apart = since[..., :, None] - since[..., None, :]
     later = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).triu(1)
+    # Across chunks the decay from j to i has three factors: from j to the end of its chunk (write), through the
+    # chunks between (kept), and from the start of i's chunk to i (read).
     read, write, kept = since.exp(), (since[..., -1:] - since).exp(), since[..., -1].exp()
     far = (q * read[..., None]) @ _states((k * write[..., None]).transpose(-2, -1) @ v, kept)
     if future is None:
-        apart = apart.masked_fill(later, -torch.inf)
+        apart = apart.masked_fill(later, -torch.inf)  # exp gives zero: the future is not seen
     else:
+        # The same from the end. `before` sums the gates of the chunk in front of a token, so that the decay from j > i
+        # to i is before_j - before_i.
         steps = _chunks(future[..., None], chunk)[..., 0]
         until = steps.cumsum(dim=-1)
         before = until - steps
@@ -135,7 +150,7 @@ def gated_linear_attention(
         read, write, kept = (until[..., -1:] - before).exp(), before.exp(), until[..., -1].exp()
         written = (k * write[..., None]).transpose(-2, -1) @ v
         far = far + (q * read[..., None]) @ _states(written.flip(2), kept.flip(2)).flip(2)
-    # Only sums of decays, never positive, come under an exponential: nothing overflows.
+    # All exponents are sums of decays and never positive, so that nothing overflows.
     near = ((q @ k.transpose(-2, -1)) * apart.exp()) @ v
     return (near + far).flatten(2, 3)[:, :, :length]
 
@@ -147,7 +162,7 @@ def _chunks(x: Tensor, chunk: int) -> Tensor:
 
 
 def _states(written: Tensor, kept: Tensor) -> Tensor:
-    """Run state = kept * state + written over the chunks, from zero; return the state before each chunk.
+    """Run state = kept * state + written over the chunks, from zero, and return the state before each chunk.
 
     Args:
         written: (batch, num_heads, chunks, key_dim, value_dim).

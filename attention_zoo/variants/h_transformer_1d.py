@@ -1,12 +1,16 @@
 """H-Transformer-1D: near tokens one by one, far ones as averages (Zhu and Soricut 2021, arXiv:2107.11906).
 
-The matrix of scores is treated as a hierarchical one. At level 0, blocks of `block_size` tokens attend to themselves
-and to the blocks beside them. At each further level two tokens become one, queries and keys as averages and values as
-sums, and blocks attend to the blocks beside them as far as no finer level has done so. One softmax normalises all
+The matrix of scores is treated as a hierarchical matrix, as in numerical analysis: exact near the diagonal, and the
+coarser the farther from it. At level 0, blocks of `block_size` tokens attend to themselves and to the blocks beside
+them. At each further level two tokens become one position, queries and keys as averages and values as sums, and blocks
+attend to the blocks beside them, except for pairs of tokens that met at a finer level. One softmax normalises all
 levels.
 
-Departures from the paper: bidirectional only; any length, a part-filled block being masked; averages are over real
-tokens.
+Departures from the paper:
+
+- There is no causal form.
+- Every length is allowed; a block that is filled in part is masked.
+- Averages are over real tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ class HTransformer1dConfig(QkvConfig):
         ValueError: The block is odd or below 2.
     """
 
-    block_size: int = option(16, "tokens in a block at every level; even; the paper's numerical rank")
+    block_size: int = option(16, "tokens in a block at every level, even (the paper's numerical rank)")
 
     def __post_init__(self) -> None:
         if self.block_size < 2 or self.block_size % 2:
@@ -45,7 +49,7 @@ class HTransformer1dConfig(QkvConfig):
     paper="Zhu and Soricut 2021, arXiv:2107.11906",
 )
 class HTransformer1d(SequenceMixer):
-    """Tokens attend to others the more coarsely the farther these are."""
+    """Tokens attend to near tokens one by one, and to far ones in averages that get coarser with the distance."""
 
     config: HTransformer1dConfig
 
@@ -57,13 +61,17 @@ class HTransformer1d(SequenceMixer):
         """Attend; see `SequenceMixer.forward`."""
         self.check_input(x, mask)
         length, size = x.shape[1], self.config.block_size
+        # Level 0 has one token at each position: the mask is the number of tokens, 1 or 0.
         real = torch.ones(1, length, dtype=torch.bool, device=x.device) if mask is None else mask
         level = _Level(*self.projections.split(x), real.to(torch.promote_types(x.dtype, torch.float32)), size)
         dropout = self.dims.dropout if self.training else 0.0
         parts = [level.attend(_near(level.blocks, x.device), dropout)]
+        # With two blocks all have met; until then each level halves their number.
         while level.blocks > 2:
             level = level.coarser()
             parts.append(level.attend(_far(level.blocks, size, x.device), dropout))
+        # From the coarsest level down: the result of a coarse query belongs to both finer queries, and is merged with
+        # the results of these.
         out, log_sum = parts.pop()
         while parts:
             finer = parts.pop()
@@ -75,17 +83,17 @@ class HTransformer1d(SequenceMixer):
 
 
 class _Level:
-    """Queries, keys and values at one resolution, as averages over the real tokens of each cell."""
+    """Queries, keys and values at one level: a position stands for 2^level tokens, as the average of the real ones."""
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, count: Tensor, size: int) -> None:
         """Pad to whole blocks.
 
         Args:
-            q: (batch, num_heads, cells, head_dim), as are `k` and `v`.
+            q: (batch, num_heads, positions, head_dim), as are `k` and `v`.
             k: Keys.
             v: Values.
-            count: (batch or 1, cells): real tokens in a cell.
-            size: Cells in a block.
+            count: (batch or 1, positions): number of real tokens at a position.
+            size: Positions in a block.
         """
         self.q, self.k, self.v = (pad_to_blocks(heads, size) for heads in (q, k, v))
         self.count = pad_to_blocks(count[:, None, :, None], size)[:, 0, :, 0]
@@ -93,16 +101,17 @@ class _Level:
         self.blocks = self.q.shape[2] // size
 
     def coarser(self) -> _Level:
-        """Put two cells together."""
-        pairs = self.count.unflatten(1, (-1, 2))
+        """Put two positions together."""
+        pairs = self.count.unflatten(1, (-1, 2))  # (batch or 1, positions / 2, 2)
         count = pairs.sum(dim=2)
+        # The average over the tokens of both, so each counts with its share of them; no tokens at all give zeros.
         shares = (pairs / count.clamp_min(1).unsqueeze(2))[:, None, :, None].to(self.q.dtype)
-        # (batch or 1, 1, cells, 1, 2) @ (batch, num_heads, cells, 2, head_dim)
+        # (batch or 1, 1, positions / 2, 1, 2) @ (batch, num_heads, positions / 2, 2, head_dim)
         q, k, v = ((shares @ heads.unflatten(2, (-1, 2))).squeeze(3) for heads in (self.q, self.k, self.v))
         return _Level(q, k, v, count, self.size)
 
     def attend(self, where: tuple[Tensor, Tensor, Tensor | None], dropout: float) -> tuple[Tensor, Tensor]:
-        """Attend to the cells of other blocks, each counting as often as it has tokens.
+        """Attend to the positions of other blocks, each of which counts as often as it has tokens.
 
         Args:
             where: Block numbers (blocks, slots), which of them exist, and a pattern within blocks or None.
@@ -111,6 +120,8 @@ class _Level:
         Returns:
             Outputs and log-sum-exp, see `block_sparse_attention`.
         """
+        # The paper's values are sums: n exp(s) times the average value. Averages with log n added to the score s give
+        # the same numerator, and a normaliser that counts tokens.
         index, exists, relative = where
         seen = seen_keys(index[None], exists[None], self.count > 0, self.size)
         weight = self.count.clamp_min(1).log().unflatten(1, (self.blocks, -1))[:, index].flatten(2)
@@ -124,14 +135,19 @@ class _Level:
 
 
 def _near(blocks: int, device: torch.device) -> tuple[Tensor, Tensor, None]:
-    """Meet the own block and those beside it."""
+    """Return the pattern of level 0: the own block and those beside it."""
     return *neighbours(blocks, 1, 1, device), None
 
 
 def _far(blocks: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Meet the blocks beside, but for the halves that touch: the finer level has met those."""
+    """Return the pattern of a coarser level: the blocks beside, except for the pairs that met at the finer level.
+
+    A block of this level is two of the finer one, its early and its late half. Across a border the two halves that
+    touch were neighbours at the finer level; the other three pairs of halves were not.
+    """
     index, exists = neighbours(blocks, 1, 1, device)
     late_query = torch.arange(size, device=device)[:, None] >= size // 2
     late_key = torch.arange(size, device=device) >= size // 2
+    # Columns: the block before, where early queries touch late keys, then the block behind, where late touch early.
     touching = torch.cat((~late_query & late_key, late_query & ~late_key), dim=1)
     return index[:, [0, 2]], exists[:, [0, 2]], ~touching

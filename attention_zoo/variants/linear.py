@@ -2,10 +2,10 @@
 
 Departures from the paper:
 
-- Both directions at once in classification; the causal form goes by chunks of tokens in place of one at a time.
-- The normaliser has a floor of 1e-6 in place of a term that is added to it.
-- There are no weights to drop: dropout falls on what the heads return.
-- `rotary` turns queries and keys before the feature map, so that the weights stay positive.
+- The causal form takes a chunk of tokens at a time, not one token.
+- The normaliser has a floor of 1e-6; the authors' code adds a small term to it.
+- The weights are never written out, so they cannot be dropped: dropout acts on the outputs of the heads.
+- `rotary` rotates queries and keys before the feature map, so that the weights stay positive.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from attention_zoo.registry import register_variant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinearConfig(QkvConfig):
-    """Options of linear attention: those of the q-k-v family."""
+    """Options of linear attention: only those of all variants with queries, keys and values."""
 
 
 @register_variant(
@@ -45,11 +45,13 @@ class LinearAttention(SequenceMixer):
         """Attend; see `SequenceMixer.forward`."""
         self.check_input(x, mask)
         q, k, v = self.projections.split(x)
+        # φ(q) and φ(k) are (batch, num_heads, length, head_dim): as many features as a head is wide.
         heads = linear_attention(feature_map(q), feature_map(k), v, mask, causal=self.dims.causal)
         return self.projections.merge(F.dropout(heads, self.dims.dropout, self.training), mask)
 
 
 def feature_map(x: Tensor) -> Tensor:
-    """Return elu(x) + 1, which is positive: the paper's equation 7."""
+    """Return elu(x) + 1, which is positive everywhere (the paper's equation 7)."""
     x = float_features(x)
-    return x.relu() + x.clamp_max(0.0).exp()  # not F.elu: compiled, its gradient gets wrong strides
+    # x + 1 above 0 and exp(x) below. F.elu would do the same, but under torch.compile its gradient gets wrong strides.
+    return x.relu() + x.clamp_max(0.0).exp()

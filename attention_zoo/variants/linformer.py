@@ -1,14 +1,15 @@
 """Linformer: keys and values projected along the length (Wang et al. 2020, arXiv:2006.04768).
 
-Softmax attention to `rank` learned mixtures of the keys and values, E K and F V, in place of the tokens themselves.
+Queries attend to `rank` learned mixtures of the keys and values, not to the tokens themselves (equation 7):
+softmax(q (E k)ᵀ / sqrt(head_dim)) (F v), with E and F of shape (rank, length). The cost is linear in the length.
 
 Departures from the paper:
 
-- Masked tokens are zero in the mixtures; the paper has no masks. A mixture is of positions, so it depends on where in
-  the sequence a token stands.
-- Every layer has its own E and F; sharing between layers is not offered, for a mixer knows nothing of the others.
-- E and F start normal with standard deviation max_length^(-1/2), which keeps the scale of a key; for shorter sequences
-  their first columns are used.
+- Masked tokens are zero in the mixtures; the paper has no masks. The weights of a mixture belong to positions, so the
+  result depends on where in the sequence a token stands.
+- Every layer has its own E and F. Sharing them between layers is not offered, because a mixer does not know the others.
+- E and F are drawn from a normal distribution with standard deviation max_length^(-1/2), which keeps the scale of a
+  key. For shorter sequences their first columns are used.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ class LinformerConfig(QkvConfig):
         ValueError: The rank is not positive.
     """
 
-    rank: int = option(16, "mixtures of keys and of values that queries attend to (k in the paper)")
+    rank: int = option(16, "number of mixtures of keys and of values that queries attend to (k in the paper)")
     share: Literal["none", "heads", "key_value"] = option(
-        "heads", "none: each head has its E and F; heads: one E and F; key_value: one E for keys and values of all"
+        "heads", "none: each head has its own E and F; heads: all heads share them; key_value: F is E as well"
     )
 
     def __post_init__(self) -> None:
@@ -58,6 +59,7 @@ class Linformer(SequenceMixer):
     def __init__(self, config: LinformerConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
+        # E and F: (num_heads or 1, rank, max_length); an axis of size 1 is shared by all heads.
         shape = (dims.num_heads if config.share == "none" else 1, config.rank, dims.max_length)
         self.key_mixture = nn.Parameter(torch.randn(shape) * dims.max_length**-0.5)
         self.value_mixture = (
@@ -68,10 +70,11 @@ class Linformer(SequenceMixer):
         """Attend; see `SequenceMixer.forward`."""
         self.check_input(x, mask)
         q, k, v = self.projections.split(x)
-        if mask is not None:
+        if mask is not None:  # a masked token adds nothing to a mixture
             k, v = (tokens.masked_fill(~mask[:, None, :, None], 0.0) for tokens in (k, v))
         of_keys = self.key_mixture[..., : x.shape[1]]
         of_values = of_keys if self.value_mixture is None else self.value_mixture[..., : x.shape[1]]
+        # E k and F v: (num_heads or 1, rank, length) @ (batch, num_heads, length, head_dim). Every mixture may be seen.
         heads = attend(q, of_keys @ k, of_values @ v, dropout=self.dims.dropout, training=self.training)
         return self.projections.merge(heads, mask)
 

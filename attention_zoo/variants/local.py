@@ -1,7 +1,9 @@
 """Local attention: blocks of tokens that attend within themselves.
 
-The `local` row of Long Range Arena (Tay et al. 2021, arXiv:2011.04006). As there, no token sees over the border of its
-block, and a CLS token is one more token of the first block. Departures: none; a shorter last block is allowed.
+This is the row "Local Attention" of Long Range Arena (Tay et al. 2021, arXiv:2011.04006). As there, no token sees
+beyond its block, and a CLS token is one more token of the first block.
+
+Departures: none; the last block may be shorter.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
 from attention_zoo.kernels.blocks import fold_blocks, num_blocks, pad_mask, pad_to_blocks, unfold_blocks
-from attention_zoo.kernels.softmax import Backend, attend, resolve_backend
+from attention_zoo.kernels.softmax import BACKEND_HELP, Backend, attend, resolve_backend
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
@@ -27,9 +29,7 @@ class LocalConfig(QkvConfig):
     """
 
     window: int = option(50, "tokens in a block")
-    backend: Backend = option(
-        "auto", "implementation: auto is blockwise on CPU with attention dropout, fused everywhere else"
-    )
+    backend: Backend = option("auto", BACKEND_HELP)
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -56,9 +56,11 @@ class LocalAttention(SequenceMixer):
         self.check_input(x, mask)
         batch, length, _ = x.shape
         size = min(self.config.window, length)
+        # Blocks become sequences of their own: (batch * blocks, num_heads, size, head_dim)
         q, k, v = (fold_blocks(pad_to_blocks(heads, size), size) for heads in self.projections.split(x))
         real = pad_mask(mask, length, size, x.device)
         if real is not None:
+            # The mask goes the same way: (batch * blocks, size)
             real = real.expand(batch, -1).reshape(batch * num_blocks(length, size), size)
         heads = attend(q, k, v, real, dropout=self.dims.dropout, training=self.training, backend=self.config.backend)
         return self.projections.merge(unfold_blocks(heads, batch, length), mask)

@@ -1,11 +1,19 @@
 """Longformer: a sliding window, and a few global tokens (Beltagy, Peters and Cohan 2020, arXiv:2004.05150).
 
 A token attends to itself, to `window // 2` tokens on either side, and to the global tokens; global tokens attend to all
-tokens. Global are the tokens in front of the sequence (CLS) and, if asked for, the first ones of the sequence itself.
+tokens (section 3.1 of the paper). The tokens in front of the sequence (CLS) are global, and with `num_global` the first
+tokens of the sequence itself.
 
-Departures from the paper: global attention uses the same projections as the window, so that all variants have the same
-parameters; every layer has the same window; no dilation. Unlike Long Range Arena's Longformer, which hides scores in a
-dense matrix and has no global tokens, nothing of length by length is made, and a CLS token is global.
+Departures from the paper:
+
+- Global attention uses the same projections as the window, so that all variants have the same parameters.
+- Every layer has the same window, and there is no dilation.
+
+Long Range Arena's Longformer hides scores in a dense matrix and has no global tokens. Here no tensor of length by
+length is made, and a CLS token is global.
+
+Queries are taken a block at a time. The keys within reach lie in the block itself and in a few blocks on either side;
+those are gathered, and what is out of reach is hidden.
 """
 
 from __future__ import annotations
@@ -23,7 +31,7 @@ from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
 _BLOCK = 64
-"""Queries, and keys, in a block at most; it decides on speed alone."""
+"""Largest number of queries, and of keys, in a block. It affects only the speed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +43,7 @@ class LongformerConfig(QkvConfig):
     """
 
     window: int = option(512, "tokens in the sliding window, half of them on either side")
-    num_global: int = option(0, "leading tokens that see all and are seen by all; prefix tokens (CLS) always are")
+    num_global: int = option(0, "number of leading tokens that are global; prefix tokens (CLS) always are")
 
     def __post_init__(self) -> None:
         if self.window < 2 or self.num_global < 0:
@@ -72,6 +80,7 @@ class Longformer(SequenceMixer):
             q, k, v, mask, radius=min(self.config.window // 2, length), num_global=num_global, dropout=dropout
         )
         if num_global:
+            # Global tokens attend to everything: (batch, num_heads, num_global, head_dim), and replace the first rows.
             glob = attend(q[:, :, :num_global], k, v, mask, dropout=dropout, training=self.training)
             heads = torch.cat((glob, heads[:, :, num_global:]), dim=2)
         return self.projections.merge(heads, mask)
@@ -87,21 +96,23 @@ def _window_attention(
         k: Keys.
         v: Values.
         mask: (batch, length) or None.
-        radius: Farthest neighbour.
-        num_global: Leading tokens that everybody sees; none of them is counted twice.
+        radius: Largest distance at which a token is seen.
+        num_global: Leading tokens that all tokens see.
         dropout: Probability of dropping a weight.
     """
     length, device = q.shape[2], q.device
-    size = min(_BLOCK, max(radius, _BLOCK // 4))
-    reach = num_blocks(radius, size)
+    size = min(_BLOCK, max(radius, _BLOCK // 4))  # narrow windows get small blocks: fewer scores that are hidden
+    reach = num_blocks(radius, size)  # blocks on either side that the window touches
     index, exists = neighbours(num_blocks(length, size), reach, reach, device)
-    beside = pad_mask(mask, length, size, device)
+    beside = pad_mask(mask, length, size, device)  # tokens that may be seen through the window, (batch or 1, length)
     shared, shared_seen = None, None
     if num_global:
         position = torch.arange(index.shape[0] * size, device=device)[None]
         shared = position[:, :num_global]
         shared_seen = None if mask is None else mask[:, :num_global]
+        # Global tokens are met as shared keys; the window must not count them a second time.
         beside = position >= num_global if beside is None else beside & (position >= num_global)
+    # Key position minus query position within the gathered blocks: (size, (2 * reach + 1) * size)
     offset = torch.arange(-reach * size, (reach + 1) * size, device=device) - torch.arange(size, device=device)[:, None]
     pattern = Pattern(
         index=index[None],

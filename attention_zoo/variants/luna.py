@@ -1,16 +1,21 @@
 """Luna: attention packed into a short learned sequence and unpacked again (Ma et al. 2021, arXiv:2106.01540).
 
-`num_memory` learned vectors attend to the tokens; the tokens attend to what these found.
+Two steps of attention replace one (the paper's pack and unpack attention):
+
+    packed = attention(p, x, x): the `num_memory` learned vectors p attend to the tokens;
+    output = attention(x, packed, packed): the tokens attend to what the vectors found.
+
+Either step is between all tokens and a fixed number of vectors, so the cost is linear in the length.
 
 Departures from the paper:
 
-- The learned sequence does not travel from layer to layer, as a mixer has no side channel: every layer has its own, and
-  nothing normalises or adds to it on the way.
-- It is learned as the queries of the first step, head by head: with nothing that changes it, a projection would only
-  write the same parameters twice.
-- Softmax in both steps, bidirectional.
+- The packed sequence is not handed on from layer to layer, because a mixer has no output for it. Every layer learns its
+  own p, without a norm and a residual.
+- p is learned head by head as the queries of the first step. In the paper a projection makes them from p; here p is the
+  same for all inputs, so a projection would only be a second set of parameters for the same thing.
+- Both steps use softmax, and there is no causal form.
 
-The second step needs keys and values of its own: two square matrices more than full attention has.
+The second step needs keys and values of its own, so Luna has two square matrices more than full attention.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
 from attention_zoo.kernels.softmax import attend, resolve_backend
-from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.projections import HeadProjections, QkvConfig, initialise
 from attention_zoo.registry import register_variant
 
 
@@ -34,7 +39,7 @@ class LunaConfig(QkvConfig):
         ValueError: There are no vectors.
     """
 
-    num_memory: int = option(256, "vectors that the tokens are packed into; 16, 128 and 256 have published results")
+    num_memory: int = option(256, "vectors that the tokens are packed into; the paper has results for 16, 128 and 256")
 
     def __post_init__(self) -> None:
         """Check the number of vectors."""
@@ -56,14 +61,12 @@ class Luna(SequenceMixer):
     def __init__(self, config: LunaConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
+        # p, as queries: (num_heads, num_memory, head_dim)
         self.memory = nn.Parameter(torch.randn(dims.num_heads, config.num_memory, dims.head_dim))
         width = dims.num_heads * dims.head_dim
         self.unpack_key = nn.Linear(width, width, bias=dims.qkv_bias)
         self.unpack_value = nn.Linear(width, width, bias=dims.qkv_bias)
-        for linear in (self.unpack_key, self.unpack_value):
-            nn.init.xavier_uniform_(linear.weight)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+        initialise(self.unpack_key, self.unpack_value)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
@@ -71,8 +74,10 @@ class Luna(SequenceMixer):
         q, k, v = self.projections.split(x)
         dropout, training = self.dims.dropout, self.training
         memory = self.memory.to(k.dtype).expand(len(x), -1, -1, -1)
+        # Pack: heads side by side again, (batch, num_memory, num_heads * head_dim)
         packed = attend(memory, k, v, mask, dropout=dropout, training=training).transpose(1, 2).flatten(2)
         keys, values = (self.projections.to_heads(linear(packed)) for linear in (self.unpack_key, self.unpack_value))
+        # Unpack: keys and values of the packed vectors, (batch, num_heads, num_memory, head_dim); none is masked.
         return self.projections.merge(attend(q, keys, values, dropout=dropout, training=training), mask)
 
     def resolved_backend(self, device: torch.device) -> str:

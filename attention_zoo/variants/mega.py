@@ -1,20 +1,26 @@
 """Mega: moving average equipped gated attention (Ma et al. 2022, arXiv:2209.10655), full and chunked.
 
-Each feature of the stream passes through several damped exponential moving averages (EMA). One head of attention takes
-its queries and keys from what comes out and its values from the stream; a reset gate multiplies what it reads, and an
-update gate mixes the result with the stream. With `chunk`, attention stays within chunks of that many tokens, and only
-the averages go further.
+Each feature of the stream passes through several damped exponential moving averages (EMA, section 3.1 of the paper).
+One head of attention takes its queries and keys from the averages and its values from the stream; a reset gate
+multiplies its result, and an update gate mixes that with the stream (section 3.2):
+
+    z = silu(W_z x'),  q = κ_q z + μ_q,  k = κ_k z + μ_k,  v = silu(W_v x),  with x' = EMA(x)
+    o = softmax(q kᵀ / sqrt(key_dim) + bias) v,  reset = silu(W_r x'),  candidate = silu(W_h x' + U_h (reset o))
+    y = update candidate + (1 - update) x,  update = sigmoid(W_u x')
+
+With `chunk`, attention stays within chunks of that many tokens, and only the averages go further.
 
 Departures from the paper:
 
-- Softmax only, not the Laplace function. The relative bias of the scores is the rotary one, a product of two learned
-  vectors turned by their positions: as more features of queries and keys it needs no matrix of length by length.
-- The mixer returns update * (candidate - x), and the block around it adds its stream. That is the paper's output
-  where the stream comes without a norm; behind a norm, the gate weighs the normed stream.
-- Keys are as wide as one head of full attention, and values as wide as gives the mixer the weights of its four
-  projections; the paper's values are twice as wide as the stream (`value_dim`).
-- Averages to both sides have parameters of their own and are added, the second without the token itself: the first is
-  the authors' code. Causal models look back only.
+- Only softmax is offered, not the Laplace function. The relative bias of the scores is the rotary one, the dot product
+  of two learned vectors that are rotated by their positions. It enters as more features of queries and keys, so that no
+  matrix of length by length is needed.
+- The mixer returns update (candidate - x), and the block around it adds its stream. This is the paper's y if the stream
+  comes without a norm. Behind a norm, the gate weighs the normed stream.
+- Keys are as wide as one head of full attention. Values are so wide that the mixer has about the weights of full
+  attention; the paper's values are twice as wide as the stream (`value_dim`).
+- The averages of the past and of the future have parameters of their own and are added, as in the authors' code. The
+  average of the future leaves out the token itself. Causal models look back only.
 - Masked tokens count as zeros in the averages.
 """
 
@@ -28,13 +34,13 @@ from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.kernels.long_convolution import exponential_kernel, long_convolution
-from attention_zoo.kernels.softmax import Backend, attend, resolve_backend
+from attention_zoo.kernels.softmax import BACKEND_HELP, Backend, attend, resolve_backend
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import Rotary
 from attention_zoo.registry import register_variant
 
 _FASTEST = 1.0 - 1e-6
-"""Largest loss of an average in a step; at 1 its logarithm would have no gradient."""
+"""Largest share alpha * delta that an average loses in a step. The logarithm of 1 - 1 would have no gradient."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,13 +51,11 @@ class MegaConfig(VariantConfig):
         ValueError: A size is out of its range.
     """
 
-    chunk: int | None = option(None, "tokens that attend to each other; none = all; 128 in the paper's Mega-chunk")
-    num_averages: int = option(16, "moving averages of a feature (h in the paper)")
-    key_dim: int = option(0, "width of queries and keys, even (z in the paper); 0 = that of one head")
-    value_dim: int = option(0, "width of values (v in the paper); 0 = as many weights as full attention has")
-    backend: Backend = option(
-        "auto", "implementation of the attention: auto is blockwise on CPU with dropout, fused elsewhere"
-    )
+    chunk: int | None = option(None, "tokens that attend to each other; none means all; 128 in the paper's Mega-chunk")
+    num_averages: int = option(16, "number of moving averages of a feature (h in the paper)")
+    key_dim: int = option(0, "width of queries and keys, even (z in the paper); 0 means that of one head")
+    value_dim: int = option(0, "width of values (v in the paper); 0 gives as many weights as full attention has")
+    backend: Backend = option("auto", BACKEND_HELP)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -68,16 +72,19 @@ class MegaConfig(VariantConfig):
     paper="Ma et al. 2022, arXiv:2209.10655",
 )
 class Mega(SequenceMixer):
-    """Moving averages bring the neighbourhood, one gated head of attention the rest."""
+    """Moving averages collect the neighbourhood of a token, and one gated head of attention the rest."""
 
     config: MegaConfig
 
     def __init__(self, config: MegaConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         dim, key_dim = dims.dim, config.key_dim or dims.head_dim + dims.head_dim % 2
+        # value, reset and out have dim * value_dim weights each, update and candidate dim² each, shared dim * key_dim:
+        # 3 dim value_dim + 2 dim² + dim key_dim = 4 dim², rounded to a multiple of 8.
         value_dim = config.value_dim or max(8, round((2 * dim - key_dim) / 24) * 8)
         self.average = MovingAverage(dim, config.num_averages, causal=dims.causal)
         self.shared = nn.Linear(dim, key_dim, bias=dims.qkv_bias)
+        # κ and μ, for queries and for keys: (2, key_dim)
         self.scale, self.shift = nn.Parameter(torch.ones(2, key_dim)), nn.Parameter(torch.zeros(2, key_dim))
         self.bias = nn.Parameter(torch.randn(2, key_dim) * key_dim**-0.5)
         self.rotary = Rotary(key_dim, min(config.chunk or dims.max_length, dims.max_length))
@@ -91,7 +98,7 @@ class Mega(SequenceMixer):
         """Average, attend and gate; see `SequenceMixer.forward`."""
         self.check_input(x, mask)
         signal = zero_masked(x, mask)
-        averaged = self.average(signal)
+        averaged = self.average(signal)  # x', (batch, length, dim)
         read = self._attend(F.silu(self.shared(averaged)), F.silu(self.value(signal)), mask)
         candidate = F.silu(self.candidate(averaged) + self.out(F.silu(self.reset(averaged)) * read))
         return zero_masked(self.update(averaged).sigmoid() * (candidate - signal), mask)
@@ -101,7 +108,16 @@ class Mega(SequenceMixer):
         return resolve_backend(self.config.backend, device, dropout=self.dims.dropout)
 
     def _attend(self, shared: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend in every chunk: (batch, length, key_dim) and (batch, length, value_dim) to the latter."""
+        """Attend within every chunk.
+
+        Args:
+            shared: z, (batch, length, key_dim).
+            values: (batch, length, value_dim).
+            mask: (batch, length) or None.
+
+        Returns:
+            (batch, length, value_dim).
+        """
         batch, length, key_dim = shared.shape
         chunk = min(self.config.chunk or length, length)
         padding = -length % chunk
@@ -109,10 +125,14 @@ class Mega(SequenceMixer):
             real = torch.ones(batch, length, dtype=torch.bool, device=shared.device) if mask is None else mask
             mask = F.pad(real, (0, padding))
             shared, values = (F.pad(each, (0, 0, 0, padding)) for each in (shared, values))
+        # Chunks become sequences of one head: (batch * chunks, 1, chunk, features)
         shared, values = (each.reshape(-1, 1, chunk, each.shape[-1]) for each in (shared, values))
         q, k = (shared * scale + shift for scale, shift in zip(self.scale, self.shift, strict=True))
+        # The bias of a pair is the dot product of these, each (1, 1, chunk, key_dim): after the rotation it depends on
+        # the distance alone. [q, bias_q]·[k, bias_k] = q·k + bias.
         bias_q, bias_k = self.rotary(self.bias[:, None, None].expand(-1, 1, chunk, -1)).to(q.dtype)
-        # `attend` divides by the root of twice key_dim; the paper divides q k by that of key_dim, and the bias by none.
+        # `attend` divides by sqrt(2 key_dim), the width of both together. The paper divides q·k by sqrt(key_dim), and
+        # the bias by nothing, hence the two factors.
         q = torch.cat((q * 2**0.5, (bias_q * (2 * key_dim) ** 0.5).expand_as(q)), dim=-1)
         read = attend(
             q,
@@ -128,18 +148,19 @@ class Mega(SequenceMixer):
 
 
 class MovingAverage(nn.Module):
-    """Damped exponential moving averages in several dimensions (paper, section 3.1).
+    """Damped exponential moving averages in several dimensions (section 3.1 of the paper).
 
-    A feature is expanded to h_t = alpha beta x_t + (1 - alpha delta) h_{t-1} and read as eta . h_t, with alpha and
-    delta in (0, 1): a convolution with a sum of exponentials. It computes in float32 (float64 for float64 inputs),
-    under autocast too.
+    A feature x is expanded to `num_averages` states, h_t = alpha beta x_t + (1 - alpha delta) h_{t-1}, with alpha and
+    delta in (0, 1), and read as eta·h_t. This is a convolution with K_l = sum_n eta alpha beta (1 - alpha delta)^l. It
+    is computed in float32 (float64 for float64 inputs), under autocast too.
     """
 
     def __init__(self, dim: int, num_averages: int, *, causal: bool) -> None:
         super().__init__()
-        shape = (1 if causal else 2, dim, num_averages)
+        shape = (1 if causal else 2, dim, num_averages)  # the first axis is the direction
         self.alpha = nn.Parameter(torch.randn(shape) * 0.2)
         self.delta = nn.Parameter(torch.randn(shape) * 0.2)
+        # beta alternates in sign, so that differences of averages are there from the start
         signs = 1.0 - 2.0 * (torch.arange(num_averages) % 2)
         self.beta = nn.Parameter(signs + torch.randn(shape) * 0.02)
         self.eta = nn.Parameter(torch.randn(shape) * num_averages**-0.5)

@@ -1,7 +1,7 @@
-"""No mixing of tokens at all: the floor of every table.
+"""No mixing of tokens at all: the lower bound of every table.
 
-From no paper: a control. What a model with this in place of attention reaches on a task, its embedding, feed-forward
-layers and pooling reach alone.
+This control is from no paper. A model with it in place of attention shows what the embedding, the feed-forward layers
+and the pooling reach on a task without attention.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class MlpOnlyConfig(VariantConfig):
     paper="none: a control",
 )
 class MlpOnly(SequenceMixer):
-    """A feed-forward layer with one hidden layer, on each token alone.
+    """A feed-forward network with one hidden layer, on each token alone.
 
-    The hidden layer is twice as wide as the heads together, which gives it the weights of full attention's four
-    projections to the last one.
+    The hidden layer is twice as wide as all heads together. Its two matrices then have exactly as many weights as the
+    four projections of full attention.
     """
 
     config: MlpOnlyConfig

@@ -1,18 +1,22 @@
 """Performer: attention by random features, FAVOR+ (Choromanski et al. 2021, arXiv:2009.14794).
 
-Two kernels. "softmax" estimates exp(q·k / sqrt(d)) without bias by the positive features exp(w·x - |x|² / 2), with x
-the query or key over d^(1/4) and w drawn orthogonal. "relu" is the paper's generalised attention as the
-benchmark's own code runs it: relu(x) + 0.001, on x itself or, with `num_features`, on its random projections.
+There are two kernels:
+
+- "softmax" estimates exp(q·k / sqrt(d)) by random features. With x = q / d^(1/4), y = k / d^(1/4) and w ~ N(0, I),
+  exp(x·y) = E[φ(x) φ(y)] for φ(x) = exp(w·x - |x|² / 2) (lemma 1). The estimate is the mean over `num_features`
+  directions w, and it is always positive. Directions that are orthogonal to each other lower its variance.
+- "relu" is the paper's generalised attention as the code of Long Range Arena runs it: relu(x) + 0.001, on x itself or,
+  with `num_features`, on its random projections.
 
 Departures from the paper:
 
 - Bidirectional only.
-- For the features of keys, the largest exponent over the real keys is taken off for each feature, and put back into
-  those of the queries before theirs is taken off: nothing overflows, the normaliser is at least 1, and no small term
-  has to be added to the features. The result is the same as without it.
-- New features are drawn every `redraw_interval` training steps, by default never, from a seed in the state dict.
-- Heads share the features. There are no weights to drop: dropout falls on what the heads return.
-- The benchmark's published ListOps configuration has two random features; the default here is 256.
+- The exponents of the features are shifted so that nothing overflows and the normaliser is at least 1. The shifts
+  cancel, so the result is the same as without them, and no small term has to be added to the features.
+- New directions are drawn every `redraw_interval` training steps, by default never, from a seed in the state dict.
+- All heads share the directions.
+- The weights are never written out, so they cannot be dropped: dropout acts on the outputs of the heads.
+- The default is 256 random features. The published ListOps configuration of Long Range Arena has two.
 """
 
 from __future__ import annotations
@@ -30,9 +34,11 @@ from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
 _RELU_FLOOR = 1e-3
+"""Added to relu(x), so that no normaliser is zero."""
 _SOFTMAX_FEATURES = 256
+"""Features of the softmax kernel if `num_features` is 0."""
 _TOKENS = 512
-"""Keys met together in the search for the highest exponents."""
+"""Keys whose exponents are computed together in the search for the highest ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +50,8 @@ class PerformerConfig(QkvConfig):
     """
 
     kernel: Literal["relu", "softmax"] = option("relu", "relu(x) + 0.001, or positive features that estimate softmax")
-    num_features: int = option(0, "random features; 0 is none for relu and 256 for softmax")
-    redraw_interval: int = option(0, "training steps after which features are drawn anew; 0 keeps the first ones")
+    num_features: int = option(0, "number of random features; 0 means none for relu and 256 for softmax")
+    redraw_interval: int = option(0, "training steps after which new features are drawn; 0 keeps the first ones")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -64,12 +70,14 @@ class PerformerConfig(QkvConfig):
 class Performer(SequenceMixer):
     """Attention whose weights are products of features of queries and of keys.
 
-    The features are a buffer. What decides on the next ones, a seed and the number of steps taken, is in the state
-    dict as extra state, which stays on the CPU: no step waits for the device to know whether to redraw.
+    The random directions are a buffer. The next ones follow from a seed and the number of training steps, which are in
+    the state dict as extra state. Extra state stays on the CPU, so that no step waits for the device to find out
+    whether to redraw.
     """
 
     config: PerformerConfig
     features: Tensor | None
+    """(num_features, head_dim): the random directions w, one a row."""
 
     def __init__(self, config: PerformerConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
@@ -91,6 +99,7 @@ class Performer(SequenceMixer):
                 heads = estimate(
                     float_features(q), float_features(k), float_features(v), float_features(self.features), mask
                 ).to(v.dtype)
+        # heads: (batch, num_heads, length, head_dim)
         return self.projections.merge(F.dropout(heads, self.dims.dropout, self.training), mask)
 
     def after_step(self) -> None:
@@ -106,7 +115,7 @@ class Performer(SequenceMixer):
         return torch.tensor([self._seed, self._steps], dtype=torch.int64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take up the sequence of draws where the state was saved."""
+        """Continue the sequence of draws where the state was saved."""
         self._seed, self._steps = (int(value) for value in state.tolist())
 
     def _draw(self) -> Tensor:
@@ -116,18 +125,24 @@ class Performer(SequenceMixer):
 
 
 def orthogonal_features(num_features: int, head_dim: int, generator: torch.Generator) -> Tensor:
-    """Draw (num_features, head_dim), float64: orthogonal within blocks of `head_dim`, each as long as a Gaussian one.
+    """Draw random directions: orthogonal within blocks of `head_dim` rows, each with the length of a Gaussian vector.
 
-    Every row alone is N(0, I), so that estimates stay without bias; rows of one block are orthogonal, which lowers
-    their variance.
+    Each row by itself is N(0, I), so that the estimate has no bias. Rows of one block are orthogonal, which lowers its
+    variance (the paper's orthogonal random features).
+
+    Returns:
+        (num_features, head_dim), float64.
     """
+    # At most head_dim vectors can be orthogonal, so there are several independent blocks.
     blocks = -(-num_features // head_dim)
     gauss, lengths = (
         torch.randn(blocks, head_dim, head_dim, generator=generator, dtype=torch.float64, device="cpu")
         for _ in range(2)
     )
-    q, r = torch.linalg.qr(gauss)
-    uniform = q * torch.diagonal(r, dim1=-2, dim2=-1).sign().unsqueeze(-2)  # Haar measure, whatever the QR's signs
+    # The rows of Q are orthonormal. A QR decomposition fixes the signs of its columns by some rule; with the signs of
+    # R's diagonal Q is uniform over all rotations (Mezzadri 2007), so that each row points anywhere equally often.
+    q, r = torch.linalg.qr(gauss)  # (blocks, head_dim, head_dim)
+    uniform = q * torch.diagonal(r, dim1=-2, dim2=-1).sign().unsqueeze(-2)
     return (uniform * lengths.norm(dim=-1, keepdim=True)).flatten(0, 1)[:num_features]
 
 
@@ -137,7 +152,7 @@ def relu_features(x: Tensor) -> Tensor:
 
 
 def estimate_relu(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend with the ReLU of random projections.
+    """Compute attention with the ReLU of random projections.
 
     Args:
         q: (batch, num_heads, length, head_dim).
@@ -149,32 +164,40 @@ def estimate_relu(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, mask: Ten
     Returns:
         (batch, num_heads, length, head_dim).
     """
-    projection = directions.T * len(directions) ** -0.5
+    projection = directions.T * len(directions) ** -0.5  # (head_dim, num_features); a mean over the features
     return linear_attention_in_blocks(
         q, k, v, mask, lambda q: relu_features(q @ projection), lambda k: relu_features(k @ projection)
     )
 
 
 def estimate_softmax(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, mask: Tensor | None) -> Tensor:
-    """Estimate softmax attention by positive features: lemma 1 of the paper. Shapes as in `estimate_relu`.
+    """Estimate softmax attention by positive features (lemma 1 of the paper). Shapes are as in `estimate_relu`.
 
-    The shifts of the exponents are constants of a sequence, a head and a feature (keys), or of a query (queries, whose
-    square is one too). They cancel against the normaliser, so no gradient has to pass through them. What is added to a
-    product with the directions goes into the product, as one more column on either side.
+    The exponents are shifted to keep them from overflowing. A feature of keys is shifted by its largest exponent h over
+    the real keys, which the same feature of queries gets back, so that the product is unchanged. A query is shifted by
+    its largest exponent. That is a factor of all its weights, which the normaliser cancels; for the same reason its
+    -|x|² / 2 can be left out. No gradient has to pass through the shifts, since the result does not depend on them.
     """
+    # d^(-1/4) on either side gives q·k / sqrt(d).
     scale = q.shape[-1] ** -0.25
-    projection = directions.T.expand(*q.shape[:2], -1, -1)
+    projection = directions.T.expand(*q.shape[:2], -1, -1)  # (batch, num_heads, head_dim, num_features)
+    # A number that is added to w·x for all features goes into the product: as one more column of x, against a row of
+    # ones. For keys this is -|y|² / 2, (batch, num_heads, length, 1), and hopelessly low where masked.
     k = k * scale
     exponent = -k.square().sum(dim=-1, keepdim=True) / 2
     if mask is not None:
         exponent = exponent.masked_fill(~mask[:, None, :, None], torch.finfo(k.dtype).min / 2)
     k = torch.cat((k, exponent), dim=-1)
-    from_keys = F.pad(projection, (0, 0, 0, 1), value=1.0)
+    from_keys = F.pad(projection, (0, 0, 0, 1), value=1.0)  # (batch, num_heads, head_dim + 1, num_features)
     with torch.no_grad():
+        # The largest exponent of each feature over the keys, (batch, num_heads, 1, num_features). A few keys at a time:
+        # all exponents together would be the largest tensor of the layer.
         parts = [(block @ from_keys).amax(dim=2, keepdim=True) for block in k.split(_TOKENS, dim=2)]
         highest = torch.stack(parts).amax(dim=0)
         if mask is not None:
+            # Without any real token the largest exponent is the masking number, which must not be subtracted.
             highest = highest.masked_fill(~mask.any(dim=1)[:, None, None, None], 0.0)
+    # -h for keys and +h for queries are one more row of the projections, against a column of ones on the left.
     from_keys, from_queries = torch.cat((from_keys, -highest), dim=2), torch.cat((projection, highest), dim=2)
 
     def q_map(q: Tensor) -> Tensor:

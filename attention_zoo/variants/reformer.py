@@ -1,12 +1,17 @@
 """Reformer: attention by locality-sensitive hashing (Kitaev, Kaiser and Levskaya 2020, arXiv:2001.04451).
 
-Queries are keys, up to their length. Tokens are hashed by random rotations, sorted by bucket and position, and cut into
-chunks; a token attends to its own chunk and to the one before, and to itself only if there is nothing else. Several
-rounds of hashing act as one softmax over the union of what they reach, no pair counted twice.
+Queries and keys are the same vectors, and keys are normalised to length 1. Softmax attention is dominated by near keys,
+so tokens are hashed such that near vectors often get the same bucket: with a random matrix R, the bucket of x is
+argmax([x R, -x R]) (section 2 of the paper). Tokens are sorted by bucket and position, and cut into chunks. A token
+attends to its own chunk and to the one before, and to itself only if there is nothing else. Several rounds of hashing
+act as one softmax over the union of the pairs that they reach; no pair counts twice.
 
-Departures from the paper: the rotations are drawn once per layer and stored, so that results can be repeated; the first
-chunk does not wrap round to the last one, and masked tokens are sorted behind all others, so that padding changes
-nothing. No reversible layers, which belong to a model and not to a mixer.
+Departures from the paper:
+
+- The matrices R are drawn once for each layer and stored, so that results can be repeated.
+- The first chunk does not attend to the last one, and masked tokens are sorted behind all others, so that padding
+  changes nothing.
+- There are no reversible layers, which belong to a model and not to a mixer.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ class ReformerConfig(QkvConfig):
     """
 
     chunk_size: int = option(10, "tokens in a chunk of the sorted sequence")
-    num_buckets: int = option(10, "buckets of a hash; even")
+    num_buckets: int = option(10, "number of buckets of a hash, even")
     num_hashes: int = option(1, "rounds of hashing")
 
     def __post_init__(self) -> None:
@@ -49,7 +54,7 @@ class ReformerConfig(QkvConfig):
     paper="Kitaev, Kaiser and Levskaya 2020, arXiv:2001.04451",
 )
 class Reformer(SequenceMixer):
-    """Tokens attend to those that a hash puts beside them."""
+    """Tokens attend to those that a hash sorts next to them."""
 
     config: ReformerConfig
     rotations: Tensor
@@ -73,8 +78,9 @@ class Reformer(SequenceMixer):
         real = pad_mask(mask, length, size, x.device)
         q, v = (pad_to_blocks(heads, size) for heads in (q, v))
         if real is not None:
+            # From here on each head of each sequence is a sequence of its own: it has its own order of tokens.
             real = real.expand(batch, -1).repeat_interleave(num_heads, dim=0)
-        order = self._sort(q, real).flatten(1, 2)
+        order = self._sort(q, real).flatten(1, 2)  # (num_hashes, batch * num_heads, length)
         heads = _attend_sorted(
             q.flatten(0, 1),
             v.flatten(0, 1),
@@ -96,16 +102,19 @@ class Reformer(SequenceMixer):
         Returns:
             (num_hashes, batch, num_heads, length), int64: positions in the order of each round.
         """
+        # (num_hashes, batch, num_heads, length, num_buckets / 2); the other buckets are the opposite directions.
         turned = q @ self.rotations.to(q.dtype).unsqueeze(1)
         bucket = torch.cat((turned, -turned), dim=-1).argmax(dim=-1)
         if real is not None:
+            # One bucket behind all others for masked tokens
             bucket = bucket.masked_fill(~real.unflatten(0, q.shape[:2]), self.config.num_buckets)
         length = q.shape[2]
+        # By bucket first, and by position within a bucket
         return (bucket * length + torch.arange(length, device=q.device)).argsort(dim=-1)
 
 
 def _attend_sorted(q: Tensor, v: Tensor, real: Tensor | None, order: Tensor, *, size: int, dropout: float) -> Tensor:
-    """Attend in the order of each round to the own chunk and the one before, and merge the rounds.
+    """Attend to the own chunk and the one before, in the order of each round, and merge the rounds.
 
     Args:
         q: (sequences, length, head_dim), as are `v` and the result; the length is a multiple of `size`.
@@ -115,14 +124,15 @@ def _attend_sorted(q: Tensor, v: Tensor, real: Tensor | None, order: Tensor, *, 
         size: Tokens in a chunk.
         dropout: Probability of dropping a weight.
     """
-    rank = order.argsort(dim=-1)
-    chunk = rank // size
+    rank = order.argsort(dim=-1)  # the inverse permutation: place of each token in the order of each round
+    chunk = rank // size  # (num_hashes, sequences, length): chunk of each token, by position
     index, exists = neighbours(q.shape[1] // size, 1, 0, q.device)
+    # (size, 2 * size), True where the key is the query itself; keys are those of the chunk before, then the own ones.
     itself = torch.arange(-size, size, device=q.device) == torch.arange(size, device=q.device)[:, None]
     everyone = real if real is not None else torch.ones(1, q.shape[1], dtype=torch.bool, device=q.device)
     sorted_real = [everyone if real is None else everyone.gather(1, each) for each in order]
     seen = [seen_keys(index[None], exists[None], each, size) for each in sorted_real]
-    # A token is alone if its two chunks hold one real token in every round.
+    # A token is alone if its two chunks hold one real token, itself, in every round: (sequences, length), by position.
     alone = torch.stack(
         [(s.sum(-1) == 1).expand(q.shape[0], -1).gather(1, c) for s, c in zip(seen, chunk, strict=True)]
     )
@@ -130,11 +140,13 @@ def _attend_sorted(q: Tensor, v: Tensor, real: Tensor | None, order: Tensor, *, 
     parts = []
     for turn in range(order.shape[0]):
         sorted_q, sorted_v = (_reorder(x, order[turn], rank[turn]) for x in (q, v))
+        # Pairs that must not be counted, (sequences, chunks, size, 2 * size): the token itself, unless it is alone, and
+        # then in the first round only.
         hidden = itself
         if turn == 0:
             hidden = hidden & ~alone.gather(1, order[0]).unflatten(1, (-1, size)).unsqueeze(3)
         for before in chunk[:turn]:
-            # What an earlier round reached is not reached again.
+            # An earlier round reached a pair if its key was in the chunk of the query there, or in the one before.
             of_query = before.gather(1, order[turn]).unflatten(1, (-1, size))
             step = of_query.unsqueeze(3) - of_query[:, index].flatten(2).unsqueeze(2)
             hidden = hidden | (step == 0) | (step == 1)
@@ -146,6 +158,7 @@ def _attend_sorted(q: Tensor, v: Tensor, real: Tensor | None, order: Tensor, *, 
             pattern,
             dropout=dropout,
         )
+        # Back to the order of the positions
         parts.append((_reorder(out.squeeze(1), rank[turn], order[turn]), log_sum.squeeze(1).gather(1, rank[turn])))
     return parts[0][0] if len(parts) == 1 else merge(parts)[0]
 
@@ -157,7 +170,10 @@ def _reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
 
 class _Reorder(torch.autograd.Function):
-    """Permutes back in backward, where plain indexing would add up gradients."""
+    """A permutation of tokens, whose gradient is the inverse permutation.
+
+    The gradient of plain indexing would be a sum over equal indices, which is slower; here no index comes twice.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

@@ -1,18 +1,23 @@
 """Diagonal state space (S4D; Gu, Gupta, Goel and Re 2022, arXiv:2206.11893), to both sides.
 
-Each channel is a linear system x' = A x + B u, y = Re(C x) + D u with a diagonal complex A, sampled by zero-order hold
-with a step of its own: a convolution with K_l = 2 Re sum_n C_n (exp(A_n step) - 1) / A_n exp(A_n step l), done by FFT.
-A starts as S4D-Lin, A_n = -1/2 + i pi n. GELU, a linear layer and a gate (GLU) follow, as in the authors' block.
+Each channel is a linear system x' = A x + B u, y = Re(C x) + D u with a diagonal complex matrix A. Sampled with a step
+of its own, by zero-order hold (the input is constant within a step), it is a convolution of the channel with
+
+    K_l = 2 Re sum_n C_n (exp(A_n step) - 1) / A_n exp(A_n step l),
+
+which is computed by FFT. The states come in conjugate pairs, of which one is kept; hence 2 Re. A starts as S4D-Lin,
+A_n = -1/2 + i pi n. GELU, a linear layer and a gate (GLU) follow, as in the authors' block.
 
 Departures from the paper:
 
-- Bidirectional, with one C for each direction and the same A and step: the authors' code for this benchmark, not the
-  paper. The future starts at the next token, so that a token meets itself once. Causal models look back only.
-- B is 1 and absorbed in C, which multiplies it everywhere.
-- The kernel is a product of two small matrices and not a Vandermonde product in a kernel of its own: the same sums.
-- All parameters learn at the model's rate and with its weight decay; the authors lower one and drop the other for A,
+- The system runs in both directions, with one C for each and the same A and step, as in the authors' code for Long
+  Range Arena. The second direction starts at the next token, so that a token meets itself once. Causal models look back
+  only.
+- B is 1, because only its product with C matters.
+- The kernel is the product of two small matrices; the authors compute the same sums by a Vandermonde product.
+- All parameters learn at the model's rate and with its weight decay. The authors use a lower rate, and no decay, for A,
   B and the step.
-- No position is special: heads, biases of projections and rotary positions of the host do not apply.
+- The number of heads, the biases of projections and rotary positions have no meaning here and are not used.
 """
 
 from __future__ import annotations
@@ -39,8 +44,8 @@ class S4DConfig(VariantConfig):
     """
 
     state_size: int = option(64, "states of a channel (N), conjugates included; even; 4 on text in the authors' runs")
-    min_step: float = option(1e-3, "shortest step at the start, in tokens of unit time; 1e-4 for 16,384 tokens")
-    max_step: float = option(1e-1, "longest step at the start")
+    min_step: float = option(1e-3, "shortest step at the start of training; 1e-4 for 16,384 tokens")
+    max_step: float = option(1e-1, "longest step at the start of training")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -59,8 +64,8 @@ class S4DConfig(VariantConfig):
 class S4D(SequenceMixer):
     """Every channel is convolved with its own sum of damped oscillations, as long as the sequence.
 
-    Parameters are real, complex ones as pairs, so that casts of the module keep them whole. Kernel and FFT compute in
-    float32 (float64 for float64 inputs), under autocast too.
+    Complex parameters are stored as pairs of real numbers, because a cast of the module to a real dtype would drop the
+    imaginary part. Kernel and FFT are computed in float32 (float64 for float64 inputs), under autocast too.
     """
 
     config: S4DConfig
@@ -69,9 +74,12 @@ class S4D(SequenceMixer):
         super().__init__(config, dims)
         states, directions = config.state_size // 2, 1 if dims.causal else 2
         low, high = math.log(config.min_step), math.log(config.max_step)
+        # The steps are spread evenly on a logarithmic scale: channels with long and with short memories.
         self.log_step = nn.Parameter(low + (high - low) * torch.rand(dims.dim))
+        # A = -exp(log_decay) + i frequency, (dim, states): the real part stays negative, so no state grows.
         self.log_decay = nn.Parameter(torch.full((dims.dim, states), math.log(0.5)))
         self.frequency = nn.Parameter(math.pi * torch.arange(states, dtype=torch.float32).repeat(dims.dim, 1))
+        # C, of variance 1 as a complex number
         self.readout = nn.Parameter(torch.randn(directions, dims.dim, states, 2) * 0.5**0.5)
         self.skip = nn.Parameter(torch.randn(dims.dim))
         self.out = nn.Linear(dims.dim, 2 * dims.dim)
@@ -90,6 +98,7 @@ class S4D(SequenceMixer):
         """Compute the kernel of each direction, (dim, length), sampled by zero-order hold."""
         poles = torch.complex(-self.log_decay.to(dtype).exp(), self.frequency.to(dtype))
         rate = poles * self.log_step.to(dtype).exp()[:, None]
+        # (exp(A step) - 1) / A, by expm1 because A step is close to zero
         held = 2.0 * torch.expm1(rate) / poles
         return [
             exponential_kernel(torch.view_as_complex(weight) * held, rate, length)

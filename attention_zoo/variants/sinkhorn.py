@@ -1,12 +1,15 @@
 """Sparse Sinkhorn attention: blocks attend to themselves and to a block sorted beside them (Tay et al. 2020).
 
-arXiv:2002.11296. Sums of keys over a block give scores of which block should stand where; Sinkhorn normalisation turns
-them into a soft permutation, which mixes the blocks of keys and values. A block attends to its own tokens and to those
-that were sorted to its place, in one softmax.
+arXiv:2002.11296. The sum of the keys of a block gives scores that say at which place the block should stand (section
+3.1). Sinkhorn normalisation, over rows and columns in turn, makes an almost doubly stochastic matrix of them: a soft
+permutation, which mixes the blocks of keys and values. A block attends to its own tokens and to those
+that were sorted to its place, in one softmax. The matrix has one entry for each pair of blocks.
 
-Departures from the paper: the sorting network is linear, one per head, and reads keys; blocks without any real token
-take no part in the sorting, so that padding changes nothing. A sorted position that is a mixture of real and masked
-tokens counts the masked ones as zeros. The soft permutation itself grows with the square of the number of blocks.
+Departures from the paper:
+
+- The sorting network is linear, one for each head, and reads keys.
+- Blocks without any real token take no part in the sorting, so that padding changes nothing. A sorted token that is a
+  mixture of real and masked ones counts the masked ones as zeros.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
 from attention_zoo.kernels.blocks import fold_blocks, num_blocks, pad_mask, pad_to_blocks, unfold_blocks
-from attention_zoo.kernels.softmax import Backend, attend, resolve_backend
+from attention_zoo.kernels.softmax import BACKEND_HELP, Backend, attend, resolve_backend
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
@@ -32,11 +35,9 @@ class SinkhornConfig(QkvConfig):
     """
 
     block_size: int = option(50, "tokens in a block")
-    temperature: float = option(0.75, "divides the sorting scores: lower is closer to a hard permutation")
+    temperature: float = option(0.75, "divisor of the sorting scores; lower values are closer to a hard permutation")
     num_iterations: int = option(8, "Sinkhorn normalisations of rows and columns")
-    backend: Backend = option(
-        "auto", "implementation: auto is blockwise on CPU with attention dropout, fused everywhere else"
-    )
+    backend: Backend = option("auto", BACKEND_HELP)
 
     def __post_init__(self) -> None:
         if min(self.block_size, self.num_iterations) < 1 or self.temperature <= 0:
@@ -61,6 +62,7 @@ class SinkhornAttention(SequenceMixer):
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
         blocks = num_blocks(dims.max_length, config.block_size)
+        # The sorting network: from the sum of the keys of a block to a score for each block.
         self.sort = nn.Parameter(torch.empty(dims.num_heads, dims.head_dim, blocks))
         nn.init.normal_(self.sort, std=dims.head_dim**-0.5)
 
@@ -70,17 +72,18 @@ class SinkhornAttention(SequenceMixer):
         batch, length, _ = x.shape
         size = self.config.block_size
         blocks = num_blocks(length, size)
-        real = pad_mask(mask, length, size, x.device)
+        real = pad_mask(mask, length, size, x.device)  # (batch or 1, blocks * size)
         q, k, v = (pad_to_blocks(heads, size) for heads in self.projections.split(x))
         if real is not None:
             real = real.expand(batch, -1)
         if real is not None and mask is not None:
-            k, v = (heads * real[:, None, :, None] for heads in (k, v))
-        permutation = self._permutation(k, real)
+            k, v = (heads * real[:, None, :, None] for heads in (k, v))  # so that masked tokens add nothing to mixtures
+        permutation = self._permutation(k, real)  # (batch, num_heads, blocks, blocks)
         both_k, both_v = (_beside(heads, permutation, size) for heads in (k, v))
         allowed = None
         if real is not None:
-            # Any real token at this place of its block may have been sorted here.
+            # (batch * blocks, 2 * size): the own tokens, then the sorted ones. A sorted token mixes the tokens at one
+            # place of all blocks; it may be seen if any of those is real.
             own = real.unflatten(1, (blocks, size))
             allowed = torch.cat((own, own.any(dim=1, keepdim=True).expand_as(own)), dim=2).flatten(0, 1)
         heads = attend(
@@ -102,12 +105,14 @@ class SinkhornAttention(SequenceMixer):
             real: (batch, length) or None.
         """
         size = self.config.block_size
-        sums = k.unflatten(2, (-1, size)).sum(dim=3)
-        scores = sums @ self.sort[:, :, : sums.shape[2]]
+        sums = k.unflatten(2, (-1, size)).sum(dim=3)  # (batch, num_heads, blocks, head_dim)
+        scores = sums @ self.sort[:, :, : sums.shape[2]]  # (batch, num_heads, places, blocks)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if self.training:
+            # Gumbel noise -log(-log u), as in the paper: sorting explores other permutations.
             uniform = torch.rand_like(scores).clamp_min(torch.finfo(scores.dtype).tiny)
             scores = scores - torch.log(-torch.log(uniform).clamp_max(-1e-7))
+        # Blocks that hold a real token, (batch, blocks), and pairs of such blocks, (batch, 1, places, blocks)
         held = None if real is None else real.unflatten(1, (-1, size)).any(dim=2)
         pairs = None if held is None else (held[:, None, :, None] & held[:, None, None, :])
         return sinkhorn(scores / self.config.temperature, pairs, self.config.num_iterations).to(k.dtype)
@@ -118,7 +123,7 @@ class SinkhornAttention(SequenceMixer):
 
 
 def sinkhorn(scores: Tensor, allowed: Tensor | None, num_iterations: int) -> Tensor:
-    """Normalise exp(scores) to an almost doubly stochastic matrix, over columns and rows in turn.
+    """Normalise the columns and the rows of exp(scores) in turn, to an almost doubly stochastic matrix.
 
     Args:
         scores: (..., places, blocks).
@@ -128,6 +133,7 @@ def sinkhorn(scores: Tensor, allowed: Tensor | None, num_iterations: int) -> Ten
     Returns:
         Like `scores`: rows sum to 1, columns nearly so.
     """
+    # Everything is done on logarithms, where a division by a sum is the subtraction of a log-sum-exp.
     lowest = torch.finfo(scores.dtype).min / 4
 
     def hide(x: Tensor) -> Tensor:
@@ -135,13 +141,15 @@ def sinkhorn(scores: Tensor, allowed: Tensor | None, num_iterations: int) -> Ten
 
     logs = hide(scores)
     for _ in range(num_iterations):
+        # Each step would raise hidden entries again in rows or columns without any allowed one.
         logs = hide(logs - logs.logsumexp(dim=-2, keepdim=True))
         logs = hide(logs - logs.logsumexp(dim=-1, keepdim=True))
     return logs.exp()
 
 
 def _beside(x: Tensor, permutation: Tensor, size: int) -> Tensor:
-    """Put the sorted block beside each block: (batch * blocks, num_heads, 2 * size, head_dim)."""
-    blocks = x.unflatten(2, (-1, size))
+    """Put the sorted block behind each block: (batch * blocks, num_heads, 2 * size, head_dim)."""
+    blocks = x.unflatten(2, (-1, size))  # (batch, num_heads, blocks, size, head_dim)
+    # A block is one long vector of size * head_dim numbers for the matrix that mixes blocks.
     mixed = (permutation @ blocks.flatten(3)).unflatten(3, blocks.shape[3:])
     return torch.cat((blocks, mixed), dim=3).transpose(1, 2).flatten(0, 1)

@@ -1,16 +1,19 @@
 """Skyformer: a Gaussian kernel in place of the softmax, by Nyström's method (Chen et al. 2021, arXiv:2111.00035).
 
-The weight of a key is κ(q, k) = exp(-|q - k|² / 2), with q and k over d^(1/4), and is not normalised. With W a few rows
-of queries and keys, κ(Q, K) ≈ κ(Q, W) (κ(W, W) + r I)⁻¹ κ(W, K): the matrix of all queries and keys together is
-positive semi-definite, which makes the method apply. The inverse is iterated on the matrix scaled by its row sums.
+The weight of a key is κ(q, k) = exp(-|q - k|² / 2), with q and k divided by d^(1/4); it is not normalised. The matrix
+κ(Q, K) is a block of the matrix of all queries and keys together, which is positive semi-definite, so that Nyström's
+method applies to it: with W a few rows of queries and keys,
+
+    κ(Q, K) ≈ κ(Q, W) (κ(W, W) + r I)⁻¹ κ(W, K).
+
+The inverse is computed by an iteration of matrix products, on the matrix scaled by its row sums.
 
 Departures from the paper:
 
-- W is spread evenly over the real tokens of each sequence, half of it queries and half keys, in place of a random
-  choice: nothing is drawn, and neither padding nor other sequences take part.
-- The iteration is the third-order one that starts from the identity: Z ← Z (3 I - A Z (3 I - A Z)), in float32 at
-  least.
-- There are no normalised weights to drop: dropout falls on what the heads return.
+- W is spread evenly over the real tokens of each sequence, half of it queries and half keys; the paper draws it at
+  random. Nothing is random here, and neither padding nor other sequences take part.
+- The iteration starts from the identity and has third order: Z ← Z (3 I - A Z (3 I - A Z)), in float32 at least.
+- The weights are never written out, so they cannot be dropped: dropout acts on the outputs of the heads.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
+from attention_zoo.masking import real_first
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
@@ -34,9 +38,9 @@ class SkyformerConfig(QkvConfig):
         ValueError: A number is out of range.
     """
 
-    num_landmarks: int = option(128, "rows of W, half of them queries and half keys; even (d in the paper)")
+    num_landmarks: int = option(128, "number of rows of W, half of them queries and half keys; even (d in the paper)")
     inverse_iterations: int = option(6, "iterations of the inverse")
-    ridge: float = option(1e-3, "added to the diagonal of the matrix that is inverted (gamma in the paper)")
+    ridge: float = option(1e-3, "number added to the diagonal of the matrix that is inverted (gamma in the paper)")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -71,20 +75,26 @@ class Skyformer(SequenceMixer):
         return self.projections.merge(F.dropout(heads, self.dims.dropout, self.training), mask)
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Compute κ(Q, W) (κ(W, W) + r I)⁻¹ κ(W, K) V: (batch, num_heads, length, head_dim)."""
         real = q.new_ones(len(q), q.shape[2], dtype=torch.bool) if mask is None else mask
         q, k = (tokens * tokens.shape[-1] ** -0.25 for tokens in (q, k))
+        # All heads use the same positions. W is the queries there, then the keys: (batch, num_heads, m, head_dim).
         place, used = spread(real, min(self.config.num_landmarks // 2, q.shape[2]))
         place = place[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3])
         landmarks = torch.cat((q.gather(2, place), k.gather(2, place)), dim=2)
-        unused = ~torch.cat((used, used), dim=1)[:, None, :, None]
+        unused = ~torch.cat((used, used), dim=1)[:, None, :, None]  # (batch, 1, m, 1)
 
+        # Unused landmarks have zeros in κ(W, W) and κ(W, K), so nothing passes through them. The ridge keeps the matrix
+        # invertible all the same.
         inner = gaussian(landmarks, landmarks).masked_fill(unused | unused.transpose(-2, -1), 0.0)
+        # κ(W, K) V first, (batch, num_heads, m, head_dim): no product here is of length by length.
         seen = gaussian(landmarks, k).masked_fill(unused | ~real[:, None, None, :], 0.0) @ v
         return gaussian(q, landmarks) @ (ridge_inverse(inner, self.config.ridge, self.config.inverse_iterations) @ seen)
 
 
 def gaussian(x: Tensor, y: Tensor) -> Tensor:
     """Return exp(-|x_i - y_j|² / 2) for (..., rows, head_dim) and (..., columns, head_dim): (..., rows, columns)."""
+    # |x - y|² = |x|² + |y|² - 2 x·y, so that the distances are one matrix product.
     squares_x, squares_y = (rows.square().sum(dim=-1, keepdim=True) / 2 for rows in (x, y))
     return (x @ y.transpose(-2, -1) - squares_x - squares_y.transpose(-2, -1)).exp()
 
@@ -94,7 +104,7 @@ def spread(mask: Tensor, number: int) -> tuple[Tensor, Tensor]:
 
     Args:
         mask: (batch, length), bool, True = real.
-        number: Tokens to choose, at most length.
+        number: Number of tokens to choose, at most length.
 
     Returns:
         Positions (batch, number), and (batch, number), bool, True where one was chosen.
@@ -102,16 +112,17 @@ def spread(mask: Tensor, number: int) -> tuple[Tensor, Tensor]:
     count = mask.sum(dim=1, keepdim=True)
     chosen = count.clamp_max(number)
     index = torch.arange(number, device=mask.device)
+    # Cut the `count` real tokens into `chosen` equal parts and take the middle of each: part i has it at
+    # (i + 1/2) * count / chosen.
     nth = ((2 * index + 1) * count // (2 * chosen).clamp_min(1)).clamp_max(mask.shape[1] - 1)
-    real_first = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
-    return real_first.gather(1, nth), index < chosen
+    return real_first(mask).gather(1, nth), index < chosen
 
 
 def ridge_inverse(matrix: Tensor, ridge: float, iterations: int) -> Tensor:
     """Approximate (M + ridge I)⁻¹ for M, (..., size, size), symmetric, positive semi-definite and not negative.
 
-    D^(-1/2) (M + ridge I) D^(-1/2), with D the row sums, has its eigenvalues in (0, 1], so that the iteration from the
-    identity converges. Each step takes the residual I - A Z to its third power.
+    A = D^(-1/2) (M + ridge I) D^(-1/2), with D the row sums, has its eigenvalues in (0, 1], so that the iteration that
+    starts from the identity converges. Each step takes the residual I - A Z to its third power.
     """
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     matrix = matrix + ridge * identity

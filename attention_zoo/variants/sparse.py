@@ -1,11 +1,19 @@
 """Sparse Transformer: two factorised patterns, merged (Child et al. 2019, arXiv:1904.10509).
 
-`fixed`: a token sees its own block of `stride` tokens, and the last `num_summary` tokens of every block. `strided`: a
-token sees those less than `stride` away, and every token at a multiple of `stride` from itself. Both patterns of a pair
-go into one softmax, as in Long Range Arena, whose setting (fixed, 50, 10) is the default.
+There are two pairs of patterns (section 4 of the paper):
 
-Departures from the paper: bidirectional, so the patterns extend to both sides; all heads have the same pattern. Unlike
-Long Range Arena's form nothing of length by length is made; with a fixed stride time still grows with its square.
+- `fixed`: a token sees its own block of `stride` tokens, and the last `num_summary` tokens of every block.
+- `strided`: a token sees the tokens less than `stride` away, and every token at a multiple of `stride` from itself.
+
+Both patterns of a pair go into one softmax, as in Long Range Arena, whose setting (fixed, 50, 10) is the default.
+
+Departures from the paper:
+
+- The patterns extend to both sides, since there is no causal form.
+- All heads have the same pattern.
+
+Long Range Arena's code writes out a matrix of length by length; no such tensor is made here. With a fixed stride, time
+still grows with the square of the length.
 """
 
 from __future__ import annotations
@@ -24,7 +32,7 @@ from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
 _ROWS = 64
-"""Queries of a column that are handled together; it decides on speed alone."""
+"""Number of queries of a column that are taken together. It affects only the speed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +44,8 @@ class SparseConfig(QkvConfig):
     """
 
     pattern: Literal["fixed", "strided"] = option("fixed", "which pair of patterns")
-    stride: int = option(50, "tokens in a block (fixed), or between the tokens seen (strided); the paper's l")
-    num_summary: int = option(10, "tokens at the end of each block that all tokens see (fixed only); the paper's c")
+    stride: int = option(50, "tokens in a block (fixed), or distance between the tokens seen (strided); l in the paper")
+    num_summary: int = option(10, "tokens at the end of each block that all tokens see (fixed only); c in the paper")
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_summary <= self.stride:
@@ -46,12 +54,12 @@ class SparseConfig(QkvConfig):
 
 @register_variant(
     "sparse",
-    title="Sparse attention",
+    title="Sparse Transformer",
     traits=Traits(memory="linear", complexity="O(n (l + n c / l))", exact_limit=lambda length: {"stride": length + 10}),
     paper="Child et al. 2019, arXiv:1904.10509",
 )
 class SparseTransformer(SequenceMixer):
-    """Tokens attend to what is near and to a regular selection of the rest, in one softmax."""
+    """Tokens attend to near tokens and to a regular selection of the rest, in one softmax."""
 
     config: SparseConfig
 
@@ -90,6 +98,7 @@ def _fixed(
     """
     length, device = q.shape[2], q.device
     position = torch.arange(length, device=device)
+    # Summary tokens are shared keys, (1, blocks * num_summary); within the own block they must not count again.
     ordinary = (position % stride < stride - num_summary)[None]
     shared = position.view(-1, stride)[:, stride - num_summary :].reshape(1, -1)
     index, exists = neighbours(length // stride, 0, 0, device)
@@ -106,9 +115,13 @@ def _fixed(
 def _near(
     q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, *, stride: int, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """Attend to the tokens less than `stride` away, itself excepted; as `_fixed`, with the log-sum-exp."""
+    """Attend to the tokens less than `stride` away, without the token itself, which `_columns` takes.
+
+    Arguments are as for `_fixed`; the log-sum-exp of the scores is returned too.
+    """
     device = q.device
     index, exists = neighbours(q.shape[2] // stride, 1, 1, device)
+    # Key position minus query position, (stride, 3 * stride): a block of `stride` queries and three blocks of keys
     offset = torch.arange(-stride, 2 * stride, device=device) - torch.arange(stride, device=device)[:, None]
     pattern = Pattern(
         index=index[None],
@@ -122,23 +135,29 @@ def _near(
 def _columns(
     q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, *, stride: int, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """Attend to the tokens at multiples of `stride`, itself included; as `_fixed`, with the log-sum-exp.
+    """Attend to the tokens at distances that are multiples of `stride`, with the token itself.
 
-    Those are the columns of a matrix with `stride` tokens in a row: put one behind the other, columns are blocks.
+    Written in rows of `stride` tokens, the sequence is a matrix, and these tokens are a column of it. With the columns
+    one behind the other, a token attends to its own block. Arguments are as for `_fixed`; the log-sum-exp of the scores
+    is returned too.
     """
     rows, device = q.shape[2] // stride, q.device
+    # A column is one block of keys, and several blocks of `size` queries, which all meet it.
     size = min(_ROWS, rows)
     padded = num_blocks(rows, size) * size
 
     def columns(x: Tensor) -> Tensor:
+        """Transpose (batch, heads, rows * stride, features) to (batch, heads, stride * padded, features)."""
         return F.pad(x.unflatten(2, (rows, stride)).transpose(2, 3), (0, 0, 0, padded - rows)).flatten(2, 3)
 
     if real is not None or padded > rows:
         real = torch.ones(1, rows * stride, dtype=torch.bool, device=device) if real is None else real
         real = columns(real[:, None, :, None]).flatten(1)
+    # (1, query blocks, 1): the column of each block of queries
     index = torch.arange(stride, device=device).repeat_interleave(padded // size)[None, :, None]
     seen = seen_keys(index, torch.ones_like(index, dtype=torch.bool), real, padded)
     pattern = Pattern(index=index, key_size=padded, seen=None if real is None else seen)
     out, log_sum = block_sparse_attention(columns(q), columns(k), columns(v), pattern, dropout=dropout)
+    # Back to rows, without the padding of the columns
     out = out.unflatten(2, (stride, padded))[:, :, :, :rows].transpose(2, 3).flatten(2, 3)
     return out, log_sum.unflatten(2, (stride, padded))[..., :rows].transpose(2, 3).flatten(2, 3)

@@ -1,20 +1,20 @@
-"""Synthesizer: attention weights that no pair of tokens decides (Tay et al. 2021, arXiv:2005.00743).
+"""Synthesizer: attention weights without dot products of tokens (Tay et al. 2021, arXiv:2005.00743).
 
-softmax(B) v, in each head, with B one of
+Each head computes softmax(B) v. The scores B are one of
 
-- "factorised": R₁ R₂ᵀ, two learned tables of `rank` columns, what the benchmark's code runs;
-- "random": a learned matrix, max_length² parameters a head;
-- "dense": W₂ relu(W₁ x_i) + b₂, from the query's token alone.
+- "factorised": R₁ R₂ᵀ, with two learned tables of `rank` columns, as in the code of Long Range Arena;
+- "random": a learned matrix with max_length² parameters for each head;
+- "dense": row i is W₂ relu(W₁ x_i) + b₂, from the token of the query alone.
 
 Departures from the paper:
 
-- Factorised and dense scores are products of one vector for each query and one for each key, so they go through the
-  same fused attention as ever and are never written down. Only "random" is quadratic in memory.
-- The hidden layer of "dense" has the width of a head, as in the benchmark's code, and so is there a bias for every key;
-  each head has its own W₂.
-- "factorised" is of the random kind; the factorised dense kind and mixtures with q·k are not offered.
-- The starting values are normal, with a standard deviation of `rank`^(-1/4) for the factors, 1 for "random", and that
-  of a normalised layer for "dense".
+- Factorised and dense scores are dot products of one vector for each query and one for each key. So they go through the
+  same fused attention as other variants and are never written out. Only "random" needs memory quadratic in the length.
+- The hidden layer of "dense" is as wide as a head, and there is a bias for every key, as in the code of Long Range
+  Arena; each head has its own W₂.
+- "factorised" is the paper's factorised random kind. The factorised dense kind and mixtures with q·k are not offered.
+- Parameters are drawn from a normal distribution. Its standard deviation is `rank`^(-1/4) for the factors, 1 for
+  "random", and head_dim^(-1/2) for "dense".
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.kernels.softmax import attend, resolve_backend
 from attention_zoo.masking import masked_softmax, zero_masked
+from attention_zoo.projections import initialise
 from attention_zoo.registry import register_variant
 
 
@@ -41,9 +42,9 @@ class SynthesizerConfig(VariantConfig):
     """
 
     kind: Literal["factorised", "random", "dense"] = option(
-        "factorised", "weights from two learned tables, from one learned matrix, or from the token that looks"
+        "factorised", "weights from two learned tables, from one learned matrix, or from the token of the query"
     )
-    rank: int = option(32, "columns of the tables of the factorised kind (k in the paper)")
+    rank: int = option(32, "number of columns of the tables of the factorised kind (k in the paper)")
 
     def __post_init__(self) -> None:
         """Check the rank."""
@@ -58,9 +59,9 @@ class SynthesizerConfig(VariantConfig):
     paper="Tay et al. 2021, arXiv:2005.00743",
 )
 class Synthesizer(SequenceMixer):
-    """Attention by position, or by the looking token alone: no queries meet keys.
+    """Attention with weights from positions, or from the token of the query alone.
 
-    The claim of linear memory holds for the default kind and for "dense"; "random" holds its matrix as a parameter.
+    Memory is linear for the default kind and for "dense"; "random" has its matrix as a parameter.
     """
 
     config: SynthesizerConfig
@@ -71,18 +72,17 @@ class Synthesizer(SequenceMixer):
         self.value = nn.Linear(dims.dim, width, bias=dims.qkv_bias)
         self.out = nn.Linear(width, dims.dim, bias=dims.qkv_bias)
         self.hidden = nn.Linear(dims.dim, width, bias=dims.qkv_bias) if config.kind == "dense" else None
-        for linear in (self.value, self.out, self.hidden):
-            if linear is not None:
-                nn.init.xavier_uniform_(linear.weight)
-                if linear.bias is not None:
-                    nn.init.zeros_(linear.bias)
+        initialise(*(linear for linear in (self.value, self.out, self.hidden) if linear is not None))
         heads, length = dims.num_heads, dims.max_length
         if config.kind == "random":
+            # B of the longest sequence; shorter ones use its upper left corner
             self.scores = nn.Parameter(torch.randn(heads, length, length))
         elif config.kind == "factorised":
+            # A sum of `rank` products of two numbers of variance rank^(-1/2) has variance 1, as q·k / sqrt(d) has.
             self.query_table = nn.Parameter(torch.randn(heads, length, config.rank) * config.rank**-0.25)
             self.key_table = nn.Parameter(torch.randn(heads, length, config.rank) * config.rank**-0.25)
         else:
+            # W₂, a row for every key, and b₂
             self.key_table = nn.Parameter(torch.randn(heads, length, dims.head_dim) * dims.head_dim**-0.5)
             self.key_bias = nn.Parameter(torch.zeros(heads, length, 1))
 
@@ -94,7 +94,7 @@ class Synthesizer(SequenceMixer):
             heads = self._mix_by_matrix(v, mask)
         else:
             queries, keys = self._factors(x)
-            queries = queries * queries.shape[-1] ** 0.5  # undoes the scale of `attend`
+            queries = queries * queries.shape[-1] ** 0.5  # `attend` divides by this: the scores have no scale
             heads = attend(
                 queries.to(v.dtype),
                 keys.to(v.dtype),
@@ -112,16 +112,21 @@ class Synthesizer(SequenceMixer):
         )
 
     def _factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return two tensors, (batch, num_heads, length, rank), whose products are the scores."""
+        """Return two tensors, (batch, num_heads, length, rank), whose dot products are the scores.
+
+        For "dense" the rank is head_dim + 1: the hidden layer, and a column for the bias.
+        """
         batch, length = x.shape[:2]
         keys = self.key_table[:, :length]
         if self.hidden is None:
             return self.query_table[:, :length].expand(batch, -1, -1, -1), keys.expand(batch, -1, -1, -1)
         hidden = self._to_heads(self.hidden(x).relu())
+        # [hidden, 1]·[W₂ row, b₂] = W₂ row·hidden + b₂
         keys = torch.cat((keys, self.key_bias[:, :length]), dim=-1)
         return F.pad(hidden, (0, 1), value=1.0), keys.expand(batch, -1, -1, -1)
 
     def _mix_by_matrix(self, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Mix v, (batch, num_heads, length, head_dim), by the learned matrix."""
         length = v.shape[2]
         scores = self.scores[None, :, :length, :length]
         weights = masked_softmax(scores, None if mask is None else mask[:, None, None, :])

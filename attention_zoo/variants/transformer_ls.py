@@ -1,11 +1,14 @@
 """Long-short Transformer: a window, and the whole sequence in a few learned summaries (Zhu et al. 2021).
 
-arXiv:2107.02192. Tokens attend to their segment and half a segment on either side, and to `rank` summaries: averages of
-all keys and of all values with weights that the keys themselves decide (dynamic projection), one softmax over both. Two
-layer norms, one for the window and one for the summaries, bring both to the same scale (DualLN).
+arXiv:2107.02192. Tokens attend to their segment and half a segment on either side (short range), and to `rank`
+summaries of the sequence (long range), in one softmax over both. A summary is an average of all keys, and the same
+average of all values, with weights P = softmax(K W) over the tokens that the keys themselves decide (dynamic
+projection). Two layer norms, one for the window and one for the summaries, bring both to the same scale (DualLN).
 
-Departures from the paper: masked tokens get no weight in a summary; with rotary positions the summaries are of rotated
-keys.
+Departures from the paper:
+
+- Masked tokens have no weight in a summary.
+- With rotary positions, the summaries are of rotated keys.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
 _QUERIES = 64
-"""Queries that are handled together, at least, in whole segments; it decides on speed alone."""
+"""Smallest number of queries that are taken together, in whole segments. It affects only the speed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +37,8 @@ class TransformerLsConfig(QkvConfig):
         ValueError: The window is odd or below 2, or the rank not positive.
     """
 
-    window: int = option(8, "tokens in a segment; even; half a segment on either side is seen too")
-    rank: int = option(32, "summaries of the sequence, per head; the paper's r")
+    window: int = option(8, "tokens in a segment, even; half a segment on either side is seen too")
+    rank: int = option(32, "number of summaries of the sequence in each head (r in the paper)")
 
     def __post_init__(self) -> None:
         if self.window < 2 or self.window % 2 or self.rank < 1:
@@ -49,7 +52,7 @@ class TransformerLsConfig(QkvConfig):
     paper="Zhu et al. 2021, arXiv:2107.02192",
 )
 class TransformerLs(SequenceMixer):
-    """Tokens attend to what is near, and to summaries of everything."""
+    """Tokens attend to near tokens one by one, and to summaries of the whole sequence."""
 
     config: TransformerLsConfig
 
@@ -68,13 +71,16 @@ class TransformerLs(SequenceMixer):
         length, window = x.shape[1], self.config.window
         q, k, v = self.projections.split(x)
         weights = self._summary_weights(k, mask)
+        # Summaries of the keys and of the values, each (batch, num_heads, rank, head_dim)
         summaries = [self._normalise(weights @ heads, self.norm_global) for heads in (k, v)]
+        # A block of queries is several segments, so the blocks beside it hold all of its windows.
         size = window * -(-_QUERIES // window)
         q, *near = (
             pad_to_blocks(heads, size)
             for heads in (q, self._normalise(k, self.norm_local), self._normalise(v, self.norm_local))
         )
         index, exists = neighbours(q.shape[2] // size, 1, 1, x.device)
+        # Key position minus the start of the query's segment, (size, 3 * size)
         segment = torch.arange(size, device=x.device)[:, None] // window * window
         offset = torch.arange(-size, 2 * size, device=x.device) - segment
         pattern = Pattern(
@@ -84,14 +90,14 @@ class TransformerLs(SequenceMixer):
             relative=(offset >= -(window // 2)) & (offset < window + window // 2),
             shared=torch.arange(q.shape[2], q.shape[2] + self.config.rank, device=x.device)[None],
         )
-        # The kernel takes all keys as one: summaries stand behind the sequence.
+        # The kernel takes one tensor of keys: the summaries stand behind the sequence, and `shared` names their places.
         k, v = (pad_to_blocks(torch.cat(pair, dim=2), size) for pair in zip(near, summaries, strict=True))
         dropout = self.dims.dropout if self.training else 0.0
         heads, _ = block_sparse_attention(q, k, v, pattern, dropout=dropout)
         return self.projections.merge(heads[:, :, :length], mask)
 
     def _summary_weights(self, k: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the weights of the tokens in each summary: (batch, num_heads, rank, length), rows sum to 1."""
+        """Return the weights of the tokens in each summary, (batch, num_heads, rank, length); rows sum to 1."""
         scores = self.summary(_together(k)).unflatten(2, (self.dims.num_heads, self.config.rank)).permute(0, 2, 3, 1)
         return masked_softmax(scores, None if mask is None else mask[:, None, None])
 
