@@ -35,13 +35,18 @@ class VariantSpec:
     """A registered variant."""
 
     name: str
-    title: str
-    """Name that tables and figures show, such as `Full attention`."""
+    title: str = ""
+    """Name that tables and figures show, such as `Full attention`; if empty, derived from `name`."""
     mixer: type[SequenceMixer]
     config: type[VariantConfig]
     traits: Traits
     paper: str
     """Source in one line: authors, year, identifier."""
+
+    def __post_init__(self) -> None:
+        """Derive the title if none is given."""
+        if not self.title:
+            object.__setattr__(self, "title", self.name.replace("_", " ").capitalize())
 
     def build(self, config: VariantConfig, dims: LayerDims) -> SequenceMixer:
         """Build one mixer.
@@ -80,9 +85,9 @@ def register_variant(name: str, *, traits: Traits, paper: str, title: str = "") 
         present = _registered.get(name)
         if present is not None and present.mixer is not mixer:
             raise RegistrationError(f"{name!r} is registered by {_where(present.mixer)}; refused: {_where(mixer)}")
-        shown = title or name.replace("_", " ").capitalize()
-        spec = VariantSpec(name=name, title=shown, mixer=mixer, config=_config_of(mixer), traits=traits, paper=paper)
-        _registered[name] = spec
+        _registered[name] = VariantSpec(
+            name=name, title=title, mixer=mixer, config=_config_of(mixer), traits=traits, paper=paper
+        )
         return mixer
 
     return register
