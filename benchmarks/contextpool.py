@@ -1,4 +1,4 @@
-"""Time and memory of the pooling operator, forward and backward, beside the attention that it feeds.
+"""Time and memory of the pooling operator, forward and backward, next to the attention that it feeds.
 
     python -m benchmarks.contextpool                       # all tables
     python -m benchmarks.contextpool --lengths 1024,4096 --threads 1 --kinds paper
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def print_gpu_tables(options: argparse.Namespace) -> None:
-    """Print time and memory on a GPU for each backend, beside attention, which is measured in turns with it."""
+    """Print time and memory on a GPU for each backend and for attention, measured in turns."""
     if not torch.cuda.is_available():
         sys.exit("--device cuda: no CUDA device on this machine")
     device = torch.device("cuda")
@@ -101,10 +101,10 @@ def print_gpu_rows(length: int, backend: str, options: argparse.Namespace, devic
         torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    place = Place(device.type, torch.bfloat16, batch=BATCH)
+    batch = TokenBatch(device.type, torch.bfloat16, size=BATCH)
     kinds = options.kinds.split(",")
-    subjects = {kind: pooling(kind, length, backend, causal=options.causal, place=place) for kind in kinds}
-    subjects["attention"] = attention(length, causal=options.causal, place=place)
+    subjects = {kind: pooling(kind, length, backend, causal=options.causal, batch=batch) for kind in kinds}
+    subjects["attention"] = attention(length, causal=options.causal, batch=batch)
     medians = interleaved_medians(subjects, options.repeats, clock)
     memory = {}
     for name, step in subjects.items():
@@ -151,31 +151,33 @@ def print_times(length: int, options: argparse.Namespace, clock: Callable[[], fl
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where tokens are, and how many."""
+class TokenBatch:
+    """Device, dtype and number of the sequences that are measured."""
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
-    batch: int = 1
+    size: int = 1
 
 
-def pooling(kind: str, length: int, backend: str, *, causal: bool, place: Place = Place()) -> Callable[[], None]:
-    """Return one forward and backward of the operator."""
-    uniform = torch.rand(place.batch, length)
+def pooling(
+    kind: str, length: int, backend: str, *, causal: bool, batch: TokenBatch = TokenBatch()
+) -> Callable[[], None]:
+    """Make a function that runs the operator forward and backward once, with widths of a kind."""
+    uniform = torch.rand(batch.size, length)
     if kind == "paper":
         sigma = 0.1 * length * (0.05 + 0.9 * uniform)
     elif kind == "mixed":
         sigma = 0.5 * torch.exp(uniform * math.log(0.2 * length))
     else:
         sigma = 0.5 + 3.5 * uniform
-    tokens = torch.randn(place.batch, length, DIM).to(place.dtype)
-    leaves = [value.to(place.device) for value in (tokens, torch.randn(place.batch, length), sigma)]
+    tokens = torch.randn(batch.size, length, DIM).to(batch.dtype)
+    leaves = [value.to(batch.device) for value in (tokens, torch.randn(batch.size, length), sigma)]
     return _step(lambda x, weight, width: context_pool(x, weight, width, causal=causal, backend=backend), leaves)
 
 
-def attention(length: int, *, causal: bool, place: Place = Place()) -> Callable[[], None]:
-    """Return one forward and backward of the attention that is fed, without its projections."""
-    leaves = [torch.randn(place.batch, 4, length, 32).to(place.device, place.dtype) for _ in range(3)]
+def attention(length: int, *, causal: bool, batch: TokenBatch = TokenBatch()) -> Callable[[], None]:
+    """Make a function that runs attention forward and backward once, without its projections."""
+    leaves = [torch.randn(batch.size, 4, length, 32).to(batch.device, batch.dtype) for _ in range(3)]
     return _step(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=causal), leaves)
 
 
@@ -198,7 +200,7 @@ def _step(function: Callable[..., Tensor], leaves: list[Tensor]) -> Callable[[],
 
 
 def memory_in_fresh_process(subject: str, length: int, options: argparse.Namespace) -> str:
-    """Measure one subject where nothing else has raised the high-water mark."""
+    """Measure one subject in a process of its own, where nothing else has raised the high-water mark."""
     if subject == "attention" and length > options.attention_up_to:
         return "-"
     command = [sys.executable, "-m", "benchmarks.contextpool", "--memory-of", f"{subject},{length}"]

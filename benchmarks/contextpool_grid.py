@@ -3,7 +3,7 @@
     python -m benchmarks.contextpool_grid --sizes 32,56,96,128 --dim 64
 
 Prints medians of CPU milliseconds of one thread, both forms in turn, and the largest relative error of the pyramid in
-outputs and gradients against the dense form in float64 (which is left out above `--exact-up-to` cells).
+outputs and gradients against the dense form in float64 (which is left out above `--exact-up-to` positions).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import time
 import torch
 from torch import Tensor
 
-from contextpool.backends.grid.pool import grid_pool
+from contextpool.backends import grid_pool
 
 
-def widths(kind: str, rows: int, cells: int) -> Tensor:
-    """Draw sigma (1, cells) in rows: up to a tenth of the grid, uniform or log-uniform, or near one."""
-    draw = torch.rand(1, cells, dtype=torch.float64)
+def widths(kind: str, rows: int, positions: int) -> Tensor:
+    """Draw sigma (1, positions) in rows: up to a tenth of the grid, uniform or log-uniform, or near one."""
+    draw = torch.rand(1, positions, dtype=torch.float64)
     if kind == "uniform":
         return 0.1 * rows * (0.05 + 0.9 * draw)
     return 0.5 + draw if kind == "narrow" else torch.exp(math.log(0.3) + draw * math.log(0.1 * rows / 0.3))
@@ -49,11 +49,11 @@ def main() -> None:
     print(f"{'grid':>9} {'widths':>12} {'dense ms':>9} {'pyramid ms':>11} {'ratio':>6}  error of the pyramid")
     for size in map(int, options.sizes.split(",")):
         for kind in ("narrow", "log-uniform", "uniform"):
-            cells = size * size
+            positions = size * size
             exact = (
-                torch.randn(1, cells, options.dim, dtype=torch.float64),
-                torch.randn(1, cells, dtype=torch.float64),
-                widths(kind, size, cells),
+                torch.randn(1, positions, options.dim, dtype=torch.float64),
+                torch.randn(1, positions, dtype=torch.float64),
+                widths(kind, size, positions),
             )
             single = tuple(value.float() for value in exact)
             times: dict[str, list[float]] = {"dense": [], "pyramid": []}
@@ -63,7 +63,7 @@ def main() -> None:
                     taken.append(milliseconds)
             dense, pyramid = (statistics.median(taken[1:]) for taken in times.values())  # the first warms up
             error = ""
-            if cells <= options.exact_up_to:
+            if positions <= options.exact_up_to:
                 truth = measure(exact, (size, size), "dense")[1]
                 error = f"{max(float((a - b).norm() / b.norm()) for a, b in zip(results, truth, strict=True)):.1e}"
             print(f"{size:4d} x {size:<4d} {kind:>10} {dense:9.1f} {pyramid:11.1f} {dense / pyramid:6.2f}  {error}")
