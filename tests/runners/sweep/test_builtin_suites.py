@@ -32,13 +32,13 @@ def test_the_ablation_of_contextpool_runs_and_makes_its_table(data, tmp_path):
     assert run_small("contextpool_ablation", data, tmp_path) == 1 + 8 + 4 + 3 + 2
     loaded = load_stores([tmp_path])
     assert {status for status, _ in outcomes(Store(tmp_path)).values()} == {"ok"}
-    assert len(ablation(loaded, "quick", "open", "contextpool").runs) == 8 + 4 + 3
+    assert len(ablation(loaded, "quick", "open", "contextpool").cells) == 8 + 4 + 3
 
 
 def test_the_depths_run_and_make_their_table(data, tmp_path):
     assert run_small("depth", data, tmp_path) == 2 * 6
     table = depth(load_stores([tmp_path]), "quick", "open")
-    assert sorted(zip(table.runs["variant"], table.runs["layers"], strict=True)) == [
+    assert sorted(zip(table.cells["variant"], table.cells["layers"], strict=True)) == [
         (variant, str(layers)) for variant in ("contextpool", "full") for layers in range(1, 7)
     ]
-    assert "-" not in set(table.runs[["test accuracy %", "MFLOPs"]].to_numpy().ravel())
+    assert "-" not in set(table.cells[["test accuracy %", "MFLOPs"]].to_numpy().ravel())
