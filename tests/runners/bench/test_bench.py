@@ -141,6 +141,7 @@ def test_a_record_has_all_that_the_table_shows(bench):
     assert "batch 4 on this one device" in printed
 
 
+@pytest.mark.nightly
 def test_out_of_memory_is_a_value(tmp_path):
     arguments = ("--attn", "full", "--lengths", "512", "--set", "variants.full.backend=reference")
     printed = invoke(tmp_path, *arguments, "--memory-limit", "0.05")
@@ -150,6 +151,7 @@ def test_out_of_memory_is_a_value(tmp_path):
     assert "full at 512: oom: " in printed
 
 
+@pytest.mark.nightly
 def test_a_model_that_breaks_is_a_failure_with_its_reason(tmp_path):
     printed = invoke(tmp_path, "--attn", "full", "--lengths", "64", "--set", "model.embedding_rows=3", exit_code=4)
     [record] = bench_records(tmp_path / "store")

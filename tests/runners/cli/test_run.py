@@ -173,6 +173,7 @@ class Scratch(SequenceMixer):
 """
 
 
+@pytest.mark.nightly
 def test_a_one_file_plug_in_is_trained_by_name(profile, home, tmp_path):
     site = tmp_path / "site"
     info = site / "scratch_attention-1.2.dist-info"

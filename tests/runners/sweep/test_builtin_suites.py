@@ -35,6 +35,7 @@ def test_the_ablation_of_contextpool_runs_and_makes_its_table(data, tmp_path):
     assert len(ablation(loaded, "quick", "open", "contextpool").cells) == 8 + 4 + 3
 
 
+@pytest.mark.nightly
 def test_the_depths_run_and_make_their_table(data, tmp_path):
     assert run_small("depth", data, tmp_path) == 2 * 6
     table = depth(load_stores([tmp_path]), "quick", "open")

@@ -153,6 +153,7 @@ def test_looking_at_a_store_that_is_not_there_does_not_make_it(home, tmp_path, v
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 
+@pytest.mark.nightly
 def test_plan_probes_what_is_not_done(home, tmp_path):
     suite = write_suite(tmp_path, seeds=[0, 1])
     done = CliRunner().invoke(
