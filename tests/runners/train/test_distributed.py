@@ -383,6 +383,7 @@ print(sum("gloo" in name for name in names))
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list threads in /proc")
+@pytest.mark.nightly
 @pytest.mark.parametrize("how", ["init", "broken twin"])
 def test_no_thread_of_gloo_is_left(how, tmp_path):
     (tmp_path / "leaving.py").write_text(LEAVING)
@@ -394,6 +395,7 @@ def test_no_thread_of_gloo_is_left(how, tmp_path):
     assert all(count == 0 for count in left) if how == "init" else min(left) > 0
 
 
+@pytest.mark.nightly
 def test_torchrun_that_is_terminated_leaves_a_saved_state(tmp_path):
     settings = TINY | {"train.steps": 100_000, "train.eval_every": 100_000}
     command = [*lra_run(tmp_path / "home", tmp_path, *settings.items()), "--checkpoint-seconds", "0.2"]
