@@ -16,7 +16,7 @@ from lra.seeding import numpy_generator
 POOL_BATCHES = 64
 """Batches that are sorted by length together; more would bucket better and shuffle worse."""
 LENGTH_MULTIPLE = 8
-"""Padded lengths are rounded up to a multiple of this, which the kernels like."""
+"""Padded lengths are rounded up to a multiple of this, for which kernels are faster."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,22 +60,24 @@ class Batch:
 
 def collate(split: Split, indices: Sequence[int], padded_length: int | None, limit: int, device: torch.device) -> Batch:
     """Pad examples to `padded_length`, or to the longest of them rounded up (never past `limit`)."""
-    lengths = split.document_lengths[np.asarray(indices)]
+    lengths = split.document_lengths[np.asarray(indices)]  # (batch, documents)
     longest = max(1, int(lengths.max()))
     length = padded_length or min(limit, -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
-    tokens = np.zeros((*lengths.shape, length), dtype=np.uint8)
+    tokens = np.zeros((*lengths.shape, length), dtype=np.uint8)  # (batch, documents, length)
     for row, index in enumerate(indices):
         for document, end in enumerate(lengths[row]):
             tokens[row, document, :end] = split.tokens_of(int(index), document)
+    # No mask without padding: attention is faster without one.
     mask = None if int(lengths.min()) == length else np.arange(length) < lengths[..., None]
     if split.documents == 1:
         tokens, mask = tokens[:, 0], None if mask is None else mask[:, 0]
     labels = split.labels[np.asarray(indices)].astype(np.int64)
+    # Bytes travel to the device; ids above 255, which need int16, are made there.
     real = None if mask is None else torch.from_numpy(mask).to(device, non_blocking=True)
     ids = torch.from_numpy(tokens).to(device, non_blocking=True)
     if split.token_offset:
         ids = ids.to(torch.int16) + split.token_offset
-        ids = ids if real is None else ids * real
+        ids = ids if real is None else ids * real  # the offset was added to padding as well
     return Batch(
         tokens=ids,
         mask=real,
@@ -111,10 +113,12 @@ class TrainingBatches:
 
     def _make_pool(self, number: int) -> np.ndarray:
         size = POOL_BATCHES * self.batch_size
-        examples = self._stream(number * size, size)
+        examples = self._stream(number * size, size)  # (POOL_BATCHES x batch_size,)
         if self.padded_length is None:
+            # A stable sort keeps the shuffled order of equal lengths, on every platform.
             examples = examples[np.argsort(self.split.lengths[examples], kind="stable")]
         batches = examples.reshape(POOL_BATCHES, self.batch_size)
+        # Otherwise the batches of a pool would come from short to long.
         return numpy_generator(self.seed, "pool", number).permutation(batches, axis=0)
 
     def _stream(self, start: int, count: int) -> np.ndarray:
@@ -150,10 +154,11 @@ def evaluation_batches(
         device: Where the batches go.
         share: (rank, size): of several processes that share the work, only the batches of this one.
     """
-    order = np.argsort(split.lengths, kind="stable")[::-1]
+    order = np.argsort(split.lengths, kind="stable")[::-1]  # longest first: the largest batch is the first
     start = number = 0
     rank, size = share
     while start < len(order):
+        # An upper bound of the padded length: the first example is the longest, and rounding adds less than a multiple.
         longest = padded_length or min(limit, int(split.lengths[order[start]]) + LENGTH_MULTIPLE)
         indices = order[start : start + max(1, max_tokens // (longest * split.documents))]
         if number % size == rank:

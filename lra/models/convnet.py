@@ -125,11 +125,12 @@ class ConvNet(nn.Module):
         rows, columns = self.grid
         if tokens.shape[1:] != (rows * columns,):
             raise ValueError(f"a convnet for {rows} x {columns} pixels got tokens of shape {tuple(tokens.shape)}")
-        x = self.tokens(tokens)
+        x = self.tokens(tokens)  # (batch, rows * columns, channels)
         if self.zero_is_padding:
             mask = tokens > 0
         if mask is not None:
             x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
+        # (batch, channels, rows, columns) through the stages, then the mean over all places: (batch, 4 * dim)
         x = self.stages(x.transpose(1, 2).unflatten(2, self.grid)).mean(dim=(2, 3))
         if self.hidden is not None:
             x = F.relu(self.hidden(x))
@@ -137,4 +138,5 @@ class ConvNet(nn.Module):
 
 
 def _norm(channels: int, config: ModelConfig) -> nn.GroupNorm:
+    # 8 groups where the channels allow it, else the most that divide both.
     return nn.GroupNorm(math.gcd(8, channels), channels, eps=config.norm_eps)

@@ -26,8 +26,10 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 def sinusoid_table(length: int, dim: int) -> Tensor:
     """Return fixed positions (length, dim): sines in the even columns, cosines in the odd (arXiv:1706.03762, 3.5)."""
+    # 10000^(-2i / dim) for each pair of columns, in float64: for a late position a float32 angle is too coarse.
     frequency = torch.exp(torch.arange(0, dim, 2, dtype=torch.float64) * (-math.log(10000.0) / dim))
     angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    # (length, dim / 2, 2) flattened interleaves sines and cosines; an odd dim drops the last cosine.
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :dim].float()
 
 
@@ -52,7 +54,7 @@ class LinearInput(nn.Linear):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (batch, length) values 0 to 255 to (batch, length, dim)."""
-        values = (tokens.to(self.weight.dtype) / 255.0 - self.mean) / self.std
+        values = (tokens.to(self.weight.dtype) / 255.0 - self.mean) / self.std  # (batch, length)
         return super().forward(values.unsqueeze(-1))
 
 
@@ -78,11 +80,11 @@ class Embedding(nn.Module):
             nn.init.normal_(self.positions, std=0.02)
         else:
             table = sinusoid_table(rows, config.dim) if config.positions == "sinusoidal" else torch.zeros(0)
-            self.register_buffer("positions", table, persistent=False)
+            self.register_buffer("positions", table, persistent=False)  # computed again, so not in checkpoints
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Embed (batch, length) tokens to (batch, length [+ 1 with CLS], dim), and extend the mask likewise."""
+        """Embed (batch, length) tokens as (batch, length [+ 1 with CLS], dim), and extend the mask in the same way."""
         x = self.tokens(tokens)
         if self.zero_is_padding:
             mask = tokens > 0
@@ -90,7 +92,7 @@ class Embedding(nn.Module):
             x = torch.cat((self.cls.to(x.dtype).expand(len(x), 1, -1), x), dim=1)
             mask = mask if mask is None else F.pad(mask, (1, 0), value=True)
         if len(self.positions) > 0:
-            x = x + self.positions[: x.shape[1]]
+            x = x + self.positions[: x.shape[1]]  # (length [+ 1], dim), the same for each example
         return self.dropout(x), mask
 
 
@@ -117,7 +119,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Map (batch, length, dim) to the same shape."""
-        x = self.mixer.transform_stream(x, mask)
+        x = self.mixer.transform_stream(x, mask)  # the identity, except for ContextPool's placement `stream`
         x = x + self.dropout(self.mixer(self.mixer_norm(x), mask))
         return x + self.mlp(self.mlp_norm(x))
 
@@ -142,7 +144,7 @@ class Head(nn.Module):
         """Map (batch, length, dim) to logits (batch, num_classes); (2 * batch, ...) for pairs, kept side by side."""
         x = self.pool(self.norm(x), mask)
         if self.pair_head is not None:
-            first, second = x.unflatten(0, (-1, 2)).unbind(dim=1)
+            first, second = x.unflatten(0, (-1, 2)).unbind(dim=1)  # (2 * batch, dim) to two of (batch, dim)
             features = [first, second]
             if self.pair_head == "paper":
                 features += [first * second, first - second]
@@ -157,7 +159,7 @@ class Head(nn.Module):
             return x[:, 0]
         if self.pooling == "masked_mean":
             return masked_mean(x, mask)
-        return zero_masked(x, mask).sum(dim=1) / self.max_length
+        return zero_masked(x, mask).sum(dim=1) / self.max_length  # padding counts in the divisor
 
 
 class Classifier(nn.Module):
@@ -177,7 +179,7 @@ class Classifier(nn.Module):
         Returns:
             Logits (batch, num_classes).
         """
-        if tokens.dim() == 3:
+        if tokens.dim() == 3:  # both documents of a pair go through one encoder, as 2 * batch sequences
             tokens, mask = tokens.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
         x, mask = self.embedding(tokens, mask)
         for block in self.blocks:
@@ -196,7 +198,7 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
     """
     model = config.model
     spec = get_variant(config.variant.name)
-    num_prefix = int(model.pooling == "cls")
+    num_prefix = int(model.pooling == "cls")  # tokens in front that are not pixels of the grid
     info = get_task(config.task).info
     seed_torch(config.seed, "init", "embedding")
     if info.normalisation is None:
@@ -235,7 +237,7 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
 
 
 def mixers(model: nn.Module) -> Iterator[SequenceMixer]:
-    """Yield the outermost mixers of a model, in order of depth (a mixer inside a mixer is its owner's affair)."""
+    """Yield the outermost mixers of a model, in order of depth (a mixer inside a mixer is not yielded)."""
     for child in model.children():
         if isinstance(child, SequenceMixer):
             yield child

@@ -1,4 +1,4 @@
-"""What ListOps gives away without its tree: measured at every build, and held against the known figures.
+"""Trivial baselines of ListOps: measured at every build, and compared with the known figures.
 
 A model that answers with the most frequent label, or reads nothing but the root operator, gets these accuracies. One
 that does not beat the second has not learnt to evaluate.
@@ -32,7 +32,7 @@ def measure(splits: Mapping[SplitName, Split]) -> dict[str, float]:
 
 
 def check(splits: Mapping[SplitName, Split]) -> None:
-    """Hold data of the benchmark's distribution against the known figures, within the error of both samples.
+    """Compare data of the benchmark's distribution with the known figures, within the error of both samples.
 
     Raises:
         DataError: A figure is off.
@@ -50,9 +50,9 @@ def check(splits: Mapping[SplitName, Split]) -> None:
 
 def _score(train: Split, test: Split) -> dict[str, float]:
     majority = np.bincount(train.labels).argmax()
-    table = np.zeros((VOCAB_SIZE, 10), dtype=np.int64)
-    np.add.at(table, (_roots(train), train.labels), 1)
-    by_root = table.argmax(axis=1)
+    table = np.zeros((VOCAB_SIZE, 10), dtype=np.int64)  # (root operators, labels), counts
+    np.add.at(table, (_roots(train), train.labels), 1)  # `table[...] += 1` would count repeated pairs once
+    by_root = table.argmax(axis=1)  # (root operators,), best answer of each
     return {
         "chance": 10.0,
         "majority": 100.0 * int((test.labels == majority).sum()) / len(test),
@@ -61,10 +61,11 @@ def _score(train: Split, test: Split) -> dict[str, float]:
 
 
 def _compare(what: str, measured: float, known: float, sample: int) -> None:
+    # Standard deviation, in %, of the difference of two measured shares: here, and in the known sample.
     spread = np.sqrt(known * (100.0 - known) * (1.0 / sample + 1.0 / KNOWN_SAMPLE))
     if abs(measured - known) > SIGMAS * spread:
         raise DataError(f"listops: {what} is {measured:.1f} %, not {known} %; this is not the benchmark's distribution")
 
 
 def _roots(split: Split) -> npt.NDArray[np.uint8]:
-    return split.tokens[split.offsets[:-1]]
+    return split.tokens[split.offsets[:-1]]  # (examples,), the first token of each

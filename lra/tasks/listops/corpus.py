@@ -84,7 +84,7 @@ def _new_examples(chunk: Examples, seen: set[bytes], room: int) -> Examples:
         return chunk
     lengths = np.diff(chunk.offsets)
     return Examples(
-        tokens=chunk.tokens[np.repeat(fresh, lengths)],
+        tokens=chunk.tokens[np.repeat(fresh, lengths)],  # the flag of an example, for each of its tokens
         offsets=np.concatenate([[0], np.cumsum(lengths[fresh])]),
         labels=chunk.labels[fresh],
     )

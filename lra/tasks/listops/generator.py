@@ -97,8 +97,8 @@ def _draw(generator: np.random.Generator, grammar: Grammar) -> tuple[list[Level]
     A tree that is a lone digit is never kept, so roots are drawn as operators. A tree that is already too long stops
     growing; its length is then only known to exceed the limit.
     """
-    lengths = np.ones(CHUNK_TREES, dtype=np.int64)
-    tree = np.arange(CHUNK_TREES, dtype=np.int32)
+    lengths = np.ones(CHUNK_TREES, dtype=np.int64)  # (trees,), of what is drawn so far
+    tree = np.arange(CHUNK_TREES, dtype=np.int32)  # (nodes,), the tree of each node of this level
     levels = []
     for depth in range(1, grammar.max_depth + 1):
         if depth == 1:
@@ -111,8 +111,11 @@ def _draw(generator: np.random.Generator, grammar: Grammar) -> tuple[list[Level]
         operators = np.flatnonzero(is_operator)
         tokens[operators] = generator.integers(MIN, MIN + len(OPERATORS), len(operators), dtype=np.uint8)
         num_args = generator.integers(2, grammar.max_args, len(operators), endpoint=True)
-        owner = tree[operators]
+        owner = tree[operators]  # (operators,)
+        # An operator adds its closing bracket and its arguments; its own token is counted by its parent.
         lengths += np.bincount(owner, weights=num_args + 1, minlength=CHUNK_TREES).astype(np.int64)
+        # Operators of trees that are too long get no children. The trees are not kept, so what they look like is
+        # irrelevant, but nearly all the work of a chunk would go into them.
         alive = lengths[owner] <= grammar.max_length
         is_operator[operators[~alive]] = False
         num_args = num_args[alive]
@@ -127,7 +130,7 @@ def _select(levels: list[Level], keep: Flags) -> list[Level]:
     """Keep the trees whose roots are flagged."""
     selected = []
     for level in levels:
-        keep_operator = keep[level.is_operator]
+        keep_operator = keep[level.is_operator]  # (operators,); arguments are kept with their operator
         selected.append(
             Level(
                 tokens=level.tokens[keep],
@@ -140,14 +143,25 @@ def _select(levels: list[Level], keep: Flags) -> list[Level]:
 
 
 def _lay_out(levels: list[Level], offsets: Integers) -> Bytes:
-    """Write the trees in depth-first order: each node at its place, and closing brackets in all places left over."""
+    """Write the trees in depth-first order: each node at its position, and closing brackets in all positions left over.
+
+    Args:
+        levels: The trees.
+        offsets: (trees + 1,), where each tree begins.
+
+    Returns:
+        (total tokens,).
+    """
     tokens = np.full(offsets[-1], CLOSE, dtype=np.uint8)
-    places = offsets[:-1]
+    places = offsets[:-1]  # (nodes,), positions of the nodes of this level
     lengths = _subtree_lengths(levels)
     for level, argument_lengths in zip(levels, [*lengths[1:], np.empty(0, np.int64)], strict=True):
         tokens[places] = level.tokens
         if len(level.num_args):
-            before = np.cumsum(argument_lengths) - argument_lengths
+            # An argument stands behind its operator and behind the subtrees of earlier arguments of that operator.
+            # `before` sums the subtrees of all earlier arguments of the level; less its value at the operator's first
+            # argument, it is the sum over that operator's alone.
+            before = np.cumsum(argument_lengths) - argument_lengths  # (arguments,)
             first_place = places[level.is_operator] + 1
             places = before + np.repeat(first_place - before[_first_arguments(level)], level.num_args)
     return tokens
@@ -157,10 +171,10 @@ def _subtree_lengths(levels: list[Level]) -> list[Integers]:
     """Return the tokens that each node's subtree takes, by level: a digit 1, an operator 2 and its arguments."""
     lengths: list[Integers] = []
     for level in reversed(levels):
-        here = np.ones(len(level.tokens), dtype=np.int64)
+        of_level = np.ones(len(level.tokens), dtype=np.int64)
         if len(level.num_args):
-            here[level.is_operator] = 2 + np.add.reduceat(lengths[-1], _first_arguments(level))
-        lengths.append(here)
+            of_level[level.is_operator] = 2 + np.add.reduceat(lengths[-1], _first_arguments(level))
+        lengths.append(of_level)
     return lengths[::-1]
 
 
@@ -168,6 +182,7 @@ def _evaluate(levels: list[Level]) -> Bytes:
     """Return the value of every root: (trees,)."""
     values = np.empty(0, dtype=np.uint8)
     for level in reversed(levels):
+        # Right for digits; operators, which wrap around below zero, are overwritten.
         arguments, values = values, level.tokens - np.uint8(DIGIT_0)
         if len(level.num_args):
             values[level.is_operator] = _apply(level.tokens[level.is_operator], level, arguments)
@@ -176,12 +191,14 @@ def _evaluate(levels: list[Level]) -> Bytes:
 
 def _apply(kinds: Bytes, level: Level, arguments: Bytes) -> Bytes:
     """Apply each operator to its arguments: (operators,)."""
+    # `reduceat` reduces from one index to the next: arguments of an operator stand together, with nothing in between.
+    # Each reduction runs over all operators, and those of its kind take the result.
     first = _first_arguments(level)
     results = np.minimum.reduceat(arguments, first)
     is_kind = kinds == MAX
     results[is_kind] = np.maximum.reduceat(arguments, first)[is_kind]
     is_kind = kinds == SM
-    results[is_kind] = np.add.reduceat(arguments, first, dtype=np.uint16)[is_kind] % 10
+    results[is_kind] = np.add.reduceat(arguments, first, dtype=np.uint16)[is_kind] % 10  # sums exceed uint8
     is_kind = kinds == MED
     if is_kind.any():
         results[is_kind] = _medians(arguments, first[is_kind], level.num_args[is_kind])
@@ -190,11 +207,14 @@ def _apply(kinds: Bytes, level: Level, arguments: Bytes) -> Bytes:
 
 def _medians(arguments: Bytes, first: Integers, num_args: Integers) -> Bytes:
     """Return int(median) of each run of arguments; of an even count, the mean of the middle two, cut to an integer."""
+    # A table (operators, most arguments) with 255 behind the arguments, where sorting leaves it. Indices past the end
+    # of the level are clipped; what they read is masked.
     column = np.arange(num_args.max())
     places = np.minimum(first[:, None] + column, len(arguments) - 1)
     table = np.where(column < num_args[:, None], arguments[places], np.uint8(255))
     table.sort(axis=1)
     row = np.arange(len(first))
+    # The sum of two digits does not exceed uint8.
     return (table[row, (num_args - 1) // 2] + table[row, num_args // 2]) // 2
 
 

@@ -1,11 +1,11 @@
 """The Pathfinder generator: are the two discs on the same dashed curve?
 
 Algorithm of Linsley et al. (arXiv:1805.08315) with the parameters of the Long Range Arena (arXiv:2011.04006), written
-anew for many images at once. Two target curves grow in turn from neighbouring origins, distractors fill the room that
-is left, and discs mark the origin of one curve and the end of the same (label 1) or the other (label 0).
+anew for many images at once. Two target curves grow in turn from neighbouring starts, distractors fill the room that is
+left, and discs mark the start of one curve and the end of the same (label 1) or the other (label 0).
 
-Two knowing departures: the two targets keep clear of each other all along (see `grow_pairs`), so no label is ambiguous;
-and above 32 pixels, where the published parameters leave it open, the number of distractors is rounded down.
+Two deliberate departures: the two targets keep clear of each other all along (see `grow_pairs`), so no label is
+ambiguous; and above 32 pixels, where the published parameters leave it open, the number of distractors is rounded down.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from lra.seeding import numpy_generator
-from lra.tasks.pathfinder.curves import Field, Flags, grow_pairs, num_slots
+from lra.tasks.pathfinder.curves import Field, Flags, grow_pairs, images_at_once
 from lra.tasks.pathfinder.distractors import add_distractors
 from lra.tasks.pathfinder.lookup_tables import Ints, Recipe, Tables, make_tables
 from lra.tasks.pathfinder.rendering import Canvas
@@ -59,13 +59,13 @@ class Scenes:
     """What is on some images; positions are (row, column) pairs of pixels."""
 
     targets: Ints
-    """(images, 2, contour_length, 2): the origin of each curve, then the far end of each further segment."""
+    """(images, 2, contour_length, 2): the start of each curve, then the far end of each further segment."""
     distractors: Ints
     """(images, distractors, distractor_length, 2)."""
     present: Flags
     """(images, distractors), False for a distractor that found no room."""
     marked: Ints
-    """(images, 2), the curves whose origin and whose end carry a disc."""
+    """(images, 2), the curves whose start and whose end carry a disc."""
     labels: Ints
     """(images,), 1 where both discs are on one curve."""
 
@@ -85,30 +85,30 @@ def generate_chunk(recipe: Recipe, seed: int, number: int) -> tuple[Bytes, Bytes
 def generate_scenes(recipe: Recipe, count: int, rng: np.random.Generator) -> tuple[Bytes, Scenes]:
     """Generate images (count, size, size) together with what is on them."""
     labels = rng.integers(2, size=count)
-    origin = rng.integers(2, size=count)
-    margins = rng.integers(len(recipe.margins), size=count)
+    start = rng.integers(2, size=count)  # (count,), the curve whose start carries a disc
+    margins = rng.integers(len(recipe.margins), size=count)  # (count,), index of the margin of each image
     images = np.zeros((count, recipe.size, recipe.size), dtype=np.uint8)
     scenes = Scenes(
         targets=np.zeros((count, 2, recipe.contour_length, 2), dtype=np.int64),
         distractors=np.zeros((count, recipe.num_distractors, recipe.distractor_length, 2), dtype=np.int64),
         present=np.zeros((count, recipe.num_distractors), dtype=np.bool_),
-        marked=np.stack([origin, np.where(labels == 1, origin, 1 - origin)], axis=1),
+        marked=np.stack([start, np.where(labels == 1, start, 1 - start)], axis=1),
         labels=labels,
     )
     for index, margin in enumerate(recipe.margins):
-        rows = np.flatnonzero(margins == index)
+        rows = np.flatnonzero(margins == index)  # images of this margin; each margin has tables of its own
         tables = make_tables(recipe, margin)
-        anchors, directions = grow_pairs(recipe, tables, len(rows), rng)
-        for start in range(0, len(rows), num_slots(tables)):
-            part = slice(start, start + num_slots(tables))
-            _complete(recipe, tables, anchors[part], directions[part], rows[part], images, scenes, rng)
+        origins, directions = grow_pairs(recipe, tables, len(rows), rng)
+        for first in range(0, len(rows), images_at_once(tables)):
+            part = slice(first, first + images_at_once(tables))
+            _complete(recipe, tables, origins[part], directions[part], rows[part], images, scenes, rng)
     return images, scenes
 
 
 def _complete(
     recipe: Recipe,
     tables: Tables,
-    anchors: Ints,
+    origins: Ints,
     directions: Ints,
     rows: Ints,
     images: Bytes,
@@ -117,29 +117,31 @@ def _complete(
 ) -> None:
     """Add distractors to pairs of targets, draw them, and fill in these rows of the images and scenes."""
     count = len(rows)
-    both_anchors, both_directions = anchors.reshape(count, -1), directions.reshape(count, -1)
+    # The segments of both target curves in one list: (count, 2 x contour_length).
+    both_origins, both_directions = origins.reshape(count, -1), directions.reshape(count, -1)
     field = Field(tables, count)
-    for segment in range(both_anchors.shape[1]):
-        field.place(np.arange(count), both_anchors[:, segment], both_directions[:, segment])
-    short_anchors, short_directions, present = add_distractors(recipe, field, rng)
+    for segment in range(both_origins.shape[1]):
+        field.place(np.arange(count), both_origins[:, segment], both_directions[:, segment])
+    short_origins, short_directions, present = add_distractors(recipe, field, rng)
 
     canvas = Canvas(tables, count)
-    canvas.segments(both_anchors, both_directions, np.ones_like(both_anchors, dtype=np.bool_), recipe.target_contrast)
+    canvas.segments(both_origins, both_directions, np.ones_like(both_origins, dtype=np.bool_), recipe.target_contrast)
     canvas.segments(
-        short_anchors.reshape(count, -1),
+        short_origins.reshape(count, -1),
         short_directions.reshape(count, -1),
         np.repeat(present, recipe.distractor_length, axis=1),
         recipe.distractor_contrast,
     )
-    origin, end = scenes.marked[rows].T
-    canvas.discs(anchors[np.arange(count), origin, 0], recipe.marker_radius)
-    canvas.discs(anchors[np.arange(count), end, -1], recipe.marker_radius)
+    start, end = scenes.marked[rows].T
+    canvas.discs(origins[np.arange(count), start, 0], recipe.marker_radius)
+    canvas.discs(origins[np.arange(count), end, -1], recipe.marker_radius)
 
     images[rows] = canvas.finish(recipe.size)
-    scenes.targets[rows] = _coordinates(tables, anchors)
-    scenes.distractors[rows] = _coordinates(tables, short_anchors)
+    scenes.targets[rows] = _coordinates(tables, origins)
+    scenes.distractors[rows] = _coordinates(tables, short_origins)
     scenes.present[rows] = present
 
 
-def _coordinates(tables: Tables, anchors: Ints) -> Ints:
-    return np.stack(np.divmod(anchors, tables.side), axis=-1) - tables.frame
+def _coordinates(tables: Tables, origins: Ints) -> Ints:
+    """Turn flat indices (...) into pixels of the image: (..., 2)."""
+    return np.stack(np.divmod(origins, tables.side), axis=-1) - tables.border

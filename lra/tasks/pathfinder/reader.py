@@ -54,7 +54,7 @@ class Entry:
     label: int
 
 
-def find_edition(source: Path, size: int, difficulty: Difficulty) -> Path:
+def find_dataset(source: Path, size: int, difficulty: Difficulty) -> Path:
     """Return the folder of a dataset variant inside an unpacked release, or the given folder if it is that.
 
     Raises:
@@ -175,7 +175,7 @@ def _text_rows(file: Path, data: bytes) -> list[list[str]]:
 
 
 def _array_rows(file: Path, data: bytes) -> list[list[str]]:
-    """Read a two-dimensional array of strings; its claimed size is held against the bytes that are there."""
+    """Read a two-dimensional array of strings; its declared size is compared with the bytes that are there."""
     stream = io.BytesIO(data)
     try:
         if np.lib.format.read_magic(stream) != (1, 0):

@@ -1,7 +1,7 @@
-"""Stamps: how a segment or a marker looks on the pixel grid, drawn once at a finer scale and shrunk.
+"""Sprites: how a segment or a marker looks on the pixel grid, drawn once at a finer scale and shrunk.
 
-All coordinates of a Pathfinder image are whole pixels, so a segment is one of a few hundred pictures at one of the
-pixels. Drawing and collision tests then are table look-ups. Stamps are square, of odd side, (rows, columns), uint8.
+All coordinates of a Pathfinder image are whole pixels, so a segment is one of a few hundred sprites at one of the
+pixels. Drawing and collision tests are then table look-ups. Sprites are square, of odd side, (rows, columns), uint8.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def direction(angle: float) -> npt.NDArray[np.float64]:
 
 
 def whole_up(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Round up to whole pixels, blind to rounding errors of sines."""
+    """Round up to whole pixels, after rounding errors of sines and cosines are removed."""
     return np.ceil(np.round(vector, 9)).astype(np.int64)
 
 
-def segment_stamps(angle: float, length: int, thickness: float, margin: int) -> tuple[Bytes, Bytes]:
-    """Draw a segment that starts in the centre of the stamp.
+def segment_sprites(angle: float, length: int, thickness: float, margin: int) -> tuple[Bytes, Bytes]:
+    """Draw a segment that starts in the centre of the sprite.
 
     Args:
         angle: Radians.
@@ -38,22 +38,23 @@ def segment_stamps(angle: float, length: int, thickness: float, margin: int) -> 
         margin: Pixels around it that other segments must leave free.
 
     Returns:
-        The stroke, and the area that it claims: the stroke grown by the margin.
+        The stroke, and the area that it occupies: the stroke grown by the margin.
     """
-    reach = length + math.ceil(thickness) + margin
+    reach = length + math.ceil(thickness) + margin  # pixels from the centre to the edge of the sprite
     centre = reach * SCALE
     end = whole_up(length * SCALE * direction(angle))
+    # An odd side, so that the segment starts in the middle of a fine pixel.
     fine = np.zeros((2 * centre + 1, 2 * centre + 1), dtype=np.uint8)
     _draw_line(fine, centre, end, round(thickness * SCALE))
-    claimed = dilate(fine, margin * SCALE)
-    return shrink(fine, 2 * reach + 1), shrink(claimed, 2 * reach + 1)
+    occupied = dilate(fine, margin * SCALE)
+    return shrink(fine, 2 * reach + 1), shrink(occupied, 2 * reach + 1)
 
 
-def marker_stamp(radius: float) -> Bytes:
-    """Draw a filled circle; the stamp is wide enough for what shrinking leaves around it."""
+def marker_sprite(radius: float) -> Bytes:
+    """Draw a filled circle; the sprite is wide enough for what shrinking leaves around it."""
     reach = math.ceil(radius) + LANCZOS_LOBES
     side = 2 * reach + 1
-    offset = np.arange(side * SCALE) - reach * SCALE
+    offset = np.arange(side * SCALE) - reach * SCALE  # (fine pixels,), from the centre
     inside = offset[:, None] ** 2 + offset**2 <= (radius * SCALE) ** 2
     return shrink(np.where(inside, np.uint8(255), np.uint8(0)), side)
 
@@ -62,6 +63,7 @@ def dilate(image: Bytes, radius: int) -> Bytes:
     """Return the largest value within `radius` of each pixel: (rows, columns)."""
     rows, columns = image.shape
     padded = np.pad(image, radius)
+    # One shifted copy of the image for each pixel of the disc: few, since the radius is a handful of fine pixels.
     grown = np.zeros_like(image)
     for dy in range(-radius, radius + 1):
         for dx in range(-radius, radius + 1):
@@ -74,34 +76,38 @@ def dilate(image: Bytes, radius: int) -> Bytes:
 def shrink(image: Bytes, side: int) -> Bytes:
     """Resample a square image to `side` pixels with the Lanczos kernel of three lobes, rounding after each axis.
 
-    The kernel is widened by the scale and its weights are normalised, as common image libraries do. Values that ring
-    below zero are cut; those above stay, which leaves a faint haze around strokes.
+    The kernel is widened by the scale and its weights are normalised, as common image libraries do. The kernel is
+    negative in places, so values ring around an edge: those below zero are cut, those above stay as a faint haze.
     """
     scale = len(image) / side
-    centres = (np.arange(side) + 0.5) * scale
-    x = (np.arange(len(image)) + 0.5 - centres[:, None]) / scale
+    centres = (np.arange(side) + 0.5) * scale  # (side,), of the new pixels, in old ones
+    x = (np.arange(len(image)) + 0.5 - centres[:, None]) / scale  # (side, old side), distances in new pixels
     weights = np.where(np.abs(x) < LANCZOS_LOBES, np.sinc(x) * np.sinc(x / LANCZOS_LOBES), 0.0)
     weights /= weights.sum(axis=1, keepdims=True)
-    rows = _to_bytes(image.astype(np.float64) @ weights.T)
+    # The kernel is separable: along each row, then along each column, rounded to bytes in between as Pillow does.
+    rows = _to_bytes(image.astype(np.float64) @ weights.T)  # (old side, side)
     return _to_bytes(weights @ rows.astype(np.float64))
 
 
 def _to_bytes(values: npt.NDArray[np.float64]) -> Bytes:
-    # nine decimals first, so that a tie does not fall differently on another machine
+    # Nine decimals first, so that a tie is rounded the same way on every machine.
     return np.floor(np.clip(np.round(values, 9), 0, 255) + 0.5).astype(np.uint8)
 
 
 def _draw_line(image: Bytes, centre: int, end: npt.NDArray[np.int64], width: int) -> None:
-    """Light the pixels of a line from the centre by `end`; one pixel wide, or a rectangle of the given width."""
+    """Set the pixels of a line from the centre to `centre + end`: one pixel wide, or a rectangle of the given width."""
     span = int(np.abs(end).max())
     along = np.arange(span + 1)
     if width == 1:
+        # One pixel per step along the longer axis, (span + 1, 2), each coordinate rounded to the nearest.
         path = np.floor(np.round(along[:, None] * end / span, 9) + 0.5).astype(np.int64) + centre
         image[path[:, 0], path[:, 1]] = 255
         return
     y, x = np.indices(image.shape) - centre
     norm = math.hypot(*end)
-    forward = (y * end[0] + x * end[1]) / norm
-    aside = (y * end[1] - x * end[0]) / norm
+    forward = (y * end[0] + x * end[1]) / norm  # (side, side), distance along the line
+    aside = (y * end[1] - x * end[0]) / norm  # (side, side), signed distance from it
+    # The tolerance makes ties of exact half pixels independent of rounding; one of the two long edges is excluded, so
+    # that a rectangle of width w is w pixels wide.
     inside = (forward >= -1e-9) & (forward <= norm + 1e-9) & (aside > 1e-9 - width / 2) & (aside <= width / 2 + 1e-9)
     image[inside] = 255

@@ -140,7 +140,7 @@ class _Family(Task[OptionsT]):
                 f"{self.info.name}: the official images are in the archive lra_release.gz of the benchmark\n"
                 f"Read them with: lra-data prepare {self.info.name} --set source=official --from FOLDER"
             )
-        folder = files.find_edition(source, self.size, options.difficulty)
+        folder = files.find_dataset(source, self.size, options.difficulty)
         entries = files.read_entries(folder)
         known_gap = self.size == 32 and options.difficulty == "easy"
         if len(entries) != options.count and not (known_gap and len(entries) == options.count - 1):

@@ -20,7 +20,7 @@ from lra.tasks.pathfinder.generator import (
     make_recipe,
 )
 from lra.tasks.pathfinder.lookup_tables import CROWDED, SEED_DIRECTIONS, make_tables
-from lra.tasks.pathfinder.sprites import dilate, marker_stamp, segment_stamps, shrink
+from lra.tasks.pathfinder.sprites import dilate, marker_sprite, segment_sprites, shrink
 
 
 def scenes_of(size, difficulty, count, purpose="tests"):
@@ -97,12 +97,12 @@ def test_curves_have_the_length_that_is_asked_for_and_no_jumps(size, difficulty)
 def test_segments_keep_clear_of_all_but_their_neighbours(size, difficulty):
     recipe = make_recipe(size, difficulty)
     tables = make_tables(recipe, recipe.margins[-1])
-    anchors, directions = grow_pairs(recipe, tables, 8, numpy_generator(0, "clear"))
+    origins, directions = grow_pairs(recipe, tables, 8, numpy_generator(0, "clear"))
     for pair in range(8):
         first, second = (
             [
-                claimed_area(recipe, tables.side, *segment)
-                for segment in zip(anchors[pair, c], directions[pair, c], strict=True)
+                occupied_area(recipe, tables.side, *segment)
+                for segment in zip(origins[pair, c], directions[pair, c], strict=True)
             ]
             for c in (0, 1)
         )
@@ -114,8 +114,8 @@ def test_segments_keep_clear_of_all_but_their_neighbours(size, difficulty):
         assert max(int(total.max()) for total in neighbours) > 0
 
 
-def claimed_area(recipe, side, anchor, direction):
-    """Draw what one segment claims, from what its direction means and not from the generator's tables."""
+def occupied_area(recipe, side, origin, direction):
+    """Draw what one segment occupies, from what its direction means and not from the generator's tables."""
     margin = recipe.margins[-1]
     if direction < SEED_DIRECTIONS:
         angle = (direction - 180) * math.pi / 180
@@ -125,25 +125,25 @@ def claimed_area(recipe, side, anchor, direction):
         ends = np.unique(np.floor(np.round(step * np.stack([np.sin(arc), np.cos(arc)], axis=1), 9)), axis=0)
         row, column = ends[direction - SEED_DIRECTIONS]
         angle = math.atan2(-row, -column)
-    claim = segment_stamps(angle, recipe.segment_length, recipe.thickness, margin)[1].astype(int)
-    plane = np.zeros((side, side), dtype=int)
-    row, column, reach = anchor // side, anchor % side, len(claim) // 2
-    plane[row - reach : row + reach + 1, column - reach : column + reach + 1] = claim
-    return plane
+    area = segment_sprites(angle, recipe.segment_length, recipe.thickness, margin)[1].astype(int)
+    occupancy = np.zeros((side, side), dtype=int)
+    row, column, reach = origin // side, origin % side, len(area) // 2
+    occupancy[row - reach : row + reach + 1, column - reach : column + reach + 1] = area
+    return occupancy
 
 
 def test_the_last_room_for_a_seed_is_found_and_no_room_is_told():
     recipe = make_recipe(32, "easy")
     tables = make_tables(recipe, 1)
     field = Field(tables, 3)
-    field.planes[:] = 255
+    field.occupancy[:] = 255
     direction = tables.seed_usable[0]
     places = [(frame_row * tables.side + 20) for frame_row in (12, 30)]
     for slot, place in enumerate(places):
-        field.planes[slot, place + tables.seed_core[:, direction]] = 0
-    found, anchors = find_room(recipe, field, np.arange(3), np.full(3, direction), numpy_generator(0, "room"))
+        field.occupancy[slot, place + tables.seed_core[:, direction]] = 0
+    found, origins = find_room(recipe, field, np.arange(3), np.full(3, direction), numpy_generator(0, "room"))
     assert found.tolist() == [True, True, False]
-    assert anchors[:2].tolist() == places
+    assert origins[:2].tolist() == places
     unusable = np.setdiff1d(np.arange(SEED_DIRECTIONS), tables.seed_usable)[:3]
     assert not find_room(recipe, Field(tables, 3), np.arange(3), unusable, numpy_generator(0, "room"))[0].any()
 
@@ -181,23 +181,23 @@ def test_the_label_can_be_read_off_the_pixels_alone():
 def test_shrinking_keeps_flat_areas_and_mirror_images():
     flat = np.full((19, 19), 200, dtype=np.uint8)
     assert (shrink(flat, 9) == 200).all()
-    stroke = segment_stamps(0.3, 5, 1.0, 1)[0]
+    stroke = segment_sprites(0.3, 5, 1.0, 1)[0]
     assert (shrink(stroke[::-1], 7) == shrink(stroke, 7)[::-1]).all()
 
 
 def test_a_stroke_starts_in_the_centre_and_runs_its_length():
     for angle in np.arange(0, 2 * math.pi, 0.4):
-        stroke, claim = segment_stamps(angle, 5, 1.5, 2)
+        stroke, area = segment_sprites(angle, 5, 1.5, 2)
         row, column = np.nonzero(stroke > 100)
         along = (row - len(stroke) // 2) * math.sin(angle) + (column - len(stroke) // 2) * math.cos(angle)
         assert -1.0 <= along.min() <= 0.5
         assert 4.0 <= along.max() <= 6.2
-        assert (claim[stroke > 100] >= 200).all()
+        assert (area[stroke > 100] >= 200).all()
 
 
 def test_a_disc_has_its_area():
     for radius in (1.5, 2.5, 3.0, 5.0):
-        assert marker_stamp(radius).sum() / 255 == pytest.approx(math.pi * radius**2, rel=0.15)
+        assert marker_sprite(radius).sum() / 255 == pytest.approx(math.pi * radius**2, rel=0.15)
 
 
 def test_growing_an_image_is_the_maximum_within_the_radius():

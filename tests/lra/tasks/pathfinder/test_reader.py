@@ -13,7 +13,7 @@ from PIL import Image
 from lra.data.dataset import SPLITS
 from lra.errors import DataError
 from lra.tasks import get_task
-from lra.tasks.pathfinder.reader import find_edition, read_entries, read_png, split_order
+from lra.tasks.pathfinder.reader import find_dataset, read_entries, read_png, split_order
 from lra.tasks.pathfinder.task import PathfinderOptions
 
 HARD, EASY = "curv_contour_length_14", "curv_baseline"
@@ -79,9 +79,9 @@ def test_the_test_ids_depend_on_the_images_only(tmp_path):
 def test_the_inner_of_two_copies_is_taken_and_named(tmp_path):
     outer = write_dataset(tmp_path / "lra_release" / "pathfinder128" / HARD, size=128)
     inner = write_dataset(tmp_path / "lra_release" / "lra_release" / "pathfinder128" / HARD, size=128)
-    assert find_edition(tmp_path, 128, "hard") == inner
-    assert find_edition(tmp_path / "lra_release", 128, "hard").resolve() == inner
-    assert find_edition(outer, 128, "hard") == outer
+    assert find_dataset(tmp_path, 128, "hard") == inner
+    assert find_dataset(tmp_path / "lra_release", 128, "hard").resolve() == inner
+    assert find_dataset(outer, 128, "hard") == outer
     data = prepare(tmp_path, tmp_path, name="pathx")
     assert f"lra_release/lra_release/pathfinder128/{HARD}" in data.manifest.generated_by
 
