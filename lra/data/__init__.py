@@ -1,1 +1,8 @@
-"""Data on disk: downloads, archives, prepared arrays, and the batches made of them."""
+"""Data on disk: downloads, archives, prepared arrays, and the batches made of them.
+
+`lra.data.batching` is imported by its own name, since it needs torch and the rest does not.
+"""
+
+from lra.data.dataset import PreparedData, Split, data_home, open_prepared, write_prepared
+
+__all__ = ["PreparedData", "Split", "data_home", "open_prepared", "write_prepared"]

@@ -1,4 +1,4 @@
-"""The tasks of the arena, one per file."""
+"""The tasks of the arena: one module or package each."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import Any
 
 from lra.errors import UsageError
 from lra.names import fold, suggest
-from lra.tasks.base import Task
+from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.image.task import Image, ImageContinuous
 from lra.tasks.listops.task import ListOps
 from lra.tasks.pathfinder.task import Pathfinder, Pathfinder64, PathfinderContinuous, PathX, PathX256
 from lra.tasks.retrieval import Retrieval
 from lra.tasks.text import Text
+
+__all__ = ["TASKS", "Task", "TaskInfo", "TaskOptions", "get_task"]
 
 _ALL: tuple[Task[Any], ...] = (
     ListOps(),
