@@ -1,9 +1,9 @@
 """Sparse Sinkhorn attention: blocks attend to themselves and to a block sorted beside them (Tay et al. 2020).
 
-arXiv:2002.11296. The sum of the keys of a block gives scores that say at which place the block should stand (section
-3.1). Sinkhorn normalisation, over rows and columns in turn, makes an almost doubly stochastic matrix of them: a soft
-permutation, which mixes the blocks of keys and values. A block attends to its own tokens and to those
-that were sorted to its place, in one softmax. The matrix has one entry for each pair of blocks.
+arXiv:2002.11296. The sum of the keys of a block gives scores that say at which place the block should stand. Sinkhorn
+normalisation, over rows and columns in turn, makes an almost doubly stochastic matrix of them: a soft permutation,
+which mixes the blocks of keys and values. A block attends to its own tokens and to those that were sorted to its place,
+in one softmax. The matrix has one entry for each pair of blocks.
 
 Departures from the paper:
 
