@@ -104,23 +104,24 @@ class _WrappedMixer(SequenceMixer):
         super().__init__(config, dims)
         self.base = config.base_spec().build(config.base_config(), dims)
         self.in_stream = config.placement == "stream"
-        self.pre_mixer = None if self.in_stream and dims.layer == 0 else self.build_pre_mixer()
+        # The name `front` is in the digests of recorded weights, so it stays.
+        self.front = None if self.in_stream and dims.layer == 0 else self.build_front()
 
     @abstractmethod
-    def build_pre_mixer(self) -> nn.Module:
+    def build_front(self) -> nn.Module:
         """Build the module in front of the base; it maps (x, mask) to a tensor like x, (batch, length, dim)."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Transform what the base reads, unless that is done in the stream, and run the base."""
         self.check_input(x, mask)
-        if self.pre_mixer is not None and not self.in_stream:
-            x = self.pre_mixer(x, mask)
+        if self.front is not None and not self.in_stream:
+            x = self.front(x, mask)
         return self.base(x, mask)
 
     def transform_stream(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Transform the stream between blocks if that is the placement, then let the base do so."""
-        if self.pre_mixer is not None and self.in_stream:
-            x = self.pre_mixer(x, mask)
+        if self.front is not None and self.in_stream:
+            x = self.front(x, mask)
         return self.base.transform_stream(x, mask)
 
     def auxiliary_loss(self) -> Tensor | None:
@@ -180,7 +181,7 @@ class ContextPoolMixer(_WrappedMixer):
         """Return the length of the longest sequence without its prefix tokens, which are not pooled."""
         return max(1, self.dims.max_length - self.dims.num_prefix)
 
-    def build_pre_mixer(self) -> ContextPool:
+    def build_front(self) -> ContextPool:
         """Build the pooling."""
         dims = self.dims
         return ContextPool(
@@ -194,17 +195,17 @@ class ContextPoolMixer(_WrappedMixer):
 
     def statistics(self) -> dict[str, Tensor]:
         """Return the statistics of the base, and mean and quantiles of sigma."""
-        return self.base.statistics() | (self.pre_mixer.statistics() if isinstance(self.pre_mixer, ContextPool) else {})
+        return self.base.statistics() | (self.front.statistics() if isinstance(self.front, ContextPool) else {})
 
     def token_statistics(self) -> dict[str, Tensor]:
         """Return the statistics of the base for each token, and sigma."""
-        sigma = self.pre_mixer.last_sigma if isinstance(self.pre_mixer, ContextPool) else None
+        sigma = self.front.last_sigma if isinstance(self.front, ContextPool) else None
         return self.base.token_statistics() | ({} if sigma is None else {"sigma": sigma})
 
     def resolved_backend(self, device: torch.device) -> str:
         """Name the implementation of the pooling at the longest length, then that of the base."""
         base, grid, dims = self.base.resolved_backend(device), self.grid(), self.dims
-        if self.pre_mixer is None:
+        if self.front is None:
             return base
         if grid is not None:
             return f"{resolve_grid_backend(grid, self.config.backend)} + {base}"
@@ -226,7 +227,7 @@ class ContextPoolConvOnly(_WrappedMixer):
     def __init__(self, config: ConvOnlyConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
 
-    def build_pre_mixer(self) -> Gate:
+    def build_front(self) -> Gate:
         """Build the gate."""
         return Gate(self.config, self.dims, self.grid())
 

@@ -69,24 +69,24 @@ def test_control_has_the_same_parameters(options, layer):
     ]
     assert shapes[0] == shapes[1]
     pooled = not (options.get("placement") == "stream" and layer == 0)
-    assert any(name.startswith("pre_mixer.predictor.") for name in shapes[0]) == pooled
+    assert any(name.startswith("front.predictor.") for name in shapes[0]) == pooled
 
 
 def test_branch_pools_what_the_base_reads_and_leaves_the_stream():
     mixer, x = build(POOL), tokens()
     assert mixer.transform_stream(x, None) is x
-    assert torch.equal(mixer(x), mixer.base(mixer.pre_mixer(x)))
+    assert torch.equal(mixer(x), mixer.base(mixer.front(x)))
     assert not torch.allclose(mixer(x), mixer.base(x))
 
 
 def test_stream_pools_the_stream_before_every_block_but_the_first():
     x = tokens()
     first = build(POOL, {"placement": "stream"})
-    assert first.pre_mixer is None
+    assert first.front is None
     assert first.transform_stream(x, None) is x
     assert first.statistics() == {}
     second = build(POOL, {"placement": "stream"}, replace(DIMS, layer=1))
-    assert torch.equal(second.transform_stream(x, None), second.pre_mixer(x))
+    assert torch.equal(second.transform_stream(x, None), second.front(x))
     assert not torch.allclose(second.transform_stream(x, None), x)
     assert torch.equal(second(x), second.base(x))
 
@@ -161,20 +161,20 @@ def test_control_passes_on_no_features_of_neighbours():
     ranks = {}
     x = tokens(12)[:1]
     for spec in (POOL, CONTROL):
-        pre_mixer = build(spec, {"initial_sigma": 3.0, "sigma_fraction": 1.0} if spec is POOL else {}).pre_mixer
+        front = build(spec, {"initial_sigma": 3.0, "sigma_fraction": 1.0} if spec is POOL else {}).front
         with torch.no_grad():
-            for parameter in pre_mixer.parameters():
+            for parameter in front.parameters():
                 parameter += 0.1
-        jacobian = torch.autograd.functional.jacobian(pre_mixer, x)[0, 5, :, 0, 6]
+        jacobian = torch.autograd.functional.jacobian(front, x)[0, 5, :, 0, 6]
         ranks[spec.name] = int(torch.linalg.matrix_rank(jacobian, rtol=1e-9))
     assert ranks == {"contextpool": 16, "contextpool_conv_only": 2}
 
 
 def test_control_starts_near_the_identity():
-    pre_mixer, x = build(CONTROL).pre_mixer, tokens()
-    assert (pre_mixer(x) / x - 1.0).abs().max() < 0.5
-    torch.nn.init.zeros_(pre_mixer.predictor.outer.weight)
-    assert torch.equal(pre_mixer(x), x)
+    front, x = build(CONTROL).front, tokens()
+    assert (front(x) / x - 1.0).abs().max() < 0.5
+    torch.nn.init.zeros_(front.predictor.outer.weight)
+    assert torch.equal(front(x), x)
 
 
 @pytest.mark.parametrize("spec", [POOL, CONTROL], ids=lambda spec: spec.name)
@@ -182,17 +182,17 @@ def test_grid_is_used_only_on_request(spec):
     dims = LayerDims(dim=16, num_heads=2, max_length=81, grid=(8, 10), num_prefix=1)
     x = tokens(81)
     flat, planar = build(spec, {}, dims), build(spec, {"grid": "auto"}, dims)
-    assert flat.pre_mixer.predictor.inner.weight.dim() == 3
-    assert planar.pre_mixer.predictor.inner.weight.dim() == 4
+    assert flat.front.predictor.inner.weight.dim() == 3
+    assert planar.front.predictor.inner.weight.dim() == 4
     gradient = {}
     for name, mixer in (("flat", flat), ("planar", planar)):
         leaf = x.clone().requires_grad_()
-        mixer.pre_mixer(leaf)[:, 1 + 35].sum().backward()
+        mixer.front(leaf)[:, 1 + 35].sum().backward()
         gradient[name] = leaf.grad[0, 1:].abs().sum(dim=1).view(8, 10)
     assert gradient["planar"][2, 5] > 1e-6  # the pixel above
     assert gradient["flat"][2, 5] < 1e-6
     assert "dense" in planar.resolved_backend(x.device) or spec is CONTROL
-    assert build(spec, {"grid": "auto"}).pre_mixer.predictor.inner.weight.dim() == 3  # no image, no grid
+    assert build(spec, {"grid": "auto"}).front.predictor.inner.weight.dim() == 3  # no image, no grid
 
 
 @pytest.mark.parametrize("spec", [POOL, CONTROL], ids=lambda spec: spec.name)
