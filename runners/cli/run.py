@@ -174,7 +174,7 @@ def command(
     init(ranks, device)
     prepared = prepare_all(configs, ranks, home, progress=not quiet)
     tables: dict[tuple[str, str], list[tuple[str, int, RunRecord | str]]] = {}
-    all_ok = True
+    all_ok, stopped = True, ""
     for config in configs:
         if signals.stop_requested():
             sys.exit(signals.EXIT_PREEMPTED)
@@ -189,13 +189,15 @@ def command(
             all_ok = False
             click.echo(f"Error: {name}, seed {seed}: {error}", err=True)
             row = (name, seed, error.status if isinstance(error, RunError) else "leased")
-        except PreemptedRunError:
-            destroy(ranks)
-            if ranks.is_main:
-                raise
-            sys.exit(signals.EXIT_PREEMPTED)
+        except PreemptedRunError as error:
+            stopped = str(error)
+            break
         tables.setdefault((config.task, config.profile), []).append(row)
-    destroy(ranks)
+    destroy(ranks)  # outside of any `except`, so that no traceback holds the model
+    if stopped and ranks.is_main:
+        raise PreemptedRunError(stopped)
+    if stopped:
+        sys.exit(signals.EXIT_PREEMPTED)
 
     # Summarise.
     if ranks.is_main:

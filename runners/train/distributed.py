@@ -7,6 +7,7 @@ have the same size, so N processes compute what one computes with accumulation N
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -91,6 +92,7 @@ def init(ranks: RankInfo, device: torch.device) -> None:
 def destroy(ranks: RankInfo) -> None:
     """Disconnect the processes at the end."""
     if ranks.size > 1:
+        gc.collect()  # a replica in a cycle of references would keep the threads of gloo
         dist.destroy_process_group()
 
 

@@ -17,7 +17,7 @@ def summary(rows: Sequence[tuple[str, int, RunRecord | str]], store: Store) -> s
     """Lay out the results of a small grid.
 
     Args:
-        rows: (variant, seed, record, or the status word of a cell that ended without one), all of one task and profile.
+        rows: (variant, seed, record, or the status of a run that ended without one), all of one task and profile.
         store: Where the records are.
     """
     records = [record for _, _, record in rows if isinstance(record, RunRecord)]

@@ -372,7 +372,9 @@ class Model(torch.nn.Linear):
     def forward(self, tokens, mask):
         return super().forward(tokens)
 def step():
-    Replica(Model(2, 2), [])(torch.ones(1, 2), None).sum().backward()
+    network = Replica(Model(2, 2), [])
+    network.__dict__["itself"] = network  # a cycle, as the frames of an exception make one
+    network(torch.ones(1, 2), None).sum().backward()
 step()
 from torch.distributed.nn import functional  # as an optimizer does, in the middle of a run
 barrier(ranks)
