@@ -22,8 +22,7 @@ from lra.config.schema import VariantChoice, canonical_json
 from lra.results.records import Cost, Count, Outcome, RunRecord, Store
 from reports.render import FORMATS, render
 from reports.result_set import load_stores
-from reports.tables.accuracy import accuracy, cost, seeds
-from reports.tables.comparisons import ranks
+from reports.tables import accuracy, cost, ranks, seeds
 
 VARIANTS = 10
 TASKS = ("listops", "text", "retrieval", "image", "pathfinder")
@@ -90,11 +89,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         fill(Path(folder), count)
         with timed(f"read {count} records"):
-            loaded = load_stores([Path(folder)])
-        assert len(loaded.records) == count
+            results = load_stores([Path(folder)])
+        assert len(results.records) == count
         for make in (accuracy, seeds, cost, ranks):
             with timed(f"{make.__name__}, in {len(FORMATS)} forms"):
-                table = make(loaded, "quick", "matched")
+                table = make(results, "quick", "matched")
                 for form in FORMATS:
                     render(table, form)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

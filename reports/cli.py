@@ -1,24 +1,29 @@
-"""`lra-report`: records in; tables, figures and comparisons out. pandas, matplotlib and torch come when needed."""
+"""`lra-report`: tables, figures and comparisons of the records of runs.
+
+Each command imports pandas, matplotlib and torch only when it needs them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from lra.cli import one_line_errors, version_option
 from lra.errors import UsageError
-from lra.names import fold, suggest
+from lra.names import suggest
 
 from .selection import (
+    FILE,
+    FOLDER,
     Selection,
     find,
     invocation,
     load,
     need_report_extra,
-    out_option,
+    resolve_name,
     takes_selection,
     write,
 )
@@ -27,28 +32,30 @@ if TYPE_CHECKING:
     from .result_set import ResultSet
     from .tables.table import Table
 
+FC = TypeVar("FC", bound=Callable[..., Any] | click.Command)
+
 PRESETS = {
-    "accuracy": "variants x tasks, with averages and baselines",
-    "seeds": "intervals, extremes and how many runs learnt anything",
+    "accuracy": "variants by tasks, with averages and trivial baselines",
+    "seeds": "intervals, extremes, and how many runs learnt anything",
     "ranks": "average rank over tasks, with the critical difference",
-    "cost": "speed, memory, operations and parameters, relative to full",
-    "efficiency": "steps per second and peak memory by length, from lra-bench, as in the original table 2",
+    "cost": "speed, memory, operations and parameters, relative to full attention",
+    "efficiency": "steps per second and peak memory by length, from lra-bench, laid out like the paper's table 2",
     "depth": "accuracy by number of layers, with operations and time",
-    "published": "our numbers beside published ones",
-    "head-to-head": "A B: paired differences over seeds, McNemar on the same examples",
-    "ablation": "VARIANT: one row per changed option",
+    "published": "our numbers and published ones",
+    "head-to-head": "A B: paired differences over seeds, and McNemar's test on the same examples",
+    "ablation": "VARIANT: one row for each changed option",
 }
 NAMES_TAKEN = {"head-to-head": 2, "ablation": 1}
-"""How many variants a preset is given; the others take none."""
+"""The number of variants that a preset takes as arguments; the others take none."""
 FIGURES = {
     "seeds": "the runs of all seeds as dots",
-    "speed, score and memory": "the benchmark's chart, one bubble a variant",
-    "front": "what nothing beats in cost and score",
+    "speed, score and memory": "the benchmark's chart, one bubble per variant",
+    "front": "the Pareto front of cost and score",
     "learning": "validation accuracy over training, with the band of the seeds",
     "depth": "accuracy by layers and by operations, where depths differ",
     "scaling": "time and memory by length, with slopes, from lra-bench",
 }
-"""What `figures` draws, by the beginning of the title; `pooling` draws the widths of one run."""
+"""The figures that `figures` draws, by the beginning of their titles."""
 FIGURE_FORMATS = ("png", "svg", "pdf")
 
 EXAMPLES = """
@@ -64,6 +71,16 @@ PRESET_LIST = "\n".join(["\b", "Presets:", *(f"  {name:<14}{text}" for name, tex
 FIGURE_LIST = "\n".join(["\b", "Figures:", *(f"  {name:<25}{text}" for name, text in FIGURES.items())])
 
 
+def format_option(*formats: str) -> Callable[[FC], FC]:
+    """Return the option for the format of the output; the first format is the default."""
+    return click.option("--format", "form", type=click.Choice(formats), default=formats[0], show_default=True)
+
+
+def out_option(kind: click.Path, default: Path | None, text: str) -> Callable[[FC], FC]:
+    """Return the option for the file or folder to write."""
+    return click.option("--out", type=kind, default=default, show_default=default is not None, help=text)
+
+
 @click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @version_option
 def command() -> None:
@@ -74,17 +91,11 @@ def command() -> None:
 @click.argument("preset")
 @click.argument("names", nargs=-1)
 @takes_selection
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "markdown", "latex", "csv", "html"]),
-    default="text",
-    show_default=True,
-)
-@out_option
+@format_option("text", "markdown", "latex", "csv", "html")
+@out_option(FILE, None, "File to write instead of printing.")
 @one_line_errors
 def table(selection: Selection, *, preset: str, names: tuple[str, ...], form: str, out: Path | None) -> None:
-    """Print the tables of a preset, one for each profile and track there is."""
+    """Print the tables of a preset, one for each profile and track."""
     from .render import render
 
     if preset not in PRESETS:
@@ -92,8 +103,8 @@ def table(selection: Selection, *, preset: str, names: tuple[str, ...], form: st
     takes = NAMES_TAKEN.get(preset, 0)
     if len(names) != takes:
         raise UsageError(f"{preset} takes {takes} variant names, got {len(names)}")
-    loaded = load(selection)
-    tables, refusals = make_tables(preset, names, loaded)
+    results = load(selection)
+    tables, refusals = make_tables(preset, names, results)
     for refusal in refusals:
         click.echo(f"left out: {refusal}", err=True)
     texts = [render(each, form, command=invocation()) for each in tables]
@@ -108,21 +119,19 @@ def table(selection: Selection, *, preset: str, names: tuple[str, ...], form: st
 def compare(selection: Selection, *, first: str, second: str) -> None:
     """Show what differs between two records.
 
-    FIRST and SECOND are the beginnings of their cell ids.
+    FIRST and SECOND are the beginnings of their run ids.
     """
     from .record_diff import differences
 
-    loaded = load(selection)
-    pair = [find(loaded, prefix) for prefix in (first, second)]
-    write("\n".join(differences(loaded, *pair)), None)
+    results = load(selection)
+    pair = [find(results, prefix) for prefix in (first, second)]
+    write("\n".join(differences(results, *pair)), None)
 
 
 @command.command()
 @takes_selection
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="CSV file to write.")
-@click.option(
-    "--parquet", type=click.Path(path_type=Path, dir_okay=False), help="Parquet file to write (extra: export)."
-)
+@click.option("--csv", "csv_file", type=FILE, help="CSV file to write.")
+@click.option("--parquet", type=FILE, help="Parquet file to write (extra: export).")
 @one_line_errors
 def export(selection: Selection, *, csv_file: Path | None, parquet: Path | None) -> None:
     """Write one row per run to CSV or Parquet.
@@ -142,19 +151,13 @@ def export(selection: Selection, *, csv_file: Path | None, parquet: Path | None)
 
 @command.command(epilog=FIGURE_LIST)
 @takes_selection
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("figures"),
-    show_default=True,
-    help="Folder for the figures.",
-)
-@click.option("--format", "form", type=click.Choice(FIGURE_FORMATS), default="png", show_default=True)
+@out_option(FOLDER, Path("figures"), "Folder for the figures.")
+@format_option(*FIGURE_FORMATS)
 @one_line_errors
 def figures(selection: Selection, *, out: Path, form: str) -> None:
-    """Draw all figures that the records give (extra: report).
+    """Draw all figures of the records (extra: report).
 
-    Those of runs come for each profile, track and task; scaling comes for each machine and recipe.
+    The figures of runs are drawn for each profile, track and task, and scaling for each machine and recipe.
     """
     need_report_extra()
     from .figures import draw_all
@@ -165,18 +168,12 @@ def figures(selection: Selection, *, out: Path, form: str) -> None:
 
 @command.command()
 @takes_selection
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("report.html"),
-    show_default=True,
-    help="The page.",
-)
+@out_option(FILE, Path("report.html"), "File for the page.")
 @one_line_errors
 def html(selection: Selection, *, out: Path) -> None:
-    """Write one self-contained page with all of it (extra: report).
+    """Write one self-contained HTML page (extra: report).
 
-    Tables, figures, runs, settings, environments and caveats, in one file that asks the network nothing.
+    It holds tables, figures, runs, settings, environments and caveats, and loads nothing from the network.
     """
     need_report_extra()
     from .html_page import page
@@ -188,22 +185,14 @@ def html(selection: Selection, *, out: Path) -> None:
 @command.command()
 @click.argument("record")
 @takes_selection
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path, file_okay=False), envvar="LRA_HOME", help="Folder of prepared data."
-)
+@click.option("--data-dir", type=FOLDER, envvar="LRA_HOME", help="Folder of prepared data.")
 @click.option("--examples", type=click.IntRange(1, 8), default=3, show_default=True, help="Test examples to show.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("pooling.png"),
-    show_default=True,
-    help="Figure: .png, .svg or .pdf.",
-)
+@out_option(FILE, Path("pooling.png"), "File for the figure: .png, .svg or .pdf.")
 @one_line_errors
 def pooling(selection: Selection, *, record: str, data_dir: Path | None, examples: int, out: Path) -> None:
     """Draw how widely a trained ContextPool pools (extra: report).
 
-    RECORD is the beginning of a cell id. Its chosen weights are run over test examples, token by token.
+    RECORD is the beginning of a run id. The command runs the chosen weights over test examples, token by token.
     """
     need_report_extra()
     form = out.suffix.removeprefix(".").lower()
@@ -212,43 +201,44 @@ def pooling(selection: Selection, *, record: str, data_dir: Path | None, example
     from .figures.pooling_widths import draw_supports, load_supports
     from .figures.style import house_style, save
 
-    loaded = load(selection)
-    cell = find(loaded, record)
-    found = loaded.records[cell]
-    supports = load_supports(found, loaded.stores[cell], data_dir)
+    results = load(selection)
+    run_id = find(results, record)
+    found = results.records[run_id]
+    supports = load_supports(found, results.stores[run_id], data_dir)
     config = found.config
-    title = f"{config.variant.name}, {found.task_title}, profile {config.profile}, seed {config.seed}, run {cell[:12]}"
+    title = (
+        f"{found.variant_title}, {found.task_title}, profile {config.profile}, seed {config.seed}, run {run_id[:12]}"
+    )
     with house_style():
         figure = draw_supports(supports, title, range(min(examples, len(supports.sigma))))
     click.echo(save(figure, out, form))
 
 
-def make_tables(preset: str, names: tuple[str, ...], loaded: ResultSet) -> tuple[list[Table], list[str]]:
-    """Make the tables of a preset, one for each profile and track, and say which of them the records do not give.
+def make_tables(preset: str, names: tuple[str, ...], results: ResultSet) -> tuple[list[Table], list[str]]:
+    """Make the tables of a preset, one for each profile and track, and say why some of them cannot be made.
 
     Raises:
-        UsageError: They give none.
+        UsageError: None of them can be made.
     """
-    from .tables import accuracy, comparisons, published
-    from .tables.efficiency import efficiency_tables
+    from . import tables
 
     if preset == "efficiency":
-        return efficiency_tables(loaded), []
+        return tables.efficiency_tables(results), []
     makers: dict[str, Callable[..., Table]] = {
-        "accuracy": accuracy.accuracy,
-        "seeds": accuracy.seeds,
-        "ranks": comparisons.ranks,
-        "cost": accuracy.cost,
-        "depth": accuracy.depth,
-        "published": published.beside,
-        "head-to-head": comparisons.head_to_head,
-        "ablation": comparisons.ablation,
+        "accuracy": tables.accuracy,
+        "seeds": tables.seeds,
+        "ranks": tables.ranks,
+        "cost": tables.cost,
+        "depth": tables.depth,
+        "published": tables.vs_published,
+        "head-to-head": tables.head_to_head,
+        "ablation": tables.ablation,
     }
-    rows = known_rows(names, loaded)
+    rows = known_rows(names, results)
     made, refusals = [], []
-    for profile, track in loaded.profiles():
+    for profile, track in results.profiles():
         try:
-            made.append(makers[preset](loaded, profile, track, *rows))
+            made.append(makers[preset](results, profile, track, *rows))
         except UsageError as error:
             refusals.append(str(error))
     if not made:
@@ -256,21 +246,19 @@ def make_tables(preset: str, names: tuple[str, ...], loaded: ResultSet) -> tuple
     return made, refusals
 
 
-def known_rows(names: tuple[str, ...], loaded: ResultSet) -> list[str]:
-    """Return the names of rows as tables write them: case and dashes of the variant's name do not matter.
+def known_rows(names: tuple[str, ...], results: ResultSet) -> list[str]:
+    """Return the rows that a user names, each by the registered name of its variant.
+
+    A row may be given as a table prints it, `Local attention [window=4]`, or by the registered name,
+    `local [window=4]`.
 
     Raises:
         UsageError: No run is of a variant of that name, or one row was named twice.
     """
-    variants = {record.config.variant.name for record in loaded.records.values()}
-    variants |= {attempt.config.variant.name for attempt in loaded.attempts.values()}
     rows = []
     for name in names:
         variant, bracket, settings = name.partition(" [")
-        known = variant if variant in variants else fold(variant)
-        if known not in variants:
-            raise UsageError(f"no records of variant {variant!r}; {suggest(known, variants)}")
-        rows.append(known + bracket + settings)
+        rows.append(resolve_name("variant", variant, results.titles()) + bracket + settings)
     if len(set(rows)) < len(rows):
         raise UsageError(f"{rows[0]!r} against itself shows nothing; `lra-report table accuracy` lists the names")
     return rows

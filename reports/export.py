@@ -1,4 +1,4 @@
-"""The tidy frame of records as a file, for other tools."""
+"""The data frame of records as a CSV or Parquet file, for other tools."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .render import clean, no_formula
 from .result_set import ResultSet
 
 
-def export_frame(loaded: ResultSet) -> pd.DataFrame:
-    """Return one row per cell, with the settings as one JSON text, so that every column has one type."""
-    frame = loaded.frame()
+def export_frame(results: ResultSet) -> pd.DataFrame:
+    """Return one row per run, with the settings as one JSON text, so that every column has one type."""
+    frame = results.frame()
     frame["settings"] = [json.dumps(settings, sort_keys=True) for settings in frame["settings"]]
     return frame
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write CSV; no text in it is a formula to a spreadsheet or a command to a terminal.
+    """Write CSV in which no text is a formula for a spreadsheet or a command for a terminal.
 
     Raises:
         UsageError: The file cannot be written.

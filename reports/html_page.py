@@ -1,7 +1,7 @@
-"""One self-contained HTML page: tables, figures, runs, settings, environments and caveats; it asks the network nothing.
+"""One self-contained HTML page with tables, figures, runs, settings, environments and caveats.
 
-Every text from a record goes through the template's escaping, and the page's own policy forbids all scripts but one, by
-its hash, and all addresses but `data:` images.
+The template escapes every text from a record. The page's own policy allows one script, by its hash, and no addresses
+but `data:` images.
 """
 
 from __future__ import annotations
@@ -20,31 +20,29 @@ from PIL import Image
 
 from lra.errors import UsageError
 
-from .figures import curve_titles, figures, place
+from .figures import all_figures
+from .figures.draw import curve_titles, figure_subtitle
 from .figures.style import house_style
 from .render import clean, render
 from .result_set import ResultSet
-from .tables.accuracy import accuracy, cost, depth, seeds
+from .tables import Table, accuracy, cost, depth, ranks, seeds, vs_published
 from .tables.captions import seeds_by_cell, seeds_in_words
-from .tables.comparisons import ranks
-from .tables.efficiency import efficiency, reading_groups
-from .tables.published import beside
-from .tables.table import Table
+from .tables.efficiency import efficiency, measurement_groups
 
 FIGURE_BYTES = 1_200_000
-"""Room for figures, as base64, in a page that stays under 2 MB."""
+"""Room for figures, in bytes of base64, so that the page stays under 2 MB."""
 MOST_RUNS = 1000
 MOST_SETTINGS = 60
 DPI = 150
 COLOURS_KEPT = 64
-"""Of a figure in the page; it has a dozen, and their blends."""
+"""Number of colours in a figure of the page; a figure has a dozen, and blends of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow:
     """A line of the list of runs."""
 
-    cell: str
+    run_id: str
     task: str
     variant: str
     profile: str
@@ -53,32 +51,32 @@ class RunRow:
     accuracy: str
     step: str
     settings: int
-    """Number of its settings in the page."""
+    """Number of its settings on the page."""
     curve: int
-    """Number of the figure with its learning curve; 0 if there is none."""
+    """Number of the figure with its learning curve; 0 without one."""
 
 
-def page(loaded: ResultSet, command: str) -> str:
+def page(results: ResultSet, command: str) -> str:
     """Return the page.
 
     Args:
-        loaded: Records of any profiles.
-        command: The command that makes it, to be shown.
+        results: Records of any profiles.
+        command: The command that makes the page, which shows it.
     """
-    drawn, left_out = _figures(loaded)
-    rows, settings = _runs(loaded, [title for title, _ in drawn])
+    drawn, left_out = _figures(results)
+    rows, settings = _runs(results, [title for title, _ in drawn])
     script = (Path(__file__).parent / "html_page.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     return environment.get_template("html_page.html.j2").render(
         command=clean(command),
-        caveats=_caveats(loaded, left_out),
-        tables=[Markup(render(table, "html")) for table in _tables(loaded)],  # escaped by `render`
+        caveats=_caveats(results, left_out),
+        tables=[Markup(render(table, "html")) for table in _tables(results)],  # escaped by `render`
         figures=drawn,
         runs=rows,
         settings=settings,
-        environments=_environments(loaded),
+        environments=_environments(results),
         script=Markup(script),  # our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         most_runs=MOST_RUNS,
@@ -86,27 +84,27 @@ def page(loaded: ResultSet, command: str) -> str:
     )
 
 
-def _tables(loaded: ResultSet) -> list[Table]:
-    """Make the tables that the records give."""
+def _tables(results: ResultSet) -> list[Table]:
+    """Make all tables that can be made of the records."""
     found = []
-    for profile, track in loaded.profiles():
-        part = loaded.only(profile, track)
+    for profile, track in results.profiles():
+        part = results.for_profile(profile, track)
         makers = [accuracy, seeds, cost]
         if len({record.config.model.num_layers for record in part.records.values()}) > 1:
             makers.append(depth)
         found += [make(part, profile, track) for make in makers]
-        for make in (ranks, beside):
+        for make in (ranks, vs_published):
             try:
                 found.append(make(part, profile, track))
-            except UsageError:  # needs two tasks, or a variant with published numbers
+            except UsageError:  # ranks need two tasks; some variants have no published numbers
                 continue
-    return found + [efficiency(group) for group in reading_groups(loaded)]
+    return found + [efficiency(group) for group in measurement_groups(results)]
 
 
-def _figures(loaded: ResultSet) -> tuple[list[tuple[str, str]], int]:
-    """Return (title, PNG in base64) of the figures there is room for, and how many there is none for."""
+def _figures(results: ResultSet) -> tuple[list[tuple[str, str]], int]:
+    """Return the title and the PNG in base64 of each figure that fits, and how many figures do not fit."""
     found, room, left_out = [], FIGURE_BYTES, 0
-    for title, figure in figures(loaded):
+    for title, figure in all_figures(results):
         buffer = io.BytesIO()
         with house_style():
             figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
@@ -122,10 +120,10 @@ def _figures(loaded: ResultSet) -> tuple[list[tuple[str, str]], int]:
     return found, left_out
 
 
-def _runs(loaded: ResultSet, titles: list[str]) -> tuple[list[RunRow], list[str]]:
-    """List the runs; runs that differ in their seed alone share their settings."""
+def _runs(results: ResultSet, titles: list[str]) -> tuple[list[RunRow], list[str]]:
+    """List the runs; runs that differ only in their seed share their settings."""
     rows, numbers = [], dict[str, int]()
-    frame = pd.concat([_with_curves(loaded.only(*pair).frame(), *pair) for pair in loaded.profiles()])
+    frame = pd.concat([_with_curves(results.for_profile(*pair).frame(), *pair) for pair in results.profiles()])
     for _, run in frame.iterrows():
         text = json.dumps(
             {"task": run["task"], "data": run["dataset"], "variant": run["variant"], **run["settings"]}, indent=1
@@ -135,7 +133,7 @@ def _runs(loaded: ResultSet, titles: list[str]) -> tuple[list[RunRow], list[str]
         scored = pd.notna(run["accuracy"])
         rows.append(
             RunRow(
-                cell=clean(run["run_id"])[:12],
+                run_id=clean(run["run_id"])[:12],
                 task=clean(run["column"]),
                 variant=clean(run["label"]),
                 profile=clean(f"{run['profile']}, {run['track']}"),
@@ -151,37 +149,37 @@ def _runs(loaded: ResultSet, titles: list[str]) -> tuple[list[RunRow], list[str]
 
 
 def _with_curves(frame: pd.DataFrame, profile: str, track: str) -> pd.DataFrame:
-    """Add the title of the figure with each run's learning curve."""
+    """Add to each run the title of the figure with its learning curve."""
     parts = []
     for column, group in frame.groupby("column", sort=False):
-        parts.append(group.assign(curve=curve_titles(group, place(str(column), profile, track))))
+        parts.append(group.assign(curve=curve_titles(group, figure_subtitle(str(column), profile, track))))
     return pd.concat(parts)
 
 
-def _environments(loaded: ResultSet) -> list[str]:
-    """List the different surroundings, without what changes from minute to minute."""
+def _environments(results: ResultSet) -> list[str]:
+    """List the different environments, without the load, which changes from minute to minute."""
     texts = {
         json.dumps({k: v for k, v in record.environment.items() if k != "load_average"}, indent=1, sort_keys=True)
-        for record in loaded.records.values()
+        for record in results.records.values()
     }
     return sorted(texts)
 
 
-def _caveats(loaded: ResultSet, figures_left_out: int) -> list[str]:
-    """Say what a reader must know before the numbers."""
-    found = ["Validation chose the weights; the test set was read once for each run."]
-    if len(loaded.profiles()) > 1:
+def _caveats(results: ResultSet, figures_left_out: int) -> list[str]:
+    """List what a reader must know about the numbers."""
+    found = ["The weights were selected on validation data; the test set was read once for each run."]
+    if len(results.profiles()) > 1:
         found.append("Profiles and tracks are different recipes; their numbers are never mixed in a table.")
-    for profile, track in loaded.profiles():
-        frame = loaded.only(profile, track).frame()
+    for profile, track in results.profiles():
+        frame = results.for_profile(profile, track).frame()
         if seeds_by_cell(frame)[0] < 5:
             rest = f"numbers rest on {seeds_in_words(frame)}; five make a table."
             found.append(f"Profile {clean(profile)}, {track} track: {rest}")
-    lost = [record for record in loaded.records.values() if record.outcome is None]
-    if lost or loaded.attempts:
-        found.append(f"{len(lost)} runs diverged, and {len(loaded.attempts)} cells were tried and have no record.")
-    if loaded.problems:
-        found.append(f"{len(loaded.problems)} files were passed over: {'; '.join(map(clean, loaded.problems[:5]))}.")
+    lost = [record for record in results.records.values() if record.outcome is None]
+    if lost or results.attempts:
+        found.append(f"{len(lost)} runs diverged, and {len(results.attempts)} runs were tried and have no record.")
+    if results.problems:
+        found.append(f"{len(results.problems)} files could not be used: {'; '.join(map(clean, results.problems[:5]))}.")
     if figures_left_out:
-        found.append(f"{figures_left_out} figures are left out for size; lra-report figures draws them.")
+        found.append(f"{figures_left_out} figures are left out because of their size; lra-report figures draws them.")
     return found

@@ -1,4 +1,4 @@
-"""What differs between two records."""
+"""The differences between two records."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .result_set import ResultSet
 WIDEST = 60
 
 
-def differences(loaded: ResultSet, first: str, second: str) -> list[str]:
-    """List the settings, outcomes and surroundings in which two records differ, one per line."""
-    flat = [_flatten(loaded.records[cell].model_dump()) for cell in (first, second)]
+def differences(results: ResultSet, first: str, second: str) -> list[str]:
+    """List the settings, outcomes and environments in which two records differ, one per line."""
+    flat = [_flatten(results.records[run_id].model_dump()) for run_id in (first, second)]
     lines = [f"{first[:12]}  against  {second[:12]}"]
     for path in sorted({*flat[0], *flat[1]}):
         values = [side.get(path, "(absent)") for side in flat]
         if values[0] != values[1]:
             lines.append(f"{path}: {_short(values[0])}  |  {_short(values[1])}")
-    curves = [loaded.stores[cell].arrays(cell) for cell in (first, second)]
+    curves = [results.stores[run_id].arrays(run_id) for run_id in (first, second)]
     shared = sorted(name for name in {*curves[0], *curves[1]} if name.startswith("curve."))
     for name in shared:
         columns = [side.get(name, np.empty(0)) for side in curves]

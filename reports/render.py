@@ -1,4 +1,4 @@
-"""A table as Markdown, LaTeX, CSV, HTML or plain text. Names from records stay text in every one of them."""
+"""Rendering of a table as Markdown, LaTeX, CSV, HTML or plain text. Names from records stay text in all of them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import io
 import math
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from tabulate import tabulate
+from tabulate import SEPARATING_LINE, tabulate
 
-from .tables.table import Table
+if TYPE_CHECKING:
+    from .tables.table import Table
 
 FORMATS = ("text", "markdown", "latex", "csv", "html")
 IDS_IN_TEXT = 8
-"""Record ids that plain text lists; the other forms list all."""
+"""Run ids that plain text lists; the other formats list all."""
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -25,9 +27,9 @@ _LATEX = {
     "\u2212": "$-$",
 }  # fmt: skip
 _MINUS = re.compile(r"(?<![\w.)\]])-(?=\d)")
-"""The sign of a number, which LaTeX's text mode would print as a hyphen."""
+"""The sign of a number, which LaTeX would print as a hyphen in text."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""What a terminal obeys, and what reverses or breaks the line."""
+"""Characters that control a terminal, or that reverse or break a line."""
 _FORMULA = re.compile(r"[=@+\-\t\uff1d\uff20\uff0b\uff0d]")
 _PLAIN_NUMBER = re.compile(r"[+-]\d[\d,]*(\.\d+)?")
 
@@ -38,15 +40,15 @@ def render(table: Table, form: str, *, command: str = "") -> str:
     Args:
         table: What to render.
         form: One of `FORMATS`.
-        command: The command that made it, noted under the table.
+        command: The command that made it, which is noted under the table.
     """
     return _RENDERERS[form](table, command)
 
 
 def rankings(table: Table) -> dict[tuple[int, int], int]:
-    """Return (row, column) -> 1 for the best and 2 for the second of each column that is compared.
+    """Return {(row, column): rank} with rank 1 for the best and 2 for the second of each column that is compared.
 
-    Values are compared as they are printed, with two decimals, so that equal numbers are marked alike.
+    Values are compared with two decimals, as they are printed, so that equal numbers get equal marks.
     """
     found = {}
     for column in range(table.values.shape[1]):
@@ -60,7 +62,7 @@ def rankings(table: Table) -> dict[tuple[int, int], int]:
 
 
 def clean(text: object) -> str:
-    """Take out control characters, which a terminal would obey, and line breaks."""
+    """Replace control characters, which a terminal would obey, and line breaks."""
     return _CONTROL.sub("?", re.sub(r"[\r\n\t]+", " ", str(text)))
 
 
@@ -86,20 +88,28 @@ def _marked(
     return [escape(name) for name in header], marked
 
 
+def _apart(table: Table, rows: list[list[str]]) -> tuple[list[list[str]], list[list[str]]]:
+    """Split the rows into those of variants and those of trivial baselines."""
+    count = len(rows) - table.baselines
+    return rows[:count], rows[count:]
+
+
 def _notes(table: Table, command: str) -> list[str]:
     return [clean(note) for note in table.notes] + ([f"Made by: {clean(command)}"] if command else [])
 
 
 def _records(table: Table) -> str:
-    return f"{len(table.records)} cells: {' '.join(clean(cell)[:12] for cell in table.records)}"
+    return f"{len(table.records)} runs: {' '.join(clean(run_id)[:12] for run_id in table.records)}"
 
 
 def _text(table: Table, command: str) -> str:
     header, rows = _grid(table)
-    body = tabulate(rows, headers=header, tablefmt="simple", disable_numparse=True)
-    ids = " ".join(clean(cell)[:12] for cell in table.records[:IDS_IN_TEXT])
+    variants, baselines = _apart(table, rows)
+    parted = [*variants, SEPARATING_LINE, *baselines] if baselines else variants
+    body = tabulate(parted, headers=header, tablefmt="simple", disable_numparse=True)
+    ids = " ".join(clean(run_id)[:12] for run_id in table.records[:IDS_IN_TEXT])
     more = len(table.records) - IDS_IN_TEXT
-    tail = [f"{len(table.records)} cells: {ids}{f' and {more} more' if more > 0 else ''}"] if ids else []
+    tail = [f"{len(table.records)} runs: {ids}{f' and {more} more' if more > 0 else ''}"] if ids else []
     return "\n".join([clean(table.caption), "", body, "", *_notes(table, command), *tail, ""])
 
 
@@ -108,7 +118,9 @@ def _markdown(table: Table, command: str) -> str:
         return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", html.escape(text, quote=False))
 
     header, rows = _marked(table, lambda t, rank: {1: f"**{t}**", 2: f"<u>{t}</u>"}.get(rank, t), escape)
-    body = tabulate(rows, headers=header, tablefmt="github", disable_numparse=True)
+    variants, baselines = _apart(table, rows)
+    parted = [*variants, *([f"*{name}*", *texts] for name, *texts in baselines)]
+    body = tabulate(parted, headers=header, tablefmt="github", disable_numparse=True)
     notes = [f"- {escape(note)}" for note in _notes(table, command)]
     comment = f"<!-- {_records(table).replace('--', '- -').replace('>', '')} -->"
     return "\n".join([f"**{escape(clean(table.caption))}**", "", body, "", *notes, "", comment, ""])
@@ -118,6 +130,7 @@ def _latex(table: Table, command: str) -> str:
     header, rows = _marked(
         table, lambda t, rank: {1: rf"\textbf{{{t}}}", 2: rf"\underline{{{t}}}"}.get(rank, t), _latex_text
     )
+    variants, baselines = _apart(table, rows)
     lines = [
         r"% needs \usepackage{booktabs}",
         f"% {_records(table)}",
@@ -128,7 +141,9 @@ def _latex(table: Table, command: str) -> str:
         r"\toprule",
         " & ".join(header) + r" \\",
         r"\midrule",
-        *(" & ".join(row) + r" \\" for row in rows),
+        *(" & ".join(row) + r" \\" for row in variants),
+        *([r"\midrule"] if baselines else []),
+        *(" & ".join(row) + r" \\" for row in baselines),
         r"\bottomrule",
         r"\end{tabular}",
         *(rf"\par\footnotesize {_latex_text(note)}" for note in _notes(table, command)),
@@ -150,11 +165,15 @@ def _csv(table: Table, command: str) -> str:
 def _html(table: Table, command: str) -> str:
     header, rows = _marked(table, lambda t, rank: {1: f"<b>{t}</b>", 2: f"<u>{t}</u>"}.get(rank, t), html.escape)
     head = "".join(f'<th scope="col">{name}</th>' for name in header)
-    body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    bodies = "".join(f"<tbody>\n{_html_rows(part)}\n</tbody>" for part in _apart(table, rows) if part)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in _notes(table, command))
-    notes += f"<li><details><summary>Cells</summary>{html.escape(_records(table))}</details></li>"
+    notes += f"<li><details><summary>Runs</summary>{html.escape(_records(table))}</details></li>"
     caption = f"<caption>{html.escape(clean(table.caption))}</caption>"
-    return f"<table>{caption}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>\n<ul>{notes}</ul>\n"
+    return f"<table>{caption}\n<thead><tr>{head}</tr></thead>\n{bodies}</table>\n<ul>{notes}</ul>\n"
+
+
+def _html_rows(rows: list[list[str]]) -> str:
+    return "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
 
 
 _RENDERERS: dict[str, Callable[[Table, str], str]] = {
@@ -167,14 +186,14 @@ _RENDERERS: dict[str, Callable[[Table, str], str]] = {
 
 
 def _latex_text(text: str) -> str:
-    """Escape for LaTeX; letters beyond Latin, which not every setup has, are written as their code points."""
+    """Escape for LaTeX; letters beyond Latin, which not every installation can print, become their code points."""
     signed = _MINUS.sub("\u2212", text)
     escaped = (_LATEX.get(letter, letter) for letter in signed)
     return "".join(part if len(part) > 1 or part < "\u0180" else f"U+{ord(part):04X}" for part in escaped)
 
 
 def no_formula(cell: str) -> str:
-    """Keep a spreadsheet from taking a text for a formula; plain signed numbers and a lone dash stay as they are."""
+    """Quote a text that a spreadsheet would take for a formula; signed numbers and a lone dash stay as they are."""
     if _FORMULA.match(cell) and cell != "-" and not _PLAIN_NUMBER.fullmatch(cell):
         return f"'{cell}"
     return cell

@@ -19,70 +19,78 @@ from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt
 
 @dataclass(frozen=True, kw_only=True)
 class ResultSet:
-    """What was found."""
+    """The records, attempts and measurements of one or more stores."""
 
     records: dict[str, RunRecord]
-    """By cell id."""
+    """By run id."""
     attempts: dict[str, AttemptedRun]
-    """The last attempt of each cell that has no record, by cell id."""
+    """The last attempt of each run that has no record, by run id."""
     stores: dict[str, Store]
-    """Cell id -> the store that holds its record."""
+    """Run id -> the store that holds its record."""
     problems: list[str]
-    """Files that were passed over, one line each; never dropped in silence."""
+    """Files that could not be used, one line each."""
     seeds: frozenset[int] = frozenset()
-    """Seeds that a suite asks for; of those that no run has, tables say that they are missing."""
+    """Seeds that a suite asks for; tables say which numbers lack one of them."""
     measurements: tuple[BenchRecord, ...] = ()
-    """What `lra-bench` measured."""
+    """The measurements of `lra-bench`."""
 
     def profiles(self) -> list[tuple[str, str]]:
-        """List the (profile, track) pairs there are; each makes tables of its own."""
+        """List the (profile, track) pairs of the runs; each pair has its own tables."""
         configs = [r.config for r in self.records.values()] + [a.config for a in self.attempts.values()]
         return sorted({(config.profile, config.track) for config in configs})
 
     def configs(self) -> list[RunConfig]:
         """List the configurations of all records, attempts and measurements."""
-        runs = [record.config for record in self.records.values()] + [cell.config for cell in self.attempts.values()]
+        runs = [run.config for run in (*self.records.values(), *self.attempts.values())]
         return runs + [measurement.config for measurement in self.measurements]
 
+    def titles(self) -> dict[str, str]:
+        """Return the display name of each variant; the registered name follows it if several variants share it."""
+        entries = [*self.records.values(), *self.attempts.values(), *self.measurements]
+        titles = {entry.config.variant.name: entry.variant_title for entry in entries}
+        shared = Counter(titles.values())
+        return {name: title if shared[title] == 1 else f"{title} ({name})" for name, title in titles.items()}
+
     def seed_count(self, frame: pd.DataFrame) -> int:
-        """Count the seeds that a cell of a table should have: those in the frame and those the suite asks for."""
+        """Count the seeds that each number should rest on: those in the frame and those that the suite asks for."""
         return len(self.seeds | set(frame["seed"]))
 
-    def where(self, wanted: Callable[[RunConfig], bool]) -> ResultSet:
-        """Return the records, attempts and measurements of some configurations."""
-        records = {cell: record for cell, record in self.records.items() if wanted(record.config)}
-        attempts = {cell: attempt for cell, attempt in self.attempts.items() if wanted(attempt.config)}
+    def filter(self, wanted: Callable[[RunConfig], bool]) -> ResultSet:
+        """Return the records, attempts and measurements whose configurations are wanted."""
+        records = {run_id: record for run_id, record in self.records.items() if wanted(record.config)}
+        attempts = {run_id: attempt for run_id, attempt in self.attempts.items() if wanted(attempt.config)}
         measurements = tuple(measurement for measurement in self.measurements if wanted(measurement.config))
         return replace(self, records=records, attempts=attempts, measurements=measurements)
 
-    def of_cells(self, cells: Sequence[RunConfig]) -> ResultSet:
-        """Return what is a cell of a suite, whatever the dataset variant of the data."""
-        keys = {canonical_json(config.model_dump()) for config in cells}
-        found = self.where(lambda config: canonical_json(config.model_dump()) in keys)
-        return replace(found, seeds=frozenset(config.seed for config in cells))
+    def for_suite(self, runs: Sequence[RunConfig]) -> ResultSet:
+        """Return what belongs to the runs of a suite, whatever dataset variant they used."""
+        keys = {canonical_json(config.model_dump()) for config in runs}
+        found = self.filter(lambda config: canonical_json(config.model_dump()) in keys)
+        return replace(found, seeds=frozenset(config.seed for config in runs))
 
-    def only(self, profile: str, track: str) -> ResultSet:
+    def for_profile(self, profile: str, track: str) -> ResultSet:
         """Return what belongs to one profile and track."""
-        return self.where(lambda config: (config.profile, config.track) == (profile, track))
+        return self.filter(lambda config: (config.profile, config.track) == (profile, track))
 
     def frame(self) -> pd.DataFrame:
         """Return the tidy frame of `lra.results.dataframe.record_frame` with two more columns.
 
-        `column` is the heading of the task; different data of one task get different headings. `label` is the variant,
-        with the settings in brackets in which its cells under one heading differ: so one label, heading and seed is one
-        cell, and different runs are never averaged.
+        `column` is the heading of the task; different data of one task get different headings. `label` is the display
+        name of the variant, followed in brackets by the settings in which its runs under one heading differ. One label,
+        heading and seed therefore belong to one run, and different runs are never averaged.
         """
         frame = record_frame(self.records.values(), self.attempts.values())
         frame["column"] = _headings(frame)
+        frame["variant_title"] = frame["variant"].map(self.titles())
         frame["label"] = label_by_settings(frame)
         return frame
 
 
 def load_stores(folders: Sequence[Path]) -> ResultSet:
-    """Read every record, the attempts of cells that have none, and the measurements of `lra-bench`.
+    """Read every record, the attempts of runs without a record, and the measurements of `lra-bench`.
 
     Raises:
-        UsageError: A folder is not there.
+        UsageError: A folder does not exist.
     """
     records: dict[str, RunRecord] = {}
     stores: dict[str, Store] = {}
@@ -98,19 +106,19 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
             first = records.setdefault(entry.run_id, entry)
             stores.setdefault(entry.run_id, store)
             if not store.record_path(entry.run_id).exists():
-                problems.append(f"{folder}: the record of cell {entry.run_id} lies under another name")
+                problems.append(f"{folder}: the record of run {entry.run_id} has another file name")
             if (first.status, first.outcome) != (entry.status, entry.outcome):
                 problems.append(
                     f"{store.record_path(entry.run_id)}: another outcome than in {stores[entry.run_id].root}"
                 )
-        problems += [f"{path}: another outcome of the same cell" for path in folder.glob("results/*/*.conflict-*.json")]
+        problems += [f"{path}: another outcome of the same run" for path in folder.glob("results/*/*.conflict-*.json")]
     attempts: dict[str, AttemptedRun] = {}
     for folder in folders:
-        for cell in sorted(folder.glob("attempts/*")):
-            if cell.name not in records:
-                attempt = _last_attempt(cell, problems)
+        for notes in sorted(folder.glob("attempts/*")):
+            if notes.name not in records:
+                attempt = _last_attempt(notes, problems)
                 if attempt is not None:
-                    attempts.setdefault(cell.name, attempt)
+                    attempts.setdefault(notes.name, attempt)
     measurements: dict[str, BenchRecord] = {}
     for folder in folders:
         for measurement in bench_records(folder):
@@ -124,7 +132,7 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
 
 
 def _last_attempt(folder: Path, problems: list[str]) -> AttemptedRun | None:
-    """Read the newest note of a cell; what cannot be read or placed is added to the problems."""
+    """Read the newest note on a run; if it cannot be used, add it to the problems."""
     notes = [path for path in folder.glob("*.json") if path.name.partition("-")[0].isdecimal()]
     if not notes:
         return None
@@ -136,22 +144,23 @@ def _last_attempt(folder: Path, problems: list[str]) -> AttemptedRun | None:
         return None
 
 
-def label_by_settings(frame: pd.DataFrame, leave_out: Sequence[str] = ()) -> list[str]:
-    """Return each row's variant, with the settings in brackets in which rows of it differ under the same heading.
+def label_by_settings(frame: pd.DataFrame, leave_out: Sequence[str] = (), *, name: str = "variant_title") -> list[str]:
+    """Return the variant of each row, followed in brackets by the settings in which its rows under one heading differ.
 
     Args:
-        frame: With `variant`, `column` and `settings`.
+        frame: With the columns `variant`, `variant_title`, `column` and `settings`.
         leave_out: Settings that the table shows in another way.
+        name: Column with the name of the variant: `variant_title`, or `variant` as on the command line.
     """
     varying: dict[str, set[str]] = {}
     for (variant, _), group in frame.groupby(["variant", "column"], sort=False):
         found = varying.setdefault(str(variant), set())
         found |= set(varying_settings(group)) - set(leave_out)
     labels = []
-    for variant, settings in zip(frame["variant"], frame["settings"], strict=True):
-        named = [name for name in sorted(varying[variant]) if name in settings]
-        text = ", ".join(f"{short_name(name)}={settings[name]}" for name in named)
-        labels.append(f"{variant} [{text}]" if text else variant)
+    for variant, shown, settings in zip(frame["variant"], frame[name], frame["settings"], strict=True):
+        named = [setting for setting in sorted(varying[variant]) if setting in settings]
+        text = ", ".join(f"{short_name(setting)}={settings[setting]}" for setting in named)
+        labels.append(f"{shown} [{text}]" if text else shown)
     return labels
 
 
@@ -161,7 +170,7 @@ def short_name(setting: str) -> str:
 
 
 def varying_settings(frame: pd.DataFrame) -> list[str]:
-    """List the settings that do not have one value in all rows; to be absent counts as a value."""
+    """List the settings that do not have the same value in all rows; an absent setting counts as a value."""
     values: dict[str, set[str]] = {}
     holders: Counter[str] = Counter()
     for settings in frame["settings"]:

@@ -1,4 +1,4 @@
-"""What the commands of `lra-report` share: stores in, text out."""
+"""The options that select records, the loading of them, and other parts that the commands of `lra-report` share."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ P = ParamSpec("P")
 PROBLEMS_SHOWN = 10
 DEFAULT_STORE = Path("lra-results")
 
-out_option = click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write instead.")
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @dataclass
 class Selection:
-    """Which records a command uses: what its options say."""
+    """The records that a command uses, as its options name them."""
 
     stores: tuple[Path, ...] = ()
     profile: str | None = None
@@ -37,26 +38,26 @@ class Selection:
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    """Put the value of an option into the command's selection."""
+    """Keep the value of an option in the selection of the command."""
     setattr(context.ensure_object(Selection), str(parameter.name), value)
 
 
 _OPTIONS = (
-    click.option("--store", "stores", multiple=True, type=click.Path(path_type=Path, file_okay=False),
+    click.option("--store", "stores", multiple=True, type=FOLDER,
                  envvar="LRA_STORE", callback=_keep, expose_value=False,
-                 help="Store of records; may be given several times.  [default: LRA_STORE, else lra-results]"),
+                 help="Store of records; may be repeated.  [default: LRA_STORE, else lra-results]"),
     click.option("--profile", callback=_keep, expose_value=False, help="Only records of this profile."),
     click.option("--suite", callback=_keep, expose_value=False,
-                 help="Only cells of this suite: a name, or the path of a YAML file."),
+                 help="Only runs of this suite: a name, or the path of a YAML file."),
     click.option("--task", "tasks", multiple=True, callback=_keep, expose_value=False,
-                 help="Only records of this task; may be given several times."),
+                 help="Only records of this task; may be repeated."),
     click.option("--variant", "variants", multiple=True, callback=_keep, expose_value=False,
-                 help="Only records of this variant; may be given several times."),
+                 help="Only records of this variant; may be repeated."),
 )  # fmt: skip
 
 
 def takes_selection(command: Callable[Concatenate[Selection, P], None]) -> Callable[P, None]:
-    """Give a command the options that select records; it gets them as its first argument."""
+    """Add the options that select records to a command, which gets the selection as its first argument."""
     given = click.make_pass_decorator(Selection, ensure=True)(command)
     for option in reversed(_OPTIONS):
         given = option(given)
@@ -64,77 +65,91 @@ def takes_selection(command: Callable[Concatenate[Selection, P], None]) -> Calla
 
 
 def load(selection: Selection) -> ResultSet:
-    """Load the stores and say on stderr what had to be passed over.
+    """Load the stores and list on stderr the files that could not be used.
 
     Raises:
-        UsageError: No record fits the selection, or there is none at all.
+        UsageError: No record fits the selection, or the store is empty.
     """
     from .render import clean
     from .result_set import load_stores
 
-    loaded = load_stores(selection.stores or (DEFAULT_STORE,))
-    if loaded.problems:
-        click.echo(f"{len(loaded.problems)} files passed over:", err=True)
-        for problem in loaded.problems[:PROBLEMS_SHOWN]:
+    results = load_stores(selection.stores or (DEFAULT_STORE,))
+    if results.problems:
+        click.echo(f"{len(results.problems)} files passed over:", err=True)
+        for problem in results.problems[:PROBLEMS_SHOWN]:
             click.echo(f"  {clean(problem)}", err=True)
-        if len(loaded.problems) > PROBLEMS_SHOWN:
-            click.echo(f"  and {len(loaded.problems) - PROBLEMS_SHOWN} more", err=True)
-    if not loaded.configs():
+        if len(results.problems) > PROBLEMS_SHOWN:
+            click.echo(f"  and {len(results.problems) - PROBLEMS_SHOWN} more", err=True)
+    if not results.configs():
         raise UsageError(f"the store holds no records yet{_below(selection.stores)}")
-    return select(loaded, selection)
+    return select(results, selection)
 
 
 def _below(stores: tuple[Path, ...]) -> str:
-    """Suggest the stores of the default name inside the folders that were taken for stores."""
+    """Suggest the stores with the default name inside the given folders."""
     inner = [store / DEFAULT_STORE for store in stores]
     below = [store for store in inner if (store / "results").is_dir() or (store / "bench").is_dir()]
     return f"; did you mean --store {' --store '.join(shlex.quote(str(store)) for store in below)}?" if below else ""
 
 
-def select(loaded: ResultSet, selection: Selection) -> ResultSet:
-    """Return the records that a selection names; with a suite, say on stderr how many of its cells those are.
+def select(results: ResultSet, selection: Selection) -> ResultSet:
+    """Return the records that a selection names; with a suite, say on stderr how many of its runs have a record.
 
     Raises:
         UsageError: A name is unknown, or no record fits.
     """
     if selection.profile is not None:
-        _check_name("profile", selection.profile, {config.profile for config in loaded.configs()}, selection.profile)
-        loaded = loaded.where(lambda config: config.profile == selection.profile)
+        profiles = {config.profile for config in results.configs()}
+        if selection.profile not in profiles:
+            raise UsageError(f"no records of profile {selection.profile!r}; {suggest(selection.profile, profiles)}")
+        results = results.filter(lambda config: config.profile == selection.profile)
     if selection.suite is not None:
         from lra.config.suites import expand, load_suite
 
-        cells = expand(load_suite(selection.suite))
-        loaded = loaded.of_cells(cells)
-        if not loaded.profiles():
-            raise UsageError(f"no record is one of the {len(cells)} cells of suite {selection.suite}")
-        configs = [record.config for record in loaded.records.values()]
+        runs = expand(load_suite(selection.suite))
+        results = results.for_suite(runs)
+        if not results.profiles():
+            raise UsageError(f"no record is one of the {len(runs)} runs of suite {selection.suite}")
+        configs = [record.config for record in results.records.values()]
         found = len({config.run_id("") for config in configs})
-        click.echo(f"suite {selection.suite}: {found} of {len(cells)} cells have a record", err=True)
+        click.echo(f"suite {selection.suite}: {found} of {len(runs)} runs have a record", err=True)
     if selection.tasks:
-        tasks = _normalised("task", selection.tasks, {config.task for config in loaded.configs()})
-        loaded = loaded.where(lambda config: config.task in tasks)
+        known = {config.task: config.task for config in results.configs()}
+        tasks = {resolve_name("task", name, known) for name in selection.tasks}
+        results = results.filter(lambda config: config.task in tasks)
     if selection.variants:
-        variants = _normalised("variant", selection.variants, {config.variant.name for config in loaded.configs()})
-        loaded = loaded.where(lambda config: config.variant.name in variants)
-    if not loaded.configs():
-        raise UsageError("no record fits all that was asked for")
-    return loaded
+        variants = {resolve_name("variant", name, results.titles()) for name in selection.variants}
+        results = results.filter(lambda config: config.variant.name in variants)
+    if not results.configs():
+        raise UsageError("no record fits all options together")
+    return results
 
 
-def _normalised(kind: str, given: tuple[str, ...], known: set[str]) -> set[str]:
-    names = {name if name in known else fold(name): name for name in given}
-    for name, written in names.items():
-        _check_name(kind, name, known, written)
-    return set(names)
+def resolve_name(kind: str, given: str, titles: dict[str, str]) -> str:
+    """Return the registered name for a name or a display name; case, spaces and hyphens do not matter.
+
+    Args:
+        kind: What is named, for the error message.
+        given: The name that the user typed.
+        titles: Display names by registered name.
+
+    Raises:
+        UsageError: No record has this name.
+    """
+    folded = {_fold_title(title): name for name, title in titles.items()}
+    name = given if given in titles else fold(given)
+    found = name if name in titles else folded.get(_fold_title(given))
+    if found is None:
+        raise UsageError(f"no records of {kind} {given!r}; {suggest(name, titles)}")
+    return found
 
 
-def _check_name(kind: str, name: str, known: set[str], written: str) -> None:
-    if name not in known:
-        raise UsageError(f"no records of {kind} {written!r}; {suggest(name, known)}")
+def _fold_title(title: str) -> str:
+    return fold(title).replace(" ", "_")
 
 
 def need_report_extra() -> None:
-    """Say how to install what figures and pages need.
+    """Check that the libraries for figures and pages are installed.
 
     Raises:
         UsageError: matplotlib or jinja2 is not installed.
@@ -144,24 +159,24 @@ def need_report_extra() -> None:
         raise UsageError(f"{' and '.join(missing)} not installed; pip install 'lra-harness[report]'")
 
 
-def find(loaded: ResultSet, prefix: str) -> str:
-    """Complete the beginning of a cell id.
+def find(results: ResultSet, prefix: str) -> str:
+    """Complete the beginning of a run id.
 
     Raises:
-        UsageError: No record, or several, begin so.
+        UsageError: No record has such an id, or several have.
     """
-    found = sorted(cell for cell in loaded.records if cell.startswith(prefix.lower()))
+    found = sorted(run_id for run_id in results.records if run_id.startswith(prefix.lower()))
     if not found:
-        hint = suggest(prefix, {cell[: len(prefix)] for cell in loaded.records}, "the ids stand below every table")
+        hint = suggest(prefix, {run_id[: len(prefix)] for run_id in results.records}, "every table lists its ids")
         raise UsageError(f"no record begins with {prefix!r}; {hint}")
     if len(found) > 1:
-        begin = ", ".join(cell[: len(prefix) + 6] for cell in found[:3])
+        begin = ", ".join(run_id[: len(prefix) + 6] for run_id in found[:3])
         raise UsageError(f"{len(found)} records begin with {prefix!r}, such as {begin}; give more digits of one")
     return found[0]
 
 
 def write(text: str, out: Path | None) -> None:
-    """Print, or write to a file.
+    """Print a text, or write it to a file.
 
     Raises:
         UsageError: The file cannot be written.
@@ -176,5 +191,5 @@ def write(text: str, out: Path | None) -> None:
 
 
 def invocation() -> str:
-    """Return the command line as it was given."""
+    """Return the command line."""
     return "lra-report " + shlex.join(sys.argv[1:])

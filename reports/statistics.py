@@ -1,7 +1,7 @@
-"""Statistics over seeds and over test examples: scipy, and little else.
+"""Statistics over seeds and over test examples.
 
-With three to five seeds a bootstrap's intervals are far too narrow, so means over seeds get Student's interval; a
-single run gets Wilson's, which speaks of the test examples and not of other seeds.
+With three to five seeds the intervals of a bootstrap are far too narrow, so means over seeds get Student's interval. A
+single run gets Wilson's interval, which covers the choice of test examples and not that of the seed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import optimize, stats
 
 from lra.metrics import wilson_interval
 
@@ -53,18 +53,18 @@ class PairedComparison:
     """A against B over the seeds that both have."""
 
     difference: Estimate
-    """Of A minus B."""
+    """The estimate of A minus B."""
     p_value: float
     """Two-sided paired t test; NaN for fewer than two pairs, and for pairs without spread."""
     detectable: float
-    """Smallest true difference that this many pairs of this spread would show in 80 % of cases; NaN like the p."""
+    """Smallest true difference that this many pairs with this spread show in 80 % of cases; NaN if `p_value` is NaN."""
 
 
 def compare_paired(first: Sequence[float], second: Sequence[float]) -> PairedComparison:
     """Compare two variants run with equal seeds, pair by pair.
 
     Raises:
-        ValueError: The lengths differ, or there is nothing to compare.
+        ValueError: The lengths differ, or there are no values.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} values do not pair")
@@ -82,24 +82,21 @@ def compare_paired(first: Sequence[float], second: Sequence[float]) -> PairedCom
 def detectable_difference(deviation: float, pairs: int, power: float = 0.8, level: float = 0.05) -> float:
     """Return the smallest true mean difference that a paired t test of this size finds with the given power.
 
-    NaN for fewer than two pairs or no spread: of those the test says nothing.
+    It is NaN for fewer than two pairs and for pairs without spread, where the test does not apply.
     """
     if pairs < 2 or deviation == 0.0:
         return math.nan
     freedom, critical = pairs - 1, stats.t.ppf(1 - level / 2, pairs - 1)
 
-    def missed(effect: float) -> float:
+    def excess_power(effect: float) -> float:
         shift = effect * math.sqrt(pairs)
         found = stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
         return float(found) - power
 
-    low, high = 0.0, 1.0
-    while missed(high) < 0:
+    high = 1.0
+    while excess_power(high) < 0:
         high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if missed(middle) < 0 else (low, middle)
-    return high * deviation
+    return float(optimize.brentq(excess_power, 0.0, high, xtol=1e-12)) * deviation
 
 
 def mcnemar(first: Booleans, second: Booleans) -> tuple[int, int, float]:
@@ -110,10 +107,10 @@ def mcnemar(first: Booleans, second: Booleans) -> tuple[int, int, float]:
         second: The same for B.
 
     Returns:
-        Examples that only A has right, those that only B has right, and the two-sided p value.
+        The number of examples that only A has right, the number that only B has right, and the two-sided p value.
 
     Raises:
-        ValueError: The examples are not the same number.
+        ValueError: The numbers of examples differ.
     """
     if first.shape != second.shape:
         raise ValueError(f"{len(first)} and {len(second)} examples do not pair")
@@ -125,7 +122,7 @@ def mcnemar(first: Booleans, second: Booleans) -> tuple[int, int, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p values for several tests (S. Holm, 1979); NaN stays NaN and does not count."""
+    """Adjust p values for several tests (S. Holm, 1979); NaN stays NaN and is not counted as a test."""
     adjusted = [math.nan] * len(p_values)
     known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     running = 0.0
@@ -136,13 +133,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def average_ranks(scores: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], float]:
-    """Rank variants within each task and average (J. Demsar, 2006).
+    """Rank variants within each task and average the ranks (J. Demsar, 2006).
 
     Args:
         scores: (variants, tasks), higher is better, complete.
 
     Returns:
-        Average rank of each variant, 1 being best, and Nemenyi's critical difference at 0.05.
+        The average rank of each variant, where 1 is best, and Nemenyi's critical difference at the level 0.05.
 
     Raises:
         ValueError: Fewer than two variants or tasks, or a score is missing.
@@ -155,6 +152,6 @@ def average_ranks(scores: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float
     return ranks, quantile * math.sqrt(variants * (variants + 1) / (6 * tasks))
 
 
-def trained(correct: int, total: int, rail: float) -> bool:
-    """Say whether a run is above a rail (in percent) by more than the noise of its test set."""
-    return wilson_interval(correct, total)[0] > rail / 100
+def trained(correct: int, total: int, baseline: float) -> bool:
+    """Say whether a run is above a baseline (in percent) by more than the noise of its test set."""
+    return wilson_interval(correct, total)[0] > baseline / 100

@@ -1,4 +1,4 @@
-"""Figures of lines: learning curves with the band of the seeds, accuracy by depth, cost by length."""
+"""Line plots: learning curves with the band of the seeds, accuracy by depth, and cost by length."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from lra.errors import StoreError
+from lra.results.bench_format import short_length
 from lra.results.bench_records import MIB
 
 from ..result_set import ResultSet
 from ..tables.captions import number, seeds_by_cell
-from ..tables.efficiency import short_length
 from .style import (
     COLOURS,
     COLUMN,
@@ -31,30 +31,30 @@ from .style import (
 )
 
 LINES_PER_PANEL = 7
-"""More lines are not told apart."""
+"""More lines cannot be told apart."""
 
 
-def learning_curves(loaded: ResultSet, frame: pd.DataFrame, where: str) -> Figure | None:
+def learning_curves(results: ResultSet, frame: pd.DataFrame, where: str) -> Figure | None:
     """Draw validation accuracy over training steps: the mean of the seeds, and the band from lowest to highest.
 
     Args:
-        loaded: Where the records are.
+        results: The records.
         frame: Rows of one task, of at most `LINES_PER_PANEL` labels.
-        where: What they have in common, for the title.
+        where: What the rows have in common, for the title.
 
     Returns:
-        None if no run has a curve.
+        The figure, or None if no run has a curve.
     """
     figure = new_figure(2.6)
     axes = figure.subplots()
     names = []
-    for place, (label, group) in enumerate(frame.groupby("label")):
-        curves = [curve for cell in group["run_id"] if (curve := validation_curve(loaded, str(cell))) is not None]
+    for index, (label, group) in enumerate(frame.groupby("label")):
+        curves = [curve for run_id in group["run_id"] if (curve := validation_curve(results, str(run_id))) is not None]
         if not curves:
             continue
         steps, scores = on_common_steps(curves)
         names.append(wrapped(f"{label} ({len(curves)})", 50))
-        colour, dash = COLOURS[place % len(COLOURS)], DASHES[place % len(DASHES)]
+        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
         axes.plot(steps, scores.mean(axis=0), color=colour, linestyle=dash, label=names[-1])
         if len(curves) > 1:
             axes.fill_between(steps, scores.min(axis=0), scores.max(axis=0), color=colour, alpha=0.18, linewidth=0)
@@ -67,15 +67,15 @@ def learning_curves(loaded: ResultSet, frame: pd.DataFrame, where: str) -> Figur
     return figure
 
 
-def validation_curve(loaded: ResultSet, cell: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return (steps, accuracy in %) of a run; None if it gave no number, or its arrays are gone or damaged."""
-    record = loaded.records.get(cell)
+def validation_curve(results: ResultSet, run_id: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the steps and accuracies in % of a run; None if it has no number, or its arrays are missing or damaged."""
+    record = results.records.get(run_id)
     if record is None or record.outcome is None:
         return None
     try:
-        arrays = loaded.stores[cell].arrays(cell)
+        arrays = results.stores[run_id].arrays(run_id)
     except StoreError as error:
-        loaded.problems.append(str(error))
+        results.problems.append(str(error))
         return None
     if "curve.step" not in arrays:
         return None
@@ -83,34 +83,34 @@ def validation_curve(loaded: ResultSet, cell: str) -> tuple[np.ndarray, np.ndarr
 
 
 def on_common_steps(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the steps that all curves have, and the scores there: (curves, steps)."""
+    """Return the steps that all curves have, and the scores at these steps: (curves, steps)."""
     steps = curves[0][0]
     for other, _ in curves[1:]:
         steps = np.intersect1d(steps, other)
-    return steps, np.stack([scores[np.isin(own, steps)] for own, scores in curves])
+    return steps, np.stack([scores[np.isin(own_steps, steps)] for own_steps, scores in curves])
 
 
 def depth_curves(frame: pd.DataFrame, where: str) -> Figure:
-    """Draw accuracy over layers, and over operations where they were counted: runs as dots, means joined by depth.
+    """Draw accuracy over layers and, if they were counted, over operations: runs as dots, means joined by a line.
 
     Args:
         frame: Rows of one task, with labels that leave out the number of layers.
-        where: What they have in common, for the title.
+        where: What the rows have in common, for the title.
     """
     rows = frame.dropna(subset=["accuracy"])
     counted = bool(rows["flops"].notna().all())
     figure = new_figure(2.6)
     panels = np.atleast_1d(figure.subplots(1, 1 + counted, sharey=True))
     names = []
-    for place, (label, group) in enumerate(rows.groupby("label")):
+    for index, (label, group) in enumerate(rows.groupby("label")):
         names.append(wrapped(label, 50))
-        look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        look = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
         by_depth = group.groupby("layers")
         means = by_depth["accuracy"].mean(skipna=False)
         places = ((group["layers"], means.index), (group["flops"] / 1e6, by_depth["flops"].median() / 1e6))
         for axes, (runs, joined) in zip(panels, places, strict=False):
             axes.scatter(runs, group["accuracy"], s=9, color=look["color"], alpha=0.45, linewidths=0)
-            axes.plot(joined, means, linestyle=DASHES[place % len(DASHES)], label=names[-1], **look)
+            axes.plot(joined, means, linestyle=DASHES[index % len(DASHES)], label=names[-1], **look)
     panels[0].set(xlabel="layers", ylabel="test accuracy (%)", xticks=sorted(rows["layers"].unique()))
     if counted:
         panels[1].set(xscale="log", xlabel="MFLOPs per example")
@@ -129,7 +129,7 @@ def scaling_curves(measurements: pd.DataFrame, labels: Sequence[str], where: str
     """Draw time and memory of one example over the length, on logarithmic axes, with the slope of each line.
 
     Args:
-        measurements: One of the frames of `efficiency.reading_groups`.
+        measurements: One of the frames of `efficiency.measurement_groups`.
         labels: The lines to draw.
         where: Machine and recipe, for the title.
     """
@@ -143,13 +143,13 @@ def scaling_curves(measurements: pd.DataFrame, labels: Sequence[str], where: str
     slopes: dict[str, list[str]] = {label: [] for label in labels}
     for axes, (unit, cost) in zip(panels, costs, strict=True):
         rows = measurements.assign(cost=cost / measurements["batch"]).dropna(subset=["cost"]).sort_values("length")
-        for place, label in enumerate(labels):
+        for index, label in enumerate(labels):
             line = rows[rows["label"] == label]
             lengths, values = line["length"].to_numpy(dtype=float), line["cost"].to_numpy(dtype=float)
             slopes[label].append(number(log_slope(lengths, values), "{:.2f}"))
             axes.plot(
-                lengths, values, color=COLOURS[place % len(COLOURS)], marker=MARKERS[place % len(MARKERS)],
-                linestyle=DASHES[place % len(DASHES)],
+                lengths, values, color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
+                linestyle=DASHES[index % len(DASHES)],
             )  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel="length (tokens)", ylabel=unit)
         ticks = sorted(rows["length"].unique())

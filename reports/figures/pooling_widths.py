@@ -1,4 +1,4 @@
-"""Figure of what a trained ContextPool does with real examples: the width sigma of every token, layer by layer."""
+"""The figure of pooling widths: sigma of every token in each layer of a trained ContextPool, on real examples."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ from lra.tasks.listops.vocabulary import WORDS
 from .style import COLOURS, PAGE, new_figure, plain_ticks, shown
 
 TOKENS_AS_TEXT = 72
-"""Longest example whose tokens are written under the axis."""
+"""Length of the longest example whose tokens are written under the axis."""
 EXAMPLES_COUNTED = 64
-"""Test examples behind the distribution."""
+"""Number of test examples in the distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Supports:
-    """Widths of the tokens of some test examples."""
+    """The pooling widths of the tokens of some test examples."""
 
     layers: list[int]
     """Layers that pool."""
     sigma: list[np.ndarray]
-    """Of each example: (layers, length)."""
+    """The widths of each example: (layers, length)."""
     tokens: list[list[str] | None]
-    """Of each example: what its tokens are called, or None for tasks whose tokens have no short names."""
+    """The names of the tokens of each example, or None for tasks whose tokens have no short names."""
     indices: list[int]
-    """Where the examples are in the test split."""
+    """Positions of the examples in the test split."""
 
 
 def load_supports(record: RunRecord, store: Store, data_dir: Path | None, count: int = EXAMPLES_COUNTED) -> Supports:
     """Run the chosen weights of a record over the first test examples.
 
     Args:
-        record: Of a run with a number.
-        store: Where the record and its weights are.
-        data_dir: Folder of prepared data; None takes the default one.
-        count: Test examples to run.
+        record: The record of a run that has a number.
+        store: The store of the record and its weights.
+        data_dir: Folder of prepared data; None means the default one.
+        count: Number of test examples to run.
 
     Raises:
         UsageError: The run diverged, or its variant has no widths.
-        StoreError: The weights are gone or damaged, or are not those of the record.
-        DataError: The data is not there.
+        StoreError: The weights are missing or damaged, or the data is not that of the record.
+        DataError: The data is missing.
     """
     if record.outcome is None:
         raise UsageError(f"run {record.run_id[:12]} ended without weights: {record.status}")
@@ -98,14 +98,14 @@ def draw_supports(supports: Supports, title: str, examples: Sequence[int]) -> Fi
     """Draw some examples as maps of layers by tokens, and the distribution over all as one box per layer.
 
     Args:
-        supports: What to draw.
-        title: What run it is.
-        examples: Rows of `supports` to show.
+        supports: The widths.
+        title: Description of the run.
+        examples: Positions in `supports` of the examples to show.
     """
     figure = new_figure(1.1 + (0.75 + 0.12 * len(supports.layers)) * len(examples) + 1.5, width=PAGE)
     heights = [*[1.0] * len(examples), 1.5]
     *maps, boxes = figure.subplots(len(examples) + 1, 1, height_ratios=heights)
-    positive = np.concatenate([widths[widths > 0] for widths in supports.sigma])  # zero: a token that is masked
+    positive = np.concatenate([widths[widths > 0] for widths in supports.sigma])  # the width of a masked token is zero
     low, high = float(positive.min()), float(positive.max())
     scale = LogNorm(low, high) if low < high else Normalize(low, high)
     for axes, row in zip(maps, examples, strict=True):
@@ -146,5 +146,5 @@ def draw_supports(supports: Supports, title: str, examples: Sequence[int]) -> Fi
 
 
 def _names(task: str, split: Split, index: int) -> list[str] | None:
-    """Return what the tokens of an example are called; only the words of ListOps are short enough to be read."""
+    """Return the names of the tokens of an example; only those of ListOps are short enough to be read."""
     return [WORDS[token] for token in split.tokens_of(index).tolist()] if task == "listops" else None

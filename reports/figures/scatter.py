@@ -1,4 +1,4 @@
-"""Figures of points: speed, score and memory; the front of what is not beaten; all seeds."""
+"""Scatter plots: speed, score and memory; the Pareto front of cost and score; and all seeds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..result_set import ResultSet
-from ..tables.captions import seeds_by_cell
+from ..tables.captions import baseline_title, seeds_by_cell
 from .style import (
     COLOURS,
     COLUMN,
@@ -22,13 +22,13 @@ from .style import (
 
 MIB = 2**20
 APART = 8.0
-"""Distance of two numbers that are told apart, in points."""
+"""Smallest distance between two numbers on the plot, in points."""
 ASIDE = np.array(
     [(0.0, 0.0), *((r * np.cos(a), r * np.sin(a)) for r in (11, 17, 24) for a in np.arange(8) * np.pi / 4)]
 )
-"""Where a number may stand, from its point: there, or around it."""
+"""Places of a number relative to its point: on it, or around it."""
 LARGEST_BUBBLE = 420.0
-"""Area of the bubble with the most memory, in square points."""
+"""Area of the largest bubble, in square points."""
 
 
 def medians(frame: pd.DataFrame) -> pd.DataFrame:
@@ -49,7 +49,7 @@ def bubbles(frame: pd.DataFrame, where: str) -> Figure:
 
     Args:
         frame: Rows of one task and device, all with numbers.
-        where: What they have in common, for the title.
+        where: What the rows have in common, for the title.
     """
     rows = medians(frame)
     figure = new_figure(2.5 + 0.13 * len(rows))
@@ -68,11 +68,11 @@ def bubbles(frame: pd.DataFrame, where: str) -> Figure:
 
 
 def pareto(frame: pd.DataFrame, where: str) -> Figure:
-    """Draw accuracy against training time and against memory; what nothing beats in both is filled and joined.
+    """Draw accuracy against training time and against memory; the points of the Pareto front are filled and joined.
 
     Args:
         frame: Rows of one task and device, all with numbers.
-        where: What they have in common, for the title.
+        where: What the rows have in common, for the title.
     """
     rows = medians(frame)
     figure = new_figure(2.3 + 0.13 * len(rows))
@@ -97,19 +97,22 @@ def pareto(frame: pd.DataFrame, where: str) -> Figure:
 
 
 def front(cost: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Say of each point whether no other is at least as cheap and as good, and better in one: (points,) bool."""
+    """Say of each point whether it is on the Pareto front: (points,) bool.
+
+    It is, unless another point is at least as cheap and as good, and better in one of the two.
+    """
     cheaper, better = cost[:, None] >= cost[None, :], score[:, None] <= score[None, :]
     strictly = (cost[:, None] > cost[None, :]) | (score[:, None] < score[None, :])
     return np.logical_not(np.any(cheaper & better & strictly, axis=1))
 
 
-def seed_dots(loaded: ResultSet, frame: pd.DataFrame, where: str) -> Figure:
-    """Draw every run as a dot, the mean as a bar, and what needs no model as lines.
+def seed_dots(results: ResultSet, frame: pd.DataFrame, where: str) -> Figure:
+    """Draw every run as a dot, the mean as a bar, and the trivial baselines as lines.
 
     Args:
-        loaded: Where the records are.
+        results: The records.
         frame: Rows of one task.
-        where: What they have in common, for the title.
+        where: What the rows have in common, for the title.
     """
     labels = sorted(frame["label"].unique(), reverse=True)
     figure = new_figure(1.3 + 0.2 * len(labels))
@@ -125,12 +128,18 @@ def seed_dots(loaded: ResultSet, frame: pd.DataFrame, where: str) -> Figure:
         lost = group["status"][group["accuracy"].isna()].value_counts().sort_index()
         words = ", ".join(f"{status} {count}" for status, count in lost.items())
         names.append(wrapped(label, 34) + (f"\n({words})" if words else ""))
-    baselines = {name: value for cell in frame["run_id"] if cell in loaded.records
-             for name, value in loaded.records[cell].baselines.items()}  # fmt: skip
+    baselines = {name: value for run_id in frame["run_id"] if run_id in results.records
+             for name, value in results.records[run_id].baselines.items()}  # fmt: skip
     for number, (name, value) in enumerate(sorted(baselines.items(), key=lambda item: item[1])):
+        text = f"{shown(baseline_title(name))} {value:.1f}"
         line = ("--", ":", "-.")[number % 3]
         axes.axvline(
-            value, color="#777777", linewidth=0.8, linestyle=line, label=f"{shown(name)} {value:.1f}", zorder=1
+            value,
+            color="#777777",
+            linewidth=0.8,
+            linestyle=line,
+            label=text,
+            zorder=1,
         )
     tallest = max(wrapped(label, 34).count("\n") for label in labels)
     figure.set_figheight(figure.get_figheight() + LINE * tallest * len(labels))
@@ -146,13 +155,13 @@ def seed_dots(loaded: ResultSet, frame: pd.DataFrame, where: str) -> Figure:
 
 
 def _number_points(axes: Axes, x: pd.Series, y: pd.Series, dark: np.ndarray | None = None) -> None:
-    """Number the points; a number that would cover another steps aside, with a line to its point.
+    """Number the points; a number that would cover another one is moved aside, with a line to its point.
 
     Args:
-        axes: With everything else drawn, and a legend or key in its place: the layout is final.
-        x: Of the points.
-        y: Of the points.
-        dark: (points,) bool, which of them have a dark face.
+        axes: Axes with everything else drawn, legend and key included, so that the layout is final.
+        x: Horizontal positions of the points.
+        y: Vertical positions of the points.
+        dark: (points,) bool, whether a point has a dark face.
     """
     figure = axes.get_figure(root=True)
     assert figure is not None

@@ -1,4 +1,4 @@
-"""How figures look and how they are written: column width, colours that everyone can tell apart, equal bytes."""
+"""Style and saving of figures: column width, colours that everyone can tell apart, and reproducible bytes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LABEL_LINES = 4
 LINE = 0.11
 """Height of a line of small text, in inches."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, yellow left out: it fades on white."""
+"""The palette of Okabe and Ito without yellow, which fades on white."""
 MARKERS = "osD^vP*"
 DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", (0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 _SETTINGS: dict[Any, Any] = {
@@ -62,7 +62,7 @@ _METADATA = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw with the settings of this module; dollar signs in names are no mathematics here."""
+    """Apply the settings of this module; dollar signs in names are not taken for mathematics."""
     with mpl.rc_context(_SETTINGS):
         yield
 
@@ -82,7 +82,7 @@ class RoundedLayout(ConstrainedLayoutEngine):
 
 
 def new_figure(height: float, width: float = COLUMN) -> Figure:
-    """Return an empty figure that is laid out without clipped labels; no window system is touched."""
+    """Return an empty figure whose layout leaves room for all labels; it needs no window system."""
     return Figure(figsize=(width, height), layout=RoundedLayout())
 
 
@@ -102,13 +102,13 @@ def save(figure: Figure, path: Path, form: str) -> Path:
 
 
 def shown(name: object, longest: int = 40) -> str:
-    """Return a name as it stands in a figure: without control characters, and not longer than fits."""
+    """Return a name as a figure shows it: without control characters, and shortened to fit."""
     text = clean(name)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def wrapped(name: object, width: int) -> str:
-    """Return a name on as many lines of `width` letters as it needs, four at most: names that differ must look so."""
+    """Break a name into at most four lines of `width` letters, so that different names look different."""
     lines = textwrap.wrap(clean(name), width) or [""]
     if len(lines) > LABEL_LINES:
         lines = [*lines[: LABEL_LINES - 1], f"{lines[LABEL_LINES - 1][: width - 3]}..."]
@@ -116,12 +116,12 @@ def wrapped(name: object, width: int) -> str:
 
 
 def slug(text: str) -> str:
-    """Return a name for a file: letters, digits and dashes."""
+    """Return a file name of letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:120] or "unnamed"
 
 
 def plain_ticks(axis: Axis, low: float, high: float) -> None:
-    """Put two to five round, plainly written numbers on a logarithmic axis from `low` to `high`."""
+    """Put two to five round numbers, written without exponents, on a logarithmic axis from `low` to `high`."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     choices = [
         [leading * 10.0**decade for decade in decades for leading in group if low <= leading * 10.0**decade <= high]
@@ -140,7 +140,7 @@ def plain_ticks(axis: Axis, low: float, high: float) -> None:
 
 
 def mark_preview(axes: Axes, seeds: int) -> None:
-    """Write "preview" across a figure that rests on one seed."""
+    """Write "PREVIEW" across a figure with one seed only."""
     if seeds == 1:
         axes.text(
             0.5, 0.5, "PREVIEW:\none seed", transform=axes.transAxes, ha="center", va="center", rotation=20,
@@ -149,7 +149,7 @@ def mark_preview(axes: Axes, seeds: int) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
-    """Put one legend under the axes, in as many columns as the names leave room for."""
+    """Put one legend under the axes, in as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         width = figure.get_size_inches()[0] / COLUMN

@@ -1,1 +1,23 @@
-"""Tables: records in, text cells out."""
+"""Tables of runs and measurements: each function takes a result set and returns a `Table` of text cells."""
+
+from .accuracy import accuracy
+from .comparisons import ablation, head_to_head, ranks
+from .cost import cost
+from .depth import depth
+from .efficiency import efficiency_tables
+from .published import vs_published
+from .seeds import seeds
+from .table import Table
+
+__all__ = [
+    "Table",
+    "ablation",
+    "accuracy",
+    "cost",
+    "depth",
+    "efficiency_tables",
+    "head_to_head",
+    "ranks",
+    "seeds",
+    "vs_published",
+]

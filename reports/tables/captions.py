@@ -1,4 +1,4 @@
-"""The words around the numbers of a report: headings, captions, notes, and numbers that are not there."""
+"""The words around the numbers of a report: headings, captions, notes, and the mark of a missing number."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import math
 
 import pandas as pd
 
+from lra.results.bench_format import MISSING, breaks_parameter_rule
+
 from ..result_set import ResultSet
 
 FIVE = ("listops", "text", "retrieval", "image", "pathfinder")
 """Tasks of the five-task average, A5."""
 SIX = (*FIVE, "pathx")
-NOT_RUN = "-"
+NOT_RUN = MISSING
 
 
 def headings(frame: pd.DataFrame) -> list[str]:
-    """List the headings of the tasks: in the benchmark's order, others after them."""
+    """List the headings of the tasks: those of the benchmark in its order, then the others."""
     order = {task: position for position, task in enumerate(SIX)}
     tasks = dict(zip(frame["column"], frame["task"], strict=True))
     return sorted(tasks, key=lambda column: (order.get(tasks[column], len(order)), column))
@@ -29,7 +31,7 @@ def preview(frame: pd.DataFrame) -> list[str]:
 def seeds_by_cell(frame: pd.DataFrame) -> tuple[int, int]:
     """Return the fewest and the most seeds behind a number: of each label under each heading, at each depth.
 
-    Where nothing gave a number, the seeds are those that were tried.
+    If no run gave a number, the seeds that were tried are counted.
     """
     scored = frame.dropna(subset=["accuracy"])
     counts = (scored if len(scored) else frame).groupby(["label", "column", "layers"])["seed"].nunique()
@@ -42,19 +44,26 @@ def seeds_in_words(frame: pd.DataFrame) -> str:
     return f"{most} seed{'' if most == 1 else 's'}" if fewest == most else f"{fewest} to {most} seeds"
 
 
-def surroundings(frame: pd.DataFrame) -> list[str]:
-    """Say on what data."""
+def dataset_notes(frame: pd.DataFrame) -> list[str]:
+    """Name the dataset variant of each task."""
     return [
         f"{title}: {dataset}." for title, dataset in sorted(set(zip(frame["title"], frame["dataset"], strict=True)))
     ]
 
 
-def table_caption(what: str, profile: str, track: str, loaded: ResultSet, frame: pd.DataFrame) -> str:
-    """Write a caption: what it is, profile, track, hardware, training steps, seeds."""
+def parameter_notes(frame: pd.DataFrame) -> list[str]:
+    """Name the variants that break the benchmark's rule on the number of parameters."""
+    ratio = frame["parameters"] / frame["parameters_full"]
+    names = sorted(set(frame["label"][ratio.map(breaks_parameter_rule)]))
+    return [f"Parameters more than 10 % off full attention's: {', '.join(names)}."] if names else []
+
+
+def table_caption(what: str, profile: str, track: str, results: ResultSet, frame: pd.DataFrame) -> str:
+    """Write a caption: the subject, profile, track, hardware, training steps and seeds."""
     machines = set()
-    for cell in frame["run_id"]:
-        if cell in loaded.records:
-            environment = loaded.records[cell].environment
+    for run_id in frame["run_id"]:
+        if run_id in results.records:
+            environment = results.records[run_id].environment
             device = str(environment.get("device", ""))
             machines.add(str(environment.get("cpu", device)) if device == "cpu" else device)
     steps = "/".join(f"{int(count)}" for count in sorted(set(frame["steps"])))
@@ -64,11 +73,16 @@ def table_caption(what: str, profile: str, track: str, loaded: ResultSet, frame:
     )
 
 
+def baseline_title(name: str) -> str:
+    """Return the display name of a trivial baseline: `chance` is shown as Chance."""
+    return name[:1].upper() + name[1:]
+
+
 def number(value: float, form: str) -> str:
-    """Write a number, or that there is none."""
+    """Write a number, or the mark of a missing one."""
     return NOT_RUN if math.isnan(value) else form.format(value)
 
 
 def p_text(value: float) -> str:
-    """Write a p value, which is never zero, or that there is none."""
+    """Write a p value, which is never zero, or the mark of a missing one."""
     return "<0.001" if value < 0.001 else number(value, "{:.3f}")

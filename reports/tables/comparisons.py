@@ -1,4 +1,4 @@
-"""Tables that compare: two variants, the options of one, and all by rank."""
+"""Tables that compare: two variants head to head, the options of one variant, and all variants by rank."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pandas as pd
 from lra.errors import UsageError
 from lra.names import suggest
 
-from ..result_set import ResultSet, short_name, varying_settings
+from ..result_set import ResultSet, label_by_settings, short_name, varying_settings
 from ..statistics import average_ranks, compare_paired, holm, mcnemar
 from .accuracy import accuracy_cell
 from .captions import (
     NOT_RUN,
+    dataset_notes,
     headings,
     number,
     p_text,
     preview,
-    surroundings,
     table_caption,
 )
 from .table import Table, plain_table
@@ -30,33 +30,33 @@ SUGGESTED = 2
 """Rows that an error names."""
 
 
-def head_to_head(loaded: ResultSet, profile: str, track: str, first: str, second: str) -> Table:
+def head_to_head(results: ResultSet, profile: str, track: str, first: str, second: str) -> Table:
     """Compare two variants task by task: paired over seeds, and on the same test examples.
 
     Args:
-        loaded: The records.
-        profile: Of the records to use.
-        track: The same.
-        first: Label of a row of the accuracy table.
+        results: The records.
+        profile: Profile of the records to use.
+        track: Their track.
+        first: Row of the accuracy table, with the registered name: `contextpool [num_layers=1]`.
         second: The same.
 
     Raises:
-        UsageError: One of the two has no records here, or they have no seed in common.
+        UsageError: One of the two has no records here, or they have no task and seed in common.
     """
-    frame = loaded.only(profile, track).frame()
-    for name in (first, second):
-        _check_row(name, frame, f"under profile {profile}, {track} track")
+    frame = results.for_profile(profile, track).frame()
+    frame["row"] = label_by_settings(frame, name="variant")
+    names = [_label_of_row(row, frame, f"under profile {profile}, {track} track") for row in (first, second)]
     rows, p_values, used = [], list[float](), list[str]()
     for column in headings(frame):
-        sides = [_scored(frame[(frame["column"] == column) & (frame["label"] == name)]) for name in (first, second)]
+        sides = [_scored(frame[(frame["column"] == column) & (frame["label"] == name)]) for name in names]
         seeds = sorted(set(sides[0].index) & set(sides[1].index))
         if not seeds:
             continue
         result = compare_paired(*(side.loc[seeds, "accuracy"].tolist() for side in sides))
         difference = result.difference
-        bits = [_mcnemar(loaded, *(str(side.loc[seed, "run_id"]) for side in sides)) for seed in seeds]
+        bits = [_mcnemar(results, *(str(side.loc[seed, "run_id"]) for side in sides)) for seed in seeds]
         p_values.append(result.p_value)
-        used += [cell for side in sides for cell in side.loc[seeds, "run_id"]]
+        used += [run_id for side in sides for run_id in side.loc[seeds, "run_id"]]
         rows.append(
             {
                 "task": column,
@@ -67,8 +67,8 @@ def head_to_head(loaded: ResultSet, profile: str, track: str, first: str, second
                 "p (Holm)": "",
                 "detectable": number(result.detectable, "{:.2f}"),
                 "McNemar p per seed": ", ".join(p_text(p) for _, _, p in bits),
-                f"only {first}": ", ".join(str(a) for a, _, _ in bits),
-                f"only {second}": ", ".join(str(b) for _, b, _ in bits),
+                f"only {names[0]}": ", ".join(str(a) for a, _, _ in bits),
+                f"only {names[1]}": ", ".join(str(b) for _, b, _ in bits),
             }
         )
     if not rows:
@@ -77,31 +77,32 @@ def head_to_head(loaded: ResultSet, profile: str, track: str, first: str, second
         row["p (Holm)"] = p_text(adjusted)
     frame = frame[frame["run_id"].isin(used)]
     notes = [
-        f"Difference: {first} minus {second}, points of test accuracy, mean over seeds that both have.",
-        f"Detectable: true difference that so many pairs of such spread would show in 80 % of cases; {NOT_RUN} for one "
-        "pair, and for pairs without spread, of which the t test says nothing.",
-        "Only: test examples that one of the two has right and the other wrong, per seed (exact McNemar test).",
-        "Holm: adjusted for the number of tasks.",
+        f"Difference: {names[0]} minus {names[1]}, points of test accuracy, mean over the seeds that both have.",
+        f"Detectable: the true difference that this many pairs with this spread would show in 80 % of cases; {NOT_RUN} "
+        "for one pair, and for pairs without spread, where the t test does not apply.",
+        "Only: test examples that one of the two has right and the other has wrong, per seed (exact McNemar test).",
+        "Holm: p adjusted for the number of tasks.",
     ]
     if all(row["seeds"] == "1" for row in rows):
-        notes.insert(0, "PREVIEW: one common seed. No claim can rest on it.")
+        notes.insert(0, "PREVIEW: one common seed, which supports no claim.")
     return plain_table(
-        table_caption(f"{first} against {second}", profile, track, loaded, frame),
+        table_caption(f"{names[0]} against {names[1]}", profile, track, results, frame),
         rows,
-        notes + surroundings(frame),
+        notes + dataset_notes(frame),
         frame,
     )
 
 
-def ablation(loaded: ResultSet, profile: str, track: str, variant: str) -> Table:
+def ablation(results: ResultSet, profile: str, track: str, variant: str) -> Table:
     """Tabulate the runs of one variant by its changed settings, with the difference to the base setting.
 
-    The base setting has the most common value of each; of equally common ones, that of the run that ended first.
+    The base setting has the most common value of each setting. Of equally common values, it has that of the run that
+    ended first.
 
     Raises:
-        UsageError: The variant has no records here, or records of one setting only.
+        UsageError: The variant has no records here, or all of its records have the same settings.
     """
-    everything = loaded.only(profile, track).frame()
+    everything = results.for_profile(profile, track).frame()
     frame = everything[everything["variant"] == variant]
     if frame.empty:
         raise UsageError(f"no records of {variant!r} under profile {profile}, {track} track")
@@ -109,11 +110,11 @@ def ablation(loaded: ResultSet, profile: str, track: str, variant: str) -> Table
     for column in headings(frame):
         here = frame[frame["column"] == column]
         changes, setting = _changes(here)
-        notes.append(f"Base on {column}: {setting or 'the only setting there is'}.")
+        notes.append(f"Base on {column}: {setting or 'the only setting'}.")
         base = _scored(here[[change == "" for change in changes]])
         for changed in sorted(set(changes)):
             group = here[[change == changed for change in changes]]
-            text, _ = accuracy_cell(group, loaded.seed_count(frame))
+            text, _ = accuracy_cell(group, results.seed_count(frame))
             rows.append(
                 {
                     "task": column,
@@ -127,21 +128,21 @@ def ablation(loaded: ResultSet, profile: str, track: str, variant: str) -> Table
             f"{variant} has one setting only under profile {profile}, {track} track; "
             "lra-run --set variant.OPTION=VALUE runs another"
         )
-    notes.append("Difference: mean over common seeds, with the 95 % t interval, and the number of pairs.")
-    notes += surroundings(frame)
-    title = table_caption(f"Ablation of {variant}", profile, track, loaded, frame)
+    notes.append("Difference: mean over common seeds, with its 95 % t interval and the number of pairs.")
+    notes += dataset_notes(frame)
+    title = table_caption(f"Ablation of {results.titles()[variant]}", profile, track, results, frame)
     return plain_table(title, rows, preview(frame) + notes, frame)
 
 
-def ranks(loaded: ResultSet, profile: str, track: str) -> Table:
-    """Rank the variants within each task, and average; only variants with a number for every task take part.
+def ranks(results: ResultSet, profile: str, track: str) -> Table:
+    """Rank the variants within each task and average the ranks; variants without a number for every task are left out.
 
     Raises:
-        UsageError: There are not two tasks that two variants have numbers for.
+        UsageError: Fewer than two variants have numbers for all tasks, or there is only one task.
     """
-    frame = loaded.only(profile, track).frame()
+    frame = results.for_profile(profile, track).frame()
     columns, labels = headings(frame), sorted(frame["label"].unique())
-    expected = loaded.seed_count(frame)
+    expected = results.seed_count(frame)
     scores = {
         label: [
             accuracy_cell(part, expected)[1] if len(part) else math.nan for part in _by_column(frame, label, columns)
@@ -160,31 +161,32 @@ def ranks(loaded: ResultSet, profile: str, track: str) -> Table:
     notes = [
         f"Ranks over {len(columns)} tasks ({', '.join(columns)}); 1 is best.",
         f"Critical difference (Nemenyi, 0.05): {critical:.2f} ranks of at most {len(complete) - 1}. Variants "
-        "closer than that are not told apart.",
+        "that are closer than this cannot be told apart.",
     ]
-    notes += [f"Left out, with a task missing: {', '.join(missing)}."] if missing else []
-    title = table_caption("Average ranks", profile, track, loaded, frame)
-    return plain_table(title, rows, preview(frame) + notes + surroundings(frame), frame)
+    notes += [f"Left out because a task is missing: {', '.join(missing)}."] if missing else []
+    title = table_caption("Average ranks", profile, track, results, frame)
+    return plain_table(title, rows, preview(frame) + notes + dataset_notes(frame), frame)
 
 
-def _check_row(name: str, frame: pd.DataFrame, where: str) -> None:
-    """Check that the accuracy table has a row of this name.
+def _label_of_row(row: str, frame: pd.DataFrame, where: str) -> str:
+    """Return the label of a row of the accuracy table that is given by its registered name.
 
     Raises:
-        UsageError: It has not; the rows of the same variant are named, if there are any.
+        UsageError: There is no such row; the error names the rows of the same variant, if there are any.
     """
-    labels = set(frame["label"])
-    if name not in labels:
-        variant = name.partition(" [")[0]
-        rows = sorted(label for label in labels if label.partition(" [")[0] == variant)
+    known = set(frame["row"])
+    if row not in known:
+        variant = row.partition(" [")[0]
+        rows = sorted(other for other in known if other.partition(" [")[0] == variant)
         if len(rows) > SUGGESTED:
             some = ", ".join(map(repr, rows[:SUGGESTED]))
-            raise UsageError(f"no row {name!r} {where}, but {len(rows)} with settings, such as {some}; --suite narrows")
-        raise UsageError(f"no row {name!r} {where}; {suggest(name, rows or set(frame['variant']))}")
+            raise UsageError(f"no row {row!r} {where}, but {len(rows)} with settings, such as {some}; --suite narrows")
+        raise UsageError(f"no row {row!r} {where}; {suggest(row, rows or set(frame['variant']))}")
+    return str(frame["label"][frame["row"] == row].iloc[0])
 
 
 def _changes(frame: pd.DataFrame) -> tuple[list[str], str]:
-    """Say for each row in what it departs from the most common settings, and what those are where rows differ."""
+    """Return the departures of each row from the most common settings, and the most common values of what differs."""
     names = varying_settings(frame)
     texts = [{name: str(settings.get(name, "absent")) for name in names} for settings in frame["settings"]]
     in_time = [texts[row] for row in frame["finished_at"].reset_index(drop=True).sort_values(kind="stable").index]
@@ -203,7 +205,7 @@ def _by_column(frame: pd.DataFrame, label: str, columns: Sequence[str]) -> list[
 
 
 def _scored(group: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that have a number, by seed."""
+    """Return the rows that have a number, indexed by seed."""
     return group.dropna(subset=["accuracy"]).set_index("seed")
 
 
@@ -216,8 +218,8 @@ def _difference(ours: pd.DataFrame, base: pd.DataFrame) -> str:
     return f"{result.mean:+.2f}{interval} ({len(shared)})"
 
 
-def _mcnemar(loaded: ResultSet, first: str, second: str) -> tuple[int, int, float]:
-    bits = [loaded.stores[cell].arrays(cell)["test_correct"] for cell in (first, second)]
+def _mcnemar(results: ResultSet, first: str, second: str) -> tuple[int, int, float]:
+    bits = [results.stores[run_id].arrays(run_id)["test_correct"] for run_id in (first, second)]
     return mcnemar(bits[0], bits[1])
 
 

@@ -1,4 +1,4 @@
-"""Speed and memory by length, from what `lra-bench` keeps in a store: in the layout of the benchmark's own table 2."""
+"""The table of speed and memory by length, from the measurements of `lra-bench`, laid out like table 2 of the paper."""
 
 from __future__ import annotations
 
@@ -9,28 +9,38 @@ import numpy as np
 import pandas as pd
 
 from lra.errors import UsageError
+from lra.results.bench_format import (
+    FLAGGED,
+    NOISY_NOTE,
+    REFERENCE,
+    highest_load,
+    machine,
+    memory_text,
+    short_length,
+    speed_text,
+    table_2_columns,
+)
 from lra.results.bench_records import BenchRecord
 
 from ..result_set import ResultSet, label_by_settings
-from .accuracy import STATUS_WORDS
 from .captions import NOT_RUN
 from .table import Table
 
-REFERENCE = "full"
-NOISY, FLAGGED = "~", "!"
 
+def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
+    """Return frames of measurements that one table can hold: one machine, task, model and recipe.
 
-def reading_groups(loaded: ResultSet) -> list[pd.DataFrame]:
-    """Return frames of measurements that one table can hold: one machine, task, model and recipe, variants and lengths.
-
-    Columns: `label` (variant, with its options where they differ), `length`, `batch`, `seconds` per step and `bytes`
-    at peak (missing where there is none), and `measurement`. Batches may differ by length, as with equal tokens in each
-    step; where one length was measured with several batches, each has a frame of its own.
+    Columns: `label` (variant, with its options where they differ), `is_reference` (whether it is full attention with
+    its only options), `length`, `batch`, `seconds` per step and `bytes` at peak (both may be missing), and
+    `measurement`. Batches may differ by length, as with equal tokens in each step. If one length was measured with
+    several batches, each batch has a frame of its own.
     """
+    titles = results.titles()
     rows = [
         {
             "key": _conditions(measurement),
             "variant": measurement.variant,
+            "variant_title": titles[measurement.variant],
             "column": "",
             "settings": {f"variant.{name}": value for name, value in measurement.config.variant.options.items()},
             "length": measurement.length,
@@ -39,11 +49,12 @@ def reading_groups(loaded: ResultSet) -> list[pd.DataFrame]:
             "bytes": np.nan if measurement.memory is None or measurement.memory.problem else measurement.memory.total,
             "measurement": measurement,
         }
-        for measurement in sorted(loaded.measurements, key=lambda measurement: measurement.measured_at)
+        for measurement in sorted(results.measurements, key=lambda measurement: measurement.measured_at)
     ]
     groups = []
     for _, group in pd.DataFrame(rows).groupby("key") if rows else []:
-        labelled = group.assign(label=label_by_settings(group))
+        names = pd.Series(label_by_settings(group, name="variant"), group.index)
+        labelled = group.assign(label=label_by_settings(group), is_reference=names == REFERENCE)
         same_place = ["label", "length"]
         split = bool(labelled.drop_duplicates([*same_place, "batch"]).duplicated(same_place).any())
         parts = [part for _, part in labelled.groupby("batch")] if split else [labelled]
@@ -52,47 +63,55 @@ def reading_groups(loaded: ResultSet) -> list[pd.DataFrame]:
 
 
 def efficiency(measurements: pd.DataFrame) -> Table:
-    """Tabulate steps per second and peak memory by length, each with its ratio to `full`.
+    """Tabulate steps per second and peak memory by length, each with its ratio to full attention.
 
     Args:
-        measurements: One of the frames of `reading_groups`.
+        measurements: One of the frames of `measurement_groups`.
     """
     lengths = sorted(measurements["length"].unique())
-    labels = sorted(measurements["label"].unique(), key=lambda label: (label != REFERENCE, label))
-    columns = [f"{what} {short_length(length)}" for what in ("steps/s", "GB") for length in lengths]
+    labels = labels_in_order(measurements)
+    speeds, memories = table_2_columns(lengths)
+    columns = [*speeds, *memories]
     cells = pd.DataFrame(NOT_RUN, index=labels, columns=columns, dtype=object)
     values = pd.DataFrame(np.nan, index=labels, columns=columns)
-    full = measurements[measurements["label"] == REFERENCE].set_index("length")["bytes"]
+    full = {record.length: record for record in measurements["measurement"][measurements["is_reference"]]}
     for row in measurements.to_dict("records"):
-        label, length = row["label"], row["length"]
-        speed, memory = (f"{what} {short_length(length)}" for what in ("steps/s", "GB"))
-        cells.loc[label, speed] = _speed(row["measurement"])
-        cells.loc[label, memory] = _memory(row["measurement"], float(full.get(length, np.nan)))
+        label, place = row["label"], lengths.index(row["length"])
+        speed, memory = speeds[place], memories[place]
+        cells.loc[label, speed] = speed_text(row["measurement"])
+        cells.loc[label, memory] = memory_text(row["measurement"], full.get(row["length"]))
         values.loc[label, speed] = 1.0 / row["seconds"]
         values.loc[label, memory] = -row["bytes"] / 1e6
     notes = [
-        "In brackets: relative to full. Speed: median of single steps, forward, backward and optimiser, the ratio "
-        "measured in turns with full. GB: peak of a step with parameters and optimiser state, 10^9 bytes.",
+        "In brackets: relative to full attention. Speed: median of single steps with forward, backward and optimiser; "
+        "its ratio is measured in turns with full attention. GB: peak of a step with parameters and optimiser state, "
+        "10^9 bytes.",
         *_remarks(measurements),
     ]
     ids = [measurement.settings_id for measurement in measurements["measurement"]]
     return Table(caption=_caption(measurements), cells=cells, values=values, notes=notes, records=ids)
 
 
-def efficiency_tables(loaded: ResultSet) -> list[Table]:
+def efficiency_tables(results: ResultSet) -> list[Table]:
     """Make one table for each machine and recipe that was measured.
 
     Raises:
-        UsageError: Nothing was measured.
+        UsageError: The store has no measurements.
     """
-    groups = reading_groups(loaded)
+    groups = measurement_groups(results)
     if not groups:
         raise UsageError("no measurements of lra-bench here; lra-bench --preset lra makes them")
     return [efficiency(group) for group in groups]
 
 
+def labels_in_order(measurements: pd.DataFrame) -> list[str]:
+    """List the labels in alphabetical order, after that of full attention."""
+    pairs = set(zip(~measurements["is_reference"], measurements["label"], strict=True))
+    return [label for _, label in sorted(pairs)]
+
+
 def describe(measurements: pd.DataFrame) -> str:
-    """Say on what and with what recipe measurements were taken, in one line."""
+    """Describe the machine and the recipe of measurements in one line."""
     first: BenchRecord = measurements["measurement"].iloc[0]
     by_batch = {
         str(batch): ", ".join(short_length(n) for n in sorted(part["length"].unique()))
@@ -103,13 +122,8 @@ def describe(measurements: pd.DataFrame) -> str:
     return f"{first.config.task}, profile {first.config.profile}, {batch}, {_machine(first)}"
 
 
-def short_length(length: int) -> str:
-    """Write a length like the benchmark's table: 4096 as 4K."""
-    return f"{length // 1024}K" if length % 1024 == 0 else str(length)
-
-
 def _conditions(measurement: BenchRecord) -> str:
-    """Return all that must be equal in a table, as a key."""
+    """Return everything that must be equal within a table, as a key."""
     config = measurement.config
     what = {
         "task": config.task,
@@ -123,10 +137,8 @@ def _conditions(measurement: BenchRecord) -> str:
 
 
 def _machine(measurement: BenchRecord) -> str:
-    environment = measurement.environment
-    name = environment["device"] if measurement.device_type == "cuda" else environment["cpu"]
     threads = f", {measurement.threads} threads" if measurement.device_type == "cpu" else ""
-    return f"{name}{threads}, torch {environment['torch']}"
+    return f"{machine(measurement)}{threads}, torch {measurement.environment['torch']}"
 
 
 def _caption(measurements: pd.DataFrame) -> str:
@@ -135,37 +147,23 @@ def _caption(measurements: pd.DataFrame) -> str:
     return f"Speed and memory of training by length: {describe(measurements)}, {sizes}, {train.precision}"
 
 
-def _speed(measurement: BenchRecord) -> str:
-    if measurement.status != "ok" or measurement.timing is None:
-        return STATUS_WORDS.get(measurement.status, measurement.status)
-    ratio = "" if measurement.speed_ratio is None else f" ({measurement.speed_ratio:.2g})"
-    return f"{1.0 / measurement.timing.median:.3g}{NOISY if measurement.timing.noisy else ''}{ratio}"
-
-
-def _memory(measurement: BenchRecord, full: float) -> str:
-    if measurement.status != "ok" or measurement.memory is None:
-        return STATUS_WORDS.get(measurement.status, measurement.status)
-    if measurement.memory.problem:
-        return FLAGGED
-    ratio = "" if np.isnan(full) else f" ({measurement.memory.total / full:.2f})"
-    return f"{measurement.memory.total / 1e9:.3f}{ratio}"
-
-
 def _remarks(measurements: pd.DataFrame) -> list[str]:
-    """Explain the marks that occur, and say under what load and with which counter was measured."""
+    """Explain the marks that occur, and name the memory counter and the load of the machine."""
     taken: Sequence[BenchRecord] = measurements["measurement"].tolist()
     notes = []
     if any(measurement.timing is not None and measurement.timing.noisy for measurement in taken):
-        notes.append(f"{NOISY}: the middle half of the step times spreads over more than 10 % of their median.")
+        notes.append(NOISY_NOTE)
     if any(measurement.memory is not None and measurement.memory.problem for measurement in taken):
         notes.append(f"{FLAGGED}: two counters disagree, so there is no number.")
     failures: dict[str, list[str]] = {}
     for measurement in taken:
         if measurement.status == "failed":
-            failures.setdefault(measurement.detail[:100], []).append(f"{measurement.variant} at {measurement.length}")
-    notes += [f"Failed: {', '.join(sorted(where))}: {detail}." for detail, where in sorted(failures.items())]
+            failures.setdefault(measurement.detail[:100], []).append(
+                f"{measurement.variant_title} at {measurement.length}"
+            )
+    notes += [f"Failed: {', '.join(sorted(places))}: {detail}." for detail, places in sorted(failures.items())]
     counters = sorted({measurement.memory.counter for measurement in taken if measurement.memory is not None})
-    load = max(float(measurement.environment["load_average"]) for measurement in taken)
+    load = highest_load(taken)
     return [
         *notes,
         f"Memory: {'; '.join(counters) or NOT_RUN}. Load of the machine when timing began: up to {load:.1f}.",

@@ -1,4 +1,4 @@
-"""Published numbers with their sources, and our numbers beside them."""
+"""Published numbers with their sources, and the table that sets our numbers against them."""
 
 from __future__ import annotations
 
@@ -15,61 +15,61 @@ from lra.errors import UsageError
 
 from ..result_set import ResultSet
 from .accuracy import accuracy_cell
-from .captions import NOT_RUN, preview, surroundings, table_caption
+from .captions import NOT_RUN, dataset_notes, preview, table_caption
 from .table import Table, plain_table
 
 OTHER_RECIPE = "other recipe"
 
 
 class Published(Section):
-    """One source's table of test accuracies, in percent."""
+    """The table of test accuracies of one source, in percent."""
 
     name: str
     title: str
     source: str
     profile: str
-    """The profile of ours that has this source's sizes; empty where none has."""
+    """Our profile with the sizes of this source; empty if there is none."""
     flags: list[str]
     """Known reasons why the numbers are not comparable with clean ones; docs/reports.md explains each."""
     row_flags: dict[str, list[str]] = Field(default_factory=dict)
-    """Further reasons that hold for single rows."""
+    """Further reasons that apply to single rows."""
     notes: dict[str, str] = Field(default_factory=dict)
     columns: list[str]
     """Tasks, in the order of the rows' values."""
     rows: dict[str, list[float | None]]
-    """By variant; null where the source says that the model failed."""
+    """By registered name; null where the source says that the model failed."""
     average: Literal["A5", "A6"] = "A5"
     """Mean of the five tasks, or of six with Path-X counted as 50 where it failed."""
     printed_averages: dict[str, float]
-    """What the source itself prints, misprints included."""
+    """Averages as the source prints them, misprints included."""
 
 
 def load_published() -> list[Published]:
     """Load every built-in source.
 
     Raises:
-        UsageError: A file does not hold what a source holds.
+        UsageError: A file is not a valid source.
     """
     found = []
     for path in sorted((Path(__file__).parents[1] / "published").glob("*.yaml")):
         source, problems = validate_section(Published, load_file(path), path.name)
         if source is None or any(len(row) != len(source.columns) for row in source.rows.values()):
-            raise UsageError("\n".join(problems) or f"{path.name}: a row has not one value per column")
+            raise UsageError("\n".join(problems) or f"{path.name}: a row does not have one value per column")
         found.append(source)
     return found
 
 
-def beside(loaded: ResultSet, profile: str, track: str) -> Table:
-    """Put our mean test accuracy beside published numbers, with the difference and the source of each.
+def vs_published(results: ResultSet, profile: str, track: str) -> Table:
+    """Tabulate our mean test accuracy and published numbers, with the difference and the source of each.
 
-    Numbers under a recipe with the profile's sizes are all listed. Of other sources only what was run here is, without
-    a difference, which would compare recipes rather than variants.
+    All numbers of a source with the profile's sizes are listed. Of other sources, only variants that were run here are
+    listed, and without a difference, which would compare recipes rather than variants.
 
     Raises:
-        UsageError: Nothing of it was ever published.
+        UsageError: Nothing comparable was published.
     """
-    frame = loaded.only(profile, track).frame()
-    seeds = loaded.seed_count(frame)
+    frame = results.for_profile(profile, track).frame()
+    seeds = results.seed_count(frame)
     rows, used = [], []
     for source in load_published():
         comparable = source.profile == profile and track == "matched"
@@ -93,10 +93,10 @@ def beside(loaded: ResultSet, profile: str, track: str) -> Table:
     notes.append(f"{OTHER_RECIPE}: the source's model, data rules or training differ from the profile; no difference.")
     if profile == "quick":
         notes.append(
-            "Profile quick: less data, a smaller model and a shorter training than any source: not comparable."
+            "Profile quick: less data, a smaller model and shorter training than in any source: not comparable."
         )
-    title = table_caption("Ours beside published", profile, track, loaded, frame)
-    return plain_table(title, rows, preview(frame) + notes + surroundings(frame), frame)
+    title = table_caption("Ours and published numbers", profile, track, results, frame)
+    return plain_table(title, rows, preview(frame) + notes + dataset_notes(frame), frame)
 
 
 def _row(
@@ -106,7 +106,7 @@ def _row(
     seeds: int,
     comparable: bool,  # noqa: FBT001
 ) -> dict[str, str]:
-    """Write one row; `group` holds our runs of one label under one heading, or none."""
+    """Write one row; `group` has our runs of one label under one heading, or none."""
     text, mean, label, column, flags = NOT_RUN, math.nan, "", "", list[str]()
     if len(group):
         text, mean = accuracy_cell(group, seeds)

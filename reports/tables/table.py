@@ -1,4 +1,4 @@
-"""What every table is: text cells, with what is needed to mark the best ones."""
+"""`Table`, the form of every table: text cells with the numbers that decide which of them are marked as best."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ import pandas as pd
 
 @dataclass(kw_only=True)
 class Table:
-    """Text cells with what is needed to mark the best ones."""
+    """Text cells with the numbers that decide which of them are marked as best."""
 
     caption: str
     cells: pd.DataFrame
-    """Text; the index holds the rows' names, unless it is a plain range."""
+    """Text; the index holds the names of the rows, unless it is a plain range."""
     values: pd.DataFrame
-    """Numbers of the same shape, higher is better, NaN where a cell takes no part."""
+    """Numbers of the same shape; higher is better, and NaN takes no part in the comparison."""
     notes: list[str] = field(default_factory=list)
     records: list[str] = field(default_factory=list)
-    """Ids of the cells that the table was made from."""
+    """Ids of the runs that the table was made from."""
+    baselines: int = 0
+    """How many of the last rows are trivial baselines, which are set apart from the variants."""
 
 
 def plain_table(caption: str, rows: Sequence[dict[str, str]], notes: list[str], frame: pd.DataFrame) -> Table:
-    """Make a table in which no cell is marked as best."""
+    """Make a table without marks."""
     cells = pd.DataFrame(list(rows))
     values = pd.DataFrame(np.nan, index=cells.index, columns=cells.columns)
     return Table(caption=caption, cells=cells, values=values, notes=notes, records=frame["run_id"].tolist())

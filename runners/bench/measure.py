@@ -14,6 +14,7 @@ from attention_zoo import get_variant
 from lra.config.profiles import Profile
 from lra.config.schema import RunConfig
 from lra.measure.environment import describe_environment
+from lra.results.bench_format import REFERENCE
 from lra.results.bench_records import BenchRecord, Timing, settings_id
 
 from ..train.run import is_out_of_memory
@@ -21,7 +22,6 @@ from .memory_process import MemoryReply, MemoryRequest, measure_in_subprocess
 from .timing import WARMUP_STEPS, TimingPlan, speed_ratio, time_in_turns
 from .workload import Workload, workload_config
 
-REFERENCE = "full"
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 

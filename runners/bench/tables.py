@@ -1,4 +1,4 @@
-"""What `lra-bench` prints."""
+"""The tables that `lra-bench` prints."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from lra.results.bench_format import (
+    FLAGGED,
+    MISSING,
+    NOISY_NOTE,
+    REFERENCE,
+    highest_load,
+    machine,
+    memory_text,
+    speed_text,
+    table_2_columns,
+)
 from lra.results.bench_records import MIB, BenchRecord
 
 from .crossover import Crossover, crossover
-from .measure import REFERENCE
 from .workload import tokens_per_step
-
-NOISY, FLAGGED, MISSING = "~", "!", "-"
 
 
 def full_report(records: Sequence[BenchRecord]) -> str:
@@ -24,12 +32,15 @@ def full_report(records: Sequence[BenchRecord]) -> str:
         "x full",
     ]  # fmt: skip
     parts = [caption(records), _table(rows, headers)]
-    others = list(dict.fromkeys(record.variant for record in records if record.variant != REFERENCE))
+    others = {name: title for name, title in _titles(records).items() if name != REFERENCE}
     if others:
         parts += [
             "Length from which on a variant is ahead of full:",
             _table(
-                [[name, str(time_crossing(records, name)), str(memory_crossing(records, name))] for name in others],
+                [
+                    [title, str(time_crossing(records, name)), str(memory_crossing(records, name))]
+                    for name, title in others.items()
+                ],
                 ["variant", "faster", "less memory"],
             ),
         ]
@@ -40,39 +51,36 @@ def arena_report(records: Sequence[BenchRecord]) -> str:
     """Lay out like table 2 of the benchmark's paper: speed (ratio to full) by length, then peak memory by length."""
     lengths = sorted({record.length for record in records})
     cells = {(record.variant, record.length): record for record in records}
-    names = list(dict.fromkeys(record.variant for record in records))
     rows = [
         [
-            name,
-            *(_speed_with_ratio(cells[name, length]) for length in lengths),
-            *(_gigabytes(cells[name, length]) for length in lengths),
+            title,
+            *(speed_text(cells[name, length]) for length in lengths),
+            *(memory_text(cells[name, length], cells.get((REFERENCE, length))) for length in lengths),
         ]
-        for name in names
+        for name, title in _titles(records).items()
     ]
-    short = [_short(length) for length in lengths]
-    headers = ["model", *(f"steps/s {text}" for text in short), *(f"GB {text}" for text in short)]
-    title = "Steps per second (ratio to full) and peak memory of training, in 10^9 bytes, by length."
+    speeds, memories = table_2_columns(lengths)
+    headers = ["model", *speeds, *memories]
+    title = "Steps per second and peak memory of training, in 10^9 bytes, by length; in brackets: relative to full."
     return "\n\n".join([f"{title}\n{caption(records)}", _table(rows, headers), "\n".join(notes(records))])
 
 
 def caption(records: Sequence[BenchRecord]) -> str:
     """Say what was measured on what."""
     first = records[0]
-    model, environment = first.config.model, first.environment
+    model, version = first.config.model, first.environment["torch"]
     batches = sorted({(record.length, record.batch_size) for record in records})
     if len({batch for _, batch in batches}) == 1:
         batch = f"batch {first.batch_size}"
     else:
         batch = "batch " + ", ".join(f"{size} at {length}" for length, size in batches)
-    load = max(record.environment["load_average"] for record in records)
-    machine = environment["device"] if first.device_type == "cuda" else environment["cpu"]
     compiled = ", torch.compile" if first.config.train.compile else ""
     dropout = f"dropout {model.dropout:g}, of attention {model.attention_dropout:g}"
     return (
         f"{first.config.task}, profile {first.config.profile}: {model.num_layers} layers, dim {model.dim}, "
         f"{model.num_heads} heads, mlp {model.mlp_dim}, {dropout}; {batch} on this one device, random tokens;\n"
-        f"{first.config.train.precision}{compiled}, forward + backward + AdamW; {machine}, "
-        f"CPU threads: {first.threads}, load up to {load} when timing began, torch {environment['torch']}"
+        f"{first.config.train.precision}{compiled}, forward + backward + AdamW; {machine(first)}, "
+        f"CPU threads: {first.threads}, load up to {highest_load(records)} when timing began, torch {version}"
     )
 
 
@@ -81,9 +89,9 @@ def notes(records: Sequence[BenchRecord]) -> list[str]:
     lines = []
     timed = [record.timing for record in records if record.timing is not None]
     if any(timing.noisy for timing in timed):
-        lines.append(f"{NOISY} noisy: the interquartile range of the step times is above 10 % of the median.")
+        lines.append(NOISY_NOTE)
     for record in records:
-        where = f"{record.variant} at {record.length}"
+        where = f"{record.variant_title} at {record.length}"
         if record.status != "ok":
             lines.append(f"{where}: {record.status}: {record.detail}")
         elif record.memory is not None and record.memory.problem:
@@ -112,9 +120,9 @@ def memory_crossing(records: Sequence[BenchRecord], name: str) -> Crossover:
 
 
 def _row(record: BenchRecord, full: BenchRecord | None) -> list[str]:
-    head = [record.variant, str(record.length), str(record.batch_size)]
+    head = [record.variant_title, str(record.length), str(record.batch_size)]
     if record.status != "ok" or record.timing is None or record.memory is None or record.flops is None:
-        return [*head, record.status, *[MISSING] * 7]
+        return [*head, speed_text(record), *[MISSING] * 7]
     rate = 1.0 / record.timing.median
     memory_ratio = flop_ratio = MISSING
     if full is not None and full.memory and not full.memory.problem and not record.memory.problem:
@@ -123,7 +131,7 @@ def _row(record: BenchRecord, full: BenchRecord | None) -> list[str]:
         flop_ratio = f"{record.flops.total / full.flops.total:.2f}"
     return [
         *head,
-        _speed(record),
+        speed_text(record, with_ratio=False),
         f"{rate * tokens_per_step(record.config):,.0f}",
         MISSING if record.speed_ratio is None else f"{record.speed_ratio:.2f}",
         f"{record.memory.step / MIB:.1f}" if not record.memory.problem else FLAGGED,
@@ -132,22 +140,6 @@ def _row(record: BenchRecord, full: BenchRecord | None) -> list[str]:
         f"{record.flops.total / 1e9:.2f}",
         flop_ratio,
     ]
-
-
-def _speed(record: BenchRecord) -> str:
-    if record.status != "ok" or record.timing is None:
-        return record.status
-    return f"{1.0 / record.timing.median:.3g}{NOISY if record.timing.noisy else ''}"
-
-
-def _speed_with_ratio(record: BenchRecord) -> str:
-    return _speed(record) + (f" ({record.speed_ratio:.1f})" if record.speed_ratio is not None else "")
-
-
-def _gigabytes(record: BenchRecord) -> str:
-    if record.status != "ok" or record.memory is None:
-        return record.status
-    return FLAGGED if record.memory.problem else f"{record.memory.total / 1e9:.3f}"
 
 
 def _agreement(records: Sequence[BenchRecord]) -> str:
@@ -165,7 +157,7 @@ def _uncounted(records: Sequence[BenchRecord]) -> list[str]:
     by_variant: dict[str, set[str]] = {}
     for record in records:
         if record.flops is not None:
-            by_variant.setdefault(record.variant, set()).update(record.flops.uncounted)
+            by_variant.setdefault(record.variant_title, set()).update(record.flops.uncounted)
     if not by_variant:
         return []
     shared = set.intersection(*by_variant.values())
@@ -176,8 +168,9 @@ def _uncounted(records: Sequence[BenchRecord]) -> list[str]:
     return lines
 
 
-def _short(length: int) -> str:
-    return f"{length // 1024}K" if length % 1024 == 0 else str(length)
+def _titles(records: Sequence[BenchRecord]) -> dict[str, str]:
+    """Return the display name of each variant, in the order in which they were measured."""
+    return {record.variant: record.variant_title for record in records}
 
 
 def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:

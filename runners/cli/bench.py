@@ -132,10 +132,11 @@ def command(
     from attention_zoo.registry import normalise
     from lra.config.profiles import load_profile
     from lra.config.resolve import check_variant_names, parse_override
+    from lra.results.bench_format import REFERENCE
     from lra.results.bench_records import save_bench_record
     from lra.results.records import Store
 
-    from ..bench.measure import REFERENCE, BenchPlan, measure_length
+    from ..bench.measure import BenchPlan, measure_length
     from ..bench.tables import arena_report, full_report
     from ..bench.timing import TimingPlan
     from .run import pick_device

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from lra.metrics import wilson_interval
+from lra.results.bench_format import breaks_parameter_rule
 from lra.results.records import RunRecord, Store
-
-PARAMETER_RULE = 0.10
-"""The benchmark's own rule: at most this much larger than full attention."""
 
 
 def summary(rows: Sequence[tuple[str, int, RunRecord | str]], store: Store) -> str:
@@ -73,7 +71,7 @@ def _parameter_notes(records: Sequence[RunRecord]) -> list[str]:
     notes = []
     for record in {record.config.variant.name: record for record in records}.values():
         ratio = record.cost.parameters / record.cost.parameters_full
-        if abs(ratio - 1) > PARAMETER_RULE:
+        if breaks_parameter_rule(ratio):
             name = record.config.variant.name
             notes.append(f"Parameters of {name}: {ratio:.2f} x full attention, outside the benchmark's 10 % rule.")
     return notes

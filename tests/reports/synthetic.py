@@ -51,6 +51,7 @@ def add_run(
     finished_at="2026-01-01T00:00:00+00:00",
     config=None,
     flops=2_000_000,
+    variant_title=None,
     **of,
 ):
     """Publish one run that has `correct` of 1000 right; None is a run that diverged."""
@@ -72,7 +73,7 @@ def add_run(
     )  # fmt: skip
     record = RunRecord(
         run_id=config.run_id(digest), status="ok" if outcome else "diverged", config=config, numerics_version=1,
-        task_title=title or TITLES[config.task], variant_title=config.variant.name, dataset=dataset, data_digest=digest,
+        task_title=title or TITLES[config.task], variant_title=variant_title or config.variant.name, dataset=dataset, data_digest=digest,
         baselines={"chance": 10.0, "majority": 11.0} if baselines is None else baselines, outcome=outcome, cost=cost,
         backend="reference", environment={"device": "cpu", "torch": "2"}, arrays_sha256="",
         finished_at=finished_at,

@@ -67,7 +67,9 @@ def suite_file(folder, variants):
 
 def table_rows(done):
     """Read the CSV form: {variant: cells} of the rows that are runs."""
-    rows = [line.split(",") for line in done.stdout.splitlines() if not line.startswith(("#", '"#', "("))]
+    rows = [
+        line.split(",") for line in done.stdout.splitlines() if not line.startswith(("#", '"#', "Chance", "Majority"))
+    ]
     return {row[0]: row[1:] for row in rows if row[0]}
 
 
@@ -91,7 +93,7 @@ def test_a_suite_selects_its_own_cells_and_says_how_many_seeds_they_lack(mixed):
     folder, suite = mixed
     done = report("table", "accuracy", "--store", folder, "--suite", suite, "--format", "csv")
     assert done.exit_code == 0, done.output
-    assert done.stderr == f"suite {suite}: 2 of 12 cells have a record\n"
+    assert done.stderr == f"suite {suite}: 2 of 12 runs have a record\n"
     assert table_rows(done) == {"full": ["40.50 ± 0.71 (2/4)"]}
     everything = report("table", "accuracy", "--store", folder, "--format", "csv")
     assert "90.00" in everything.stdout
@@ -115,7 +117,7 @@ def test_a_suite_none_of_whose_cells_was_run_says_so(tmp_path, store):
     suite = suite_file(tmp_path, {"cosformer": {}})
     done = report("table", "accuracy", "--store", store, "--suite", suite)
     assert done.exit_code == 2
-    assert f"no record is one of the 4 cells of suite {suite}" in done.stderr
+    assert f"no record is one of the 4 runs of suite {suite}" in done.stderr
     done = report("table", "accuracy", "--store", store, "--suite", "qick")
     assert "unknown suite 'qick'; did you mean 'quick'?" in done.stderr
 

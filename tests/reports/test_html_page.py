@@ -72,8 +72,8 @@ def test_it_holds_tables_figures_runs_settings_and_caveats(read):
     assert read.tags.count("table") >= 7
     assert read.tags.count("img") >= 9
     assert read.tags.count("details") >= 5
-    for expected in ("Before you read", "2 seeds; five make a table", "1 runs diverged, and 1 cells were tried",
-                     "model.num_layers", "OOM (1/1)", "Average ranks", "Ours beside published"):  # fmt: skip
+    for expected in ("Before you read", "2 seeds; five make a table", "1 runs diverged, and 1 runs were tried",
+                     "model.num_layers", "OOM (1/1)", "Average ranks", "Ours and published numbers"):  # fmt: skip
         assert expected in read.text, expected
 
 
@@ -118,7 +118,7 @@ def test_a_big_page_says_what_it_leaves_out(tmp_path, monkeypatch):
     monkeypatch.setattr(page_module, "MOST_RUNS", 7)
     text = page(load_stores([tmp_path]), "")
     assert "3 more runs are not listed" in text
-    assert re.search(r"\d+ figures are left out for size", text)
+    assert re.search(r"\d+ figures are left out because of their size", text)
     assert len(text) < 300_000
 
 

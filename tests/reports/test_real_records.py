@@ -29,7 +29,7 @@ SEEDS = 5
 
 
 def read(store):
-    """Read the records of a store: {cell id: record}."""
+    """Read the records of a store: {run id: record}."""
     return {path.stem: json.loads(path.read_text())["record"] for path in store.glob("results/*/*.json")}
 
 

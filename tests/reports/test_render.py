@@ -14,9 +14,8 @@ import pytest
 
 from reports.render import FORMATS, clean, rankings, render
 from reports.result_set import load_stores
-from reports.tables.accuracy import accuracy
+from reports.tables import Table, accuracy
 from reports.tables.captions import p_text
-from reports.tables.table import Table
 from tests.reports.synthetic import HOSTILE, add_run
 
 

@@ -129,7 +129,7 @@ def test_ranks_and_critical_difference():
             average_ranks(bad)
 
 
-def test_trained_means_more_than_the_noise_above_the_rail():
+def test_trained_means_more_than_the_noise_above_the_baseline():
     assert trained(600, 1000, 50.0)
     assert not trained(515, 1000, 50.0)
     assert not trained(500, 1000, 50.0)

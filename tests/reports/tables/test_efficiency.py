@@ -6,11 +6,11 @@ from click.testing import CliRunner
 
 from lra.errors import UsageError
 from reports.cli import command
-from reports.figures import figures
+from reports.figures import all_figures
 from reports.figures.lines import log_slope
 from reports.render import render
 from reports.result_set import load_stores
-from reports.tables.efficiency import efficiency_tables, reading_groups
+from reports.tables.efficiency import efficiency_tables, measurement_groups
 from tests.reports.synthetic import add_measurement, add_run
 
 
@@ -40,20 +40,20 @@ def test_the_layout_of_the_original_cell_by_cell(tmp_path):
 
 def test_machines_and_batches_that_collide_get_tables_of_their_own(tmp_path):
     fill(tmp_path, lengths=(1024, 2048))
-    assert len(reading_groups(load_stores([tmp_path]))) == 1
+    assert len(measurement_groups(load_stores([tmp_path]))) == 1
     add_measurement(tmp_path, "full", 4096, seconds=1.0, mib=9, batch=1)  # equal tokens in a step
-    (group,) = reading_groups(load_stores([tmp_path]))
+    (group,) = measurement_groups(load_stores([tmp_path]))
     assert sorted(group["length"].unique()) == [1024, 2048, 4096]
     add_measurement(tmp_path, "full", 1024, seconds=1.0, mib=9, batch=8)
-    assert sorted(group["batch"].iloc[0] for group in reading_groups(load_stores([tmp_path]))) == [1, 4, 8]
+    assert sorted(group["batch"].iloc[0] for group in measurement_groups(load_stores([tmp_path]))) == [1, 4, 8]
     add_measurement(tmp_path, "full", 1024, seconds=1.0, mib=9, threads=1)
-    assert len(reading_groups(load_stores([tmp_path]))) == 4
+    assert len(measurement_groups(load_stores([tmp_path]))) == 4
 
 
 def test_options_that_differ_are_in_the_label(tmp_path):
     for rotary in (False, True):
         add_measurement(tmp_path, "full", 1024, seconds=1.0, mib=9, options={"rotary": rotary})
-    (group,) = reading_groups(load_stores([tmp_path]))
+    (group,) = measurement_groups(load_stores([tmp_path]))
     assert sorted(group["label"]) == ["full [rotary=False]", "full [rotary=True]"]
 
 
@@ -62,7 +62,7 @@ def test_the_figure_tells_the_slopes(tmp_path):
     for number in range(7):
         add_measurement(tmp_path, f"variant_{number}", 1024, seconds=1.0, mib=9)
         add_measurement(tmp_path, f"variant_{number}", 2048, seconds=1.0, mib=9)
-    drawn = list(figures(load_stores([tmp_path])))
+    drawn = list(all_figures(load_stores([tmp_path])))
     assert [title.partition(":")[0] for title, _ in drawn] == ["scaling 1", "scaling 2"]
     names = [[text.get_text() for text in figure.legends[0].get_texts()] for _, figure in drawn]
     assert names[0][:2] == ["full (2.00, 2.00)", "linear (1.00, 1.00)"]

@@ -5,7 +5,7 @@ import pytest
 from lra.config.builtin import profile_names
 from lra.errors import UsageError
 from reports.result_set import load_stores
-from reports.tables.published import OTHER_RECIPE, beside, load_published
+from reports.tables.published import OTHER_RECIPE, load_published, vs_published
 from tests.reports.synthetic import add_run
 
 SOURCES = {source.name: source for source in load_published()}
@@ -53,7 +53,7 @@ def test_every_source_says_where_it_is_from_and_what_is_wrong_with_it():
 def test_ours_beside_a_source_of_the_same_sizes(tmp_path):
     for seed in range(3):
         add_run(tmp_path, 370 + seed, profile="official", seed=seed)
-    cells = beside(load_stores([tmp_path]), "official", "matched").cells
+    cells = vs_published(load_stores([tmp_path]), "official", "matched").cells
     assert len(cells[cells["difference"] != OTHER_RECIPE]) == 55  # all of the original's table
     row = cells[
         (cells["variant"] == "full") & (cells["source"] == "Tay et al., ICLR 2021") & (cells["task"] == "ListOps")
@@ -67,11 +67,11 @@ def test_ours_beside_a_source_of_the_same_sizes(tmp_path):
 def test_no_difference_across_recipes_or_on_the_open_track(tmp_path):
     add_run(tmp_path, 370)
     add_run(tmp_path, 370, profile="official", track="open")
-    loaded = load_stores([tmp_path])
-    for pair in loaded.profiles():
-        assert set(beside(loaded, *pair).cells["difference"]) == {OTHER_RECIPE}
-    assert [note for note in beside(loaded, "quick", "matched").notes if "not comparable" in note]
-    assert not [note for note in beside(loaded, "official", "open").notes if "not comparable" in note]
+    results = load_stores([tmp_path])
+    for pair in results.profiles():
+        assert set(vs_published(results, *pair).cells["difference"]) == {OTHER_RECIPE}
+    assert [note for note in vs_published(results, "quick", "matched").notes if "not comparable" in note]
+    assert not [note for note in vs_published(results, "official", "open").notes if "not comparable" in note]
 
 
 def test_what_was_never_checked_against_its_source_is_left_out():
@@ -84,4 +84,4 @@ def test_what_was_never_checked_against_its_source_is_left_out():
 def test_a_variant_that_nobody_published_says_so(tmp_path):
     add_run(tmp_path, 370, variant="mean_gate")
     with pytest.raises(UsageError, match=r"nothing published .* there is nystromformer, official, skyformer"):
-        beside(load_stores([tmp_path]), "quick", "matched")
+        vs_published(load_stores([tmp_path]), "quick", "matched")

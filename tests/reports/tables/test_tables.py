@@ -8,8 +8,7 @@ from scipy import stats
 
 from lra.errors import UsageError
 from reports.result_set import load_stores
-from reports.tables.accuracy import accuracy, cost, depth, seeds
-from reports.tables.comparisons import ablation, head_to_head, ranks
+from reports.tables import ablation, accuracy, cost, depth, head_to_head, ranks, seeds
 from tests.reports.synthetic import BASE, add_attempt, add_run, five_tasks
 
 
@@ -29,7 +28,7 @@ def test_the_accuracy_table_cell_by_cell(tmp_path):
         "40.10 ± 0.10 (3)", "41.10 ± 0.10 (3)", "42.10 ± 0.10 (3)", "43.10 ± 0.10 (3)", "44.10 ± 0.10 (3)", "42.10",
     ]  # fmt: skip
     assert table.cells.loc["contextpool", "A5"] == "47.10"
-    assert table.cells.loc["(chance)"].tolist() == ["10.00"] * 5 + ["-"]
+    assert table.cells.loc["Chance"].tolist() == ["10.00"] * 5 + ["-"]
     assert table.caption == "Test accuracy, profile quick, matched track; cpu, 1500 steps, 3 seeds"
     assert len(set(table.records)) == 30
     assert "PREVIEW" not in text_of(table)
@@ -113,13 +112,13 @@ def test_profiles_tracks_editions_data_and_settings_never_share_a_cell(tmp_path)
     add_run(tmp_path, 400, dataset="another", digest="e" * 64)
     add_run(tmp_path, 500, dataset="another", digest="f" * 64)
     add_run(tmp_path, 600, options={"rotary": True})
-    loaded = load_stores([tmp_path])
-    assert loaded.profiles() == [("official", "matched"), ("quick", "matched"), ("quick", "open")]
-    cells = accuracy(loaded, "quick", "matched").cells
+    results = load_stores([tmp_path])
+    assert results.profiles() == [("official", "matched"), ("quick", "matched"), ("quick", "open")]
+    cells = accuracy(results, "quick", "matched").cells
     assert sorted(cells.columns) == ["ListOps (another) eeeeeeee", "ListOps (another) ffffffff", "ListOps (made up)"]
-    found = sorted(cell for cell in cells.drop(["(chance)", "(majority)"]).to_numpy().ravel() if cell != "-")
+    found = sorted(cell for cell in cells.drop(["Chance", "Majority"]).to_numpy().ravel() if cell != "-")
     assert found == ["10.00 (1)", "40.00 (1)", "50.00 (1)", "60.00 (1)"]
-    assert accuracy(loaded, "quick", "open").cells.loc["full", "ListOps"] == "20.00 (1)"
+    assert accuracy(results, "quick", "open").cells.loc["full", "ListOps"] == "20.00 (1)"
 
 
 def test_cost_is_relative_to_full_of_the_same_recipe(tmp_path):
@@ -219,14 +218,14 @@ def test_ranks(tmp_path):
     table = made(ranks, tmp_path)
     assert table.cells.to_numpy().tolist() == [["linear", "1.00"], ["contextpool", "2.00"], ["full", "3.00"]]
     assert "Critical difference (Nemenyi, 0.05): 1.48" in text_of(table)  # 2.343 sqrt(3 * 4 / 30)
-    assert "Left out, with a task missing: local." in table.notes
+    assert "Left out because a task is missing: local." in table.notes
 
 
 def test_two_stores_are_read_as_one_and_disagreements_are_told(tmp_path):
     for part, right in (("a", 400), ("b", 401)):
         add_run(tmp_path / part, right)
     add_run(tmp_path / "b", 500, seed=1, bits=np.arange(1000) >= 500)
-    loaded = load_stores([tmp_path / "a", tmp_path / "b"])
-    assert len(loaded.records) == 2
-    assert [problem for problem in loaded.problems if "another outcome" in problem] == loaded.problems
-    assert len(loaded.problems) == 1
+    results = load_stores([tmp_path / "a", tmp_path / "b"])
+    assert len(results.records) == 2
+    assert [problem for problem in results.problems if "another outcome" in problem] == results.problems
+    assert len(results.problems) == 1

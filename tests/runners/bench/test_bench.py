@@ -156,7 +156,7 @@ def test_a_model_that_breaks_is_a_failure_with_its_reason(tmp_path):
     printed = invoke(tmp_path, "--attn", "full", "--lengths", "64", "--set", "model.embedding_rows=3", exit_code=4)
     [record] = bench_records(tmp_path / "store")
     assert (record.status, record.timing) == ("failed", None)
-    assert "full at 64: failed: exit status 1: IndexError: index out of range in self" in printed
+    assert "Full attention at 64: failed: exit status 1: IndexError: index out of range in self" in printed
 
 
 def config(variant="full", length=32, task="text", **settings):
@@ -251,8 +251,8 @@ def test_the_arena_layout_is_that_of_table_2():
         if line.startswith("|") and len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 5
     }
     assert table["model"] == ["steps/s 1K", "steps/s 2K", "GB 1K", "GB 2K"]
-    assert table["full"] == ["2 (1.0)", "oom", "0.106", "oom"]
-    assert table["local"] == ["2 (2.0)", "2~", "!", "0.106"]
+    assert table["full"] == ["2 (1)", "OOM", "0.106 (1.00)", "OOM"]
+    assert table["local"] == ["2 (2)", "2~", "!", "0.106"]
     assert "~ noisy" in printed
     assert "! local at 1024: memory not to be quoted: the counters disagree: 100.0 MiB and 50.0 MiB." in printed
     assert "full at 2048: oom: no room" in printed

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lra.errors import StoreError, UsageError
 from reports.cli import FIGURES
-from reports.figures import draw_all, figures
+from reports.figures import all_figures, draw_all
 from reports.figures.lines import on_common_steps
 from reports.figures.pooling_widths import draw_supports, load_supports
 from reports.figures.scatter import _number_points, front
@@ -26,7 +26,7 @@ from reports.figures.style import house_style, new_figure, plain_ticks, save
 from reports.result_set import load_stores
 from tests.reports.synthetic import HOSTILE, add_run, five_tasks
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 KINDS = set(FIGURES) - {"scaling"}  # drawn from measurements of lra-bench, in test_efficiency.py
 TINY = {
     "name": "tiny", "title": "For tests", "source": "this test",
@@ -39,7 +39,7 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
+def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     five_tasks(folder, tasks=("listops", "text"))
     add_run(folder, None, variant="full", seed=8)
@@ -54,8 +54,8 @@ def loaded(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def drawn(loaded):
-    return list(figures(loaded))
+def drawn(results):
+    return list(all_figures(results))
 
 
 def test_every_kind_of_figure_is_drawn(drawn):
@@ -91,7 +91,7 @@ def test_long_names_that_differ_at_their_end_look_different(tmp_path):
         add_run(tmp_path, 400 + number, variant="contextpool_conv_only", options=options | {"sigma": "fixed"})
         add_run(tmp_path, 400, variant="contextpool_conv_only", options=options | {"placement": "stream"})
     checked = 0
-    for title, figure in figures(load_stores([tmp_path])):
+    for title, figure in all_figures(load_stores([tmp_path])):
         assert [t for t in clipped(figure) if not is_tick(t)] == [], title
         texts = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
         if title.startswith("seeds"):
@@ -140,11 +140,11 @@ def is_tick(text):
 
 
 @pytest.mark.parametrize("form", ["svg", "png", "pdf"])
-def test_equal_records_give_equal_bytes(loaded, tmp_path, form):
-    part = loaded.only("quick", "open")
+def test_equal_records_give_equal_bytes(results, tmp_path, form):
+    part = results.for_profile("quick", "open")
     starts = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}
     count = 0
-    for (title, first), (_, second) in list(zip(figures(part), figures(part), strict=True))[2:]:
+    for (title, first), (_, second) in list(zip(all_figures(part), all_figures(part), strict=True))[2:]:
         contents = [save(f, tmp_path / f"{i}.{form}", form).read_bytes() for i, f in enumerate((first, second))]
         assert contents[0] == contents[1], title
         assert contents[0].startswith(starts[form])
@@ -152,8 +152,8 @@ def test_equal_records_give_equal_bytes(loaded, tmp_path, form):
     assert count == 3
 
 
-def test_draw_all_names_its_files_after_the_figures(loaded, tmp_path):
-    paths = draw_all(loaded.only("quick", "open"), tmp_path, "svg")
+def test_draw_all_names_its_files_after_the_figures(results, tmp_path):
+    paths = draw_all(results.for_profile("quick", "open"), tmp_path, "svg")
     where = "listops-profile-quick-open-track"
     names = [f"seeds-{where}", f"speed-score-and-memory-{where}-cpu", f"front-{where}-cpu", f"learning-{where}"]
     assert [path.name for path in paths] == [f"{name}.svg" for name in [*names, f"depth-{where}"]]
@@ -209,14 +209,14 @@ def trained(tmp_path_factory):
     return folder, load_stores([folder / "store"])
 
 
-def pick(loaded, variant):
-    return next(record for record in loaded.records.values() if record.config.variant.name == variant)
+def pick(results, variant):
+    return next(record for record in results.records.values() if record.config.variant.name == variant)
 
 
 def test_pooling_shows_the_widths_that_training_recorded(trained, tmp_path):
-    folder, loaded = trained
-    record = pick(loaded, "contextpool")
-    store = loaded.stores[record.run_id]
+    folder, results = trained
+    record = pick(results, "contextpool")
+    store = results.stores[record.run_id]
     supports = load_supports(record, store, folder / "home", count=5)
     assert supports.layers == [0, 1]
     assert supports.indices == [0, 1, 2, 3, 4]
@@ -237,9 +237,9 @@ def test_pooling_shows_the_widths_that_training_recorded(trained, tmp_path):
 
 
 def test_pooling_refuses_what_has_no_widths_and_weights_that_are_gone(trained):
-    folder, loaded = trained
-    full, pooled = pick(loaded, "full"), pick(loaded, "contextpool")
-    store = loaded.stores[full.run_id]
+    folder, results = trained
+    full, pooled = pick(results, "full"), pick(results, "contextpool")
+    store = results.stores[full.run_id]
     with pytest.raises(UsageError, match=r"'full' of run .* has no widths"):
         load_supports(full, store, folder / "home")
     lost = pooled.model_copy(update={"run_id": "0" * 64})

@@ -1,0 +1,105 @@
+"""All figures that a result set gives: which there are, and which rows each of them shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lra.errors import UsageError
+
+from ..result_set import ResultSet, label_by_settings
+from ..tables.captions import headings
+from ..tables.efficiency import describe, labels_in_order, measurement_groups
+from .lines import LINES_PER_PANEL, depth_curves, learning_curves, scaling_curves
+from .scatter import bubbles, pareto, seed_dots
+from .style import house_style, save, slug
+
+
+def draw_all(results: ResultSet, folder: Path, form: str) -> list[Path]:
+    """Draw every figure of a result set into a folder.
+
+    Raises:
+        UsageError: There is nothing to draw, or a file cannot be written.
+    """
+    paths, counts = [], dict[str, int]()
+    for title, figure in all_figures(results):
+        name = slug(title)
+        counts[name] = counts.get(name, 0) + 1
+        number = f"-{counts[name]}" if counts[name] > 1 else ""
+        paths.append(save(figure, folder / f"{name}{number}.{form}", form))
+    if not paths:
+        raise UsageError("no record here has a number to draw")
+    return paths
+
+
+def all_figures(results: ResultSet) -> Iterator[tuple[str, Figure]]:
+    """Yield the title and the figure of everything that can be drawn: task by task, then cost by length."""
+    for profile, track in results.profiles():
+        part = results.for_profile(profile, track)
+        frame = part.frame()
+        for column in headings(frame):
+            here = frame[frame["column"] == column]
+            if here["accuracy"].notna().any():
+                where = figure_subtitle(column, profile, track)
+                with house_style():
+                    yield from _of_task(part, here, where)
+    yield from _of_measurements(results)
+
+
+def curve_titles(frame: pd.DataFrame, where: str) -> list[str]:
+    """Return for each row of one task the title of the figure that shows its learning curve."""
+    labels = {label: position for position, label in enumerate(sorted(frame["label"].unique()))}
+    panels = [labels[label] // LINES_PER_PANEL + 1 for label in frame["label"]]
+    return [f"learning{f' {panel}' if max(panels) > 1 else ''}: {where}" for panel in panels]
+
+
+def figure_subtitle(column: str, profile: str, track: str) -> str:
+    """Name what the rows of a figure have in common: task, profile and track."""
+    return f"{column}, profile {profile}, {track} track"
+
+
+def _of_measurements(results: ResultSet) -> Iterator[tuple[str, Figure]]:
+    for group in measurement_groups(results):
+        measurements = group.dropna(subset=["seconds"])
+        if measurements["length"].nunique() < 2:
+            continue
+        labels = labels_in_order(measurements)
+        count = 1 if measurements["is_reference"].any() else 0  # every figure shows full attention
+        first, others = labels[:count], labels[count:]
+        room = LINES_PER_PANEL - len(first)
+        for start in range(0, max(1, len(others)), room):
+            number = f" {start // room + 1}" if len(others) > room else ""
+            where = describe(measurements)
+            with house_style():
+                yield (
+                    f"scaling{number}: {where}",
+                    scaling_curves(measurements, first + others[start : start + room], where),
+                )
+
+
+def _scored(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with a score and a speed; a label says how many of its runs these are, if not all."""
+    rows = frame.dropna(subset=["accuracy", "tokens_per_second"])
+    all_runs, here = frame["label"].value_counts(), rows["label"].value_counts()
+    names = {x: x if here[x] == all_runs[x] else f"{x} ({here[x]} of {all_runs[x]} runs)" for x in here.index}
+    return rows.assign(label=rows["label"].map(names))
+
+
+def _of_task(results: ResultSet, frame: pd.DataFrame, where: str) -> Iterator[tuple[str, Figure]]:
+    yield f"seeds: {where}", seed_dots(results, frame, where)
+    for device, group in _scored(frame).groupby("device"):
+        title = f"{where}, {device}"
+        if group["peak_bytes"].notna().all():
+            yield f"speed, score and memory: {title}", bubbles(group, title)
+            yield f"front: {title}", pareto(group, title)
+    panels = pd.Series(curve_titles(frame, where), index=frame.index)
+    for title in sorted(panels.unique(), key=lambda title: (len(title), title)):
+        drawn = learning_curves(results, frame[panels == title], where)
+        if drawn is not None:
+            yield title, drawn
+    if frame["layers"].nunique() > 1:
+        by_depth = frame.assign(label=label_by_settings(frame, leave_out=["model.num_layers"]))
+        yield f"depth: {where}", depth_curves(by_depth, where)

@@ -1,0 +1,60 @@
+"""The table of the cost of training: speed, memory, operations and parameters."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from lra.results.bench_format import REFERENCE
+
+from ..result_set import ResultSet
+from .captions import dataset_notes, number, parameter_notes, table_caption
+from .table import Table, plain_table
+
+FLOPS_NOTE = (
+    "MFLOPs: million operations of one example of the longest length, forward and backward, a multiplication and an "
+    "addition being two; matrix products, convolutions and fused attention only."
+)
+
+
+def cost(results: ResultSet, profile: str, track: str) -> Table:
+    """Tabulate the cost of training, relative to full attention on the same task and device."""
+    results = results.for_profile(profile, track)
+    frame = results.frame()
+    rows = []
+    frame["recipe"] = [_recipe(settings) for settings in frame["settings"]]
+    for (column, device, label), group in frame.dropna(subset=["parameters"]).groupby(["column", "device", "label"]):
+        peers = frame[(frame["column"] == column) & (frame["device"] == device) & (frame["variant"] == REFERENCE)]
+        base = peers[peers["recipe"] == group["recipe"].iloc[0]]
+        parameters, reference = int(group["parameters"].iloc[0]), int(group["parameters_full"].iloc[0])
+        row = {"task": str(column), "variant": str(label), "device": str(device)}
+        for name, source, unit, form in (
+            ("tokens/s", "tokens_per_second", 1.0, "{:,.0f}"),
+            ("peak MiB", "peak_bytes", 2**20, "{:,.0f}"),
+            ("MFLOPs", "flops", 1e6, "{:,.1f}"),
+        ):
+            value = median(group[source])
+            row |= {name: number(value / unit, form), f"{name} x full": number(value / median(base[source]), "{:.2f}")}
+        row |= {"parameters": f"{parameters:,}", "parameters x full": f"{parameters / reference:.3f}"}
+        rows.append(row | {"backend": ", ".join(sorted(set(group["backend"])))})
+    methods = sorted({record.cost.peak_memory_method for record in results.records.values()})
+    notes = [
+        "Medians over seeds, measured during training; other work may have run on the same machine.",
+        "x full: relative to full attention with the same recipe.",
+        f"Memory: {'; '.join(methods)}.",
+        FLOPS_NOTE,
+        *parameter_notes(frame),
+        *dataset_notes(frame),
+    ]
+    return plain_table(table_caption("Cost of training", profile, track, results, frame), rows, notes, frame)
+
+
+def median(column: pd.Series) -> float:
+    """Return the median of the values that are there; NaN if there are none."""
+    return float(column.median()) if column.notna().any() else math.nan
+
+
+def _recipe(settings: dict[str, object]) -> str:
+    """Return all settings but the variant's own, as a key."""
+    return repr({name: value for name, value in settings.items() if not name.startswith("variant.")})

@@ -1,0 +1,44 @@
+"""The table of test accuracy by number of layers."""
+
+from __future__ import annotations
+
+from lra.errors import UsageError
+
+from ..result_set import ResultSet, label_by_settings
+from .accuracy import accuracy_cell
+from .captions import NOT_RUN, dataset_notes, number, preview, table_caption
+from .cost import FLOPS_NOTE, median
+from .table import Table, plain_table
+
+
+def depth(results: ResultSet, profile: str, track: str) -> Table:
+    """Tabulate accuracy, operations and time by number of layers: one row per task, variant and number.
+
+    Raises:
+        UsageError: All runs have the same number.
+    """
+    frame = results.for_profile(profile, track).frame()
+    if frame["layers"].nunique() == 1:
+        raise UsageError(f"all runs under profile {profile}, {track} track, have the same number of layers")
+    frame["label"] = label_by_settings(frame, leave_out=["model.num_layers"])
+    frame["step_seconds"] = frame["batch_size"] / frame["examples_per_second"]
+    seed_count = results.seed_count(frame)
+    rows = []
+    for (column, label, layers), group in frame.groupby(["column", "label", "layers"]):
+        times = [
+            number(median(part["step_seconds"]), "{:.3f}") + ("" if frame["device"].nunique() == 1 else f" ({device})")
+            for device, part in group.groupby("device")
+        ]
+        rows.append(
+            {
+                "task": str(column),
+                "variant": str(label),
+                "layers": str(layers),
+                "test accuracy %": accuracy_cell(group, seed_count)[0],
+                "MFLOPs": number(median(group["flops"]) / 1e6, "{:,.1f}"),
+                "seconds per step": ", ".join(times) or NOT_RUN,
+            }
+        )
+    notes = [FLOPS_NOTE, "Seconds per step: median over seeds; other work may have run on the same machine."]
+    notes = preview(frame) + notes + dataset_notes(frame)
+    return plain_table(table_caption("Test accuracy by depth", profile, track, results, frame), rows, notes, frame)

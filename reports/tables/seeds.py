@@ -1,0 +1,41 @@
+"""The table of test accuracy over seeds: intervals, extremes, and how many runs learnt anything."""
+
+from __future__ import annotations
+
+from lra.metrics import wilson_interval
+
+from ..result_set import ResultSet
+from ..statistics import mean_with_interval
+from .accuracy import is_trained
+from .captions import NOT_RUN, dataset_notes, preview, table_caption
+from .table import Table, plain_table
+
+
+def seeds(results: ResultSet, profile: str, track: str) -> Table:
+    """Tabulate each variant on each task over its seeds: interval, extremes, and how many runs learnt anything."""
+    results = results.for_profile(profile, track)
+    frame = results.frame()
+    rows = []
+    for (column, label), group in frame.groupby(["column", "label"]):
+        scores = group["accuracy"].dropna()
+        row = {"task": str(column), "variant": str(label), "runs": str(len(group)), "mean": NOT_RUN}
+        row |= {"interval": NOT_RUN, "lowest": NOT_RUN, "highest": NOT_RUN, "trained": f"0/{len(group)}"}
+        if len(scores):
+            estimate = mean_with_interval(scores.tolist())
+            low, high, kind = estimate.low, estimate.high, "t"
+            if estimate.count == 1:
+                single = group.loc[scores.index[0]]
+                low, high = (100 * bound for bound in wilson_interval(int(single["correct"]), int(single["total"])))
+                kind = "Wilson"
+            row |= {"mean": f"{estimate.mean:.2f}", "interval": f"{low:.2f} to {high:.2f} ({kind})"}
+            learnt = sum(is_trained(results, run_id) for run_id in group["run_id"])
+            row |= {"lowest": f"{scores.min():.2f}", "highest": f"{scores.max():.2f}"}
+            row["trained"] = f"{learnt}/{len(group)}"
+        rows.append(row)
+    notes = [
+        "Intervals: 95 %, Student's t over seeds. With a single run: Wilson over test examples, which says nothing "
+        "about other seeds.",
+        "Trained: above every answer that needs no input (chance, majority) by more than the noise of the test set.",
+    ]
+    notes = preview(frame) + notes + dataset_notes(frame)
+    return plain_table(table_caption("Test accuracy over seeds", profile, track, results, frame), rows, notes, frame)
