@@ -29,7 +29,7 @@ TASKS = ("listops", "text", "retrieval", "image", "pathfinder")
 
 
 def fill(folder: Path, count: int) -> None:
-    """Write made-up records without the care for power cuts that real ones get."""
+    """Write made-up records, without the protection against power cuts that real ones get."""
     base = resolve(task="listops", variant="full", profile=load_profile("quick"), seed=0, overrides={})
     store = Store(folder)
     for number in range(count):
@@ -75,14 +75,14 @@ def fill(folder: Path, count: int) -> None:
 
 @contextmanager
 def timed(what: str) -> Iterator[None]:
-    """Print the seconds that a block takes: on the clock, and of the processor, which other work does not add to."""
+    """Print the seconds that a block takes by the clock, and those of the processor, which other work does not change."""
     clock, processor = time.perf_counter(), time.process_time()
     yield
     print(f"{what}: {time.perf_counter() - clock:.2f} s, processor {time.process_time() - processor:.2f} s")
 
 
 def main() -> None:
-    """Make a store, time the tables, print."""
+    """Make a store and print the times of its tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=10_000)
     count = parser.parse_args().records

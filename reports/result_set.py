@@ -41,15 +41,16 @@ class ResultSet:
 
     def configs(self) -> list[RunConfig]:
         """List the configurations of all records, attempts and measurements."""
-        runs = [run.config for run in (*self.records.values(), *self.attempts.values())]
-        return runs + [measurement.config for measurement in self.measurements]
+        return [entry.config for entry in self._entries()]
 
     def titles(self) -> dict[str, str]:
         """Return the display name of each variant; the registered name follows it if several variants share it."""
-        entries = [*self.records.values(), *self.attempts.values(), *self.measurements]
-        titles = {entry.config.variant.name: entry.variant_title for entry in entries}
+        titles = {entry.config.variant.name: entry.variant_title for entry in self._entries()}
         shared = Counter(titles.values())
         return {name: title if shared[title] == 1 else f"{title} ({name})" for name, title in titles.items()}
+
+    def _entries(self) -> list[RunRecord | AttemptedRun | BenchRecord]:
+        return [*self.records.values(), *self.attempts.values(), *self.measurements]
 
     def seed_count(self, frame: pd.DataFrame) -> int:
         """Count the seeds that each number should rest on: those in the frame and those that the suite asks for."""

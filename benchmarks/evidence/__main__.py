@@ -1,10 +1,10 @@
-"""Evidence: runs the cells behind docs/results.md that are still missing, and writes that page from their records.
+"""Evidence: executes the missing runs behind docs/results.md, and writes that page from their records.
 
     python -m benchmarks.evidence run --time-limit 60      what is missing, most valuable first; stops cleanly
     python -m benchmarks.evidence status                   how far each section is
     python -m benchmarks.evidence page                     docs/results.md, its figures, the tables of docs/reports.md
 
-A section is a suite: one of benchmarks/evidence/, or a built-in one. Any spell on any machine adds cells to the store.
+A section is a suite: one of benchmarks/evidence/suites, or a built-in one. Work on any machine adds runs to the store.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ ON_GPU = {
 """Sections that take a GPU hours to days, in order of value."""
 SECTIONS = ON_CPU | ON_GPU
 STOPPED = 75
-"""Exit code of a sweep that was stopped with its state saved."""
+"""Exit code of a sweep that was stopped after it saved its state."""
 REPORT = re.compile(r"^```report\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
-"""A command of the page, to be replaced by what it prints."""
+"""A command in the text of the page, which is replaced by its output."""
 FIGURE = re.compile(r"\(results/figures/([\w-]+)/([\w-]+\.svg)\)")
 """A figure of the pages: its section, or `bench`, and the name that `lra-report figures` gives it."""
 PRINTED = re.compile(r"^```console\n\$ (lra-report [^\n]*)\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
@@ -84,22 +84,22 @@ CUT = "[...]"
 
 @click.group()
 def command() -> None:
-    """Add cells to the evidence, and write its page."""
+    """Add runs to the evidence, and write its page."""
     os.chdir(ROOT)
 
 
 @command.command()
 @click.argument("sections", nargs=-1, type=click.Choice(list(SECTIONS)))
 @click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
-              help="Minutes; cells still running then stop with their state saved.")  # fmt: skip
+              help="Minutes; runs that are still active then stop with their state saved.")  # fmt: skip
 @click.option("--gpu", is_flag=True, help="Run the sections for a GPU, when none is named.")
-@click.option("--slots", type=click.IntRange(min=1), help="Cells at a time.  [default: lra-sweep's]")
-@click.option("--per-gpu", type=click.IntRange(min=1), default=4, show_default=True, help="Cells that share a GPU.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a cell.  [default: lra-sweep's]")
+@click.option("--slots", type=click.IntRange(min=1), help="Runs at a time.  [default: that of lra-sweep]")
+@click.option("--per-gpu", type=click.IntRange(min=1), default=4, show_default=True, help="Runs that share a GPU.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a run.  [default: that of lra-sweep]")
 def run(
     *, sections: tuple[str, ...], time_limit: float, gpu: bool, slots: int | None, per_gpu: int, threads: int | None
 ) -> None:
-    """Run the missing cells of SECTIONS, by default of all sections for the kind of machine."""
+    """Execute the missing runs of SECTIONS; the default is all sections for the kind of machine."""
     end = time.monotonic() + 60 * time_limit
     for section in sections or (ON_GPU if gpu else ON_CPU):
         left = (end - time.monotonic()) / 60
@@ -115,7 +115,7 @@ def run(
 
 
 def hand_over(work: list[str]) -> int:
-    """Run a command to its end and return its exit code; a signal to stop is for it, which saves its state."""
+    """Run a command and return its exit code; signals to stop are passed on to it, so that it can save its state."""
     with subprocess.Popen(work) as process:
         signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
         signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to both
@@ -124,7 +124,7 @@ def hand_over(work: list[str]) -> int:
 
 @command.command()
 def status() -> None:
-    """Print how many cells of each section have their record."""
+    """Print how many runs of each section have their record."""
     click.echo(status_table())
 
 
@@ -144,7 +144,7 @@ def page() -> None:
 
 @command.command()
 def recount() -> None:
-    """Count the operations in every record again, when the counter has learnt formulas; nothing else changes."""
+    """Count the operations in every record again, after the counter has learnt a formula; nothing else changes."""
     from lra.atomic_io import atomic_write
     from lra.config.schema import canonical_json
     from lra.results.records import RunRecord, Store
@@ -165,7 +165,7 @@ _COUNTS: dict[bytes, int | None] = {}
 
 
 def counted(record: RunRecord) -> int | None:
-    """Count the operations of one example of a record's cell, once for all its seeds."""
+    """Count the operations of one example of a run, once for all its seeds."""
     import torch
 
     from lra.config.schema import canonical_json
@@ -179,41 +179,41 @@ def counted(record: RunRecord) -> int | None:
 
 
 def status_table() -> str:
-    """Count the cells of each section and those with a record, as a Markdown table."""
+    """Return a Markdown table with the number of runs of each section and of those with a record."""
     from tabulate import tabulate
 
     from lra.config.suites import load_suite
 
     rows = []
     for section, name in SECTIONS.items():
-        suite, (done, cells) = load_suite(name), cells_run(name)
-        rows.append([f"`{section}`", suite.title, suite.profile, f"{done} of {cells}" if done else "not run"])
-    return tabulate(rows, headers=["section", "question", "profile", "cells run"], tablefmt="github")
+        suite, (done, total) = load_suite(name), count_runs(name)
+        rows.append([f"`{section}`", suite.title, suite.profile, f"{done} of {total}" if done else "not run"])
+    return tabulate(rows, headers=["section", "question", "profile", "runs done"], tablefmt="github")
 
 
-def cells_run(suite: str) -> tuple[int, int]:
-    """Count the cells of a suite that have a record, whatever the dataset variant of their data, and all its cells."""
+def count_runs(suite: str) -> tuple[int, int]:
+    """Count the runs of a suite that have a record, whatever dataset variant they used, and all its runs."""
     from lra.config.schema import canonical_json
     from lra.config.suites import expand, load_suite
     from lra.results.records import RunRecord, Store
 
-    cells = {canonical_json(cell.model_dump()) for cell in expand(load_suite(suite))}
+    runs = {canonical_json(config.model_dump()) for config in expand(load_suite(suite))}
     records = [entry for entry in Store(STORE).records() if isinstance(entry, RunRecord)]
-    return len(cells & {canonical_json(record.config.model_dump()) for record in records}), len(cells)
+    return len(runs & {canonical_json(record.config.model_dump()) for record in records}), len(runs)
 
 
 def render_page() -> str:
-    """Fill the text of the page with the output of the commands in it."""
+    """Return the page: its text, with the output of each command in it."""
     text = TEMPLATE.read_text(encoding="utf-8")
     filled = REPORT.sub(lambda match: show_report(match[1]), text)
     return filled.replace("{{ status }}", status_table())
 
 
 def show_report(line: str) -> str:
-    """Return a command of lra-report in a fence, followed by the table that it prints, or by `Not run yet`."""
+    """Return a command of lra-report as a code block, followed by the table that it prints or by `Not run yet`."""
     full = f"lra-report {line} --store {STORE} --format markdown"
     _, of_suite, suite = line.rpartition("--suite ")
-    ran = not of_suite or cells_run(suite)[0] > 0
+    ran = not of_suite or count_runs(suite)[0] > 0
     return f"```\n{full}\n```\n\n{report(full) if ran else 'Not run yet.'}".rstrip()
 
 
@@ -252,7 +252,7 @@ def cut_alike(shown: str, printed: str) -> str:
 
 
 def draw_figures(folder: Path) -> list[Path]:
-    """Draw the figures that the page and the guide to reports show, and no others, into a folder."""
+    """Draw the figures that the page and the guide to reports show into a folder."""
     wanted: dict[str, set[str]] = {}
     for page_with_figures in (TEMPLATE, GUIDE):
         for section, name in FIGURE.findall(page_with_figures.read_text(encoding="utf-8")):
@@ -269,19 +269,21 @@ def draw_figures(folder: Path) -> list[Path]:
 
 
 def report(line: str) -> str:
-    """Return what a command of lra-report prints, in this process: the imports take longer than the work.
+    """Return what a command of lra-report prints.
+
+    The command runs in this process, because its imports take longer than its work.
 
     Raises:
         click.ClickException: The command failed.
     """
     click.echo(line, err=True)
-    sys.argv = shlex.split(line)  # what the tables say they were made by
-    printed, told = io.StringIO(), io.StringIO()
+    sys.argv = shlex.split(line)  # the tables name the command that made them
+    printed, messages = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(told):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(messages):
             lra_report.main(sys.argv[1:], standalone_mode=False)
     except SystemExit as stop:
-        raise click.ClickException(f"{line} ended with exit code {stop.code}: {told.getvalue().strip()}") from stop
+        raise click.ClickException(f"{line} ended with exit code {stop.code}: {messages.getvalue().strip()}") from stop
     return printed.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""The evidence: its suites resolve, its records hold, and its page says what they say."""
+"""The evidence: its suites resolve, its records are intact, and its pages show what the records say."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from lra.config.suites import expand, load_suite
 from lra.errors import UsageError
 from lra.results.records import RunRecord, Store
 
-CELLS = {
+RUNS = {
     "listops": 55, "patterns": 15, "pairs": 30, "text-again": 10, "tasks": 55, "depth": 36, "ablation": 51, "rates": 18,
     "longer": 9, "convnet": 12, "depth-bytes": 16, "depth-text": 12,
     "depth-text-control": 6, "gpu-tasks": 44, "gpu-retrieval": 11, "gpu-modern": 25,
@@ -39,11 +39,11 @@ def recounted(store, record):
     return int(bits.sum()), len(bits)
 
 
-def test_every_section_resolves_to_its_cells():
+def test_every_section_resolves_to_its_runs():
     assert len(evidence.SECTIONS) == 21
     own = {name: len(expand(load_suite(suite))) for name, suite in evidence.SECTIONS.items() if suite.endswith(".yaml")}
-    assert own == CELLS
-    assert {path.stem for path in evidence.SUITES.glob("*.yaml")} == set(CELLS)
+    assert own == RUNS
+    assert {path.stem for path in evidence.SUITES.glob("*.yaml")} == set(RUNS)
     builtin = [suite for suite in evidence.SECTIONS.values() if not suite.endswith(".yaml")]
     assert len([load_suite(suite) for suite in builtin]) == 5
     with pytest.raises(UsageError):

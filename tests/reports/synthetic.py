@@ -73,7 +73,8 @@ def add_run(
     )  # fmt: skip
     record = RunRecord(
         run_id=config.run_id(digest), status="ok" if outcome else "diverged", config=config, numerics_version=1,
-        task_title=title or TITLES[config.task], variant_title=variant_title or config.variant.name, dataset=dataset, data_digest=digest,
+        task_title=title or TITLES[config.task], variant_title=variant_title or config.variant.name, dataset=dataset,
+        data_digest=digest,
         baselines={"chance": 10.0, "majority": 11.0} if baselines is None else baselines, outcome=outcome, cost=cost,
         backend="reference", environment={"device": "cpu", "torch": "2"}, arrays_sha256="",
         finished_at=finished_at,

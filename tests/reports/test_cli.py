@@ -234,6 +234,35 @@ def test_a_variant_with_many_settings_names_rows_that_there_are(tmp_path):
     assert report("table", "head-to-head", f"full {row}", f"Linear {row}", "--store", tmp_path).exit_code == 0
 
 
+def test_rows_are_named_as_tables_print_them_or_by_the_registered_name(tmp_path):
+    for layers in (1, 2):
+        for variant, title in (("full", "Full attention"), ("adaptive_span", "Adaptive span")):
+            add_run(tmp_path, 400 + layers, layers=layers, track="open", variant=variant, variant_title=title)
+    printed = report("table", "accuracy", "--store", tmp_path, "--format", "csv")
+    assert set(table_rows(printed)) == {
+        f"{t} [num_layers={n}]" for t in ("Full attention", "Adaptive span") for n in "12"
+    }
+    names = [("full", "adaptive_span"), ("Full attention", "Adaptive span"), ("FULL-ATTENTION", "adaptive span")]
+    tables = set()
+    for first, second in names:
+        rows = (f"{first} [num_layers=1]", f"{second} [num_layers=2]")
+        tables.add(
+            report("table", "head-to-head", *rows, "--store", tmp_path, "--format", "html").stdout.split("<ul>")[0]
+        )
+    (table,) = tables
+    assert '<th scope="col">only Adaptive span [num_layers=2]</th>' in table
+    chosen = report("table", "accuracy", "--store", tmp_path, "--variant", "Adaptive span", "--format", "csv")
+    assert set(table_rows(chosen)) == {"Adaptive span [num_layers=1]", "Adaptive span [num_layers=2]"}
+
+
+def test_variants_that_share_a_display_name_are_told_apart(tmp_path):
+    for right, variant in ((400, "mine"), (500, "yours")):
+        add_run(tmp_path, right, variant=variant, variant_title="Same")
+    printed = report("table", "accuracy", "--store", tmp_path, "--format", "csv")
+    assert table_rows(printed) == {"Same (mine)": ["40.00 (1)"], "Same (yours)": ["50.00 (1)"]}
+    assert report("table", "head-to-head", "Same (mine)", "yours", "--store", tmp_path).exit_code == 0
+
+
 def test_an_empty_store_and_a_missing_one_say_so(tmp_path):
     assert "holds no records yet" in report("table", "accuracy", "--store", tmp_path).stderr
     assert "no store at" in report("table", "accuracy", "--store", tmp_path / "nowhere").stderr

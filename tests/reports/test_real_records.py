@@ -23,7 +23,7 @@ from reports.cli import command
 ROOT = Path(__file__).resolve().parents[2]
 STORE = ROOT / "benchmarks" / "evidence" / "store"
 SUITES = ROOT / "benchmarks" / "evidence" / "suites"
-BASE = "contextpool"
+BASE = "ContextPool"
 SEEDS = 5
 """Of the suite `listops`."""
 
@@ -34,13 +34,12 @@ def read(store):
 
 
 def of_suite(records, name):
-    """Pick the cells of a suite whose variants differ in nothing but their names: {variant: {seed: record}}."""
+    """Pick the runs of a suite whose variants differ only in their names: {display name: {seed: record}}."""
     wanted = [json.loads(cell.model_dump_json()) for cell in expand(load_suite(str(SUITES / f"{name}.yaml")))]
     found = defaultdict(dict)
     for record in records.values():
         if record["config"] in wanted:
-            config = record["config"]
-            found[config["variant"]["name"]][config["seed"]] = record
+            found[record["variant_title"]][record["config"]["seed"]] = record
     return found
 
 
@@ -105,7 +104,7 @@ def accuracy_check(store, records):
     expected = {(variant, "ListOps"): cell_of(scores(by_seed), SEEDS) for variant, by_seed in runs.items()}
     baselines = {name: value for by_seed in runs.values() for record in by_seed.values() for name, value in
              record["baselines"].items()}  # fmt: skip
-    expected |= {(f"({name})", "ListOps"): f"{value:.2f}" for name, value in baselines.items()}
+    expected |= {(name.capitalize(), "ListOps"): f"{value:.2f}" for name, value in baselines.items()}
     header, rows = table(store, "accuracy", "--suite", SUITES / "listops.yaml")
     return compare({(row[0], column): cell for row in rows for column, cell in zip(header[1:], row[1:], strict=True)},
                    expected)  # fmt: skip
@@ -174,7 +173,7 @@ def cost_check(store, records):
         ):  # fmt: skip
             value = median(variant, source)
             expected[variant, name] = format(value / unit, form)
-            expected[variant, f"{name} x full"] = f"{value / median('full', source):.2f}"
+            expected[variant, f"{name} x full"] = f"{value / median('Full attention', source):.2f}"
         expected[variant, "device"] = "cpu"
         expected[variant, "parameters"] = f"{first['cost']['parameters']:,}"
         share = first["cost"]["parameters"] / first["cost"]["parameters_full"]
@@ -205,7 +204,7 @@ def test_depths_and_options_are_what_the_records_give():
         for record in found:
             config = record["config"]
             options = json.dumps(config["variant"]["options"], sort_keys=True)
-            groups[config["variant"]["name"], config["model"]["num_layers"], options][config["seed"]] = record
+            groups[record["variant_title"], config["model"]["num_layers"], options][config["seed"]] = record
         header, rows = table(STORE, preset, *names, "--suite", SUITES / f"{suite}.yaml")
         column = header.index("test accuracy %")
         wanted = [cell_of(scores(group), 3) for key, group in groups.items() if key[0] in (names or [key[0]])]
@@ -232,9 +231,9 @@ def test_holm_goes_over_the_tasks_of_a_section():
     for record in read(STORE).values():
         if record["config"] in wanted:
             config = record["config"]
-            by_task[record["task_title"]][config["variant"]["name"]][config["seed"]] = percent(record)
+            by_task[record["task_title"]][record["variant_title"]][config["seed"]] = percent(record)
     compared = 0
-    for other in ("full", "contextpool_conv_only"):
+    for other in ("Full attention", "ContextPool control"):
         expected = {}
         for task, runs in by_task.items():
             seeds = sorted(set(runs[BASE]) & set(runs[other]))
@@ -276,8 +275,8 @@ def test_a_changed_record_is_noticed(changed):
     assert set(accuracy_check(changed, records)[1]) == {(BASE, "ListOps")}
     assert set(seeds_check(changed, records)[1]) >= {(BASE, "mean"), (BASE, "interval")}
     assert {variant for variant, _ in seeds_check(changed, records)[1]} == {BASE}
-    differing = pairs_check(changed, records, "full", bits_of=STORE)[1]
-    assert {"difference", "95 % interval", f"only {BASE}", "only full", "detectable"} <= set(differing)
+    differing = pairs_check(changed, records, "Full attention", bits_of=STORE)[1]
+    assert {"difference", "95 % interval", f"only {BASE}", "only Full attention", "detectable"} <= set(differing)
     assert accuracy_check(changed, read(changed))[1] == {}
 
 

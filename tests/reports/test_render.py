@@ -50,6 +50,18 @@ def test_each_form_has_caption_cells_note_command_and_records(form):
         assert expected in text.replace("{-}", "-")
 
 
+@pytest.mark.parametrize(
+    ("form", "before"),
+    [("text", "1.00\n--  -----  ----\nd "), ("markdown", "| *d* |"), ("latex", "1.00 \\\\\n\\midrule\nd & "),
+     ("html", "</tbody><tbody>\n<tr><td>d</td>")],
+)  # fmt: skip
+def test_baselines_are_set_apart(form, before):
+    table = small()
+    assert before not in render(table, form)
+    table.baselines = 1
+    assert before in render(table, form)
+
+
 def test_csv_is_read_back_cell_by_cell():
     rows = list(csv.reader(io.StringIO(render(small(), "csv"))))
     assert rows[:5] == [["", "x", "y"], *([n, x, "1.00"] for n, x in zip("abcd", ("40.00", "40.00", "39.00", "nan"),
@@ -142,6 +154,7 @@ def test_names_make_no_command_in_latex(hostile):
     notes = re.sub(r"\$(\\pm|[<>|-])\$", "", body.partition(r"\bottomrule")[2])
     assert not re.search(r"(?<!\\)[&%$#_~^]", notes)
     rows = body.partition(r"\midrule")[2].partition(r"\bottomrule")[0].strip().splitlines()
+    assert rows.pop(len(HOSTILE)) == r"\midrule"  # between variants and baselines
     assert [len(re.findall(r"(?<!\\)&", row)) for row in rows] == [len(hostile.cells.columns)] * len(hostile.cells)
     assert not any(re.match(r"\s*[\[*]", row) for row in rows)  # after a line break these would be arguments
     assert re.sub(r"\\[{}]", "", body).count("{") == re.sub(r"\\[{}]", "", body).count("}")
