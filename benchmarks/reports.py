@@ -75,7 +75,7 @@ def fill(folder: Path, count: int) -> None:
 
 @contextmanager
 def timed(what: str) -> Iterator[None]:
-    """Print the seconds that a block takes by the clock, and those of the processor, which other work does not change."""
+    """Print the seconds of a block by the clock, and those of the processor, which other work does not change."""
     clock, processor = time.perf_counter(), time.process_time()
     yield
     print(f"{what}: {time.perf_counter() - clock:.2f} s, processor {time.process_time() - processor:.2f} s")

@@ -14,6 +14,7 @@ from lra.results.bench_records import (
     settings_id,
 )
 from lra.results.records import AttemptedRun, Cost, Count, Outcome, RunRecord, Store
+from reports.result_set import load_stores
 
 TITLES = {"listops": "ListOps", "text": "Text", "retrieval": "Retrieval", "image": "Image", "pathfinder": "Pathfinder"}
 TOTAL = 1000
@@ -124,3 +125,12 @@ def five_tasks(folder, variants=("full", "contextpool"), seeds=3, tasks=tuple(TI
                 speed, memory = 1000.0 * (v + 1), 64 * (v + 1)
                 right = 400 + 50 * v + 10 * t + seed
                 add_run(folder, right, variant=variant, task=task, seed=seed, speed=speed, memory=memory, **of)
+
+
+def made(function, folder, *names, profile="quick", track="matched"):
+    """Make a table of a store."""
+    return function(load_stores([folder]), profile, track, *names)
+
+
+def notes_of(table):
+    return " ".join(table.notes)

@@ -1,0 +1,109 @@
+"""All figures of a store: each is drawn, none is clipped, equal records give equal bytes, and names stay text."""
+
+import re
+
+import matplotlib.text
+import pytest
+
+from lra.errors import UsageError
+from reports.cli import FIGURES
+from reports.figures import all_figures, draw_all
+from reports.figures.style import save
+from reports.result_set import load_stores
+from tests.reports.figures.helpers import clipped, is_tick
+from tests.reports.synthetic import HOSTILE, add_run, five_tasks
+
+KINDS = set(FIGURES) - {"scaling"}  # drawn from measurements of lra-bench, in test_efficiency.py
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    five_tasks(folder, tasks=("listops", "text"))
+    add_run(folder, None, variant="full", seed=8)
+    for number in range(9):
+        add_run(
+            folder, 300 + 5 * number, variant=f"variant_{number}", memory=16 * (number + 1), speed=900 - 50 * number
+        )
+    for layers in (1, 2, 4):
+        for seed in range(2):
+            add_run(folder, 300 + 20 * layers + seed, layers=layers, seed=seed, track="open")
+    return load_stores([folder])
+
+
+@pytest.fixture(scope="module")
+def drawn(results):
+    return list(all_figures(results))
+
+
+def test_every_kind_of_figure_is_drawn(drawn):
+    titles = [title for title, _ in drawn]
+    assert {title.partition(":")[0].rstrip(" 12") for title in titles} == KINDS
+    assert len(titles) == len(set(titles))
+    assert "learning 2: ListOps, profile quick, matched track" in titles  # eleven labels in two figures
+
+
+def test_no_text_is_clipped(drawn):
+    ticks_outside_the_axes = ("", " ")  # matplotlib keeps ticks beyond the limits, and does not draw them
+    for title, figure in drawn:
+        outside = [t for t in clipped(figure) if t not in ticks_outside_the_axes and not is_tick(t)]
+        assert outside == [], title
+
+
+def test_long_names_that_differ_at_their_end_look_different(tmp_path):
+    for number in range(6):
+        options = {"sigma": "learned", "placement": "branch", "weights": "uniform", "fraction": 0.5 + number}
+        add_run(tmp_path, 400 + number, variant="contextpool_conv_only", options=options)
+        add_run(tmp_path, 400 + number, variant="contextpool_conv_only", options=options | {"sigma": "fixed"})
+        add_run(tmp_path, 400, variant="contextpool_conv_only", options=options | {"placement": "stream"})
+    checked = 0
+    for title, figure in all_figures(load_stores([tmp_path])):
+        assert [t for t in clipped(figure) if not is_tick(t)] == [], title
+        texts = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+        if title.startswith("seeds"):
+            names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        elif title.startswith("learning"):
+            names = [text.get_text() for text in figure.legends[0].get_texts()]
+        else:
+            (key,) = [text for text in texts if text.startswith("1  ")]
+            names = re.split(r"\n(?=\d)", key)
+        names = [re.sub(r"^\d+|: .* MiB|\s", "", name) for name in names]
+        assert len(set(names)) == len(names) >= 4, title
+        checked += len(names)
+    assert checked == 3 * 18 + 18  # three figures of all, and the curves
+
+
+@pytest.mark.parametrize("form", ["svg", "png", "pdf"])
+def test_equal_records_give_equal_bytes(results, tmp_path, form):
+    part = results.for_profile("quick", "open")
+    starts = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}
+    count = 0
+    for (title, first), (_, second) in list(zip(all_figures(part), all_figures(part), strict=True))[2:]:
+        contents = [save(f, tmp_path / f"{i}.{form}", form).read_bytes() for i, f in enumerate((first, second))]
+        assert contents[0] == contents[1], title
+        assert contents[0].startswith(starts[form])
+        count += 1
+    assert count == 3
+
+
+def test_draw_all_names_its_files_after_the_figures(results, tmp_path):
+    paths = draw_all(results.for_profile("quick", "open"), tmp_path, "svg")
+    where = "listops-profile-quick-open-track"
+    names = [f"seeds-{where}", f"speed-score-and-memory-{where}-cpu", f"front-{where}-cpu", f"learning-{where}"]
+    assert [path.name for path in paths] == [f"{name}.svg" for name in [*names, f"depth-{where}"]]
+
+
+def test_hostile_names_are_drawn_as_text(tmp_path):
+    for number, name in enumerate(HOSTILE):
+        add_run(tmp_path, 400 + number, variant=name, title=HOSTILE[0], baselines={HOSTILE[1]: 10.0})
+    paths = draw_all(load_stores([tmp_path]), tmp_path / "out", "svg")
+    assert len(paths) == 5
+    for path in paths:
+        assert path.parent == tmp_path / "out"
+        assert "<script" not in path.read_text()
+
+
+def test_nothing_to_draw_says_so(tmp_path):
+    add_run(tmp_path, None)
+    with pytest.raises(UsageError, match="no record here has a number"):
+        draw_all(load_stores([tmp_path]), tmp_path, "png")

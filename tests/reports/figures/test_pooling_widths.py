@@ -1,0 +1,88 @@
+"""The figure of pooling widths, of a run that is really trained."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from lra.errors import StoreError, UsageError
+from reports.figures.pooling_widths import draw_supports, load_supports
+from reports.figures.style import house_style, save
+from reports.result_set import load_stores
+from tests.reports.figures.helpers import clipped, is_tick
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+TINY = {
+    "name": "tiny", "title": "For tests", "source": "this test",
+    "tasks": {"listops": {
+        "data": {"train": 64, "validation": 32, "test": 32, "min_length": 4, "max_length": 24, "max_depth": 3},
+        "model": {"dim": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 16, "max_length": 24},
+        "train": {"batch_size": 8, "steps": 4, "eval_every": 2, "lr": 0.01},
+    }},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Really train two tiny runs, with `lra-run`."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    command = [
+        sys.executable, "-c", "from runners.cli.run import main; main()", "--attn", "contextpool,full", "--task",
+        "listops", "--profile", str(folder / "tiny.yaml"), "--data-dir", str(folder / "home"), "--store",
+        str(folder / "store"), "--device", "cpu", "--threads", "1", "--quiet",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return folder, load_stores([folder / "store"])
+
+
+def pick(results, variant):
+    return next(record for record in results.records.values() if record.config.variant.name == variant)
+
+
+def test_pooling_shows_the_widths_that_training_recorded(trained, tmp_path):
+    folder, results = trained
+    record = pick(results, "contextpool")
+    store = results.stores[record.run_id]
+    supports = load_supports(record, store, folder / "home", count=5)
+    assert supports.layers == [0, 1]
+    assert supports.indices == [0, 1, 2, 3, 4]
+    for widths, names in zip(supports.sigma, supports.tokens, strict=True):
+        assert widths.shape == (2, len(names))
+        assert np.all(widths > 0)
+        assert names[0] in {"[MIN", "[MAX", "[MED", "[SM"}
+        assert names[-1] == "]"
+    everything = load_supports(record, store, folder / "home", count=32)
+    mean = np.concatenate([widths[0] for widths in everything.sigma]).mean()
+    last = store.arrays(record.run_id)["curve.layer0.sigma_mean"][-1]  # over a batch of validation, not over test
+    assert mean == pytest.approx(last, rel=0.5)
+    with house_style():
+        drawn = [draw_supports(supports, "a run", [0, 1]) for _ in range(3)]
+    assert [t for t in clipped(drawn[0]) if not is_tick(t)] == []
+    contents = [save(figure, tmp_path / f"{i}.svg", "svg").read_bytes() for i, figure in enumerate(drawn[1:])]
+    assert contents[0] == contents[1]
+
+
+def test_pooling_refuses_what_has_no_widths_and_weights_that_are_gone(trained):
+    folder, results = trained
+    full, pooled = pick(results, "full"), pick(results, "contextpool")
+    store = results.stores[full.run_id]
+    with pytest.raises(UsageError, match=r"'full' of run .* has no widths"):
+        load_supports(full, store, folder / "home")
+    lost = pooled.model_copy(update={"run_id": "0" * 64})
+    with pytest.raises(
+        StoreError,
+        match=r"checkpoints of run 000000000000 are not in the store .* only its record; lra-run --config .*\.json",
+    ):
+        load_supports(lost, store, folder / "home")
+    other = pooled.model_copy(update={"data_digest": "0" * 64})
+    with pytest.raises(StoreError, match="holds other data"):
+        load_supports(other, store, folder / "home")
+    with pytest.raises(UsageError, match="ended without weights"):
+        load_supports(pooled.model_copy(update={"outcome": None, "status": "diverged"}), store, folder / "home")

@@ -1,0 +1,93 @@
+"""The accuracy table cell by cell, from stores of made-up records."""
+
+import math
+
+import pytest
+
+from lra.errors import UsageError
+from reports.result_set import load_stores
+from reports.tables import accuracy, ranks, seeds
+from tests.reports.synthetic import add_attempt, add_run, five_tasks, made, notes_of
+
+
+def test_the_accuracy_table_cell_by_cell(tmp_path):
+    five_tasks(tmp_path)
+    table = made(accuracy, tmp_path)
+    assert list(table.cells.columns) == ["ListOps", "Text", "Retrieval", "Image", "Pathfinder", "A5"]
+    assert table.cells.loc["full"].tolist() == [
+        "40.10 ± 0.10 (3)", "41.10 ± 0.10 (3)", "42.10 ± 0.10 (3)", "43.10 ± 0.10 (3)", "44.10 ± 0.10 (3)", "42.10",
+    ]  # fmt: skip
+    assert table.cells.loc["contextpool", "A5"] == "47.10"
+    assert table.cells.loc["Chance"].tolist() == ["10.00"] * 5 + ["-"]
+    assert table.caption == "Test accuracy, profile quick, matched track; cpu, 1500 steps, 3 seeds"
+    assert len(set(table.records)) == 30
+    assert "PREVIEW" not in notes_of(table)
+
+
+def test_what_is_missing_is_said_and_never_averaged(tmp_path):
+    five_tasks(tmp_path)
+    add_run(tmp_path, 300, variant="linear", task="listops", seed=1)
+    add_run(tmp_path, None, variant="local", task="text", seed=0)
+    add_run(tmp_path, 310, variant="local", task="text", seed=1)
+    add_attempt(tmp_path, "oom", variant="local", task="image", seed=0)
+    add_attempt(tmp_path, "oom", variant="local", task="image", seed=1)
+    add_attempt(tmp_path, "preempted", variant="local", task="listops", seed=0)
+    for task in ("text", "retrieval", "image", "pathfinder"):
+        for seed in range(3):
+            add_run(tmp_path, 500, variant="sparse", task=task, seed=seed)
+    cells = made(accuracy, tmp_path).cells
+    assert cells.loc["linear"].tolist() == ["30.00 (1/3)", "-", "-", "-", "-", "-"]
+    assert cells.loc["local", "Text"] == "31.00 (1/3), diverged (1/2)"
+    assert cells.loc["local", "Image"] == "OOM (2/2)"
+    assert cells.loc["local", "ListOps"] == "preempted (1/1)"
+    assert cells.loc[["linear", "local", "sparse"], "A5"].tolist() == ["-", "-", "-"]
+
+
+def test_a_variant_with_a_diverged_seed_has_no_average_and_no_rank(tmp_path):
+    five_tasks(tmp_path, variants=("full", "linear"))
+    add_run(tmp_path, None, variant="full", task="text", seed=7)
+    table = made(accuracy, tmp_path)
+    assert table.cells.loc["full", "A5"] == "-"
+    assert math.isnan(table.values.loc["full", "Text"])
+    with pytest.raises(UsageError, match="two variants"):
+        made(ranks, tmp_path)
+
+
+def test_two_variants_with_one_seed_each_are_a_preview(tmp_path):
+    add_run(tmp_path, 400, seed=0)
+    add_run(tmp_path, 410, seed=1, variant="linear")
+    table = made(accuracy, tmp_path)
+    assert "PREVIEW" in table.notes[0]
+    assert table.caption.endswith(", 1 seed")
+    add_run(tmp_path, 410, seed=2, variant="linear")
+    assert "PREVIEW" not in notes_of(made(accuracy, tmp_path))
+
+
+def test_runs_at_chance_are_named(tmp_path):
+    add_run(tmp_path, 115, seed=0)
+    add_run(tmp_path, 400, seed=1)
+    for seed in range(3):
+        add_run(tmp_path, 105, seed=seed, task="text")
+        add_run(tmp_path, 120, seed=seed, task="text", variant="linear")
+    notes = [note for note in made(accuracy, tmp_path).notes if "Not above" in note]
+    assert notes == [
+        "Not above chance by more than the noise of the test set: full on ListOps in 1 of 2 runs, Text in 3 of 3 runs.",
+        "Not above chance by more than the noise of the test set: linear on Text in 3 of 3 runs.",
+    ]
+    assert made(seeds, tmp_path).cells.iloc[0]["trained"] == "1/2"
+
+
+def test_profiles_tracks_data_and_settings_never_share_a_table_cell(tmp_path):
+    add_run(tmp_path, 100)
+    add_run(tmp_path, 200, track="open")
+    add_run(tmp_path, 300, profile="official")
+    add_run(tmp_path, 400, dataset="another", digest="e" * 64)
+    add_run(tmp_path, 500, dataset="another", digest="f" * 64)
+    add_run(tmp_path, 600, options={"rotary": True})
+    results = load_stores([tmp_path])
+    assert results.profiles() == [("official", "matched"), ("quick", "matched"), ("quick", "open")]
+    cells = accuracy(results, "quick", "matched").cells
+    assert sorted(cells.columns) == ["ListOps (another) eeeeeeee", "ListOps (another) ffffffff", "ListOps (made up)"]
+    found = sorted(cell for cell in cells.drop(["Chance", "Majority"]).to_numpy().ravel() if cell != "-")
+    assert found == ["10.00 (1)", "40.00 (1)", "50.00 (1)", "60.00 (1)"]
+    assert accuracy(results, "quick", "open").cells.loc["full", "ListOps"] == "20.00 (1)"

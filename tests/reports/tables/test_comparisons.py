@@ -1,0 +1,71 @@
+"""Head to head, ablation and ranks, from stores of made-up records."""
+
+import pytest
+from scipy import stats
+
+from lra.errors import UsageError
+from reports.tables import ablation, head_to_head, ranks
+from tests.reports.synthetic import add_run, five_tasks, made, notes_of
+
+
+def test_head_to_head_pairs_seeds_and_examples(tmp_path):
+    for seed, (a, b) in enumerate([(500, 480), (510, 500), (530, 500)]):
+        add_run(tmp_path, a, seed=seed)
+        add_run(tmp_path, b, seed=seed, variant="linear")
+    add_run(tmp_path, 100, seed=9)  # has no partner
+    row = made(head_to_head, tmp_path, "full", "linear").cells.iloc[0]
+    assert (row["seeds"], row["difference"]) == ("3", "+2.00")
+    assert row["95 % interval"] == "[-0.48, +4.48]"  # 2 -+ 4.3027 * 1 / sqrt(3)
+    assert (row["only full"], row["only linear"]) == ("20, 10, 30", "0, 0, 0")
+    assert row["McNemar p per seed"] == "<0.001, 0.002, <0.001"
+    assert row["p (Holm)"] == row["p (paired t)"] == "0.074"
+    assert row["detectable"] == "3.26"
+    for seed in range(3):
+        add_run(tmp_path, 520, seed=seed, task="text")
+        add_run(tmp_path, 500, seed=seed, task="text", variant="linear")
+    row = made(head_to_head, tmp_path, "full", "linear").cells.iloc[1]
+    assert row[["difference", "p (paired t)", "p (Holm)", "detectable"]].tolist() == ["+2.00", "-", "-", "-"]
+    with pytest.raises(UsageError, match="did you mean 'linear'"):
+        made(head_to_head, tmp_path, "full", "linaer")
+
+
+def test_p_values_of_several_tasks_are_adjusted(tmp_path):
+    """The seeds of one variant are not in the order of the other's, so that only pairs of equal seeds give these."""
+    scores = {"listops": ([500, 530, 510], [490, 500, 505]), "text": ([600, 610, 620], [595, 612, 605])}
+    for task, (first, second) in scores.items():
+        for seed in range(3):
+            add_run(tmp_path, first[seed], task=task, seed=seed)
+            add_run(tmp_path, second[seed], task=task, seed=seed, variant="linear")
+    rows = made(head_to_head, tmp_path, "full", "linear").cells.set_index("task")
+    expected = [stats.ttest_rel(first, second).pvalue for first, second in scores.values()]
+    assert expected[0] < expected[1] < 0.5
+    assert rows["p (paired t)"].tolist() == [f"{p:.3f}" for p in expected]
+    assert rows["p (Holm)"].tolist() == [f"{2 * expected[0]:.3f}", f"{max(2 * expected[0], expected[1]):.3f}"]
+
+
+def test_ablation_differs_from_the_most_common_setting(tmp_path):
+    for seed in range(3):
+        add_run(tmp_path, 400 + seed, seed=seed)
+        add_run(tmp_path, 450 + 2 * seed, seed=seed, options={"rotary": True})
+    add_run(tmp_path, 403, seed=3)
+    cells = made(ablation, tmp_path, "full").cells
+    assert cells["changed"].tolist() == ["(base)", "rotary=True"]
+    assert cells["test accuracy %"].tolist() == ["40.15 ± 0.13 (4)", "45.20 ± 0.20 (3/4)"]
+    assert cells["difference to base"].tolist() == ["-", "+5.10 [+4.85, +5.35] (3)"]
+
+
+def test_of_equally_common_settings_the_one_run_first_is_the_base(tmp_path):
+    add_run(tmp_path, 400, options={"rotary": False}, finished_at="2026-01-02T00:00:00+00:00")
+    add_run(tmp_path, 410, options={"rotary": True}, finished_at="2026-01-01T00:00:00+00:00")
+    cells = made(ablation, tmp_path, "full").cells
+    assert cells["changed"].tolist() == ["(base)", "rotary=False"]
+    assert cells["difference to base"].tolist() == ["-", "-1.00 (1)"]
+
+
+def test_ranks(tmp_path):
+    five_tasks(tmp_path, variants=("full", "contextpool", "linear"))
+    add_run(tmp_path, 900, variant="local", task="text")
+    table = made(ranks, tmp_path)
+    assert table.cells.to_numpy().tolist() == [["linear", "1.00"], ["contextpool", "2.00"], ["full", "3.00"]]
+    assert "Critical difference (Nemenyi, 0.05): 1.48" in notes_of(table)  # 2.343 sqrt(3 * 4 / 30)
+    assert "Left out because a task is missing: local." in table.notes

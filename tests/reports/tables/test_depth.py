@@ -1,0 +1,25 @@
+"""The table of depth, from stores of made-up records."""
+
+from reports.tables import depth
+from tests.reports.synthetic import BASE, add_attempt, add_run, made
+
+
+def test_depth_has_accuracy_operations_and_time(tmp_path):
+    for layers, right in ((1, 300), (2, 400), (4, 350)):
+        for seed in range(2):
+            add_run(tmp_path, right + 10 * seed, seed=seed, layers=layers, track="open", flops=1_500_000 * layers,
+                    speed=BASE.train.batch_size * 10 / layers)  # fmt: skip
+    add_run(tmp_path, 200, layers=1, track="open", variant="linear", flops=None)
+    add_run(tmp_path, None, layers=2, track="open", variant="linear")
+    add_attempt(tmp_path, "oom", layers=4, track="open", variant="linear")
+    cells = made(depth, tmp_path, track="open").cells
+    assert cells[["variant", "layers", "test accuracy %", "MFLOPs"]].to_numpy().tolist() == [
+        ["full", "1", "30.50 ± 0.71 (2)", "1.5"],
+        ["full", "2", "40.50 ± 0.71 (2)", "3.0"],
+        ["full", "4", "35.50 ± 0.71 (2)", "6.0"],
+        ["linear", "1", "20.00 (1/2)", "-"],
+        ["linear", "2", "diverged (1/1)", "2.0"],
+        ["linear", "4", "OOM (1/1)", "-"],
+    ]
+    assert cells["seconds per step"].tolist()[:3] == ["1.000", "2.000", "4.000"]
+    assert cells["seconds per step"].tolist()[5] == "-"
