@@ -2,7 +2,7 @@
 
     python -m benchmarks.evidence run --time-limit 60      what is missing, most valuable first; stops cleanly
     python -m benchmarks.evidence status                   how far each section is
-    python -m benchmarks.evidence page                     docs/results.md, its figures, the tables of docs/reports.md
+    python -m benchmarks.evidence page                     docs/results.md, its figures, and tables on other pages
 
 A section is a suite: one of benchmarks/evidence/suites, or a built-in one. Work on any machine adds runs to the store.
 """
@@ -39,6 +39,9 @@ PAGE = Path("docs/results.md")
 FIGURES = Path("docs/results/figures")
 TEMPLATE = Path("benchmarks/evidence/page.md")
 GUIDE = Path("docs/reports.md")
+README = Path("README.md")
+MARK = "<!-- from docs/results.md -->"
+"""Stands before and after the table of the README, which is the first table of variants of the page."""
 ON_CPU = {
     name: str(SUITES / f"{name}.yaml")
     for name in (
@@ -130,7 +133,7 @@ def status() -> None:
 
 @command.command()
 def page() -> None:
-    """Write the page, its figures, and the printed tables in docs/reports.md from the records.
+    """Write the page, its figures, the tables in docs/reports.md and the table in README.md from the records.
 
     The text of the page is in benchmarks/evidence/page.md.
     """
@@ -138,6 +141,8 @@ def page() -> None:
     click.echo(PAGE)
     GUIDE.write_text(render_guide(), encoding="utf-8")
     click.echo(GUIDE)
+    README.write_text(render_readme(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    click.echo(README)
     for path in draw_figures(FIGURES):
         click.echo(path)
 
@@ -215,6 +220,13 @@ def show_report(line: str) -> str:
     _, of_suite, suite = line.rpartition("--suite ")
     ran = not of_suite or count_runs(suite)[0] > 0
     return f"```\n{full}\n```\n\n{report(full) if ran else 'Not run yet.'}".rstrip()
+
+
+def render_readme(page_text: str) -> str:
+    """Return the README with the first table of variants of the page."""
+    before, _, after = README.read_text(encoding="utf-8").split(MARK)
+    (table,) = re.findall(r"^\|.*?\n(?=\n)", page_text.split("\n## The variants")[1], re.MULTILINE | re.DOTALL)[:1]
+    return f"{before}{MARK}\n{table}{MARK}{after}"
 
 
 def render_guide() -> str:

@@ -125,6 +125,7 @@ def test_the_figures_of_the_verdicts_are_in_the_tables():
 def test_the_readme_shows_a_table_of_the_page():
     shown = (evidence.ROOT / "README.md").read_text(encoding="utf-8").split("<!-- from docs/results.md -->")[1].strip()
     assert shown.count("\n|") >= 10
+    assert evidence.render_readme(evidence.PAGE.read_text()) == evidence.README.read_text(encoding="utf-8")
     assert f"\n{shown}\n" in evidence.PAGE.read_text(encoding="utf-8")
 
 
