@@ -90,8 +90,8 @@ def detectable_difference(deviation: float, pairs: int, power: float = 0.8, leve
 
     def excess_power(effect: float) -> float:
         shift = effect * math.sqrt(pairs)
-        found = stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
-        return float(found) - power
+        opposite = np.nan_to_num(stats.nct.cdf(-critical, freedom, shift))  # scipy gives NaN for some that are zero
+        return float(stats.nct.sf(critical, freedom, shift) + opposite) - power
 
     high = 1.0
     while excess_power(high) < 0:

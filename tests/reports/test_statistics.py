@@ -71,7 +71,7 @@ def test_equal_pairs_show_nothing_and_constant_differences_everything():
         compare_paired([1.0], [1.0, 2.0])
 
 
-@pytest.mark.parametrize("pairs", [3, 5, 10])
+@pytest.mark.parametrize("pairs", [2, 3, 5, 10])
 def test_the_detectable_difference_is_found_in_four_of_five_cases(pairs):
     effect = detectable_difference(1.5, pairs)
     draws = np.random.default_rng(pairs).normal(effect, 1.5, size=(6000, pairs))
