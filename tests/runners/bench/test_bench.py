@@ -148,7 +148,7 @@ def test_out_of_memory_is_a_value(tmp_path):
     [record] = bench_records(tmp_path / "store")
     assert record.status == "oom"
     assert record.timing is record.memory is record.speed_ratio is None
-    assert "full at 512: oom: " in printed
+    assert "Full attention at 512: oom: " in printed
 
 
 @pytest.mark.nightly
