@@ -5,7 +5,7 @@ import pytest
 from lra.config.suites import expand, load_suite
 from lra.results.records import RunRecord, Store
 from reports.result_set import load_stores
-from reports.tables.accuracy import depth
+from reports.tables import depth
 from reports.tables.comparisons import ablation
 from tests.runners.tiny_runs import execute, outcomes, tiny, tiny_data
 
