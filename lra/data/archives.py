@@ -2,6 +2,9 @@
 
 Nothing is ever extracted: members are picked by name and read into memory, each within a limit of its own, and the
 whole archive within another, so neither names nor links nor compression bombs reach the disk or fill the memory.
+
+The data filter of `tarfile` does not replace these checks: it guards extraction to a folder, and it
+knows no limits on sizes, no members that are there twice, and no damage behind the last member.
 """
 
 from __future__ import annotations
