@@ -62,6 +62,6 @@ def test_the_help_of_a_run_names_every_shipped_profile():
 
 def test_the_table_of_suites_has_every_shipped_one():
     page = (ROOT / "docs" / "sweeps.md").read_text()
-    table = page.partition("| suite | cells |")[2].partition("\n\n")[0]
+    table = page.partition("| suite | runs |")[2].partition("\n\n")[0]
     assert len(suite_names()) >= 8
     assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == suite_names()

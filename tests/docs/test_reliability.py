@@ -8,12 +8,12 @@ PAGE = (ROOT / "docs" / "reliability.md").read_text()
 FAULTS = (
     "kill -9", "flipped bits", "disk full", "file-system call", "SIGTERM", "during the imports", "second Ctrl-C",
     "terminal closed", "under `nohup`",
-    "RLIMIT_AS", "on a device", "NaN", "crash (SIGSEGV), hang", "200 claims", "same cell", "killed, same host",
+    "RLIMIT_AS", "on a device", "NaN", "crash (SIGSEGV), hang", "200 leases", "same run", "killed, same host",
     "another host", "driver of a sweep killed", "Ray worker killed", "clock steps",
     "read-only cache", "store away", "hostile checkpoint", "foreign or newer record", "plug-in that is not named",
     "noise in the test labels", "manifest", "restored weights", "odd batch sizes", "shuffled labels", "NaN logits",
 )  # fmt: skip
-"""What the page must answer for: the faults and the silent wrong numbers that this project promises to survive."""
+"""The faults and silent errors that the page must have: those that this project promises to survive."""
 
 
 def rows(page):
