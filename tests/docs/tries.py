@@ -76,6 +76,7 @@ FOREIGN = {
     "squeue": "needs Slurm",
     "srun": "needs Slurm",
     "nvidia-smi": "needs a GPU",
+    "mkdocs": "needs the extra docs; test_site.py builds the site",
 }
 """Programs that are not ours and not run, with the reason."""
 
