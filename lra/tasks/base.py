@@ -12,7 +12,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from lra.data.dataset import PreparedData, SplitName, open_prepared
+from lra.data.dataset import PreparedData, Split, SplitName, open_prepared, write_prepared
 from lra.data.raw_files import check_source, keep_source, kept_source
 from lra.errors import DataError, UsageError
 
@@ -92,12 +92,41 @@ class Task(ABC, Generic[OptionsT]):
         """
 
     @abstractmethod
+    def describe_example(self, examples: Split, index: int) -> str:
+        """Describe one example to a person: facts and label in the first line, then the example itself."""
+
     def show(self, data: PreparedData, split: SplitName, index: int) -> str:
-        """Render one example for a person.
+        """Describe one example of a split to a person.
 
         Raises:
             UsageError: The split has no such example.
         """
+        examples = data.split(split)
+        if not 0 <= index < len(examples):
+            raise UsageError(f"{split} has examples 0 to {len(examples) - 1}, not {index}")
+        return f"{split} example {index}: {self.describe_example(examples, index)}"
+
+    def write(
+        self,
+        options: OptionsT,
+        target: Path,
+        splits: Mapping[SplitName, Split],
+        *,
+        generated_by: str,
+        baselines: Mapping[str, float],
+        dataset: str | None = None,
+    ) -> PreparedData:
+        """Write the prepared folder. `dataset` is what tables call the data, if not `dataset_name(options)`."""
+        return write_prepared(
+            target,
+            task=self.info.name,
+            dataset=dataset or self.dataset_name(options),
+            generated_by=generated_by,
+            options=options.model_dump(mode="json"),
+            num_classes=self.info.num_classes,
+            splits=splits,
+            baselines=baselines,
+        )
 
     def folder_name(self, options: OptionsT) -> str:
         """Name the folder of a dataset variant: readable, with a hash of the options and the task's version."""

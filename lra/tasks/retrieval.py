@@ -12,9 +12,9 @@ from pydantic import Field
 from tqdm import tqdm
 
 from lra.data.archives import read_lines, stream_members
-from lra.data.dataset import SPLITS, PreparedData, Split, SplitName, write_prepared
+from lra.data.dataset import SPLITS, PreparedData, Split, SplitName
 from lra.data.raw_files import describe_source, missing
-from lra.errors import DataError, UsageError
+from lra.errors import DataError
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.splits import ReadOptions, baselines, byte_split, sample, sample_limits
 from lra.tasks.text import printable
@@ -99,28 +99,20 @@ class Retrieval(Task[RetrievalOptions]):
                 f"{source}: {_listed(counts)} pairs, but the benchmark has {_listed(OFFICIAL_COUNTS)}; "
                 "--set source=substitute takes other pairs"
             )
-        dataset = (
-            self.dataset_name(options) if official else f"{self.dataset_name(options)}, of {_listed(counts)} pairs"
-        )
         kept = {name: _sampled(splits[name], options, name) for name in SPLITS}
-        return write_prepared(
+        return self.write(
+            options,
             target,
-            task=self.info.name,
-            dataset=dataset,
+            kept,
             generated_by=f"pair reader {VERSION}, {describe_source(source)}",
-            options=options.model_dump(mode="json"),
-            num_classes=self.info.num_classes,
-            splits=kept,
             baselines=baselines(kept, self.info.num_classes),
+            dataset=None if official else f"{self.dataset_name(options)}, of {_listed(counts)} pairs",
         )
 
-    def show(self, data: PreparedData, split: SplitName, index: int) -> str:
+    def describe_example(self, examples: Split, index: int) -> str:
         """Return both documents as text; bytes that are not UTF-8 appear as escapes."""
-        examples = data.split(split)
-        if not 0 <= index < len(examples):
-            raise UsageError(f"{split} has examples 0 to {len(examples) - 1}, not {index}")
         label = int(examples.labels[index])
-        lines = [f"{split} example {index}: label {label} ({('no citation', 'one cites the other')[label]})"]
+        lines = [f"label {label} ({('no citation', 'one cites the other')[label]})"]
         for document in range(2):
             text = examples.tokens_of(index, document).tobytes()
             lines += [f"document {document + 1}, {len(text)} bytes:", printable(text)]

@@ -10,9 +10,9 @@ from pydantic import Field
 from tqdm import tqdm
 
 from lra.data.archives import stream_members
-from lra.data.dataset import PreparedData, Split, SplitName, write_prepared
+from lra.data.dataset import PreparedData, Split, SplitName
 from lra.data.raw_files import describe_source, missing
-from lra.errors import DataError, UsageError
+from lra.errors import DataError
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.splits import (
     Count,
@@ -96,25 +96,19 @@ class Text(Task[TextOptions]):
         if source is None:
             raise missing(self.info.name, "aclImdb_v1.tar.gz, the archive of IMDb reviews,", target.parent)
         splits = self._cut(read_reviews(source, options, progress=progress), options)
-        return write_prepared(
+        return self.write(
+            options,
             target,
-            task=self.info.name,
-            dataset=self.dataset_name(options),
+            splits,
             generated_by=f"IMDb reader {VERSION}, {describe_source(source)}",
-            options=options.model_dump(mode="json"),
-            num_classes=self.info.num_classes,
-            splits=splits,
             baselines=baselines(splits, self.info.num_classes),
         )
 
-    def show(self, data: PreparedData, split: SplitName, index: int) -> str:
+    def describe_example(self, examples: Split, index: int) -> str:
         """Return the review as text; bytes that are not UTF-8 appear as escapes."""
-        examples = data.split(split)
-        if not 0 <= index < len(examples):
-            raise UsageError(f"{split} has examples 0 to {len(examples) - 1}, not {index}")
         review = examples.tokens_of(index).tobytes()
         label = int(examples.labels[index])
-        head = f"{split} example {index}: {len(review)} bytes, label {label} ({('negative', 'positive')[label]})"
+        head = f"{len(review)} bytes, label {label} ({('negative', 'positive')[label]})"
         return f"{head}\n{printable(review)}"
 
     @staticmethod

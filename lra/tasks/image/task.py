@@ -7,9 +7,9 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from lra.data.dataset import PreparedData, Split, SplitName, write_prepared
+from lra.data.dataset import PreparedData, Split, SplitName
 from lra.data.raw_files import describe_source, missing
-from lra.errors import DataError, UsageError
+from lra.errors import DataError
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.image.reader import VERSION, Bytes, read_images
 from lra.tasks.image_preview import shade
@@ -69,13 +69,10 @@ class _Pixels(Task[OptionsT]):
         """Return `image`: both tasks are read from one archive."""
         return "image"
 
-    def show(self, data: PreparedData, split: SplitName, index: int) -> str:
+    def describe_example(self, examples: Split, index: int) -> str:
         """Draw the image with characters."""
-        examples = data.split(split)
-        if not 0 <= index < len(examples):
-            raise UsageError(f"{split} has examples 0 to {len(examples) - 1}, not {index}")
         label = int(examples.labels[index])
-        head = f"{split} example {index}: {SIDE} x {SIDE} pixels, label {label} ({CLASSES[label]})"
+        head = f"{SIDE} x {SIDE} pixels, label {label} ({CLASSES[label]})"
         return f"{head}\n{shade(examples.tokens_of(index).reshape(SIDE, SIDE))}"
 
     def _prepare(
@@ -106,14 +103,11 @@ class _Pixels(Task[OptionsT]):
                 labels=labels[kept],
                 token_offset=offset,
             )
-        return write_prepared(
+        return self.write(
+            options,
             target,
-            task=self.info.name,
-            dataset=self.dataset_name(options),
+            splits,
             generated_by=f"CIFAR-10 reader {VERSION}, {describe_source(source)}",
-            options=options.model_dump(mode="json"),
-            num_classes=self.info.num_classes,
-            splits=splits,
             baselines=baselines(splits, self.info.num_classes),
         )
 

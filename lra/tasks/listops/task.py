@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from lra.data.dataset import SPLITS, PreparedData, Split, SplitName, write_prepared
+from lra.data.dataset import SPLITS, PreparedData, Split, SplitName
 from lra.errors import DataError, UsageError
 from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
 from lra.tasks.listops import baselines, generator, reader
@@ -122,24 +122,12 @@ class ListOps(Task[ListOpsOptions]):
             generated_by = f"generator {generator.VERSION}"
         if options.grammar == OFFICIAL:
             baselines.check(splits)
-        return write_prepared(
-            target,
-            task=self.info.name,
-            dataset=self.dataset_name(options),
-            generated_by=generated_by,
-            options=options.model_dump(mode="json"),
-            num_classes=self.info.num_classes,
-            splits=splits,
-            baselines=baselines.measure(splits),
-        )
+        return self.write(options, target, splits, generated_by=generated_by, baselines=baselines.measure(splits))
 
-    def show(self, data: PreparedData, split: SplitName, index: int) -> str:
+    def describe_example(self, examples: Split, index: int) -> str:
         """Render the tree, one node a line, indented by depth, with the value of each."""
-        examples = data.split(split)
-        if not 0 <= index < len(examples):
-            raise UsageError(f"{split} has examples 0 to {len(examples) - 1}, not {index}")
         tokens = examples.tokens_of(index).tolist()
-        head = f"{split} example {index}: {len(tokens)} tokens, label {examples.labels[index]}"
+        head = f"{len(tokens)} tokens, label {examples.labels[index]}"
         return "\n".join([head, *_tree_lines(tokens)])
 
     @staticmethod

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 import numpy as np
 from pydantic import Field
 
-from lra.data.dataset import SPLITS, PreparedData, Split, SplitName, open_prepared, write_prepared
+from lra.data.dataset import SPLITS, PreparedData, Split, SplitName, open_prepared
 from lra.errors import DataError, UsageError
 from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
 from lra.tasks.image_preview import shade
@@ -110,26 +110,15 @@ class _Family(Task[OptionsT]):
                 )
                 generated_by = f"generator {generator.VERSION}"
             splits = self._cut(images, labels, offset=self.token_offset(options))
-            data = write_prepared(
-                target,
-                task=self.info.name,
-                dataset=self.dataset_name(options),
-                generated_by=generated_by,
-                options=options.model_dump(mode="json"),
-                num_classes=self.info.num_classes,
-                splits=splits,
-                baselines={"chance": 50.0, "majority": _majority(splits)},
-            )
+            floor = {"chance": 50.0, "majority": _majority(splits)}
+            data = self.write(options, target, splits, generated_by=generated_by, baselines=floor)
             shutil.rmtree(work, ignore_errors=True)
             return data
 
-    def show(self, data: PreparedData, split: SplitName, index: int) -> str:
+    def describe_example(self, examples: Split, index: int) -> str:
         """Draw the image with characters."""
-        examples = data.split(split)
-        if not 0 <= index < len(examples):
-            raise UsageError(f"{split} has examples 0 to {len(examples) - 1}, not {index}")
         label = int(examples.labels[index])
-        head = f"{split} example {index}: {self.size} x {self.size} pixels, label {label} ({_MEANING[label]})"
+        head = f"{self.size} x {self.size} pixels, label {label} ({_MEANING[label]})"
         return f"{head}\n{shade(examples.tokens_of(index).reshape(self.size, self.size))}"
 
     def _read(self, options: OptionsT, work: Path, source: Path | None, *, progress: bool) -> tuple[Bytes, Bytes, str]:
