@@ -51,14 +51,14 @@ MISTAKES = [
     (f"{RUN} --store a-file/x", 3, "cannot write to the store a-file/x: Not a directory"),
     ("lra-run --config nowhere.json", 2, "--config nowhere.json: no such file"),
     ("lra-run --config a-file", 2, "a-file: neither a configuration nor a record"),
-    ("lra-run --config two-cells.yaml", 2, "two-cells.yaml: several cells; --config runs one"),
+    ("lra-run --config two-runs.yaml", 2, "two-runs.yaml: several runs; --config runs one"),
     (
         "lra-run --config profile.yaml",
         2,
-        "a profile, not the configuration of one cell; --attn NAME --task NAME",
+        "a profile, not the configuration of one run; --attn NAME --task NAME",
     ),
-    ("lra-run --config suite.yaml", 2, "a suite, not the configuration of one cell; lra-sweep run suite.yaml runs it"),
-    ("lra-run --config cell.json --attn full", 2, "--config is a whole cell"),
+    ("lra-run --config suite.yaml", 2, "a suite, not the configuration of one run; lra-sweep run suite.yaml runs it"),
+    ("lra-run --config run.json --attn full", 2, "--config is a whole run"),
     ("lra-run --attn full --task text", 3, "lra-data fetch text"),
     ("lra-sweep rum quick", 2, "No such command 'rum'"),
     ("lra-sweep run quik", 2, "unknown suite 'quik'; did you mean 'quick'?"),
@@ -147,9 +147,9 @@ def bench(tmp_path_factory):
     files = {"a-file": b"x", "damaged.yaml": b"a: [1", "binary.yaml": b"\xff\xfe", "list.yaml": b"- 1\n"}
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    (folder / "two-cells.yaml").write_text("task: listops\n---\ntask: text\n")
+    (folder / "two-runs.yaml").write_text("task: listops\n---\ntask: text\n")
     (folder / "profile.yaml").write_text((config_folder("profiles") / "quick.yaml").read_text())
-    (folder / "cell.json").write_text(json.dumps({}))
+    (folder / "run.json").write_text(json.dumps({}))
     return folder
 
 
