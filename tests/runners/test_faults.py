@@ -283,7 +283,7 @@ def test_eight_processes_on_one_run_make_one_result(data, tmp_path):
             process.join()
         assert expected in received
         assert all(
-            answer == expected or re.match(r"being run by pid (\d+|unknown) on host", answer) for answer in received
+            answer == expected or re.match(r"process (\d+|unknown) on host \S+ is running it", answer) for answer in received
         )
         assert len(outcomes(Store(root))) == 1
         assert [note["status"] for note in attempts(Store(root), config.run_id(data.digest))] == ["ok"]
@@ -299,7 +299,7 @@ def test_the_run_of_a_killed_process_is_taken_over_at_once(data, tmp_path):
     owner.start()
     while len(list(store.checkpoint_folder(run_id).glob("step-*.pt"))) < 2:
         time.sleep(0.001)
-    with pytest.raises(LeasedRunError, match=f"being run by pid {owner.pid} on host"):
+    with pytest.raises(LeasedRunError, match=f"process {owner.pid} on host"):
         execute(config, data, store)
     owner.kill()
     owner.join()
