@@ -283,7 +283,7 @@ def test_eight_processes_on_one_run_make_one_result(data, tmp_path):
             process.join()
         assert expected in received
         assert all(
-            answer == expected or re.match(r"process (\d+|unknown) on host \S+ is running it", answer) for answer in received
+            answer == expected or re.match(r"process (\d+|unknown) on host \S+ is", answer) for answer in received
         )
         assert len(outcomes(Store(root))) == 1
         assert [note["status"] for note in attempts(Store(root), config.run_id(data.digest))] == ["ok"]
