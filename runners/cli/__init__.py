@@ -1,1 +1,3 @@
-"""The command lines: one file each."""
+"""The command lines: one file each. `options` holds the options that several of them take."""
+
+__all__: list[str] = []

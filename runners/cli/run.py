@@ -17,6 +17,7 @@ from .options import data_dir_option, parse_seeds, store_option
 if TYPE_CHECKING:
     import torch
 
+    from lra.config.schema import RunConfig
     from lra.results.records import RunRecord
 
 EXAMPLES = """
@@ -173,7 +174,7 @@ def command(
     )
     init(ranks, device)
     prepared = prepare_all(configs, ranks, home, progress=not quiet)
-    tables: dict[tuple[str, str], list[tuple[str, int, RunRecord | str]]] = {}
+    tables: dict[tuple[str, str], list[tuple[RunConfig, RunRecord | str]]] = {}
     all_ok, stopped = True, ""
     for config in configs:
         if signals.stop_requested():
@@ -184,15 +185,15 @@ def command(
             all_ok &= record.status == "ok"
             if record.status != "ok" and ranks.is_main:
                 click.echo(f"{name}, seed {seed}: {record.status}: {record.detail}", err=True)
-            row: tuple[str, int, RunRecord | str] = (name, seed, record)
+            outcome: RunRecord | str = record
         except (RunError, LeasedRunError) as error:
             all_ok = False
             click.echo(f"Error: {name}, seed {seed}: {error}", err=True)
-            row = (name, seed, error.status if isinstance(error, RunError) else "leased")
+            outcome = error.status if isinstance(error, RunError) else "leased"
         except PreemptedRunError as error:
             stopped = str(error)
             break
-        tables.setdefault((config.task, config.profile), []).append(row)
+        tables.setdefault((config.task, config.profile), []).append((config, outcome))
     destroy(ranks)  # outside of any `except`, so that no traceback holds the model
     if stopped and ranks.is_main:
         raise PreemptedRunError(stopped)

@@ -1,1 +1,3 @@
-"""One run: plan, data, training loop, evaluation, record."""
+"""One run: plan, data, training loop, evaluation and record. `run.run` is the whole of it."""
+
+__all__: list[str] = []

@@ -6,26 +6,28 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from attention_zoo import get_variant
+from lra.config.schema import RunConfig
 from lra.metrics import wilson_interval
 from lra.results.bench_format import breaks_parameter_rule
 from lra.results.records import RunRecord, Store
 
 
-def summary(rows: Sequence[tuple[str, int, RunRecord | str]], store: Store) -> str:
+def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> str:
     """Lay out the results of a small grid.
 
     Args:
-        rows: (variant, seed, record, or the status of a run that ended without one), all of one task and profile.
+        rows: Configuration and record, or the status of a run that ended without one; all of one task and profile.
         store: Where the records are.
     """
-    records = [record for _, _, record in rows if isinstance(record, RunRecord)]
+    records = [record for _, record in rows if isinstance(record, RunRecord)]
     lines = [tabulate([_row(*row) for row in rows], headers=_HEADERS, disable_numparse=True, tablefmt="simple")]
     if records:
         first = records[0]
         title = f"{first.task_title} ({first.dataset}), profile {first.config.profile}, {first.config.track} track"
         baselines = ", ".join(f"{name} {value:.1f}" for name, value in first.baselines.items())
         notes = [
-            f"Without a model, in %: {baselines}.",
+            f"Trivial baselines, in %: {baselines}.",
             "Intervals: Wilson, 95 %, over the test examples; they do not show what another seed would do.",
             f"Memory: {first.cost.peak_memory_method}.",
             *_parameter_notes(records),
@@ -48,15 +50,15 @@ _HEADERS = (
 )
 
 
-def _row(variant: str, seed: int, record: RunRecord | str) -> tuple[str, ...]:
+def _row(config: RunConfig, record: RunRecord | str) -> tuple[str, ...]:
+    first = (get_variant(config.variant.name).title, str(config.seed))
     if isinstance(record, str) or record.outcome is None:
         status = record if isinstance(record, str) else record.status
-        return (variant, str(seed), status, *("-",) * (len(_HEADERS) - 3))
+        return (*first, status, *("-",) * (len(_HEADERS) - 3))
     test, cost = record.outcome.test, record.cost
     low, high = wilson_interval(test.correct, test.total)
     return (
-        variant,
-        str(seed),
+        *first,
         f"{100 * test.correct / test.total:.2f}",
         f"{100 * low:.1f} .. {100 * high:.1f}",
         f"{cost.parameters:,}",
@@ -72,6 +74,6 @@ def _parameter_notes(records: Sequence[RunRecord]) -> list[str]:
     for record in {record.config.variant.name: record for record in records}.values():
         ratio = record.cost.parameters / record.cost.parameters_full
         if breaks_parameter_rule(ratio):
-            name = record.config.variant.name
-            notes.append(f"Parameters of {name}: {ratio:.2f} x full attention, outside the benchmark's 10 % rule.")
+            title = record.variant_title
+            notes.append(f"Parameters of {title}: {ratio:.2f} x full attention, outside the benchmark's 10 % rule.")
     return notes
