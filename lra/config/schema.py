@@ -60,7 +60,7 @@ class ModelConfig(Section):
     qkv_bias: bool = True
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
     embedding_rows: Count | None = None
-    """Rows of the token table; None takes the task's vocabulary."""
+    """Rows of the token table; None: the size of the task's vocabulary."""
     embedding_std: Annotated[float, Field(gt=0.0)] = 0.02
     norm_eps: Annotated[float, Field(gt=0.0)] = 1e-5
     head_hidden: Annotated[int, Field(ge=0)] = 0
@@ -81,7 +81,7 @@ class TrainConfig(Section):
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
     eval_every: Count
     selection: Literal["best", "last"] = "best"
-    """Weights that the test set sees: best on validation (the earliest of equals), or those of the last step."""
+    """Which weights are tested: best on validation (the earliest of equals), or those of the last step."""
     padding: Literal["bucketed", "fixed"] = "bucketed"
     """`bucketed` puts examples of similar length together and pads to the longest of the batch."""
     accumulation: Count = 1

@@ -21,7 +21,7 @@ def check_source(source: Path) -> None:
     """Check that a file or folder to read from is there.
 
     Raises:
-        DataError: It is not; the line suggests what has nearly that name.
+        DataError: It is not; the line suggests similar names.
     """
     if not source.exists():
         raise DataError(f"{source}: no such file or folder{suggest_path(source)}")

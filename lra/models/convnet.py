@@ -78,7 +78,7 @@ class ConvNet(nn.Module):
 
     Args:
         config: The model.
-        tokens: What makes a vector of `config.dim` of one pixel.
+        tokens: Maps each pixel to a vector of `config.dim`.
         grid: Rows and columns of the image.
         num_classes: Width of the logits.
         activation: What makes an activation.

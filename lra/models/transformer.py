@@ -63,7 +63,7 @@ class Embedding(nn.Module):
 
     Args:
         config: The model.
-        tokens: What makes a vector of one token.
+        tokens: Maps each token to a vector.
         zero_is_padding: Hide tokens of value 0 like padding. The first implementations of the benchmark do that to
             black pixels.
     """
@@ -191,10 +191,10 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
     """Build the model of a run.
 
     Each part is initialised from its own stream of the run's seed, so two variants under one seed share the weights of
-    all parts that they have in common. Torch's global generator is left reseeded.
+    all parts that they have in common. This reseeds torch's global generator.
 
     Raises:
-        ValueError: The variant refuses the dimensions, or a convnet is asked of a task without a grid.
+        ValueError: The variant refuses the dimensions, or the family is convnet and the task has no grid.
     """
     model = config.model
     spec = get_variant(config.variant.name)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or refused: a SHA-256 trailer on each file, the two newest kept."""
+"""Checkpoints with a SHA-256 trailer. Damaged files are refused; the two newest are kept."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def newest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return the newest undamaged state, or None, and what had to be passed over."""
+    """Return the newest undamaged state, or None, and what is wrong with each newer one."""
     passed_over: list[str] = []
     for _, path in list_checkpoints(folder):
         try:

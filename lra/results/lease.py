@@ -47,8 +47,8 @@ def acquire(
 ) -> Iterator[bool]:
     """Try to acquire the lease of a run: True inside the block if it is ours, False if a living process holds it.
 
-    A lease of this host is judged at once. For one of another host it takes up to `BEAT_SECONDS` to see that it is
-    alive, or `STALE_SECONDS` to find it stale and take it over.
+    A holder on this host is checked immediately. For one of another host it takes up to `BEAT_SECONDS` to see that it
+    is alive, or `STALE_SECONDS` to find it stale and take it over.
 
     Args:
         root: The store.

@@ -70,7 +70,7 @@ class Task(ABC, Generic[OptionsT]):
         """Return the options of the same dataset with `train` training examples, other splits in proportion.
 
         Raises:
-            UsageError: The dataset variant has not more than `train` training examples, or cannot be cut.
+            UsageError: The dataset has `train` training examples or fewer, or cannot be made smaller.
         """
 
     def generates(self, options: OptionsT) -> bool:
@@ -178,7 +178,7 @@ def in_proportion(full: Mapping[SplitName, int], train: int) -> dict[SplitName, 
     """Shrink the sizes of splits to `train` training examples; none becomes empty.
 
     Raises:
-        UsageError: There are not more than `train` to begin with.
+        UsageError: There are `train` or fewer to begin with.
     """
     if train >= full["train"]:
         raise UsageError(

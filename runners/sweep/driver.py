@@ -22,7 +22,7 @@ from .state import RunState, SweepRun, attempts, log_path, state_of
 T = TypeVar("T")
 POLL_SECONDS = 0.2
 LEASED_SECONDS = 5.0
-"""Time until a run that another process holds is looked at again."""
+"""Delay before a run that another process has leased is checked again."""
 RETRY_SECONDS = 2.0
 """Time until the second attempt of a run; the third comes after four times as long."""
 MAX_PREEMPTIONS = 10

@@ -39,7 +39,7 @@ class PreemptedRunError(LraError):
 
 @dataclass(kw_only=True)
 class TrainState:
-    """The progress of a run. A checkpoint holds it, together with the state of the model and of the optimiser."""
+    """The progress of a run, saved in its checkpoints beside the states of the model and the optimiser."""
 
     step: int = 0
     best_step: int = -1

@@ -13,7 +13,7 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 class PeakMemory:
     """Peak from construction on: the CUDA allocator's, or the kernel's high-water mark of this process on Linux.
 
-    The second counts the whole process, libraries included; `lra-bench` measures steps apart from that.
+    The second counts the whole process, libraries included; `lra-bench` measures training steps alone.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,7 +37,7 @@ class PeakMemory:
 
 
 def _reset_high_water_mark() -> bool:
-    """Ask the kernel to start the mark anew. `ru_maxrss` would not do: it survives fork and exec."""
+    """Reset the high-water mark. `ru_maxrss` cannot be used: it survives fork and exec."""
     try:
         _CLEAR.write_text("5")
     except OSError:

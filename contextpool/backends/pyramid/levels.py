@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from contextpool.backends.pyramid.stencils import BLOCK, down_stencil, up_stencil
+from contextpool.backends.pyramid.stencils import BLOCK, coarsen_adjoint_stencil, coarsen_stencil
 
 LEFT, RIGHT = 3, 4
 """Zero blocks kept before and after the blocks of each sequence and level, so that every window stays inside."""
@@ -90,7 +90,7 @@ class Nodes:
         for level, above in enumerate(levels.blocks[1:]):
             count = above + 2  # one block more on either side: tokens read that far
             # One matrix for all blocks, since the stencil is the same everywhere: (count, 16, 64) without a copy.
-            stencil = up_stencil(level, self.buffer.dtype, self.buffer.device).expand(count, -1, -1)
+            stencil = coarsen_stencil(level, self.buffer.dtype, self.buffer.device).expand(count, -1, -1)
             for sequence in range(levels.batch):
                 # Block -1 above, the one before those that hold tokens, reads from node -48 below on.
                 first = levels.nodes(level, sequence) + (LEFT - 3) * BLOCK
@@ -110,7 +110,7 @@ class Nodes:
         for level in range(len(levels.blocks) - 2, -1, -1):
             below = levels.blocks[level]
             count = (below + 1) // 2 + 2  # pairs of blocks, from the pair before those that hold tokens on
-            stencil = down_stencil(level, self.buffer.dtype, self.buffer.device).expand(count, -1, -1)
+            stencil = coarsen_adjoint_stencil(level, self.buffer.dtype, self.buffer.device).expand(count, -1, -1)
             for sequence in range(levels.batch):
                 first = levels.nodes(level, sequence)
                 # The pair q = -1 below, nodes -32 ... -1, gathers from node -24 above on.

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 BETA = 0.8
-"""Node spacing over blur. The trapezoid rule over the nodes errs by 2 exp(-(pi / BETA)^2) = 4e-7 of each weight."""
+"""Node spacing over blur, of this pyramid and of the one on grids.
+
+The trapezoid rule over the nodes errs by 2 exp(-(pi / BETA)^2) = 4e-7 of each weight.
+"""
 BLOCK = 16
 """Nodes per block. A token reads its own block and one on either side."""
 TAPS = 15
@@ -21,8 +24,8 @@ TAPS = 15
 
 
 @lru_cache(maxsize=32)
-def up_stencil(level: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the matrix (16, 64) from nodes 32 q - 16 ... 32 q + 47 of `level` to block q of the next.
+def coarsen_stencil(level: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the matrix (16, 64) from nodes 32 q - 16 ... 32 q + 47 of `level` to block q of the next, coarser level.
 
     The first stencil blurs by 2 / BETA tokens. The others lift a blur of 1 / BETA nodes to 2 / BETA nodes, which is a
     blur by sqrt(3) / BETA. Each has unit mass.
@@ -33,11 +36,11 @@ def up_stencil(level: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def down_stencil(level: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def coarsen_adjoint_stencil(level: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the adjoint's matrix (32, 32), from nodes 16 q - 8 ... above to nodes 32 q ... 32 q + 31 of `level`.
 
     A node below is in the stencils of 16 nodes above at most, so 32 neighbours below share a window of 32 above. To
-    gather this way gives the same sums as to scatter `up_stencil` transposed, without overlapping writes.
+    gather this way gives the same sums as to scatter `coarsen_stencil` transposed, without overlapping writes.
     """
     node, target = torch.arange(-BLOCK // 2, 3 * BLOCK // 2), torch.arange(2 * BLOCK)
     return _taps(level, target[:, None] - 2 * node[None, :]).to(device, dtype)

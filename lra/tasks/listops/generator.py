@@ -95,7 +95,7 @@ def _draw(generator: np.random.Generator, grammar: Grammar) -> tuple[list[Level]
     """Draw trees from the root down; return their levels and their lengths: (trees,).
 
     A tree that is a lone digit is never kept, so roots are drawn as operators. A tree that is already too long stops
-    growing; its length is then only known to exceed the limit.
+    growing; its exact length is then unknown.
     """
     lengths = np.ones(CHUNK_TREES, dtype=np.int64)  # (trees,), of what is drawn so far
     tree = np.arange(CHUNK_TREES, dtype=np.int32)  # (nodes,), the tree of each node of this level

@@ -1,7 +1,7 @@
-"""From chunks to a corpus of Pathfinder images: the same for any number of processes, and resumed after a kill.
+"""From chunks to a corpus of Pathfinder images: independent of the number of processes, resumable after a kill.
 
 Finished chunks go to the end of one file of images; a second file holds, for each, its digest and its labels. Both are
-on the disk before the next chunk is added, and what a kill or a power cut left behind is checked before it is built on.
+on the disk before the next chunk is added, and what a crash left behind is verified before it is used.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def generate_images(
 
     Args:
         recipe: The dataset variant.
-        total: How many images.
+        total: Number of images.
         seed: Which.
         folder: Holds nothing, or what an earlier call with the same arguments left there.
         workers: Processes; None takes one per core. The images do not depend on it.
@@ -97,7 +97,7 @@ def _digest(pictures: bytes, labels: bytes) -> bytes:
 
 
 def _keep_sound(images: BinaryIO, log: BinaryIO, chunk_bytes: int) -> int:
-    """Cut both files after the last chunk that is whole and as its digest says; return the number of chunks."""
+    """Truncate both files after the last complete chunk whose digest matches; return the number of chunks."""
     images.seek(0)
     log.seek(0)
     sound = 0

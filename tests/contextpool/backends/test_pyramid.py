@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from contextpool.backends.pyramid.levels import Levels, Nodes
-from contextpool.backends.pyramid.stencils import BETA, up_stencil
+from contextpool.backends.pyramid.stencils import BETA, coarsen_stencil
 
 DOUBLE = torch.zeros(0, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
 def test_stencils_have_unit_mass(level):
-    mass = up_stencil(level, torch.float64, torch.device("cpu")).sum(dim=1)
+    mass = coarsen_stencil(level, torch.float64, torch.device("cpu")).sum(dim=1)
     assert torch.allclose(mass, torch.ones_like(mass), atol=1e-8)
 
 

@@ -1,3 +1,5 @@
+"""Checkpoints: whole or refused, the newest first, and the same weights give the same digest."""
+
 import hashlib
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Claims: one owner, takeover from the dead, and no belief in anything but signs of life."""
+"""Leases: one holder at a time, takeover from dead holders, and no trust in anything but signs of life."""
 
 import json
 import multiprocessing
