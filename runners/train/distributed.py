@@ -117,6 +117,8 @@ def all_reduce(values: Tensor, ranks: RankInfo, operation: Any = dist.ReduceOp.S
 
 def all_reduce_or(flags: list[bool], ranks: RankInfo) -> list[bool]:
     """Return, for each flag, whether any process has set it."""
+    if ranks.size == 1:
+        return flags
     return all_reduce(torch.tensor(flags, dtype=torch.uint8), ranks, dist.ReduceOp.MAX).bool().tolist()
 
 
