@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A zoo of sequence mixers under one contract.
 
 A mixer is attention, or a layer used in its place. `register_variant` adds one, `get_variant` returns one by name, and

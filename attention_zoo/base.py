@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contract between a model and a sequence mixer: dimensions, options, traits and the module itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Softmax attention as the textbook writes it, in plain torch and without parameters.
 
 Every faster form in `attention_zoo.kernels` is tested against this one, outputs and gradients.

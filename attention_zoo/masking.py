@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Helpers for masks, in which True means a real token. All of them accept sequences without any real token."""
 
 from __future__ import annotations

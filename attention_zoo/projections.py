@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Query, key, value and output projections of the variants that have queries, keys and values.
 
 All these variants share one module, so they have the same sizes and the same initialisation.

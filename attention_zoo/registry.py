@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Registry of variants: built-in ones, one per file, and plug-ins that are found by entry point."""
 
 from __future__ import annotations

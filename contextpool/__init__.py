@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adaptive context pooling (Huang et al., ICML 2022): the operator, a module for sequences, a layer for ConvNets.
 
 The variant of the attention zoo is registered by `contextpool.variant`, which this import leaves alone.

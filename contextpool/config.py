@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The options of the pooling module: whatever the paper leaves open is an option, with our choice as its default."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ContextPool for ConvNets: a layer in place of a pooling or strided layer."""
 
 from __future__ import annotations

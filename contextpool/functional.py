@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adaptive Gaussian pooling, the operator behind ContextPool, with a choice of exact backends."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ContextPool as a module: predict a weight and a width for every token, then pool (Huang et al., ICML 2022)."""
 
 from __future__ import annotations

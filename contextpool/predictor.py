@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The predictor m of ContextPool: two convolutions from a token's neighbourhood to a few numbers about the token."""
 
 from __future__ import annotations

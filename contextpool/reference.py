@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The definition of context pooling, dense and obvious: what every other backend is tested against."""
 
 from __future__ import annotations

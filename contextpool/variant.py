@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ContextPool in the zoo: pooling in front of any variant, and its control with the same convolutions and no pooling.
 
 Huang, Talbott, Jaitly, Susskind, "Efficient Representation Learning via Adaptive Context Pooling" (ICML 2022,

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Long Range Arena harness: tasks, prepared data, shared models, strict configuration, records and checkpoints."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes that are whole or absent: temporary file, fsync, rename or link, fsync of the folder.
 
 Everything of this project that touches results, checkpoints or prepared data on disk goes through here.

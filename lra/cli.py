@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every command line shares: errors as one line each, with their exit code, and `--version`."""
 
 from __future__ import annotations

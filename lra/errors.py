@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors that a command line shows as one line, each with its exit code."""
 
 from __future__ import annotations

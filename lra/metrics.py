@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Counts and intervals. A score is a count out of a total, never a bare percentage."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names that a user types: folded and, if mistyped, suggested. Names of fields that changed between two schemas."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Learning-rate schedules: pure functions of the step, so that there is no scheduler state to lose."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random streams as pure functions of (seed, purpose, step), so that a resumed run needs no saved generator."""
 
 from __future__ import annotations

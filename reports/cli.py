@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`lra-report`: tables, figures and comparisons of the records of runs.
 
 Each command imports pandas, matplotlib and torch only when it needs them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The data frame of records as a CSV or Parquet file, for other tools."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One self-contained HTML page with tables, figures, runs, settings, environments and caveats.
 
 The template escapes every text from a record. The page's own policy allows one script, by its hash, and no addresses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rendering of a table as Markdown, LaTeX, CSV, HTML or plain text. Names from records stay text in all of them."""
 
 from __future__ import annotations

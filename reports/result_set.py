@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records and attempts of one or more stores."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The options that select records, the loading of them, and other parts that the commands of `lra-report` share."""
 
 from __future__ import annotations

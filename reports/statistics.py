@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics over seeds and over test examples.
 
 With three to five seeds the intervals of a bootstrap are far too narrow, so means over seeds get Student's interval. A

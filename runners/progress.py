@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress of one run: a bar where there is a terminal, a plain line now and then where there is none."""
 
 from __future__ import annotations

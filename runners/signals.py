@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests to stop: the first SIGTERM, SIGHUP or SIGINT asks, a second SIGINT insists. Imports nothing heavy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contract of a sequence mixer as plain functions, for the variants of this zoo and for those of others.
 
 Each `check_x(spec)` raises AssertionError with a message that says what is wrong. In the tests of another package:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shared by the checks: small mixers with perturbed parameters, inputs, masks, and comparisons."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of shapes, lengths, precision, memory, exact limits and backends."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of masks: padding must not reach any result."""
 
 from __future__ import annotations

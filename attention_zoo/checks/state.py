@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of parameters, random state, options and optional methods."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of dependence: between the sequences of a batch, on the order of tokens, on past and future."""
 
 from __future__ import annotations

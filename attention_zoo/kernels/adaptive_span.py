@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Softmax attention whose weights fade out with the distance, over a band of keys and in linear memory.
 
 The weights are m exp(s) / sum(m exp(s)), with scores s and the mask m = clamp(1 - (distance - span) / ramp, 0, 1) of

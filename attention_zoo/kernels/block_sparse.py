@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Softmax attention in which each block of queries meets its own list of key blocks, and perhaps some shared keys.
 
 A few blocks of queries at a time gather their keys, so few that everything stays in the processor's cache. Scores,

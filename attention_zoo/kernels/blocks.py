@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Helpers that cut sequences into blocks: padding to a multiple, masks of blocks, neighbours of a block."""
 
 from __future__ import annotations

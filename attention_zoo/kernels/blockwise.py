@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Softmax attention with dropout in memory linear in the length, for devices whose fused kernel has no dropout.
 
 The scores of a few queries at a time are small enough to stay in the processor's cache. They are computed again in

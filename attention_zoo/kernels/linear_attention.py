@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernelised attention: a product of features in place of exp(q kᵀ), so that sums over the keys are taken once.
 
     out_i = Σ_j (φ(q_i)·φ(k_j)) v_j / Σ_j φ(q_i)·φ(k_j) = φ(q_i) (Σ_j φ(k_j) v_jᵀ) / φ(q_i) (Σ_j φ(k_j))

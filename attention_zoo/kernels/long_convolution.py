@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convolutions as long as the sequence, with kernels that are sums of exponentials: state-space models and averages.
 
 A kernel K_l = Σ_n w_n exp(r_n l) of length L with N exponentials would fill (channels, N, L) before the sum. With

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Softmax attention with a choice of implementation, for all variants that use the ordinary softmax."""
 
 from __future__ import annotations

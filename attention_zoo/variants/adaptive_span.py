@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adaptive attention span (Sukhbaatar, Grave, Bojanowski and Joulin 2019, arXiv:1905.07799).
 
 Every head learns how far it looks. At distance x its weights are multiplied by m(x) = clamp((R + z - x) / R, 0, 1) and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """BigBird: window, global and random blocks (Zaheer et al. 2020, arXiv:2007.14062).
 
 Each block of tokens attends to itself and to the blocks beside it (window), to the first and the last block (global),

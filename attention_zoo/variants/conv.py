@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Depth-wise convolution: the control that sees its neighbourhood and nothing else.
 
 y = W₂ gelu(k * (W₁ x)), where * is a convolution of each channel along the length with a kernel of its own. This

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """cosFormer: ReLU features weighted by the cosine of the distance (Qin et al. 2022, arXiv:2202.08791).
 
 The weight of key j for query i is relu(q_i)·relu(k_j) cos(π (i - j) / 2M), which is not negative because the angle

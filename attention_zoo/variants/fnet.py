@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FNet: the real part of a two-dimensional Fourier transform (Lee-Thorp et al. 2022, arXiv:2105.03824).
 
 Tokens are mixed by a discrete Fourier transform over the width and over the length, of which the real part is kept

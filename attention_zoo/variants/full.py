@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Full softmax attention (Vaswani et al. 2017, arXiv:1706.03762): the baseline of the benchmark, in linear memory.
 
 Departures: none. Only the implementation differs, since none but "reference" writes out the matrix of scores.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gated linear attention (Yang, Wang, Shen, Panda and Kim 2023, arXiv:2312.06635), in chunks and to both sides.
 
 A state S, (key_dim, value_dim), forgets and learns, and is read by the query:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """H-Transformer-1D: near tokens one by one, far ones as averages (Zhu and Soricut 2021, arXiv:2107.11906).
 
 The matrix of scores is treated as a hierarchical matrix, as in numerical analysis: exact near the diagonal, and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Linear attention with the feature map elu(x) + 1 (Katharopoulos et al. 2020, arXiv:2006.16236).
 
 Departures from the paper:

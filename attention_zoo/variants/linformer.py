@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Linformer: keys and values projected along the length (Wang et al. 2020, arXiv:2006.04768).
 
 Queries attend to `rank` learned mixtures of the keys and values, not to the tokens themselves (equation 7):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Local attention: blocks of tokens that attend within themselves.
 
 This is the row "Local Attention" of Long Range Arena (Tay et al. 2021, arXiv:2011.04006). As there, no token sees

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Longformer: a sliding window, and a few global tokens (Beltagy, Peters and Cohan 2020, arXiv:2004.05150).
 
 A token attends to itself, to `window // 2` tokens on either side, and to the global tokens; global tokens attend to all

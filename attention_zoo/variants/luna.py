@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Luna: attention packed into a short learned sequence and unpacked again (Ma et al. 2021, arXiv:2106.01540).
 
 Two steps of attention replace one (the paper's pack and unpack attention):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mega: moving average equipped gated attention (Ma et al. 2022, arXiv:2209.10655), full and chunked.
 
 Each feature of the stream passes through several damped exponential moving averages (EMA, section 3.1 of the paper).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No mixing of tokens at all: the lower bound of every table.
 
 This control is from no paper. A model with it in place of attention shows what the embedding, the feed-forward layers

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nyströmformer: softmax attention through landmarks (Xiong et al. 2021, arXiv:2102.03902).
 
 The matrix of weights S = softmax(q kᵀ) is approximated from some of its rows and columns (Nyström's method):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Performer: attention by random features, FAVOR+ (Choromanski et al. 2021, arXiv:2009.14794).
 
 There are two kernels:

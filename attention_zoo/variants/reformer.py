@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reformer: attention by locality-sensitive hashing (Kitaev, Kaiser and Levskaya 2020, arXiv:2001.04451).
 
 Queries and keys are the same vectors, and keys are normalised to length 1. Softmax attention is dominated by near keys,

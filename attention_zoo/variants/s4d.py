@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Diagonal state space (S4D; Gu, Gupta, Goel and Re 2022, arXiv:2206.11893), to both sides.
 
 Each channel is a linear system x' = A x + B u, y = Re(C x) + D u with a diagonal complex matrix A. Sampled with a step

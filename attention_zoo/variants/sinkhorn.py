@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sparse Sinkhorn attention: blocks attend to themselves and to a block sorted beside them (Tay et al. 2020).
 
 arXiv:2002.11296. The sum of the keys of a block gives scores that say at which place the block should stand. Sinkhorn

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Skyformer: a Gaussian kernel in place of the softmax, by Nyström's method (Chen et al. 2021, arXiv:2111.00035).
 
 The weight of a key is κ(q, k) = exp(-|q - k|² / 2), with q and k divided by d^(1/4); it is not normalised. The matrix

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sparse Transformer: two factorised patterns, merged (Child et al. 2019, arXiv:1904.10509).
 
 There are two pairs of patterns (section 4 of the paper):

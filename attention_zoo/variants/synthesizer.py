@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Synthesizer: attention weights without dot products of tokens (Tay et al. 2021, arXiv:2005.00743).
 
 Each head computes softmax(B) v. The scores B are one of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Long-short Transformer: a window, and the whole sequence in a few learned summaries (Zhu et al. 2021).
 
 arXiv:2107.02192. Tokens attend to their segment and half a segment on either side (short range), and to `rank`

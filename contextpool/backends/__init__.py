@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Implementations of the pooling operator: one formula, several ways to sum it.
 
 `contextpool.functional.context_pool` checks and prepares the inputs, then calls one of these kernels. All of them are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exact causal pooling by chunks of queries: quadratic time, never a length-by-length tensor.
 
 Weights may be up to exp(1000) apart.

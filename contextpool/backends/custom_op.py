@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Registers a pair of forward and backward functions as a PyTorch operator of its own.
 
 `torch.compile` and autocast see one operator each way instead of the loops inside: the first does not unroll them, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exact pooling by chunks of queries: quadratic time, but never a length-by-length tensor.
 
 The backward pass recomputes each chunk's Gaussians, so nothing but the inputs and one number per token is saved. The

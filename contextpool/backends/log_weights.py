@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights as the kernels take them: limits, the shift that keeps exp in range, and safe exp and reciprocal."""
 
 from __future__ import annotations

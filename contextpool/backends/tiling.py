@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the fast backends cut their work: tokens into tiles of 16, tiles into chunks, features into slabs."""
 
 from __future__ import annotations

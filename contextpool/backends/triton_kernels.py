@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator"
 # ruff: noqa: N803
 """Exact pooling in Triton: Gaussians live in registers, block by block, and tails that weigh nothing are skipped.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configuration: profiles, suites and overrides become the complete, strict configuration of a run.
 
 `lra.config.resolve` and `lra.config.suites` are imported by their own names, since they load torch with the variants.

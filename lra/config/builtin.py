@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the built-in profiles and suites are, and their names; cheap to import, so that `--help` can list them."""
 
 from __future__ import annotations

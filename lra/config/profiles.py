@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Profiles: published recipes, one YAML file each."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resolution: profile, variant and overrides become the configuration of one run."""
 
 from __future__ import annotations

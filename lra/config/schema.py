@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration of a run: strict, frozen, complete, and hashed into the run id."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Suites: grids of tasks, variants, options, settings and seeds under one profile, from one YAML file."""
 
 from __future__ import annotations

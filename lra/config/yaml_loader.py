@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """YAML that means what it says: YAML 1.2 scalars, no duplicate keys, no aliases, no tags, bounded size and depth."""
 
 from __future__ import annotations

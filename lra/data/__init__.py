@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data on disk: downloads, archives, prepared arrays, and the batches made of them.
 
 `lra.data.batching` is imported by its own name, since it needs torch and the rest does not.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading of files that others made: tar archives as a stream of wanted members, and lines of bytes.
 
 Nothing is ever extracted: members are picked by name and read into memory, each within a limit of its own, and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batches as pure functions of (seed, step): which examples, in what order, padded to what length."""
 
 from __future__ import annotations

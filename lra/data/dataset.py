@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prepared data on disk: flat token arrays, offsets, labels and a manifest, written once and opened memory-mapped.
 
 A prepared folder holds, for each split, `<split>-tokens.npy`, `<split>-offsets.npy` and `<split>-labels.npy`, and a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Download of the files that tasks are read from: resumable, checked, and only from where they are known to be."""
 
 from __future__ import annotations

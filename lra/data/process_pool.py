@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Worker processes that compute numbered pieces, handed over in order."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the files that tasks are read from are kept: `sources/` in the folder of prepared data.
 
 An entry is a link to the user's own file, or to one that `lra-data fetch` put there, so every variant of a dataset can

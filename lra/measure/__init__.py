@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is measured besides accuracy: the machine, and floating-point operations."""
 
 from lra.measure.environment import describe_environment

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run ran on: versions, device, threads. Stored with every record, never hashed."""
 
 from __future__ import annotations

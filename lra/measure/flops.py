@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Floating-point operations of a step, counted as it runs, with a list of what was not counted.
 
 A multiplication and an addition count as two. Matrix products, convolutions and fused attention have formulas, and an

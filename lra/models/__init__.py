@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The models around a mixer: a transformer encoder for every task, and a small ConvNet for pixels."""
 
 from lra.models.convnet import ConvNet

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`model.family: convnet`: a small residual network for tasks whose tokens are pixels, with a choice of pooling.
 
 A model of the open track, for one question: what does a pooling layer with learnt weights and widths bring a ConvNet?

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers that make a feature map smaller, by name: built-in ones, and plug-ins found by entry point."""
 
 from __future__ import annotations

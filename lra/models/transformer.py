@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shared classifier: embedding, positions, pre-norm blocks around a sequence mixer, pooling and head."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What runs leave behind: records, checkpoints, leases and measurements, and the records as a data frame."""
 
 from lra.results.dataframe import load, record_frame

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How tables write measurements: the layout and marks of table 2 of the benchmark's paper, and its parameter rule."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `lra-bench` leaves behind: one JSON file per variant, length and settings, `<store>/bench/<settings-id>.json`.
 
 Unlike the record of a run, a measurement is never final: measuring again replaces the file.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints with a SHA-256 trailer. Damaged files are refused; the two newest are kept."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records as a tidy data frame: one row for each run that was completed or tried."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The form of every JSON file in a store: a body with its checksum, `{kind: body, "sha256": digest}`."""
 
 from __future__ import annotations

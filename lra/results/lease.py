@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Leases on runs: several processes and hosts share one store, and no run is done twice.
 
 A lease is a file created by `link()`, which is exclusive on network file systems too. Its holder raises a counter in it

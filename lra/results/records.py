@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Records of runs: one immutable file per run, its arrays beside it, and a note of every attempt.
 
 Layout of a store:

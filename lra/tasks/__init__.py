@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tasks of the arena: one module or package each."""
 
 from __future__ import annotations

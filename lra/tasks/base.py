@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a task is: its facts, its options, how its data is prepared, and how one example looks to a person."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Looking at images: shaded text for a terminal, and a contact sheet as a PNG file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Retrieval: does one paper cite the other, from their bytes, 2 classes (ACL Anthology Network)."""
 
 from __future__ import annotations

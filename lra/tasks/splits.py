@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tasks that are read from files share: bytes into splits, held-out examples, samples, baselines."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text: the sentiment of a film review from its bytes, 2 classes (IMDb, Maas et al. 2011)."""
 
 from __future__ import annotations

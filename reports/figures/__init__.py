@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures of runs and measurements, drawn from a result set.
 
 `draw_all` writes every figure into a folder; `all_figures` yields them one by one. The figure of pooling widths, which

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All figures that a result set gives: which there are, and which rows each of them shows."""
 
 from __future__ import annotations

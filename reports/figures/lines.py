@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Line plots: learning curves with the band of the seeds, accuracy by depth, and cost by length."""
 
 from __future__ import annotations

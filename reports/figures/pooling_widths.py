@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figure of pooling widths: sigma of every token in each layer of a trained ContextPool, on real examples."""
 
 from __future__ import annotations

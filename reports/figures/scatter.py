@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scatter plots: speed, score and memory; the Pareto front of cost and score; and all seeds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Style and saving of figures: column width, colours that everyone can tell apart, and reproducible bytes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables of runs and measurements: each function takes a result set and returns a `Table` of text cells."""
 
 from .accuracy import accuracy

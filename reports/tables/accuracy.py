@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of test accuracy: variants by tasks, with averages and trivial baselines."""
 
 from __future__ import annotations

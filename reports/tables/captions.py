@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The words around the numbers of a report: headings, captions, notes, and the mark of a missing number."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables that compare: two variants head to head, the options of one variant, and all variants by rank."""
 
 from __future__ import annotations

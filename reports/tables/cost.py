@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of the cost of training: speed, memory, operations and parameters."""
 
 from __future__ import annotations

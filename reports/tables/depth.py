@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of test accuracy by number of layers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of speed and memory by length, from the measurements of `lra-bench`, laid out like table 2 of the paper."""
 
 from __future__ import annotations

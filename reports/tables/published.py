@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Published numbers with their sources, and the table that sets our numbers against them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of test accuracy over seeds: intervals, extremes, and how many runs learnt anything."""
 
 from __future__ import annotations

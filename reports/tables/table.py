@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`Table`, the form of every table: text cells with the numbers that decide which of them are marked as best."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time, memory and FLOPs of a training step by length: `lra-bench` compares every variant with full attention.
 
 `measure` turns variants and lengths into records, from a step (`workload`), its peak memory (`memory`, in a process of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The crossover length, from which on a variant needs less than full attention."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The measurements of `lra-bench`: the memory of each variant in its own process, then the times of all in turns."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Peak memory of a function call, measured by counters that share no code.
 
 On CPU the reported number is what torch's allocator handed out, and the check is the kernel's high-water mark of the

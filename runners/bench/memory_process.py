@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One memory measurement in its own process: `measure_in_subprocess` starts it and reads its answer.
 
 The process (`python -m` this module) reads a `MemoryRequest` from standard input and prints a `MemoryReply` as the last

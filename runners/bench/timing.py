@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Step times of several variants in one process, measured in turns so that drift affects all of them alike."""
 
 from __future__ import annotations

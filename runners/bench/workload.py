@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The step that is measured: forward, backward and optimiser step of a profile's model on random tokens."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`lra-bench`: speed, memory and FLOPs of a training step by length, relative to full attention."""
 
 from __future__ import annotations

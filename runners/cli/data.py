@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`lra-data`: fetch, prepare, list, verify, show and remove the data of the tasks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`lra-run`: trains, evaluates and records one run or a small grid. Torch is imported after the signal handlers."""
 
 from __future__ import annotations

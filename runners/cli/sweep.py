@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`lra-sweep`: plan, run, watch and tidy up the runs of a suite. Torch is imported after signals are handled."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Descriptions of the variants, for `lra-zoo` and for docs/variants.md."""
 
 from __future__ import annotations

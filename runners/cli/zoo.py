@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`lra-zoo`: list, describe and check the attention variants, including plug-ins."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many runs: `lra-sweep` expands a suite into runs and starts each one as its own process through a launcher.
 
 `driver` starts runs and repeats those that crashed, `state` reads from the store where each run stands, `progress` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The driver of a sweep: starts runs through a launcher until the store holds a result or a final failure of each.
 
 The driver keeps no state that matters. If it is killed, start it again; it reads from the store what is left to do.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Progress of a running sweep: bars on a terminal, lines in a log elsewhere."""
 
 from __future__ import annotations

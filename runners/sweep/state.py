@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state of each run of a sweep, read from the store every time; nothing is cached."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables that `lra-sweep plan` and `lra-sweep status` print."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cost of a run, and the parameter count that the benchmark compares it with."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One run over several processes, as `torchrun` starts them: each computes its shard of every batch.
 
 All processes hold the same weights and do the same steps. `DistributedDataParallel` averages the gradients, and shards

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Score a model on a whole split."""
 
 from __future__ import annotations

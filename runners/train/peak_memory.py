@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Peak memory of a run, and how it was measured."""
 
 from __future__ import annotations

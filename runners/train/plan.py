@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configurations of a command, resolved before anything runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opens or builds the data of the runs before anything is trained."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One run: from a configuration and prepared data to a record in the store."""
 
 from __future__ import annotations

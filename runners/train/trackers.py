@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the numbers of a run go besides its record: always an event file, and TensorBoard or others if asked for.
 
 Trackers are called directly. Whatever a tracker raises, the run goes on: the tracker is dropped with one line. Records

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pooling on a grid of pixels: a round Gaussian per position.
 
 Positions are the pixels of an image in row-major order, and `sigma` is in rows.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adaptive pooling on a grid: the operator, its formula and its exact form in chunks of queries."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pooling on large grids in time near linear in the number of positions: the pyramid in two axes.
 
 A position whose Gaussian is wide reads the grid after a blur, on a coarser raster, with the residual Gaussian that is

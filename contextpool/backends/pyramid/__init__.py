@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two-sided pooling in linear time: a Gaussian pyramid, and a narrow residual Gaussian for each token.
 
 This is a multilevel method. A Gaussian of width sigma is a blur of width b followed by a Gaussian of width

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The levels of the Gaussian pyramid in a flat buffer: built up for values, collapsed for gradients."""
 
 from __future__ import annotations

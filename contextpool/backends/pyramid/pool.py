@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pools with the pyramid: sums over the nodes that each tile of tokens reads, and their exact adjoint.
 
 With b, a and h the blur, the residual width and the node spacing of the level that token i reads, and R[k] the level's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The constants of the Gaussian pyramid: its blurs, and the stencils between neighbouring levels as block matrices.
 
 Level l has nodes at multiples of h = 2^l tokens and holds the sequence blurred by a Gaussian of width b = h / BETA,

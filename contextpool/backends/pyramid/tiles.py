@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where each token reads the pyramid: its level, and tiles of 16 tokens that read the same three blocks of nodes."""
 
 from __future__ import annotations

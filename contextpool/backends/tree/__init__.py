@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Causal pooling in time and memory n log n: a binary tree of past blocks, each summed up at 8 Chebyshev nodes.
 
 A pyramid's blur mixes both sides of a token, so it cannot be causal. This is the upward half of a fast multipole method

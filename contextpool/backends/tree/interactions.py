@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The interaction lists of the tree: which nodes each token sums, as batches of small matrices.
 
 Two buffers are meant throughout: the nodes of the tree, (rows of the tree, columns), laid out by `Tree`; and padded

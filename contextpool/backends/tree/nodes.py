@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A binary tree of blocks of tokens, each summed up at 8 Chebyshev nodes, in one flat buffer."""
 
 from __future__ import annotations

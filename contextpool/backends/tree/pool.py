@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pools with the tree: weighs nodes for tokens, sums them, and falls back to the formula where a row asks for it.
 
 Token i of level l, the highest level whose blocks are at most ETA sigma_i long, sums

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much of a causal sum lies before a given position: a bound for every token, over shells of distance."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The python version of CIFAR-10: pickles, read without trusting them.
 
 A pickle is a program. Its instructions are looked through first: only those that the released files are made of are let

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reader of the CIFAR-10 archive, python or binary version, as gray images."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image: what a small gray photograph shows, pixel by pixel, 10 classes (CIFAR-10, Krizhevsky 2009)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trivial baselines of ListOps: measured at every build, and compared with the known figures.
 
 A model that answers with the most frequent label, or reads nothing but the root operator, gets these accuracies. One

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From chunks to a corpus: distinct ListOps examples, the same for any number of worker processes."""
 
 from __future__ import annotations

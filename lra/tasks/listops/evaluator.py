@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A second evaluator of ListOps, on token sequences: it shares neither code nor method with the generator.
 
 Innermost brackets are replaced by their values until none is left, in many sequences at once. Minimum, maximum and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ListOps trees, drawn level by level for whole batches at once.
 
 The distribution is that of the benchmark's script (Tay et al., 2021, after Nangia and Bowman, 2018): a node above the

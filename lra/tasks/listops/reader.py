@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reader of the official ListOps files: `basic_train.tsv`, `basic_val.tsv`, `basic_test.tsv`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ListOps: the value of a nested list of operators on digits, 10 classes."""
 
 from __future__ import annotations

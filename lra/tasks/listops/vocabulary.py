@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The vocabulary of ListOps, written down: ids never depend on a file, a hash or an order of reading."""
 
 from __future__ import annotations

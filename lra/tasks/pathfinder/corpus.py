@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From chunks to a corpus of Pathfinder images: independent of the number of processes, resumable after a kill.
 
 Finished chunks go to the end of one file of images; a second file holds, for each, its digest and its labels. Both are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Growth of dashed curves, many images at once: every step is one array operation over a batch of images.
 
 A `Field` holds one occupancy map per image: how strongly the segments so far occupy each pixel, 0 to 255. The images

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Distractors: short curves in the room that the targets leave, for many images at once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Pathfinder generator: are the two discs on the same dashed curve?
 
 Algorithm of Linsley et al. (arXiv:1805.08315) with the parameters of the Long Range Arena (arXiv:2011.04006), written

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The recipe of a Pathfinder dataset variant, and the look-up tables that its generator works with.
 
 Parameters: lra_benchmarks/data/pathfinder.py of google-research/long-range-arena, with what it leaves open taken from

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reader of the official Pathfinder folders: PNG images, and metadata with one line for each.
 
 Metadata files are text in the release and NumPy arrays of strings when they come from the original generator; both are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From curves to pixels: strokes at their contrast, discs, and the rescaling of each image to the full range."""
 
 from __future__ import annotations

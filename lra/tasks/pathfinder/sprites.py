@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sprites: how a segment or a marker looks on the pixel grid, drawn once at a finer scale and shrunk.
 
 All coordinates of a Pathfinder image are whole pixels, so a segment is one of a few hundred sprites at one of the

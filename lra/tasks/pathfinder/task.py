@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Pathfinder family: are two discs joined by a dashed curve? 32, 64, 128 (Path-X) and 256 pixels square."""
 
 from __future__ import annotations

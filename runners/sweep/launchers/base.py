@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The interface of a launcher: what a sweep needs in order to start runs somewhere and learn when they ended.
 
 A launcher starts processes and reports how they ended. It never carries results; a run writes those to the store, which

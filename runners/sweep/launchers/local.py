@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The default launcher: child processes on this machine, one per slot."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Execute one job: start `lra-run` as a fresh process, wait for its end, and stop it when it takes too long."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs as Ray tasks, on an existing cluster or on one started on this machine (extra `ray`).
 
 Ray executes any code that is sent to it, so never run a cluster on an open network. A cluster that is started here

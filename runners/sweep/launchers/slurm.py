@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs as array jobs of a Slurm cluster, through submitit (extra `slurm`)."""
 
 from __future__ import annotations
