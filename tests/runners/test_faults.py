@@ -293,9 +293,8 @@ def test_the_run_of_a_killed_process_is_taken_over_at_once(data, tmp_path):
     config = tiny(**{"train.steps": 40, "train.eval_every": 20})
     expected, store = execute(config, data, Store(tmp_path / "alone")).outcome, Store(tmp_path / "store")
     run_id = config.run_id(data.digest)
-    owner = CONTEXT.Process(
-        target=execute, args=(config, data, store), kwargs={"checkpoint_seconds": 0.0, "stop": lambda: time.sleep(0.05) is not None}
-    )
+    slowly = {"checkpoint_seconds": 0.0, "stop": lambda: time.sleep(0.05) is not None}
+    owner = CONTEXT.Process(target=execute, args=(config, data, store), kwargs=slowly)
     owner.start()
     while len(list(store.checkpoint_folder(run_id).glob("step-*.pt"))) < 2:
         assert owner.is_alive()
