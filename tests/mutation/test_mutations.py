@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.mutation.__main__ import (
+from tests.mutation.mutations import (
     PACKAGES,
     PROBE,
     ROOT,
