@@ -136,6 +136,7 @@ def test_a_report_that_fails_stops_the_page():
         evidence.show_report("table head-to-head full --suite benchmarks/evidence/suites/listops.yaml")
 
 
+@pytest.mark.nightly
 def test_what_was_not_run_is_shown_as_not_run(monkeypatch, tmp_path):
     monkeypatch.setattr(evidence, "STORE", tmp_path)
     assert evidence.show_report("table accuracy --suite depth").endswith("```\n\nNot run yet.")

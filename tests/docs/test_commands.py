@@ -102,7 +102,13 @@ def example_installed(package, monkeypatch):  # noqa: F811
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.path.relative_to(ROOT)))
+def by_tier(pages):
+    """Leave the commands of all pages but the README to the nightly tests."""
+    return [page if page.path.name == "README.md" and page.path.parent == ROOT
+            else pytest.param(page, marks=pytest.mark.nightly) for page in pages]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", by_tier(PAGES), ids=lambda page: str(page.path.relative_to(ROOT)))
 @pytest.mark.usefixtures("example_installed")
 def test_every_command_of_the_page_works(page, bench, monkeypatch):
     try_page(page, bench, monkeypatch)

@@ -9,10 +9,13 @@ import pytest
 
 from tests.docs.pages import ROOT, pages
 
-pytestmark = pytest.mark.skipif(
-    not all(find_spec(name) for name in ("mkdocs", "material", "mkdocstrings")),
-    reason="needs the extra docs: pip install -c constraints.txt '.[docs]'",
-)
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.skipif(
+        not all(find_spec(name) for name in ("mkdocs", "material", "mkdocstrings")),
+        reason="needs the extra docs: pip install -c constraints.txt '.[docs]'",
+    ),
+]
 
 
 def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:

@@ -68,6 +68,7 @@ def test_the_guides_variant_passes_its_own_test(package):
     assert f"mean_gate: {passed[1]} of {passed[1]} checks passed" in GUIDE
 
 
+@pytest.mark.nightly
 def test_the_guides_variant_is_found_described_and_checked_by_name(package):
     code = "main(['describe', 'mean_gate'], standalone_mode=False); main(['check', 'Mean-Gate'])"
     done = python(package, "-c", f"from runners.cli.zoo import main; {code}")

@@ -122,6 +122,7 @@ def test_a_suite_none_of_whose_cells_was_run_says_so(tmp_path, store):
     assert "unknown suite 'qick'; did you mean 'quick'?" in done.stderr
 
 
+@pytest.mark.nightly
 def test_it_runs_as_a_module_too(mixed):
     folder, suite = mixed
     command = [sys.executable, "-m", "reports.cli", "table", "seeds", "--store", folder, "--suite", suite]

@@ -173,6 +173,7 @@ def test_a_browser_opens_it_from_disk(content, tmp_path):
         assert len(shot.convert("RGB").getcolors(maxcolors=1 << 24)) > 50  # a blank page has one
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_a_page_that_asks_the_network_is_caught(tmp_path):
     page_text = '<img src="http://elsewhere.test/x.png"><script>console.error("no")</script>'

@@ -184,6 +184,7 @@ def cost_check(store, records):
                    expected)  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_every_cell_of_the_section_is_what_the_records_give():
     """Accuracy, seeds and cost of all variants, and every one against ContextPool."""
     records = read(STORE)
@@ -269,6 +270,7 @@ def changed(tmp_path):
     return tmp_path
 
 
+@pytest.mark.nightly
 def test_a_changed_record_is_noticed(changed):
     """The tables of the changed store against what the true records give: exactly its cells differ."""
     records = read(STORE)

@@ -239,7 +239,7 @@ def sabotage(config):
     FullAttention.forward = broken
 
 
-@pytest.mark.parametrize("faults", [10, pytest.param(100, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("faults", [4, pytest.param(100, marks=pytest.mark.nightly)])
 @pytest.mark.usefixtures("example")  # a run before the forks, so that no child pays for torch's late imports
 def test_broken_runs_of_a_sweep_leave_the_others_alone(data, tmp_path, monkeypatch, faults):
     monkeypatch.setattr(driver_module, "POLL_SECONDS", 0.01)

@@ -50,6 +50,7 @@ def test_no_text_is_clipped(drawn):
         assert outside == [], title
 
 
+@pytest.mark.nightly
 def test_long_names_that_differ_at_their_end_look_different(tmp_path):
     for number in range(6):
         options = {"sigma": "learned", "placement": "branch", "weights": "uniform", "fraction": 0.5 + number}
@@ -73,7 +74,7 @@ def test_long_names_that_differ_at_their_end_look_different(tmp_path):
     assert checked == 3 * 18 + 18  # three figures of all, and the curves
 
 
-@pytest.mark.parametrize("form", ["svg", "png", "pdf"])
+@pytest.mark.parametrize("form", ["svg", *(pytest.param(form, marks=pytest.mark.nightly) for form in ("png", "pdf"))])
 def test_equal_records_give_equal_bytes(results, tmp_path, form):
     part = results.for_profile("quick", "open")
     starts = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}

@@ -46,6 +46,7 @@ def pick(results, variant):
     return next(record for record in results.records.values() if record.config.variant.name == variant)
 
 
+@pytest.mark.nightly
 def test_pooling_shows_the_widths_that_training_recorded(trained, tmp_path):
     folder, results = trained
     record = pick(results, "contextpool")

@@ -107,6 +107,7 @@ def invoke(folder, *arguments, exit_code=0):
     return done.output
 
 
+@pytest.mark.nightly
 def test_the_counters_agree_on_a_real_training_step(bench):
     records = {record.variant: record for record in bench_records(bench[1])}
     assert sorted(records) == ["full", "local"]
@@ -121,6 +122,7 @@ def test_the_counters_agree_on_a_real_training_step(bench):
     assert records["full"].memory.step > 2 * records["local"].memory.step
 
 
+@pytest.mark.nightly
 def test_a_record_has_all_that_the_table_shows(bench):
     printed, store, json_file = bench
     records = list(bench_records(store))

@@ -68,6 +68,7 @@ def run_command(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_a_run_saves_its_state_when_its_terminal_is_closed(tmp_path):
     process = close_the_terminal(run_command(tmp_path), lambda shown: b"loss" in shown)
     assert process.wait(60) == 75

@@ -106,7 +106,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(profile, home, tmp_
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.nightly)]
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.nightly) for n in (signal.SIGINT, signal.SIGHUP))]
 )
 def test_a_signal_saves_the_state_and_says_so(profile, home, tmp_path, number):
     long_profile = tmp_path / "long.yaml"

@@ -188,6 +188,7 @@ def test_a_killed_driver_is_started_again_and_finishes_the_rest(clean, home, tmp
     assert sorted(notes(tmp_path / "store").values()) == [["ok"], ["ok"]]  # nothing twice
 
 
+@pytest.mark.nightly
 def test_a_signal_to_the_driver_saves_the_runs_and_ends_with_75(home, tmp_path):
     suite = write_suite(tmp_path, seeds=[0], settings=TINY | {"train.steps": 10**6, "train.eval_every": 10**6})
     more = ("--device", "cpu", "--slots", "1", "--threads", "1", "--checkpoint-seconds", "0.1")

@@ -344,6 +344,7 @@ def lra_run(home, store, *more, attn="full"):
     ]  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_torchrun_shares_a_run(tmp_path):
     settings = {key: "null" if value is None else value for key, value in (TINY | PLAIN | TELLING).items()}
     command = lra_run(tmp_path / "home", tmp_path / "shared", *settings.items())

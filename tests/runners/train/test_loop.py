@@ -69,10 +69,12 @@ def curve(folder, record):
     "overrides",
     [
         {},
-        {"train.accumulation": 3},
+        pytest.param({"train.accumulation": 3}, marks=pytest.mark.nightly),
         {"train.precision": "bfloat16"},
-        {"train.padding": "fixed", "model.pooling": "cls", "train.clip_norm": 1.0},
-        {"train.selection": "last"},
+        pytest.param(
+            {"train.padding": "fixed", "model.pooling": "cls", "train.clip_norm": 1.0}, marks=pytest.mark.nightly
+        ),
+        pytest.param({"train.selection": "last"}, marks=pytest.mark.nightly),
     ],
     ids=["plain", "accumulation", "bfloat16", "fixed-cls-clip", "last"],
 )
