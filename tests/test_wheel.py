@@ -150,8 +150,8 @@ def test_a_run_a_sweep_and_a_report_work(site, tmp_path):
     assert "contextpool" in command(site, tmp_path, "lra-run", *run)
     command(site, tmp_path, "lra-sweep", "run", "suite.yaml", "--slots", "1", "--device", "cpu")
     table = command(site, tmp_path, "lra-report", "table", "accuracy")
-    assert "contextpool" in table
-    assert "full" in table
+    assert "ContextPool" in table
+    assert "Full attention" in table
     command(site, tmp_path, "lra-report", "html", "--out", "page.html")
     assert "<script>" in (tmp_path / "page.html").read_text()
     assert "published" in command(site, tmp_path, "lra-report", "table", "published")

@@ -40,6 +40,6 @@ def test_the_depths_run_and_make_their_table(data, tmp_path):
     assert run_small("depth", data, tmp_path) == 2 * 6
     table = depth(load_stores([tmp_path]), "quick", "open")
     assert sorted(zip(table.cells["variant"], table.cells["layers"], strict=True)) == [
-        (variant, str(layers)) for variant in ("contextpool", "full") for layers in range(1, 7)
+        (variant, str(layers)) for variant in ("ContextPool", "Full attention") for layers in range(1, 7)
     ]
     assert "-" not in set(table.cells[["test accuracy %", "MFLOPs"]].to_numpy().ravel())
