@@ -71,7 +71,8 @@ def compare_paired(first: Sequence[float], second: Sequence[float]) -> PairedCom
         raise ValueError(f"{len(first)} and {len(second)} values do not pair")
     differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     estimate = mean_with_interval(differences.tolist())
-    if estimate.count < 2 or estimate.deviation == 0.0:
+    # A spread of the size of rounding errors is none.
+    if estimate.count < 2 or estimate.deviation <= 1e-12 * max(1.0, abs(estimate.mean)):
         return PairedComparison(difference=estimate, p_value=math.nan, detectable=math.nan)
     return PairedComparison(
         difference=estimate,
