@@ -10,6 +10,7 @@ from types import TracebackType
 import click
 
 from lra.errors import LraError
+from lra.terminal import echo
 
 version_option = click.version_option(package_name="lra-harness", prog_name="lra-harness")
 """`--version`: looked up only when it is asked for."""
@@ -27,7 +28,7 @@ class _OneLineErrors(contextlib.ContextDecorator):
         """Print an error of ours, one line of its message per line, and exit."""
         if isinstance(error, LraError):
             for line in str(error).splitlines():
-                click.echo(f"Error: {line}", err=True)
+                echo(f"Error: {line}", err=True)
             sys.exit(error.exit_code)
 
 

@@ -15,6 +15,7 @@ import click
 from lra.cli import one_line_errors, version_option
 from lra.errors import UsageError
 from lra.names import suggest
+from lra.terminal import echo
 
 from .selection import (
     FILE,
@@ -107,7 +108,7 @@ def table(selection: Selection, *, preset: str, names: tuple[str, ...], form: st
     results = load(selection)
     tables, refusals = make_tables(preset, names, results)
     for refusal in refusals:
-        click.echo(f"left out: {refusal}", err=True)
+        echo(f"left out: {refusal}", err=True)
     texts = [render(each, form, command=invocation()) for each in tables]
     write("\n".join(texts), out)
 
@@ -164,7 +165,7 @@ def figures(selection: Selection, *, out: Path, form: str) -> None:
     from .figures import draw_all
 
     for path in draw_all(load(selection), out, form):
-        click.echo(path)
+        echo(path)
 
 
 @command.command()
@@ -180,7 +181,7 @@ def html(selection: Selection, *, out: Path) -> None:
     from .html_page import page
 
     write(page(load(selection), invocation()), out)
-    click.echo(out)
+    echo(out)
 
 
 @command.command()
@@ -212,7 +213,7 @@ def pooling(selection: Selection, *, record: str, data_dir: Path | None, example
     )
     with house_style():
         figure = draw_supports(supports, title, range(min(examples, len(supports.sigma))))
-    click.echo(save(figure, out, form))
+    echo(save(figure, out, form))
 
 
 def make_tables(preset: str, names: tuple[str, ...], results: ResultSet) -> tuple[list[Table], list[str]]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from lra.errors import UsageError
+from lra.terminal import clean_line
 
-from .render import clean, no_formula
+from .render import no_formula
 from .result_set import ResultSet
 
 
@@ -30,7 +31,10 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
     """
     texts = frame.select_dtypes(include=["object", "string"]).columns
     safe = frame.assign(
-        **{name: [no_formula(clean(text)) if isinstance(text, str) else text for text in frame[name]] for name in texts}
+        **{
+            name: [no_formula(clean_line(text)) if isinstance(text, str) else text for text in frame[name]]
+            for name in texts
+        }
     )
     try:
         safe.to_csv(path, index=False, lineterminator="\n")

@@ -20,11 +20,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from lra.errors import UsageError
+from lra.terminal import clean_line
 
 from .figures import all_figures
 from .figures.draw import curve_titles, figure_subtitle
 from .figures.style import house_style
-from .render import clean, render
+from .render import render
 from .result_set import ResultSet
 from .tables import Table, accuracy, cost, depth, ranks, seeds, vs_published
 from .tables.captions import seeds_by_cell, seeds_in_words
@@ -71,7 +72,7 @@ def page(results: ResultSet, command: str) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     return environment.get_template("html_page.html.j2").render(
-        command=clean(command),
+        command=clean_line(command),
         caveats=_caveats(results, left_out),
         tables=[Markup(render(table, "html")) for table in _tables(results)],  # escaped by `render`
         figures=drawn,
@@ -117,7 +118,7 @@ def _figures(results: ResultSet) -> tuple[list[tuple[str, str]], int]:
             left_out += 1
             continue
         room -= len(data)
-        found.append((clean(title), data))
+        found.append((clean_line(title), data))
     return found, left_out
 
 
@@ -130,14 +131,14 @@ def _runs(results: ResultSet, titles: list[str]) -> tuple[list[RunRow], list[str
             {"task": run["task"], "data": run["dataset"], "variant": run["variant"], **run["settings"]}, indent=1
         )
         number = numbers.setdefault(text, len(numbers) + 1)
-        curve = clean(run["curve"])
+        curve = clean_line(run["curve"])
         scored = pd.notna(run["accuracy"])
         rows.append(
             RunRow(
-                run_id=clean(run["run_id"])[:12],
-                task=clean(run["column"]),
-                variant=clean(run["label"]),
-                profile=clean(f"{run['profile']}, {run['track']}"),
+                run_id=clean_line(run["run_id"])[:12],
+                task=clean_line(run["column"]),
+                variant=clean_line(run["label"]),
+                profile=clean_line(f"{run['profile']}, {run['track']}"),
                 seed=int(run["seed"]),
                 status=str(run["status"]),
                 accuracy=f"{run['accuracy']:.2f}" if scored else "-",
@@ -175,12 +176,14 @@ def _caveats(results: ResultSet, figures_left_out: int) -> list[str]:
         frame = results.for_profile(profile, track).frame()
         if seeds_by_cell(frame)[0] < 5:
             rest = f"numbers rest on {seeds_in_words(frame)}; five make a table."
-            found.append(f"Profile {clean(profile)}, {track} track: {rest}")
+            found.append(f"Profile {clean_line(profile)}, {track} track: {rest}")
     lost = [record for record in results.records.values() if record.outcome is None]
     if lost or results.attempts:
         found.append(f"{len(lost)} runs diverged, and {len(results.attempts)} runs were tried and have no record.")
     if results.problems:
-        found.append(f"{len(results.problems)} files could not be used: {'; '.join(map(clean, results.problems[:5]))}.")
+        found.append(
+            f"{len(results.problems)} files could not be used: {'; '.join(map(clean_line, results.problems[:5]))}."
+        )
     if figures_left_out:
         found.append(f"{figures_left_out} figures are left out because of their size; lra-report figures draws them.")
     return found

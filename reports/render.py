@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from tabulate import SEPARATING_LINE, tabulate
 
+from lra.terminal import clean_line
+
 if TYPE_CHECKING:
     from .tables.table import Table
 
@@ -29,8 +31,6 @@ _LATEX = {
 }  # fmt: skip
 _MINUS = re.compile(r"(?<![\w.)\]])-(?=\d)")
 """The sign of a number, which LaTeX would print as a hyphen in text."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""Characters that control a terminal, or that reverse or break a line."""
 _FORMULA = re.compile(r"[=@+\-\t\uff1d\uff20\uff0b\uff0d]")
 _PLAIN_NUMBER = re.compile(r"[+-]\d[\d,]*(\.\d+)?")
 
@@ -62,16 +62,11 @@ def rankings(table: Table) -> dict[tuple[int, int], int]:
     return found
 
 
-def clean(text: object) -> str:
-    """Replace control characters, which a terminal would obey, and line breaks."""
-    return _CONTROL.sub("?", re.sub(r"[\r\n\t]+", " ", str(text)))
-
-
 def _grid(table: Table) -> tuple[list[str], list[list[str]]]:
     named = not isinstance(table.cells.index, pd.RangeIndex)
-    header = [*([""] if named else []), *map(clean, table.cells.columns)]
+    header = [*([""] if named else []), *map(clean_line, table.cells.columns)]
     rows = [
-        [*([clean(name)] if named else []), *map(clean, row)]
+        [*([clean_line(name)] if named else []), *map(clean_line, row)]
         for name, row in zip(table.cells.index, table.cells.to_numpy(), strict=True)
     ]
     return header, rows
@@ -96,11 +91,11 @@ def _apart(table: Table, rows: list[list[str]]) -> tuple[list[list[str]], list[l
 
 
 def _notes(table: Table, command: str) -> list[str]:
-    return [clean(note) for note in table.notes] + ([f"Made by: {clean(command)}"] if command else [])
+    return [clean_line(note) for note in table.notes] + ([f"Made by: {clean_line(command)}"] if command else [])
 
 
 def _records(table: Table) -> str:
-    return f"{len(table.records)} runs: {' '.join(clean(run_id)[:12] for run_id in table.records)}"
+    return f"{len(table.records)} runs: {' '.join(clean_line(run_id)[:12] for run_id in table.records)}"
 
 
 def _text(table: Table, command: str) -> str:
@@ -108,10 +103,10 @@ def _text(table: Table, command: str) -> str:
     variants, baselines = _apart(table, rows)
     parted = [*variants, SEPARATING_LINE, *baselines] if baselines else variants
     body = tabulate(parted, headers=header, tablefmt="simple", disable_numparse=True)
-    ids = " ".join(clean(run_id)[:12] for run_id in table.records[:IDS_IN_TEXT])
+    ids = " ".join(clean_line(run_id)[:12] for run_id in table.records[:IDS_IN_TEXT])
     more = len(table.records) - IDS_IN_TEXT
     tail = [f"{len(table.records)} runs: {ids}{f' and {more} more' if more > 0 else ''}"] if ids else []
-    return "\n".join([clean(table.caption), "", body, "", *_notes(table, command), *tail, ""])
+    return "\n".join([clean_line(table.caption), "", body, "", *_notes(table, command), *tail, ""])
 
 
 def _markdown(table: Table, command: str) -> str:
@@ -124,7 +119,7 @@ def _markdown(table: Table, command: str) -> str:
     body = tabulate(parted, headers=header, tablefmt="github", disable_numparse=True)
     notes = [f"- {escape(note)}" for note in _notes(table, command)]
     comment = f"<!-- {_records(table).replace('--', '- -').replace('>', '')} -->"
-    return "\n".join([f"**{escape(clean(table.caption))}**", "", body, "", *notes, "", comment, ""])
+    return "\n".join([f"**{escape(clean_line(table.caption))}**", "", body, "", *notes, "", comment, ""])
 
 
 def _latex(table: Table, command: str) -> str:
@@ -137,7 +132,7 @@ def _latex(table: Table, command: str) -> str:
         f"% {_records(table)}",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{_latex_text(clean(table.caption))}}}",
+        rf"\caption{{{_latex_text(clean_line(table.caption))}}}",
         rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
         r"\toprule",
         " & ".join(header) + r" \\",
@@ -159,7 +154,7 @@ def _csv(table: Table, command: str) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([[no_formula(cell) for cell in row] for row in [header, *rows]])
-    writer.writerows([[f"# {note}"] for note in [clean(table.caption), *_notes(table, command), _records(table)]])
+    writer.writerows([[f"# {note}"] for note in [clean_line(table.caption), *_notes(table, command), _records(table)]])
     return buffer.getvalue()
 
 
@@ -169,7 +164,7 @@ def _html(table: Table, command: str) -> str:
     bodies = "".join(f"<tbody>\n{_html_rows(part)}\n</tbody>" for part in _apart(table, rows) if part)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in _notes(table, command))
     notes += f"<li><details><summary>Runs</summary>{html.escape(_records(table))}</details></li>"
-    caption = f"<caption>{html.escape(clean(table.caption))}</caption>"
+    caption = f"<caption>{html.escape(clean_line(table.caption))}</caption>"
     return f"<table>{caption}\n<thead><tr>{head}</tr></thead>\n{bodies}</table>\n<ul>{notes}</ul>\n"
 
 

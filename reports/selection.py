@@ -15,6 +15,7 @@ import click
 
 from lra.errors import UsageError
 from lra.names import fold, suggest
+from lra.terminal import clean_line, echo
 
 if TYPE_CHECKING:
     from .result_set import ResultSet
@@ -71,16 +72,15 @@ def load(selection: Selection) -> ResultSet:
     Raises:
         UsageError: No record fits the selection, or the store is empty.
     """
-    from .render import clean
     from .result_set import load_stores
 
     results = load_stores(selection.stores or (DEFAULT_STORE,))
     if results.problems:
-        click.echo(f"{len(results.problems)} files passed over:", err=True)
+        echo(f"{len(results.problems)} files passed over:", err=True)
         for problem in results.problems[:PROBLEMS_SHOWN]:
-            click.echo(f"  {clean(problem)}", err=True)
+            echo(f"  {clean_line(problem)}", err=True)
         if len(results.problems) > PROBLEMS_SHOWN:
-            click.echo(f"  and {len(results.problems) - PROBLEMS_SHOWN} more", err=True)
+            echo(f"  and {len(results.problems) - PROBLEMS_SHOWN} more", err=True)
     if not results.configs():
         raise UsageError(f"the store holds no records yet{_below(selection.stores)}")
     return select(results, selection)
@@ -113,7 +113,7 @@ def select(results: ResultSet, selection: Selection) -> ResultSet:
             raise UsageError(f"no record is one of the {len(runs)} runs of suite {selection.suite}")
         configs = [record.config for record in results.records.values()]
         found = len({config.run_id("") for config in configs})
-        click.echo(f"suite {selection.suite}: {found} of {len(runs)} runs have a record", err=True)
+        echo(f"suite {selection.suite}: {found} of {len(runs)} runs have a record", err=True)
     if selection.tasks:
         known = {config.task: config.task for config in results.configs()}
         tasks = {resolve_name("task", name, known) for name in selection.tasks}
@@ -183,7 +183,7 @@ def write(text: str, out: Path | None) -> None:
         UsageError: The file cannot be written.
     """
     if out is None:
-        click.echo(text)
+        echo(text)
         return
     try:
         out.write_text(text, encoding="utf-8")

@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lra.terminal import clean_line, print_above_bars
+
 from .train.loop import TrainState
 
 PLAIN_SECONDS = 30.0
@@ -26,7 +28,7 @@ DEFAULT_COLUMNS = 80
 def print_line(text: str) -> None:
     """Print a line on stderr, above any bars; one that cannot be written, as to a closed terminal, is dropped."""
     with contextlib.suppress(OSError):
-        tqdm.write(text, file=sys.stderr)
+        print_above_bars(text)
 
 
 def fit(title: str, numbers: Sequence[str], rest: Sequence[str], columns: int) -> str:
@@ -47,7 +49,7 @@ class ProgressLine:
     """A bar over the steps of a run with loss, accuracy, speed and time left; with `shown=False` nothing at all."""
 
     def __init__(self, title: str, steps: int, *, shown: bool) -> None:
-        self.title, self.steps, self.shown = title, steps, shown
+        self.title, self.steps, self.shown = clean_line(title), steps, shown
         self.terminal = sys.stderr.isatty()
         self.bar: tqdm[Any] | None = None
         self._last_line = time.monotonic()
@@ -92,7 +94,9 @@ class ProgressLine:
         if self.bar is None:
             yield self._counter(title, total)
             return
-        with tqdm(total=total, desc=title, unit="example", leave=False, dynamic_ncols=True, position=1) as bar:
+        with tqdm(
+            total=total, desc=clean_line(title), unit="example", leave=False, dynamic_ncols=True, position=1
+        ) as bar:
             yield lambda count: (bar.update(count), None)[1]
 
     def _counter(self, title: str, total: int) -> Callable[[int], None]:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lra.terminal import echo
 from reports.cli import command as lra_report
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def run(
         arguments += [] if threads is None else ["--threads", str(threads)]
         if hand_over([sys.executable, "-m", "runners.cli.sweep", *arguments]) == STOPPED:
             break
-    click.echo(status_table())
+    echo(status_table())
 
 
 def hand_over(work: list[str]) -> int:
@@ -128,7 +129,7 @@ def hand_over(work: list[str]) -> int:
 @command.command()
 def status() -> None:
     """Print how many runs of each section have their record."""
-    click.echo(status_table())
+    echo(status_table())
 
 
 @command.command()
@@ -138,13 +139,13 @@ def page() -> None:
     The text of the page is in benchmarks/evidence/page.md.
     """
     PAGE.write_text(render_page(), encoding="utf-8")
-    click.echo(PAGE)
+    echo(PAGE)
     GUIDE.write_text(render_guide(), encoding="utf-8")
-    click.echo(GUIDE)
+    echo(GUIDE)
     README.write_text(render_readme(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    click.echo(README)
+    echo(README)
     for path in draw_figures(FIGURES):
-        click.echo(path)
+        echo(path)
 
 
 @command.command()
@@ -163,7 +164,7 @@ def recount() -> None:
             envelope = {"record": body, "sha256": hashlib.sha256(canonical_json(body)).hexdigest()}
             atomic_write(path, json.dumps(envelope, indent=1, sort_keys=True, allow_nan=False).encode())
             changed += 1
-    click.echo(f"{changed} records changed")
+    echo(f"{changed} records changed")
 
 
 _COUNTS: dict[bytes, int | None] = {}
@@ -288,7 +289,7 @@ def report(line: str) -> str:
     Raises:
         click.ClickException: The command failed.
     """
-    click.echo(line, err=True)
+    echo(line, err=True)
     sys.argv = shlex.split(line)  # the tables name the command that made them
     printed, messages = io.StringIO(), io.StringIO()
     try:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import http.client
 import os
 import re
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,10 +16,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
 from lra.atomic_io import file_digest, sync_folder
 from lra.errors import DataError, UsageError
+from lra.terminal import print_above_bars, progress_bar
 
 TRIES = 3
 TIMEOUT_SECONDS = 60.0
@@ -122,7 +120,7 @@ def fetch(
                     advice = f"the same command goes on from {part}" if part.exists() else otherwise
                     raise DataError(f"{url}: {error}" + (f"; {advice}" if advice else "")) from error
                 if progress:
-                    tqdm.write(f"{error}; try {attempt + 1} of {TRIES} in {4**attempt} seconds", file=sys.stderr)
+                    print_above_bars(f"{error}; try {attempt + 1} of {TRIES} in {4**attempt} seconds")
                 pause(4.0**attempt)
         digest = file_digest(part)
         if remote.sha256 is not None and digest != remote.sha256:
@@ -175,7 +173,7 @@ def _transfer(opener: urllib.request.OpenerDirector, url: str, part: Path, limit
             raise DataError(f"{url}: {total:,} bytes, more than the {limit:,} that this file may have")
         with (
             part.open("r+b" if start else "wb") as handle,
-            tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=None if progress else True) as bar,
+            progress_bar(title=part.stem, total=total, start=start, unit="B", scaled=True, shown=progress) as bar,
         ):
             handle.truncate(start)
             handle.seek(start)

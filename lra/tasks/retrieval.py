@@ -10,7 +10,6 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from tqdm import tqdm
 
 from lra.data.archives import read_lines, stream_members
 from lra.data.dataset import SPLITS, PreparedData, Split, SplitName
@@ -19,6 +18,7 @@ from lra.errors import DataError
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.splits import ReadOptions, baselines, byte_split, sample, sample_limits
 from lra.tasks.text import printable
+from lra.terminal import progress_bar
 
 OFFICIAL_COUNTS: dict[SplitName, int] = {"train": 147_086, "validation": 18_090, "test": 17_437}
 
@@ -171,7 +171,7 @@ class PairReader:
     def _split(self, lines: Iterator[bytes], place: str) -> Split:
         documents: list[bytes] = []
         labels: list[int] = []
-        with tqdm(lines, desc=place, unit=" pairs", disable=None if self.progress else True) as bar:
+        with progress_bar(lines, title=place, unit=" pairs", shown=self.progress) as bar:
             for number, line in enumerate(bar, start=1):
                 fields = line.split(b"\t")
                 if len(fields) != NUM_FIELDS:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
-from tqdm import tqdm
 
 from lra.data.archives import stream_members
 from lra.data.dataset import PreparedData, Split, SplitName
@@ -25,6 +24,7 @@ from lra.tasks.splits import (
     sample,
     sample_limits,
 )
+from lra.terminal import progress_bar
 
 VERSION = 1
 """Raised when the same archive gives other arrays."""
@@ -139,7 +139,7 @@ def read_reviews(source: Path, options: TextOptions, *, progress: bool) -> dict[
     """
     found: dict[tuple[str, int, int], bytes] = {}
     total = options.train_reviews + options.test_reviews
-    with tqdm(desc=source.name, total=total, unit=" reviews", disable=None if progress else True) as bar:
+    with progress_bar(title=source.name, total=total, unit=" reviews", shown=progress) as bar:
         for member in stream_members(source, _limit, total_limit=ARCHIVE_LIMIT):
             match = _NAME.fullmatch(member.name)
             assert match is not None  # only such members are wanted

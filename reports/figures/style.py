@@ -20,8 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from matplotlib.transforms import Bbox
 
 from lra.errors import UsageError
-
-from ..render import clean
+from lra.terminal import clean_line
 
 COLUMN = 3.4
 """Width of a column of a two-column paper, in inches."""
@@ -104,13 +103,13 @@ def save(figure: Figure, path: Path, form: str) -> Path:
 
 def shown(name: object, longest: int = 40) -> str:
     """Return a name as a figure shows it: without control characters, and shortened to fit."""
-    text = clean(name)
+    text = clean_line(name)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def wrapped(name: object, width: int) -> str:
     """Break a name into at most four lines of `width` letters, so that different names look different."""
-    lines = textwrap.wrap(clean(name), width) or [""]
+    lines = textwrap.wrap(clean_line(name), width) or [""]
     if len(lines) > LABEL_LINES:
         lines = [*lines[: LABEL_LINES - 1], f"{lines[LABEL_LINES - 1][: width - 3]}..."]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ import click
 
 from lra.cli import one_line_errors, version_option
 from lra.errors import UsageError
+from lra.terminal import echo
 
 from .options import store_option, write_file
 
@@ -167,7 +168,7 @@ def command(
 
     def say(text: str) -> None:
         if not quiet:
-            click.echo(text, err=True)
+            echo(text, err=True)
 
     records = []
     for length in plan.lengths:
@@ -175,10 +176,10 @@ def command(
             save_bench_record(store_folder, record)
             records.append(record)
     if quick:
-        click.echo("Quick: a small model, a small batch and few variants, not the sizes of the paper.\n")
+        echo("Quick: a small model, a small batch and few variants, not the sizes of the paper.\n")
     order = {name: position for position, name in enumerate(plan.variants)}
     records.sort(key=lambda record: (order[record.variant], record.length))
-    click.echo(arena_report(records) if preset == "lra" else full_report(records))
+    echo(arena_report(records) if preset == "lra" else full_report(records))
     if json_file is not None:
         write_file(json_file, json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
     if any(record.status == "failed" for record in records):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lra.cli import one_line_errors, version_option
+from lra.terminal import echo
 
 from .options import data_dir_option
 
@@ -68,9 +69,9 @@ def list_command(data_dir: Path | None) -> None:
         rows.append(
             (folder.name, manifest.task, manifest.dataset, examples, f"{size / 1e6:.1f} MB", manifest.digest[:12])
         )
-    click.echo(f"Prepared data in {home}: {len(rows) or 'none'}")
+    echo(f"Prepared data in {home}: {len(rows) or 'none'}")
     if rows:
-        click.echo(tabulate(rows, headers=["folder", "task", "dataset", "examples", "size", "digest"]))
+        echo(tabulate(rows, headers=["folder", "task", "dataset", "examples", "size", "digest"]))
 
 
 @main.command(epilog=PREPARE_EXAMPLES)
@@ -129,7 +130,7 @@ def prepare(
     if small is not None and profile is not None:
         chosen = " ".join(f"--set data.{setting.removeprefix('data.')}" for setting in settings)
         name = task.info.name
-        click.echo(f"Train on it with: lra-run --attn NAME --task {name} --profile {profile} --track open {chosen}")
+        echo(f"Train on it with: lra-run --attn NAME --task {name} --profile {profile} --track open {chosen}")
 
 
 @main.command()
@@ -159,11 +160,11 @@ def fetch(task_name: str, mirror: str | None, *, quiet: bool, settings: tuple[st
             f"there is no known address of this dataset variant; lra-data prepare {name} --from reads a copy"
         )
     home, remote = data_home(data_dir), REMOTES[key]
-    click.echo(f"Fetching {remote.file_name} from {mirror or remote.url}")
+    echo(f"Fetching {remote.file_name} from {mirror or remote.url}")
     otherwise = f"read a copy with {read_command(name, home)}, or give --mirror URL of another server"
     file = download(remote, home / FOLDER, mirror=mirror, progress=not quiet, otherwise=otherwise)
     checked = "of the known SHA-256" if remote.sha256 is not None else "unchecked: no digest of it is known"
-    click.echo(f"Fetched: {file} ({checked})")
+    echo(f"Fetched: {file} ({checked})")
     present = is_prepared(task, options, home)
     data = task.prepare(options, home, source=file, progress=not quiet)
     keep_source(home, key, file)
@@ -197,7 +198,7 @@ def remove(names: tuple[str, ...], data_dir: Path | None, *, yes: bool) -> None:
             hint = "" if name in TASKS else f"; {suggest(name, {*present, *TASKS})}"
             raise DataError(f"nothing named {name!r} is prepared in {home}{hint}")
         to_delete |= chosen
-    click.echo("\n".join(to_delete))
+    echo("\n".join(to_delete))
     if not yes:
         click.confirm(f"Remove {len(to_delete)} of {len(present)} in {home}?", abort=True)
     for folder in to_delete.values():
@@ -205,7 +206,7 @@ def remove(names: tuple[str, ...], data_dir: Path | None, *, yes: bool) -> None:
             remove_folder(folder)
         except OSError as error:
             raise DataError(f"cannot remove {folder}: {error.strerror or error}") from error
-    click.echo(f"Removed {len(to_delete)}")
+    echo(f"Removed {len(to_delete)}")
 
 
 @main.command()
@@ -227,12 +228,12 @@ def verify(task_name: str | None, data_dir: Path | None) -> None:
     for folder in folders:
         try:
             open_prepared(folder, verify=True)
-            click.echo(f"{folder.name}: sound")
+            echo(f"{folder.name}: sound")
         except DataError as error:
             problems.append(str(error))
     if problems:
         raise DataError("\n".join(problems))
-    click.echo(f"{len(folders)} of {len(folders)} sound in {home}")
+    echo(f"{len(folders)} of {len(folders)} sound in {home}")
 
 
 @main.command()
@@ -273,13 +274,13 @@ def show(
         raise UsageError(f"--out draws images, and {task.info.name} has none")
     data = task.prepare(options, data_home(data_dir))
     if out is None:
-        click.echo(task.show(data, split, index))
+        echo(task.show(data, split, index))
         return
     from lra.tasks.image_preview import contact_sheet
 
     last = min(index + SHEET_IMAGES, len(data.split(split)))
     contact_sheet(data, split, range(index, max(last, index + 1)), out)
-    click.echo(f"Wrote {split} examples {index} to {last - 1} to {out}")
+    echo(f"Wrote {split} examples {index} to {last - 1} to {out}")
 
 
 def resolve(task_name: str, settings: tuple[str, ...], profile: str | None = None) -> tuple[Task[Any], TaskOptions]:
@@ -315,13 +316,13 @@ def is_prepared(task: Task[Any], options: TaskOptions, home: Path) -> bool:
 def describe(data: PreparedData, *, present: bool, unread_source: bool = False) -> None:
     """Print where prepared data is, what it holds, and the accuracy of trivial baselines."""
     unread = "; --from was not read" if unread_source else ""
-    click.echo(f"{'Already prepared' if present else 'Prepared'}: {data.path}{unread}")
-    click.echo(f"{data.manifest.task}, {data.manifest.dataset}; digest {data.digest[:12]}")
+    echo(f"{'Already prepared' if present else 'Prepared'}: {data.path}{unread}")
+    echo(f"{data.manifest.task}, {data.manifest.dataset}; digest {data.digest[:12]}")
     for name, record in data.manifest.splits.items():
         lengths = f"{record.min_length} to {record.max_length} tokens"
-        click.echo(f"  {name}: {record.examples:,} examples of {lengths}, {record.tokens:,} in all")
+        echo(f"  {name}: {record.examples:,} examples of {lengths}, {record.tokens:,} in all")
     baselines = ", ".join(f"{name} {value:.1f}" for name, value in data.manifest.baselines.items())
-    click.echo(f"Trivial baselines, in %: {baselines}")
+    echo(f"Trivial baselines, in %: {baselines}")
 
 
 def prepared_folders(home: Path) -> list[Path]:

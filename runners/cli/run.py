@@ -11,6 +11,7 @@ import click
 
 from lra.cli import one_line_errors, version_option
 from lra.config.builtin import profile_names
+from lra.terminal import echo
 
 from .. import signals
 from .options import data_dir_option, parse_seeds, store_option
@@ -150,15 +151,15 @@ def command(
         if not attn:
             raise click.UsageError("--attn and --task are needed, or --config")
         if filled_in and ranks.is_main:
-            click.echo(filled_in, err=True)
+            echo(filled_in, err=True)
         if profile is None and ranks.is_main:
-            click.echo(f"Profile {recipe.name} (the default on {device.type}); --profile picks another.", err=True)
+            echo(f"Profile {recipe.name} (the default on {device.type}); --profile picks another.", err=True)
         configs = plan(
             attn=attn, task=task or "", profile=recipe, seeds=seed_list, track=track or "matched", overrides=values
         )
     if dry_run:
         for number, config in enumerate(configs if ranks.is_main else []):
-            click.echo(("---\n" if number else "") + describe(config, home), nl=False)
+            echo(("---\n" if number else "") + describe(config, home), nl=False)
         return
     check_shareable(configs, ranks.size)
     store.check_writable()
@@ -185,11 +186,11 @@ def command(
             record = run(config, prepared[config.task], store, options, signals.stop_requested)
             all_ok &= record.status == "ok"
             if record.status != "ok" and ranks.is_main:
-                click.echo(f"{name}, seed {seed}: {record.status}: {record.detail}", err=True)
+                echo(f"{name}, seed {seed}: {record.status}: {record.detail}", err=True)
             outcome: RunRecord | str = record
         except (RunError, LeasedRunError) as error:
             all_ok = False
-            click.echo(f"Error: {name}, seed {seed}: {error}", err=True)
+            echo(f"Error: {name}, seed {seed}: {error}", err=True)
             outcome = error.status if isinstance(error, RunError) else "leased"
         except PreemptedRunError as error:
             stopped = str(error)
@@ -203,7 +204,7 @@ def command(
 
     # Summarise.
     if ranks.is_main:
-        click.echo("\n\n".join(summary(rows, store) for rows in tables.values()))
+        echo("\n\n".join(summary(rows, store) for rows in tables.values()))
     if not all_ok:
         sys.exit(RunError.exit_code)
 

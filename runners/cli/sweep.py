@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lra.cli import one_line_errors, version_option
+from lra.terminal import echo
 
 from .. import signals
 from .options import data_dir_option, store_option
@@ -60,7 +61,7 @@ def plan(*, suite: str, store_folder: Path, data_dir: Path | None, probe: bool) 
 
     signals.uninstall()
     runs = _runs(suite, data_dir, prepare=probe)
-    click.echo(plan_table(runs, store_folder, _home(data_dir), probe=probe))
+    echo(plan_table(runs, store_folder, _home(data_dir), probe=probe))
 
 
 # `--engine` is the former name of `--launcher`; it still works and is not shown.
@@ -180,12 +181,12 @@ def run(
     if signals.stop_requested():
         sys.exit(signals.EXIT_PREEMPTED)
     states = [state_of(store, run) for run in runs]
-    click.echo(f"{suite}: {len(runs)} runs: {tally(states)}; {slots} at a time, {threads} threads each", err=True)
+    echo(f"{suite}: {len(runs)} runs: {tally(states)}; {slots} at a time, {threads} threads each", err=True)
     view = SweepView(store, total=len(runs), done=sum(state.final for state in states))
     target = make_launcher(launcher, slots, threads, per_gpu, device, gpus, ray_address, slurm, store.root)
     finished = Sweep(runs, store, target, settings, view, signals.stop_requested).run()
     states = [state_of(store, run) for run in runs]
-    click.echo(f"{suite}: {tally(states)}", err=True)
+    echo(f"{suite}: {tally(states)}", err=True)
     if not finished:
         sys.exit(signals.EXIT_PREEMPTED)
     if any(state.word in NO_NUMBER for state in states):
@@ -203,7 +204,7 @@ def status(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
 
     signals.uninstall()
     store = _existing_store(store_folder) or Store(store_folder)
-    click.echo(status_table(_runs(suite, data_dir, prepare=False), store))
+    echo(status_table(_runs(suite, data_dir, prepare=False), store))
 
 
 @command.command()
@@ -217,7 +218,7 @@ def retry(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
     runs = _runs(suite, data_dir, prepare=False)
     if store := _existing_store(store_folder):
         cleared = [run.label for run in runs if clear_failures(store, run)]
-        click.echo("\n".join([*cleared, f"{len(cleared)} runs will be tried again"]))
+        echo("\n".join([*cleared, f"{len(cleared)} runs will be tried again"]))
 
 
 @command.command()
@@ -236,7 +237,7 @@ def gc(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
             freed = sum(collect_garbage(store, run) for run in runs)
         except OSError as error:
             raise StoreError(f"cannot tidy up {store_folder}: {error.strerror or error}") from error
-        click.echo(f"{freed / 2**20:.1f} MiB freed")
+        echo(f"{freed / 2**20:.1f} MiB freed")
 
 
 def _existing_store(folder: Path) -> Store | None:
@@ -245,7 +246,7 @@ def _existing_store(folder: Path) -> Store | None:
 
     if folder.is_dir():
         return Store(folder)
-    click.echo(f"There is no store at {folder} yet.", err=True)
+    echo(f"There is no store at {folder} yet.", err=True)
     return None
 
 

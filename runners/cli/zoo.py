@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lra.cli import one_line_errors, version_option
+from lra.terminal import echo
 
 from .options import write_file
 
@@ -33,9 +34,9 @@ def list_command() -> None:
     from .variant_docs import catalogue, table
 
     found = catalogue()
-    click.echo(table(found.specs))
+    echo(table(found.specs))
     for problem in found.problems:
-        click.echo(f"Warning: {problem}", err=True)
+        echo(f"Warning: {problem}", err=True)
 
 
 @main.command()
@@ -46,7 +47,7 @@ def describe(name: str) -> None:
     spec = find(name)
     from .variant_docs import describe as describe_variant
 
-    click.echo(describe_variant(spec))
+    echo(describe_variant(spec))
 
 
 @main.command()
@@ -66,11 +67,11 @@ def check(name: str) -> None:
             run()
         except AssertionError as failure:
             failed += 1
-            click.echo(f"FAIL  {check_name}: {failure}")
+            echo(f"FAIL  {check_name}: {failure}")
         else:
             reason = spec.traits.waivers.get(check_name)
-            click.echo(f"ok    {check_name}" if reason is None else f"waived {check_name}: {reason}")
-    click.echo(f"{spec.name}: {len(checks) - failed} of {len(checks)} checks passed")
+            echo(f"ok    {check_name}" if reason is None else f"waived {check_name}: {reason}")
+    echo(f"{spec.name}: {len(checks) - failed} of {len(checks)} checks passed")
     if failed:
         sys.exit(1)
 
@@ -94,7 +95,7 @@ def docs(out: Path) -> None:
     if found.problems:
         raise LraError("\n".join(found.problems))
     write_file(out, page(found.specs))
-    click.echo(f"{out}: {len(found.specs)} variants")
+    echo(f"{out}: {len(found.specs)} variants")
 
 
 def find(name: str) -> VariantSpec:

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lra.results.records import Store
+from lra.terminal import clean_line
 
 from ..progress import print_line
 from .state import RunState, SweepRun, state_of
@@ -92,7 +93,7 @@ class SweepView:
                 taken = {abs(bar.pos) for bar in self.bars.values()}
                 position = next(number for number in range(1, len(taken) + 2) if number not in taken)
                 self.bars[label] = tqdm(
-                    total=total, desc=label, unit="step", leave=False, position=position, dynamic_ncols=True
+                    total=total, desc=clean_line(label), unit="step", leave=False, position=position, dynamic_ncols=True
                 )
             self.bars[label].n = step
             self.bars[label].refresh()

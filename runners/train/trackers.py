@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 from lra.config.schema import RunConfig
 from lra.errors import UsageError
 from lra.names import suggest
+from lra.terminal import echo
 
 GROUP = "lra.trackers"
 
@@ -142,7 +142,7 @@ class Trackers:
 
     def _drop(self, title: str, error: Exception) -> None:
         self._trackers.pop(title, None)
-        print(f"Tracker {title} is off from here on: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        echo(f"Tracker {title} is off from here on: {type(error).__name__}: {error}", err=True)
 
 
 def open_trackers(names: tuple[str, ...], root: Path, run_id: str, config: RunConfig) -> Trackers:

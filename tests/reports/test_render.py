@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports.render import FORMATS, clean, rankings, render
+from lra.terminal import clean_line
+from reports.render import FORMATS, rankings, render
 from reports.result_set import load_stores
 from reports.tables import Table, accuracy
 from reports.tables.captions import p_text
@@ -116,7 +117,7 @@ def test_names_make_no_link_code_or_column_in_markdown(hostile):
 def test_no_form_carries_what_a_terminal_obeys(hostile, form):
     text = render(hostile, form, command="lra-report \x1b]0;title\x07")
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
-    assert clean("a\x1b[31m\nb\u202e") == "a?[31m b?"
+    assert clean_line("a\x1b[31m\nb\u202e") == "a?[31m b?"
 
 
 @pytest.mark.parametrize(

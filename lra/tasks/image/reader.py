@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from lra.data.archives import stream_members
 from lra.errors import DataError
 from lra.tasks.image.pickle_reader import COLUMNS, read_pickle
+from lra.terminal import progress_bar
 
 VERSION = 1
 """Raised when the same archive gives other arrays."""
@@ -33,7 +33,7 @@ def read_images(source: Path, *, progress: bool) -> tuple[Bytes, Bytes, Bytes, B
         DataError: The archive is damaged, incomplete or another one.
     """
     found: dict[int, tuple[Bytes, Bytes]] = {}
-    with tqdm(desc=source.name, total=_TEST, unit=" files", disable=None if progress else True) as bar:
+    with progress_bar(title=source.name, total=_TEST, unit=" files", shown=progress) as bar:
         for member in stream_members(source, _limit, total_limit=ARCHIVE_LIMIT):
             match = _NAME.fullmatch(member.name)
             assert match is not None  # only such members are wanted

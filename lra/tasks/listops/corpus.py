@@ -10,11 +10,11 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
-from tqdm import tqdm
 
 from lra.data.process_pool import in_order
 from lra.errors import UsageError
 from lra.tasks.listops.generator import Examples, Grammar, generate_chunk
+from lra.terminal import progress_bar
 
 SERIAL_CHUNKS = 8
 """Up to so many chunks, starting processes costs more than it saves."""
@@ -39,7 +39,7 @@ def generate_examples(grammar: Grammar, total: int, seed: int, *, workers: int |
     seen: set[bytes] = set()
     parts: list[Examples] = []
     barren = 0
-    with tqdm(total=total, desc="listops", unit="ex", disable=None if progress else True) as bar:
+    with progress_bar(title="listops", total=total, unit="ex", shown=progress) as bar:
         for chunk in _chunks(grammar, total, seed, workers or os.cpu_count() or 1):
             fresh = _new_examples(chunk, seen, total - len(seen))
             parts.append(fresh)

@@ -6,12 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from lra.data.dataset import Split, SplitName
 from lra.errors import DataError
 from lra.tasks.listops.evaluator import MALFORMED, tree_values
 from lra.tasks.listops.vocabulary import IDS
+from lra.terminal import progress_bar
 
 VERSION = 1
 """Raised when the same file gives other arrays."""
@@ -38,7 +38,7 @@ def read_split(file: Path, *, progress: bool) -> Split:
     """
     rows, targets = [], []
     try:
-        with file.open("rb") as handle, tqdm(desc=file.name, unit=" rows", disable=None if progress else True) as bar:
+        with file.open("rb") as handle, progress_bar(title=file.name, unit=" rows", shown=progress) as bar:
             header = _strip_end(handle.readline())
             if header != HEADER:
                 raise DataError(f"{file}:1: the header must be 'Source<TAB>Target', got {_excerpt(header)}")

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from lra.data.process_pool import in_order
 from lra.errors import DataError
 from lra.tasks.pathfinder.generator import CHUNK, generate_chunk
 from lra.tasks.pathfinder.lookup_tables import Recipe
 from lra.tasks.pathfinder.sprites import Bytes
+from lra.terminal import progress_bar
 
 IMAGES, LOG = "images.bin", "chunks.bin"
 _DIGEST = 32
@@ -72,8 +72,7 @@ def generate_images(
             done = min(_keep_sound(images, log, CHUNK * recipe.size**2), chunks)
             make = functools.partial(generate_chunk, recipe, seed)
             processes = min(workers or os.cpu_count() or 1, max(1, chunks - done))
-            description = f"pathfinder {recipe.size}"
-            with tqdm(total=total, desc=description, unit="img", disable=None if progress else True) as bar:
+            with progress_bar(title=f"pathfinder {recipe.size}", total=total, unit="img", shown=progress) as bar:
                 bar.update(min(done * CHUNK, total))
                 for pictures, labels in in_order(make, range(done, chunks), processes):
                     _append(images, pictures.tobytes())

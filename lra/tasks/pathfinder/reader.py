@@ -18,11 +18,11 @@ from tokenize import TokenError
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from lra.errors import DataError
 from lra.tasks.pathfinder.generator import Difficulty
 from lra.tasks.pathfinder.sprites import Bytes
+from lra.terminal import progress_bar
 
 VERSION = 1
 """Raised when the same folder gives other arrays."""
@@ -109,7 +109,7 @@ def copy_images(folder: Path, entries: list[Entry], size: int, target: Path, *, 
     Raises:
         DataError: An image is missing or is not an 8-bit gray PNG of the right size, or the disk refuses.
     """
-    with tqdm(entries, desc=folder.name, unit="img", disable=None if progress else True) as bar:
+    with progress_bar(entries, title=folder.name, unit="img", shown=progress) as bar:
         try:
             with target.open("wb") as file:
                 for entry in bar:
