@@ -65,6 +65,23 @@ def test_help_teaches_and_does_not_import_torch(script):
     assert "Usage:" in done.stdout
 
 
+LAZY = """
+import sys
+import attention_zoo
+attention_zoo.available()
+assert not [name for name in sys.modules if name.startswith("attention_zoo.variants.")], "listing imports variants"
+import lra.models.transformer, lra.models.convnet
+assert "contextpool" not in sys.modules, "the harness imports contextpool"
+import contextpool.variant
+assert "contextpool.backends.triton_kernels" not in sys.modules, "contextpool imports triton"
+"""
+
+
+def test_nothing_is_imported_before_it_is_needed():
+    done = subprocess.run([sys.executable, "-c", LAZY], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_nothing_names_a_machine_or_an_absolute_home():
     pattern = re.compile(r"(?<![\w./:~<-])/(?:work|home|root|mnt|Users)/\w")
     texts = [path for path in tracked() if path.suffix in {".py", ".md", ".toml", ".yaml", ".txt", ""}]

@@ -71,17 +71,17 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
     """
     frame = results.for_profile(profile, track).frame()
     seeds = results.seed_count(frame)
+    ours: dict[tuple[str, str], list[pd.DataFrame]] = {}
+    for (variant, task, _, _), group in frame.groupby(["variant", "task", "column", "label"]):
+        ours.setdefault((variant, task), []).append(group)
     rows, used = [], []
     for source in load_published():
         comparable = source.profile == profile and track == "matched"
         for variant, numbers in source.rows.items():
             for task, published in zip(source.columns, numbers, strict=True):
-                ours = frame[(frame["variant"] == variant) & (frame["task"] == task)]
-                found = [
-                    _row(source, published, group, seeds, comparable) for _, group in ours.groupby(["column", "label"])
-                ]
+                found = [_row(source, published, group, seeds, comparable) for group in ours.get((variant, task), [])]
                 if comparable and not found:
-                    found = [_row(source, published, ours, seeds, comparable) | {"task": task, "variant": variant}]
+                    found = [_row(source, published, frame[:0], seeds, comparable) | {"task": task, "variant": variant}]
                 rows += found
                 used += [source] if found else []
     if not rows:

@@ -247,7 +247,7 @@ def test_broken_runs_of_a_sweep_leave_the_others_alone(data, tmp_path, monkeypat
     runs = [sweep_run(tiny(seed=seed), data) for seed in range(2 * faults)]
     clean, broken = Store(tmp_path / "clean"), Store(tmp_path / "broken")
     assert sweep(runs[::2], clean, ForkLauncher(data, clean))
-    assert sweep(runs, broken, ForkLauncher(data, broken, sabotage, slots=4), timeout_seconds=10.0)
+    assert sweep(runs, broken, ForkLauncher(data, broken, sabotage, slots=4), timeout_seconds=5.0)
     healthy, found = outcomes(clean), outcomes(broken)
     assert len(healthy) == faults
     assert {run_id: found[run_id] for run_id in healthy} == healthy

@@ -7,11 +7,11 @@ import torch
 
 from attention_zoo import LayerDims, get_variant
 
-EVERY_DAY = ("nystrom",)  # beside `full`, whose own tests compile it
-OTHERS = ("performer", "linear", "cosformer", "linformer", "luna", "synthesizer", "fnet", "skyformer")
+NAMES = ("nystrom", "performer", "linear", "cosformer", "linformer", "luna", "synthesizer", "fnet", "skyformer")
 
 
-@pytest.mark.parametrize("name", [*EVERY_DAY, *(pytest.param(name, marks=pytest.mark.nightly) for name in OTHERS)])
+@pytest.mark.nightly  # the tests of `full` compile one variant every day
+@pytest.mark.parametrize("name", NAMES)
 def test_compiles_as_one_graph(name):
     torch.manual_seed(0)
     spec = get_variant(name)

@@ -70,11 +70,12 @@ def test_matches_the_reference(form, normalized, sigma, length):
 
 
 @forms
+@pytest.mark.parametrize("length", [1501, pytest.param(3001, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("sigma", ["tiny", "paper"])
-def test_matches_the_reference_at_3001_tokens(form, sigma):
+def test_matches_the_reference_at_many_tokens(form, sigma, length):
     if form.interpreted and sigma == "paper":
         pytest.skip("wide Gaussians take the interpreter minutes")
-    case = Case(3001, sigma=sigma, causal=form.causal, batch=1, dim=3, mask="none")
+    case = Case(length, sigma=sigma, causal=form.causal, batch=1, dim=3, mask="none")
     cases.check_against_truth(form.pool, case)
 
 

@@ -127,8 +127,9 @@ def race(root, rounds, barrier, wins):
             barrier.wait()
 
 
-def test_eight_processes_two_hundred_rounds_one_owner_each(tmp_path):
-    context, rounds = multiprocessing.get_context("fork"), 200
+@pytest.mark.parametrize("rounds", [40, pytest.param(200, marks=pytest.mark.nightly)])
+def test_eight_processes_many_rounds_one_owner_each(tmp_path, rounds):
+    context = multiprocessing.get_context("fork")
     barrier, wins = context.Barrier(8), context.Array("i", rounds)
     for number in range(0, rounds, 4):  # every fourth is left by a process that is dead
         with lease.acquire(tmp_path, f"{number:064x}"):

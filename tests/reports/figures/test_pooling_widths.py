@@ -1,21 +1,16 @@
 """The figure of pooling widths, of a run that is really trained."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from lra.errors import StoreError, UsageError
 from reports.figures.pooling_widths import draw_supports, load_supports
 from reports.figures.style import house_style, save
 from reports.result_set import load_stores
+from runners.cli.run import command as lra_run
 from tests.reports.figures.helpers import clipped, is_tick
-
-ROOT = Path(__file__).resolve().parents[3]
-
 
 TINY = {
     "name": "tiny", "title": "For tests", "source": "this test",
@@ -33,12 +28,12 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     command = [
-        sys.executable, "-c", "from runners.cli.run import main; main()", "--attn", "contextpool,full", "--task",
-        "listops", "--profile", str(folder / "tiny.yaml"), "--data-dir", str(folder / "home"), "--store",
-        str(folder / "store"), "--device", "cpu", "--threads", "1", "--quiet",
+        "--attn", "contextpool,full", "--task", "listops", "--profile", str(folder / "tiny.yaml"),
+        "--data-dir", str(folder / "home"), "--store", str(folder / "store"), "--device", "cpu",
+        "--threads", "1", "--quiet",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(lra_run, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
     return folder, load_stores([folder / "store"])
 
 

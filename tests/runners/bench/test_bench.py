@@ -66,6 +66,7 @@ def known():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's high-water mark is Linux's")
 @pytest.mark.parametrize(("case", "size"), [("self_test", 48), ("brief", 64), ("many", 32), ("transient", 96)])
 def test_both_counters_measure_known_allocations(known, case, size):
@@ -75,6 +76,7 @@ def test_both_counters_measure_known_allocations(known, case, size):
     assert counters_agree(known["allocator"][case], known["kernel"][case])
 
 
+@pytest.mark.nightly
 def test_the_counters_are_independent(known):
     assert known["allocator"]["untouched"] == 64 * MIB
     assert known["kernel"]["untouched"] < MIB

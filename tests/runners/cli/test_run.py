@@ -65,8 +65,8 @@ def outcomes(store):
 
 def test_a_grid_gives_one_record_each_and_one_table(profile, home, tmp_path):
     command = arguments(profile, home, tmp_path, "--seeds", "0-1", attn="full,ContextPool")
-    done = run(command)
-    assert done.returncode == 0, done.stderr
+    done = run_here(command)
+    assert done.exit_code == 0, done.stderr
     found = outcomes(tmp_path)
     assert set(found) == {(variant, seed) for variant in ("full", "contextpool") for seed in (0, 1)}
     assert len({outcome["weights_digest"] for outcome, _ in found.values()}) == 4

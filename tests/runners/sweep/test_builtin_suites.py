@@ -28,6 +28,7 @@ def run_small(suite, data, folder):
     return ran
 
 
+@pytest.mark.nightly
 def test_the_ablation_of_contextpool_runs_and_makes_its_table(data, tmp_path):
     assert run_small("contextpool_ablation", data, tmp_path) == 1 + 8 + 4 + 3 + 2
     loaded = load_stores([tmp_path])

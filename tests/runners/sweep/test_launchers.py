@@ -83,8 +83,9 @@ def clean(home, tmp_path_factory):
     """The store of an undisturbed sweep over two seeds, and what it printed."""
     folder = tmp_path_factory.mktemp("clean")
     suite = write_suite(folder)
-    done = call(sweep("run", suite, home, folder / "store", "--device", "cpu", "--slots", "2", "--threads", "1"))
-    assert done.returncode == 0, done.stderr
+    arguments = sweep("run", suite, home, folder / "store", "--device", "cpu", "--slots", "2", "--threads", "1")
+    done = CliRunner().invoke(command, arguments[len(SWEEP) :], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
     return folder / "store", done
 
 

@@ -257,7 +257,7 @@ def test_a_stop_of_one_process_stops_all_and_the_run_goes_on_to_the_same_bits(da
     assert together(share_run(config, data, tmp_path / "4"), tmp_path / "4") == [unbroken, unbroken]  # nothing to do
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_the_death_of_one_process_ends_all_and_the_run_goes_on_to_the_same_bits(data, tmp_path, victim):
     config = tiny()
     unbroken, _ = together(share_run(config, data, tmp_path / "unbroken"), tmp_path / "unbroken")
@@ -413,6 +413,7 @@ def test_torchrun_that_is_terminated_leaves_a_saved_state(tmp_path):
     assert [(note["status"], note["environment"]["processes"]) for note in notes] == [("preempted", 2)]
 
 
+@pytest.mark.nightly
 def test_several_runs_under_torchrun_are_one_line(tmp_path):
     command = ["-m", "runners.cli.run", "--attn", "full,local", "--task", "listops", "--store", str(tmp_path)]
     said = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}

@@ -68,16 +68,22 @@ def test_the_tree_distribution_is_the_naive_one(naive_unfiltered):
 @pytest.mark.parametrize(
     "wrong",
     [
-        Grammar(min_length=4, max_length=10_000, max_depth=4, max_args=6),
-        Grammar(min_length=4, max_length=10_000, max_depth=5, max_args=5),
         Grammar(min_length=4, max_length=10_000, max_depth=4, max_args=5, operator_probability=0.28),
-        Grammar(min_length=6, max_length=10_000, max_depth=4, max_args=5),
+        *(
+            pytest.param(wrong, marks=pytest.mark.nightly)
+            for wrong in (
+                Grammar(min_length=4, max_length=10_000, max_depth=4, max_args=6),
+                Grammar(min_length=4, max_length=10_000, max_depth=5, max_args=5),
+                Grammar(min_length=6, max_length=10_000, max_depth=4, max_args=5),
+            )
+        ),
     ],
 )
 def test_the_comparison_catches_another_grammar(naive_unfiltered, wrong):
     assert compare(our_examples(wrong, chunks=3), naive_unfiltered)["lengths"] > 4.0
 
 
+@pytest.mark.nightly
 def test_the_benchmark_distribution_is_the_naive_one():
     """600 trees of the naive generator, 5,400 of ours, at the benchmark's parameters."""
     ours, theirs = our_examples(OFFICIAL, chunks=4), naive_examples(OFFICIAL, 600, seed=2)
