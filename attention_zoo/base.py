@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, Self, TypeVar
 
@@ -84,6 +85,8 @@ class VariantConfig:
     def from_dict(cls, options: Mapping[str, Any]) -> Self:
         """Build a configuration from plain values, refusing unknown names and wrong types.
 
+        Equal values become one value, so that a run has one id: 1 and 1.0 of a float, -0.0 and 0.0, a list and a tuple.
+
         Raises:
             OptionError: One line per mistake; an unknown name comes with the closest known one.
         """
@@ -94,10 +97,11 @@ class VariantConfig:
         for name, value in options.items():
             if name not in known:
                 problems.append(f"{name}: unknown option; {suggest(name, known)}")
-            elif not _accepts(known[name], value):
+                continue
+            try:
+                values[name] = _typed(known[name], value)
+            except TypeError:
                 problems.append(f"{name}: expected {_type_text(known[name])}, got {value!r}")
-            else:
-                values[name] = float(value) if known[name] is float else value
         if problems:
             raise OptionError("\n".join(problems))
         try:
@@ -110,6 +114,10 @@ class VariantConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values; `from_dict` takes them back."""
         return asdict(self)
+
+    def inner_variants(self) -> dict[str, VariantConfig]:
+        """Return name and options of each other variant that this one is built around; none unless overridden."""
+        return {}
 
     @classmethod
     def describe(cls) -> list[tuple[str, str, Any, str]]:
@@ -126,20 +134,49 @@ class VariantConfig:
         ]
 
 
-def _accepts(hint: Any, value: Any) -> bool:
-    """Return whether a plain value fits an annotation; a bool is not an int here, and an int fits a float."""
+def _typed(hint: Any, value: Any) -> Any:
+    """Return a plain value in the one form that an annotation gives it; a bool is not an int here, an int fits a float.
+
+    Raises:
+        TypeError: The value does not fit.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_accepts(argument, value) for argument in arguments)
+        for argument in sorted(arguments, key=lambda argument: argument is not float):  # 1 and 1.0 of int | float
+            with contextlib.suppress(TypeError):
+                return _typed(argument, value)
+        raise TypeError
     if origin is Literal:
-        return any(value == argument and type(value) is type(argument) for argument in arguments)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is type(None):
-        return value is None
-    return isinstance(value, origin or hint)
+        if any(value == argument and type(value) is type(argument) for argument in arguments):
+            return value
+        raise TypeError
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) + 0.0  # -0.0 + 0.0 is 0.0
+    kind = hint if origin is None else origin
+    if kind is Any or (kind is type(None) and value is None):
+        return value
+    if kind is tuple and isinstance(value, list | tuple):
+        return tuple(map(_typed, _items(arguments, value), value)) if arguments else tuple(value)
+    if not (isinstance(kind, type) and isinstance(value, kind)) or (kind is int and isinstance(value, bool)):
+        raise TypeError
+    if arguments and isinstance(value, Mapping):
+        return {key: _typed(arguments[1], inner) for key, inner in value.items()}
+    if arguments and isinstance(value, list):
+        return [_typed(arguments[0], inner) for inner in value]
+    return value
+
+
+def _items(arguments: Sequence[Any], value: Sequence[Any]) -> Sequence[Any]:
+    """Return the annotation of each item of a tuple.
+
+    Raises:
+        TypeError: The tuple has another length.
+    """
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return [arguments[0]] * len(value)
+    if len(arguments) != len(value):
+        raise TypeError
+    return arguments
 
 
 def _type_text(hint: Any) -> str:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
+import sys
 import typing
 import warnings
 from collections.abc import Callable
@@ -15,11 +17,13 @@ from typing import TypeVar
 
 from attention_zoo import variants
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, suggest
+from attention_zoo.source_digest import program_text
 
 ENTRY_POINT_GROUP = "attention_zoo.variants"
 OWN_DISTRIBUTION = "lra-harness"
 """The distribution of this project, which announces ContextPool by entry point, as a third party would."""
 
+OWN_PACKAGES = frozenset({"attention_zoo", "contextpool"})
 M = TypeVar("M", bound=type[SequenceMixer])
 
 
@@ -43,6 +47,8 @@ class VariantSpec:
     traits: Traits
     paper: str
     """Source in one line: authors, year, identifier."""
+    registered_in: str = ""
+    """File with the call that registered it, if that is another one than the file of the class."""
 
     def __post_init__(self) -> None:
         """Derive the title if none is given."""
@@ -87,7 +93,13 @@ def register_variant(name: str, *, traits: Traits, paper: str, title: str = "") 
         if present is not None and present.mixer is not mixer:
             raise RegistrationError(f"{name!r} is registered by {_where(present.mixer)}; refused: {_where(mixer)}")
         _registered[name] = VariantSpec(
-            name=name, title=title, mixer=mixer, config=_config_of(mixer), traits=traits, paper=paper
+            name=name,
+            title=title,
+            mixer=mixer,
+            config=_config_of(mixer),
+            traits=traits,
+            paper=paper,
+            registered_in=sys._getframe(1).f_code.co_filename,
         )
         return mixer
 
@@ -125,14 +137,41 @@ def get_variant(name: str) -> VariantSpec:
 
 
 def plugin_origin(name: str) -> str:
-    """Return the distribution and version that announce a variant of a third party; empty for our own variants.
-
-    Our own variants are identified by the numerics version of the harness, which a release does not change.
-    """
+    """Return the distribution and version that announce a variant of a third party; empty for our own variants."""
     point = _plugins().get(normalise(name))
     if point is None or point.dist is None or point.dist.name == OWN_DISTRIBUTION:
         return ""
     return f"{point.dist.name} {point.dist.version}"
+
+
+def program_origin(name: str, config: VariantConfig) -> str:
+    """Name the program of a third party that a variant with these options runs; empty for our own variants.
+
+    Our own variants are identified by the numerics version of the harness, which a release does not change. A variant
+    of a third party is identified by its distribution and version, if it has any, and by the digest of its source: see
+    `attention_zoo.source_digest`. A variant that is built around another one has the program of that one too.
+
+    Raises:
+        UnknownVariantError: There is no such variant.
+        RegistrationError: The source of the variant cannot be found.
+    """
+    spec = get_variant(name)
+    origins = [program_origin(base, inner) for base, inner in config.inner_variants().items()]
+    if spec.mixer.__module__.partition(".")[0] not in OWN_PACKAGES:
+        label = plugin_origin(spec.name) or spec.mixer.__module__
+        origins.insert(0, _program_text(label, spec.mixer, *filter(None, [spec.registered_in])))
+    return "; ".join(filter(None, origins))
+
+
+@functools.cache  # the code that runs is the code that was imported, once per process
+def _program_text(label: str, mixer: type[SequenceMixer], *files: str) -> str:
+    try:
+        return program_text(label, mixer, *files)
+    except (TypeError, OSError) as error:
+        raise RegistrationError(
+            f"{_where(mixer)}: its source cannot be found, so its runs could not be told from those of a changed "
+            "class; put it into a file"
+        ) from error
 
 
 def _home(name: str) -> str:

@@ -45,8 +45,20 @@ class WrapperConfig(VariantConfig):
     grid: Literal["off", "auto"] = option("off", "auto: two-dimensional where the tokens are the pixels of an image")
 
     def __post_init__(self) -> None:
-        """Check the base and its options."""
-        self.base_config()
+        """Check the base and its options, and write them in one form: one model has one run id.
+
+        `base_options` keeps what differs from the defaults of the base, and `rotary` is never in it.
+        """
+        spec, options = self.base_spec(), self.base_config().to_dict()
+        defaults = spec.config().to_dict()
+        object.__setattr__(self, "base", spec.name)
+        object.__setattr__(self, "rotary", bool(options.pop("rotary", False)))
+        changed = {name: value for name, value in options.items() if value != defaults[name]}
+        object.__setattr__(self, "base_options", changed)
+
+    def inner_variants(self) -> dict[str, VariantConfig]:
+        """Return the base."""
+        return {self.base: self.base_config()}
 
     def base_spec(self) -> VariantSpec:
         """Find the base variant.

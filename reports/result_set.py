@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lra.config.schema import RunConfig, canonical_json
+from lra.config.schema import RunConfig
 from lra.errors import StoreError, UsageError
 from lra.names import suggest_path
 from lra.results.bench_records import BenchRecord, bench_records
@@ -66,8 +66,8 @@ class ResultSet:
 
     def for_suite(self, runs: Sequence[RunConfig]) -> ResultSet:
         """Return what belongs to the runs of a suite, whatever dataset variant they used."""
-        keys = {canonical_json(config.model_dump()) for config in runs}
-        found = self.filter(lambda config: canonical_json(config.model_dump()) in keys)
+        keys = {config.key() for config in runs}
+        found = self.filter(lambda config: config.key() in keys)
         return replace(found, seeds=frozenset(config.seed for config in runs))
 
     def for_profile(self, profile: str, track: str) -> ResultSet:

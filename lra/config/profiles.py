@@ -8,14 +8,14 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from lra.config.builtin import config_folder
+from lra.config.builtin import config_folder, profile_names
 from lra.config.schema import (
     Section,
     validate_section,
 )
 from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
-from lra.names import suggest, suggest_path
+from lra.names import fold, suggest, suggest_path
 
 S = TypeVar("S", bound=Section)
 
@@ -67,9 +67,24 @@ def load_profile(name: str) -> Profile:
     """Load a built-in profile by name, or one of the user's by the path of its YAML file.
 
     Raises:
-        UsageError: No such profile, or its file does not hold what a profile holds.
+        UsageError: No such profile, or its file does not hold what a profile holds, or a changed copy of a built-in
+            profile still has its name, under which tables would show its runs beside the built-in ones.
     """
-    return load_builtin("profiles", name, Profile)
+    profile = load_builtin("profiles", name, Profile)
+    taken = next((own for own in profile_names() if fold(own) == fold(profile.name)), None)
+    if taken is not None and taken != name:
+        own = load_builtin("profiles", taken, Profile)
+        if (profile.name, profile.tasks, profile.variants, profile.families) != (
+            own.name,
+            own.tasks,
+            own.variants,
+            own.families,
+        ):
+            raise UsageError(
+                f"{name}: `name: {profile.name}` is the name of a built-in profile, and this file has other settings; "
+                "give it a name of its own"
+            )
+    return profile
 
 
 def load_builtin(kind: Literal["profiles", "suites"], name: str, section: type[S]) -> S:

@@ -25,6 +25,7 @@ from lra.config.schema import (
 from lra.config.yaml_loader import load_text
 from lra.errors import UsageError
 from lra.models.convnet import family_problems
+from lra.models.downsamplers import UnknownDownsamplerError, downsampler_origin
 from lra.names import suggest
 from lra.tasks import get_task
 
@@ -126,21 +127,40 @@ def resolve(
         problems += family_problems(model, the_task.info, variant, has_options=bool(options))
     if model is not None and model.positions == "rotary":
         options.setdefault("rotary", True)
+    if "pool_origin" in sections["model"]:
+        problems.append("model.pool_origin: filled in from the layer that model.pool names, never set")
     config = _variant_config(variant, options, origins, problems)
     if data is not None and model is not None and the_task.max_length(data) > model.max_length:
         problems.append(f"model.max_length: {model.max_length} is shorter than the data ({the_task.max_length(data)})")
     if problems or data is None or model is None or train is None or config is None:
         raise UsageError("\n".join(problems))
-    return RunConfig(
-        task=task,
-        profile=profile.name,
-        track=track,
-        data=data.model_dump(),
-        variant=VariantChoice.of(variant, config),
-        model=model,
-        train=train,
-        seed=seed,
+    return with_programs(
+        RunConfig(
+            task=task,
+            profile=profile.name,
+            track=track,
+            data=data.model_dump(),
+            variant=VariantChoice(name=variant, options=config.to_dict()),
+            model=model,
+            train=train,
+            seed=seed,
+        )
     )
+
+
+def with_programs(config: RunConfig) -> RunConfig:
+    """Return a configuration that names the programs of third parties that it runs, and has its options typed.
+
+    Raises:
+        UsageError: The source of a program cannot be found, or an option is wrong.
+    """
+    try:
+        choice = VariantChoice.of(config.variant.name, config.variant.typed)
+        origin = downsampler_origin(config.model.pool)
+    except (UnknownVariantError, RegistrationError, OptionError, UnknownDownsamplerError) as error:
+        raise UsageError(f"variant: {error.args[0]}") from error
+    model = config.model.model_copy(update={"pool_origin": origin})
+    return config.model_copy(update={"variant": choice, "model": model})
 
 
 def _set_option(options: dict[str, Any], key: str, value: Any, origins: dict[str, str], path: str) -> None:

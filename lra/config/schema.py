@@ -10,7 +10,7 @@ from functools import cached_property
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lra.names import suggest
 from lra.schedules import ScheduleName
@@ -26,11 +26,24 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 NUMERICS_VERSION = 1
 """Raised with every change of the code that changes numbers; part of each run id."""
 
+ADDED_LATER: dict[str, Any] = {"model.pool_origin": ""}
+"""Settings that came after the first records, each with the value that means "as before".
+
+A setting that has this value is left out of what is hashed, so runs from before it keep their ids. The value is also
+the default of its field, since older records are read without it. Paths: `seed`, `model.dim`, `train.lr`, and with the
+name of the task or variant `data.listops.max_depth`, `variant.linformer.rank`.
+"""
+
 
 class Section(BaseModel):
     """A part of a configuration: exact types, no unknown keys, no changes after it is built."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, values: Any) -> Any:
+        return plain(values)
 
 
 class ModelConfig(Section):
@@ -40,6 +53,8 @@ class ModelConfig(Section):
     """`convnet` is a small residual network for pixels, without a mixer: see `lra.models.convnet`."""
     pool: str = "max"
     """How a convnet makes its feature maps smaller: `max`, `average`, `stride`, or a plug-in such as `contextpool`."""
+    pool_origin: str = ""
+    """Program of a third party's `pool`, like the origin of a variant; filled in, never set. Empty for our own ones."""
     dim: Count
     """Width of the stream, in features."""
     num_layers: Count
@@ -99,14 +114,19 @@ class VariantChoice(Section):
     name: str
     options: dict[str, Any]
     origin: str = ""
-    """Distribution and version of a plug-in; empty for built-in variants."""
+    """Program of a third party's variant: distribution, version and digest of the source. Empty for our own variants.
+    """
 
     @classmethod
     def of(cls, name: str, typed: VariantConfig) -> VariantChoice:
-        """Return the choice of a variant with these options."""
-        from attention_zoo.registry import plugin_origin  # here, since it imports torch, which --help does without
+        """Return the choice of a variant with these options.
 
-        choice = cls(name=name, options=typed.to_dict(), origin=plugin_origin(name))
+        Raises:
+            RegistrationError: The source of a third party's variant cannot be found.
+        """
+        from attention_zoo.registry import program_origin  # here, since it imports torch, which --help does without
+
+        choice = cls(name=name, options=typed.to_dict(), origin=program_origin(name, typed))
         choice.__dict__["typed"] = typed  # fills the cached property below, so that nothing is parsed again
         return choice
 
@@ -135,10 +155,35 @@ class RunConfig(Section):
     train: TrainConfig
     seed: Annotated[int, Field(ge=0)]
 
+    def hashed(self) -> dict[str, Any]:
+        """Return all settings as plain values, without those that came later and are as before: see `ADDED_LATER`."""
+        values = self.model_dump()
+        sections = {"": values, "model": values["model"], "train": values["train"]}
+        sections |= {f"data.{self.task}": values["data"], f"variant.{self.variant.name}": values["variant"]["options"]}
+        for path, as_before in ADDED_LATER.items():
+            section, _, name = path.rpartition(".")
+            holder = sections.get(section, {})
+            if name in holder and canonical_json(holder[name]) == canonical_json(as_before):
+                del holder[name]
+        return values
+
+    def key(self) -> bytes:
+        """Return a key that two configurations share if they are the same run on the same data."""
+        return canonical_json(self.hashed())
+
     def run_id(self, data_digest: str) -> str:
         """Return the id of the run: SHA-256 of this configuration, the data's content and the numerics version."""
-        identity = {"config": self.model_dump(), "data_digest": data_digest, "numerics_version": NUMERICS_VERSION}
+        identity = {"config": self.hashed(), "data_digest": data_digest, "numerics_version": NUMERICS_VERSION}
         return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """Return plain values in the one form that is hashed: 0.0 for -0.0, and lists for tuples."""
+    if isinstance(value, float):
+        return value + 0.0
+    if isinstance(value, Mapping):
+        return {name: plain(inner) for name, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def canonical_json(value: Any) -> bytes:

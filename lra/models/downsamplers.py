@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
 from torch import nn
 
+from attention_zoo.registry import OWN_DISTRIBUTION
+from attention_zoo.source_digest import program_text
 from lra.names import suggest
 
 ENTRY_POINT_GROUP = "lra.downsamplers"
@@ -55,3 +59,23 @@ def get_downsampler(name: str) -> Downsampler:
         plugin: Downsampler = point.load()
         return plugin
     raise UnknownDownsamplerError(f"unknown downsampler {name!r}; {suggest(name, available_downsamplers())}")
+
+
+@functools.cache  # as for variants: the code that was imported, once per process
+def downsampler_origin(name: str) -> str:
+    """Name the program of a third party's layer: its distribution, version and source; empty for our own layers.
+
+    Raises:
+        UnknownDownsamplerError: There is no such layer, or its source cannot be found.
+    """
+    made = get_downsampler(name)
+    for point in () if name in BUILT_IN else entry_points(group=ENTRY_POINT_GROUP, name=name):
+        if point.dist is None or point.dist.name == OWN_DISTRIBUTION:
+            return ""
+        try:
+            return program_text(
+                f"{point.dist.name} {point.dist.version}", made, str(sys.modules[point.module].__file__)
+            )
+        except (TypeError, OSError) as error:
+            raise UnknownDownsamplerError(f"downsampler {name!r}: its source cannot be found") from error
+    return ""

@@ -157,7 +157,7 @@ def counters_agree(first: int, second: int) -> bool:
 
 def settings_id(config: RunConfig, *, device: str, threads: int, memory_limit: int | None) -> str:
     """Return the id of what is measured and on what; it names the file."""
-    identity = {"config": config.model_dump(), "device": device, "threads": threads, "memory_limit": memory_limit}
+    identity = {"config": config.hashed(), "device": device, "threads": threads, "memory_limit": memory_limit}
     return hashlib.sha256(canonical_json(identity)).hexdigest()[:20]
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,16 +88,11 @@ def _attempt_row(attempt: AttemptedRun) -> dict[str, Any]:
 
 
 def _run_row(run: RunRecord | AttemptedRun) -> dict[str, Any]:
-    config = run.config
-    settings = {f"variant.{name}": value for name, value in config.variant.options.items()}
+    config, hashed = run.config, run.config.hashed()
+    settings = {f"variant.{name}": value for name, value in hashed["variant"]["options"].items()}
     settings["variant.origin"] = config.variant.origin
-    sections: Mapping[str, Mapping[str, Any]] = {
-        "data": config.data,
-        "model": config.model.model_dump(),
-        "train": config.train.model_dump(),
-    }
-    for section, values in sections.items():
-        settings |= {f"{section}.{name}": value for name, value in values.items()}
+    for section in ("data", "model", "train"):
+        settings |= {f"{section}.{name}": value for name, value in hashed[section].items()}
     return {
         "run_id": run.run_id,
         "task": config.task,

@@ -66,7 +66,7 @@ def plan_table(runs: Sequence[SweepRun], store_folder: Path, home: Path, *, prob
 def _measure_cost(config: RunConfig, home: Path) -> Cost | None:
     """Train a few steps in a process and a temporary store of their own; return None if that fails."""
     train = config.train.model_copy(update={"steps": TRIAL_STEPS, "eval_every": TRIAL_STEPS, "selection": "last"})
-    short = config.model_copy(update={"train": train})
+    short = config.model_copy(update={"train": train, "track": "open"})
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         threads = str(os.cpu_count() or 1)

@@ -10,15 +10,11 @@ from typing import Any
 
 import yaml
 
-from attention_zoo import (
-    OptionError,
-    RegistrationError,
-    UnknownVariantError,
-    available,
-)
-from attention_zoo.registry import normalise, plugin_origin
-from lra.config.profiles import FamilyRecipe, Profile
-from lra.config.resolve import check_variant_names, resolve
+from attention_zoo import available
+from attention_zoo.registry import normalise
+from lra.config.builtin import profile_names
+from lra.config.profiles import FamilyRecipe, Profile, load_profile
+from lra.config.resolve import check_variant_names, resolve, with_programs
 from lra.config.schema import RunConfig, validate_section
 from lra.config.yaml_loader import SeveralDocumentsError, load_file, load_text
 from lra.data.dataset import open_prepared
@@ -114,20 +110,56 @@ def read_config(source: str) -> RunConfig:
         ) from error
     if isinstance(values, dict) and values.keys() == {"record", "sha256"}:
         record = read_record(path)
-        config, same = record.config, record.config.run_id(record.data_digest) == record.run_id
+        config = record.config
+        same = config.run_id(record.data_digest) == record.run_id
     else:
         if isinstance(values, dict) and "tasks" in values:
             raise UsageError(f"{source}: {_grid_hint(values, source)}")
         if not isinstance(values, dict) or not values.keys() & RunConfig.model_fields.keys():
             raise UsageError(f"{source}: neither a configuration nor a record; --dry-run prints a configuration")
         config = _validated(values, source)
-        same = values == config.model_dump()
+        same = not _lacks(values, config.hashed())
     if not same:
         raise UsageError(
             f"{source}: not a complete configuration of this version; it would be another run than the one meant"
         )
-    check_runnable(config)
+    config = runnable(config)
+    if "record" not in values:
+        _check_recipe(config, source)
     return config
+
+
+def _lacks(values: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
+    """Say whether some setting of a complete configuration is not in the values that were given."""
+    return any(
+        name not in values
+        or (isinstance(inner, Mapping) and isinstance(values[name], Mapping) and _lacks(values[name], inner))
+        for name, inner in whole.items()
+    )
+
+
+def _check_recipe(config: RunConfig, source: str) -> None:
+    """Check that a configuration of the matched track is what its profile says, if the profile is one of ours.
+
+    Raises:
+        UsageError: It has other settings, under which a table would show it as a run of that profile.
+    """
+    if config.track == "open" or config.profile not in profile_names():
+        return
+    profile = load_profile(config.profile)
+    recipe = resolve(task=config.task, variant=config.variant.name, profile=profile, seed=config.seed, overrides={})
+    theirs, ours = config.hashed(), recipe.hashed()
+    wrong = [
+        f"{section}.{name}"
+        for section in ("data", "model", "train")
+        for name in sorted({*theirs[section], *ours[section]})
+        if theirs[section].get(name) != ours[section].get(name)
+    ]
+    if wrong:
+        raise UsageError(
+            f"{source}: {', '.join(wrong)} not as in profile {config.profile!r}; write `track: open`, or another "
+            "name of the profile"
+        )
 
 
 def _grid_hint(values: dict[str, Any], source: str) -> str:
@@ -144,24 +176,27 @@ def _validated(values: dict[str, Any], source: str) -> RunConfig:
     return config
 
 
-def check_runnable(config: RunConfig) -> None:
-    """Check the parts of a complete configuration that the task and the variant define.
+def runnable(config: RunConfig) -> RunConfig:
+    """Return a complete configuration with typed values, after a check of the parts that task and variant define.
 
     Raises:
-        UsageError: A name is unknown, an option is wrong or left out, or the plug-in has another version.
+        UsageError: A name is unknown, an option is wrong or left out, or the program of a third party is another one.
     """
     data, problems = validate_section(get_task(config.task).options, config.data, "data")
-    name, options = config.variant.name, config.variant.options
-    try:
-        complete = config.variant.typed.to_dict()
-    except (UnknownVariantError, RegistrationError, OptionError) as error:
-        raise UsageError(f"variant: {error.args[0]}") from error
-    if data is not None and (data.model_dump() != config.data or complete != options):
+    if data is None:
+        raise UsageError("\n".join(problems))
+    typed = with_programs(config.model_copy(update={"data": data.model_dump()}))
+    if _lacks(config.model_dump(), typed.hashed()):
         problems.append("a configuration names every option of task and variant; this one leaves some out")
-    if plugin_origin(name) != config.variant.origin:
-        problems.append(f"variant {name!r} is {plugin_origin(name)!r} here, not {config.variant.origin!r}")
+    for what, there, here in (
+        (f"variant {config.variant.name!r}", config.variant.origin, typed.variant.origin),
+        (f"pool {config.model.pool!r}", config.model.pool_origin, typed.model.pool_origin),
+    ):
+        if there != here:
+            problems.append(f"{what} is {here!r} here, not {there!r}: with another program it is another run")
     if problems:
         raise UsageError("\n".join(problems))
+    return typed
 
 
 def describe(config: RunConfig, home: Path) -> str:

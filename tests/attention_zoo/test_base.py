@@ -1,7 +1,8 @@
 """Options of a variant and dimensions of a layer: what is accepted, refused and reported."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -118,3 +119,45 @@ def test_inputs_against_the_contract_are_refused(x, mask, message):
     mixer = full.build(full.config(), LayerDims(dim=8, num_heads=2, max_length=5))
     with pytest.raises(ValueError, match=message):
         mixer(x, mask)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wide(VariantConfig):
+    share: float = option(0.5, "a share")
+    maybe: float | None = option(None, "a share or none")
+    either: int | float = option(1, "a number")
+    sizes: tuple[int, ...] = option((1,), "sizes")
+    pair: tuple[int, float] = option((1, 1.0), "two numbers")
+    rates: list[float] = field(default_factory=list, metadata={"help": "rates"})
+    named: Mapping[str, float] = field(default_factory=dict, metadata={"help": "rates by name"})
+    anything: Any = field(default=None, metadata={"help": "anything"})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("share", [1, 1.0]),
+        ("share", [0, 0.0, -0.0]),
+        ("maybe", [1, 1.0]),
+        ("either", [1, 1.0]),
+        ("sizes", [[1, 2], (1, 2)]),
+        ("pair", [[1, 1], (1, 1.0)]),
+        ("rates", [[1, -0.0], [1.0, 0.0]]),
+        ("named", [{"a": 1}, {"a": 1.0}]),
+    ],
+)
+def test_equal_values_are_one_value(name, values):
+    assert len({repr(Wide.from_dict({name: value})) for value in values}) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("sizes", [1.5]), ("sizes", [True]), ("pair", [1]), ("rates", ["1"]), ("named", {"a": "b"}), ("sizes", "12")],
+)
+def test_a_wrong_type_inside_is_refused(name, value):
+    with pytest.raises(OptionError, match=f"{name}: expected "):
+        Wide.from_dict({name: value})
+
+
+def test_any_takes_anything():
+    assert Wide.from_dict({"anything": [1, "a"]}).anything == [1, "a"]

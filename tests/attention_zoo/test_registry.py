@@ -1,5 +1,6 @@
 """Names of variants: registration, look-up, and plug-ins of other distributions."""
 
+import importlib
 import pkgutil
 import sys
 import textwrap
@@ -22,7 +23,7 @@ from attention_zoo import (
     registry,
     variants,
 )
-from attention_zoo.registry import plugin_origin
+from attention_zoo.registry import plugin_origin, program_origin
 
 TRAITS = Traits(memory="linear", complexity="O(n)", permutation_equivariant=True, mixes_tokens=False)
 
@@ -210,3 +211,72 @@ def test_a_plug_in_may_not_replace_a_built_in_variant(site):
     assert names.count("full") == 1
     assert get_variant("full").mixer.__module__ == "attention_zoo.variants.full"
     assert "halver_plugin" not in sys.modules
+
+
+def edited(site: Path, old: str, new: str, file: str = "halver_plugin.py") -> None:
+    """Edit a plug-in, and forget it as a new process would."""
+    text = (site / file).read_text()
+    assert old in text
+    (site / file).write_text(text.replace(old, new) + "# edited\n")  # of another size than its old bytecode
+    for module in ("halver_plugin", "halver_helper"):
+        sys.modules.pop(module, None)
+    registry._registered.pop("halver", None)
+
+
+def test_an_edited_plug_in_is_another_program(site):
+    (site / "halver_helper.py").write_text("HALF = 2\n")
+    edited(site, "import torch\n", "import torch\nfrom halver_helper import HALF\n")
+    before = program_origin("halver", VariantConfig())
+    assert before.startswith("halver-plugin 1.2 source ")
+    edited(site, "x / 2", "x  /  2")
+    assert program_origin("halver", VariantConfig()) == before
+    edited(site, "x  /  2", "x / 3")
+    after = program_origin("halver", VariantConfig())
+    edited(site, "HALF = 2", "HALF = 3", "halver_helper.py")
+    assert len({before, after, program_origin("halver", VariantConfig())}) == 3
+
+
+def test_a_variant_around_a_plug_in_has_its_program(site):
+    config = get_variant("contextpool").config
+    before = program_origin("contextpool", config(base="halver"))
+    assert before == program_origin("halver", VariantConfig())
+    edited(site, "x / 2", "x / 3")
+    assert program_origin("contextpool", config(base="halver")) not in (before, "")
+    assert program_origin("contextpool", config()) == ""
+
+
+def test_own_variants_have_no_program_but_the_numerics_version():
+    own = [name for name in available() if not plugin_origin(name)]
+    assert len(own) >= 26
+    assert {program_origin(name, get_variant(name).config()) for name in own} == {""}
+
+
+def test_where_a_class_is_registered_is_part_of_its_program(site, monkeypatch):
+    """The call may be in another file than the class, and change what it computes."""
+    programs = set()
+    for factor in (2, 3):
+        registry._registered.pop("identity", None)
+        monkeypatch.delitem(sys.modules, "registrar", raising=False)
+        (site / "registrar.py").write_text(
+            "from attention_zoo import Traits, register_variant\n"
+            "from tests.attention_zoo.test_registry import TRAITS, Identity\n"
+            f"Identity.factor = {factor}{' ' * factor}\n"
+            "register_variant('identity', traits=TRAITS, paper='none')(Identity)\n"
+        )
+        importlib.import_module("registrar")
+        registry._program_text.cache_clear()  # as in a new process
+        programs.add(program_origin("identity", VariantConfig()))
+    assert len(programs) == 2
+
+
+def test_a_class_without_a_file_is_refused_in_one_line():
+    namespace = {"__name__": "typed_in", "Identity": Identity, "VariantConfig": VariantConfig, "LayerDims": LayerDims}
+    code = """
+class Typed(Identity):
+    def __init__(self, config: VariantConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+"""
+    exec(code, namespace)
+    register_variant("typed", traits=TRAITS, paper="none")(namespace["Typed"])
+    with pytest.raises(RegistrationError, match=r"typed_in.Typed: its source cannot be found, .*; put it into a file"):
+        program_origin("typed", VariantConfig())

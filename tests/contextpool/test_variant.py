@@ -1,5 +1,6 @@
 """The variants `contextpool` and `contextpool_conv_only`, beyond the checks that every variant passes."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -201,3 +202,21 @@ def test_one_seed_gives_the_base_the_weights_it_has_alone(spec):
     assert alone
     inside = build(spec, seed=3).base.state_dict()
     assert all(torch.equal(inside[name], value) for name, value in alone.items())
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        [{"base": "local"}, {"base": "Local"}, {"base": "local", "base_options": {"window": 50}}],
+        [{"rotary": True}, {"base_options": {"rotary": True}}, {"rotary": True, "base_options": {"rotary": False}}],
+        [
+            {"base": "adaptive_span", "base_options": {"penalty": 1}},
+            {"base": "adaptive_span", "base_options": {"penalty": 1.0}},
+        ],
+    ],
+)
+def test_one_model_has_one_set_of_options(same):
+    config = get_variant("contextpool").config
+    written = [json.dumps(config.from_dict(options).to_dict(), sort_keys=True) for options in same]
+    assert len(set(written)) == 1
+    assert written[0] != json.dumps(config().to_dict(), sort_keys=True)

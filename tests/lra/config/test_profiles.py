@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import yaml
 
 from attention_zoo import available
-from lra.config.builtin import profile_names
+from lra.config.builtin import config_folder, profile_names
 from lra.config.profiles import load_profile
 from lra.config.resolve import check_variant_names, resolve
 from lra.errors import UsageError
@@ -189,3 +190,39 @@ def test_an_option_of_some_of_several_variants_is_refused_with_the_path_for_one(
     check_variant_names({"variant.window": 8}, ["local", "longformer"])
     with pytest.raises(UsageError, match=r"no option of full; .* write variants\.contextpool\.base_options\.window$"):
         check_variant_names({"variant.base_options.window": 8}, ["full", "contextpool"])
+
+
+def own_profile(tmp_path, **changes):
+    """Write a copy of `quick` with changes; a key with dots goes into the sections."""
+    values = yaml.safe_load((config_folder("profiles") / "quick.yaml").read_text())
+    for path, value in changes.items():
+        holder = values
+        *sections, name = path.split("__")
+        for section in sections:
+            holder = holder.setdefault(section, {})
+        holder[name] = value
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tasks__listops__train__lr": 0.5},
+        {"tasks__listops__model__dropout": 0.3},
+        {"tasks__listops__data__test": 17},
+        {"variants__local__window": 4},
+        {"families__convnet__train__lr": 0.5},
+        {"name": "Quick"},
+    ],
+    ids=str,
+)
+def test_a_changed_copy_of_a_built_in_profile_needs_a_name_of_its_own(tmp_path, changes):
+    with pytest.raises(UsageError, match=r"is the name of a built-in profile, .*; give it a name of its own"):
+        load_profile(own_profile(tmp_path, **changes))
+    assert load_profile(own_profile(tmp_path, **(changes | {"name": "mine"}))).name == "mine"
+
+
+def test_an_unchanged_copy_keeps_the_name(tmp_path):
+    assert load_profile(own_profile(tmp_path, title="The same", departures=[])).name == "quick"

@@ -57,3 +57,62 @@ def test_several_runs_are_documents_and_config_says_that_it_wants_one(tmp_path):
         read_config(str(path))
     for part in printed.split("---\n"):
         assert dry_run("--config", "-", text=part) == part
+
+
+def edited(tmp_path, old, new):
+    """Write the run of a dry run with a text replaced."""
+    printed = dry_run("--attn", "contextpool", "--task", "listops", "--profile", "quick")
+    assert old in printed
+    (tmp_path / "run.yaml").write_text(printed.replace(old, new))
+    return str(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("initial_sigma: 1.0", "initial_sigma: 1"),
+        ("lr: 0.001", "lr: 1e-3"),
+        ("dropout: 0.0", "dropout: -0.0"),
+        ("  clip_norm: 1.0", "  clip_norm: 1"),
+        ("base: full", "base: Full"),
+        ("base_options: {}", "base_options: {backend: auto}"),
+        ("  pool_origin: ''\n", ""),  # a file from before this setting
+    ],
+)
+def test_a_configuration_that_is_written_otherwise_is_the_same_run(tmp_path, old, new):
+    same = plan(
+        attn="contextpool",
+        task="listops",
+        profile=load_profile("quick"),
+        seeds=[0],
+        track="matched",
+        overrides={},
+    )
+    config = read_config(edited(tmp_path, old, new))
+    assert (config.run_id("d"), config.key()) == (same[0].run_id("d"), same[0].key())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("lr: 0.001", "lr: 0.002", r"train.lr not as in profile 'quick'; write `track: open`, or another name"),
+        ("  test: 2000", "  test: 200", r"data.test not as in profile 'quick'"),
+        ("    hidden: 0\n", "", "this one leaves some out"),
+        ("  clip_norm: 1.0\n", "", "not a complete configuration"),
+        ("origin: ''\nmodel", "origin: theirs 1.0\nmodel", "not 'theirs 1.0': with another program it is another run"),
+        ("pool_origin: ''", "pool_origin: theirs", "with another program it is another run"),
+    ],
+)
+def test_a_configuration_of_another_run_is_refused(tmp_path, old, new, message):
+    with pytest.raises(UsageError, match=message):
+        read_config(edited(tmp_path, old, new))
+
+
+def test_the_open_track_or_another_name_admits_any_recipe(tmp_path):
+    path = edited(tmp_path, "lr: 0.001", "lr: 0.002")
+    for old, new in (("track: matched", "track: open"), ("profile: quick", "profile: mine")):
+        text = (tmp_path / "run.yaml").read_text()
+        (tmp_path / "other.yaml").write_text(text.replace(old, new))
+        assert read_config(str(tmp_path / "other.yaml")).train.lr == 0.002
+    with pytest.raises(UsageError):
+        read_config(path)
