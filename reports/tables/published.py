@@ -73,7 +73,7 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
     seeds = results.seed_count(frame)
     ours: dict[tuple[str, str], list[pd.DataFrame]] = {}
     for (variant, task, _, _), group in frame.groupby(["variant", "task", "column", "label"]):
-        ours.setdefault((variant, task), []).append(group)
+        ours.setdefault((str(variant), str(task)), []).append(group)
     rows, used = [], []
     for source in load_published():
         comparable = source.profile == profile and track == "matched"
