@@ -152,7 +152,10 @@ def _absolute(
     elif owners and not owners & own:
         yield from (f"package {owner} {version(owner)}" for owner in sorted(owners))
     elif top not in sys.stdlib_module_names:
-        spec = importlib.util.find_spec(top)
+        try:
+            spec = importlib.util.find_spec(top)
+        except ValueError:  # a module that was made without a file, such as `__main__`
+            spec = None
         origin = None if spec is None else spec.origin
         if origin is None:
             yield f"missing {top}"

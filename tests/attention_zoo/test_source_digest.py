@@ -126,7 +126,7 @@ def test_of_other_distributions_the_version_counts_and_of_the_own_one_the_code(t
 
 
 def test_a_loop_of_imports_a_missing_module_and_broken_code_end(tmp_path):
-    (tmp_path / "first.py").write_text("import second\nimport nowhere_to_be_found\n")
+    (tmp_path / "first.py").write_text("import second\nimport nowhere_to_be_found, __main__\n")
     (tmp_path / "second.py").write_text("import first, broken\n")
     (tmp_path / "broken.py").write_text("def (\n")
     before = source_digest([tmp_path / "first.py"])
@@ -147,9 +147,13 @@ def test_the_digest_of_a_text_is_the_same_in_every_version_of_python():
     assert code_digest(text.encode())[:16] == "76e365b9b103f49d"
 
 
+class Here:
+    """A class with a file."""
+
+
 def test_a_class_without_a_file_has_no_program():
     namespace: dict = {"__name__": "nowhere"}
     exec("class Typed: pass", namespace)
     with pytest.raises(TypeError):
         program_text("typed", namespace["Typed"])
-    assert program_text("this test", Path).startswith("this test source ")
+    assert program_text("this test", Here).startswith("this test source ")
