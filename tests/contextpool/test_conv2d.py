@@ -68,3 +68,12 @@ def test_layer_trains_in_a_convnet():
         ContextPool2d(6, 0)
     with pytest.raises(ValueError, match="tree"):
         ContextPool2d(6, config=PoolConfig(backend="tree"))
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks at it
+def test_compiled_layer_gives_the_same_numbers():
+    layer = ContextPool2d(6, 2, PoolConfig(backend="pyramid"))
+    x = torch.randn(2, 6, 24, 24)
+    expected = layer(x)
+    torch.testing.assert_close(torch.compile(layer, backend="aot_eager")(x), expected, rtol=1e-5, atol=1e-5)

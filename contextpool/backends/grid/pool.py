@@ -86,7 +86,9 @@ def grid_pool(
         else:
             # The weights are one more feature, so that one pass gives numerator and denominator.
             source = torch.cat((source.to(dtype) * weight[:, :, None], weight[:, :, None]), dim=2)
-            y, total = pyramid_sums(source, width, centres, visible, grid).split((x.shape[2], 1), dim=2)
+            # Under torch.compile the call stays outside the graph: which windows it gathers depends on the widths.
+            sums = torch.compiler.disable(pyramid_sums) if torch.compiler.is_compiling() else pyramid_sums
+            y, total = sums(source, width, centres, visible, grid).split((x.shape[2], 1), dim=2)
             # A masked position has no total; a real one has at least its own weight.
             y = y / total.masked_fill(total <= 1e-30, 1.0) if normalized else y
     if not normalized:

@@ -42,7 +42,6 @@ _SMALLEST_EXPONENT = -43.0
 """Of an axis: the product of two stays a normal number (2e-19 squared)."""
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def pyramid_sums(
     columns: Tensor, sigma: Tensor, centres: Tensor, visible: Tensor | None, grid: tuple[int, int]
 ) -> Tensor:
