@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to stop: the first SIGTERM, SIGHUP or SIGINT asks, a second SIGINT insists. Imports nothing heavy."""
+"""Requests to stop: the first SIGTERM, SIGHUP or SIGINT asks, a second SIGINT insists. Imports nothing heavy.
+
+A loop with a state to save asks `stop_requested` now and then. Work without a state, such as the generation of data,
+stands inside `stop_at_once`, where the signal ends it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,9 @@ import contextlib
 import os
 import signal
 import types
+from collections.abc import Iterator
+
+from lra.errors import LraError
 
 EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED_TWICE = 130
@@ -16,6 +23,19 @@ HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 
 _requested: list[int] = []
 _terminals: list[int] = []
+_at_once: list[bool] = []
+"""Holds one entry for each `stop_at_once` that is entered."""
+children: set[int] = set()
+"""Processes of this one that a second SIGINT asks to end, because no loop is left that could."""
+
+
+class StoppedError(LraError):
+    """A signal ended work that had no state to save; the same command does it again."""
+
+    exit_code = EXIT_PREEMPTED
+
+    def __init__(self) -> None:
+        super().__init__("stopped before anything was trained; run the same command again")
 
 
 def install() -> None:
@@ -43,8 +63,27 @@ def stop_requested() -> bool:
     return bool(_requested)
 
 
+@contextlib.contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Let the first request to stop end the block, also while it waits for a lock.
+
+    Raises:
+        StoppedError: A stop was requested, now or before.
+    """
+    if _requested:
+        raise StoppedError
+    _at_once.append(True)
+    try:
+        yield
+    finally:
+        _at_once.pop()
+
+
 def _note(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 - the form of a handler
     if number == signal.SIGINT and signal.SIGINT in _requested:
+        for child in list(children):  # a copy, because a thread may change it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGTERM)
         os._exit(EXIT_INTERRUPTED_TWICE)
     if number == signal.SIGINT:
         with contextlib.suppress(OSError):
@@ -52,6 +91,8 @@ def _note(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 -
     if number == HANGUP:
         _discard_lost_output()
     _requested.append(number)
+    if _at_once and len(_requested) == 1:
+        raise StoppedError
 
 
 def _discard_lost_output() -> None:

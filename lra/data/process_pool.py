@@ -21,6 +21,8 @@ T = TypeVar("T")
 def in_order(function: Callable[[int], T], numbers: Iterable[int], workers: int) -> Iterator[T]:
     """Yield `function(number)` for each number, in order, computed ahead by worker processes if there are several.
 
+    When the caller stops early, or an error or a signal ends it, the workers are ended too, whatever they compute.
+
     Args:
         function: Must be picklable when there are several workers.
         numbers: May be endless.
@@ -32,6 +34,7 @@ def in_order(function: Callable[[int], T], numbers: Iterable[int], workers: int)
     if workers == 1:
         yield from map(function, numbers)
         return
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
     pending: deque[Future[T]] = deque()
     try:
@@ -43,6 +46,10 @@ def in_order(function: Callable[[int], T], numbers: Iterable[int], workers: int)
             yield pending.popleft().result()
     except BrokenProcessPool as error:
         raise DataError("a worker process died; out of memory?") from error
+    except BaseException:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -178,8 +178,6 @@ def run(
         timeout_seconds=timeout and 60 * timeout,
         limit_seconds=time_limit and 60 * time_limit,
     )
-    if signals.stop_requested():
-        sys.exit(signals.EXIT_PREEMPTED)
     states = [state_of(store, run) for run in runs]
     echo(f"{suite}: {len(runs)} runs: {tally(states)}; {slots} at a time, {threads} threads each", err=True)
     view = SweepView(store, total=len(runs), done=sum(state.final for state in states))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +19,15 @@ if TYPE_CHECKING:
 
 
 def prepare(config: RunConfig, home: Path, *, progress: bool) -> PreparedData:
-    """Open the data of a run, building it first if it can be generated."""
+    """Open the data of a run, building it first if it can be generated.
+
+    Raises:
+        DataError: The data is missing or damaged.
+        StoppedError: A signal asked the process to end.
+    """
     task = get_task(config.task)
-    return task.prepare(task.options.model_validate(config.data), home, progress=progress)
+    with signals.stop_at_once():
+        return task.prepare(task.options.model_validate(config.data), home, progress=progress)
 
 
 def prepare_all(
@@ -41,8 +46,6 @@ def prepare_all(
     for config in sorted({config.task: config for config in configs}.values(), key=_generated):
         if missing and _generated(config):
             break
-        if signals.stop_requested():
-            sys.exit(signals.EXIT_PREEMPTED)
         try:
             if ranks.local_rank > 0:
                 barrier(ranks)

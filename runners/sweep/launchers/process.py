@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
+from ... import signals
 from .base import Job, JobResult
 
 MODULE = __name__.removesuffix(".sweep.launchers.process") + ".cli.run"
@@ -46,6 +47,7 @@ def run_job(job: Job, environment: Mapping[str, str], stop: Callable[[], bool]) 
             env=os.environ | dict(environment),
             start_new_session=True,  # Ctrl-C reaches the driver only, which then stops its jobs
         )
+    signals.children.add(process.pid)
     timed_out = False
     try:
         _send(process, job.config)
@@ -53,6 +55,7 @@ def run_job(job: Job, environment: Mapping[str, str], stop: Callable[[], bool]) 
     finally:
         if process.poll() is None:  # after an exception, such as a cancellation of Ray
             _terminate(process, job.grace_seconds)
+        signals.children.discard(process.pid)
     return JobResult(key=job.key, returncode=process.returncode, timed_out=timed_out, detail=_tail(job, log_start))
 
 

@@ -64,9 +64,8 @@ def test_nothing_is_generated_after_a_failure(asked, tmp_path):
     assert asked == ["pathfinder"]
 
 
-def test_a_request_to_stop_is_heard_between_two_tasks(asked, tmp_path, monkeypatch):
-    monkeypatch.setattr(signals, "stop_requested", lambda: bool(asked))
-    with pytest.raises(SystemExit) as ended:
-        prepare_all(configs("listops", "text"), SINGLE, tmp_path, progress=False)
-    assert ended.value.code == signals.EXIT_PREEMPTED
-    assert asked == ["text"]
+def test_nothing_is_generated_after_a_request_to_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(signals, "_requested", [15])
+    with pytest.raises(signals.StoppedError):
+        prepare_all(configs("listops"), SINGLE, tmp_path / "home", progress=False)
+    assert not (tmp_path / "home").exists()
