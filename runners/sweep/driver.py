@@ -18,7 +18,7 @@ from lra.results.records import AttemptStatus, Store
 from ..signals import EXIT_PREEMPTED
 from .launchers.base import Job, JobResult, Launcher
 from .progress import SweepView
-from .state import RunState, SweepRun, attempts, log_path, state_of
+from .state import MAX_ATTEMPTS, RunState, SweepRun, attempts, log_path, state_of
 
 T = TypeVar("T")
 POLL_SECONDS = 0.2
@@ -58,6 +58,8 @@ class _QueuedRun:
     attempts_before: int = 0
     """Attempts in the store when the current one was started."""
     preemptions: int = 0
+    unexplained: int = 0
+    """How often its process ended as if another one held the lease, which none did."""
 
 
 class Sweep:
@@ -147,12 +149,13 @@ class Sweep:
                 self.view.finished(queued.run, state)
                 return
             logged = len(attempts(self.store, queued.run_id)) > queued.attempts_before
-            leased = result.returncode == EXIT_NO_RESULT and not logged
+            leased = result.returncode == EXIT_NO_RESULT and not logged and queued.unexplained < MAX_ATTEMPTS
             if result.timed_out:
                 self._log_attempt(
                     queued, "timeout", f"no end within {self.settings.timeout_seconds:.0f} s\n{result.detail}"
                 )
-            elif leased:
+            elif leased:  # the holder may have ended in this moment, but not each time
+                queued.unexplained += state.word != "running"
                 queued.not_before = time.monotonic() + LEASED_SECONDS
                 self.waiting.append(queued)
                 return

@@ -161,7 +161,8 @@ def collect_garbage(store: Store, run: SweepRun) -> int:
         stale_files = _temporary_files(store, run.run_id)
         if state_of(store, run).word in ("ok", "diverged"):
             stale_files += [path for _, path in list_checkpoints(store.checkpoint_folder(run.run_id))]
-            stale_files += [path for path in [log_path(store, run.run_id)] if path.exists()]
+            logs = log_path(store, run.run_id)
+            stale_files += logs.parent.glob(f"{logs.name}*.log")
         freed = sum(path.stat().st_size for path in stale_files)
         for path in stale_files:
             path.unlink()
@@ -169,8 +170,8 @@ def collect_garbage(store: Store, run: SweepRun) -> int:
 
 
 def log_path(store: Store, run_id: str) -> Path:
-    """Return the file that takes the output of the processes of a run."""
-    return store.root / "logs" / f"{run_id}.log"
+    """Return how the names of the files begin that take the output of the processes of a run."""
+    return store.root / "logs" / run_id
 
 
 def _temporary_files(store: Store, run_id: str) -> list[Path]:

@@ -34,7 +34,7 @@ class Job:
     arguments: tuple[str, ...]
     """Further arguments of `lra-run`, with absolute paths."""
     log: Path
-    """File to which the output of the process is appended."""
+    """Where its output goes: the first of `<log>-1.log`, `<log>-2.log`, ... that does not exist."""
     timeout_seconds: float | None = None
     """Time after which the process is asked to stop."""
     grace_seconds: float = 30.0

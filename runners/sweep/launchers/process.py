@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
 
 from ... import signals
 from .base import Job, JobResult
@@ -17,6 +21,8 @@ MODULE = __name__.removesuffix(".sweep.launchers.process") + ".cli.run"
 POLL_SECONDS = 0.1
 DUMP_SECONDS = 2.0
 """Time that a hanging process has to write its stack to the log."""
+LOG_BYTES = 64 * 2**20
+"""Size at which a log loses all but its last quarter, so that a process that prints without end fills no disk."""
 TAIL_BYTES = 4000
 """How much of the end of the log goes into `JobResult.detail`."""
 
@@ -35,10 +41,8 @@ def run_job(job: Job, environment: Mapping[str, str], stop: Callable[[], bool]) 
     Raises:
         OSError: The process cannot be started, or its log cannot be written.
     """
-    job.log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-X", "faulthandler", "-m", MODULE, "--config", "-", *job.arguments]
-    with job.log.open("ab") as log:
-        log_start = log.tell()
+    with _new_log(job.log) as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -47,16 +51,32 @@ def run_job(job: Job, environment: Mapping[str, str], stop: Callable[[], bool]) 
             env=os.environ | dict(environment),
             start_new_session=True,  # Ctrl-C reaches the driver only, which then stops its jobs
         )
-    signals.children.add(process.pid)
-    timed_out = False
-    try:
-        _send(process, job.config)
-        timed_out = _wait(process, job, stop)
-    finally:
-        if process.poll() is None:  # after an exception, such as a cancellation of Ray
-            _terminate(process, job.grace_seconds)
-        signals.children.discard(process.pid)
-    return JobResult(key=job.key, returncode=process.returncode, timed_out=timed_out, detail=_tail(job, log_start))
+        signals.children.add(process.pid)
+        timed_out = False
+        try:
+            _send(process, job.config)
+            timed_out = _wait(process, job, stop, log)
+        finally:
+            if process.poll() is None:  # after an exception, such as a cancellation of Ray
+                _terminate(process, job.grace_seconds)
+            signals.children.discard(process.pid)
+        return JobResult(
+            key=job.key,
+            returncode=process.returncode,
+            timed_out=timed_out,
+            detail=_tail(log, TAIL_BYTES).decode(errors="replace").strip(),
+        )
+
+
+def _new_log(path: Path) -> BinaryIO:
+    """Create the first of `<path>-1.log`, `<path>-2.log`, ... that does not exist: no two processes share one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        with contextlib.suppress(FileExistsError):
+            name = path.with_name(f"{path.name}-{number}.log")
+            # Appending, so that what the process writes after `_limit` lands at the new end.
+            return os.fdopen(os.open(name, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666), "w+b", buffering=0)
+    raise AssertionError("there is always a next number")
 
 
 def _send(process: subprocess.Popen[bytes], text: str) -> None:
@@ -69,14 +89,15 @@ def _send(process: subprocess.Popen[bytes], text: str) -> None:
         pass  # the process died at once; its return code says why
 
 
-def _wait(process: subprocess.Popen[bytes], job: Job, stop: Callable[[], bool]) -> bool:
-    """Wait for the end of the process; return whether the timeout caused it."""
+def _wait(process: subprocess.Popen[bytes], job: Job, stop: Callable[[], bool], log: BinaryIO) -> bool:
+    """Wait for the end of the process, and keep its log short; return whether the timeout ended it."""
     started = time.monotonic()
     while process.poll() is None:
         timed_out = job.timeout_seconds is not None and time.monotonic() - started > job.timeout_seconds
         if timed_out or stop():
             _terminate(process, job.grace_seconds)
             return timed_out
+        _limit(log)
         time.sleep(POLL_SECONDS)
     return False
 
@@ -94,9 +115,16 @@ def _terminate(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
     process.wait()
 
 
-def _tail(job: Job, log_start: int) -> str:
-    """Return the last lines that this process wrote; earlier attempts may stand before `log_start`."""
-    with job.log.open("rb") as log:
-        end = log.seek(0, os.SEEK_END)
-        log.seek(max(log_start, end - TAIL_BYTES))
-        return log.read().decode(errors="replace").strip()
+def _limit(log: BinaryIO) -> None:
+    """Drop the beginning of a log that has grown too long."""
+    if os.fstat(log.fileno()).st_size > LOG_BYTES:
+        kept = _tail(log, LOG_BYTES // 4)
+        log.truncate(0)
+        log.write(b"(earlier output was dropped)\n" + kept)
+
+
+def _tail(log: BinaryIO, size: int) -> bytes:
+    """Return the last bytes of a log."""
+    end = log.seek(0, os.SEEK_END)
+    log.seek(max(0, end - size))
+    return log.read()

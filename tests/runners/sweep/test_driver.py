@@ -141,6 +141,14 @@ def test_a_preempted_run_is_continued_a_limited_number_of_times(data, store):
     assert state_of(store, other).word == "failed"
 
 
+def test_a_process_that_ends_as_if_leased_and_is_not_fails_in_the_end(data, store):
+    run, launcher = sweep_run(tiny(), data), ScriptedLauncher(*[ends(4)] * 6)
+    assert sweep([run], store, launcher)
+    assert len(launcher.jobs) == 3 + 3
+    assert [note["detail"] for note in attempts(store, run.run_id)] == ["\nended with exit code 4"] * 3
+    assert state_of(store, run).word == "failed"
+
+
 def test_a_lost_process_is_a_failure(data, store):
     run, launcher = sweep_run(tiny(), data), ScriptedLauncher(ends(None, detail="worker died"), succeeds(store, data))
     assert sweep([run], store, launcher)
@@ -257,8 +265,10 @@ def test_retry_sets_failures_aside_and_leaves_results(data, store):
 def test_gc_removes_what_finished_runs_do_not_need(data, store):
     done, begun, busy = (sweep_run(tiny(seed=seed), data) for seed in range(3))
     execute(done.config, data, store)
-    log_path(store, done.run_id).parent.mkdir()
-    log_path(store, done.run_id).write_text("output")
+    logs = [log_path(store, done.run_id).with_name(f"{done.run_id}-{number}.log") for number in (1, 2)]
+    logs[0].parent.mkdir()
+    for log in logs:
+        log.write_text("output")
     for run in (begun, busy):
         looks = iter([False, True])
         with pytest.raises(PreemptedRunError):
@@ -278,7 +288,7 @@ def test_gc_removes_what_finished_runs_do_not_need(data, store):
     assert kept.exists()
     assert list_checkpoints(store.checkpoint_folder(done.run_id)) == []
     assert (store.checkpoint_folder(done.run_id) / "chosen.pt").exists()
-    assert not log_path(store, done.run_id).exists()
+    assert not any(log.exists() for log in logs)
     assert [step for step, _ in list_checkpoints(store.checkpoint_folder(begun.run_id))] == [2]
     assert store.arrays(done.run_id)
 

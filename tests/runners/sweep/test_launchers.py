@@ -259,6 +259,11 @@ if what == "polite":
     signal.signal(signal.SIGTERM, lambda *rest: sys.exit(75))
 if what == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if what == "chatty":
+    for _ in range(40):
+        print("x" * 2**20, flush=True)
+        time.sleep(0.02)
+    print("the last line")
 if what in ("polite", "deaf"):
     print("ready", flush=True)
     time.sleep(600)
@@ -291,8 +296,20 @@ def test_a_process_gets_its_configuration_and_leaves_its_output(stand_in):
     assert (ended.returncode, ended.timed_out) == (0, False)
     assert ended.detail == "got hello ['--config', '-', '--x'] 3"
     again = run_job(stand_in("hello"), {"CUDA_VISIBLE_DEVICES": ""}, lambda: False)
-    assert again.detail.count("got hello") == 1  # the log has both, the detail the last
-    assert stand_in("hello").log.read_text().count("got hello") == 2
+    assert again.detail.count("got hello") == 1
+    logs = sorted(stand_in("hello").log.parent.glob("*.log"))
+    assert [log.name for log in logs] == ["hello-1.log", "hello-2.log"]  # one for each process
+    assert [log.read_text().count("got hello") for log in logs] == [1, 1]
+
+
+def test_a_process_that_prints_without_end_fills_no_disk(stand_in, monkeypatch):
+    monkeypatch.setattr(process_module, "LOG_BYTES", 2**20)
+    monkeypatch.setattr(process_module, "POLL_SECONDS", 0.01)
+    ended = run_job(stand_in("chatty"), {}, lambda: False)
+    log = stand_in("chatty").log.with_name("chatty-1.log")
+    assert log.stat().st_size < 2**23  # of the 40 MiB that it printed
+    assert log.read_text().startswith("(earlier output was dropped)\n")
+    assert ended.detail.endswith("the last line")
 
 
 def test_a_crash_shows_as_its_signal_with_the_stack(stand_in):
@@ -303,7 +320,7 @@ def test_a_crash_shows_as_its_signal_with_the_stack(stand_in):
 
 
 def ready(job):
-    return job.log.is_file() and "ready" in job.log.read_text()
+    return any("ready" in log.read_text() for log in job.log.parent.glob(f"{job.log.name}-*.log"))
 
 
 def test_a_stop_is_polite_and_a_hanging_process_is_killed_with_its_stack(stand_in):
@@ -312,7 +329,7 @@ def test_a_stop_is_polite_and_a_hanging_process_is_killed_with_its_stack(stand_i
     deaf = stand_in("deaf", grace_seconds=0.2)
     ended = run_job(deaf, {}, lambda: ready(deaf))
     assert ended.returncode == -signal.SIGABRT
-    assert "line 13 in <module>" in ended.detail  # where it hung
+    assert "line 18 in <module>" in ended.detail  # where it hung
 
 
 def test_a_timeout_ends_a_process(stand_in):
