@@ -15,6 +15,8 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from attention_zoo.masking import zero_masked
+
 T = TypeVar("T")
 
 
@@ -219,20 +221,40 @@ class SequenceMixer(nn.Module, ABC):
         self.config = config
         self.dims = dims
 
-    @abstractmethod
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mix the tokens of each sequence.
+    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Check the input, set masked positions of `x` to zero, and run `forward`.
+
+        So no variant has to guard against NaN, infinity or memory that was never written behind the mask. A batch
+        without sequences, or of sequences without tokens, gives an empty result, and `forward` does not see it.
 
         Args:
             x: (batch, length, dim).
             mask: (batch, length), bool, True = real token, in any pattern; None = all real.
 
         Returns:
-            (batch, length, dim). The values at masked positions are finite and otherwise unspecified. A sequence
-            without any real token gives zeros.
+            (batch, length, dim), see `forward`.
 
         Raises:
-            ValueError: The length exceeds `dims.max_length`, or the mask has another shape or dtype.
+            ValueError: The length exceeds `dims.max_length`, or `x` or the mask has another shape or dtype.
+        """
+        self.check_input(x, mask)
+        if x.numel() == 0:
+            # No number, but a graph: a process without examples has zeros for gradients, as the others have numbers.
+            return x + sum((p.flatten()[:0].abs().sum() for p in self.parameters()), x.new_zeros(()))
+        out: Tensor = super().__call__(zero_masked(x, mask), mask)
+        return out
+
+    @abstractmethod
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mix the tokens of each sequence; called through the mixer itself, which prepares the input.
+
+        Args:
+            x: (batch, length, dim), with at least one sequence and one token.
+            mask: (batch, length), bool, True = real token, in any pattern; None = all real.
+
+        Returns:
+            (batch, length, dim). The values at masked positions are finite and otherwise unspecified. A sequence
+            without any real token gives zeros.
         """
 
     def transform_stream(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
@@ -266,10 +288,10 @@ class SequenceMixer(nn.Module, ABC):
         return "torch"
 
     def check_input(self, x: Tensor, mask: Tensor | None) -> None:
-        """Raise ValueError for inputs that the contract does not allow. Every `forward` calls this first.
+        """Raise ValueError for inputs that the contract does not allow; called before every `forward`.
 
         Raises:
-            ValueError: See `forward`.
+            ValueError: See `__call__`.
         """
         if x.dim() != 3 or x.shape[2] != self.dims.dim:
             raise ValueError(f"x must be (batch, length, {self.dims.dim}), got {tuple(x.shape)}")

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attention_zoo.masking import zero_masked
 from contextpool.backends.grid import resolve_grid_backend
 from contextpool.config import PoolConfig
 from contextpool.functional import check_backend, context_pool
@@ -88,7 +89,8 @@ class ContextPool(nn.Module):
         """
         log_weight, sigma = self.predict(x, mask)
         prefix, x = x[:, : self.num_prefix], x[:, self.num_prefix :]
-        mask = None if mask is None else mask[:, self.num_prefix :]
+        if mask is not None:
+            prefix, mask = zero_masked(prefix, mask[:, : self.num_prefix]), mask[:, self.num_prefix :]
         self._last = (sigma.detach(), mask) if sigma.numel() else None
         config = self.config
         y = context_pool(

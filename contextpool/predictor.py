@@ -52,7 +52,9 @@ class Predictor(nn.Module):
         Returns:
             One (batch, length) for each output, in float32 (float64 if `x` is); finite at masked positions.
         """
-        x = zero_masked(x if self.norm is None else self.norm(x), mask)
+        x = zero_masked(x, mask)  # before the norm too, whose gradient a NaN at a masked position would reach
+        if self.norm is not None:
+            x = zero_masked(self.norm(x), mask)
         hidden = zero_masked(F.gelu(self._convolve(self.inner, x, grid)), mask)
         out = self._convolve(self.outer, hidden, grid)
         out = out.to(torch.promote_types(x.dtype, torch.float32))

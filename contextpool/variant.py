@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, OptionError, SequenceMixer, Traits, VariantConfig, option
+from attention_zoo.masking import zero_masked
 from attention_zoo.registry import UnknownVariantError, VariantSpec, get_variant, register_variant
 from contextpool.backends.grid import resolve_grid_backend
 from contextpool.config import PoolConfig, PredictorConfig
@@ -126,7 +127,6 @@ class _WrappedMixer(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Transform what the base reads, unless that is done in the stream, and run the base."""
-        self.check_input(x, mask)
         if self.front is not None and not self.in_stream:
             x = self.front(x, mask)
         return self.base(x, mask)
@@ -134,7 +134,7 @@ class _WrappedMixer(SequenceMixer):
     def transform_stream(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Transform the stream between blocks if that is the placement, then let the base do so."""
         if self.front is not None and self.in_stream:
-            x = self.front(x, mask)
+            x = self.front(zero_masked(x, mask), mask)
         return self.base.transform_stream(x, mask)
 
     def auxiliary_loss(self) -> Tensor | None:

@@ -100,8 +100,11 @@ def scattered_mask(length: int) -> Tensor:
 
 
 def mix(mixer: SequenceMixer, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Run a mixer as a model does: `transform_stream` first, then `forward`."""
-    return mixer(mixer.transform_stream(x, mask), mask)
+    """Run `transform_stream`, then the bare `forward`, which must leave masked positions out by itself.
+
+    A call of the mixer sets them to zero first; then one that counts a masked position as a token would not show.
+    """
+    return mixer.forward(mixer.transform_stream(x, mask), mask)
 
 
 def weighted_sum(out: Tensor, where: Tensor | None = None) -> Tensor:

@@ -23,6 +23,7 @@ from attention_zoo.checks.helpers import (
     SHORT,
     assert_close,
     build,
+    forms,
     make_dims,
     mix,
     scattered_mask,
@@ -78,9 +79,40 @@ def _assert_refused(mixer: SequenceMixer, x: Tensor, mask: Tensor | None, what: 
     raise AssertionError(f"{what} must raise ValueError")
 
 
+def check_empty_input(spec: VariantSpec) -> None:
+    """No sequences, or sequences without tokens, must give an empty output and gradients of zero."""
+    for form, dims in forms(spec).items():
+        mixer = build(spec, dims)
+        for batch, length in ((0, SHORT), (3, 0)):
+            x = tokens(length, batch=batch)
+            for mask in (None, torch.ones(batch, length, dtype=torch.bool)):
+                what = f"{form}: {batch} sequences of {length} tokens"
+                try:
+                    out = mixer(mixer.transform_stream(x, mask), mask)
+                    parameters = list(mixer.parameters())
+                    gradients = torch.autograd.grad(out.sum(), parameters) if parameters else ()
+                except Exception as error:
+                    raise AssertionError(f"{what} give {type(error).__name__}: {error}") from error
+                assert out.shape == x.shape, f"{what} give {tuple(out.shape)}"
+                assert not any(gradient.any() for gradient in gradients), f"{what} give gradients other than zero"
+
+
+def check_inference(spec: VariantSpec) -> None:
+    """A mixer that is built and runs under `torch.inference_mode` must give what it gives elsewhere."""
+    expected = mix(build(spec), tokens(LONG))
+    try:
+        with torch.inference_mode():
+            actual = mix(build(spec), tokens(LONG))
+    except Exception as error:
+        raise AssertionError(f"under torch.inference_mode: {type(error).__name__}: {error}") from error
+    assert_close(actual, expected, "under torch.inference_mode")
+
+
 def check_dtypes(spec: VariantSpec) -> None:
-    """float32 must agree with float64; bfloat16, plain and by autocast, must stay finite."""
-    single, double, half = (build(spec, dtype=dtype) for dtype in (torch.float32, torch.float64, torch.bfloat16))
+    """float32 must agree with float64; float16, bfloat16 and autocast to bfloat16 must stay finite."""
+    single, double, brain, half = (
+        build(spec, dtype=dtype) for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    )
     for length in (SHORT, LONG):
         mask = scattered_mask(length)
         mask[2] = False
@@ -92,11 +124,16 @@ def check_dtypes(spec: VariantSpec) -> None:
             f"length {length}: float32 against float64",
             tolerance=SINGLE,
         )
-        low = mix(half, x.bfloat16(), mask)
+        low, lowest = mix(brain, x.bfloat16(), mask), mix(half, x.half(), mask)
         assert low.dtype == torch.bfloat16, f"bfloat16 input must give bfloat16, gives {low.dtype}"
+        assert lowest.dtype == torch.float16, f"float16 input must give float16, gives {lowest.dtype}"
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
             mixed = mix(single, x.float(), mask)
-        for out, mixer, name in ((low, half, "bfloat16"), (mixed, single, "autocast to bfloat16")):
+        for out, mixer, name in (
+            (low, brain, "bfloat16"),
+            (lowest, half, "float16"),
+            (mixed, single, "autocast to bfloat16"),
+        ):
             assert out.isfinite().all(), f"length {length}: {name} gives NaN or infinity"
             parameters = list(mixer.parameters())
             if parameters:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -67,6 +68,28 @@ def check_padding_gradient(spec: VariantSpec) -> None:
         assert gradient[mask].any(), f"{at}: the gradient of the real inputs is zero everywhere"
         leak = gradient[~mask].abs().max()
         assert leak == 0, f"{at}: the gradient at masked inputs must be exactly zero, is {leak:.1e}"
+
+
+def check_padding_values(spec: VariantSpec) -> None:
+    """NaN, infinity and huge numbers at masked positions must change no result and no gradient."""
+    for form, mixer, length in _built(spec):
+        mask, x = scattered_mask(length), tokens(length)
+        expected = _results(mixer, x, mask)
+        for value in (math.nan, math.inf, 1e30):
+            what = f"{form}, length {length}: {value} at masked positions changes"
+            actual = _results(mixer, torch.where(mask.unsqueeze(-1), x, value), mask)
+            for name, result in expected.items():
+                assert_close(actual[name], result, f"{what} the {name}")
+
+
+def _results(mixer: SequenceMixer, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Return the real outputs of a call, and their gradients by the input and by each parameter that they have."""
+    leaf = x.clone().requires_grad_()
+    out = mixer(mixer.transform_stream(leaf, mask), mask)
+    names, parameters = zip(("input", leaf), *mixer.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(weighted_sum(out, mask), parameters, allow_unused=True, materialize_grads=True)
+    named = zip((f"gradient of {name}" for name in names), gradients, strict=True)
+    return {"real positions": out[mask], **dict(named)}
 
 
 def check_mask_none(spec: VariantSpec) -> None:

@@ -97,7 +97,6 @@ class AdaptiveSpan(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend within the spans; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         q, k, v = self.projections.split(x)
         span, longest = self.span(x, mask)  # (1 or batch, num_heads, 1 or length), and an int
         dropout = self.dims.dropout if self.training else 0.0
@@ -174,7 +173,10 @@ class StaticSpans(nn.Module):
         """Return the longest span, which is read again only if the parameter has changed (clamp, loaded state, cast).
 
         A fused optimiser does not raise the parameter's version; the clamp in `after_step`, which must follow, does.
+        Parameters made under `torch.inference_mode` have no version, so their spans are read every time.
         """
+        if self.fraction.is_inference():
+            return _ceil(self._spans().max(), self.max_length)
         now = (self.fraction, self.fraction._version, self.fraction.dtype)
         if self._known is None or self._known[0] is not now[0] or self._known[1:3] != now[1:]:
             self._known = (*now, _ceil(self._spans().detach().max(), self.max_length))

@@ -68,7 +68,6 @@ class BigBird(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         length, size = x.shape[1], self.config.block_size
         real = pad_mask(mask, length, size, x.device)  # (batch or 1, blocks * size)
         q, k, v = (pad_to_blocks(heads, size) for heads in self.projections.split(x))

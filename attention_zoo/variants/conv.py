@@ -65,7 +65,6 @@ class Conv(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Convolve over the length, masked positions counting as zero; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         # Zeros around the sequence: in front only if causal, so that the last tap is the token itself.
         reach = self.config.kernel_size - 1
         padding = (reach, 0) if self.dims.causal else (reach // 2, reach // 2)

@@ -56,7 +56,6 @@ class Cosformer(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         q, k, v = self.projections.split(x)
         heads = linear_attention(self._features(q), self._features(k), v, mask, causal=self.dims.causal)
         return self.projections.merge(F.dropout(heads, self.dims.dropout, self.training), mask)

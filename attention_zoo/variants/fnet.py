@@ -55,7 +55,6 @@ class Fnet(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Transform; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         with torch.autocast(x.device.type, enabled=False):
             signal = zero_masked(x, mask).to(torch.promote_types(x.dtype, torch.float32))
             # First over the width, which has no padding: (batch, length, dim), complex.

@@ -44,7 +44,6 @@ class FullAttention(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         q, k, v = self.projections.split(x)  # each (batch, num_heads, length, head_dim)
         heads = attend(
             q,

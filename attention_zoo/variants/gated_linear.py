@@ -87,7 +87,6 @@ class GatedLinear(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Read a fading memory; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         dtype = torch.promote_types(x.dtype, torch.float32)
         q, v = self._heads(self.query(x)), self._heads(self.value(x))
         k = self._heads(zero_masked(self.key(x), mask))

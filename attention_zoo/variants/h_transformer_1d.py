@@ -60,7 +60,6 @@ class HTransformer1d(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         length, size = x.shape[1], self.config.block_size
         # Level 0 has one token at each position: the mask is the number of tokens, 1 or 0.
         real = torch.ones(1, length, dtype=torch.bool, device=x.device) if mask is None else mask

@@ -44,7 +44,6 @@ class LinearAttention(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         q, k, v = self.projections.split(x)
         # φ(q) and φ(k) are (batch, num_heads, length, head_dim): as many features as a head is wide.
         heads = linear_attention(feature_map(q), feature_map(k), v, mask, causal=self.dims.causal)

@@ -69,7 +69,6 @@ class Linformer(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         q, k, v = self.projections.split(x)
         if mask is not None:  # a masked token adds nothing to a mixture
             k, v = (tokens.masked_fill(~mask[:, None, :, None], 0.0) for tokens in (k, v))

@@ -54,7 +54,6 @@ class LocalAttention(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         batch, length, _ = x.shape
         size = min(self.config.window, length)
         # Blocks become sequences of their own: (batch * blocks, num_heads, size, head_dim)

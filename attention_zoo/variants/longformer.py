@@ -72,7 +72,6 @@ class Longformer(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         length = x.shape[1]
         q, k, v = self.projections.split(x)
         num_global = min(length, max(self.config.num_global, self.dims.num_prefix))

@@ -71,7 +71,6 @@ class Luna(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         q, k, v = self.projections.split(x)
         dropout, training = self.dims.dropout, self.training
         memory = self.memory.to(k.dtype).expand(len(x), -1, -1, -1)

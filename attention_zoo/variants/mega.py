@@ -97,7 +97,6 @@ class Mega(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Average, attend and gate; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         signal = zero_masked(x, mask)
         averaged = self.average(signal)  # x', (batch, length, dim)
         read = self._attend(F.silu(self.shared(averaged)), F.silu(self.value(signal)), mask)

@@ -45,6 +45,5 @@ class MlpOnly(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Transform each token; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         hidden = F.dropout(F.gelu(self.expand(x)), self.dims.dropout, self.training)
         return zero_masked(self.out(hidden), mask)

@@ -78,7 +78,6 @@ class NystromAttention(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         q, k, v = self.projections.split(x)
         heads = self._attend(q, k, v, mask)
         if self.conv is not None:

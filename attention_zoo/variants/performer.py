@@ -90,7 +90,6 @@ class Performer(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         q, k, v = self.projections.split(x)
         if self.features is None:
             heads = linear_attention(relu_features(q), relu_features(k), v, mask)

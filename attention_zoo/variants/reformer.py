@@ -70,7 +70,6 @@ class Reformer(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         batch, length, _ = x.shape
         q, v = (self.projections.to_heads(linear(x)) for linear in (self.projections.query, self.projections.value))
         if self.projections.rotary is not None:
@@ -154,7 +153,7 @@ def _attend_sorted(q: Tensor, v: Tensor, real: Tensor | None, order: Tensor, *, 
         pattern = Pattern(index=index[None], key_size=size, seen=seen[turn], pairs=~hidden)
         out, log_sum = block_sparse_attention(
             sorted_q.unsqueeze(1),
-            F.normalize(sorted_q, dim=-1).unsqueeze(1),
+            F.normalize(sorted_q, dim=-1, eps=max(1e-12, torch.finfo(q.dtype).tiny)).unsqueeze(1),
             sorted_v.unsqueeze(1),
             pattern,
             dropout=dropout,

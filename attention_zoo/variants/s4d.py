@@ -87,7 +87,6 @@ class S4D(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run the state space over the length; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         signal = zero_masked(x, mask)
         with torch.autocast(x.device.type, enabled=False):
             signal = signal.to(torch.promote_types(x.dtype, torch.float32))

@@ -69,7 +69,6 @@ class SinkhornAttention(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         batch, length, _ = x.shape
         size = self.config.block_size
         blocks = num_blocks(length, size)

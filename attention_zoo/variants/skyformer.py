@@ -68,7 +68,6 @@ class Skyformer(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         q, k, v = self.projections.split(x)
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(q.dtype, torch.float32)

@@ -70,7 +70,6 @@ class SparseTransformer(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         length, stride = x.shape[1], self.config.stride
         real = pad_mask(mask, length, stride, x.device)
         q, k, v = (pad_to_blocks(heads, stride) for heads in self.projections.split(x))

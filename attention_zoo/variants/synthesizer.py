@@ -89,7 +89,6 @@ class Synthesizer(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix by synthetic weights; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         v = self._to_heads(self.value(x))
         if self.config.kind == "random":
             heads = self._mix_by_matrix(v, mask)

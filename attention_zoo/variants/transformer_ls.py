@@ -68,7 +68,6 @@ class TransformerLs(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
-        self.check_input(x, mask)
         length, window = x.shape[1], self.config.window
         q, k, v = self.projections.split(x)
         weights = self._summary_weights(k, mask)

@@ -22,8 +22,10 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attention_zoo.masking import zero_masked
 from lra.config.schema import ModelConfig
 from lra.models.downsamplers import UnknownDownsamplerError, get_downsampler
+from lra.models.padding import hide_padding
 from lra.tasks.base import TaskInfo
 
 VARIANT = "conv"
@@ -126,11 +128,8 @@ class ConvNet(nn.Module):
         rows, columns = self.grid
         if tokens.shape[1:] != (rows * columns,):
             raise ValueError(f"a convnet for {rows} x {columns} pixels got tokens of shape {tuple(tokens.shape)}")
-        x = self.tokens(tokens)  # (batch, rows * columns, channels)
-        if self.zero_is_padding:
-            mask = tokens > 0
-        if mask is not None:
-            x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
+        tokens, mask = hide_padding(tokens, mask, zero_is_padding=self.zero_is_padding)
+        x = zero_masked(self.tokens(tokens), mask)  # (batch, rows * columns, channels)
         # (batch, channels, rows, columns) through the stages, then the mean over all places: (batch, 4 * dim)
         x = self.stages(x.transpose(1, 2).unflatten(2, self.grid)).mean(dim=(2, 3))
         if self.hidden is not None:

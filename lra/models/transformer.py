@@ -15,6 +15,7 @@ from attention_zoo import LayerDims, SequenceMixer, get_variant
 from attention_zoo.masking import masked_mean, zero_masked
 from lra.config.schema import ModelConfig, RunConfig
 from lra.models.convnet import ConvNet
+from lra.models.padding import hide_padding
 from lra.seeding import seed_torch
 from lra.tasks import get_task
 
@@ -86,9 +87,8 @@ class Embedding(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Embed (batch, length) tokens as (batch, length [+ 1 with CLS], dim), and extend the mask in the same way."""
+        tokens, mask = hide_padding(tokens, mask, zero_is_padding=self.zero_is_padding)
         x = self.tokens(tokens)
-        if self.zero_is_padding:
-            mask = tokens > 0
         if self.cls is not None:
             x = torch.cat((self.cls.to(x.dtype).expand(len(x), 1, -1), x), dim=1)
             mask = mask if mask is None else F.pad(mask, (1, 0), value=True)

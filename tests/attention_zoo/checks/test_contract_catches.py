@@ -32,7 +32,6 @@ TRAITS = Traits(memory="linear", complexity="O(n²)", causal=True, permutation_e
 
 class ChangesItsInput(FullAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        self.check_input(x, mask)
         if mask is not None:
             x.detach().masked_fill_(~mask.unsqueeze(-1), 0.0)
         return super().forward(x, mask)
@@ -41,7 +40,6 @@ class ChangesItsInput(FullAttention):
 class DropsInEvaluation(FullAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = self.projections.split(x)
-        self.check_input(x, mask)
         heads = attend(q, k, v, mask, causal=self.dims.causal, dropout=self.dims.dropout, training=True)
         return self.projections.merge(heads, mask)
 
@@ -55,7 +53,6 @@ class SkipsSuffixMasks(FullAttention):
     """Takes a short cut when all masked positions stand at the end: none of them is masked."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        self.check_input(x, mask)
         if mask is not None and mask[:, 0].all() and torch.equal(mask, mask.cummin(dim=1).values):
             mask = None
         return super().forward(x, mask)
@@ -74,15 +71,36 @@ class LeaksBelowTolerance(FullAttention):
         return zero_masked(out + 1e-14 * x.mean(dim=1, keepdim=True), mask)
 
 
+class SkipsThePreparation(FullAttention):
+    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        out: Tensor = nn.Module.__call__(self, x, mask)
+        return out
+
+
+class TransformsTheUnmasked(FullAttention):
+    """Adds nothing to the stream, but multiplies what stands at masked positions by zero."""
+
+    def transform_stream(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x if mask is None else x + 0.0 * (x * ~mask.unsqueeze(-1)).sum(dim=(1, 2), keepdim=True)
+
+
+class LooksAtTheFirstToken(FullAttention):
+    def transform_stream(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x if x[0, 0].is_floating_point() else x.float()
+
+
+class ReadsAVersion(FullAttention):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask) if self.projections.out.weight._version >= 0 else x
+
+
 class ForgetsTheMaskWhenCausal(FullAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        self.check_input(x, mask)
         return zero_masked(super().forward(x, None if self.dims.causal else mask), mask)
 
 
 class ForgetsTheMaskBesideAPrefix(FullAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        self.check_input(x, mask)
         return zero_masked(super().forward(x, None if self.dims.num_prefix else mask), mask)
 
 
@@ -147,7 +165,6 @@ class LooksBack(FullAttention):
 
 class MixesNothing(FullAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        self.check_input(x, mask)
         q, k, v = self.projections.split(x)
         return self.projections.merge(
             nn.functional.dropout(v * (q * k).sigmoid(), self.dims.dropout, self.training), mask
@@ -205,7 +222,6 @@ class FailsOnOneToken(FullAttention):
 
 class WritesAllScores(FullAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        self.check_input(x, mask)
         q, k, v = self.projections.split(x)
         dims = self.dims
         heads = attend(
@@ -239,6 +255,14 @@ class OverflowsInHalf(FullAttention):
         return super().forward(x, mask) * (float("inf") if x.dtype == torch.bfloat16 else 1.0)
 
 
+class DividesByATinyNumber(FullAttention):
+    """A norm whose guard against zero is zero in float16."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        nothing = torch.zeros_like(x[:1, :1, :1])
+        return super().forward(x, mask) + nothing / (nothing + 1e-12)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CarelessConfig(FullConfig):
     @classmethod
@@ -264,7 +288,6 @@ class DecaysAfterEveryStep(FullAttention):
 
 class ScalesWrongly(FullAttention):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        self.check_input(x, mask)
         q, k, v = self.projections.split(x)
         dims = self.dims
         heads = attend(
@@ -326,6 +349,8 @@ TWINS = [
         },
     ),
     Twin(check="padding_gradient", mixer=LeaksBelowTolerance),
+    Twin(check="padding_values", mixer=SkipsThePreparation),
+    Twin(check="padding_values", mixer=TransformsTheUnmasked),
     Twin(check="mask_none", mixer=DiffersWithoutMask),
     Twin(check="empty_rows", mixer=FillsEmptyRows),
     Twin(
@@ -363,11 +388,14 @@ TWINS = [
     Twin(check="independent_instances", mixer=SharesABuffer),
     Twin(check="lengths", mixer=AcceptsAnyInput),
     Twin(check="lengths", mixer=FailsOnOneToken),
+    Twin(check="empty_input", mixer=LooksAtTheFirstToken),
     Twin(check="memory", mixer=WritesAllScores),
     Twin(check="memory", mixer=KeepsAllScores),
     Twin(check="memory", mixer=FullAttention, traits=replace(TRAITS, memory="quadratic")),
     Twin(check="dtypes", mixer=ComputesInHalf),
     Twin(check="dtypes", mixer=OverflowsInHalf),
+    Twin(check="dtypes", mixer=DividesByATinyNumber),
+    Twin(check="inference", mixer=ReadsAVersion),
     Twin(check="config", mixer=FullAttention, config=CarelessConfig),
     Twin(check="config", mixer=FullAttention, config=SilentConfig),
     Twin(check="hooks", mixer=HasAVectorLoss),
