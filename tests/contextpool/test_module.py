@@ -295,3 +295,22 @@ def test_the_example_in_the_docs_runs():
     assert names["y"].shape == names["x"].shape
     assert names["smooth"].shape == names["x"].shape
     assert all(parameter.grad is not None for parameter in names["pool"].parameters())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
+@pytest.mark.parametrize(
+    "options", [{}, {"causal": True, "max_length": 40}, {"num_prefix": 1}, {"grid": (5, 8)}], ids=str
+)
+def test_no_value_at_a_masked_position_reaches_results_or_gradients(options, value):
+    length = 40 + options.get("num_prefix", 0)
+    module, mask = make(**options), scattered(length)
+    mask[1, 0] = False
+
+    def results(x):
+        leaf = x.clone().requires_grad_()
+        out = module(leaf, mask)
+        return [out, *torch.autograd.grad(out.sin().sum(), (leaf, *module.parameters()))]
+
+    x = tokens(length)
+    for actual, expected in zip(results(x.masked_fill(~mask[:, :, None], value)), results(x), strict=True):
+        assert torch.equal(actual, expected)
