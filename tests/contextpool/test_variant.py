@@ -58,7 +58,7 @@ def test_contract_in_other_settings(run: Callable[[], None]):
 
 
 def test_the_cases_were_found():
-    assert len(CASES) == 80
+    assert len(CASES) == 92
 
 
 @pytest.mark.parametrize("options", [{}, {"placement": "stream"}, {"hidden": 8, "kernel_size": 5}, {"base": "local"}])
