@@ -4,7 +4,8 @@
 
 Each file is read and compared with what would be written. A file that would not say the same stops the migration. The
 new file is then written under its new id and read back, and only then is the old one removed. Files of schema 2 are
-left alone, so the migration can be run again. A measurement keeps its id if the id cannot be recomputed.
+left alone, so the migration can be run again. So is a measurement whose id cannot be recomputed: it was made under a
+limit on memory, which schema 1 did not keep, and no reader believes it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from pydantic import BaseModel
 
 from attention_zoo import get_variant
 from lra.atomic_io import atomic_write
-from lra.config.schema import RunConfig
+from lra.errors import DamagedFileError
 from lra.names import rename_fields
-from lra.results.bench_records import read_bench_record, settings_id, upgrade_bench_record
+from lra.results.bench_records import BENCH_SCHEMA_VERSION, read_bench_record, settings_id, upgrade_bench_record
 from lra.results.envelope import pack_envelope, read_envelope
 from lra.results.records import RENAMED_IN_SCHEMA_2, SCHEMA_VERSION, Store, read_record
 
@@ -56,14 +57,16 @@ def migrate_run(store: Store, path: Path) -> bool:
 
 def migrate_measurement(path: Path) -> bool:
     """Migrate one file of `lra-bench`; return whether there was anything to do."""
-    old = read_envelope(path, "bench", SCHEMA_VERSION)
-    if old["schema_version"] == SCHEMA_VERSION:
+    old = read_envelope(path, "bench", BENCH_SCHEMA_VERSION)
+    if old["schema_version"] != 1:
         return False
-    record = read_bench_record(path)
-    on = {"device": old["environment"]["cpu"], "threads": record.threads, "memory_limit": None}
-    # the id can be recomputed only if it was of this processor without a limit on memory
-    if settings_id(RunConfig.model_validate(old["config"]), **on) == record.settings_id:
-        record = record.model_copy(update={"settings_id": settings_id(record.config, **on)})
+    try:
+        record = read_bench_record(path)
+    except DamagedFileError as error:
+        print(f"left alone: {error}")
+        return False
+    own_id = settings_id(record.config, device=record.processor, threads=record.threads, memory_limit=None)
+    record = record.model_copy(update={"settings_id": own_id})
     record = record.model_copy(update={"variant_title": get_variant(record.config.variant.name).title})
     new = plain(record)
     check_same(path, upgrade_bench_record(old), new, may_differ=("settings_id", "variant_title"))
@@ -83,7 +86,7 @@ def plain(record: BaseModel) -> dict[str, Any]:
 def write_and_read_back(path: Path, kind: str, body: dict[str, Any]) -> None:
     """Write a body into its envelope, and stop unless the same comes back."""
     atomic_write(path, pack_envelope(kind, body))
-    if read_envelope(path, kind, SCHEMA_VERSION) != body:
+    if read_envelope(path, kind, body["schema_version"]) != body:
         raise SystemExit(f"{path}: it does not hold what was written")
 
 

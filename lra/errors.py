@@ -26,3 +26,7 @@ class StoreError(LraError):
     """The store of results cannot be written or holds something unreadable."""
 
     exit_code = 3
+
+
+class DamagedFileError(StoreError):
+    """One file of the store is missing, damaged, or not what its name says; others can be used."""

@@ -107,8 +107,6 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
                 continue
             first = records.setdefault(entry.run_id, entry)
             stores.setdefault(entry.run_id, store)
-            if not store.record_path(entry.run_id).exists():
-                problems.append(f"{folder}: the record of run {entry.run_id} has another file name")
             if (first.status, first.outcome) != (entry.status, entry.outcome):
                 problems.append(
                     f"{store.record_path(entry.run_id)}: another outcome than in {stores[entry.run_id].root}"

@@ -171,9 +171,9 @@ class RunConfig(Section):
         """Return a key that two configurations share if they are the same run on the same data."""
         return canonical_json(self.hashed())
 
-    def run_id(self, data_digest: str) -> str:
+    def run_id(self, data_digest: str, numerics_version: int = NUMERICS_VERSION) -> str:
         """Return the id of the run: SHA-256 of this configuration, the data's content and the numerics version."""
-        identity = {"config": self.hashed(), "data_digest": data_digest, "numerics_version": NUMERICS_VERSION}
+        identity = {"config": self.hashed(), "data_digest": data_digest, "numerics_version": numerics_version}
         return hashlib.sha256(canonical_json(identity)).hexdigest()
 
 

@@ -63,7 +63,7 @@ def memory_text(record: BenchRecord, full: BenchRecord | None) -> str:
 
 def machine(record: BenchRecord) -> str:
     """Name the device that was measured."""
-    return str(record.environment["device"] if record.device_type == "cuda" else record.environment["cpu"])
+    return record.processor
 
 
 def highest_load(records: Sequence[BenchRecord]) -> float:

@@ -7,20 +7,24 @@ Unlike the record of a run, a measurement is never final: measuring again replac
 from __future__ import annotations
 
 import hashlib
+import math
 import statistics
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from lra.atomic_io import atomic_write
 from lra.config.schema import RunConfig, Section, canonical_json
-from lra.errors import StoreError
+from lra.errors import DamagedFileError, StoreError
 from lra.measure.flops import FlopCount
 from lra.names import rename_fields
-from lra.results.envelope import pack_envelope, read_envelope
-from lra.results.records import title_from_name, without_own_version
+from lra.results.envelope import pack_envelope, read_envelope, reading
+from lra.results.records import Measure, Natural, Positive, title_from_name, without_own_version
 
-BENCH_SCHEMA_VERSION = 2
+BENCH_SCHEMA_VERSION = 3
 RENAMED_IN_SCHEMA_2 = {
     "meter": "counter",
     "check_meter": "check_counter",
@@ -36,9 +40,9 @@ NOISY_SHARE = 0.10
 class Timing(Section):
     """Times of single steps, warm-up left out."""
 
-    seconds: list[float]
+    seconds: Annotated[list[Annotated[float, Field(gt=0.0, allow_inf_nan=False)]], Field(min_length=1)]
     """In the order measured."""
-    warmup_steps: int
+    warmup_steps: Natural
 
     @property
     def median(self) -> float:
@@ -64,17 +68,17 @@ class MemoryMeasurement(Section):
 
     counter: str
     """How `step_bytes` was read."""
-    step_bytes: list[int]
+    step_bytes: Annotated[list[Natural], Field(min_length=1)]
     """The headline: forward, backward and optimiser, gradients included, parameters and optimiser state not."""
     check_counter: str
     """How `check_bytes` was read; empty on CUDA, where the allocator's own mark is the only counter."""
-    check_bytes: list[int]
-    self_test_bytes: int
+    check_bytes: list[Natural]
+    self_test_bytes: Natural
     """What the counters read of a known allocation of 48 MiB."""
-    self_test_check_bytes: int | None
-    state_bytes: int
+    self_test_check_bytes: Natural | None
+    state_bytes: Natural
     """Parameters, buffers and optimiser state, which live between steps."""
-    reserved_bytes: int | None = None
+    reserved_bytes: Natural | None = None
     """CUDA: peak of what the allocator took from the device."""
 
     @property
@@ -116,18 +120,36 @@ class BenchRecord(Section):
     config: RunConfig
     """Variant, task and sizes; `model.max_length` is the length, `train.batch_size` the batch on this one device."""
     device_type: str
-    threads: int
-    parameters: int | None
+    threads: Positive
+    memory_limit: Positive | None = None
+    """Bytes that a step might take; None: what the machine has. New in schema 3."""
+    parameters: Positive | None
     backend: str
     """Implementation that the variant resolved to."""
     timing: Timing | None
-    speed_ratio: float | None
+    speed_ratio: Measure | None
     """Steps per second over those of `full`: the median over the cycles of the interleaved measurement."""
     memory: MemoryMeasurement | None
     flops: FlopCount | None
     environment: dict[str, Any]
     measured_at: str
     """UTC, ISO 8601."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.status == "ok") != (self.timing is not None and self.memory is not None):
+            raise ValueError(f"status {self.status} does not fit its timing and memory")
+        if {"device", "cpu", "torch", "load_average"} - self.environment.keys():
+            raise ValueError("the environment does not name processor, torch and load")
+        if not 0 <= float(self.environment["load_average"]) < math.inf:
+            raise ValueError(f"a load of {self.environment['load_average']}")
+        datetime.fromisoformat(self.measured_at)
+        return self
+
+    @property
+    def processor(self) -> str:
+        """Name of the device that was measured."""
+        return str(self.environment["device" if self.device_type == "cuda" else "cpu"])
 
     @property
     def variant(self) -> str:
@@ -176,24 +198,31 @@ def save_bench_record(store: Path, record: BenchRecord) -> Path:
 
 
 def read_bench_record(path: Path) -> BenchRecord:
-    """Read and check one record.
+    """Read and check one record; its id has to be the name of the file and the hash of its settings.
 
     Raises:
-        StoreError: The file is damaged, foreign, or of a newer schema.
+        DamagedFileError: The file is damaged, foreign, or of a newer schema.
     """
     body = read_envelope(path, "bench", BENCH_SCHEMA_VERSION)
-    try:
-        return BenchRecord.model_validate(upgrade_bench_record(body))
-    except (ValueError, KeyError, TypeError) as error:  # of Pydantic, or of an upgrade of something else
-        raise StoreError(f"{path} is not a measurement of lra-bench: {str(error).splitlines()[0]}") from error
+    with reading(path, "a measurement of lra-bench"):
+        record = BenchRecord.model_validate(upgrade_bench_record(body))
+        on, threads, limit = record.processor, record.threads, record.memory_limit
+        written = RunConfig.model_validate(body["config"])  # schema 1 hashed the version of this project as well
+        own_id = settings_id(written, device=on, threads=threads, memory_limit=limit)
+        if not path.stem == record.settings_id == own_id:
+            raise DamagedFileError(f"{path} is not the measurement of its name, or has other settings than its id")
+    return record
 
 
 def upgrade_bench_record(body: dict[str, Any]) -> dict[str, Any]:
     """Return the body of a bench record in the current schema; see `lra.results.records.upgrade_record`."""
+    new = {"schema_version": BENCH_SCHEMA_VERSION, "memory_limit": None}
+    if body["schema_version"] == 2:
+        return body | new
     if body["schema_version"] != 1:
         return body
     title = title_from_name(body["config"]["variant"]["name"])
-    body = body | {"schema_version": 2, "config": without_own_version(body["config"]), "variant_title": title}
+    body = body | new | {"config": without_own_version(body["config"]), "variant_title": title}
     if body["memory"] is not None:
         body["memory"] = rename_fields(body["memory"], RENAMED_IN_SCHEMA_2)
     return body

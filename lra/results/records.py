@@ -15,66 +15,86 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from lra.atomic_io import atomic_write, create_exclusive
-from lra.config.schema import NUMERICS_VERSION, RunConfig, Section
-from lra.errors import StoreError
+from lra.config.schema import NUMERICS_VERSION, RunConfig, Section, canonical_json
+from lra.errors import DamagedFileError, StoreError
 from lra.names import rename_fields
-from lra.results.envelope import pack_envelope, read_envelope
+from lra.results.envelope import pack_envelope, read_envelope, read_json, reading
 
 SCHEMA_VERSION = 2
 RENAMED_IN_SCHEMA_2 = {"cell_id": "run_id", "data_edition": "dataset", "rails": "baselines"}
+SEAL = "seal"
+"""Name of the array that says which record the arrays belong to; older ones have none."""
 
 FinalStatus = Literal["ok", "diverged"]
 AttemptStatus = Literal["ok", "diverged", "oom", "failed", "timeout", "preempted"]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Measure = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 
 
 class Count(Section):
     """A score as counts."""
 
-    correct: int
-    total: int
-    loss: float
+    correct: Natural
+    total: Positive
+    loss: Measure
     """Mean cross-entropy, in nats."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.correct > self.total:
+            raise ValueError(f"{self.correct} right answers of {self.total}")
+        return self
 
 
 class Outcome(Section):
-    """What the run found. The same each time that a run id is run on the same kind of machine."""
+    """What the run found.
+
+    The same each time that a run id is run on the same kind of machine, with the same number of threads and the same
+    version of torch. On another one, the last bits of the weights may differ, and with them single answers.
+    """
 
     test: Count
     validation: Count
-    selected_step: int
+    selected_step: Positive
     """Step whose weights were scored."""
-    weights_digest: str
+    weights_digest: Digest
     """SHA-256 of those weights."""
 
 
 class Cost(Section):
     """What the run took."""
 
-    parameters: int
-    parameters_full: int
+    parameters: Positive
+    parameters_full: Positive
     """Parameters of the same model with the variant `full`."""
-    flops: int | None
+    flops: Positive | None
     """Floating-point operations of one example of the longest length, forward and backward, as far as they have a
     formula: see `lra.measure.flops`. None: they could not be counted."""
-    train_seconds: float
+    train_seconds: Measure
     """Time in training steps, without warm-up steps, evaluation and checkpoints."""
-    examples_per_second: float | None
-    tokens_per_second: float | None
+    examples_per_second: Measure | None
+    tokens_per_second: Measure | None
     """Real tokens, padding not counted."""
-    wall_seconds: float
+    wall_seconds: Measure
     """All attempts together, everything included, as far as they were checkpointed."""
-    peak_memory_bytes: int | None
+    peak_memory_bytes: Natural | None
     peak_memory_method: str
-    resumed: int
+    resumed: Natural
     """How often the run was continued from a checkpoint."""
 
 
@@ -82,32 +102,42 @@ class RunRecord(Section):
     """The final result of one run."""
 
     schema_version: int = SCHEMA_VERSION
-    run_id: str
+    run_id: Digest
     status: FinalStatus
     detail: str = ""
     config: RunConfig
-    numerics_version: int
+    numerics_version: Positive
     task_title: str
     variant_title: str
     """How tables and figures call the variant."""
     dataset: str
-    data_digest: str
-    baselines: dict[str, float]
+    data_digest: Digest
+    baselines: dict[str, Percent]
     """Accuracies, in percent, of answers that need no model."""
     outcome: Outcome | None
     """None unless the status is `ok`."""
     cost: Cost
     backend: str
     environment: dict[str, Any]
-    arrays_sha256: str
+    arrays_sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+    """SHA-256 of the file of arrays; empty until the record is published."""
     finished_at: str
     """UTC, ISO 8601."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.status == "ok") != (self.outcome is not None):
+            raise ValueError(f"status {self.status} {'without' if self.outcome is None else 'with'} an outcome")
+        if self.outcome is not None and self.outcome.selected_step > self.config.train.steps:
+            raise ValueError(f"step {self.outcome.selected_step} of {self.config.train.steps} was chosen")
+        datetime.fromisoformat(self.finished_at)
+        return self
 
 
 class AttemptedRun(Section):
     """What an attempt tried to run; with it, a table can show the status of a run without a record."""
 
-    run_id: str
+    run_id: Digest
     status: AttemptStatus
     config: RunConfig
     numerics_version: int = NUMERICS_VERSION
@@ -156,10 +186,10 @@ class Store:
         """Return the record of a run, or None if the run has not been completed.
 
         Raises:
-            StoreError: There is a record, and it is damaged.
+            DamagedFileError: There is a record, and it is damaged or not that of the run.
         """
         path = self.record_path(run_id)
-        return read_record(path) if path.exists() else None
+        return self._read(path)[0] if path.exists() else None
 
     def publish(self, record: RunRecord, arrays: dict[str, np.ndarray]) -> RunRecord:
         """Make a result final: arrays first, then the record, each whole or absent.
@@ -171,7 +201,7 @@ class Store:
             StoreError: The disk refuses, or the record that is there already says something else; ours is then kept
                 beside it under a name with `conflict`.
         """
-        content = pack_arrays(arrays)
+        content = pack_arrays({**arrays, SEAL: seal(record.model_dump())})
         record = record.model_copy(update={"arrays_sha256": hashlib.sha256(content).hexdigest()})
         path = self.record_path(record.run_id)
         try:
@@ -179,7 +209,7 @@ class Store:
                 atomic_write(self.arrays_path(record.run_id), content)
                 if create_exclusive(path, pack_envelope("record", record.model_dump())):
                     return record
-            present = read_record(path)
+            present, _ = self._read(path)
             if (present.status, present.outcome) == (record.status, record.outcome):
                 return present
             number = 1
@@ -228,7 +258,7 @@ class Store:
         for path in sorted((self.root / "results").glob("*/*.json")):
             if ".conflict-" not in path.name:
                 try:
-                    yield read_record(path)
+                    yield self._read(path)[0]
                 except StoreError as error:
                     yield error
 
@@ -236,49 +266,117 @@ class Store:
         """Return the arrays of a run: curve columns `curve.*`, and `test_correct`, one bool per test example.
 
         Raises:
-            StoreError: They are missing or not those of the record.
+            DamagedFileError: They are missing or not those of the record.
         """
-        record, path = self.find(run_id), self.arrays_path(run_id)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
-        if record is None or hashlib.sha256(content).hexdigest() != record.arrays_sha256:
-            raise StoreError(f"{path} is not what its record says")
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        return self._read(self.record_path(run_id))[1]
+
+    def _read(self, path: Path) -> tuple[RunRecord, dict[str, np.ndarray]]:
+        """Read a record and its arrays: the file has the name of the run, and all that is said twice agrees."""
+        record, body = _read_record(path)
+        if path != self.record_path(record.run_id):
+            raise DamagedFileError(f"{path} holds the record of another run, {record.run_id[:12]}")
+        file = self.arrays_path(record.run_id)
+        with reading(file, "the arrays of a run"):
+            content = file.read_bytes()
+            if hashlib.sha256(content).hexdigest() != record.arrays_sha256:
+                raise DamagedFileError(f"{file} is not what its record says")
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            if SEAL in arrays and not np.array_equal(arrays.pop(SEAL), seal(body)):
+                raise DamagedFileError(f"{path} is not the record that {file} was written for")
+            check_arrays(record, arrays)
+        return record, arrays
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read and check one record.
+    """Read and check one record; its id has to be the hash of what it says of the run.
 
     Raises:
-        StoreError: The file is damaged, foreign, or of a newer schema.
+        DamagedFileError: The file is damaged, foreign, or of a newer schema.
     """
+    return _read_record(path)[0]
+
+
+def _read_record(path: Path) -> tuple[RunRecord, dict[str, Any]]:
+    """Read a record, and the plain values of its file."""
     body = read_envelope(path, "record", SCHEMA_VERSION)
-    try:
-        return RunRecord.model_validate(upgrade_record(body))
-    except (ValueError, KeyError, TypeError) as error:  # of Pydantic, or of an upgrade of something else
-        raise StoreError(f"{path} is not the record of a run: {str(error).splitlines()[0]}") from error
+    with reading(path, "the record of a run"):
+        record = RunRecord.model_validate(upgrade_record(body))
+        if record.run_id != _own_id(record, body["config"]):
+            raise DamagedFileError(f"{path} is not the record of a run: its id is not that of its configuration")
+    return record, body
 
 
 def read_attempt(path: Path) -> AttemptedRun:
     """Read what one attempt tried to run.
 
     Raises:
-        StoreError: The file is damaged or foreign, or does not say what was tried.
+        DamagedFileError: The file is damaged or foreign, or does not say what was tried.
     """
-    try:
-        note = json.loads(path.read_bytes())
+    note = read_json(path, "a note of an attempt")
+    with reading(path, "a note of an attempt"):
+        tried = note.get("run")
         if note.get("schema_version") == 1 and "cell" in note:
             tried = rename_fields(note["cell"], {"cell_id": "run_id", "data_edition": "dataset"})
             config = without_own_version(tried["config"])
-            note["run"] = tried | {"config": config, "variant_title": title_from_name(config["variant"]["name"])}
-        if "run" in note:
-            return AttemptedRun.model_validate(note["run"])
-        raise StoreError(f"{path}: an attempt ({note['status']}) that does not say what it tried")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{path} is not a note of an attempt: {str(error).splitlines()[0]}") from error
+            run = tried | {"config": config, "variant_title": title_from_name(config["variant"]["name"])}
+        elif tried is not None:
+            run = tried
+        else:
+            raise DamagedFileError(f"{path}: an attempt ({note['status']}) that does not say what it tried")
+        attempt = AttemptedRun.model_validate(run)
+        if not path.parent.name == attempt.run_id == _own_id(attempt, tried["config"]):
+            raise DamagedFileError(f"{path} is not a note of an attempt at the run of its folder")
+    return attempt
+
+
+def _own_id(run: RunRecord | AttemptedRun, written: Mapping[str, Any]) -> str:
+    """Return the id that a run has under its own numerics version.
+
+    It is that of the configuration as it was written: schema 1 hashed the version of this project as well.
+    """
+    return RunConfig.model_validate(written).run_id(run.data_digest, run.numerics_version)
+
+
+def check_arrays(record: RunRecord, arrays: Mapping[str, np.ndarray]) -> None:
+    """Check what a record and its arrays both say.
+
+    Raises:
+        ValueError: They disagree: in the right answers, or in the step that validation chose and its score.
+    """
+    outcome, bits = record.outcome, arrays.get("test_correct")
+    if (bits is None) != (outcome is None):
+        raise ValueError("the bits of the test examples belong to a run with a number, and to no other")
+    columns = {name: column for name, column in arrays.items() if name != "test_correct"}
+    rows = {column.shape for column in columns.values()}
+    if not all(name.startswith("curve.") for name in columns) or len(rows) > 1 or any(len(row) != 1 for row in rows):
+        raise ValueError("its learning curve is not one")
+    if outcome is None:
+        return
+    if bits is None or bits.dtype != bool or bits.shape != (outcome.test.total,) or bits.sum() != outcome.test.correct:
+        raise ValueError(f"the bits do not say {outcome.test.correct} of {outcome.test.total}")
+    steps, correct = columns["curve.step"], columns["curve.validation_correct"]
+    last = len(steps) - 1
+    chosen = int(correct.argmax()) if record.config.train.selection == "best" else last  # the first of equals
+    loss = columns["curve.validation_loss"][chosen] if "curve.validation_loss" in columns else outcome.validation.loss
+    scored = (steps[chosen], correct[chosen]) == (outcome.selected_step, outcome.validation.correct)
+    if not (scored and math.isclose(loss, outcome.validation.loss, rel_tol=1e-3, abs_tol=1e-6)):
+        raise ValueError("the curve does not have the chosen step and its score")
+
+
+def seal(body: Mapping[str, Any]) -> np.ndarray:
+    """Return a digest of what a record says, to be kept with its arrays: an edited record then fits them no more.
+
+    It covers what is the same whenever the run is repeated, so that equal runs have equal arrays.
+
+    Args:
+        body: The plain values of the record, as its file has them.
+
+    Returns:
+        (32,), uint8.
+    """
+    said = {name: body[name] for name in ("run_id", "status", "outcome", "dataset", "data_digest", "baselines")}
+    return np.frombuffer(hashlib.sha256(canonical_json(said)).digest(), dtype=np.uint8)
 
 
 def upgrade_record(body: dict[str, Any]) -> dict[str, Any]:

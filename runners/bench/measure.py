@@ -113,6 +113,7 @@ def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[
                 config=config,
                 device_type=plan.device.type,
                 threads=plan.threads,
+                memory_limit=plan.memory_limit,
                 parameters=reply.parameters,
                 backend=reply.backend,
                 timing=None if times is None else Timing(seconds=times, warmup_steps=WARMUP_STEPS),

@@ -1,5 +1,7 @@
 """The migration of a store to schema 2 changes names and ids, and nothing that a run found."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -8,9 +10,9 @@ from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig
 from lra.results import bench_records
-from lra.results.bench_records import MIB, BenchRecord, MemoryMeasurement, read_bench_record, settings_id
+from lra.results.bench_records import MIB, BenchRecord, MemoryMeasurement, Timing, read_bench_record, settings_id
 from lra.results.envelope import pack_envelope, read_envelope
-from lra.results.records import Cost, Count, Outcome, RunRecord, Store
+from lra.results.records import Cost, Count, Outcome, RunRecord, Store, pack_arrays
 
 OLD_NAMES = {"run_id": "cell_id", "dataset": "data_edition", "baselines": "rails"}
 OLD_COUNTERS = {new: old for old, new in bench_records.RENAMED_IN_SCHEMA_2.items()}
@@ -42,7 +44,11 @@ def add_run(store: Store, variant: str) -> str:
         ),
         backend="fused", environment={"torch": "2"}, arrays_sha256="", finished_at="2026-01-01T00:00:00",
     )  # fmt: skip
-    body = store.publish(record, {"test_correct": BITS}).model_dump()
+    curve = {"curve.step": np.array([5.0]), "curve.validation_correct": np.array([3.0])}
+    body = store.publish(record, {"test_correct": BITS} | curve).model_dump()
+    content = pack_arrays({"test_correct": BITS} | curve)  # there was no seal then
+    store.arrays_path(record.run_id).write_bytes(content)
+    body["arrays_sha256"] = hashlib.sha256(content).hexdigest()
     body = {OLD_NAMES.get(name, name): value for name, value in body.items()} | {"schema_version": 1}
     del body["variant_title"]
     store.record_path(record.run_id).write_bytes(pack_envelope("record", body))
@@ -57,10 +63,13 @@ def add_measurement(store: Store) -> str:
     )  # fmt: skip
     record = BenchRecord(
         settings_id=settings_id(config, device=CPU, threads=2, memory_limit=None), status="ok", detail="",
-        variant_title="", config=config, device_type="cpu", threads=2, parameters=10, backend="pyramid", timing=None,
-        speed_ratio=1.5, memory=memory, flops=None, environment={"cpu": CPU}, measured_at="2026-01-01T00:00:00",
+        variant_title="", config=config, device_type="cpu", threads=2, parameters=10, backend="pyramid",
+        timing=Timing(seconds=[1.0], warmup_steps=1),
+        speed_ratio=1.5, memory=memory, flops=None,
+        environment={"cpu": CPU, "device": "cpu", "torch": "2", "load_average": 0.5},
+        measured_at="2026-01-01T00:00:00",
     )  # fmt: skip
-    body = record.model_dump() | {"schema_version": 1}
+    body = record.model_dump(exclude={"memory_limit"}) | {"schema_version": 1}
     del body["variant_title"]
     body["memory"] = {OLD_COUNTERS.get(name, name): value for name, value in body["memory"].items()}
     path = store.root / "bench" / f"{record.settings_id}.json"

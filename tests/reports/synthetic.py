@@ -57,16 +57,17 @@ def add_run(
 ):
     """Publish one run that has `correct` of 1000 right; None is a run that diverged."""
     config = config or cell_config(**of)
-    arrays = {}
+    steps = np.arange(1, 6) * 10.0
+    right = np.floor(np.linspace(10, (correct or 100) // 10, 5))
+    arrays = {"curve.step": steps, "curve.validation_correct": right}
     outcome = None
     if correct is not None:
         test = Count(correct=correct, total=TOTAL, loss=1.5)
-        validation = Count(correct=correct // 10, total=100, loss=1.5)
-        outcome = Outcome(test=test, validation=validation, selected_step=40, weights_digest="e" * 64)
+        best = int(right.argmax())
+        validation = Count(correct=int(right[best]), total=100, loss=1.5)
+        outcome = Outcome(test=test, validation=validation, selected_step=int(steps[best]), weights_digest="e" * 64)
         arrays["test_correct"] = np.arange(TOTAL) < correct if bits is None else bits
         assert int(arrays["test_correct"].sum()) == correct
-    steps = np.arange(1, 6) * 10.0
-    arrays |= {"curve.step": steps, "curve.validation_correct": np.floor(np.linspace(10, (correct or 100) // 10, 5))}
     cost = Cost(
         parameters=1000, parameters_full=1000, flops=flops, train_seconds=2.0, examples_per_second=speed / 10,
         tokens_per_second=speed, wall_seconds=3.0, peak_memory_bytes=memory * 2**20, peak_memory_method="made up",
@@ -99,7 +100,7 @@ def add_measurement(
     config = cell_config(variant=variant, task="text", options=options)
     model = config.model.model_copy(update={"max_length": length})
     config = config.model_copy(update={"model": model, "train": config.train.model_copy(update={"batch_size": batch})})
-    identity = settings_id(config, device="cpu", threads=threads, memory_limit=None)
+    identity = settings_id(config, device="Model <7>", threads=threads, memory_limit=None)
     fine = status == "ok"
     steps = [seconds, seconds, seconds * (2 if noisy else 1)]
     memory = MemoryMeasurement(

@@ -62,8 +62,9 @@ def in_child(action):
 def publish_for_ever(root, record, arrays, acknowledge):
     store = Store(root)
     for number in range(os.getpid() * 1000, os.getpid() * 1000 + 1000):
-        run_id = f"{number:064x}"
-        store.publish(record.model_copy(update={"run_id": run_id}), arrays)
+        config = record.config.model_copy(update={"seed": number})
+        run_id = config.run_id(record.data_digest)
+        store.publish(record.model_copy(update={"config": config, "run_id": run_id}), arrays)
         os.write(acknowledge, run_id.encode())
 
 

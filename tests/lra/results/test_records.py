@@ -1,4 +1,6 @@
+import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -6,16 +8,28 @@ import pytest
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig, VariantChoice
-from lra.errors import StoreError
+from lra.errors import DamagedFileError, StoreError
+from lra.results import records
 from lra.results.envelope import pack_envelope, read_envelope
-from lra.results.records import AttemptedRun, Cost, Count, Outcome, RunRecord, Store, read_attempt, read_record
-
-CELL = "ab" + "0" * 62
+from lra.results.records import (
+    AttemptedRun,
+    Cost,
+    Count,
+    Outcome,
+    RunRecord,
+    Store,
+    pack_arrays,
+    read_attempt,
+    read_record,
+)
 
 
 def config(**changes) -> RunConfig:
     base = resolve(task="listops", variant="full", profile=load_profile("quick"), seed=0, overrides={})
     return base.model_copy(update=changes)
+
+
+CELL = config().run_id("d" * 64)
 
 
 def record(**changes) -> RunRecord:
@@ -34,7 +48,8 @@ def record(**changes) -> RunRecord:
     return RunRecord(**values | changes)
 
 
-ARRAYS = {"test_correct": np.array([True, False, True, True]), "curve.step": np.array([5.0])}
+ARRAYS = {"test_correct": np.array([True, False, True, True]), "curve.step": np.array([5.0, 6.0])}
+ARRAYS |= {"curve.validation_correct": np.array([3.0, 2.0]), "curve.validation_loss": np.array([0.5, 0.6])}
 
 
 def test_round_trip(tmp_path):
@@ -44,7 +59,7 @@ def test_round_trip(tmp_path):
     assert list(store.records()) == [published]
     arrays = store.arrays(CELL)
     assert arrays["test_correct"].tolist() == [True, False, True, True]
-    assert store.find("cd" + "0" * 62) is None
+    assert store.find("0" * 64) is None
 
 
 def test_the_same_outcome_again_keeps_the_first_record(tmp_path):
@@ -58,12 +73,12 @@ def test_the_same_outcome_again_keeps_the_first_record(tmp_path):
 def test_another_outcome_is_an_alarm_and_changes_nothing(tmp_path):
     store = Store(tmp_path)
     first = store.publish(record(), ARRAYS)
-    outcome = record().outcome.model_copy(update={"selected_step": 6})
+    outcome = record().outcome.model_copy(update={"weights_digest": "f" * 64})
     for number in (1, 2):
         with pytest.raises(StoreError, match=f"conflict-{number}"):
             store.publish(record(outcome=outcome), ARRAYS)
     assert list(store.records()) == [first]
-    assert read_record(tmp_path / "results" / "ab" / f"{CELL}.conflict-1.json").outcome.selected_step == 6
+    assert read_record(store.record_path(CELL).with_suffix(".conflict-1.json")).outcome == outcome
 
 
 @pytest.mark.parametrize(
@@ -83,7 +98,7 @@ def test_damaged_records_are_named_not_believed(tmp_path, change, message):
     path.write_text(change(path.read_text()))
     with pytest.raises(StoreError, match=message):
         store.find(CELL)
-    assert [type(entry) for entry in store.records()] == [StoreError]
+    assert [type(entry) for entry in store.records()] == [DamagedFileError]
 
 
 def test_a_newer_schema_is_refused(tmp_path):
@@ -96,33 +111,45 @@ def test_a_newer_schema_is_refused(tmp_path):
 OLD_NAMES = (("run_id", "cell_id"), ("dataset", "data_edition"), ("baselines", "rails"))
 
 
-def as_schema_1(path, old_names=OLD_NAMES, **changes):
-    """Write the record of a file as schema 1 had it: other names, own version in the origin, no title."""
-    body = read_envelope(path, "record", 2)
+def as_schema_1(store, old_names=OLD_NAMES, origin="lra-harness 0.1.0", **changes):
+    """Write the record of a store as schema 1 had it: other names, own version in the origin, no title and no seal.
+
+    Returns its id, which is its name.
+    """
+    body = read_envelope(store.record_path(CELL), "record", 2)
+    body["config"]["variant"]["origin"] = origin
+    run_id = body["run_id"] = RunConfig.model_validate(body["config"]).run_id("d" * 64)
+    content = pack_arrays(ARRAYS)
+    body["arrays_sha256"] = hashlib.sha256(content).hexdigest()
     for new, old in old_names:
         body[old] = body.pop(new)
     del body["variant_title"]
-    body["config"]["variant"]["origin"] = "lra-harness 0.1.0"
-    path.write_bytes(pack_envelope("record", body | {"schema_version": 1} | changes))
+    store.record_path(CELL).unlink()
+    for path, data in (
+        (store.arrays_path(run_id), content),
+        (store.record_path(run_id), pack_envelope("record", body | {"schema_version": 1} | changes)),
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    return run_id
 
 
 def test_a_record_of_schema_1_is_read(tmp_path):
     store = Store(tmp_path)
     published = store.publish(record(), ARRAYS)
-    as_schema_1(store.record_path(CELL))
-    before = store.record_path(CELL).read_bytes()
-    read = store.find(CELL)
-    assert read == published.model_copy(update={"variant_title": "Full"})  # the title is only known by the variant
+    old_id = as_schema_1(store)
+    before = store.record_path(old_id).read_bytes()
+    read = store.find(old_id)
+    changed = {"variant_title": "Full", "run_id": old_id, "arrays_sha256": read.arrays_sha256}
+    assert read == published.model_copy(update=changed)  # the title is only known by the variant
     assert read.config.run_id(read.data_digest) == published.config.run_id(published.data_digest)
-    assert store.record_path(CELL).read_bytes() == before
+    assert store.record_path(old_id).read_bytes() == before
 
 
 def test_the_origin_of_anothers_plug_in_is_kept(tmp_path):
     store = Store(tmp_path)
     store.publish(record(), ARRAYS)
-    variant = VariantChoice(name="theirs", options={}, origin="their-package 1.0")
-    as_schema_1(store.record_path(CELL), config=config(variant=variant).model_dump())
-    assert store.find(CELL).config.variant.origin == "their-package 1.0"
+    assert store.find(as_schema_1(store, origin="their-package 1.0")).config.variant.origin == "their-package 1.0"
 
 
 @pytest.mark.parametrize(
@@ -139,10 +166,10 @@ def test_the_origin_of_anothers_plug_in_is_kept(tmp_path):
 def test_a_half_renamed_or_damaged_record_of_schema_1_is_refused(tmp_path, old_names, changes):
     store = Store(tmp_path)
     store.publish(record(), ARRAYS)
-    as_schema_1(store.record_path(CELL), old_names, **changes)
+    run_id = as_schema_1(store, old_names, **changes)
     with pytest.raises(StoreError, match="is not the record of a run"):
-        store.find(CELL)
-    assert [type(entry) for entry in store.records()] == [StoreError]
+        store.find(run_id)
+    assert [type(entry) for entry in store.records()] == [DamagedFileError]
 
 
 def attempted() -> AttemptedRun:
@@ -162,6 +189,9 @@ def test_an_attempt_says_what_it_tried_in_either_schema(tmp_path):
     del old["variant_title"]
     path.write_text(json.dumps(note | {"schema_version": 1, "cell": old}))
     assert read_attempt(path) == attempted()
+    path.parent.rename(tmp_path / "attempts" / ("a" * 64))
+    with pytest.raises(StoreError, match="of its folder"):
+        read_attempt(tmp_path / "attempts" / ("a" * 64) / path.name)
 
 
 @pytest.mark.parametrize(
@@ -222,3 +252,118 @@ def test_every_setting_is_in_the_cell_id():
     ids |= {other.run_id("d") for other in changed}
     assert len(changed) > 35
     assert len(ids) == len(changed) + 2
+
+
+def edited(store, path, value, seal=True):
+    """Edit one field of the record as a person might, with a fresh checksum; without the seal as before it existed."""
+    if not seal:
+        content = pack_arrays(ARRAYS)
+        store.arrays_path(CELL).write_bytes(content)
+        edited(store, "arrays_sha256", hashlib.sha256(content).hexdigest())
+    file = store.record_path(CELL)
+    body = json.loads(file.read_bytes())["record"]
+    *parents, name = path.split(".")
+    place = body
+    for key in parents:
+        place = place[key]
+    place[name] = value
+    file.write_bytes(pack_envelope("record", body))
+
+
+EDITS = {
+    "run_id": "f" * 64, "status": "diverged", "config.seed": 7, "config.train.lr": 0.5, "config.variant.name": "linear",
+    "numerics_version": 2, "data_digest": "a" * 64, "outcome.test.correct": 4, "outcome.test.total": 5,
+    "outcome.validation.correct": 4, "outcome.selected_step": 6, "outcome.validation.loss": 1e308,
+    "outcome.test.loss": -1.0, "outcome.weights_digest": "none", "outcome": None, "cost.parameters": 0,
+    "cost.wall_seconds": -2.0, "cost.tokens_per_second": -1.0, "cost.peak_memory_bytes": -1, "baselines.chance": 101.0,
+    "arrays_sha256": "a" * 64, "finished_at": "yesterday", "schema_version": 0,
+}  # fmt: skip
+ONLY_THE_SEAL_SEES = {
+    "outcome.test.loss": 0.25, "outcome.validation.total": 3, "outcome.weights_digest": "f" * 64,
+    "baselines.chance": 11.0, "dataset": "long",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value"), [*EDITS.items(), *ONLY_THE_SEAL_SEES.items()])
+def test_an_edited_record_with_a_fresh_checksum_is_named_not_believed(tmp_path, path, value):
+    store = Store(tmp_path)
+    store.publish(record(), ARRAYS)
+    for seal in (True, False):
+        edited(store, path, value, seal=seal)
+        if seal or EDITS.get(path) == value:
+            with pytest.raises(StoreError, match=CELL):
+                store.find(CELL)
+            assert [type(entry) for entry in store.records()] == [DamagedFileError]
+
+
+def test_a_record_under_the_name_of_another_seed_is_not_that_seeds(tmp_path):
+    store, others = Store(tmp_path), []
+    for seed in (0, 1):
+        of = config(seed=seed)
+        others.append(store.publish(record(config=of, run_id=of.run_id("d" * 64)), ARRAYS))
+    first, second = (store.record_path(other.run_id) for other in others)
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(StoreError, match="holds the record of another run"):
+        store.find(others[0].run_id)
+    found = list(store.records())
+    assert [entry for entry in found if isinstance(entry, RunRecord)] == [others[1]]
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("check", ["check_arrays", "_own_id"])
+def test_without_its_checks_a_forged_record_is_believed(tmp_path, monkeypatch, check):
+    """The broken twins: a reader that trusts the name, or the bits."""
+    store = Store(tmp_path)
+    store.publish(record(), ARRAYS)
+    if check == "check_arrays":
+        edited(store, "outcome.test.correct", 4, seal=False)
+        monkeypatch.setattr(records, "check_arrays", lambda *_: None)
+        assert store.find(CELL).outcome.test.correct == 4
+    else:
+        edited(store, "config.seed", 7)
+        monkeypatch.setattr(records, "_own_id", lambda *_: CELL)
+        assert store.find(CELL).config.seed == 7
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"test_correct": np.ones(4, bool)},
+        {"test_correct": np.ones(3, bool)},
+        {"test_correct": np.array([1, 0, 1, 1])},
+        {"test_correct": None},
+        {"curve.validation_correct": np.array([3.0, 4.0])},
+        {"curve.validation_correct": np.array([3.0])},
+        {"curve.step": np.array([4.0, 6.0])},
+        {"curve.validation_loss": np.array([0.7, 0.5])},
+        {"curve.step": None},
+        {"foreign": np.zeros(2)},
+        {"curve.foreign": np.zeros((2, 1))},
+    ],
+)
+def test_arrays_that_contradict_their_record_are_refused(tmp_path, wrong):
+    store = Store(tmp_path)
+    arrays = {name: array for name, array in (ARRAYS | wrong).items() if array is not None}
+    store.publish(record(), arrays)
+    with pytest.raises(StoreError, match=f"{CELL}.npz is not the arrays of a run"):
+        store.find(CELL)
+
+
+def test_what_no_reader_survives_is_one_line(tmp_path):
+    store = Store(tmp_path)
+    store.publish(record(), ARRAYS)
+    path = store.record_path(CELL)
+    deep = "[" * 100_000 + "]" * 100_000
+    nested = json.loads('{"a": ' * 50 + "1" + "}" * 50)
+    body = json.loads(path.read_bytes())["record"]
+    hostile = [deep, '{"record": ' + deep + "}", "9" * 10_000, "NaN", '{"record": {}, "sha256": 1}', '"\\ud800"']
+    hostile.append(pack_envelope("record", body | {"environment": nested}).decode())
+    for text in hostile:
+        path.write_text(text)
+        with pytest.raises(StoreError, match=CELL) as caught:
+            store.find(CELL)
+        assert "\n" not in str(caught.value)
+    path.unlink()
+    os.mkfifo(path)  # must not be waited for
+    with pytest.raises(StoreError, match="no regular file"):
+        store.find(CELL)

@@ -23,6 +23,7 @@ from lra.results.bench_records import (
     counters_agree,
     read_bench_record,
     save_bench_record,
+    settings_id,
 )
 from runners.bench.memory import PINNED_MALLOC, allocator_peak
 from runners.bench.tables import arena_report, full_report
@@ -231,7 +232,8 @@ def test_a_measurement_with_a_disagreement_or_a_failed_self_test_is_flagged():
 
 def record(variant, length, **changes):
     base = BenchRecord(
-        settings_id=f"{variant}{length}", variant_title=variant, status="ok", detail="",
+        settings_id=settings_id(config(variant, length), device="some processor", threads=1, memory_limit=None),
+        variant_title=variant, status="ok", detail="",
         config=config(variant, length), device_type="cpu",
         threads=1, parameters=5, backend="torch", timing=Timing(seconds=[0.5, 0.5, 0.5], warmup_steps=5),
         speed_ratio=2.0, memory=measurement(), measured_at="2026-01-01T00:00:00+00:00",
@@ -283,6 +285,15 @@ def test_a_damaged_or_newer_record_is_refused(tmp_path):
     save_bench_record(tmp_path, record("full", 64, schema_version=99))
     with pytest.raises(StoreError, match="newer"):
         read_bench_record(path)
+    for change in (
+        {"threads": 2}, {"device_type": "cuda"}, {"memory_limit": 1}, {"config": config("local", 64)}, {"timing": None},
+        {"settings_id": "f" * 20}, {"measured_at": "late"}, {"speed_ratio": -1.0}, {"environment": {"cpu": "another"}},
+    ):  # fmt: skip
+        saved = save_bench_record(tmp_path, record("full", 64, **change))
+        if "settings_id" in change:
+            saved.replace(path)
+        with pytest.raises(StoreError, match=f"{path} is not"):
+            read_bench_record(path)
     (tmp_path / "bench" / "foreign.json").write_text("[]")
     found = list(bench_records(tmp_path))
     assert len(found) == 2
