@@ -6,6 +6,7 @@ Ruff refuses `click.echo` and `tqdm.write` elsewhere (see `pyproject.toml`), so 
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -43,6 +44,15 @@ def print_above_bars(text: object) -> None:
     tqdm.write(clean(text), file=sys.stderr)  # noqa: TID251 - the one place
 
 
+def terminal_size(file: Any) -> tuple[int, int]:
+    """Return columns and rows of the terminal of a file; 80 and 24 where it does not tell, or says 0."""
+    try:
+        columns, rows = os.get_terminal_size(file.fileno())
+    except (OSError, ValueError):
+        columns = rows = 0
+    return columns or 80, rows or 24
+
+
 def progress_bar(
     items: Iterable[Any] | None = None,
     *,
@@ -52,6 +62,9 @@ def progress_bar(
     total: int | None = None,
     start: int = 0,
     scaled: bool = False,
+    position: int | None = None,
+    keep: bool = True,
+    layout: str | None = None,
 ) -> Any:
     """Return a bar of tqdm with a cleaned title; it is drawn if `shown` and stderr is a terminal.
 
@@ -63,15 +76,25 @@ def progress_bar(
         total: How many there are, where it is known.
         start: How many are done already.
         scaled: Whether to write numbers with k, M and G.
+        position: Line below the first bar; None takes the next free one.
+        keep: Whether the bar stays when it is complete.
+        layout: Format of tqdm; None takes the usual one.
     """
     from tqdm import tqdm
 
-    return tqdm(
+    bar = tqdm(
         items,
         desc=clean_line(title),
         unit=unit,
         total=total,
         initial=start,
         unit_scale=scaled,
+        position=position,
+        leave=keep,
+        bar_format=layout,
         disable=None if shown else True,
     )
+    # What tqdm asks by itself says 0 rows where a terminal has no size, and then it draws nothing.
+    bar.dynamic_ncols = terminal_size  # type: ignore[assignment]  # it calls what stands here
+    bar.ncols, bar.nrows = terminal_size(sys.stderr)
+    return bar

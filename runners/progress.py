@@ -8,21 +8,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from lra.terminal import clean_line, print_above_bars
+from lra.terminal import clean_line, print_above_bars, progress_bar, terminal_size
 
 from .train.loop import TrainState
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 PLAIN_SECONDS = 30.0
 """Time between two lines of a plain log."""
 TEXT_AND_BAR = "{desc} |{bar}|"
 LEAST_BAR = 12
 """Columns that a bar must have left beside the text to be drawn."""
-DEFAULT_COLUMNS = 80
-"""Width of a terminal that does not tell its own."""
 
 
 def print_line(text: str) -> None:
@@ -45,19 +44,36 @@ def fit(title: str, numbers: Sequence[str], rest: Sequence[str], columns: int) -
     return line
 
 
-class ProgressLine:
-    """A bar over the steps of a run with loss, accuracy, speed and time left; with `shown=False` nothing at all."""
+def words(seconds: float) -> str:
+    """Write a time as a person says it: `17 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
-    def __init__(self, title: str, steps: int, *, shown: bool) -> None:
-        self.title, self.steps, self.shown = clean_line(title), steps, shown
+
+class ProgressLine:
+    """A bar over the steps of a run with loss, accuracy, speed and time left; with `shown=False` nothing at all.
+
+    Args:
+        title: The run.
+        steps: Steps of the run.
+        to_score: Returns how many examples are still to be scored after a step, in validations and the test.
+        shown: Whether to show anything.
+    """
+
+    def __init__(self, title: str, steps: int, to_score: Callable[[int], int], *, shown: bool) -> None:
+        self.title, self.steps, self.to_score, self.shown = clean_line(title), steps, to_score, shown
         self.terminal = sys.stderr.isatty()
         self.bar: tqdm[Any] | None = None
         self._last_line = time.monotonic()
         self._speed_from: tuple[float, int] | None = None
+        self._scoring_seconds, self._scored = 0.0, 0
 
     def __enter__(self) -> ProgressLine:
         if self.shown and self.terminal:
-            self.bar = tqdm(total=self.steps, desc=self.title, bar_format=TEXT_AND_BAR, dynamic_ncols=True, leave=False)
+            self.bar = progress_bar(
+                title=self.title, unit="step", total=self.steps, shown=True, layout=TEXT_AND_BAR, keep=False
+            )
         return self
 
     def __exit__(
@@ -68,14 +84,14 @@ class ProgressLine:
 
     def report(self, state: TrainState, loss: float, accuracy: float) -> None:
         """Show how far the run is."""
-        left = self._left(state.step)
+        left = self._left(state)
         if self.bar is not None:
             speed = state.timed_examples / state.timed_seconds if state.timed_seconds > 0 else 0.0
             numbers = [f"loss {loss:.3f}", f"train {100 * accuracy:.1f} %"]
             if state.best_score is not None:
                 numbers.append(f"best val {100 * state.best_score.accuracy:.1f} %")
             rest = [left, f"step {state.step}/{self.steps}", f"{speed:.0f} examples/s" if speed else ""]
-            columns = self.bar.ncols or DEFAULT_COLUMNS
+            columns, _ = terminal_size(sys.stderr)
             text = fit(self.title, numbers, rest, columns)
             self.bar.n = state.step
             self.bar.bar_format = TEXT_AND_BAR if columns - len(text) >= LEAST_BAR else "{desc}"
@@ -91,13 +107,14 @@ class ProgressLine:
     @contextlib.contextmanager
     def sub(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show how far one pass over a split is, under the bar or as a line; gives the function that advances it."""
+        started = time.monotonic()
         if self.bar is None:
             yield self._counter(title, total)
-            return
-        with tqdm(
-            total=total, desc=clean_line(title), unit="example", leave=False, dynamic_ncols=True, position=1
-        ) as bar:
-            yield lambda count: (bar.update(count), None)[1]
+        else:
+            with progress_bar(title=title, unit="example", total=total, shown=True, keep=False, position=1) as bar:
+                yield lambda count: (bar.update(count), None)[1]
+        self._scoring_seconds += time.monotonic() - started
+        self._scored += total
 
     def _counter(self, title: str, total: int) -> Callable[[int], None]:
         done = 0
@@ -118,9 +135,16 @@ class ProgressLine:
             self._last_line = now
         return due
 
-    def _left(self, step: int) -> str:
-        """Return the time that the steps left take at the pace since the first report, in words; nothing before."""
-        now = time.monotonic()
-        started, first = self._speed_from = self._speed_from or (now, step)
-        pace = (step - first) / max(now - started, 1e-9)
-        return f"{(self.steps - step) / pace:.0f} s left" if pace > 0 else ""
+    def _left(self, state: TrainState) -> str:
+        """Return the time that the steps and the scoring left take at the pace so far, in words; nothing at first."""
+        trained = time.monotonic() - self._scoring_seconds
+        started, first = self._speed_from = self._speed_from or (trained, state.step)
+        if state.step == first:
+            return ""
+        per_step = (trained - started) / (state.step - first)
+        if self._scored:
+            per_example = self._scoring_seconds / self._scored
+        else:
+            # Forward without backward, which is about a third of a step.
+            per_example = state.timed_seconds / max(1, state.timed_examples) / 3
+        return f"{words((self.steps - state.step) * per_step + self.to_score(state.step) * per_example)} left"

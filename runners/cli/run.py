@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,6 +130,7 @@ def command(
     from lra.data.dataset import data_home
     from lra.results.records import Store
 
+    from ..progress import words
     from ..train.distributed import destroy, init, local_device, rank_info
     from ..train.loop import PreemptedRunError
     from ..train.plan import check_shareable, describe, family_defaults, plan, read_config
@@ -178,10 +181,18 @@ def command(
     prepared = prepare_all(configs, ranks, home, progress=not quiet)
     tables: dict[tuple[str, str], list[tuple[RunConfig, RunRecord | str]]] = {}
     all_ok, stopped = True, ""
-    for config in configs:
+    started, ran = time.monotonic(), 0
+    paths = [store.record_path(config.run_id(prepared[config.task].digest)) for config in configs]
+    new = [force or not path.exists() for path in paths]
+    for number, config in enumerate(configs):
         if signals.stop_requested():
             sys.exit(signals.EXIT_PREEMPTED)
         name, seed = config.variant.name, config.seed
+        if len(configs) > 1:
+            options = replace(options, title_prefix=f"[{number + 1}/{len(configs)}] ")
+            if ran and new[number] and not quiet and ranks.is_main:
+                seconds = (time.monotonic() - started) / ran * sum(new[number:])
+                echo(f"Run {number + 1} of {len(configs)}; about {words(seconds)} left for all.", err=True)
         try:
             record = run(config, prepared[config.task], store, options, signals.stop_requested)
             all_ok &= record.status == "ok"
@@ -195,6 +206,7 @@ def command(
         except PreemptedRunError as error:
             stopped = str(error)
             break
+        ran += new[number]
         tables.setdefault((config.task, config.profile), []).append((config, outcome))
     destroy(ranks)  # outside of any `except`, so that no traceback holds the model
     if stopped and ranks.is_main:

@@ -41,6 +41,23 @@ def suite_command(function: Callable[..., None]) -> Callable[..., None]:
     return click.argument("suite")(store_option(data_dir_option(function)))
 
 
+slots_option = click.option(
+    "--slots",
+    type=click.IntRange(min=1),
+    help=f"Runs at a time.  [default: --per-gpu on each GPU, else CPU cores up to {MAX_DEFAULT_SLOTS}]",
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads of each run.  [default: CPU cores divided by --slots]"
+)
+
+
+def slots_and_threads(slots: int | None, threads: int | None, gpu_slots: int) -> tuple[int, int]:
+    """Choose how many runs go on at a time and how many threads each has, where the command line does not say."""
+    cores = os.cpu_count() or 1
+    slots = slots or gpu_slots or min(cores, MAX_DEFAULT_SLOTS)
+    return slots, threads or max(1, cores // slots)
+
+
 @click.group(epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
 @version_option
 def command() -> None:
@@ -54,14 +71,19 @@ def command() -> None:
 @command.command()
 @suite_command
 @click.option("--probe", is_flag=True, help="Also estimate time and memory, from a few steps of each configuration.")
+@slots_option
+@threads_option
 @one_line_errors
-def plan(*, suite: str, store_folder: Path, data_dir: Path | None, probe: bool) -> None:
+def plan(
+    *, suite: str, store_folder: Path, data_dir: Path | None, probe: bool, slots: int | None, threads: int | None
+) -> None:
     """List the runs of a suite with their state and number of parameters, without running them."""
     from ..sweep.tables import plan_table
 
     signals.uninstall()
     runs = _runs(suite, data_dir, prepare=probe)
-    echo(plan_table(runs, store_folder, _home(data_dir), probe=probe))
+    probed = slots_and_threads(slots, threads, len(_gpus("auto"))) if probe else None
+    echo(plan_table(runs, store_folder, _home(data_dir), probed))
 
 
 # `--engine` is the former name of `--launcher`; it still works and is not shown.
@@ -74,14 +96,8 @@ def plan(*, suite: str, store_folder: Path, data_dir: Path | None, probe: bool) 
     show_default=True,
     help="Where runs are started: on this machine, on a Ray cluster or by Slurm.",
 )
-@click.option(
-    "--slots",
-    type=click.IntRange(min=1),
-    help=f"Runs at a time.  [default: --per-gpu on each GPU, else CPU cores up to {MAX_DEFAULT_SLOTS}]",
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="CPU threads of each run.  [default: CPU cores divided by --slots]"
-)
+@slots_option
+@threads_option
 @click.option("--per-gpu", type=click.IntRange(min=1), default=1, show_default=True, help="Runs that share a GPU.")
 @click.option(
     "--device",
@@ -166,9 +182,7 @@ def run(
     runs = _runs(suite, data_dir, prepare=True)
     store.check_writable()
     gpus = _gpus(device) if launcher == "local" else []
-    cores = os.cpu_count() or 1
-    slots = slots or (len(gpus) * per_gpu or min(cores, MAX_DEFAULT_SLOTS))
-    threads = threads or max(1, cores // slots)
+    slots, threads = slots_and_threads(slots, threads, len(gpus) * per_gpu)
     settings = SweepSettings(
         arguments=(
             *("--store", str(store.root), "--data-dir", str(home), "--device", device, "--threads", str(threads)),
@@ -180,7 +194,7 @@ def run(
     )
     states = [state_of(store, run) for run in runs]
     echo(f"{suite}: {len(runs)} runs: {tally(states)}; {slots} at a time, {threads} threads each", err=True)
-    view = SweepView(store, total=len(runs), done=sum(state.final for state in states))
+    view = SweepView(store, runs, states)
     target = make_launcher(launcher, slots, threads, per_gpu, device, gpus, ray_address, slurm, store.root)
     finished = Sweep(runs, store, target, settings, view, signals.stop_requested).run()
     states = [state_of(store, run) for run in runs]

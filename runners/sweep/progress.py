@@ -7,15 +7,19 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from lra.results.records import Store
-from lra.terminal import clean_line
+from lra.terminal import progress_bar
 
-from ..progress import print_line
+from ..progress import print_line, words
 from .state import RunState, SweepRun, state_of
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+BAR = "{desc}: {n_fmt}/{total_fmt} |{bar}| [{elapsed}{postfix}]"
+"""Without the time left that tqdm estimates from runs that ended; see `SweepView`."""
 
 TERMINAL_SECONDS = 1.0
 """Time between two updates of the bars."""
@@ -28,21 +32,28 @@ class SweepView:
 
     Args:
         store: Where the steps of the runs are read.
-        total: Number of runs in the sweep.
-        done: Number of runs that were final at the start.
+        runs: All runs of the sweep.
+        states: Their states at the start.
     """
 
-    def __init__(self, store: Store, *, total: int, done: int) -> None:
-        self.store, self.total, self.done, self.first_done = store, total, done, done
+    def __init__(self, store: Store, runs: Sequence[SweepRun], states: Sequence[RunState]) -> None:
+        self.store, self.total, self.done = store, len(runs), sum(state.final for state in states)
         self.terminal = sys.stderr.isatty()
         self.started = self.last = time.monotonic()
         self.main: tqdm[Any] | None = None
         self.bars: dict[str, tqdm[Any]] = {}
+        # Steps of all runs; those done at the start; those of the runs that became final since.
+        pairs = list(zip(runs, states, strict=True))
+        self.steps = sum(run.config.train.steps for run in runs)
+        self.steps_before = sum(run.config.train.steps if state.final else state.step for run, state in pairs)
+        self.steps_final = sum(run.config.train.steps for run, state in pairs if state.final)
 
     def __enter__(self) -> SweepView:
         """Show the bar of the whole sweep."""
         if self.terminal:
-            self.main = tqdm(total=self.total, initial=self.done, desc="runs", unit="run", dynamic_ncols=True)
+            self.main = progress_bar(
+                title="runs", unit="run", total=self.total, start=self.done, shown=True, layout=BAR
+            )
         return self
 
     def __exit__(
@@ -56,6 +67,7 @@ class SweepView:
         """Print how an attempt ended."""
         if state.final:
             self.done += 1
+            self.steps_final += run.config.train.steps
         again = "" if state.final or state.word != "failed" else f" (attempt {state.failures}, will be repeated)"
         detail = f": {state.detail}" if state.detail else ""
         self.say(f"[{self.done}/{self.total}] {run.label}: {state.word}{detail}{again}")
@@ -67,24 +79,28 @@ class SweepView:
             return
         self.last = now
         steps = {run.label: (state_of(self.store, run).step, run.config.train.steps) for run in running}
+        left = self._left(sum(step for step, _ in steps.values()))
         if self.main is not None:
-            self._draw(self.main, steps)
+            self._draw(self.main, steps, left)
             return
         parts = "; ".join(f"{label} at {step}/{total}" for label, (step, total) in steps.items())
-        self.say(f"{self.done} of {self.total} done, {len(running)} running, {waiting} waiting{self._left()}. {parts}")
+        counts = [f"{self.done} of {self.total} done", f"{len(running)} running", f"{waiting} waiting", left]
+        self.say(f"{', '.join(filter(None, counts))}. {parts}")
 
     def say(self, text: str) -> None:
         """Print a line."""
         print_line(text)
 
-    def _left(self) -> str:
-        finished = self.done - self.first_done
-        if finished == 0:
+    def _left(self, running: int) -> str:
+        """Return how long the steps left take at the pace of this sweep, in words; nothing before it is known."""
+        since = self.steps_final + running - self.steps_before
+        if since <= 0:
             return ""
-        seconds = (time.monotonic() - self.started) / finished * (self.total - self.done)
-        return f", about {seconds / 60:.0f} min left"
+        return (
+            f"about {words((time.monotonic() - self.started) / since * (self.steps - self.steps_before - since))} left"
+        )
 
-    def _draw(self, main: tqdm[Any], steps: dict[str, tuple[int, int]]) -> None:
+    def _draw(self, main: tqdm[Any], steps: dict[str, tuple[int, int]], left: str) -> None:
         for label in self.bars.keys() - steps.keys():
             self.bars.pop(label).close()
         for label, (step, total) in steps.items():
@@ -92,10 +108,10 @@ class SweepView:
                 # tqdm stores positions negated; a new bar takes the first free line below the main one.
                 taken = {abs(bar.pos) for bar in self.bars.values()}
                 position = next(number for number in range(1, len(taken) + 2) if number not in taken)
-                self.bars[label] = tqdm(
-                    total=total, desc=clean_line(label), unit="step", leave=False, position=position, dynamic_ncols=True
+                self.bars[label] = progress_bar(
+                    title=label, unit="step", total=total, shown=True, keep=False, position=position
                 )
             self.bars[label].n = step
             self.bars[label].refresh()
         main.n = self.done
-        main.refresh()
+        main.set_postfix_str(left)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +10,13 @@ from pathlib import Path
 from tabulate import tabulate
 
 from lra.config.schema import RunConfig, canonical_json
+from lra.data.dataset import read_manifest
 from lra.results.records import Cost, Store
 
-from ..train.cost import parameters_of
+from ..train.cost import examples_to_score, parameters_of
 from .launchers.base import Job
 from .launchers.process import run_job
-from .state import SweepRun, state_of, tally
+from .state import SweepRun, data_folder, state_of, tally
 
 TRIAL_STEPS = 15
 
@@ -32,10 +32,16 @@ def status_table(runs: Sequence[SweepRun], store: Store) -> str:
     return f"{table}\n\n{len(runs)} runs: {tally(states)}"
 
 
-def plan_table(runs: Sequence[SweepRun], store_folder: Path, home: Path, *, probe: bool) -> str:
-    """Format the runs with their parameters; with `probe`, also estimate time and memory from a few training steps.
+def plan_table(runs: Sequence[SweepRun], store_folder: Path, home: Path, probe: tuple[int, int] | None = None) -> str:
+    """Format the runs with their parameters, and if wanted with estimates of time and memory from a few steps.
 
     Runs that differ only in their seed share one estimate.
+
+    Args:
+        runs: The runs.
+        store_folder: The store, from which their states are read.
+        home: Folder of prepared data.
+        probe: Runs at a time and threads of each, as the sweep would have them; None estimates nothing.
     """
     store = Store(store_folder)
     states = [state_of(store, run) for run in runs]
@@ -46,31 +52,41 @@ def plan_table(runs: Sequence[SweepRun], store_folder: Path, home: Path, *, prob
         key = canonical_json(config.model_dump(exclude={"seed"}))
         parameters, full = parameters_of(config)
         row = [run.label, state.word, str(config.train.steps), f"{parameters:,}", f"{parameters / full:.3f}"]
-        if probe:
+        if probe is not None:
             if key not in measured:
-                measured[key] = None if state.final else _measure_cost(config, home)
+                measured[key] = None if state.final else _measure_cost(config, home, probe[1])
             estimate, memory, cost = "-", "-", measured[key]
             if cost is not None and cost.examples_per_second and not state.final:
-                left = (config.train.steps - state.step) * config.train.batch_size / cost.examples_per_second / 60
+                left = _examples_left(config, state.step, home) / cost.examples_per_second / 60
                 minutes, estimate = minutes + left, f"{left:.1f}"
                 memory = "-" if cost.peak_memory_bytes is None else f"{cost.peak_memory_bytes / 2**20:,.0f}"
             row += [estimate, memory]
         rows.append(row)
     headers = ["run", "status", "steps", "parameters", "x full", *(["minutes", "peak MiB"] if probe else [])]
     lines = [tabulate(rows, headers=headers, disable_numparse=True), "", f"{len(runs)} runs: {tally(states)}"]
-    if probe:
-        lines.append(f"Training left: {minutes:.0f} minutes in all, one run at a time and without evaluations.")
+    if probe is not None:
+        slots, threads = probe
+        lines.append(
+            f"Left: {minutes / slots:.0f} minutes in all, evaluations included, with {slots} runs at a time and "
+            f"{threads} threads each."
+        )
     return "\n".join(lines)
 
 
-def _measure_cost(config: RunConfig, home: Path) -> Cost | None:
+def _examples_left(config: RunConfig, step: int, home: Path) -> float:
+    """Count the examples to train on and to score; one that is scored counts a third: forward without backward."""
+    splits = read_manifest(data_folder(config, home)).splits
+    scored = examples_to_score(config.train, step, splits["validation"].examples, splits["test"].examples)
+    return (config.train.steps - step) * config.train.batch_size + scored / 3
+
+
+def _measure_cost(config: RunConfig, home: Path, threads: int) -> Cost | None:
     """Train a few steps in a process and a temporary store of their own; return None if that fails."""
     train = config.train.model_copy(update={"steps": TRIAL_STEPS, "eval_every": TRIAL_STEPS, "selection": "last"})
     short = config.model_copy(update={"train": train, "track": "open"})
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
-        threads = str(os.cpu_count() or 1)
-        arguments = ("--store", folder, "--data-dir", str(home), "--threads", threads, "--quiet")
+        arguments = ("--store", folder, "--data-dir", str(home), "--threads", str(threads), "--quiet")
         job = Job(key="trial", config=short.model_dump_json(), arguments=arguments, log=Path(folder) / "log")
         run_job(job, {}, lambda: False)
         records = [record for record in store.records() if not isinstance(record, Exception)]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attention_zoo import get_variant
-from lra.config.schema import RunConfig, VariantChoice
+from lra.config.schema import RunConfig, TrainConfig, VariantChoice
 from lra.errors import UsageError
 from lra.measure.flops import count_flops
 from lra.models.transformer import build_model, count_parameters
@@ -39,6 +39,21 @@ def measured_cost(
         peak_memory_method=memory.method,
         resumed=state.resumed,
     )
+
+
+def examples_to_score(train: TrainConfig, step: int, validation: int, test: int) -> int:
+    """Count the examples that a run scores after a step: validations, the check of the chosen weights, and the test.
+
+    Args:
+        train: The recipe.
+        step: Steps done.
+        validation: Examples of the validation split.
+        test: Examples of the test split.
+    """
+    # At multiples of eval_every from this step on, and after the last step.
+    validations = train.steps // train.eval_every - max(0, step - 1) // train.eval_every
+    validations += train.steps % train.eval_every != 0
+    return (validations + 1) * validation + test
 
 
 def flops_of_example(config: RunConfig, info: TaskInfo, device: torch.device) -> int | None:

@@ -28,7 +28,7 @@ from lra.results.records import AttemptedRun, AttemptStatus, Count, Outcome, Run
 from lra.tasks import get_task
 
 from ..progress import ProgressLine
-from .cost import measured_cost
+from .cost import examples_to_score, measured_cost
 from .distributed import SINGLE, RankInfo, Replica, all_equal, broadcast
 from .evaluate import DivergedError, evaluate
 from .loop import Callbacks, PreemptedRunError, TrainState, train
@@ -65,6 +65,8 @@ class RunOptions:
     force: bool = False
     """Run even if the store has the record. The two outcomes are then compared."""
     progress: bool = True
+    title_prefix: str = ""
+    """What the line of progress begins with, such as the number of the run in a grid."""
     trackers: tuple[str, ...] = ()
     """Names of trackers that get the numbers of the run, besides its event file."""
     ranks: RankInfo = SINGLE
@@ -90,8 +92,12 @@ def run(
     device, recipe, ranks = options.device, config.train, options.ranks
     info = get_task(config.task).info
     progress = Progress(steps=recipe.steps)
+    splits = data.manifest.splits
     line = ProgressLine(
-        f"{config.variant.name}, seed {config.seed}", recipe.steps, shown=options.progress and ranks.is_main
+        f"{options.title_prefix}{config.variant.name}, seed {config.seed}",
+        recipe.steps,
+        lambda step: examples_to_score(recipe, step, splits["validation"].examples, splits["test"].examples),
+        shown=options.progress and ranks.is_main,
     )
 
     with contextlib.ExitStack() as stack:

@@ -59,7 +59,7 @@ def terminal(monkeypatch):
     ends = pty.openpty()
 
     def of(columns):
-        termios.tcsetwinsize(ends[1], (24, columns))
+        termios.tcsetwinsize(ends[1], (24 if columns else 0, columns))
         monkeypatch.setattr(sys, "stderr", Terminal(ends[1]))
 
     yield of
@@ -75,7 +75,7 @@ def state(step):
 @pytest.mark.parametrize(("columns", "bars"), [(60, 0), (80, 0), (120, 1)])
 def test_a_narrow_terminal_has_the_numbers_and_a_wide_one_a_bar_too(terminal, columns, bars):
     terminal(columns)
-    with ProgressLine("contextpool, seed 0", 1500, shown=True) as line:
+    with ProgressLine("contextpool, seed 0", 1500, lambda _: 0, shown=True) as line:
         line.report(state(1360), 1.264, 0.526)
         shown = sys.stderr.getvalue().split("\r")[-1]
     assert all(number in shown for number in NUMBERS)
@@ -88,7 +88,7 @@ def lines(capsys):
 
 
 def test_a_log_names_the_accuracy_of_training_as_such(capsys):
-    with ProgressLine("full, seed 0", 10, shown=True) as line:
+    with ProgressLine("full, seed 0", 10, lambda _: 0, shown=True) as line:
         line.report(state(5), 1.264, 0.526)
         line.report(state(10), 1.252, 0.531)
     (only,) = lines(capsys)  # the first is too early for a line, the last step always has one
@@ -96,7 +96,7 @@ def test_a_log_names_the_accuracy_of_training_as_such(capsys):
 
 
 def test_a_log_hears_of_an_evaluation_at_the_interval_of_the_steps(capsys, monkeypatch):
-    line = ProgressLine("full, seed 0", 10, shown=True)
+    line = ProgressLine("full, seed 0", 10, lambda _: 0, shown=True)
     with line.sub("validation", 2000) as advance:
         advance(300)
         monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
@@ -109,7 +109,41 @@ def test_a_log_hears_of_an_evaluation_at_the_interval_of_the_steps(capsys, monke
 
 def test_a_quiet_run_says_nothing(capsys, monkeypatch):
     monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
-    with ProgressLine("full, seed 0", 10, shown=False) as line, line.sub("validation", 2000) as advance:
+    with ProgressLine("full, seed 0", 10, lambda _: 0, shown=False) as line, line.sub("validation", 2000) as advance:
         advance(300)
         line.report(state(10), 1.252, 0.531)
     assert lines(capsys) == []
+
+
+def test_the_time_left_includes_the_scoring_that_follows(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    line = ProgressLine("full, seed 0", 10, lambda step: 300 if step < 10 else 200, shown=True)
+
+    def report(seconds, step):
+        now[0] = seconds
+        line.report(state(step), 1.0, 0.5)
+        return lines(capsys)[-1].split("%  ")[1]
+
+    assert report(0.0, 0) == ""
+    assert report(50.0, 5) == "50 s left"  # and 300 examples at a third of the 1 / 2977 s of training
+    with line.sub("validation", 100) as advance:
+        now[0] = 60.0
+        advance(100)
+    assert report(110.0, 10) == "20 s left"  # 200 examples, each at the 0.1 s of the pass
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.4, "0 s"), (99.4, "99 s"), (100, "2 min"), (5999, "100 min"), (6000, "1.7 h")]
+)
+def test_times_are_written_as_a_person_says_them(seconds, expected):
+    assert progress.words(seconds) == expected
+
+
+def test_a_terminal_without_a_size_shows_as_much_as_one_of_80_columns(terminal):
+    terminal(0)
+    with ProgressLine("contextpool, seed 0", 1500, lambda _: 0, shown=True) as line:
+        line.report(state(1360), 1.264, 0.526)
+        shown = sys.stderr.getvalue().split("\r")[-1]
+    assert all(number in shown for number in NUMBERS)

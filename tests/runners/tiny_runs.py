@@ -17,7 +17,7 @@ from lra.tasks import get_task
 from runners.sweep.driver import Sweep, SweepSettings
 from runners.sweep.launchers.base import JobResult, Launcher
 from runners.sweep.progress import SweepView
-from runners.sweep.state import SweepRun
+from runners.sweep.state import SweepRun, state_of
 from runners.train.run import RunOptions, run
 
 TINY = {
@@ -59,7 +59,7 @@ def outcomes(store):
 
 
 def sweep(runs, store, launcher, stop=lambda: False, **settings):
-    view = SweepView(store, total=len(runs), done=0)
+    view = SweepView(store, runs, [state_of(store, run) for run in runs])
     return Sweep(runs, store, launcher, SweepSettings(arguments=(), **settings), view, stop).run()
 
 

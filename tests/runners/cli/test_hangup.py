@@ -106,8 +106,8 @@ class Gone(io.StringIO):
 def test_a_line_that_cannot_be_written_costs_nothing(monkeypatch, tmp_path):
     gone = Gone()
     monkeypatch.setattr(sys, "stderr", gone)
-    ProgressLine("full, seed 0", 10, shown=True).say("a line")
-    SweepView(Store(tmp_path), total=1, done=0).say("a line")
+    ProgressLine("full, seed 0", 10, lambda _: 0, shown=True).say("a line")
+    SweepView(Store(tmp_path), [], []).say("a line")
     assert gone.attempts == 2
 
 

@@ -71,6 +71,8 @@ def test_a_grid_gives_one_record_each_and_one_table(profile, home, tmp_path):
     assert set(found) == {(variant, seed) for variant in ("full", "contextpool") for seed in (0, 1)}
     assert len({outcome["weights_digest"] for outcome, _ in found.values()}) == 4
     assert done.stdout.count("test accuracy %") == 1
+    assert "Run 4 of 4; about " in done.stderr
+    assert "[4/4] contextpool, seed 1: step 30/30" in done.stderr
     assert "Trivial baselines, in %: chance 10.0" in done.stdout
     assert "\r" not in done.stderr  # no bar in a pipe
     again = run_here(command)

@@ -1,5 +1,7 @@
 """The driver of a sweep: what it repeats, what it leaves alone, what it makes of every way to end."""
 
+import itertools
+
 import pytest
 
 from lra.errors import StoreError
@@ -11,7 +13,7 @@ from runners.sweep import progress
 from runners.sweep.driver import describe_exit
 from runners.sweep.launchers.base import JobResult, Launcher
 from runners.sweep.launchers.local import cpu_slots, gpu_slots
-from runners.sweep.state import attempts, clear_failures, collect_garbage, log_path, state_of, tally
+from runners.sweep.state import RunState, attempts, clear_failures, collect_garbage, log_path, state_of, tally
 from runners.train.run import PreemptedRunError
 from tests.runners.tiny_runs import ForkLauncher, execute, outcomes, sweep, sweep_run, tiny, tiny_data
 
@@ -298,10 +300,8 @@ def test_two_drivers_at_once_do_nothing_twice(data, store):
     launcher = ForkLauncher(data, store, slots=4)
     launcher.start([])
     rival = ForkLauncher(data, store, slots=4)
-    jobs = driver_module.Sweep(
-        runs, store, rival, driver_module.SweepSettings(arguments=()), progress.SweepView(store, total=4, done=0),
-        lambda: False,
-    )  # fmt: skip
+    view = progress.SweepView(store, runs, [state_of(store, run) for run in runs])
+    jobs = driver_module.Sweep(runs, store, rival, driver_module.SweepSettings(arguments=()), view, lambda: False)
     jobs._start_ready()
     assert sweep(runs, store, launcher)
     rival.close()
@@ -324,22 +324,27 @@ def test_words(data, store):
     assert describe_exit(0) == "ended with exit code 0, but without a record of this run"
 
 
-def test_a_log_shows_the_progress_at_intervals(data, store, monkeypatch, capsys):
+def test_a_log_shows_the_progress_and_the_time_left_of_the_sweep(data, store, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
-    view = progress.SweepView(store, total=3, done=1)
-    view.tick([sweep_run(tiny(), data)], 1)
-    view.done = 2
-    view.tick([], 1)
+    clock = itertools.count(0.0, 10.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    runs = [sweep_run(tiny(seed=seed), data) for seed in range(3)]
+    done, new = RunState(word="ok"), RunState(word="not run")
+    view = progress.SweepView(store, runs, [done, new, new])  # at 0 s
+    view.tick(runs[1:2], 1)  # at 10 s
+    view.finished(runs[1], done)
+    view.tick([], 1)  # at 20 and 30 s: one of two runs
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "1 of 3 done, 1 running, 1 waiting. seed 0 at 0/6"
-    assert "min left" in lines[1]
+    assert lines[0] == "1 of 3 done, 1 running, 1 waiting. seed 1 at 0/6"
+    assert lines[1] == "[2/3] seed 1: ok"
+    assert lines[2] == "2 of 3 done, 0 running, 1 waiting, about 30 s left. "
 
 
 def test_a_terminal_shows_a_bar_for_the_sweep_and_each_running_run(data, store, monkeypatch, capsys):
     monkeypatch.setattr(progress, "TERMINAL_SECONDS", 0.0)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     runs = [sweep_run(tiny(seed=seed), data) for seed in range(2)]
-    with progress.SweepView(store, total=2, done=0) as view:
+    with progress.SweepView(store, runs, [RunState(word="not run")] * 2) as view:
         view.tick(runs, 0)
         view.tick(runs[1:], 0)
         assert list(view.bars) == ["seed 1"]

@@ -7,7 +7,7 @@ import runners.train.cost
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.tasks import get_task
-from runners.train.cost import flops_of_example
+from runners.train.cost import examples_to_score, flops_of_example
 
 CPU = torch.device("cpu")
 LENGTH, DIM, MLP, HIDDEN = 24, 16, 32, 128
@@ -44,3 +44,12 @@ def test_a_count_that_fails_is_missing_not_zero(monkeypatch):
 
     monkeypatch.setattr(runners.train.cost, "count_flops", refuse)
     assert flops_of_example(config(1), get_task("listops").info, CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "eval_every", "step", "validations"),
+    [(10, 5, 0, 2), (10, 5, 5, 2), (10, 5, 6, 1), (10, 5, 10, 1), (12, 5, 0, 3), (12, 5, 11, 1), (12, 5, 12, 1)],
+)
+def test_examples_to_score_are_the_validations_due_the_check_and_the_test(steps, eval_every, step, validations):
+    train = config(1).train.model_copy(update={"steps": steps, "eval_every": eval_every})
+    assert examples_to_score(train, step, 1000, 7) == (validations + 1) * 1000 + 7
