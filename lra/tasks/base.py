@@ -9,9 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from lra.data.dataset import PreparedData, Split, SplitName, open_prepared, write_prepared
 from lra.data.raw_files import check_source, keep_source, kept_source
@@ -19,9 +19,19 @@ from lra.errors import DataError, UsageError
 
 
 class TaskOptions(BaseModel):
-    """Which dataset variant of a task: the `data` section of a profile. Exact types, no unknown keys, no changes."""
+    """Which dataset variant of a task: the `data` section of a profile. Exact types, no unknown keys, no changes.
+
+    Options that came later than the first records are named in `added_later`. They are left out of what is written and
+    hashed while they have their default, so that run ids and folders from before them stay what they were.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    added_later: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_neutral_values(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        neutral = {name for name in self.added_later if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in dump(self).items() if name not in neutral}
 
 
 OptionsT = TypeVar("OptionsT", bound=TaskOptions)

@@ -12,7 +12,7 @@ from lra.data.dataset import PreparedData, Split, SplitName
 from lra.data.raw_files import describe_source, missing
 from lra.errors import DataError
 from lra.tasks.base import Task, TaskInfo, TaskOptions
-from lra.tasks.image.reader import VERSION, Bytes, read_images
+from lra.tasks.image.reader import VERSION, Bytes, GrayLevels, read_images
 from lra.tasks.image_preview import shade
 from lra.tasks.splits import (
     Count,
@@ -42,8 +42,13 @@ class PixelOptions(ReadOptions):
 class ImageOptions(PixelOptions):
     """Which Image."""
 
+    added_later: ClassVar[frozenset[str]] = frozenset({"gray_levels"})
+
     legacy_zero_mask: bool = False
     """Tokens are the raw levels and black is hidden like padding, as in the original code; else levels count from 1."""
+    gray_levels: GrayLevels = "nearest"
+    """How colours become gray levels: `nearest` rounds the weighted sum, `tensorflow` gives what the original code
+    reads. They differ in a quarter of the pixels, by one level."""
 
 
 OptionsT = TypeVar("OptionsT", bound=PixelOptions)
@@ -77,11 +82,11 @@ class _Pixels(Task[OptionsT]):
         return f"{head}\n{shade(examples.tokens_of(index).reshape(SIDE, SIDE))}"
 
     def _prepare(
-        self, options: OptionsT, target: Path, source: Path | None, *, offset: int, progress: bool
+        self, options: OptionsT, target: Path, source: Path | None, levels: GrayLevels, *, offset: int, progress: bool
     ) -> PreparedData:
         if source is None:
             raise missing(self.info.name, "the CIFAR-10 archive, python or binary version,", target.parent)
-        train, train_labels, test, test_labels = read_images(source, progress=progress)
+        train, train_labels, test, test_labels = read_images(source, levels, progress=progress)
         for what, count, expected in (
             ("train", len(train), options.train_images),
             ("test", len(test), options.test_images),
@@ -122,9 +127,10 @@ class Image(_Pixels[ImageOptions]):
     options: ClassVar[type[TaskOptions]] = ImageOptions
 
     def dataset_name(self, options: ImageOptions) -> str:
-        """Say whether black is padding, and whether splits are samples."""
+        """Say whose gray levels they are, whether black is padding, and whether splits are samples."""
+        levels = ["levels of the original code"] if options.gray_levels == "tensorflow" else []
         black = ["black as padding"] if options.legacy_zero_mask else []
-        return ", ".join(["gray CIFAR-10", *black, *options.sample_phrase()])
+        return ", ".join(["gray CIFAR-10", *levels, *black, *options.sample_phrase()])
 
     def short_name(self, options: ImageOptions) -> str:
         """Return `legacy` where black is padding."""
@@ -141,7 +147,7 @@ class Image(_Pixels[ImageOptions]):
     ) -> PreparedData:
         """Read the CIFAR-10 archive."""
         offset = 0 if options.legacy_zero_mask else 1
-        return self._prepare(options, target, source, offset=offset, progress=progress)
+        return self._prepare(options, target, source, options.gray_levels, offset=offset, progress=progress)
 
 
 class ImageContinuous(_Pixels[PixelOptions]):
@@ -176,4 +182,4 @@ class ImageContinuous(_Pixels[PixelOptions]):
         progress: bool,
     ) -> PreparedData:
         """Read the CIFAR-10 archive."""
-        return self._prepare(options, target, source, offset=0, progress=progress)
+        return self._prepare(options, target, source, "nearest", offset=0, progress=progress)

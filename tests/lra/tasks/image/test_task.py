@@ -1,5 +1,6 @@
 """The Image tasks on tiny archives of both versions, hostile pickles included."""
 
+import hashlib
 import pickle
 import struct
 
@@ -52,9 +53,9 @@ def test_both_editions_give_the_same_images(tmp_path, dataset, mode):
     data = prepare(tmp_path, cifar_members(dataset), mode=mode)
     assert [len(data.split(name)) for name in SPLITS] == [18, 2, 4]
     images, labels = cifar_arrays(4, seed=5)
-    np.testing.assert_array_equal(data.split("test").tokens.reshape(4, 1024), to_gray(images))
+    np.testing.assert_array_equal(data.split("test").tokens.reshape(4, 1024), to_gray(images, "nearest"))
     np.testing.assert_array_equal(data.split("test").labels, labels)
-    train = np.concatenate([to_gray(cifar_arrays(4, seed)[0]) for seed in range(5)])
+    train = np.concatenate([to_gray(cifar_arrays(4, seed)[0], "nearest") for seed in range(5)])
     kept = np.concatenate([data.split(name).tokens.reshape(-1, 1024) for name in ("train", "validation")])
     assert sorted(map(bytes, kept)) == sorted(map(bytes, train))
     assert data.split("train").tokens.dtype == np.uint8
@@ -64,9 +65,77 @@ def test_gray_is_the_rounded_weighted_sum():
     every = np.random.default_rng(0).integers(0, 256, (50, 3072), dtype=np.uint8)
     red, green, blue = (every[:, k * 1024 : (k + 1) * 1024].astype(np.float64) for k in range(3))
     expected = np.floor((299 * red + 587 * green + 114 * blue) / 1000 + 0.5)
-    np.testing.assert_array_equal(to_gray(every), expected)
+    np.testing.assert_array_equal(to_gray(every, "nearest"), expected)
     same = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3072, axis=1)
-    np.testing.assert_array_equal(to_gray(same)[:, 0], np.arange(256))
+    np.testing.assert_array_equal(to_gray(same, "nearest")[:, 0], np.arange(256))
+
+
+# From `tf.image.rgb_to_grayscale` of TensorFlow 2.21.0: red, green, blue, gray. The first twelve differ from
+# the level rounded to the nearest; for the last 18, exact arithmetic or another order of the sum gives another level.
+TENSORFLOW = np.array([
+    (61, 125, 10, 92), (59, 4, 59, 26), (81, 222, 44, 159), (128, 113, 123, 118), (76, 155, 69, 121),
+    (154, 130, 248, 150), (220, 161, 231, 186), (96, 239, 76, 177), (55, 0, 71, 24), (100, 191, 216, 166),
+    (166, 39, 185, 93), (58, 75, 249, 89), (95, 130, 194, 127), (217, 207, 235, 213), (15, 163, 33, 104),
+    (0, 0, 0, 0), (255, 255, 255, 255), (248, 189, 16, 187), (0, 122, 186, 93), (3, 121, 122, 86),
+    (3, 254, 50, 156), (5, 49, 41, 34), (5, 171, 227, 128), (6, 120, 58, 79), (6, 242, 244, 172),
+    (9, 241, 180, 165), (10, 98, 82, 69), (11, 169, 99, 114), (16, 218, 140, 148), (20, 196, 164, 139),
+    (23, 195, 100, 132), (31, 243, 77, 160), (32, 181, 166, 134), (37, 230, 207, 169), (41, 208, 231, 160),
+    (50, 205, 39, 140),
+])  # fmt: skip
+EVERY_COLOUR = "824a76d81dad2c5a2cf1fa0b2c0a5afe7d871ec2970e4fa2809b53ddbecdca93"
+"""SHA-256 of the levels that TensorFlow gives to all colours, blue changing fastest."""
+
+
+def planes(colours):
+    return np.repeat(colours.astype(np.uint8)[:, :, None], 1024, axis=2).reshape(len(colours), 3072)
+
+
+def rounded(colours):
+    return (colours @ [299, 587, 114] + 500) // 1000
+
+
+def in_whole_numbers(colours):
+    return (colours @ [2989, 5870, 1140]) * 511 // (2 * 255 * 10_000)
+
+
+def test_gray_levels_are_those_of_the_original_code():
+    colours, expected = TENSORFLOW[:, :3], TENSORFLOW[:, 3]
+    np.testing.assert_array_equal(to_gray(planes(colours), "tensorflow")[:, 0], expected)
+    for broken in (rounded, in_whole_numbers):
+        assert (broken(colours) != expected).any()
+
+
+@pytest.mark.nightly
+def test_gray_levels_are_those_of_the_original_code_for_every_colour():
+    digest, steps = hashlib.sha256(), np.arange(256, dtype=np.uint8)
+    for red in range(256):
+        green, blue = (part.reshape(-1, 1024) for part in np.meshgrid(steps, steps, indexing="ij"))
+        digest.update(to_gray(np.concatenate([np.full_like(green, red), green, blue], axis=1), "tensorflow"))
+    assert digest.hexdigest() == EVERY_COLOUR
+
+
+@pytest.mark.parametrize("profile", ["official", "paper", "nystromformer"])
+def test_profiles_that_follow_the_original_data_have_its_gray_levels(profile):
+    options = TASK.options.model_validate(load_profile(profile).recipe("image").data)
+    assert options.gray_levels == "tensorflow"
+    assert "levels of the original code" in TASK.dataset_name(options)
+
+
+@pytest.mark.parametrize("profile", ["modern", "quick"])
+def test_profiles_with_other_gray_levels_name_the_departure(profile):
+    assert any("gray levels" in departure for departure in load_profile(profile).departures)
+
+
+def test_an_option_added_later_leaves_names_and_ids_of_earlier_data_alone(tmp_path):
+    neutral = TASK.options.model_validate({"gray_levels": "nearest"})
+    assert "gray_levels" not in neutral.model_dump()
+    assert TASK.folder_name(neutral) == "image-levels-d038f648a7"
+    other = TASK.options.model_validate({"gray_levels": "tensorflow"})
+    assert other.model_dump()["gray_levels"] == "tensorflow"
+    assert TASK.folder_name(other) != TASK.folder_name(neutral)
+    near, original = prepare(tmp_path, cifar_members()), prepare(tmp_path, cifar_members(), gray_levels="tensorflow")
+    assert near.digest != original.digest
+    assert "gray_levels" not in near.manifest.options
 
 
 def test_levels_count_from_one_unless_the_legacy_switch_is_on(tmp_path):
