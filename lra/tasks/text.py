@@ -31,6 +31,8 @@ VERSION = 1
 OFFICIAL_COUNT = 25_000
 REVIEW_LIMIT = 1 << 20
 ARCHIVE_LIMIT = 1 << 30
+MEMBER_LIMIT = 1 << 18
+"""The archive of the reviews has 100,031."""
 
 _NAME = re.compile(r"(?:\./)?aclImdb/(train|test)/(neg|pos)/(\d+)_\d+\.txt")
 _LABELS = {"neg": 0, "pos": 1}
@@ -140,7 +142,7 @@ def read_reviews(source: Path, options: TextOptions, *, progress: bool) -> dict[
     found: dict[tuple[str, int, int], bytes] = {}
     total = options.train_reviews + options.test_reviews
     with progress_bar(title=source.name, total=total, unit=" reviews", shown=progress) as bar:
-        for member in stream_members(source, _limit, total_limit=ARCHIVE_LIMIT):
+        for member in stream_members(source, _limit, total_limit=ARCHIVE_LIMIT, member_limit=MEMBER_LIMIT):
             match = _NAME.fullmatch(member.name)
             assert match is not None  # only such members are wanted
             split, sentiment, number = match.groups()

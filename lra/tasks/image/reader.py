@@ -19,6 +19,7 @@ VERSION = 1
 """Raised when the same archive gives other arrays."""
 FILE_LIMIT = 64 << 20
 ARCHIVE_LIMIT = 512 << 20
+MEMBER_LIMIT = 1 << 12
 
 Bytes = npt.NDArray[np.uint8]
 GrayLevels = Literal["nearest", "tensorflow"]
@@ -41,7 +42,7 @@ def read_images(source: Path, levels: GrayLevels, *, progress: bool) -> tuple[By
     """
     found: dict[int, tuple[Bytes, Bytes]] = {}
     with progress_bar(title=source.name, total=_TEST, unit=" files", shown=progress) as bar:
-        for member in stream_members(source, _limit, total_limit=ARCHIVE_LIMIT):
+        for member in stream_members(source, _limit, total_limit=ARCHIVE_LIMIT, member_limit=MEMBER_LIMIT):
             match = _NAME.fullmatch(member.name)
             assert match is not None  # only such members are wanted
             dataset, number = match[1], int(match[2] or _TEST)

@@ -2,7 +2,9 @@
 
 import gzip
 import io
+import os
 import tarfile
+import time
 import tracemalloc
 
 import pytest
@@ -17,23 +19,24 @@ from tests.lra.data.archive_cases import link, tar_bytes
 WANTED = {"a": 100, "b": 100}
 
 
-def read(path, total=1 << 20):
-    return {member.name: member.read() for member in stream_members(path, WANTED.get, total_limit=total)}
+def read(path, total=1 << 20, members=1000):
+    found = stream_members(path, WANTED.get, total_limit=total, member_limit=members)
+    return {member.name: member.read() for member in found}
 
 
-def refused(path, total=1 << 20):
+def refused(path, total=1 << 20, members=1000):
     with pytest.raises(DataError) as caught:
-        read(path, total)
+        read(path, total, members)
     message = str(caught.value)
     assert "\n" not in message
     assert str(path) in message
     return message
 
 
-def members_or_line(path):
+def members_or_line(path, total=1 << 20):
     """Return the members, or the words `one line` where an error of one line was raised."""
     try:
-        return read(path)
+        return read(path, total)
     except DataError as error:
         return "one line" if "\n" not in str(error) else str(error)
 
@@ -135,7 +138,89 @@ def test_a_header_that_asks_for_memory_is_stopped(file):
     assert "headers" in refused(file, total=1 << 40)
 
 
-@settings(deadline=None, max_examples=150)
+def header(name, size=0, kind=tarfile.REGTYPE, **fields):
+    """Return a header in GNU format; `size` may be any number."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    for at, value in fields.items():
+        block[int(at[1:]) : int(at[1:]) + len(value)] = value
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def pax(body, size=None):
+    return header("pax", len(body) if size is None else size, tarfile.XHDTYPE) + body + bytes(-len(body) % 512)
+
+
+DIGITS = b"9" * 200_000
+SPARSE = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"
+HOSTILE = {
+    "sparse member of 2^60 bytes": header("other", 512, tarfile.GNUTYPE_SPARSE, _483=b"\x80\0\0\0\x10" + bytes(7))
+    + bytes(1024),
+    "wanted sparse member": header("a", 512, tarfile.GNUTYPE_SPARSE) + bytes(1024),
+    "sparse member with a long map": header("other", 512, tarfile.GNUTYPE_SPARSE, _482=b"\1") + bytes(2048),
+    "sparse member in extended headers": pax(SPARSE + b"33 GNU.sparse.realsize=9999999999\n")
+    + header("a")
+    + bytes(1024),
+    "member of 2^60 bytes": header("other", 1 << 60) + bytes(1024),
+    "wanted member of 2^60 bytes": header("a", 1 << 60) + bytes(1024),
+    "extended header of 2^60 bytes": pax(b"", 1 << 60),
+    "extended header of digits": pax(DIGITS),
+    "extended header of digits and a space": pax(DIGITS + b" path=x\n"),
+    "a size of 5,000 digits": pax(b"5011 size=" + b"9" * 5000 + b"\n") + header("a"),
+    "a size below 0": header("a", -512) + bytes(1024),
+    "a property that ends elsewhere": pax(b"99 path=b\n") + header("a"),
+    "a property of length 0": pax(b"0 path=b\n") + header("a"),
+    "many long names for one member": b"".join(header("x", 0, tarfile.GNUTYPE_LONGNAME) for _ in range(1000)),
+    "more empty members than there may be": b"".join(header(f"other{n}") for n in range(2000)),
+}
+FINE = {"sparse member of 2^60 bytes"}  # nobody asked for it, and its data is 512 bytes
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_an_archive_that_asks_for_much_is_refused_at_once_and_in_little_memory(file, case):
+    file.write_bytes(gzip.compress(HOSTILE[case], 1))
+    tracemalloc.start()
+    started = time.process_time()
+    found = members_or_line(file, total=1 << 40)
+    seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == ({} if case in FINE else "one line")
+    assert seconds < 2
+    assert peak < 8 << 20
+
+
+def test_without_its_limits_the_reader_would_take_what_they_forbid(file, monkeypatch):
+    file.write_bytes(gzip.compress(HOSTILE["more empty members than there may be"] + bytes(1024), 1))
+    assert "more than 1,000 members" in refused(file, total=1 << 40)
+    assert read(file, total=1 << 40, members=10_000) == {}
+    long_name = header("x", 3 << 20, tarfile.GNUTYPE_LONGNAME) + b"y" * (3 << 20) + header("x") + bytes(1024)
+    file.write_bytes(gzip.compress(long_name, 1))
+    assert "bytes of headers" in refused(file, total=1 << 40)
+    monkeypatch.setattr(archives, "HEADER_LIMIT", 4 << 20)
+    assert read(file, total=1 << 40) == {}
+
+
+def test_long_names_and_extended_headers_are_read(tmp_path):
+    name = "folder/" + "long/" * 40 + "name"
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
+        file = tmp_path / str(form)
+        with tarfile.open(file, "w:xz", format=form) as archive:
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = 3, {"comment": "caf\u00e9\n", "mtime": "1.5"}
+            archive.addfile(info, io.BytesIO(b"abc"))
+        members = stream_members(file, {name: 3}.get, total_limit=1 << 20, member_limit=9)
+        assert [(member.name, member.read()) for member in members] == [(name, b"abc")]
+
+
+def test_a_pipe_is_no_archive(file):
+    os.mkfifo(file)
+    assert "a pipe" in refused(file)
+
+
+@settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_damaged_archives_give_members_or_one_line(tmp_path_factory, data):
     mode = data.draw(st.sampled_from(["w", "w:gz", "w:bz2", "w:xz"]))

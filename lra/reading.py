@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading of files that others made: whatever goes wrong is one line with the name of the file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from lra.errors import DataError, LraError
+
+LONGEST_REASON = 200
+"""Characters of what the standard library or another library says that are shown."""
+
+
+@contextlib.contextmanager
+def reading(place: object, kind: type[LraError] = DataError) -> Iterator[None]:
+    """Turn every exception that is not meant for the user into one line.
+
+    Args:
+        place: What is read, which begins the line: a file, perhaps with a member or a line of it.
+        kind: The class of the error.
+
+    Raises:
+        LraError: Of class `kind`, for any `Exception` of the block; errors of ours pass.
+    """
+    try:
+        yield
+    except LraError:
+        raise
+    except OSError as error:
+        raise kind(f"{place}: {error.strerror or reason(error)}") from error
+    except MemoryError as error:
+        raise kind(f"{place}: reading it takes more memory than there is") from error
+    except RecursionError as error:
+        raise kind(f"{place}: nested too deeply") from error
+    except Exception as error:
+        raise kind(f"{place}: damaged, or another file than expected: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of what an exception says, or its name if it says nothing."""
+    return next(iter(str(error).splitlines()), "")[:LONGEST_REASON] or type(error).__name__
+
+
+def read_file(path: Path, limit: int, kind: type[LraError] = DataError) -> bytes:
+    """Return the content of a regular file; a pipe or a device, which might never end, is refused.
+
+    Args:
+        path: The file; links are followed.
+        limit: Most bytes that it may have.
+        kind: The class of the error.
+
+    Raises:
+        LraError: Of class `kind`, if it cannot be read, is no regular file or is larger.
+    """
+    with reading(path, kind):
+        check_regular(path, kind)
+        with path.open("rb") as handle:
+            content = handle.read(limit + 1)
+    if len(content) > limit:
+        raise kind(f"{path}: larger than {limit:,} bytes")
+    return content
+
+
+def check_regular(path: Path, kind: type[LraError] = DataError) -> None:
+    """Check that a path is a regular file, or a link to one, so that opening it does not wait for ever.
+
+    Raises:
+        LraError: Of class `kind`, if it is a pipe, a device, a socket or a folder.
+        OSError: There is nothing of this name.
+    """
+    mode = os.stat(path).st_mode  # noqa: PTH116 - `Path.is_file` hides why not
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+        raise kind(f"{path}: {what}, not a file")
