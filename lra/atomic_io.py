@@ -7,12 +7,27 @@ Everything of this project that touches results, checkpoints or prepared data on
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+NOT_SUPPORTED = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What file systems answer to calls that they do not have."""
+NO_LINKS = (
+    "this file system refuses hard links, without which two processes could overwrite each other's files; "
+    "name a folder on another file system"
+)
+NO_FLUSH = (
+    "this file system cannot flush a folder, without which a power cut could lose what was written; "
+    "name a folder on another file system"
+)
+_OF_PROCESS = re.compile(r"\.(\d+)-[0-9a-f]{8}\.tmp$")
+"""How the name of a temporary file ends: the process, and a random part."""
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -34,13 +49,17 @@ def create_exclusive(path: Path, data: bytes) -> bool:
     """Create a file that must not exist yet; False if somebody else's is there (the caller reads and compares it).
 
     Raises:
-        OSError: Nothing was created.
+        OSError: Nothing was created, or the file system cannot flush the folder, and it is not known to be on the disk.
     """
     temporary = _write_temporary(path, data)
     try:
         os.link(temporary, path)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno in NOT_SUPPORTED:
+            raise OSError(error.errno, NO_LINKS) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -74,22 +93,47 @@ def build_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder at once as far as its name goes, so that nobody finds half of it.
+    """Remove a folder at once as far as its name goes, so that nobody finds half of it; of a link, the link alone.
 
     Raises:
-        OSError: It could not be removed.
+        OSError: It could not be removed. What is left of it has a name that `leftovers` finds.
     """
-    to_delete = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    to_delete = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     folder.rename(to_delete)
     sync_folder(folder.parent)
     shutil.rmtree(to_delete)
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """Return the temporary files and folders that killed processes left in a folder, in order.
+
+    Those of a process that lives on this machine are not among them.
+    """
+    found = [path for path in folder.glob(".*.tmp") if not _in_use(path)]
+    return sorted(found)
+
+
+def _in_use(path: Path) -> bool:
+    match = _OF_PROCESS.search(path.name)
+    return match is not None and Path("/proc", match[1]).exists()
+
+
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    """Flush a folder's entries, so that a rename in it survives a power cut.
+
+    Raises:
+        OSError: The file system cannot; the text says what helps.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in NOT_SUPPORTED:
+            raise OSError(error.errno, NO_FLUSH) from error
+        raise
     finally:
         os.close(descriptor)
 

@@ -12,6 +12,11 @@ import click
 from lra.errors import LraError
 from lra.terminal import echo
 
+LINES_SHOWN = 40
+"""Of one error, which may list many mistakes."""
+LONGEST_LINE = 1_000
+"""Characters of a line of an error that are shown."""
+
 version_option = click.version_option(package_name="lra-harness", prog_name="lra-harness")
 """`--version`: looked up only when it is asked for."""
 
@@ -27,8 +32,11 @@ class _OneLineErrors(contextlib.ContextDecorator):
     ) -> None:
         """Print an error of ours, one line of its message per line, and exit."""
         if isinstance(error, LraError):
-            for line in str(error).splitlines():
-                echo(f"Error: {line}", err=True)
+            lines = str(error).splitlines()
+            for line in lines[:LINES_SHOWN]:
+                echo(f"Error: {line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + ' ...'}", err=True)
+            if len(lines) > LINES_SHOWN:
+                echo(f"Error: and {len(lines) - LINES_SHOWN:,} more like these", err=True)
             sys.exit(error.exit_code)
 
 

@@ -76,3 +76,18 @@ def check_regular(path: Path, kind: type[LraError] = DataError) -> None:
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
         raise kind(f"{path}: {what}, not a file")
+
+
+def visible(folder: Path, pattern: str = "*") -> list[Path]:
+    """Return what a folder holds, in order, without names that begin with a dot: systems leave such files beside ours.
+
+    Args:
+        folder: The folder.
+        pattern: Glob that the paths below it must match.
+    """
+    return sorted(path for path in folder.glob(pattern) if not is_hidden(path.relative_to(folder).as_posix()))
+
+
+def is_hidden(name: str) -> bool:
+    """Say whether a path, its parts separated by `/`, has a part that begins with a dot and is not `.` or `..`."""
+    return any(part.startswith(".") and part.strip(".") for part in name.split("/"))

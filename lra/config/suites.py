@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -17,6 +18,8 @@ from lra.errors import UsageError
 from lra.names import fold
 from lra.tasks import TASKS
 
+MAX_RUNS = 10_000
+"""Runs that are planned at once."""
 Grid = dict[str, Any]
 """Values by name; wherever a list stands for a value, every element of it is run."""
 
@@ -30,7 +33,7 @@ class Suite(Section):
     track: Track = "matched"
     tasks: list[str] | str
     """Names, or the word `all`: every task of the profile."""
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     variants: dict[str, Grid | list[Grid]] | str
     """Grids of options by variant; of several grids, the union. Or the word `all`: every variant as it is."""
     settings: Grid | list[Grid] = Field(default_factory=dict)
@@ -55,10 +58,11 @@ def expand(suite: Suite) -> list[RunConfig]:
         UsageError: All mistakes of all runs at once, each line once.
     """
     profile = load_profile(suite.profile)
-    tasks, variants = _tasks(suite, profile), _variants(suite)
+    tasks, variants, settings_of_runs = _tasks(suite, profile), _variants(suite), list(_combinations(suite.settings))
+    check_number_of_runs(len(suite.seeds) * len(tasks) * len(settings_of_runs) * len(variants), suite.name)
     problems = [f"overrides: {suite.name} has no task {task!r}" for task in suite.overrides if task not in tasks]
     runs: dict[str, RunConfig] = {}
-    for seed, task, settings in itertools.product(suite.seeds, tasks, list(_combinations(suite.settings))):
+    for seed, task, settings in itertools.product(suite.seeds, tasks, settings_of_runs):
         for variant, options in variants:
             values = settings | suite.overrides.get(task, {})
             values |= {f"variant.{name}": value for name, value in options.items()}
@@ -72,6 +76,16 @@ def expand(suite: Suite) -> list[RunConfig]:
     if problems:
         raise UsageError("\n".join(dict.fromkeys(problems)))
     return list(runs.values())
+
+
+def check_number_of_runs(count: int, what: str) -> None:
+    """Refuse a plan that nobody can mean, before it is written out.
+
+    Raises:
+        UsageError: There are more than `MAX_RUNS`.
+    """
+    if count > MAX_RUNS:
+        raise UsageError(f"{what}: {count:,} runs; at most {MAX_RUNS:,} are planned at once")
 
 
 def _tasks(suite: Suite, profile: Profile) -> list[str]:
@@ -91,24 +105,33 @@ def _variants(suite: Suite) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _combinations(grids: Grid | list[Grid]) -> Iterator[dict[str, Any]]:
-    """Yield every combination of every grid; a value that is not a list counts as a list of one."""
-    for grid in grids if isinstance(grids, list) else [grids]:
-        choices = [value if isinstance(value, list) else [value] for value in grid.values()]
-        for combination in itertools.product(*choices):
+    """Yield every combination of every grid; a value that is not a list counts as a list of one.
+
+    Raises:
+        UsageError: There are more than `MAX_RUNS`.
+    """
+    each = grids if isinstance(grids, list) else [grids]
+    choices = [[value if isinstance(value, list) else [value] for value in grid.values()] for grid in each]
+    check_number_of_runs(sum(math.prod(map(len, values)) for values in choices), "a grid")
+    for grid, values in zip(each, choices, strict=True):
+        for combination in itertools.product(*values):
             yield dict(zip(grid, combination, strict=True))
 
 
 def labels(runs: list[RunConfig]) -> list[str]:
     """Name each run of a suite: task, variant, the settings in which runs of that variant differ, seed."""
     flat = [_flat(run.model_dump(exclude={"seed", "task"})) for run in runs]
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for run, values in zip(runs, flat, strict=True):
         groups.setdefault((run.task, run.variant.name), []).append(values)
     names = []
+    differing: dict[tuple[str, str], set[str]] = {
+        key: {name for values in group for name in values | group[0] if values.get(name) != group[0].get(name)}
+        for key, group in groups.items()
+    }
     for run, values in zip(runs, flat, strict=True):
-        siblings = groups[run.task, run.variant.name]
-        differing = [key for key in values if any(other.get(key) != values[key] for other in siblings)]
-        apart = [f"{key.removeprefix('variant.options.')}={values[key]}" for key in differing]
+        names_apart = differing[run.task, run.variant.name]
+        apart = [f"{key.removeprefix('variant.options.')}={values[key]}" for key in values if key in names_apart]
         names.append(" ".join([run.task, run.variant.name, *apart, f"seed {run.seed}"]))
     return names
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,14 @@ from typing import Any
 import yaml
 
 from lra.errors import UsageError
+from lra.reading import read_file, reason
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 18
+"""Bytes of a file; the longest of this project has 8,000."""
+MAX_NODES = 20_000
+"""Keys and values; reading so many takes two seconds."""
+MAX_DIGITS = 18
+"""Of an integer, its sign included: below 2^63 in any case."""
 MAX_DEPTH = 50
 
 
@@ -24,7 +31,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - the base class's form
 
-    depth = 0
+    depth = nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs leave it untyped
@@ -33,7 +40,9 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=mark)
         if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
             raise yaml.MarkedYAMLError(problem="tags are not allowed", problem_mark=mark)
-        self.depth += 1
+        self.depth, self.nodes = self.depth + 1, self.nodes + 1
+        if self.nodes > MAX_NODES:
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_NODES:,} keys and values")
         if self.depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels")
         try:
@@ -55,14 +64,29 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
-            raise yaml.MarkedYAMLError(problem=f"key {key!r} is not text", problem_mark=key_node.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"key {key!r:.80} is not text", problem_mark=key_node.start_mark)
         if key in result:
-            raise yaml.MarkedYAMLError(problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"duplicate key {key[:80]!r}", problem_mark=key_node.start_mark)
         result[key] = loader.construct_object(value_node, deep=True)
     return result
 
 
+def _integer(_: _StrictLoader, node: yaml.ScalarNode) -> int:
+    if len(node.value) > MAX_DIGITS:
+        raise yaml.MarkedYAMLError(problem=f"a number of more than {MAX_DIGITS} digits", problem_mark=node.start_mark)
+    return int(node.value)
+
+
+def _real(_: _StrictLoader, node: yaml.ScalarNode) -> float:
+    value = float(node.value)
+    if not math.isfinite(value):
+        raise yaml.MarkedYAMLError(problem="a number that is too large", problem_mark=node.start_mark)
+    return value
+
+
 _StrictLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _integer)
+_StrictLoader.add_constructor("tag:yaml.org,2002:float", _real)
 
 
 def load_text(text: str, origin: str) -> Any:
@@ -82,7 +106,7 @@ def load_text(text: str, origin: str) -> Any:
         kind = SeveralDocumentsError if error.problem == "but found another document" else UsageError
         raise kind(f"{place}: {error.problem or error.context}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UsageError(f"{origin}: not readable as YAML: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{origin}: not readable as YAML: {reason(error)}") from error
 
 
 def load_file(path: Path) -> Any:
@@ -92,6 +116,7 @@ def load_file(path: Path) -> Any:
         UsageError: The file is missing, not UTF-8, or not acceptable YAML.
     """
     try:
-        return load_text(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_file(path, MAX_BYTES, UsageError).decode()
+    except UnicodeDecodeError as error:
         raise UsageError(f"{path}: {error}") from error
+    return load_text(text, str(path))

@@ -25,12 +25,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lra.atomic_io import build_folder, file_digest
 from lra.errors import DataError
 from lra.names import rename_fields
+from lra.reading import check_regular, read_file, reading, reason
 
 SCHEMA = 2
 """Raised when the layout of a prepared folder changes; newer folders are refused, not guessed at."""
 RENAMED_IN_SCHEMA_2 = {"edition": "dataset", "maker": "generated_by", "rails": "baselines"}
 """All that schema 2 changed in the manifest. Arrays and digests stayed, so a folder of schema 1 is still read."""
 MANIFEST = "manifest.json"
+MANIFEST_LIMIT = 1 << 20
+"""Bytes; one has some kilobytes."""
 ARRAYS = ("tokens", "offsets", "labels")
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -40,7 +43,7 @@ Natural = Annotated[int, Field(ge=0)]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class FileRecord(_Record):
@@ -56,7 +59,7 @@ class FileRecord(_Record):
 class SplitRecord(_Record):
     """Counts of one split."""
 
-    examples: Natural
+    examples: Annotated[int, Field(ge=1)]
     tokens: Natural
     min_length: Natural
     max_length: Natural
@@ -102,10 +105,7 @@ def read_manifest(path: Path) -> Manifest:
         DataError: It is missing, is not a manifest, or was written by a newer or older version.
     """
     file = path / MANIFEST
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror or error}") from error
+    data = read_file(file, MANIFEST_LIMIT)
     try:
         schema = _SchemaOnly.model_validate_json(data).schema_number
         if not 1 <= schema <= SCHEMA:
@@ -119,8 +119,8 @@ def read_manifest(path: Path) -> Manifest:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"
         raise DataError(f"{file}: not a manifest; {where}: {first['msg']}") from error
-    except ValueError as error:  # of the renaming
-        raise DataError(f"{file}: not a manifest; {error}") from error
+    except (ValueError, RecursionError) as error:  # of the renaming, and of nesting that JSON cannot read
+        raise DataError(f"{file}: not a manifest; {reason(error)}") from error
     if set(manifest.splits) != set(SPLITS) or set(manifest.files) != {f"{s}-{k}.npy" for s in SPLITS for k in ARRAYS}:
         raise DataError(f"{file}: not a manifest; splits or files are not the expected ones")
     return manifest
@@ -267,7 +267,8 @@ def open_prepared(path: Path, *, verify: bool) -> PreparedData:
         DataError: Something is missing, damaged, or written by a newer version.
     """
     manifest = read_manifest(path)
-    splits = {name: _open_split(path, name, manifest) for name in SPLITS}
+    with reading(path):
+        splits = {name: _open_split(path, name, manifest) for name in SPLITS}
     if verify:
         for file_name, record in manifest.files.items():
             if file_digest(path / file_name) != record.sha256:
@@ -321,6 +322,7 @@ def _open_split(path: Path, name: SplitName, manifest: Manifest) -> Split:
 def _open_array(file: Path, manifest: Manifest) -> npt.NDArray[Any]:
     record = manifest.files[file.name]
     try:
+        check_regular(file)
         size = file.stat().st_size
         if size != record.size:
             raise DataError(f"{file}: damaged, {size} bytes instead of {record.size}")

@@ -7,6 +7,7 @@ be prepared from a file that was named once.
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 
@@ -14,8 +15,12 @@ from lra.atomic_io import file_digest
 from lra.data.dataset import data_home
 from lra.errors import DataError
 from lra.names import suggest_path
+from lra.terminal import echo
 
 FOLDER = "sources"
+RELEASE_PLACES = ("lra_release/lra_release", "lra_release", ".")
+"""Where the parts of the benchmark's archive can be below the folder that it was unpacked to. It holds two copies of
+pathfinder128; the inner one comes first."""
 
 
 def check_source(source: Path) -> None:
@@ -28,6 +33,16 @@ def check_source(source: Path) -> None:
         raise DataError(f"{source}: no such file or folder{suggest_path(source)}")
 
 
+def places_in_release(source: Path, part: str) -> list[Path]:
+    """Return where a part of the benchmark's archive may be: the folder that a user names, or one below it.
+
+    Args:
+        source: The folder of the part itself, or one of those above it; links are followed.
+        part: Folder in the archive, such as `listops-1000`.
+    """
+    return [source, *(source / place / part for place in RELEASE_PLACES)]
+
+
 def kept_source(home: Path, key: str) -> Path | None:
     """Return the file or folder that was kept under a key; None if there is none, or it is gone."""
     entry = home / FOLDER / key
@@ -37,19 +52,19 @@ def kept_source(home: Path, key: str) -> Path | None:
 def keep_source(home: Path, key: str, source: Path) -> None:
     """Remember a file or folder under a key, in place of an earlier one; nothing is copied.
 
-    Raises:
-        DataError: The folder cannot be written.
+    The data is prepared by then, so if the file system refuses, a warning says what that costs.
     """
     if kept_source(home, key) == source.resolve():
         return
     entry = home / FOLDER / key
-    temporary = entry.with_name(f".{key}.{secrets.token_hex(4)}.tmp")
+    temporary = entry.with_name(f".{key}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         temporary.symlink_to(source.resolve())
         temporary.replace(entry)
     except OSError as error:
-        raise DataError(f"cannot note {source} in {entry.parent}: {error.strerror or error}") from error
+        refusal = f"cannot make a link to {source} in {entry.parent} ({error.strerror or error})"
+        echo(f"Warning: {refusal}; other dataset variants need --from again", err=True)
 
 
 def describe_source(source: Path) -> str:

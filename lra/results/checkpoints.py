@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import pickle
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from lra.atomic_io import atomic_write
 from lra.errors import StoreError
+from lra.reading import reason
 
 _MAGIC = b"LRA-SHA256\x00"
 _NAME = re.compile(r"^step-(\d{9})\.pt$")
@@ -35,7 +37,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     path = folder / f"step-{step:09d}.pt"
     write_state(path, state)
     for _, old in list_checkpoints(folder)[KEEP:]:
-        old.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the state is saved; an old one too many costs nothing but room
+            old.unlink(missing_ok=True)
     return path
 
 
@@ -70,6 +73,10 @@ def read_state(path: Path) -> dict[str, Any]:
         return unpack_state(body)
     except pickle.UnpicklingError as error:
         raise StoreError(f"{path} holds more than tensors and plain values; refused") from error
+    except MemoryError:  # says nothing about the file
+        raise
+    except Exception as error:  # whatever torch makes of a body that somebody else wrote
+        raise StoreError(f"{path} is damaged: torch cannot read it: {reason(error)}") from error
 
 
 def pack_state(state: dict[str, Any]) -> bytes:

@@ -73,7 +73,8 @@ def acquire(
         stop.set()
         beat.join()
         if _read(path).get("token") == owner["token"]:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what was done is done; the lease of a dead process is taken over
+                path.unlink(missing_ok=True)
 
 
 def holder(root: Path, run_id: str) -> dict[str, Any] | None:

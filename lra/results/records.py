@@ -165,7 +165,7 @@ class Store:
         """
         probe = self.root / f".probe-{os.getpid()}"
         try:
-            atomic_write(probe, b"")
+            create_exclusive(probe, b"")
             probe.unlink()
         except OSError as error:
             raise StoreError(f"cannot write to the store {self.root}: {error.strerror or error}") from error

@@ -13,8 +13,9 @@ from pydantic import Field
 
 from lra.data.archives import read_lines, stream_members
 from lra.data.dataset import SPLITS, PreparedData, Split, SplitName
-from lra.data.raw_files import describe_source, missing
+from lra.data.raw_files import describe_source, missing, places_in_release
 from lra.errors import DataError
+from lra.reading import check_regular, is_hidden, reading, visible
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.splits import ReadOptions, baselines, byte_split, sample, sample_limits
 from lra.tasks.text import printable
@@ -26,6 +27,8 @@ OFFICIAL_COUNTS: dict[SplitName, int] = {"train": 147_086, "validation": 18_090,
 VERSION = 1
 """Raised when the same files give other arrays."""
 SUFFIXES: dict[SplitName, str] = {"train": ".train.tsv", "validation": ".eval.tsv", "test": ".test.tsv"}
+FOLDER = "tsv_data"
+"""In the archive of the benchmark."""
 OFFICIAL_STEM = "new_aan_pairs"
 NUM_FIELDS = 5
 FILE_LIMIT = 16 << 30
@@ -195,18 +198,20 @@ def split_of(name: str, stem: str | None) -> SplitName | None:
 def _files(source: Path, wanted: Callable[[str], SplitName | None]) -> Iterator[tuple[SplitName, str, Iterator[bytes]]]:
     """Yield (split, where it is, lines) of every wanted file."""
     if source.is_dir():
-        for file in sorted(source.iterdir()):
+        with reading(source):
+            folders = [folder for folder in places_in_release(source, FOLDER) if folder.is_dir()]
+            found = [[file for file in visible(folder) if wanted(file.name)] for folder in folders]
+        for file in next(filter(None, found), []):
             name = wanted(file.name)
-            if name is not None:
-                try:
-                    with file.open("rb") as handle:
-                        yield name, str(file), read_lines(handle, str(file))
-                except OSError as error:
-                    raise DataError(f"{file}: {error.strerror or error}") from error
+            assert name is not None  # only such files are wanted
+            with reading(file):
+                check_regular(file)
+                with file.open("rb") as handle:
+                    yield name, str(file), read_lines(handle, str(file))
         return
 
     def limit(member: str) -> int | None:
-        return None if wanted(PurePosixPath(member).name) is None else FILE_LIMIT
+        return None if is_hidden(member) or wanted(PurePosixPath(member).name) is None else FILE_LIMIT
 
     for member in stream_members(source, limit, total_limit=ARCHIVE_LIMIT, member_limit=MEMBER_LIMIT):
         name = wanted(PurePosixPath(member.name).name)

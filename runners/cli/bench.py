@@ -14,7 +14,7 @@ from lra.cli import one_line_errors, version_option
 from lra.errors import UsageError
 from lra.terminal import echo
 
-from .options import store_option, write_file
+from .options import parse_natural, store_option, write_file
 
 ARENA_ROWS = "full,local,linformer,reformer,sinkhorn,synthesizer,bigbird,linear,performer,contextpool"
 """The rows of table 2 of Long Range Arena (Tay et al. 2021, arXiv:2011.04006), and ContextPool."""
@@ -193,10 +193,11 @@ def parse_lengths(text: str) -> list[int]:
         UsageError: An item is not a positive number.
     """
     pieces = [piece.strip() for piece in text.split(",")]
-    wrong = [piece for piece in pieces if not piece.isdecimal() or int(piece) == 0]
+    lengths = [parse_natural(piece) for piece in pieces]
+    wrong = [piece for piece, length in zip(pieces, lengths, strict=True) if not length]
     if wrong:
-        raise UsageError(f"--lengths {text}: {wrong[0]!r} is not a length; write 1024,2048,4096")
-    return sorted({int(piece) for piece in pieces})
+        raise UsageError(f"--lengths {text[:80]}: {wrong[0][:80]!r} is not a length; write 1024,2048,4096")
+    return sorted({length for length in lengths if length})
 
 
 def main() -> None:

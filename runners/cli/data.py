@@ -25,6 +25,7 @@ Examples:
   lra-data prepare image --small 2000
 """
 SHEET_IMAGES = 36
+LEFTOVERS = "leftovers"
 
 task_argument = click.argument("task_name", metavar="TASK")
 set_option = click.option(
@@ -59,7 +60,7 @@ def list_command(data_dir: Path | None) -> None:
     home = data_home(data_dir)
     rows = []
     for folder in prepared_folders(home):
-        size = sum(file.stat().st_size for file in folder.iterdir())
+        size = size_of(folder)
         try:
             manifest = open_prepared(folder, verify=False).manifest
         except DataError as error:
@@ -72,6 +73,10 @@ def list_command(data_dir: Path | None) -> None:
     echo(f"Prepared data in {home}: {len(rows) or 'none'}")
     if rows:
         echo(tabulate(rows, headers=["folder", "task", "dataset", "examples", "size", "digest"]))
+    if left := leftovers(home):
+        echo(f"Left behind by commands that were killed: {len(left)}")
+        echo("\n".join(f"  {path.relative_to(home)}  {size_of(path) / 1e6:.1f} MB" for path in left))
+        echo(f"Remove them with: lra-data remove {LEFTOVERS}. A generation that was killed goes on if they stay.")
 
 
 @main.command(epilog=PREPARE_EXAMPLES)
@@ -179,7 +184,8 @@ def fetch(task_name: str, mirror: str | None, *, quiet: bool, settings: tuple[st
 def remove(names: tuple[str, ...], data_dir: Path | None, *, yes: bool) -> None:
     """Remove prepared data.
 
-    Each NAME is a folder as `list` shows it, or a task, which stands for all its dataset variants.
+    Each NAME is a folder as `list` shows it, or a task, which stands for all its dataset variants, or the word
+    `leftovers` for what killed commands left behind. Of a folder that is a link, the link is removed.
 
     The files that the data was read from stay.
     """
@@ -191,19 +197,29 @@ def remove(names: tuple[str, ...], data_dir: Path | None, *, yes: bool) -> None:
 
     home = data_home(data_dir)
     present = {folder.name: folder for folder in prepared_folders(home)}
+    left = {str(path.relative_to(home)): path for path in leftovers(home)}
     to_delete: dict[str, Path] = {}
     for name in names:
         chosen = {key: folder for key, folder in present.items() if name in (key, task_of(folder))}
+        chosen |= {key: path for key, path in left.items() if name in (key, LEFTOVERS)}
+        if name == LEFTOVERS and not chosen:
+            echo(f"Nothing is left behind in {home}")
+            continue
         if not chosen:
-            hint = "" if name in TASKS else f"; {suggest(name, {*present, *TASKS})}"
+            hint = "" if name in TASKS else f"; {suggest(name, {*present, *left, *TASKS})}"
             raise DataError(f"nothing named {name!r} is prepared in {home}{hint}")
         to_delete |= chosen
+    if not to_delete:
+        return
     echo("\n".join(to_delete))
     if not yes:
-        click.confirm(f"Remove {len(to_delete)} of {len(present)} in {home}?", abort=True)
+        click.confirm(f"Remove {len(to_delete)} of {len({**present, **left})} in {home}?", abort=True)
     for folder in to_delete.values():
         try:
-            remove_folder(folder)
+            if folder.is_dir():
+                remove_folder(folder)
+            else:
+                folder.unlink()
         except OSError as error:
             raise DataError(f"cannot remove {folder}: {error.strerror or error}") from error
     echo(f"Removed {len(to_delete)}")
@@ -332,6 +348,22 @@ def prepared_folders(home: Path) -> list[Path]:
     if not home.is_dir():
         return []
     return sorted(path for path in home.iterdir() if path.is_dir() and task_of(path) in TASKS)
+
+
+def leftovers(home: Path) -> list[Path]:
+    """List what killed commands left: temporary files and folders, and generations that nobody works on now."""
+    from lra.atomic_io import leftovers as temporary
+    from lra.data.raw_files import FOLDER
+    from lra.tasks.pathfinder.corpus import in_progress
+
+    generations = sorted(path for path in home.glob(".*.work") if not in_progress(path))
+    return [*generations, *temporary(home), *temporary(home / FOLDER)]
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder."""
+    files = [path] if not path.is_dir() else [file for file in path.rglob("*") if not file.is_dir()]
+    return sum(file.lstat().st_size for file in files)
 
 
 def task_of(folder: Path) -> str:

@@ -9,6 +9,9 @@ import click
 
 from lra.errors import UsageError
 
+MAX_SEEDS = 1_000
+"""Of one command."""
+
 store_option = click.option(
     "--store",
     "store_folder",
@@ -42,19 +45,26 @@ def write_file(path: Path, content: str) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def parse_natural(text: str) -> int | None:
+    """Parse a number of up to 18 digits, which is below 2^63; None if the text is anything else."""
+    return int(text) if text.isdecimal() and len(text) <= 18 else None
+
+
 def parse_seeds(text: str) -> list[int]:
     """Parse a list of seeds such as `3`, `0-4` or `0,2,5-7`.
 
     Raises:
-        UsageError: An item is neither a number nor an increasing range.
+        UsageError: An item is neither a number nor an increasing range, or there are more than `MAX_SEEDS`.
     """
     seeds: list[int] = []
     for piece in text.split(","):
         first, dash, last = piece.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UsageError(f"--seeds {text}: {piece.strip()!r} is not a seed; write 3, 0-4 or 0,2,5")
-        start, stop = int(first), int(last or first)
+        start, stop = parse_natural(first), parse_natural(last if dash else first)
+        if start is None or stop is None:
+            raise UsageError(f"--seeds {text[:80]}: {piece.strip()[:80]!r} is not a seed; write 3, 0-4 or 0,2,5")
         if stop < start:
-            raise UsageError(f"--seeds {text}: {piece.strip()!r} runs backwards; write {stop}-{start}")
+            raise UsageError(f"--seeds {text[:80]}: {piece.strip()!r} runs backwards; write {stop}-{start}")
+        if len(seeds) + stop - start >= MAX_SEEDS:
+            raise UsageError(f"--seeds {text[:80]}: more than {MAX_SEEDS:,} seeds")
         seeds.extend(range(start, stop + 1))
     return list(dict.fromkeys(seeds))

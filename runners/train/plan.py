@@ -16,6 +16,7 @@ from lra.config.builtin import profile_names
 from lra.config.profiles import FamilyRecipe, Profile, load_profile
 from lra.config.resolve import check_variant_names, resolve, with_programs
 from lra.config.schema import RunConfig, validate_section
+from lra.config.suites import check_number_of_runs
 from lra.config.yaml_loader import SeveralDocumentsError, load_file, load_text
 from lra.data.dataset import open_prepared
 from lra.errors import DataError, UsageError
@@ -47,6 +48,7 @@ def plan(
     if not variants or not tasks:
         raise UsageError("--attn and --task each need a name")
     check_variant_names(overrides, variants)
+    check_number_of_runs(len(set(tasks)) * len(set(variants)) * len(seeds), "--attn x --task x --seeds")
     configs, problems = [], []
     for task_name in dict.fromkeys(tasks):
         for variant in dict.fromkeys(variants):

@@ -26,6 +26,7 @@ from lra.results.checkpoints import newest_checkpoint, save_checkpoint, weights_
 from lra.results.lease import Progress, acquire, holder
 from lra.results.records import AttemptedRun, AttemptStatus, Count, Outcome, RunRecord, Store
 from lra.tasks import get_task
+from lra.terminal import echo
 
 from ..progress import ProgressLine
 from .cost import examples_to_score, measured_cost
@@ -293,7 +294,7 @@ class AttemptLog:
         self.environment = describe_environment(options.device) | {"processes": options.ranks.size}
 
     def add(self, status: AttemptStatus, detail: str) -> None:
-        """Log the end of the attempt."""
+        """Log the end of the attempt. If the store refuses the note, a warning says so: it changes no result."""
         attempted = AttemptedRun(
             run_id=self.run_id,
             status=status,
@@ -303,7 +304,10 @@ class AttemptLog:
             dataset=self.data.manifest.dataset,
             data_digest=self.data.digest,
         )
-        self.store.log_attempt(self.run_id, status, detail, self.environment, attempted)
+        try:
+            self.store.log_attempt(self.run_id, status, detail, self.environment, attempted)
+        except StoreError as error:
+            echo(f"Warning: the attempt ({status}) is not logged: {error}", err=True)
 
     def __enter__(self) -> AttemptLog:
         """Start the attempt."""

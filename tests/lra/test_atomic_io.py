@@ -1,11 +1,14 @@
 """The order of calls that makes a write survive a power cut: no test can cut the power, so the calls are watched."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from lra.atomic_io import atomic_write, build_folder, create_exclusive
+from lra.atomic_io import atomic_write, build_folder, create_exclusive, remove_folder
+from lra.errors import StoreError
+from lra.results.records import Store
 
 
 @pytest.fixture
@@ -46,3 +49,47 @@ def test_a_folder_is_flushed_file_by_file_before_it_has_its_name(tmp_path, calls
         (folder / "a").write_bytes(b"1")
         (folder / "b").write_bytes(b"22")
     assert calls == ["file of 1", "file of 2", "folder", "named", "folder"]
+
+
+def refusing(number):
+    def refuse(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_hard_links_is_told_with_what_helps(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(os, "link", refusing(number))
+    with pytest.raises(OSError, match=r"refuses hard links.*name a folder on another file system"):
+        create_exclusive(tmp_path / "it", b"1")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(StoreError, match=r"cannot write to the store .*refuses hard links"):
+        Store(tmp_path).check_writable()
+
+
+@pytest.mark.parametrize("write", [atomic_write, create_exclusive])
+def test_a_file_system_that_cannot_flush_folders_is_told_with_what_helps(tmp_path, monkeypatch, write):
+    flush = os.fsync
+
+    def refuse(descriptor):
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == tmp_path:
+            refusing(errno.EINVAL)()
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match=r"cannot flush a folder.*name a folder on another file system"):
+        write(tmp_path / "it", b"1")
+
+
+def test_other_errors_keep_their_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", refusing(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
+        create_exclusive(tmp_path / "it", b"1")
+
+
+def test_of_a_linked_folder_the_link_is_removed(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    remove_folder(tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]

@@ -7,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
+from lra.data.archives import read_lines
 from lra.data.dataset import Split, SplitName
 from lra.errors import DataError
+from lra.reading import check_regular, reading
 from lra.tasks.listops.evaluator import MALFORMED, tree_values
 from lra.tasks.listops.vocabulary import IDS
 from lra.terminal import progress_bar
 
 VERSION = 1
 """Raised when the same file gives other arrays."""
+FOLDER = "listops-1000"
+"""In the archive of the benchmark."""
 FILES: dict[SplitName, str] = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
 HEADER = b"Source\tTarget"
 
@@ -37,18 +41,18 @@ def read_split(file: Path, *, progress: bool) -> Split:
         DataError: With the file and the line, at the first row that is not as it must be.
     """
     rows, targets = [], []
-    try:
+    with reading(file):
+        check_regular(file)
         with file.open("rb") as handle, progress_bar(title=file.name, unit=" rows", shown=progress) as bar:
-            header = _strip_end(handle.readline())
+            lines = read_lines(handle, str(file))
+            header = next(lines, b"")
             if header != HEADER:
                 raise DataError(f"{file}:1: the header must be 'Source<TAB>Target', got {_excerpt(header)}")
-            for number, line in enumerate(handle, start=2):
-                row, label = _parse(_strip_end(line), f"{file}:{number}")
+            for number, line in enumerate(lines, start=2):
+                row, label = _parse(line, f"{file}:{number}")
                 rows.append(row)
                 targets.append(label)
                 bar.update()
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror or error}") from error
     if not rows:
         raise DataError(f"{file}: no rows after the header")
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
@@ -78,10 +82,6 @@ def _parse(line: bytes, place: str) -> tuple[bytes, int]:
     if not tokens:
         raise DataError(f"{place}: no tokens")
     return tokens, _LABELS[label]
-
-
-def _strip_end(line: bytes) -> bytes:
-    return line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def _excerpt(data: bytes) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from lra.data.dataset import SPLITS, PreparedData, Split, SplitName
+from lra.data.raw_files import places_in_release
 from lra.errors import DataError, UsageError
 from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
 from lra.tasks.listops import baselines, generator, reader
@@ -154,10 +155,14 @@ class ListOps(Task[ListOpsOptions]):
 
     @staticmethod
     def _read(options: ListOpsOptions, target: Path, source: Path | None, *, progress: bool) -> dict[SplitName, Split]:
-        missing = [file for file in reader.FILES.values() if source is None or not (source / file).is_file()]
-        if source is None or missing:
+        places = [] if source is None else places_in_release(source, reader.FOLDER)
+        found = [[file for file in reader.FILES.values() if (place / file).is_file()] for place in places]
+        source = next((place for place, files in zip(places, found, strict=True) if len(files) == len(SPLITS)), None)
+        if source is None:
+            there = max(found, key=len, default=[])
+            missing = [file for file in reader.FILES.values() if file not in there]
             raise DataError(
-                f"listops: {', '.join(missing)} not found in {source or target.parent}\n"
+                f"listops: {', '.join(missing)} not found in {places[0] if places else target.parent}\n"
                 "These files are in the folder listops-1000 of the archive lra_release.gz of the benchmark.\n"
                 "Read them with: lra-data prepare listops --set source=official --from FOLDER"
             )

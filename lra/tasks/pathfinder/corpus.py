@@ -47,6 +47,18 @@ def sole_owner(folder: Path) -> Iterator[None]:
         yield
 
 
+def in_progress(folder: Path) -> bool:
+    """Say whether a process works in a folder for work in progress now."""
+    try:
+        with (folder / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def generate_images(
     recipe: Recipe, total: int, seed: int, folder: Path, *, workers: int | None, progress: bool
 ) -> tuple[Bytes, Bytes]:

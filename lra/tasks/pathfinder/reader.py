@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -19,7 +20,9 @@ from tokenize import TokenError
 import numpy as np
 from PIL import Image
 
+from lra.data.raw_files import places_in_release
 from lra.errors import DataError
+from lra.reading import read_file, reading, reason, visible
 from lra.tasks.pathfinder.generator import Difficulty
 from lra.tasks.pathfinder.sprites import Bytes
 from lra.terminal import progress_bar
@@ -31,15 +34,20 @@ FOLDERS: dict[Difficulty, str] = {
     "medium": "curv_contour_length_9",
     "hard": "curv_contour_length_14",
 }
-PLACES = ("lra_release/lra_release", "lra_release", ".")
-"""Where a dataset can be below the given folder. The archive holds two copies of pathfinder128; the inner one
-comes first here, since convolutional networks were reported not to learn the outer one."""
 EMPTY_IN_RELEASE = ("pathfinder32", "curv_baseline", "imgs/0", "sample_172.png")
 """The one image of the release that is an empty file."""
 COLUMNS = 11
 SPLIT_SEED = 42
 """Seed of the permutation by which state-space papers split the sorted images."""
-MAX_METADATA = 1 << 26
+MAX_METADATA = 1 << 24
+"""Bytes of a file; a released one has 1,000 lines."""
+OUTER_COPY = (
+    "A convolutional network was reported not to learn it (google-research/long-range-arena, issue 38), and later work "
+    "reads the inner one, lra_release/lra_release/pathfinder128."
+)
+ROWS_AT_A_TIME = 1_000
+MAX_IMAGES = 1_000_000
+"""Of one dataset variant; the released ones have 200,000."""
 MAX_PNG = 1 << 20
 _SIGNATURE = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 _END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -61,11 +69,29 @@ def find_dataset(source: Path, size: int, difficulty: Difficulty) -> Path:
     Raises:
         DataError: There is none.
     """
-    below = Path(f"pathfinder{size}") / FOLDERS[difficulty]
-    for folder in (source, source / FOLDERS[difficulty], *(source / place / below for place in PLACES)):
-        if (folder / "metadata").is_dir() and folder.resolve().parts[-2:] == below.parts:
+    below = f"pathfinder{size}/{FOLDERS[difficulty]}"
+    for folder in (source, source / FOLDERS[difficulty], *places_in_release(source, below)):
+        if (folder / "metadata").is_dir() and _is_called(folder, below):
             return folder
     raise DataError(f"pathfinder: {below}/metadata not found in {source}\nunpack lra_release.gz of the benchmark there")
+
+
+def place_in_release(folder: Path) -> str:
+    """Name a folder below the release; of the two copies of pathfinder128 this tells the inner from the outer."""
+    parts = Path(os.path.abspath(folder)).parts  # noqa: PTH100 - `resolve` would lose the names of links
+    first = next((i for i, part in enumerate(parts) if part == "lra_release"), len(parts) - 2)
+    return "/".join(parts[first:])
+
+
+def is_outer_copy(folder: Path) -> bool:
+    """Say whether a folder is in the outer copy of pathfinder128, see `OUTER_COPY`."""
+    return place_in_release(folder).startswith("lra_release/pathfinder128/")
+
+
+def _is_called(folder: Path, name: str) -> bool:
+    """Say whether a path ends in `name`, as it is given or with its links followed."""
+    paths = (os.path.abspath(folder), os.path.realpath(folder))  # noqa: PTH100
+    return any(Path(path).as_posix().endswith(f"/{name}") for path in paths)
 
 
 def read_entries(folder: Path) -> list[Entry]:
@@ -74,17 +100,20 @@ def read_entries(folder: Path) -> list[Entry]:
     Raises:
         DataError: With the file and the line, at the first that is not as it must be.
     """
-    try:
-        files = sorted((folder / "metadata").glob("*.npy"), key=lambda file: (len(file.stem), file.stem))
-        entries = [entry for file in files for entry in _parse(file)]
-    except OSError as error:
-        raise DataError(f"{folder}: {error.strerror or error}") from error
+    with reading(folder):
+        files = sorted(visible(folder / "metadata", "*.npy"), key=lambda file: (len(file.stem), file.stem))
+        entries: list[Entry] = []
+        for file in files:
+            with reading(file):
+                entries += _parse(file)
+            if len(entries) > MAX_IMAGES:
+                raise DataError(f"{folder / 'metadata'}: more than {MAX_IMAGES:,} images are listed")
     if not entries:
         raise DataError(f"{folder / 'metadata'}: no images are listed")
     listed = {(entry.subfolder, entry.name) for entry in entries}
     if len(listed) != len(entries):
         raise DataError(f"{folder / 'metadata'}: an image is listed twice")
-    if folder.resolve().parts[-2:] == EMPTY_IN_RELEASE[:2]:
+    if _is_called(folder, "/".join(EMPTY_IN_RELEASE[:2])):
         known = folder.joinpath(*EMPTY_IN_RELEASE[2:])
         if known.is_file() and known.stat().st_size == 0:
             entries = [entry for entry in entries if (entry.subfolder, entry.name) != EMPTY_IN_RELEASE[2:]]
@@ -109,13 +138,10 @@ def copy_images(folder: Path, entries: list[Entry], size: int, target: Path, *, 
     Raises:
         DataError: An image is missing or is not an 8-bit gray PNG of the right size, or the disk refuses.
     """
-    with progress_bar(entries, title=folder.name, unit="img", shown=progress) as bar:
-        try:
-            with target.open("wb") as file:
-                for entry in bar:
-                    file.write(read_png(folder / entry.subfolder / entry.name, size).tobytes())
-        except OSError as error:
-            raise DataError(f"{error.filename or target}: {error.strerror or error}") from error
+    bar = progress_bar(entries, title=folder.name, unit="img", shown=progress)
+    with bar, reading(target), target.open("wb") as file:
+        for entry in bar:
+            file.write(read_png(folder / entry.subfolder / entry.name, size).tobytes())
     return np.memmap(target, dtype=np.uint8, mode="r", shape=(len(entries), size, size))
 
 
@@ -124,13 +150,11 @@ def read_png(file: Path, size: int) -> Bytes:
 
     Raises:
         DataError: It is anything else.
-        OSError: The file cannot be read.
     """
-    with file.open("rb") as handle:
-        data = handle.read(MAX_PNG + 1)
+    data = read_file(file, MAX_PNG)
     if not data:
         raise DataError(f"{file}: empty file")
-    if len(data) > MAX_PNG or len(data) < 33 or not data.startswith(_SIGNATURE):
+    if len(data) < 33 or not data.startswith(_SIGNATURE):
         raise DataError(f"{file}: not a PNG of a sane size")
     width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
     if (width, height) != (size, size):
@@ -139,25 +163,35 @@ def read_png(file: Path, size: int) -> Bytes:
         raise DataError(f"{file}: {depth} bits of colour type {colour}, expected 8-bit gray")
     if not data.endswith(_END):
         raise DataError(f"{file}: truncated, it does not end like a PNG")
+    _check_chunks(data, file)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.verify()
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             pixels = np.array(image)
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise DataError(f"{file}: damaged PNG, {str(error).splitlines()[0]}") from error
+    except Exception as error:
+        raise DataError(f"{file}: damaged PNG, {reason(error)}") from error
     if pixels.shape != (size, size) or pixels.dtype != np.uint8:
         raise DataError(f"{file}: damaged PNG, its pixels are not those of its header")
     return pixels
 
 
+def _check_chunks(data: bytes, file: Path) -> None:
+    """Check that one header and at least one piece of data are there, before anything is believed or decoded."""
+    kinds, start = [], 8
+    while start + 12 <= len(data):
+        kinds.append(data[start + 4 : start + 8])
+        start += 12 + int.from_bytes(data[start : start + 4], "big")
+    if kinds.count(b"IHDR") != 1 or b"IDAT" not in kinds or start != len(data):
+        raise DataError(f"{file}: damaged PNG, it has not one header, then data, then an end")
+
+
 def _parse(file: Path) -> Iterator[Entry]:
-    with file.open("rb") as handle:
-        data = handle.read(MAX_METADATA + 1)
-    if len(data) > MAX_METADATA:
-        raise DataError(f"{file}: larger than {MAX_METADATA} bytes")
+    data = read_file(file, MAX_METADATA)
     rows = _array_rows(file, data) if data.startswith(b"\x93NUMPY") else _text_rows(file, data)
     for number, row in enumerate(rows, start=1):
+        if number > MAX_IMAGES:
+            raise DataError(f"{file}: more than {MAX_IMAGES:,} images")
         if len(row) != COLUMNS:
             raise DataError(f"{file}:{number}: expected {COLUMNS} fields, got {len(row)}")
         if not _SUBFOLDER.fullmatch(row[0]) or not _NAME.fullmatch(row[1]):
@@ -167,15 +201,15 @@ def _parse(file: Path) -> Iterator[Entry]:
         yield Entry(row[0], row[1], int(row[3]))
 
 
-def _text_rows(file: Path, data: bytes) -> list[list[str]]:
-    try:
-        text = data.decode("ascii")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: neither text nor a NumPy array") from error
-    return [line.split() for line in text.rstrip("\r\n").split("\n")]
+def _text_rows(file: Path, data: bytes) -> Iterator[list[str]]:
+    body = data.rstrip(b"\r\n")
+    if not body.isascii():
+        raise DataError(f"{file}: neither text nor a NumPy array")
+    for line in io.BytesIO(body or b"\n"):
+        yield line.decode("ascii").split(maxsplit=COLUMNS)
 
 
-def _array_rows(file: Path, data: bytes) -> list[list[str]]:
+def _array_rows(file: Path, data: bytes) -> Iterator[list[str]]:
     """Read a two-dimensional array of strings; its declared size is compared with the bytes that are there."""
     stream = io.BytesIO(data)
     try:
@@ -185,11 +219,10 @@ def _array_rows(file: Path, data: bytes) -> list[list[str]]:
     except (ValueError, TokenError) as error:
         raise DataError(f"{file}: a damaged NumPy array") from error
     body = data[stream.tell() :]
-    if dtype.kind not in "US" or dtype.itemsize == 0 or len(shape) != 2 or by_columns:
+    if dtype.kind not in "US" or dtype.itemsize == 0 or len(shape) != 2 or by_columns or shape[1] > 2 * COLUMNS:
         raise DataError(f"{file}: expected rows of strings, got {dtype} of shape {shape}")
     if shape[0] * shape[1] * dtype.itemsize != len(body):
         raise DataError(f"{file}: {len(body)} bytes do not hold {shape[0]} x {shape[1]} strings")
-    try:
-        return np.frombuffer(body, dtype=dtype).reshape(shape).astype(str).tolist()
-    except (UnicodeDecodeError, ValueError) as error:
-        raise DataError(f"{file}: strings that are not text") from error
+    rows = np.frombuffer(body, dtype=dtype).reshape(shape)
+    for start in range(0, len(rows), ROWS_AT_A_TIME):
+        yield from rows[start : start + ROWS_AT_A_TIME].astype(str).tolist()

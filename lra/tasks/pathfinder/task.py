@@ -18,6 +18,7 @@ from lra.tasks.image_preview import shade
 from lra.tasks.pathfinder import generator
 from lra.tasks.pathfinder.corpus import generate_images, sole_owner
 from lra.tasks.pathfinder.sprites import Bytes
+from lra.terminal import echo
 
 OFFICIAL_COUNT = 200_000
 LEVEL_MEAN, LEVEL_STD = 0.080, 0.200
@@ -103,16 +104,16 @@ class _Family(Task[OptionsT]):
             if target.is_dir():
                 return open_prepared(target, verify=False)
             if options.source == "official":
-                images, labels, generated_by = self._read(options, work, source, progress=progress)
+                images, labels, generated_by, dataset = self._read(options, work, source, progress=progress)
             else:
                 recipe = generator.make_recipe(self.size, options.difficulty)
                 images, labels = generate_images(
                     recipe, options.count, options.seed, work, workers=workers, progress=progress
                 )
-                generated_by = f"generator {generator.VERSION}"
+                generated_by, dataset = f"generator {generator.VERSION}", None
             splits = self._cut(images, labels, offset=self.token_offset(options))
             floor = {"chance": 50.0, "majority": _majority(splits)}
-            data = self.write(options, target, splits, generated_by=generated_by, baselines=floor)
+            data = self.write(options, target, splits, generated_by=generated_by, baselines=floor, dataset=dataset)
             shutil.rmtree(work, ignore_errors=True)
             return data
 
@@ -122,7 +123,10 @@ class _Family(Task[OptionsT]):
         head = f"{self.size} x {self.size} pixels, label {label} ({_MEANING[label]})"
         return f"{head}\n{shade(examples.tokens_of(index).reshape(self.size, self.size))}"
 
-    def _read(self, options: OptionsT, work: Path, source: Path | None, *, progress: bool) -> tuple[Bytes, Bytes, str]:
+    def _read(
+        self, options: OptionsT, work: Path, source: Path | None, *, progress: bool
+    ) -> tuple[Bytes, Bytes, str, str | None]:
+        """Return images, labels, what read them, and what tables call them if not `dataset_name`."""
         from lra.tasks.pathfinder import reader as files
 
         if source is None:
@@ -140,8 +144,12 @@ class _Family(Task[OptionsT]):
         entries = [entries[index] for index in files.split_order(len(entries))]
         images = files.copy_images(folder, entries, self.size, work / "official.bin", progress=progress)
         test = entries[len(entries) - split_counts(len(entries))["test"] :]
-        generated_by = f"official reader {files.VERSION}, {_place(folder)}, test ids {files.ids_digest(test)}"
-        return images, np.array([entry.label for entry in entries], dtype=np.uint8), generated_by
+        place = files.place_in_release(folder)
+        generated_by = f"official reader {files.VERSION}, {place}, test ids {files.ids_digest(test)}"
+        outer = f"{self.dataset_name(options)}, outer copy of the release" if files.is_outer_copy(folder) else None
+        if outer is not None:
+            echo(f"Warning: {folder} is the outer of two copies in the release. {files.OUTER_COPY}", err=True)
+        return images, np.array([entry.label for entry in entries], dtype=np.uint8), generated_by, outer
 
     def _cut(self, images: Bytes, labels: Bytes, *, offset: int) -> dict[SplitName, Split]:
         share = float(labels.mean())
@@ -167,13 +175,6 @@ def _majority(splits: dict[SplitName, Split]) -> float:
     """Return the accuracy in % on the test split of the training split's more frequent label."""
     answer = int(2 * int(splits[SPLITS[0]].labels.sum()) >= len(splits[SPLITS[0]]))
     return 100.0 * float((splits["test"].labels == answer).mean())
-
-
-def _place(folder: Path) -> str:
-    """Name the folder below the release; of the two copies of pathfinder128 this tells the inner from the outer."""
-    parts = folder.resolve().parts
-    first = next((i for i, part in enumerate(parts) if part == "lra_release"), len(parts) - 2)
-    return "/".join(parts[first:])
 
 
 class PathfinderTask(_Family[PathfinderOptions]):

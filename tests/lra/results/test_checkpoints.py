@@ -103,3 +103,15 @@ def test_digest_sees_values_names_shapes_and_types():
     }
     assert len(digests) == 5
     assert weights_digest(dict(reversed(base.items()))) == weights_digest(base)
+
+
+@pytest.mark.parametrize("body", [b"", b"PK\x03\x04", b"no archive at all", b"\x80\x02}.", b"PK\x05\x06" + bytes(18)])
+def test_a_right_checksum_over_a_body_that_nothing_reads_is_damage(tmp_path, body):
+    save_checkpoint(tmp_path, 1, state(1))
+    newer = save_checkpoint(tmp_path, 2, state(2))
+    newer.write_bytes(body + b"LRA-SHA256\x00" + hashlib.sha256(body).digest())
+    found, passed_over = newest_checkpoint(tmp_path)
+    assert found["step"] == 1
+    assert len(passed_over) == 1
+    assert str(newer) in passed_over[0]
+    assert "\n" not in passed_over[0]

@@ -1,5 +1,6 @@
 """`lra-data` as a user meets it."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from lra.config.profiles import load_profile
 from lra.config.resolve import parse_override, resolve
 from lra.data.dataset import open_prepared
 from lra.tasks import TASKS
+from lra.tasks.pathfinder.corpus import sole_owner
 from runners.cli.data import main
+from tests.lra.data.archive_cases import review_members, tar_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ["min_length=11", "max_length=63", "max_depth=4", "max_args=5", "train=60", "validation=20", "test=20"]
@@ -91,7 +94,7 @@ def test_data_dir_wins_over_the_variable(run, home, tmp_path):
 
 
 def test_list_shows_what_is_there_and_nothing_half_built(run, home, folder):
-    (home / ".listops-short-0.1-a.tmp").mkdir()
+    (home / f".listops-short-0.{os.getpid()}-0123abcd.tmp").mkdir()  # its process is at work
     (home / "something-else").mkdir()
     lines = run("list").stdout.splitlines()
     assert lines[0] == f"Prepared data in {home}: 1"
@@ -254,3 +257,57 @@ def test_help_imports_neither_torch_nor_numpy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == ""
+
+
+def leave(home):
+    """Leave what killed commands do: a generation, half a folder, and half a link; and a generation at work."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (home / ".pathfinder-hard-0.work").mkdir()
+    (home / ".pathfinder-hard-0.work" / "images.bin").write_bytes(bytes(2_000_000))
+    (home / f".listops-x.{dead.pid}-0123abcd.tmp").mkdir()
+    (home / "sources").mkdir(exist_ok=True)
+    (home / "sources" / f".text.{dead.pid}-0123abcd.tmp").symlink_to("gone")
+    return [".pathfinder-hard-0.work", f".listops-x.{dead.pid}-0123abcd.tmp", f"sources/.text.{dead.pid}-0123abcd.tmp"]
+
+
+def test_what_killed_commands_left_is_listed_and_removed(run, home, folder):
+    names = leave(home)
+    with sole_owner(home / ".pathfinder-easy-0.work"):
+        listed = run("list").stdout
+        assert all(f"  {name}  " in listed for name in names)
+        assert "pathfinder-hard-0.work  2.0 MB" in listed
+        assert "pathfinder-easy" not in listed
+        assert run("remove", names[0], "--yes").exit_code == 0
+        assert not (home / names[0]).exists()
+        removed = run("remove", "leftovers", "--yes")
+        assert removed.stdout.splitlines() == [*names[1:], "Removed 2"]
+        assert (home / ".pathfinder-easy-0.work").is_dir()
+        assert "Nothing is left behind" in run("remove", "leftovers", "--yes").stdout
+    assert folder.is_dir()
+
+
+def test_a_link_to_prepared_data_is_removed_and_the_data_stays(run, home, folder, tmp_path):
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert run("list").stdout.splitlines()[-1].startswith(folder.name)
+    assert run("remove", folder.name, "--yes").exit_code == 0
+    assert not folder.is_symlink()
+    assert list(home.iterdir()) == []
+    assert open_prepared(tmp_path / "elsewhere", verify=True).manifest.task == "listops"
+
+
+def test_a_file_system_without_links_costs_a_warning(run, home, tmp_path, monkeypatch):
+    archive = tmp_path / "imdb.tgz"
+    archive.write_bytes(tar_bytes(review_members(train=10, test=4)))
+
+    def refuse(self, target):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    few = ["--set", "train_reviews=10", "--set", "test_reviews=4"]
+    done = run("prepare", "text", "--from", archive, *few)
+    assert done.exit_code == 0
+    assert "Warning: cannot make a link" in done.stderr
+    assert "need --from again" in done.stderr
+    assert "Already prepared" in run("prepare", "text", *few).stdout

@@ -1,6 +1,7 @@
 """The reader of official Pathfinder folders, on folders in the official layout made here, sound and malformed."""
 
 import struct
+import tracemalloc
 import warnings
 import zlib
 
@@ -105,6 +106,17 @@ def png(width=32, height=32, depth=8, colour=0, body=None):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
+def two_headers():
+    """A second header, of 60,000 x 60,000 pixels, behind the first."""
+    small, huge = png(), png(60_000, 60_000)
+    return small[:33] + huge[8:33] + small[33:]
+
+
+def no_data():
+    start, end = png().index(b"IDAT") - 4, png().index(b"IEND") - 4
+    return png()[:start] + png()[end:]
+
+
 def test_the_hand_made_png_is_sound(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
     assert (read_png(tmp_path / "a.png", 32) == np.zeros((32, 32))).all()
@@ -123,7 +135,9 @@ def test_the_hand_made_png_is_sound(tmp_path):
         (png(colour=2), "colour type 2"),
         (png(width=64, height=64), "64 x 64 pixels, expected 32 x 32"),
         (png(width=50_000, height=50_000), "50000 x 50000 pixels"),
-        (png() + bytes(1 << 20), "sane size"),
+        (png() + bytes(1 << 20), "larger than"),
+        (two_headers(), "not one header"),
+        (no_data(), "not one header"),
         (png() + b"more", "does not end like a PNG"),
         (png().replace(b"IDATx", b"IDATy"), "damaged PNG"),
     ],
@@ -180,6 +194,56 @@ def test_arrays_that_are_not_strings_or_claim_too_much_are_refused(dataset):
     file.write_bytes(content.replace(b"(1, 11), }", b"(9, 11), }"))
     with pytest.raises(DataError, match="do not hold"):
         read_entries(dataset)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\n" * (60 << 20),
+        (line(0, 0, 1) + "\n").encode() + b"\n" * (15 << 20) + b"x",
+        b"ab " * (5 << 20),
+        b"\x93NUMPY\x01\x00v\x00"
+        + b"{'descr': '|S1', 'fortran_order': False, 'shape': (1500000, 11), }".ljust(117)
+        + b"\n"
+        + b"a" * 16_500_000,
+    ],
+)  # fmt: skip
+def test_metadata_that_would_fill_the_memory_is_refused_in_little_of_it(dataset, content):
+    (dataset / "metadata" / "2.npy").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"2\.npy"):
+        read_entries(dataset)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 << 20
+
+
+def test_hidden_files_are_no_metadata(tmp_path, dataset):
+    (dataset / "metadata" / "._0.npy").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X\xff")
+    assert len(read_entries(dataset)) == 30
+
+
+def test_links_are_followed_under_their_names(tmp_path):
+    elsewhere = write_dataset(tmp_path / "disk" / "images" / HARD)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pathfinder32").symlink_to(elsewhere.parent)
+    (tmp_path / "direct" / "pathfinder32").mkdir(parents=True)
+    (tmp_path / "direct" / "pathfinder32" / HARD).symlink_to(elsewhere)
+    for source in (tmp_path / "data", tmp_path / "data" / "pathfinder32" / HARD, tmp_path / "direct"):
+        assert len(read_entries(find_dataset(source, 32, "hard"))) == 30
+    with pytest.raises(DataError, match="not found"):
+        find_dataset(tmp_path / "disk", 32, "hard")
+
+
+def test_the_outer_copy_is_named_in_the_data_and_warned_of(tmp_path, capsys):
+    outer = write_dataset(tmp_path / "lra_release" / "pathfinder128" / HARD, size=128)
+    data = prepare(tmp_path, outer, name="pathx")
+    assert data.manifest.dataset.endswith("outer copy of the release")
+    assert "Warning" in capsys.readouterr().err
+    write_dataset(tmp_path / "lra_release" / "lra_release" / "pathfinder128" / HARD, size=128)
+    inner = prepare(tmp_path / "other", tmp_path, name="pathx")
+    assert "outer" not in inner.manifest.dataset
+    assert capsys.readouterr().err == ""
 
 
 def test_counts_and_folders_must_be_the_expected_ones(tmp_path, dataset):

@@ -1,0 +1,61 @@
+"""Whatever goes wrong while a file is read is one line with its name, soon, and hidden files are passed over."""
+
+import os
+
+import pytest
+
+from lra.errors import DataError, UsageError
+from lra.reading import is_hidden, read_file, reading, visible
+
+ERRORS = [
+    ValueError("a\nb"), KeyError("a"), TypeError(), OSError(5, "Input/output error"), OSError("odd"), MemoryError(),
+    RecursionError("deep"), ZeroDivisionError("division by zero"), AssertionError(), StopIteration(),
+    UnicodeDecodeError("utf-8", b"", 0, 1, "x"), OverflowError("x" * 10_000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("kind", [DataError, UsageError])
+def test_any_error_is_one_line_with_the_name(error, kind):
+    with pytest.raises(kind) as caught, reading("the/file", kind):
+        raise error
+    message = str(caught.value)
+    assert message.startswith("the/file: ")
+    assert len(message) > len("the/file: ")
+    assert "\n" not in message
+    assert len(message) < 300
+
+
+def test_errors_of_ours_and_requests_to_stop_pass():
+    for error in (UsageError("ours"), KeyboardInterrupt(), SystemExit(75)):
+        with pytest.raises(type(error)) as caught, reading("file", DataError):
+            raise error
+        assert caught.value is error
+
+
+def test_a_regular_file_is_read_up_to_its_limit(tmp_path):
+    file, other = tmp_path / "file", tmp_path / "link"
+    file.write_bytes(b"12345")
+    other.symlink_to(file)
+    assert read_file(file, 5) == read_file(other, 5) == b"12345"
+    with pytest.raises(DataError, match="larger than 4 bytes"):
+        read_file(file, 4)
+
+
+@pytest.mark.timeout(10)
+def test_what_might_never_end_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (("pipe", "a pipe"), ("", "a folder"), ("absent", "No such file")):
+        with pytest.raises(UsageError, match=message):
+            read_file(tmp_path / name, 10, UsageError)
+    with pytest.raises(DataError, match="a device"):
+        read_file(tmp_path.__class__("/dev/zero"), 10)
+
+
+def test_hidden_names_are_passed_over(tmp_path):
+    for name in ("b.npy", "a.npy", "._a.npy", ".DS_Store", "c.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in visible(tmp_path, "*.npy")] == ["a.npy", "b.npy"]
+    assert [is_hidden(name) for name in ("a/b", "./a", "../a", ".a/b", "a/._b", "a.b")] == [
+        False, False, False, True, True, False,
+    ]  # fmt: skip
