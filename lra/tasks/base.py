@@ -9,29 +9,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict
 
+from lra.config.schema import ADDED_LATER
 from lra.data.dataset import PreparedData, Split, SplitName, open_prepared, write_prepared
 from lra.data.raw_files import check_source, keep_source, kept_source
 from lra.errors import DataError, UsageError
 
 
 class TaskOptions(BaseModel):
-    """Which dataset variant of a task: the `data` section of a profile. Exact types, no unknown keys, no changes.
-
-    Options that came later than the first records are named in `added_later`. They are left out of what is written and
-    hashed while they have their default, so that run ids and folders from before them stay what they were.
-    """
+    """Which dataset variant of a task: the `data` section of a profile. Exact types, no unknown keys, no changes."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-    added_later: ClassVar[frozenset[str]] = frozenset()
-
-    @model_serializer(mode="wrap")
-    def _without_neutral_values(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        neutral = {name for name in self.added_later if getattr(self, name) == type(self).model_fields[name].default}
-        return {name: value for name, value in dump(self).items() if name not in neutral}
 
 
 OptionsT = TypeVar("OptionsT", bound=TaskOptions)
@@ -133,7 +124,7 @@ class Task(ABC, Generic[OptionsT]):
             task=self.info.name,
             dataset=dataset or self.dataset_name(options),
             generated_by=generated_by,
-            options=options.model_dump(mode="json"),
+            options=options.model_dump(mode="json", exclude=self._as_before(options)),
             num_classes=self.info.num_classes,
             splits=splits,
             baselines=baselines,
@@ -141,8 +132,15 @@ class Task(ABC, Generic[OptionsT]):
 
     def folder_name(self, options: OptionsT) -> str:
         """Name the folder of a dataset variant: readable, with a hash of the options and the task's version."""
-        identity = f"{self.info.version}\n{options.model_dump_json()}"
+        identity = f"{self.info.version}\n{options.model_dump_json(exclude=self._as_before(options))}"
         return f"{self.info.name}-{self.short_name(options)}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+
+    def _as_before(self, options: OptionsT) -> set[str]:
+        """Name the options that came later and have the value as before; they are left out of what is written."""
+        paths = {name: f"data.{self.info.name}.{name}" for name in type(options).model_fields}
+        return {
+            name for name, path in paths.items() if path in ADDED_LATER and ADDED_LATER[path] == getattr(options, name)
+        }
 
     def prepare(
         self,
@@ -180,7 +178,8 @@ class Task(ABC, Generic[OptionsT]):
                 keep_source(home, key, source)
         else:
             data = open_prepared(target, verify=False)
-        if data.manifest.task != self.info.name or data.manifest.options != options.model_dump(mode="json"):
+        described = options.model_dump(mode="json", exclude=self._as_before(options))
+        if data.manifest.task != self.info.name or data.manifest.options != described:
             raise DataError(f"{target}: holds other data than its name says; remove the folder and prepare it again")
         return data
 

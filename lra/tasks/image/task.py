@@ -42,8 +42,6 @@ class PixelOptions(ReadOptions):
 class ImageOptions(PixelOptions):
     """Which Image."""
 
-    added_later: ClassVar[frozenset[str]] = frozenset({"gray_levels"})
-
     legacy_zero_mask: bool = False
     """Tokens are the raw levels and black is hidden like padding, as in the original code; else levels count from 1."""
     gray_levels: GrayLevels = "nearest"

@@ -127,15 +127,13 @@ def test_profiles_with_other_gray_levels_name_the_departure(profile):
 
 
 def test_an_option_added_later_leaves_names_and_ids_of_earlier_data_alone(tmp_path):
-    neutral = TASK.options.model_validate({"gray_levels": "nearest"})
-    assert "gray_levels" not in neutral.model_dump()
-    assert TASK.folder_name(neutral) == "image-levels-d038f648a7"
-    other = TASK.options.model_validate({"gray_levels": "tensorflow"})
-    assert other.model_dump()["gray_levels"] == "tensorflow"
-    assert TASK.folder_name(other) != TASK.folder_name(neutral)
-    near, original = prepare(tmp_path, cifar_members()), prepare(tmp_path, cifar_members(), gray_levels="tensorflow")
-    assert near.digest != original.digest
+    nearest, original = (TASK.options.model_validate({"gray_levels": levels}) for levels in ("nearest", "tensorflow"))
+    assert TASK.folder_name(nearest) == "image-levels-d038f648a7"
+    assert TASK.folder_name(original) != TASK.folder_name(nearest)
+    near, other = prepare(tmp_path, cifar_members()), prepare(tmp_path, cifar_members(), gray_levels="tensorflow")
+    assert near.digest != other.digest
     assert "gray_levels" not in near.manifest.options
+    assert other.manifest.options["gray_levels"] == "tensorflow"
 
 
 def test_levels_count_from_one_unless_the_legacy_switch_is_on(tmp_path):
