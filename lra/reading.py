@@ -40,7 +40,7 @@ def reading(place: object, kind: type[LraError] = DataError) -> Iterator[None]:
         raise kind(f"{place}: damaged, or another file than expected: {reason(error)}") from error
 
 
-def reason(error: BaseException) -> str:
+def reason(error: object) -> str:
     """Return the first line of what an exception says, or its name if it says nothing."""
     return next(iter(str(error).splitlines()), "")[:LONGEST_REASON] or type(error).__name__
 

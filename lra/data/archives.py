@@ -107,6 +107,24 @@ def stream_members(
             raise DataError(f"{path}: not a sound archive: it ends inside a block")
 
 
+def check_archive(path: Path, *, total_limit: int, member_limit: int = 1 << 24) -> None:
+    """Read an archive to its end without using anything of it.
+
+    Raises:
+        DataError: It cannot be read, is damaged, too large, or has no members.
+    """
+    members = 0
+
+    def count(_: str) -> None:
+        nonlocal members
+        members += 1
+
+    for _ in stream_members(path, count, total_limit=total_limit, member_limit=member_limit):
+        pass
+    if not members:
+        raise DataError(f"{path}: not a sound archive: nothing is in it")
+
+
 def read_lines(handle: IO[bytes], place: str) -> Iterator[bytes]:
     r"""Yield the lines of a file as bytes, without `\n` or `\r\n`; no other byte ends a line.
 

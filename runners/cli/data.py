@@ -168,7 +168,7 @@ def fetch(task_name: str, mirror: str | None, *, quiet: bool, settings: tuple[st
     echo(f"Fetching {remote.file_name} from {mirror or remote.url}")
     otherwise = f"read a copy with {read_command(name, home)}, or give --mirror URL of another server"
     file = download(remote, home / FOLDER, mirror=mirror, progress=not quiet, otherwise=otherwise)
-    checked = "of the known SHA-256" if remote.sha256 is not None else "unchecked: no digest of it is known"
+    checked = "of the known SHA-256" if remote.sha256 is not None else "a whole archive; no digest of it is known"
     echo(f"Fetched: {file} ({checked})")
     present = is_prepared(task, options, home)
     data = task.prepare(options, home, source=file, progress=not quiet)

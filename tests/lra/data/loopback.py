@@ -1,7 +1,9 @@
 """A server on this machine that breaks off, lies and forgets, as told."""
 
+import contextlib
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -10,11 +12,13 @@ class Server:
 
     def __init__(self, content):
         self.content, self.behaviours, self.ranges = content, ["good"], []
+        self.versions, self.conditions = {}, []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 server.ranges.append(self.headers.get("Range"))
+                server.conditions.append(self.headers.get("If-Range"))
                 behaviour = server.behaviours.pop(0) if len(server.behaviours) > 1 else server.behaviours[0]
                 server.answer(self, behaviour)
 
@@ -30,15 +34,32 @@ class Server:
         if isinstance(behaviour, int):
             handler.send_error(behaviour)
             return
+        if isinstance(behaviour, bytes):  # the whole answer as it goes over the wire
+            handler.wfile.write(behaviour)
+            return
+        if behaviour in ("drip", "drip headers"):
+            start = b"HTTP/1.0 200 OK\r\n" + (b"" if behaviour == "drip headers" else b"Content-Length: 400000\r\n\r\n")
+            handler.wfile.write(start)
+            with contextlib.suppress(OSError):
+                for _ in range(200):
+                    handler.wfile.write(b"x")
+                    handler.wfile.flush()
+                    time.sleep(0.02)
+            return
         if behaviour.startswith("redirect "):
             handler.send_response(302)
             handler.send_header("Location", behaviour.partition(" ")[2])
             handler.end_headers()
             return
         asked = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range") or "")
+        condition = handler.headers.get("If-Range")
+        if condition and condition not in self.versions.values() and behaviour != "ignores If-Range":
+            asked = None
         start = int(asked[1]) if asked and behaviour != "no range" else 0
         if start >= len(self.content):
             handler.send_response(416)
+            for name, value in self.versions.items():
+                handler.send_header(name, value)
             handler.send_header("Content-Range", f"bytes */{len(self.content)}")
             handler.send_header("Content-Length", "0")
             handler.end_headers()
@@ -49,6 +70,8 @@ class Server:
         if asked and behaviour != "no range":
             shown = start + 7 if behaviour == "later" else start
             handler.send_header("Content-Range", f"bytes {shown}-{len(self.content) - 1}/{len(self.content)}")
+        for name, value in self.versions.items():
+            handler.send_header(name, value)
         body = self.content[start:]
         if behaviour != "no length":
             handler.send_header("Content-Length", str(len(body)))
