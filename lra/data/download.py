@@ -193,6 +193,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def __init__(self, host: str) -> None:
         self.host = host
 
+    def http_error_302(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any) -> Any:
+        """Follow it, and close the connection where that fails, which urllib leaves to the garbage collector."""
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except BaseException:
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:

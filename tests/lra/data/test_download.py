@@ -188,7 +188,8 @@ def test_a_slow_answer_of_the_least_rate_is_waited_for(server, tmp_path, monkeyp
 HEAD = b"HTTP/1.0 200 OK\r\n"
 PLACES = [
     b"", b"http://[", b"https://[::1", b"http://\xff\xfe/", b"https://" + b"a" * 300 + b"/", b"//",
-    b"http://example.org/x", b"ftp://127.0.0.1/x", b"https://example.org/\x1b[2J", b"http://127.0.0.1:99999999/", b"http://127.0.0.1:x/", b"/loop",
+    b"http://example.org/x", b"ftp://127.0.0.1/x", b"https://example.org/\x1b[2J", b"http://127.0.0.1:99999999/",
+    b"http://127.0.0.1:x/", b"/loop",
 ]  # fmt: skip
 MALFORMED = [
     b"", b"\r\n\r\n", b"nonsense\r\n\r\n", b"HTTP/1.0 abc OK\r\n\r\n", b"HTTP/1.0 99999 \x1b[2J\r\n\r\n",
@@ -201,7 +202,6 @@ MALFORMED = [
 ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # urllib does not close what it refuses
 @pytest.mark.parametrize("answer", MALFORMED)
 def test_any_malformed_answer_is_one_line(server, tmp_path, answer):
     server.behaviours = [answer]
