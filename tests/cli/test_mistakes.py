@@ -16,6 +16,7 @@ from tests.reports.synthetic import five_tasks
 RUN = "lra-run --attn full --task listops"
 OPEN = f"{RUN} --track open --set"
 BENCH = "lra-bench --quick --attn full --lengths 16"
+
 MISTAKES = [
     ("lra-run", 2, "--attn and --task are needed"),
     ("lra-run listops", 2, "unexpected extra argument (listops)"),
@@ -23,6 +24,11 @@ MISTAKES = [
     ("lra-run --attn full --task path-x", 2, "did you mean 'pathx' or 'pathx256'?"),
     (f"{RUN} --seed 3", 2, "No such option '--seed'"),
     (f"{RUN} --seeds 0..4", 2, "'0..4' is not a seed; write 3, 0-4 or 0,2,5"),
+    (f"{RUN} --seeds 0-99999999999", 2, "more than 1,000 seeds"),
+    (f"{RUN} --seeds {'9' * 5000}", 2, "is not a seed"),
+    (f"{OPEN} train.lr=1e999", 2, "a number that is too large"),
+    (f"{OPEN} train.steps={'9' * 5000}", 2, "a number of more than 18 digits"),
+    (f"lra-bench --quick --attn full --lengths {'9' * 5000}", 2, "is not a length"),
     (f"{RUN} --profile quik", 2, "unknown profile 'quik'; did you mean 'quick'?"),
     (f"{RUN} --profile nowhere/x.yaml", 2, "nowhere/x.yaml: no such file"),
     (f"{RUN} --profile damaged.yaml", 2, "damaged.yaml:1:6: expected ',' or ']'"),

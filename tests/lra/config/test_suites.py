@@ -87,6 +87,13 @@ def test_settings_and_overrides_reach_the_cells_of_the_open_track(tmp_path):
         ({"settings": {"train.steps": 3}}, "--track open"),
         ({"overrides": {"text": {"train.steps": 3}}}, "has no task 'text'"),
         ({"seeds": []}, "seeds"),
+        ({"seeds": [-1]}, "greater than or equal to 0"),
+        ({"variants": {"linformer": {f"x{n}": list(range(10)) for n in range(12)}}}, "1,000,000,000,000 runs; at most"),
+        (
+            {"track": "open", "settings": {f"x{n}": list(range(10)) for n in range(12)}},
+            "1,000,000,000,000 runs; at most",
+        ),
+        ({"seeds": list(range(5000)), "variants": {"full": {}, "local": {}, "linear": {}}}, "15,000 runs; at most"),
         ({"sedes": [1]}, "did you mean 'seeds'"),
         ({"profile": "quik"}, "did you mean 'quick'"),
     ],

@@ -1,4 +1,10 @@
+import contextlib
+import math
+import os
+import time
+
 import pytest
+import yaml
 
 from lra.config.yaml_loader import load_file, load_text
 from lra.errors import UsageError
@@ -26,12 +32,42 @@ def test_scalars_are_those_of_yaml_1_2():
         ("a: \x00", "not readable as YAML"),
         ("1: 2", "key 1 is not text"),
         ("a" * (1 << 21), "larger than"),
+        ("a: 1e999", "a number that is too large"),
+        ("a: -1e999", "a number that is too large"),
+        ("9" * 5000, "a number of more than 18 digits"),
+        ("-" + "9" * 18, "a number of more than 18 digits"),
+        ("[" + "1," * 20_000 + "1]", "more than 20,000 keys and values"),
+        ("{" + ", ".join(f"k{n}: 1" for n in range(15_000)) + "}", "more than 20,000 keys and values"),
     ],
 )
 def test_refuses_in_one_line(text, message):
     with pytest.raises(UsageError, match=message) as caught:
         load_text(text, "f")
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_plain_loader_would_take():
+    """The broken twin: without the limits, infinity and 5,000 digits become values."""
+    assert yaml.safe_load("a: .inf") == {"a": math.inf}
+    assert float("1e999") == math.inf
+    assert load_text("[9e307, 999999999999999999, -99999999999999999]", "f")[1] == 10**18 - 1
+
+
+@pytest.mark.parametrize(
+    "text", ["[" + "1," * 130_000 + "1]", "a:\n" + "- 1\n" * 60_000, "\n" * 260_000, "{" + "a: {" * 49]
+)
+def test_a_text_of_the_longest_length_is_read_or_refused_soon(text):
+    started = time.process_time()
+    with pytest.raises(UsageError) if text.strip() else contextlib.nullcontext():
+        load_text(text, "f")
+    assert time.process_time() - started < 3
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_is_no_file_of_settings(tmp_path):
+    os.mkfifo(tmp_path / "x.yaml")
+    with pytest.raises(UsageError, match="a pipe"):
+        load_file(tmp_path / "x.yaml")
 
 
 def test_missing_and_binary_files_are_usage_errors(tmp_path):

@@ -266,3 +266,38 @@ def test_data_home_order(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert data_home().name == "lra-harness"
     assert os.environ.get("LRA_HOME") is None
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("name", [MANIFEST, "train-tokens.npy", "test-labels.npy"])
+def test_a_pipe_in_place_of_a_file_is_refused(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(DataError, match="a pipe"):
+        open_prepared(folder, verify=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda manifest: manifest["splits"]["test"].update(examples=0), "splits.test.examples: "),
+        (lambda manifest: manifest["baselines"].update(chance=float("nan")), "baselines.chance: "),
+        (lambda manifest: manifest["baselines"].update(chance=float("inf")), "baselines.chance: "),
+        (lambda manifest: manifest.update(options="x" * (2 << 20)), "larger than"),
+    ],
+)
+def test_a_manifest_of_an_empty_split_or_no_numbers_is_one_line(folder, change, message):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=message) as caught:
+        open_prepared(folder, verify=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"schema_number": ' + b"9" * 5000 + b"}", b"\xff", b"null"])
+def test_any_manifest_is_one_line(folder, content):
+    (folder / MANIFEST).write_bytes(content)
+    with pytest.raises(DataError, match="not a manifest") as caught:
+        open_prepared(folder, verify=False)
+    assert "\n" not in str(caught.value)

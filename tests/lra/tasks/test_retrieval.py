@@ -75,6 +75,21 @@ def test_a_folder_reads_like_an_archive(tmp_path):
     assert data.digest == prepare(tmp_path, files()).digest
 
 
+@pytest.mark.parametrize("below", ["", "tsv_data", "lra_release/tsv_data", "lra_release/lra_release/tsv_data"])
+def test_a_folder_above_is_searched_where_the_release_has_the_files_and_hidden_ones_are_passed_over(tmp_path, below):
+    (tmp_path / "disk").mkdir()
+    for name, content in files():
+        (tmp_path / "disk" / name).write_bytes(content)
+        (tmp_path / "disk" / f"._{name}").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
+    folder = tmp_path / "top" / below
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.symlink_to(tmp_path / "disk")
+    options = TASK.options.model_validate({"source": "substitute"})
+    data = TASK.prepare(options, tmp_path / "other", source=tmp_path / "top", progress=False)
+    hidden = [(f"x/._{name}", b"junk") for name, _ in files()] + [(f".x/{name}", b"junk") for name, _ in files()]
+    assert data.digest == prepare(tmp_path, [*hidden, *files()]).digest
+
+
 def test_official_files_are_held_to_their_names_and_counts(tmp_path, monkeypatch):
     deep = [(f"lra_release/lra_release/tsv_data/{name}", content) for name, content in files("new_aan_pairs")]
     assert "147,086 / 18,090 / 17,437" in refused(tmp_path, deep, source="official")

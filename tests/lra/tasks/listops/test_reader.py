@@ -57,6 +57,17 @@ def test_official_files_give_the_same_arrays_as_the_trees_in_them(data, official
     assert read(official).digest == data.digest
 
 
+@pytest.mark.parametrize(
+    "below", [".", "listops-1000", "lra_release/listops-1000", "lra_release/lra_release/listops-1000"]
+)
+def test_a_folder_above_is_searched_where_the_release_has_the_files(data, official, tmp_path, below):
+    folder = tmp_path / "top" / below
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.symlink_to(official)
+    (official / "._basic_train.tsv").write_bytes(b"Mac OS X")
+    assert read(tmp_path / "top").digest == data.digest
+
+
 def test_crlf_is_accepted(data, official):
     for file in official.iterdir():
         file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
