@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A zoo of sequence mixers under one contract.
 
-A mixer is attention, or a layer used in its place. `register_variant` adds one, `get_variant` returns one by name, and
-`attention_zoo.checks` holds the contract as functions. The package imports torch and nothing else of this project.
+A mixer is attention, or a layer used in its place. `create` builds one by name, `register_variant` adds one,
+`get_variant` returns what is known of one, and `attention_zoo.checks` holds the contract as functions. The package
+imports torch and nothing else of this project.
 """
 
 from attention_zoo.base import LayerDims, OptionError, SequenceMixer, Traits, VariantConfig, option
@@ -12,6 +13,7 @@ from attention_zoo.registry import (
     UnknownVariantError,
     VariantSpec,
     available,
+    create,
     get_variant,
     register_variant,
 )
@@ -28,6 +30,7 @@ __all__ = [
     "VariantConfig",
     "VariantSpec",
     "available",
+    "create",
     "get_variant",
     "option",
     "register_variant",

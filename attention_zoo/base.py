@@ -199,8 +199,8 @@ class Traits:
     """Whether there is a causal form. A variant without it is never built with `LayerDims.causal`."""
     padding_length_invariant: bool = True
     """Whether the outputs of real positions stay the same when a sequence is padded further."""
-    permutation_equivariant: bool = False
-    """Whether permuted tokens give the same outputs in permuted order."""
+    permutation_equivariant: bool | None = False
+    """Whether permuted tokens give the same outputs in permuted order; None = not stated, and not checked."""
     mixes_tokens: bool = True
     """False for controls that treat each token alone."""
     exact_limit: Callable[[int], Mapping[str, Any]] | None = None

@@ -10,13 +10,15 @@ import pkgutil
 import sys
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from pathlib import PurePath
+from typing import Any, TypeVar
 
 from attention_zoo import variants
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, suggest
+from attention_zoo.foreign import ForeignError, load
 from attention_zoo.source_digest import program_text
 
 ENTRY_POINT_GROUP = "attention_zoo.variants"
@@ -47,6 +49,8 @@ class VariantSpec:
     traits: Traits
     paper: str
     """Source in one line: authors, year, identifier."""
+    program: Any = None
+    """The class or function whose source identifies the program, if that is not the mixer, but what it wraps."""
     registered_in: str = ""
     """File with the call that registered it, if that is another one than the file of the class."""
 
@@ -67,6 +71,8 @@ class VariantSpec:
 
 
 _registered: dict[str, VariantSpec] = {}
+_referenced: dict[str, VariantSpec] = {}
+"""Variants that are named by file or module and class."""
 
 
 def register_variant(name: str, *, traits: Traits, paper: str, title: str = "") -> Callable[[M], M]:
@@ -107,8 +113,8 @@ def register_variant(name: str, *, traits: Traits, paper: str, title: str = "") 
 
 
 def normalise(name: str) -> str:
-    """Return the registered form of a name: lower case, with `_` for `-`."""
-    return name.strip().lower().replace("-", "_")
+    """Return the registered form of a name: lower case, with `_` for `-`. A reference to a file or module stays."""
+    return name.strip() if ":" in name else name.strip().lower().replace("-", "_")
 
 
 def available() -> list[str]:
@@ -119,11 +125,16 @@ def available() -> list[str]:
 def get_variant(name: str) -> VariantSpec:
     """Return a variant; only the file or plug-in that registers it is imported.
 
+    Args:
+        name: A registered name, or a reference `file.py:Name` or `package.module:Name`; see `attention_zoo.foreign`.
+
     Raises:
         UnknownVariantError: There is no such variant; the message has the closest names.
-        RegistrationError: The plug-in that announces this name does not register it.
+        RegistrationError: The plug-in that announces this name does not register it, or the reference leads to nothing.
     """
     key = normalise(name)
+    if ":" in key:
+        return _refer(key)
     if key not in _registered:
         if key in _builtin_names():
             importlib.import_module(f"{variants.__name__}.{key}")
@@ -134,6 +145,73 @@ def get_variant(name: str) -> VariantSpec:
     if key not in _registered:
         raise RegistrationError(f"nothing registers the name {key!r} where it was announced")
     return _registered[key]
+
+
+def create(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    dim: int,
+    num_heads: int,
+    max_length: int,
+    head_dim: int = 0,
+    causal: bool = False,
+    dropout: float = 0.0,
+    grid: tuple[int, int] | None = None,
+) -> SequenceMixer:
+    """Build one mixer for use in a model of your own: `create("nystrom", dim=64, num_heads=4, max_length=4096)`.
+
+    Args:
+        name: A registered name, or a reference; see `get_variant`.
+        options: Options of the variant; those that are not named keep their defaults.
+        dim: Width of the stream, in features.
+        num_heads: Heads.
+        max_length: Longest sequence that it has to accept.
+        head_dim: Width of one head; 0 takes `dim // num_heads`.
+        causal: Whether a token sees only itself and what comes before it.
+        dropout: Dropout of the attention weights.
+        grid: (rows, columns) when the tokens are the pixels of an image in row-major order.
+
+    Returns:
+        A module that takes x, (batch, length, dim), and a mask, (batch, length), True = real token.
+
+    Raises:
+        UnknownVariantError: There is no such variant.
+        OptionError: An option is unknown or has a wrong value.
+        ValueError: The dimensions do not fit together, or the variant has no causal form.
+    """
+    spec = get_variant(name)
+    dims = LayerDims(
+        dim=dim,
+        num_heads=num_heads,
+        max_length=max_length,
+        head_dim=head_dim,
+        causal=causal,
+        dropout=dropout,
+        grid=grid,
+    )
+    return spec.build(spec.config.from_dict(options or {}), dims)
+
+
+def _refer(reference: str) -> VariantSpec:
+    if reference not in _referenced:
+        try:
+            found = load(reference)
+        except ForeignError as error:
+            raise RegistrationError(f"{reference}: {error}") from error
+        for spec in _registered.values():
+            if spec.mixer is found.mixer:  # the file registers it, with traits
+                return spec
+        _referenced[reference] = VariantSpec(
+            name=reference,
+            title=found.title,
+            mixer=found.mixer,
+            config=found.config or _config_of(found.mixer),
+            traits=Traits(memory="quadratic", complexity="not stated", permutation_equivariant=None),
+            paper=reference,
+            program=found.program,
+        )
+    return _referenced[reference]
 
 
 def plugin_origin(name: str) -> str:
@@ -158,13 +236,13 @@ def program_origin(name: str, config: VariantConfig) -> str:
     spec = get_variant(name)
     origins = [program_origin(base, inner) for base, inner in config.inner_variants().items()]
     if spec.mixer.__module__.partition(".")[0] not in OWN_PACKAGES:
-        label = plugin_origin(spec.name) or spec.mixer.__module__
-        origins.insert(0, _program_text(label, spec.mixer, *filter(None, [spec.registered_in])))
+        label = plugin_origin(spec.name) or (PurePath(name).name if spec.program else spec.mixer.__module__)
+        origins.insert(0, _program_text(label, spec.program or spec.mixer, *filter(None, [spec.registered_in])))
     return "; ".join(filter(None, origins))
 
 
 @functools.cache  # the code that runs is the code that was imported, once per process
-def _program_text(label: str, mixer: type[SequenceMixer], *files: str) -> str:
+def _program_text(label: str, mixer: Any, *files: str) -> str:
     try:
         return program_text(label, mixer, *files)
     except (TypeError, OSError) as error:

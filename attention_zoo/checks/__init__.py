@@ -127,6 +127,8 @@ def run_contract(spec: VariantSpec) -> dict[str, str]:
 def _applies(name: str, spec: VariantSpec) -> bool:
     if name == "exact_limit":
         return spec.traits.exact_limit is not None
+    if name == "permutation":
+        return spec.traits.permutation_equivariant is not None
     return name != "backends" or len(backends(spec.config)) > 1
 
 

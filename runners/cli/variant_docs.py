@@ -135,6 +135,7 @@ def _claims(spec: VariantSpec) -> list[tuple[str, str]]:
     traits = spec.traits
     exact = traits.exact_limit
     limit = "" if exact is None else ", ".join(f"{key}={value!r}" for key, value in exact(2048).items()) or "always"
+    order = {None: "not stated", True: "no", False: "yes"}[traits.permutation_equivariant]
     claims = [
         ("origin", _origin(spec.name)),
         ("time", traits.complexity),
@@ -142,7 +143,10 @@ def _claims(spec: VariantSpec) -> list[tuple[str, str]]:
         ("parameters against full", f"{relative_parameters(spec):.3f}"),
         ("causal form", "yes" if traits.causal else "no"),
         ("mixes tokens", "yes" if traits.mixes_tokens else "no"),
-        ("depends on the order of tokens", "no" if traits.permutation_equivariant else "yes"),
+        (
+            "depends on the order of tokens",
+            {None: "not stated", True: "no", False: "yes"}[traits.permutation_equivariant],
+        ),
         ("depends on the amount of padding", "no" if traits.padding_length_invariant else "yes"),
         ("equals full attention at length 2048 with", limit or "nothing"),
     ]

@@ -7,10 +7,12 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from attention_zoo import (
     LayerDims,
+    OptionError,
     QkvConfig,
     RegistrationError,
     SequenceMixer,
@@ -18,6 +20,7 @@ from attention_zoo import (
     UnknownVariantError,
     VariantConfig,
     available,
+    create,
     get_variant,
     register_variant,
     registry,
@@ -280,3 +283,13 @@ class Typed(Identity):
     register_variant("typed", traits=TRAITS, paper="none")(namespace["Typed"])
     with pytest.raises(RegistrationError, match=r"typed_in.Typed: its source cannot be found, .*; put it into a file"):
         program_origin("typed", VariantConfig())
+
+
+def test_a_mixer_is_built_by_name_without_a_harness():
+    mixer = create("nystrom", {"num_landmarks": 8}, dim=64, num_heads=4, max_length=256)
+    assert mixer.config.num_landmarks == 8
+    assert mixer(torch.randn(2, 256, 64), torch.rand(2, 256) > 0.1).shape == (2, 256, 64)
+    with pytest.raises(OptionError, match="did you mean 'num_landmarks'"):
+        create("nystrom", {"num_landmark": 8}, dim=64, num_heads=4, max_length=256)
+    with pytest.raises(ValueError, match="has no causal form"):
+        create("nystrom", dim=64, num_heads=4, max_length=256, causal=True)

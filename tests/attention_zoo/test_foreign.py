@@ -1,0 +1,130 @@
+"""Modules that were not written for the zoo: found by file and class, wrapped, checked, identified by their source."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from attention_zoo import LayerDims, RegistrationError, available, get_variant
+from attention_zoo.checks import CHECKS, run_contract
+from attention_zoo.foreign import ForeignError
+from attention_zoo.functional import attention
+from attention_zoo.registry import program_origin
+
+FILE = str(Path(__file__).with_name("foreign_modules.py"))
+DIMS = LayerDims(dim=16, num_heads=2, max_length=40, dropout=0.1)
+ESSENTIAL = ("shape", "batch_independence", "scattered_padding", "padding_gradient", "empty_rows", "dtypes", "lengths")
+
+
+def build(name, dims=DIMS, **options):
+    spec = get_variant(f"{FILE}:{name}")
+    return spec.build(spec.config.from_dict(options), dims)
+
+
+@pytest.mark.parametrize("name", ["Heads", "Tokens", "PaddingIsTrue"])
+def test_a_sound_module_keeps_the_essence_of_the_contract(name):
+    spec = get_variant(f"{FILE}:{name}")
+    for check in ESSENTIAL:
+        CHECKS[check](spec)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("reference", [f"{FILE}:Heads", f"{FILE}:Tokens", "torch.nn:MultiheadAttention"])
+def test_a_sound_module_keeps_the_contract(reference):
+    assert run_contract(get_variant(reference)) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "message"),
+    [
+        ("IgnoresTheMask", "suffix_padding", "padding"),
+        ("MixesTheBatch", "batch_independence", "depends on the rest of the batch"),
+    ],
+)
+def test_a_planted_mistake_is_found(name, check, message):
+    with pytest.raises(AssertionError, match=message):
+        CHECKS[check](get_variant(f"{FILE}:{name}"))
+
+
+def test_a_wrong_shape_is_told():
+    with pytest.raises(ForeignError, match=r"WrongShape.forward gave \(2, 15, 16\) for an input of \(2, 16, 16\)"):
+        build("WrongShape")
+
+
+def test_heads_come_from_projections_of_the_zoo_and_equal_its_attention():
+    mixer = build("Heads").eval()
+    x, mask = torch.randn(3, 20, 16), torch.rand(3, 20) > 0.3
+    q, k, v = mixer.projections.split(x * mask.unsqueeze(-1))
+    expected = mixer.projections.merge(attention(q, k, v, mask), mask)
+    torch.testing.assert_close(mixer(x, mask), expected)
+
+
+def test_dropout_without_an_argument_for_it_falls_on_the_output():
+    mixer = build("Tokens")
+    x = torch.randn(2, 20, 16)
+    assert not torch.equal(mixer(x), mixer(x))
+    assert torch.equal(mixer.eval()(x), mixer(x))
+    assert build("Heads").dropout.p == 0.0  # it has an argument, and drops weights itself
+    assert build("Heads").inner.drop.p == 0.1
+
+
+def test_the_trial_of_the_layout_draws_nothing():
+    torch.manual_seed(1)
+    build("Heads", layout="auto")
+    after = torch.rand(3)
+    torch.manual_seed(1)
+    build("Heads", layout="heads")
+    assert torch.equal(after, torch.rand(3))
+
+
+def test_arguments_become_options_and_dimensions_do_not():
+    options = {name: default for name, _, default, _ in get_variant(f"{FILE}:Tokens").config.describe()}
+    assert options == {"layout": "auto", "mask": "auto", "temperature": 1.0}
+    assert build("Tokens", temperature=2.0).inner.temperature == 2.0
+    with pytest.raises(
+        ForeignError, match="Gate needs 'width', which is no dimension of the layer: give --set variant"
+    ):
+        build("Gate")
+    assert build("Gate", width=8)(torch.randn(2, 5, 16)).shape == (2, 5, 16)
+    assert build("build_gate")(torch.randn(2, 5, 16)).shape == (2, 5, 16)
+
+
+def test_torchs_own_attention_is_found_in_its_package():
+    spec = get_variant("torch.nn:MultiheadAttention")
+    mixer = spec.build(spec.config(), LayerDims(dim=16, num_heads=2, max_length=40)).eval()
+    x, mask = torch.randn(2, 9, 16), torch.rand(2, 9) > 0.3
+    expected, _ = mixer.inner(*[x * mask.unsqueeze(-1)] * 3, key_padding_mask=~mask)
+    torch.testing.assert_close(mixer(x, mask)[mask], expected[mask])
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (f"{FILE}:Headz", "has no 'Headz'; did you mean 'Heads'"),
+        (f"{FILE}:NOT_A_MODULE", "expected a class of nn.Module, or a function that builds one"),
+        (f"{FILE}x.py:Heads", "no such file; did you mean 'foreign_modules.py'"),
+        ("torch.nope:Heads", "No module named 'torch.nope'; a file is named with its ending .py"),
+        (f"{FILE}:", "has no 'name after the colon'"),
+    ],
+)
+def test_a_reference_that_leads_nowhere_is_one_sentence(reference, message):
+    with pytest.raises(RegistrationError, match=re.escape(message)):
+        get_variant(reference)
+
+
+def test_a_program_is_identified_by_its_source_and_not_by_its_folder(tmp_path):
+    origins = []
+    for number, change in enumerate(("", "# a comment\n", "UNUSED = 1\n")):
+        copy = tmp_path / str(number) / "mine.py"
+        copy.parent.mkdir()
+        copy.write_text(Path(FILE).read_text() + change)
+        spec = get_variant(f"{copy}:Tokens")
+        origins.append(program_origin(spec.name, spec.config()))
+    assert origins[0] == origins[1] != origins[2]
+    assert re.fullmatch(r"mine.py:Tokens source [0-9a-f]{16}", origins[0])
+
+
+def test_a_reference_is_not_listed():
+    get_variant(f"{FILE}:Heads")
+    assert [name for name in available() if ":" in name] == []
