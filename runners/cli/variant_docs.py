@@ -143,10 +143,7 @@ def _claims(spec: VariantSpec) -> list[tuple[str, str]]:
         ("parameters against full", f"{relative_parameters(spec):.3f}"),
         ("causal form", "yes" if traits.causal else "no"),
         ("mixes tokens", "yes" if traits.mixes_tokens else "no"),
-        (
-            "depends on the order of tokens",
-            {None: "not stated", True: "no", False: "yes"}[traits.permutation_equivariant],
-        ),
+        ("depends on the order of tokens", order),
         ("depends on the amount of padding", "no" if traits.padding_length_invariant else "yes"),
         ("equals full attention at length 2048 with", limit or "nothing"),
     ]
