@@ -26,7 +26,15 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 NUMERICS_VERSION = 1
 """Raised with every change of the code that changes numbers; part of each run id."""
 
-ADDED_LATER: dict[str, Any] = {"model.pool_origin": "", "data.image.gray_levels": "nearest"}
+ADDED_LATER: dict[str, Any] = {
+    "model.pool_origin": "",
+    "data.image.gray_levels": "nearest",
+    "data.pathfinder.touching": "refused",
+    "data.pathfinder_continuous.touching": "refused",
+    "data.pathfinder64.touching": "refused",
+    "data.pathx.touching": "refused",
+    "data.pathx256.touching": "refused",
+}
 """Settings that came after the first records, each with the value that means "as before".
 
 A setting that has this value is left out of what is hashed, so runs from before it keep their ids. The value is also

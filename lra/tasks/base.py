@@ -17,6 +17,7 @@ from lra.config.schema import ADDED_LATER
 from lra.data.dataset import PreparedData, Split, SplitName, open_prepared, write_prepared
 from lra.data.raw_files import check_source, keep_source, kept_source
 from lra.errors import DataError, UsageError
+from lra.tasks.baselines import Features, linear, majority, token_counts
 
 
 class TaskOptions(BaseModel):
@@ -108,6 +109,10 @@ class Task(ABC, Generic[OptionsT]):
             raise UsageError(f"{split} has examples 0 to {len(examples) - 1}, not {index}")
         return f"{split} example {index}: {self.describe_example(examples, index)}"
 
+    def baseline_features(self) -> Mapping[str, Features]:
+        """Return the features on which linear baselines are fitted, by the names of the baselines."""
+        return {"bag of tokens": token_counts}
+
     def write(
         self,
         options: OptionsT,
@@ -115,19 +120,32 @@ class Task(ABC, Generic[OptionsT]):
         splits: Mapping[SplitName, Split],
         *,
         generated_by: str,
-        baselines: Mapping[str, float],
+        baselines: Mapping[str, float] | None = None,
         dataset: str | None = None,
     ) -> PreparedData:
-        """Write the prepared folder. `dataset` is what tables call the data, if not `dataset_name(options)`."""
+        """Measure the baselines and write the prepared folder.
+
+        Args:
+            options: Which dataset variant.
+            target: The folder to make.
+            splits: All three splits.
+            generated_by: Generator or reader, with its version.
+            baselines: Further accuracies in % that the task measured, by name.
+            dataset: What tables call the data, if not `dataset_name(options)`.
+        """
+        classes = self.info.num_classes
+        measured = {**majority(splits, classes), **(baselines or {})}
+        for name, features in self.baseline_features().items():
+            measured[name] = linear(features, splits, classes)
         return write_prepared(
             target,
             task=self.info.name,
             dataset=dataset or self.dataset_name(options),
             generated_by=generated_by,
             options=options.model_dump(mode="json", exclude=self._as_before(options)),
-            num_classes=self.info.num_classes,
+            num_classes=classes,
             splits=splits,
-            baselines=baselines,
+            baselines=measured,
         )
 
     def folder_name(self, options: OptionsT) -> str:

@@ -17,7 +17,7 @@ from lra.data.raw_files import describe_source, missing, places_in_release
 from lra.errors import DataError
 from lra.reading import check_regular, is_hidden, reading, visible
 from lra.tasks.base import Task, TaskInfo, TaskOptions
-from lra.tasks.splits import ReadOptions, baselines, byte_split, sample, sample_limits
+from lra.tasks.splits import ReadOptions, byte_split, sample, sample_limits
 from lra.tasks.text import printable
 from lra.terminal import progress_bar
 
@@ -110,7 +110,6 @@ class Retrieval(Task[RetrievalOptions]):
             target,
             kept,
             generated_by=f"pair reader {VERSION}, {describe_source(source)}",
-            baselines=baselines(kept, self.info.num_classes),
             dataset=None if official else f"{self.dataset_name(options)}, of {_listed(counts)} pairs",
         )
 

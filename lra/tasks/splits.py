@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tasks that are read from files share: bytes into splits, held-out examples, samples, baselines."""
+"""What the tasks that are read from files share: bytes into splits, held-out examples, samples."""
 
 from __future__ import annotations
 
@@ -83,12 +83,3 @@ def sample(size: int, limit: int | None, seed: int, name: SplitName) -> npt.NDAr
     if limit is None or limit >= size:
         return np.arange(size)
     return np.sort(numpy_generator(seed, "sample", name).permutation(size)[:limit])
-
-
-def baselines(splits: Mapping[SplitName, Split], num_classes: int) -> dict[str, float]:
-    """Return accuracies in % on the test split: of chance, and of the training split's most frequent label."""
-    answer = np.bincount(splits["train"].labels, minlength=num_classes).argmax()
-    return {
-        "chance": 100.0 / num_classes,
-        "majority": 100.0 * float((splits["test"].labels == answer).mean()),
-    }

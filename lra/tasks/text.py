@@ -17,7 +17,6 @@ from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.splits import (
     Count,
     ReadOptions,
-    baselines,
     byte_split,
     held_out_count,
     hold_out,
@@ -104,7 +103,6 @@ class Text(Task[TextOptions]):
             target,
             splits,
             generated_by=f"IMDb reader {VERSION}, {describe_source(source)}",
-            baselines=baselines(splits, self.info.num_classes),
         )
 
     def describe_example(self, examples: Split, index: int) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -12,12 +13,12 @@ from lra.data.dataset import PreparedData, Split, SplitName
 from lra.data.raw_files import describe_source, missing
 from lra.errors import DataError
 from lra.tasks.base import Task, TaskInfo, TaskOptions
+from lra.tasks.baselines import Features, pixels, token_counts
 from lra.tasks.image.reader import VERSION, Bytes, GrayLevels, read_images
 from lra.tasks.image_preview import shade
 from lra.tasks.splits import (
     Count,
     ReadOptions,
-    baselines,
     held_out_count,
     hold_out,
     sample,
@@ -73,6 +74,10 @@ class _Pixels(Task[OptionsT]):
         """Return `image`: both tasks are read from one archive."""
         return "image"
 
+    def baseline_features(self) -> Mapping[str, Features]:
+        """Return how often each level comes, and the levels themselves."""
+        return {"pixel histogram": token_counts, "linear on pixels": pixels}
+
     def describe_example(self, examples: Split, index: int) -> str:
         """Draw the image with characters."""
         label = int(examples.labels[index])
@@ -112,7 +117,6 @@ class _Pixels(Task[OptionsT]):
             target,
             splits,
             generated_by=f"CIFAR-10 reader {VERSION}, {describe_source(source)}",
-            baselines=baselines(splits, self.info.num_classes),
         )
 
 

@@ -55,7 +55,6 @@ def _score(train: Split, test: Split) -> dict[str, float]:
     np.add.at(table, (_roots(train), train.labels), 1)  # `table[...] += 1` would count repeated pairs once
     by_root = table.argmax(axis=1)  # (root operators,), best answer of each
     return {
-        "chance": 10.0,
         "majority": 100.0 * int((test.labels == majority).sum()) / len(test),
         "root-only": 100.0 * int((test.labels == by_root[_roots(test)]).sum()) / len(test),
     }

@@ -110,7 +110,7 @@ def grow_pairs(recipe: Recipe, tables: Tables, count: int, rng: np.random.Genera
     """Grow `count` pairs of target curves that keep clear of each other.
 
     While two curves grow, the newest segment of each is not tested against that of the other, so about a third of the
-    finished pairs overlap somewhere. The original keeps those; here they are left out.
+    finished pairs overlap somewhere. The original keeps those; here they are left out, if `recipe.keep_apart`.
 
     Returns:
         Origins (the tail of the first segment, the heads of the others) and directions: (count, 2, contour_length).
@@ -124,7 +124,7 @@ def grow_pairs(recipe: Recipe, tables: Tables, count: int, rng: np.random.Genera
         while sum(len(origins) for origins, _ in batch) < missing:
             batch.append(next(stream))
         origins, directions = (np.concatenate(part) for part in zip(*batch, strict=True))
-        apart = _keep_clear(tables, origins, directions)
+        apart = _keep_clear(tables, origins, directions) if recipe.keep_apart else np.ones(len(origins), dtype=np.bool_)
         kept.append((origins[apart], directions[apart]))
         missing -= int(apart.sum())
     origins, directions = (np.concatenate(part)[:count] for part in zip(*kept, strict=True))

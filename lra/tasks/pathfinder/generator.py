@@ -5,8 +5,9 @@ Algorithm of Linsley et al. (arXiv:1805.08315) with the parameters of the Long R
 anew for many images at once. Two target curves grow in turn from neighbouring starts, distractors fill the room that is
 left, and discs mark the start of one curve and the end of the same (label 1) or the other (label 0).
 
-Two deliberate departures: the two targets keep clear of each other all along (see `grow_pairs`), so no label is
-ambiguous; and above 32 pixels, where the published parameters leave it open, the number of distractors is rounded down.
+Two deliberate departures: the two targets keep clear of each other all along, so no label is ambiguous, unless the
+recipe says otherwise (see `grow_pairs`); and above 32 pixels, where the published parameters leave it open, the number
+of distractors is rounded down.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ CONTOUR_LENGTHS: dict[Difficulty, int] = {"easy": 6, "medium": 9, "hard": 14}
 SIZES = (32, 64, 128, 256)
 
 
-def make_recipe(size: int, difficulty: Difficulty) -> Recipe:
+def make_recipe(size: int, difficulty: Difficulty, *, keep_apart: bool = True) -> Recipe:
     """Return the parameters of a dataset variant; `size` is one of `SIZES`."""
     contour = CONTOUR_LENGTHS[difficulty]
     distractor = contour // 3
@@ -42,6 +43,7 @@ def make_recipe(size: int, difficulty: Difficulty) -> Recipe:
             size=32, contour_length=contour, segment_length=2, thickness=0.5, margins=(1,), continuity=1.0,
             seed_distance=7, padding=1, marker_radius=1.5, distractor_length=distractor,
             num_distractors=20 // distractor, target_contrast=1.5, distractor_contrast=2.0,
+            keep_apart=keep_apart,
         )  # fmt: skip
     thickness, margins, distance, padding, radius, segments, contrast = {
         64: (1.0, (1,), 12, 1, 2.5, 22, 0.8),
@@ -52,6 +54,7 @@ def make_recipe(size: int, difficulty: Difficulty) -> Recipe:
         size=size, contour_length=contour, segment_length=5, thickness=thickness, margins=margins, continuity=1.8,
         seed_distance=distance, padding=padding, marker_radius=radius, distractor_length=distractor,
         num_distractors=segments * 3 // contour, target_contrast=contrast, distractor_contrast=contrast,
+        keep_apart=keep_apart,
     )  # fmt: skip
 
 

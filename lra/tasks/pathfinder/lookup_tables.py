@@ -54,6 +54,8 @@ class Recipe:
     """Distractors that are tried; one that finds no room is left out."""
     target_contrast: float
     distractor_contrast: float
+    keep_apart: bool = True
+    """Whether pairs of targets that touch are given up, see `curves.grow_pairs`."""
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import shutil
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field
 
-from lra.data.dataset import SPLITS, PreparedData, Split, SplitName, open_prepared
+from lra.data.dataset import PreparedData, Split, SplitName, open_prepared
 from lra.errors import DataError, UsageError
 from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
+from lra.tasks.baselines import Features, Floats, Ints
 from lra.tasks.image_preview import shade
 from lra.tasks.pathfinder import generator
 from lra.tasks.pathfinder.corpus import generate_images, sole_owner
+from lra.tasks.pathfinder.discs import find_discs, place_features
 from lra.tasks.pathfinder.sprites import Bytes
 from lra.terminal import echo
 
@@ -38,6 +41,9 @@ class ImageSetOptions(TaskOptions):
     """Seed of the generator, not of a run."""
     count: Annotated[int, Field(ge=10)] = OFFICIAL_COUNT
     """Images in all: 80 % for training, 10 % for validation, 10 % for test."""
+
+    touching: Literal["refused", "kept"] = "refused"
+    """Pairs of curves that touch or cross are generated anew, or kept as in the original generator."""
 
     @property
     def counts(self) -> dict[SplitName, int]:
@@ -73,6 +79,8 @@ class _Family(Task[OptionsT]):
     def dataset_name(self, options: OptionsT) -> str:
         """Say where the images come from, how hard they are, and all that sets them apart from the benchmark's."""
         parts = ["official files" if options.source == "official" else "generated", options.difficulty]
+        if options.touching == "kept":
+            parts.append("touching curves kept")
         if options.count != OFFICIAL_COUNT:
             parts.append(f"{' / '.join(map(str, options.counts.values()))} examples")
         return ", ".join(parts)
@@ -106,16 +114,24 @@ class _Family(Task[OptionsT]):
             if options.source == "official":
                 images, labels, generated_by, dataset = self._read(options, work, source, progress=progress)
             else:
-                recipe = generator.make_recipe(self.size, options.difficulty)
+                keep_apart = options.touching == "refused"
+                recipe = generator.make_recipe(self.size, options.difficulty, keep_apart=keep_apart)
                 images, labels = generate_images(
                     recipe, options.count, options.seed, work, workers=workers, progress=progress
                 )
                 generated_by, dataset = f"generator {generator.VERSION}", None
             splits = self._cut(images, labels, offset=self.token_offset(options))
-            floor = {"chance": 50.0, "majority": _majority(splits)}
-            data = self.write(options, target, splits, generated_by=generated_by, baselines=floor, dataset=dataset)
+            data = self.write(options, target, splits, generated_by=generated_by, dataset=dataset)
             shutil.rmtree(work, ignore_errors=True)
             return data
+
+    def baseline_features(self) -> Mapping[str, Features]:
+        """Return features of the places of the two discs."""
+        return {"discs only": self._discs}
+
+    def _discs(self, split: Split, rows: Ints) -> Floats:
+        images = split.tokens.reshape(-1, self.size, self.size)[rows]
+        return place_features(find_discs(images, generator.make_recipe(self.size, "hard").marker_radius))
 
     def describe_example(self, examples: Split, index: int) -> str:
         """Draw the image with characters."""
@@ -169,12 +185,6 @@ class _Family(Task[OptionsT]):
 
 
 _MEANING = ("the discs are on different curves", "the discs are on one curve")
-
-
-def _majority(splits: dict[SplitName, Split]) -> float:
-    """Return the accuracy in % on the test split of the training split's more frequent label."""
-    answer = int(2 * int(splits[SPLITS[0]].labels.sum()) >= len(splits[SPLITS[0]]))
-    return 100.0 * float((splits["test"].labels == answer).mean())
 
 
 class PathfinderTask(_Family[PathfinderOptions]):
