@@ -40,8 +40,9 @@ class LinearClassifier:
 
     def add(self, x: Floats, labels: npt.NDArray[np.integer]) -> None:
         """Add examples: (examples, features) and (examples,)."""
-        x = _with_one(x)
-        gram, answers = x.T @ x, x.T @ np.eye(self.num_classes)[labels]
+        columns = _with_one(x)
+        target: npt.NDArray[np.float64] = np.eye(self.num_classes)[labels]  # (examples, classes)
+        gram, answers = columns.T @ columns, columns.T @ target
         self._gram = gram if self._gram is None else self._gram + gram
         self._answers = answers if self._answers is None else self._answers + answers
 
