@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lra.cli import one_line_errors, version_option
+from lra.config.labels import split_row
 from lra.errors import UsageError
 from lra.names import suggest
 from lra.terminal import echo
@@ -259,8 +260,9 @@ def known_rows(names: tuple[str, ...], results: ResultSet) -> list[str]:
     """
     rows = []
     for name in names:
-        variant, bracket, settings = name.partition(" [")
-        rows.append(resolve_name("variant", variant, results.titles()) + bracket + settings)
+        variant, settings = split_row(name)
+        variant = resolve_name("variant", variant, results.titles())
+        rows.append(f"{variant} [{settings}]" if settings else variant)
     if len(set(rows)) < len(rows):
         raise UsageError(f"{rows[0]!r} against itself shows nothing; `lra-report table accuracy` lists the names")
     return rows

@@ -94,10 +94,10 @@ def _tables(results: ResultSet) -> list[Table]:
         makers = [accuracy, seeds, cost]
         if len({record.config.model.num_layers for record in part.records.values()}) > 1:
             makers.append(depth)
-        found += [make(part, profile, track) for make in makers]
+        found += [make(results, profile, track) for make in makers]
         for make in (ranks, vs_published):
             try:
-                found.append(make(part, profile, track))
+                found.append(make(results, profile, track))
             except UsageError:  # ranks need two tasks; some variants have no published numbers
                 continue
     return found + [efficiency(group) for group in measurement_groups(results)]

@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from lra.config.schema import RunConfig
+from lra.config.labels import settings_of, short_name, varying
+from lra.config.schema import RunConfig, canonical_json
 from lra.errors import StoreError, UsageError
 from lra.names import suggest_path
 from lra.results.bench_records import BenchRecord, bench_records
-from lra.results.dataframe import record_frame
+from lra.results.dataframe import record_frame, unique_titles
 from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt
 
 
@@ -31,14 +33,37 @@ class ResultSet:
     problems: list[str]
     """Files that could not be used, one line each."""
     seeds: frozenset[int] = frozenset()
-    """Seeds that a suite asks for; tables say which numbers lack one of them."""
+    """Seeds that a suite asks for; tables say which numbers lack one of them. Empty without a suite."""
     measurements: tuple[BenchRecord, ...] = ()
     """The measurements of `lra-bench`."""
 
     def profiles(self) -> list[tuple[str, str]]:
-        """List the (profile, track) pairs of the runs; each pair has its own tables."""
-        configs = [r.config for r in self.records.values()] + [a.config for a in self.attempts.values()]
-        return sorted({(config.profile, config.track) for config in configs})
+        """List the (profile, track) pairs of the runs; each pair has its own tables.
+
+        On the matched track, a profile is one recipe for each task. If the records of a task have several, because its
+        file was edited, each recipe counts as a profile of its own, whose name ends with the settings that differ.
+        """
+        return sorted({self._place(config) for config in self._run_configs()})
+
+    def _run_configs(self) -> list[RunConfig]:
+        return [r.config for r in self.records.values()] + [a.config for a in self.attempts.values()]
+
+    def _place(self, config: RunConfig) -> tuple[str, str]:
+        """Return the profile and track under which tables show a run."""
+        names = self._recipe_settings.get((config.profile, config.task), []) if config.track == "matched" else []
+        settings = settings_of(config)
+        text = ", ".join(f"{short_name(name)}={settings.get(name, 'absent')}" for name in names)
+        return (f"{config.profile} [{text}]" if text else config.profile), config.track
+
+    @functools.cached_property
+    def _recipe_settings(self) -> dict[tuple[str, str], list[str]]:
+        """The settings in which runs of one profile and task differ on the matched track, where they should not."""
+        found: dict[tuple[str, str], dict[bytes, dict[str, Any]]] = {}
+        for config in self._run_configs():
+            if config.track == "matched":
+                recipe = {name: value for name, value in settings_of(config).items() if not name.startswith("variant.")}
+                found.setdefault((config.profile, config.task), {})[canonical_json(recipe)] = recipe
+        return {key: varying(recipes.values()) for key, recipes in found.items() if len(recipes) > 1}
 
     def configs(self) -> list[RunConfig]:
         """List the configurations of all records, attempts and measurements."""
@@ -46,16 +71,11 @@ class ResultSet:
 
     def titles(self) -> dict[str, str]:
         """Return the display name of each variant; the registered name follows it if several variants share it."""
-        titles = {entry.config.variant.name: entry.variant_title for entry in self._entries()}
-        shared = Counter(titles.values())
-        return {name: title if shared[title] == 1 else f"{title} ({name})" for name, title in titles.items()}
+        entries = self._entries()
+        return unique_titles((e.config.variant.name for e in entries), (e.variant_title for e in entries))
 
     def _entries(self) -> list[RunRecord | AttemptedRun | BenchRecord]:
         return [*self.records.values(), *self.attempts.values(), *self.measurements]
-
-    def seed_count(self, frame: pd.DataFrame) -> int:
-        """Count the seeds that each number should rest on: those in the frame and those that the suite asks for."""
-        return len(self.seeds | set(frame["seed"]))
 
     def filter(self, wanted: Callable[[RunConfig], bool]) -> ResultSet:
         """Return the records, attempts and measurements whose configurations are wanted."""
@@ -72,20 +92,11 @@ class ResultSet:
 
     def for_profile(self, profile: str, track: str) -> ResultSet:
         """Return what belongs to one profile and track."""
-        return self.filter(lambda config: (config.profile, config.track) == (profile, track))
+        return self.filter(lambda config: self._place(config) == (profile, track))
 
     def frame(self) -> pd.DataFrame:
-        """Return the tidy frame of `lra.results.dataframe.record_frame` with two more columns.
-
-        `column` is the heading of the task; different data of one task get different headings. `label` is the display
-        name of the variant, followed in brackets by the settings in which its runs under one heading differ. One label,
-        heading and seed therefore belong to one run, and different runs are never averaged.
-        """
-        frame = record_frame(self.records.values(), self.attempts.values())
-        frame["column"] = _headings(frame)
-        frame["variant_title"] = frame["variant"].map(self.titles())
-        frame["label"] = label_by_settings(frame)
-        return frame
+        """Return the tidy frame of the runs: see `lra.results.dataframe.record_frame`."""
+        return record_frame(self.records.values(), self.attempts.values(), self.titles())
 
 
 def load_stores(folders: Sequence[Path]) -> ResultSet:
@@ -142,51 +153,3 @@ def _last_attempt(folder: Path, problems: list[str]) -> AttemptedRun | None:
     except StoreError as error:
         problems.append(str(error))
         return None
-
-
-def label_by_settings(frame: pd.DataFrame, leave_out: Sequence[str] = (), *, name: str = "variant_title") -> list[str]:
-    """Return the variant of each row, followed in brackets by the settings in which its rows under one heading differ.
-
-    Args:
-        frame: With the columns `variant`, `variant_title`, `column` and `settings`.
-        leave_out: Settings that the table shows in another way.
-        name: Column with the name of the variant: `variant_title`, or `variant` as on the command line.
-    """
-    varying: dict[str, set[str]] = {}
-    for (variant, _), group in frame.groupby(["variant", "column"], sort=False):
-        found = varying.setdefault(str(variant), set())
-        found |= set(varying_settings(group)) - set(leave_out)
-    labels = []
-    for variant, shown, settings in zip(frame["variant"], frame[name], frame["settings"], strict=True):
-        named = [setting for setting in sorted(varying[variant]) if setting in settings]
-        text = ", ".join(f"{short_name(setting)}={settings[setting]}" for setting in named)
-        labels.append(f"{shown} [{text}]" if text else shown)
-    return labels
-
-
-def short_name(setting: str) -> str:
-    """Return the name of a setting without its section."""
-    return setting.partition(".")[2] or setting
-
-
-def varying_settings(frame: pd.DataFrame) -> list[str]:
-    """List the settings that do not have the same value in all rows; an absent setting counts as a value."""
-    values: dict[str, set[str]] = {}
-    holders: Counter[str] = Counter()
-    for settings in frame["settings"]:
-        holders.update(list(settings))
-        for name, value in settings.items():
-            values.setdefault(name, set()).add(repr(value))
-    return sorted(name for name, found in values.items() if len(found) > 1 or holders[name] < len(frame))
-
-
-def _headings(frame: pd.DataFrame) -> list[str]:
-    datasets = frame.groupby("task")["dataset"].nunique()
-    digests = frame.groupby(["task", "dataset"])["data_digest"].nunique()
-    headings = []
-    for task, title, dataset, digest in zip(
-        frame["task"], frame["title"], frame["dataset"], frame["data_digest"], strict=True
-    ):
-        heading = title if datasets[task] == 1 else f"{title} ({dataset})"
-        headings.append(heading if digests[task, dataset] == 1 else f"{heading} {digest[:8]}")
-    return headings

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
+from lra.config.labels import fits, settings_of, split_row
 from lra.errors import UsageError
 from lra.names import fold, suggest
 from lra.terminal import clean_line, echo
@@ -54,7 +55,7 @@ _OPTIONS = (
     click.option("--task", "tasks", multiple=True, callback=_keep, expose_value=False,
                  help="Only records of this task; may be repeated."),
     click.option("--variant", "variants", multiple=True, callback=_keep, expose_value=False,
-                 help="Only records of this variant; may be repeated."),
+                 help="Only records of this variant, or of one row of it, 'local [window=4]'; may be repeated."),
 )  # fmt: skip
 
 
@@ -119,8 +120,11 @@ def select(results: ResultSet, selection: Selection) -> ResultSet:
         tasks = {resolve_name("task", name, known) for name in selection.tasks}
         results = results.filter(lambda config: config.task in tasks)
     if selection.variants:
-        variants = {resolve_name("variant", name, results.titles()) for name in selection.variants}
-        results = results.filter(lambda config: config.variant.name in variants)
+        split = [split_row(name) for name in selection.variants]
+        rows = [(resolve_name("variant", name, results.titles()), settings) for name, settings in split]
+        results = results.filter(
+            lambda config: any(config.variant.name == name and fits(settings_of(config), text) for name, text in rows)
+        )
     if not results.configs():
         raise UsageError("no record fits all options together")
     return results

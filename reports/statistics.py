@@ -30,7 +30,7 @@ class Estimate:
     count: int
     low: float
     high: float
-    """Bounds of the interval; NaN for one value."""
+    """Bounds of the interval; NaN for one value, and for equal values, of which the interval would have no width."""
 
 
 def mean_with_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
@@ -45,6 +45,8 @@ def mean_with_interval(values: Sequence[float], confidence: float = 0.95) -> Est
     if len(data) == 1:
         return Estimate(mean=float(data[0]), deviation=math.nan, count=1, low=math.nan, high=math.nan)
     mean, deviation = float(data.mean()), float(data.std(ddof=1))
+    if deviation <= 1e-12 * max(1.0, abs(mean)):  # a spread of the size of rounding errors is none
+        return Estimate(mean=mean, deviation=0.0, count=len(data), low=math.nan, high=math.nan)
     half = float(stats.t.ppf(0.5 + confidence / 2, len(data) - 1)) * deviation / math.sqrt(len(data))
     return Estimate(mean=mean, deviation=deviation, count=len(data), low=mean - half, high=mean + half)
 
@@ -71,8 +73,7 @@ def compare_paired(first: Sequence[float], second: Sequence[float]) -> PairedCom
         raise ValueError(f"{len(first)} and {len(second)} values do not pair")
     differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     estimate = mean_with_interval(differences.tolist())
-    # A spread of the size of rounding errors is none.
-    if estimate.count < 2 or estimate.deviation <= 1e-12 * max(1.0, abs(estimate.mean)):
+    if math.isnan(estimate.low):
         return PairedComparison(difference=estimate, p_value=math.nan, detectable=math.nan)
     return PairedComparison(
         difference=estimate,

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from attention_zoo import available
+from lra.config.labels import Row, row_names, settings_of
 from lra.config.profiles import Profile, load_builtin, load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig, Section, Track
@@ -119,26 +120,15 @@ def _combinations(grids: Grid | list[Grid]) -> Iterator[dict[str, Any]]:
 
 
 def labels(runs: list[RunConfig]) -> list[str]:
-    """Name each run of a suite: task, variant, the settings in which runs of that variant differ, seed."""
-    flat = [_flat(run.model_dump(exclude={"seed", "task"})) for run in runs]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for run, values in zip(runs, flat, strict=True):
-        groups.setdefault((run.task, run.variant.name), []).append(values)
-    names = []
-    differing: dict[tuple[str, str], set[str]] = {
-        key: {name for values in group for name in values | group[0] if values.get(name) != group[0].get(name)}
-        for key, group in groups.items()
-    }
-    for run, values in zip(runs, flat, strict=True):
-        names_apart = differing[run.task, run.variant.name]
-        apart = [f"{key.removeprefix('variant.options.')}={values[key]}" for key in values if key in names_apart]
-        names.append(" ".join([run.task, run.variant.name, *apart, f"seed {run.seed}"]))
-    return names
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping) and value
-        result |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return result
+    """Name each run of a suite: task, row (see `lra.config.labels`), seed."""
+    rows = [
+        Row(
+            variant=run.variant.name,
+            shown=run.variant.name,
+            heading=run.task,
+            profile=run.profile,
+            settings=settings_of(run),
+        )
+        for run in runs
+    ]
+    return [f"{run.task} {name}, seed {run.seed}" for run, name in zip(runs, row_names(rows), strict=True)]

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lra.config.labels import Row, row_names, settings_of
 from lra.errors import StoreError
 from lra.results.records import AttemptedRun, RunRecord, Store
 
@@ -18,7 +20,7 @@ COLUMNS = (
     "seed", "status", "accuracy",
     "correct", "total", "validation_accuracy", "selected_step", "steps", "batch_size", "layers", "parameters",
     "parameters_full", "flops", "examples_per_second", "tokens_per_second", "peak_bytes", "train_seconds", "device",
-    "backend", "finished_at", "settings",
+    "backend", "finished_at", "settings", "column", "label",
 )  # fmt: skip
 
 
@@ -39,11 +41,22 @@ def load(folder: Path | str) -> pd.DataFrame:
     return frame
 
 
-def record_frame(records: Iterable[RunRecord], attempts: Iterable[AttemptedRun] = ()) -> pd.DataFrame:
+def record_frame(
+    records: Iterable[RunRecord], attempts: Iterable[AttemptedRun] = (), titles: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """Return one row per record, then one per run that was tried and has none.
 
     Columns in percent: `accuracy`, `validation_accuracy`. What a run did not give is missing, never 0. `settings` holds
     everything else that can change the number, as one flat dict: `variant.rank`, `model.num_layers`, `train.lr` ...
+
+    `column` is the heading of the task in tables; different data of one task get different headings. `label` is the
+    name of the row: see `lra.config.labels`. One profile, track, label, heading and seed belong to one run, so a mean
+    over these never mixes different runs.
+
+    Args:
+        records: Of any profiles.
+        attempts: Runs that have no record.
+        titles: Display names by variant, if not those of the records.
     """
     import pandas as pd
 
@@ -51,7 +64,48 @@ def record_frame(records: Iterable[RunRecord], attempts: Iterable[AttemptedRun] 
     frame = pd.DataFrame(rows, columns=COLUMNS)
     numbers = ["accuracy", "validation_accuracy", "flops", "examples_per_second", "tokens_per_second", "peak_bytes"]
     frame[numbers] = frame[numbers].astype(float)
+    frame["variant_title"] = frame["variant"].map(titles or unique_titles(frame["variant"], frame["variant_title"]))
+    for column, written in (("column", _headings), ("label", label_rows)):
+        texts = pd.Series("", index=frame.index, dtype=object)
+        for _, group in frame.groupby(["profile", "track"]):
+            texts[group.index] = written(group)
+        frame[column] = texts
     return frame
+
+
+def unique_titles(variants: Iterable[str], titles: Iterable[str]) -> dict[str, str]:
+    """Return the display name of each variant; the registered name follows it if several variants share it."""
+    by_name = dict(zip(variants, titles, strict=True))
+    shared = Counter(by_name.values())
+    return {name: title if shared[title] == 1 else f"{title} ({name})" for name, title in by_name.items()}
+
+
+def label_rows(frame: pd.DataFrame, leave_out: Collection[str] = (), *, name: str = "variant_title") -> list[str]:
+    """Return the name of each row of a frame that one table can hold: see `lra.config.labels`.
+
+    Args:
+        frame: With the columns `variant`, `variant_title`, `column`, `profile` and `settings`.
+        leave_out: Settings that the table shows in another way.
+        name: Column with the name of the variant: `variant_title`, or `variant` as on the command line.
+    """
+    columns = (frame[each] for each in ("variant", name, "column", "profile", "settings"))
+    rows = [
+        Row(variant=variant, shown=shown, heading=heading, profile=profile, settings=settings)
+        for variant, shown, heading, profile, settings in zip(*columns, strict=True)
+    ]
+    return row_names(rows, leave_out)
+
+
+def _headings(frame: pd.DataFrame) -> list[str]:
+    datasets = frame.groupby("task")["dataset"].nunique()
+    digests = frame.groupby(["task", "dataset"])["data_digest"].nunique()
+    headings = []
+    for task, title, dataset, digest in zip(
+        frame["task"], frame["title"], frame["dataset"], frame["data_digest"], strict=True
+    ):
+        heading = title if datasets[task] == 1 else f"{title} ({dataset})"
+        headings.append(heading if digests[task, dataset] == 1 else f"{heading} {digest[:8]}")
+    return headings
 
 
 def _record_row(record: RunRecord) -> dict[str, Any]:
@@ -88,11 +142,7 @@ def _attempt_row(attempt: AttemptedRun) -> dict[str, Any]:
 
 
 def _run_row(run: RunRecord | AttemptedRun) -> dict[str, Any]:
-    config, hashed = run.config, run.config.hashed()
-    settings = {f"variant.{name}": value for name, value in hashed["variant"]["options"].items()}
-    settings["variant.origin"] = config.variant.origin
-    for section in ("data", "model", "train"):
-        settings |= {f"{section}.{name}": value for name, value in hashed[section].items()}
+    config = run.config
     return {
         "run_id": run.run_id,
         "task": config.task,
@@ -107,5 +157,5 @@ def _run_row(run: RunRecord | AttemptedRun) -> dict[str, Any]:
         "steps": config.train.steps,
         "batch_size": config.train.batch_size,
         "layers": config.model.num_layers,
-        "settings": settings,
+        "settings": settings_of(config),
     }

@@ -10,8 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lra.errors import UsageError
+from lra.results.dataframe import label_rows
 
-from ..result_set import ResultSet, label_by_settings
+from ..result_set import ResultSet
 from ..tables.captions import headings
 from ..tables.efficiency import describe, labels_in_order, measurement_groups
 from .lines import LINES_PER_PANEL, depth_curves, learning_curves, scaling_curves
@@ -102,5 +103,5 @@ def _of_task(results: ResultSet, frame: pd.DataFrame, where: str) -> Iterator[tu
         if drawn is not None:
             yield title, drawn
     if frame["layers"].nunique() > 1:
-        by_depth = frame.assign(label=label_by_settings(frame, leave_out=["model.num_layers"]))
+        by_depth = frame.assign(label=label_rows(frame, leave_out=["model.num_layers"]))
         yield f"depth: {where}", depth_curves(by_depth, where)

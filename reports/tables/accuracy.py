@@ -33,7 +33,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     results = results.for_profile(profile, track)
     frame = results.frame()
     columns, labels = headings(frame), sorted(frame["label"].unique())
-    seeds = results.seed_count(frame)
+    seeds = len(results.seeds)
     cells = pd.DataFrame(NOT_RUN, index=labels, columns=columns, dtype=object)
     values = pd.DataFrame(np.nan, index=labels, columns=columns)
     for (label, column), group in frame.groupby(["label", "column"]):
@@ -75,6 +75,10 @@ def accuracy_cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
     """Write the runs of one variant on one task, and return their mean.
 
     The mean is NaN if one of the runs ended without a number, so that no average and no ranking uses it.
+
+    Args:
+        group: The runs.
+        expected: How many seeds a suite asks for; 0 without one: as many as were tried.
     """
     scores = group["accuracy"].dropna().tolist()
     failures = Counter(group["status"][group["accuracy"].isna()])
@@ -83,6 +87,7 @@ def accuracy_cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
         return ", ".join(words), math.nan
     estimate = mean_with_interval(scores)
     spread = "" if math.isnan(estimate.deviation) else f" ± {estimate.deviation:.2f}"
+    expected = max(expected, group["seed"].nunique())
     count = f"({estimate.count}/{expected})" if estimate.count < expected else f"({estimate.count})"
     return ", ".join([f"{estimate.mean:.2f}{spread} {count}", *words]), (math.nan if words else estimate.mean)
 

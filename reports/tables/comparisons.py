@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from lra.config.labels import fits, short_name, split_row, varying
 from lra.errors import UsageError
 from lra.names import suggest
+from lra.results.dataframe import label_rows
 
-from ..result_set import ResultSet, label_by_settings, short_name, varying_settings
+from ..result_set import ResultSet
 from ..statistics import average_ranks, compare_paired, holm, mcnemar
 from .accuracy import accuracy_cell
 from .captions import (
@@ -27,6 +29,7 @@ from .captions import (
 from .table import Table, plain_table
 
 BASE = "(base)"
+NO_SPREAD = "Equal differences have no spread to make an interval of, so there is none."
 SUGGESTED = 2
 """Rows that an error names."""
 
@@ -38,14 +41,15 @@ def head_to_head(results: ResultSet, profile: str, track: str, first: str, secon
         results: The records.
         profile: Profile of the records to use.
         track: Their track.
-        first: Row of the accuracy table, with the registered name: `contextpool [num_layers=1]`.
+        first: Row of the accuracy table, with the registered name: `contextpool [num_layers=1]`. Settings may be left
+            out that no two rows of the variant need to be told apart.
         second: The same.
 
     Raises:
         UsageError: One of the two has no records here, or they have no task and seed in common.
     """
     frame = results.for_profile(profile, track).frame()
-    frame["row"] = label_by_settings(frame, name="variant")
+    frame["row"] = label_rows(frame, name="variant")
     names = [_label_of_row(row, frame, f"under profile {profile}, {track} track") for row in (first, second)]
     rows, p_values, used = [], list[float](), list[str]()
     for column in headings(frame):
@@ -79,6 +83,7 @@ def head_to_head(results: ResultSet, profile: str, track: str, first: str, secon
     frame = frame[frame["run_id"].isin(used)]
     notes = [
         f"Difference: {names[0]} minus {names[1]}, points of test accuracy, mean over the seeds that both have.",
+        *([NO_SPREAD] if any(row["95 % interval"] == NOT_RUN and row["seeds"] != "1" for row in rows) else []),
         f"Detectable: the true difference that this many pairs with this spread would show in 80 % of cases; {NOT_RUN} "
         "for one pair, and for pairs without spread, where the t test does not apply.",
         "Only: test examples that one of the two has right and the other has wrong, per seed (exact McNemar test).",
@@ -100,22 +105,30 @@ def ablation(results: ResultSet, profile: str, track: str, variant: str) -> Tabl
     The base setting has the most common value of each setting. Of equally common values, it has that of the run that
     ended first.
 
+    Args:
+        results: The records.
+        profile: Profile of the records to use.
+        track: Their track.
+        variant: Name of the variant. Settings in brackets, as in `contextpool [placement=stream]`, choose the base.
+
     Raises:
         UsageError: The variant has no records here, or all of its records have the same settings.
     """
     everything = results.for_profile(profile, track).frame()
+    row = variant
+    variant, base_settings = split_row(row)
     frame = everything[everything["variant"] == variant]
-    if frame.empty:
-        raise UsageError(f"no records of {variant!r} under profile {profile}, {track} track")
+    if not any(fits(settings, base_settings) for settings in frame["settings"]):
+        raise UsageError(f"no records of {row!r} under profile {profile}, {track} track")
     rows, notes = [], []
     for column in headings(frame):
         here = frame[frame["column"] == column]
-        changes, setting = _changes(here)
+        changes, setting = _changes(here, base_settings)
         notes.append(f"Base on {column}: {setting or 'the only setting'}.")
         base = _scored(here[[change == "" for change in changes]])
         for changed in sorted(set(changes)):
             group = here[[change == changed for change in changes]]
-            text, _ = accuracy_cell(group, results.seed_count(frame))
+            text, _ = accuracy_cell(group, len(results.seeds))
             rows.append(
                 {
                     "task": column,
@@ -130,6 +143,8 @@ def ablation(results: ResultSet, profile: str, track: str, variant: str) -> Tabl
             "lra-run --set variant.OPTION=VALUE runs another"
         )
     notes.append("Difference: mean over common seeds, with its 95 % t interval and the number of pairs.")
+    differences = [row["difference to base"] for row in rows]
+    notes += [NO_SPREAD] if any("[" not in text and not text.endswith(("(1)", NOT_RUN)) for text in differences) else []
     notes += dataset_notes(frame)
     title = table_caption(f"Ablation of {results.titles()[variant]}", profile, track, results, frame)
     return plain_table(title, rows, preview(frame) + notes, frame)
@@ -143,7 +158,7 @@ def ranks(results: ResultSet, profile: str, track: str) -> Table:
     """
     frame = results.for_profile(profile, track).frame()
     columns, labels = headings(frame), sorted(frame["label"].unique())
-    expected = results.seed_count(frame)
+    expected = len(results.seeds)
     scores = {
         label: [
             accuracy_cell(part, expected)[1] if len(part) else math.nan for part in _by_column(frame, label, columns)
@@ -177,21 +192,30 @@ def _label_of_row(row: str, frame: pd.DataFrame, where: str) -> str:
     """
     known = set(frame["row"])
     if row not in known:
-        variant = row.partition(" [")[0]
-        rows = sorted(other for other in known if other.partition(" [")[0] == variant)
-        if len(rows) > SUGGESTED:
-            some = ", ".join(map(repr, rows[:SUGGESTED]))
-            raise UsageError(f"no row {row!r} {where}, but {len(rows)} with settings, such as {some}; --suite narrows")
-        raise UsageError(f"no row {row!r} {where}; {suggest(row, rows or set(frame['variant']))}")
+        variant, settings = split_row(row)
+        of_variant = frame[frame["variant"] == variant]
+        fitting = sorted(set(of_variant["row"][[fits(found, settings) for found in of_variant["settings"]]]))
+        if len(fitting) > 1:
+            some = ", ".join(map(repr, fitting[:SUGGESTED]))
+            raise UsageError(
+                f"no row {row!r} {where}, but {len(fitting)} with settings, such as {some}; --suite narrows"
+            )
+        if not fitting:
+            raise UsageError(f"no row {row!r} {where}; {suggest(row, set(of_variant['row']) or set(frame['variant']))}")
+        row = fitting[0]
     return str(frame["label"][frame["row"] == row].iloc[0])
 
 
-def _changes(frame: pd.DataFrame) -> tuple[list[str], str]:
-    """Return the departures of each row from the most common settings, and the most common values of what differs."""
-    names = varying_settings(frame)
+def _changes(frame: pd.DataFrame, base: str) -> tuple[list[str], str]:
+    """Return the departures of each row from the base setting, and the values of the base in what differs.
+
+    The base has the most common settings of the rows that fit the given ones.
+    """
+    names = varying(frame["settings"])
     texts = [{name: str(settings.get(name, "absent")) for name in names} for settings in frame["settings"]]
-    in_time = [texts[row] for row in frame["finished_at"].reset_index(drop=True).sort_values(kind="stable").index]
-    common = {name: Counter(text[name] for text in in_time).most_common(1)[0][0] for name in names}
+    order = frame["finished_at"].reset_index(drop=True).sort_values(kind="stable").index
+    fitting = [row for row in order if fits(frame["settings"].iloc[row], base)] or list(order)
+    common = {name: Counter(texts[row][name] for row in fitting).most_common(1)[0][0] for name in names}
 
     def written(values: dict[str, str]) -> str:
         return ", ".join(f"{short_name(name)}={value}" for name, value in values.items())
@@ -215,7 +239,7 @@ def _difference(ours: pd.DataFrame, base: pd.DataFrame) -> str:
     if not shared:
         return NOT_RUN
     result = compare_paired(ours.loc[shared, "accuracy"].tolist(), base.loc[shared, "accuracy"].tolist()).difference
-    interval = "" if len(shared) == 1 else f" {_interval(result.low, result.high)}"
+    interval = "" if math.isnan(result.low) else f" {_interval(result.low, result.high)}"
     return f"{result.mean:+.2f}{interval} ({len(shared)})"
 
 

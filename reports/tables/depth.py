@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from lra.errors import UsageError
+from lra.results.dataframe import label_rows
 
-from ..result_set import ResultSet, label_by_settings
+from ..result_set import ResultSet
 from .accuracy import accuracy_cell
 from .captions import NOT_RUN, dataset_notes, number, preview, table_caption
 from .cost import FLOPS_NOTE, median
@@ -21,9 +22,9 @@ def depth(results: ResultSet, profile: str, track: str) -> Table:
     frame = results.for_profile(profile, track).frame()
     if frame["layers"].nunique() == 1:
         raise UsageError(f"all runs under profile {profile}, {track} track, have the same number of layers")
-    frame["label"] = label_by_settings(frame, leave_out=["model.num_layers"])
+    frame["label"] = label_rows(frame, leave_out=["model.num_layers"])
     frame["step_seconds"] = frame["batch_size"] / frame["examples_per_second"]
-    seed_count = results.seed_count(frame)
+    seed_count = len(results.seeds)
     rows = []
     for (column, label, layers), group in frame.groupby(["column", "label", "layers"]):
         times = [

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from lra.config.labels import settings_of
 from lra.errors import UsageError
 from lra.results.bench_format import (
     FLAGGED,
@@ -22,8 +23,9 @@ from lra.results.bench_format import (
     table_2_columns,
 )
 from lra.results.bench_records import BenchRecord
+from lra.results.dataframe import label_rows
 
-from ..result_set import ResultSet, label_by_settings
+from ..result_set import ResultSet
 from .captions import NOT_RUN
 from .table import Table
 
@@ -43,7 +45,12 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
             "variant": measurement.variant,
             "variant_title": titles[measurement.variant],
             "column": "",
-            "settings": {f"variant.{name}": value for name, value in measurement.config.variant.options.items()},
+            "profile": measurement.config.profile,
+            "settings": {
+                name: value
+                for name, value in settings_of(measurement.config).items()
+                if name.startswith("variant.") or name == "model.positions"
+            },
             "length": measurement.length,
             "batch": measurement.batch_size,
             "seconds": np.nan if measurement.timing is None else measurement.timing.median,
@@ -54,8 +61,8 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
     ]
     groups = []
     for _, group in pd.DataFrame(rows).groupby("key") if rows else []:
-        names = pd.Series(label_by_settings(group, name="variant"), group.index)
-        labelled = group.assign(label=label_by_settings(group), is_reference=names == REFERENCE)
+        names = pd.Series(label_rows(group, name="variant"), group.index)
+        labelled = group.assign(label=label_rows(group), is_reference=names == REFERENCE)
         same_place = ["label", "length"]
         split = bool(labelled.drop_duplicates([*same_place, "batch"]).duplicated(same_place).any())
         parts = [part for _, part in labelled.groupby("batch")] if split else [labelled]

@@ -70,7 +70,7 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
         UsageError: Nothing comparable was published.
     """
     frame = results.for_profile(profile, track).frame()
-    seeds = results.seed_count(frame)
+    seeds = len(results.seeds)
     ours: dict[tuple[str, str], list[pd.DataFrame]] = {}
     for (variant, task, _, _), group in frame.groupby(["variant", "task", "column", "label"]):
         ours.setdefault((str(variant), str(task)), []).append(group)

@@ -28,7 +28,8 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
                 single = group.loc[scores.index[0]]
                 low, high = (100 * bound for bound in wilson_interval(int(single["correct"]), int(single["total"])))
                 kind = "Wilson"
-            row |= {"mean": f"{estimate.mean:.2f}", "interval": f"{low:.2f} to {high:.2f} ({kind})"}
+            interval = f"{low:.2f} to {high:.2f} ({kind})" if low < high else NOT_RUN
+            row |= {"mean": f"{estimate.mean:.2f}", "interval": interval}
             learnt = sum(is_trained(results, run_id) for run_id in group["run_id"])
             row |= {"lowest": f"{scores.min():.2f}", "highest": f"{scores.max():.2f}"}
             row["trained"] = f"{learnt}/{len(group)}"
@@ -38,5 +39,7 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
         "about other seeds.",
         "Trained: above every answer that needs no input (chance, majority) by more than the noise of the test set.",
     ]
+    if any(row["interval"] == NOT_RUN != row["mean"] for row in rows):
+        notes.append(f"{NOT_RUN} for an interval: all seeds have one score, and equal scores have no spread.")
     notes = preview(frame) + notes + dataset_notes(frame)
     return plain_table(table_caption("Test accuracy over seeds", profile, track, results, frame), rows, notes, frame)

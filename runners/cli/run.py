@@ -125,6 +125,7 @@ def command(
     seed_list = parse_seeds(seeds or "0")
     import torch
 
+    from lra.config.labels import row_name
     from lra.config.profiles import load_profile
     from lra.config.resolve import parse_override
     from lra.data.dataset import data_home
@@ -187,12 +188,16 @@ def command(
     for number, config in enumerate(configs):
         if signals.stop_requested():
             sys.exit(signals.EXIT_PREEMPTED)
+<<<<<<< HEAD
         name, seed = config.variant.name, config.seed
         if len(configs) > 1:
             options = replace(options, title_prefix=f"[{number + 1}/{len(configs)}] ")
             if ran and new[number] and not quiet and ranks.is_main:
                 seconds = (time.monotonic() - started) / ran * sum(new[number:])
                 echo(f"Run {number + 1} of {len(configs)}; about {words(seconds)} left for all.", err=True)
+=======
+        name, seed = row_name(config), config.seed
+>>>>>>> 20ce26e (Name rows by what is not the default, and recipes that differ by what differs)
         try:
             record = run(config, prepared[config.task], store, options, signals.stop_requested)
             all_ok &= record.status == "ok"

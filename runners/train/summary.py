@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from attention_zoo import get_variant
+from lra.config.labels import row_name
 from lra.config.schema import RunConfig
 from lra.metrics import wilson_interval
 from lra.results.bench_format import breaks_parameter_rule
@@ -32,7 +33,7 @@ def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> 
             "Intervals: Wilson, 95 %, over the test examples; they do not show what another seed would do.",
             f"Memory: {first.cost.peak_memory_method}.",
             *_parameter_notes(records),
-            *(f"{r.config.variant.name}, seed {r.config.seed}: {store.record_path(r.run_id)}" for r in records),
+            *(f"{row_name(r.config)}, seed {r.config.seed}: {store.record_path(r.run_id)}" for r in records),
         ]
         lines = [title, "", *lines, "", *notes]
     return "\n".join(lines)
@@ -52,7 +53,7 @@ _HEADERS = (
 
 
 def _row(config: RunConfig, record: RunRecord | str) -> tuple[str, ...]:
-    first = (get_variant(config.variant.name).title, str(config.seed))
+    first = (row_name(config, get_variant(config.variant.name).title), str(config.seed))
     if isinstance(record, str) or record.outcome is None:
         status = record if isinstance(record, str) else record.status
         return (*first, status, *("-",) * (len(_HEADERS) - 3))
@@ -72,9 +73,8 @@ def _row(config: RunConfig, record: RunRecord | str) -> tuple[str, ...]:
 
 def _parameter_notes(records: Sequence[RunRecord]) -> list[str]:
     notes = []
-    for record in {record.config.variant.name: record for record in records}.values():
+    for title, record in {row_name(record.config, record.variant_title): record for record in records}.items():
         ratio = record.cost.parameters / record.cost.parameters_full
         if breaks_parameter_rule(ratio):
-            title = record.variant_title
             notes.append(f"Parameters of {title}: {ratio:.2f} x full attention, outside the benchmark's 10 % rule.")
     return notes

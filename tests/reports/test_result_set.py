@@ -1,9 +1,14 @@
 """Reading of several stores as one."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from lra.results import load
+from reports.html_page import page
 from reports.result_set import load_stores
-from tests.reports.synthetic import add_run
+from reports.tables import accuracy
+from tests.reports.synthetic import add_run, cell_config
 
 
 def test_two_stores_are_read_as_one_and_disagreements_are_told(tmp_path):
@@ -14,3 +19,54 @@ def test_two_stores_are_read_as_one_and_disagreements_are_told(tmp_path):
     assert len(results.records) == 2
     assert [problem for problem in results.problems if "another outcome" in problem] == results.problems
     assert len(results.problems) == 1
+
+
+def edited_recipe(**changes):
+    """Return the run of a profile of somebody else, whose file says something else than before."""
+    config = cell_config(profile="mine")
+    return config.model_copy(update={"train": config.train.model_copy(update=changes)})
+
+
+def test_recipes_of_one_profile_that_differ_never_share_a_table(tmp_path):
+    add_run(tmp_path, 400, config=edited_recipe())
+    add_run(tmp_path, 900, config=edited_recipe(lr=0.5))
+    add_run(tmp_path, 500, profile="mine", task="text")
+    results = load_stores([tmp_path])
+    assert results.profiles() == [("mine", "matched"), ("mine [lr=0.001]", "matched"), ("mine [lr=0.5]", "matched")]
+    tables = [accuracy(results, *place) for place in results.profiles()]
+    assert [table.cells.iloc[0].tolist() for table in tables] == [["50.00 (1)"], ["40.00 (1)"], ["90.00 (1)"]]
+    assert "profile mine [lr=0.5], matched track" in tables[2].caption
+    assert "lr=0.5" in page(results, "a command")
+
+
+def test_recipes_of_the_open_track_share_a_table_that_names_what_differs(tmp_path):
+    add_run(tmp_path, 400, variant="full", track="open", layers=2)
+    add_run(tmp_path, 410, variant="linear", track="open", layers=3)
+    results = load_stores([tmp_path])
+    assert results.profiles() == [("quick", "open")]
+    assert sorted(results.frame()["label"]) == ["full [num_layers=2]", "linear [num_layers=3]"]
+
+
+def test_seeds_that_nobody_asked_for_are_not_missing(tmp_path):
+    for seed in range(2):
+        add_run(tmp_path, 400, seed=seed)
+    add_run(tmp_path, 410, variant="linear")
+    cells = accuracy(load_stores([tmp_path]), "quick", "matched").cells
+    assert cells["ListOps"].tolist()[:2] == ["40.00 ± 0.00 (2)", "41.00 (1)"]
+    asked = replace(load_stores([tmp_path]), seeds=frozenset(range(2)))
+    assert accuracy(asked, "quick", "matched").cells.loc["linear", "ListOps"] == "41.00 (1/2)"
+
+
+def test_the_frame_from_python_has_the_rows_of_the_tables(tmp_path):
+    for seed in range(2):
+        add_run(tmp_path, 400 + seed, seed=seed)
+        add_run(tmp_path, 700, seed=seed, options={"rotary": True})
+        add_run(tmp_path, 800, seed=seed, track="open")
+    frame = load(tmp_path)
+    means = frame.groupby(["profile", "track", "column", "label"])["accuracy"].mean()
+    assert means.to_dict() == {
+        ("quick", "matched", "ListOps", "full"): 40.05,
+        ("quick", "matched", "ListOps", "full [rotary=True]"): 70.0,
+        ("quick", "open", "ListOps", "full"): 80.0,
+    }
+    assert (frame.groupby(["profile", "track", "column", "label", "seed"]).size() == 1).all()

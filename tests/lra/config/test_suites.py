@@ -63,9 +63,9 @@ def test_lists_are_crossed_grids_are_joined_and_repeats_dropped(tmp_path):
     cells = expand(suite(tmp_path, variants={"ContextPool": grids, "full": {}}, seeds=[0, 4]))
     names = labels(cells)
     assert len(cells) == 2 * (4 + 1 + 1)
-    assert "listops full seed 4" in names
+    assert "listops full, seed 4" in names
     assert [name for name in names if "=3.0" in name] == [
-        f"listops contextpool initial_sigma=3.0 placement=branch seed {seed}" for seed in (0, 4)
+        f"listops contextpool [initial_sigma=3.0], seed {seed}" for seed in (0, 4)
     ]
 
 

@@ -36,8 +36,8 @@ def test_what_is_missing_is_said_and_never_averaged(tmp_path):
         for seed in range(3):
             add_run(tmp_path, 500, variant="sparse", task=task, seed=seed)
     cells = made(accuracy, tmp_path).cells
-    assert cells.loc["linear"].tolist() == ["30.00 (1/3)", "-", "-", "-", "-", "-"]
-    assert cells.loc["local", "Text"] == "31.00 (1/3), diverged (1/2)"
+    assert cells.loc["linear"].tolist() == ["30.00 (1)", "-", "-", "-", "-", "-"]
+    assert cells.loc["local", "Text"] == "31.00 (1/2), diverged (1/2)"
     assert cells.loc["local", "Image"] == "OOM (2/2)"
     assert cells.loc["local", "ListOps"] == "preempted (1/1)"
     assert cells.loc[["linear", "local", "sparse"], "A5"].tolist() == ["-", "-", "-"]

@@ -50,7 +50,7 @@ def test_ablation_differs_from_the_most_common_setting(tmp_path):
     add_run(tmp_path, 403, seed=3)
     cells = made(ablation, tmp_path, "full").cells
     assert cells["changed"].tolist() == ["(base)", "rotary=True"]
-    assert cells["test accuracy %"].tolist() == ["40.15 ± 0.13 (4)", "45.20 ± 0.20 (3/4)"]
+    assert cells["test accuracy %"].tolist() == ["40.15 ± 0.13 (4)", "45.20 ± 0.20 (3)"]
     assert cells["difference to base"].tolist() == ["-", "+5.10 [+4.85, +5.35] (3)"]
 
 
@@ -69,3 +69,52 @@ def test_ranks(tmp_path):
     assert table.cells.to_numpy().tolist() == [["linear", "1.00"], ["contextpool", "2.00"], ["full", "3.00"]]
     assert "Critical difference (Nemenyi, 0.05): 1.48" in notes_of(table)  # 2.343 sqrt(3 * 4 / 30)
     assert "Left out because a task is missing: local." in table.notes
+
+
+def test_equal_differences_have_no_interval_and_the_table_says_why(tmp_path):
+    for seed in range(2):
+        add_run(tmp_path, 400 + seed, seed=seed, finished_at="2026-01-01T00:00:00+00:00")
+        add_run(tmp_path, 410 + seed, seed=seed, options={"rotary": True}, finished_at="2026-01-02T00:00:00+00:00")
+    table = made(ablation, tmp_path, "full")
+    assert table.cells["difference to base"].tolist() == ["-", "+1.00 (2)"]
+    assert "Equal differences have no spread" in notes_of(table)
+    against = made(head_to_head, tmp_path, "full [rotary=True]", "full")
+    assert against.cells["95 % interval"].tolist() == ["-"]
+    assert "Equal differences have no spread" in notes_of(against)
+
+
+def test_differences_with_a_spread_have_an_interval_and_no_such_note(tmp_path):
+    for seed in range(2):
+        add_run(tmp_path, 400 + seed, seed=seed, finished_at="2026-01-01T00:00:00+00:00")
+        add_run(tmp_path, 410 + 2 * seed, seed=seed, options={"rotary": True})
+    table = made(ablation, tmp_path, "full")
+    assert "[" in table.cells["difference to base"][1]
+    assert "Equal differences" not in notes_of(table)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("full", "full"),
+        ("full [rotary=False]", "full"),
+        ("full [rotary=True]", "full [rotary=True]"),
+        ("linear", "linear [rotary=True]"),
+        ("linear [rotary=True]", "linear [rotary=True]"),
+    ],
+)
+def test_a_row_is_found_by_its_bare_name_and_by_its_label(tmp_path, given, found):
+    add_run(tmp_path, 400)
+    add_run(tmp_path, 410, options={"rotary": True})
+    add_run(tmp_path, 420, variant="linear", options={"rotary": True})
+    add_run(tmp_path, 430, variant="local")
+    assert f"{found} against local" in made(head_to_head, tmp_path, given, "local").caption
+
+
+def test_an_ablation_takes_the_row_that_is_named_for_its_base(tmp_path):
+    for seed in range(3):
+        add_run(tmp_path, 400, seed=seed)
+        add_run(tmp_path, 450, seed=seed, options={"rotary": True})
+    cells = made(ablation, tmp_path, "full [rotary=True]").cells
+    assert cells["changed"].tolist() == ["(base)", "rotary=False"]
+    with pytest.raises(UsageError, match=r"no records of 'full \[rotary=3\]'"):
+        made(ablation, tmp_path, "full [rotary=3]")

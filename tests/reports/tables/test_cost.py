@@ -16,5 +16,5 @@ def test_cost_is_relative_to_full_of_the_same_recipe(tmp_path):
         row = cells.loc[f"linear [num_layers={layers}]"]
         assert (row["tokens/s x full"], row["peak MiB x full"], row["peak MiB"]) == ("3.00", "0.25", "25")
         assert (row["MFLOPs"], row["MFLOPs x full"]) == (f"{2 * layers}.0", "0.40")
-    assert cells.loc["conv", ["MFLOPs", "MFLOPs x full"]].tolist() == ["-", "-"]
+    assert cells.loc["conv [num_layers=2]", ["MFLOPs", "MFLOPs x full"]].tolist() == ["-", "-"]
     assert "matrix products, convolutions and fused attention only" in notes_of(table)

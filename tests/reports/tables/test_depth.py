@@ -17,7 +17,7 @@ def test_depth_has_accuracy_operations_and_time(tmp_path):
         ["full", "1", "30.50 ± 0.71 (2)", "1.5"],
         ["full", "2", "40.50 ± 0.71 (2)", "3.0"],
         ["full", "4", "35.50 ± 0.71 (2)", "6.0"],
-        ["linear", "1", "20.00 (1/2)", "-"],
+        ["linear", "1", "20.00 (1)", "-"],
         ["linear", "2", "diverged (1/1)", "2.0"],
         ["linear", "4", "OOM (1/1)", "-"],
     ]

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names of rows: a variant, followed in brackets by what tells its runs from others in the same place.
+
+The default of a variant is its bare name, everywhere. An option is named if it differs from the default. A setting that
+is not the variant's, such as a learning rate, is named where runs under one heading differ in it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lra.config.builtin import profile_names
+from lra.config.schema import RunConfig, canonical_json
+
+Settings = Mapping[str, Any]
+"""Settings of one run by path: `variant.rank`, `model.num_layers`, `train.lr` ..."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A run that needs a name."""
+
+    variant: str
+    shown: str
+    """What the name begins with: the name of the variant, or its title."""
+    heading: str
+    """Where it stands: runs under one heading are compared."""
+    profile: str
+    settings: Settings
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Return everything that can change the number but task, profile, track and seed, by path."""
+    hashed = config.hashed()
+    settings = {f"variant.{name}": value for name, value in hashed["variant"]["options"].items()}
+    settings["variant.origin"] = config.variant.origin
+    for section in ("data", "model", "train"):
+        settings |= {f"{section}.{name}": value for name, value in hashed[section].items()}
+    return settings
+
+
+def row_name(config: RunConfig, shown: str = "") -> str:
+    """Name a run alone: the variant, or what is shown for it, with the options that are not the default."""
+    variant = config.variant.name
+    row = Row(variant=variant, shown=shown or variant, heading="", profile=config.profile, settings=settings_of(config))
+    return row_names([row])[0]
+
+
+def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]:
+    """Name rows, in their order.
+
+    Of a variant that cannot be imported, or only in another version, the options are named in which its rows differ.
+
+    Args:
+        rows: The runs that stand together.
+        leave_out: Settings that are shown in another way.
+    """
+    by_heading: dict[str, list[Settings]] = {}
+    by_variant: dict[tuple[str, str], list[Settings]] = {}
+    for row in rows:
+        by_heading.setdefault(row.heading, []).append(row.settings)
+        by_variant.setdefault((row.variant, row.heading), []).append(row.settings)
+    recipe = {heading: set(varying(group)) for heading, group in by_heading.items()}
+    shared: dict[str, set[str]] = {}
+    own: dict[str, set[str]] = {}
+    for (variant, heading), group in by_variant.items():
+        shared.setdefault(variant, set()).update(name for name in recipe[heading] if not _of_variant(name))
+        own.setdefault(variant, set()).update(name for name in varying(group) if _of_variant(name))
+    names = []
+    for row in rows:
+        defaults = default_options(row.variant, row.profile, rotary=row.settings.get("model.positions") == "rotary")
+        named = shared[row.variant] | {
+            name
+            for name in row.settings
+            if _of_variant(name)
+            and (name in own[row.variant] if name not in defaults else _text(row.settings[name]) != defaults[name])
+        }
+        shown = [name for name in sorted(named) if name in row.settings and name not in leave_out]
+        text = ", ".join(f"{short_name(name)}={row.settings[name]}" for name in shown)
+        names.append(f"{row.shown} [{text}]" if text else row.shown)
+    return names
+
+
+@functools.cache
+def default_options(variant: str, profile: str, *, rotary: bool) -> dict[str, str]:
+    """Return the options that a variant has if none is set, by path and as text; empty if it cannot be imported.
+
+    Args:
+        variant: Its name.
+        profile: A built-in profile may give options to variants.
+        rotary: Whether the model has rotary positions, which are an option of each variant.
+    """
+    from attention_zoo import get_variant  # here, since it imports torch
+    from lra.config.profiles import load_profile
+
+    try:
+        options = dict(load_profile(profile).variants.get(variant, {})) if profile in profile_names() else {}
+        typed = get_variant(variant).config.from_dict(({"rotary": True} if rotary else {}) | options)
+    except Exception:  # noqa: BLE001 - whatever another's plug-in raises: a table of records does without it
+        return {}
+    return {f"variant.{name}": _text(value) for name, value in typed.to_dict().items()}
+
+
+def varying(group: Iterable[Settings]) -> list[str]:
+    """List the settings that do not have the same value in all runs; an absent setting counts as a value."""
+    values: dict[str, set[str]] = {}
+    holders: Counter[str] = Counter()
+    size = 0
+    for settings in group:
+        size += 1
+        holders.update(list(settings))
+        for name, value in settings.items():
+            values.setdefault(name, set()).add(repr(value))
+    return sorted(name for name, found in values.items() if len(found) > 1 or holders[name] < size)
+
+
+def short_name(setting: str) -> str:
+    """Return the name of a setting without its section."""
+    return setting.partition(".")[2] or setting
+
+
+def split_row(text: str) -> tuple[str, str]:
+    """Split what a user typed for a row into the name of the variant and the settings in brackets, without them."""
+    name, _, settings = text.partition(" [")
+    return name.strip(), settings.strip().removesuffix("]")
+
+
+def fits(settings: Settings, text: str) -> bool:
+    """Say whether a run has the settings that a user typed, such as `window=4, rotary=True`; an empty text fits all."""
+    written = {f"{short_name(name)}={value}" for name, value in settings.items()}
+    return all(part in written for part in re.split(r",\s*(?=\w+=)", text.strip()) if part)
+
+
+def _of_variant(setting: str) -> bool:
+    return setting.startswith("variant.")
+
+
+def _text(value: Any) -> str:
+    return canonical_json(value).decode()

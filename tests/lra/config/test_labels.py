@@ -1,0 +1,81 @@
+"""The names of rows: the default is the bare name, and whatever tells runs apart is named."""
+
+import pytest
+
+from lra.config.labels import Row, default_options, fits, row_name, row_names, settings_of, split_row
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
+
+
+def config(variant="contextpool", profile="quick", track="open", **overrides):
+    return resolve(
+        task="listops", variant=variant, profile=load_profile(profile), seed=0, track=track, overrides=overrides
+    )
+
+
+def names(*configs, leave_out=()):
+    rows = [
+        Row(variant=c.variant.name, shown=c.variant.name, heading=c.task, profile=c.profile, settings=settings_of(c))
+        for c in configs
+    ]
+    return row_names(rows, leave_out)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ({}, "contextpool"),
+        ({"variant.placement": "branch"}, "contextpool"),
+        ({"variant.placement": "stream"}, "contextpool [placement=stream]"),
+        ({"variant.sigma_min": 0.5, "variant.base": "local"}, "contextpool [base=local, sigma_min=0.5]"),
+        ({"train.lr": 0.5}, "contextpool"),
+    ],
+)
+def test_a_run_alone_is_named_by_what_is_not_its_default(overrides, name):
+    assert row_name(config(**overrides)) == name
+    assert row_name(config(**overrides), "Shown") == name.replace("contextpool", "Shown")
+
+
+def test_the_options_that_a_profile_gives_and_its_rotary_positions_are_the_default():
+    assert row_name(config("linformer", "nystromformer", "matched")) == "linformer"
+    assert row_name(config("linformer", "nystromformer", "matched", **{"variant.rank": 8})) == "linformer [rank=8]"
+    assert row_name(config("full", **{"model.positions": "rotary"})) == "full"
+    assert row_name(config("full", **{"model.positions": "rotary", "variant.rotary": False})) == "full [rotary=False]"
+
+
+def test_the_default_is_bare_beside_others_and_blocks_of_8_are_another_row():
+    assert names(config("bigbird"), config("bigbird", **{"variant.block": 8})) == ["bigbird", "bigbird [block=8]"]
+
+
+def test_a_setting_that_is_not_the_variants_is_named_where_runs_differ_in_it_whatever_their_variants():
+    runs = config("full"), config("local", **{"train.lr": 0.5})
+    assert names(*runs) == ["full [lr=0.001]", "local [lr=0.5]"]
+    assert names(*runs, leave_out=["train.lr"]) == ["full", "local"]
+    assert names(runs[0], runs[0]) == ["full", "full"]
+
+
+def test_of_a_variant_that_is_not_here_the_options_are_named_in_which_its_rows_differ():
+    def row(window, origin):
+        settings = {"variant.window": window, "variant.wide": True, "variant.origin": origin}
+        return Row(variant="gone", shown="gone", heading="", profile="quick", settings=settings)
+
+    assert default_options("gone", "quick", rotary=False) == {}
+    assert row_names([row(1, "a"), row(2, "a")]) == ["gone [window=1]", "gone [window=2]"]
+    assert row_names([row(1, "a"), row(1, "b")]) == ["gone [origin=a]", "gone [origin=b]"]
+
+
+@pytest.mark.parametrize(
+    ("text", "fit"),
+    [
+        ("", True),
+        ("rank=8", True),
+        ("lr=0.001, rank=8", True),
+        ("rank=9", False),
+        ("rank=8, rotary=3", False),
+        ("named={'a': 1, 'b': 2}", True),
+        ("named={'a': 1}", False),
+    ],
+)
+def test_a_row_fits_what_is_typed_in_brackets(text, fit):
+    assert fits({"variant.rank": 8, "train.lr": 0.001, "variant.named": {"a": 1, "b": 2}}, text) == fit
+    assert split_row(f"a b [{text}]" if text else "a b") == ("a b", text)
