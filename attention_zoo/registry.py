@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from attention_zoo import variants
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, suggest
+from attention_zoo.faults import fault_line
 from attention_zoo.foreign import ForeignError, load
 from attention_zoo.source_digest import program_text
 
@@ -130,20 +131,24 @@ def get_variant(name: str) -> VariantSpec:
 
     Raises:
         UnknownVariantError: There is no such variant; the message has the closest names.
-        RegistrationError: The plug-in that announces this name does not register it, or the reference leads to nothing.
+        RegistrationError: The file or plug-in that announces this name cannot be imported or does not register it, or the
+            reference leads to nothing. The message is one line, with the line of the file that fails.
     """
     key = normalise(name)
     if ":" in key:
         return _refer(key)
     if key not in _registered:
         if key in _builtin_names():
-            importlib.import_module(f"{variants.__name__}.{key}")
+            _import(key, lambda: importlib.import_module(f"{variants.__name__}.{key}"))
         elif key in _plugins():
-            _plugins()[key].load()
+            _import(key, _plugins()[key].load)
         else:
             raise UnknownVariantError(f"unknown variant {name!r}; {suggest(key, available(), 3)}")
     if key not in _registered:
-        raise RegistrationError(f"nothing registers the name {key!r} where it was announced")
+        raise RegistrationError(
+            f"nothing registers the name {key!r} where it was announced; decorate the class with "
+            f"@register_variant({key!r}, traits=Traits(...), paper=...)"
+        )
     return _registered[key]
 
 
@@ -212,6 +217,18 @@ def _refer(reference: str) -> VariantSpec:
             program=found.program,
         )
     return _referenced[reference]
+
+
+def _import(name: str, importer: Callable[[], object]) -> None:
+    """Import what registers a variant.
+
+    Raises:
+        RegistrationError: It raises an error, whatever it is.
+    """
+    try:
+        importer()
+    except (Exception, SystemExit) as error:
+        raise RegistrationError(f"variant {name!r} cannot be imported: {fault_line(error)}") from error
 
 
 def plugin_origin(name: str) -> str:

@@ -59,6 +59,7 @@ from attention_zoo.checks.structure import (
     check_permutation,
     check_reach,
 )
+from attention_zoo.faults import fault_line, is_in_variant
 from attention_zoo.registry import VariantSpec
 
 Check = Callable[[VariantSpec], None]
@@ -93,6 +94,36 @@ CHECKS: dict[str, Check] = {
 """All checks by name; `Traits.waivers` uses the same names."""
 
 
+ADVICE = {
+    "shape": "return one tensor like x; call self.check_input(x, mask) first; change no input in place",
+    "determinism": "F.dropout(..., self.dims.dropout, self.training); draw random features in __init__, as buffers",
+    "suffix_padding": "True in the mask is a real token: masked_fill(~mask, -inf), masked_mean, zero_masked",
+    "scattered_padding": "True in the mask is a real token, in any pattern: masked_fill(~mask, -inf), masked_mean",
+    "padding_gradient": "set padding to exactly zero before it is used: attention_zoo.masking.zero_masked",
+    "padding_values": "0 * NaN is NaN: fill masked positions with zero_masked, do not multiply them by the mask",
+    "mask_none": "None means that every token is real, so it must give what a mask of ones gives",
+    "empty_rows": "end forward with attention_zoo.masking.zero_masked(out, mask), and divide by no count of zero",
+    "batch_independence": "mix along the length only, dimension 1: no BatchNorm, no mean over the batch",
+    "padding_length": "divide by the number of real tokens, or set padding_length_invariant=False in Traits",
+    "permutation": "the claim stands in Traits: permutation_equivariant",
+    "causal": "honour dims.causal, or leave causal=True out of Traits",
+    "reach": "the claim stands in Traits: mixes_tokens",
+    "gradients": "every parameter must take part in forward, without detach",
+    "state_dict": "keep random state and constants as buffers: self.register_buffer(NAME, TENSOR)",
+    "independent_instances": "keep nothing on the class or in the module: build all state in __init__",
+    "lengths": "every length from 1 to dims.max_length must work: pad inside, or size nothing by one length",
+    "empty_input": "a batch of 0 and a length of 0 give an empty result",
+    "memory": "the claim stands in Traits: memory",
+    "dtypes": "make new tensors with x.new_zeros(...) or dtype=x.dtype, and sum in float32 where it matters",
+    "inference": "make no in-place change of parameters or buffers in forward or __init__",
+    "config": "make each option with option(DEFAULT, 'help'), of a plain type that JSON has",
+    "hooks": "see `SequenceMixer`: what the optional methods return",
+    "exact_limit": "the claim stands in Traits: exact_limit, a function from a length to options",
+    "backends": "a fast form must equal backend='reference' in outputs and gradients",
+}
+"""What usually helps against the failure of a check, by its name."""
+
+
 def contract_checks(spec: VariantSpec) -> list[tuple[str, Callable[[], None]]]:
     """Return the name and a function without arguments for each check that applies to a variant.
 
@@ -111,17 +142,25 @@ def contract_checks(spec: VariantSpec) -> list[tuple[str, Callable[[], None]]]:
 
 
 def run_contract(spec: VariantSpec) -> dict[str, str]:
-    """Run all checks that apply, and return the message of each failed one by name.
+    """Run all checks that apply, and return one line for each failed one by name: see `verdict`."""
+    verdicts = {name: verdict(name, run) for name, run in contract_checks(spec)}
+    return {name: line for name, line in verdicts.items() if line}
 
-    Only AssertionError is caught; any other error comes from the mixer itself.
+
+def verdict(name: str, run: Callable[[], None]) -> str:
+    """Run one check; return one line that says what is wrong and what usually helps, empty if nothing is.
+
+    An error that the mixer itself raises is shown with the line of its file.
     """
-    failures = {}
-    for name, run in contract_checks(spec):
-        try:
-            run()
-        except AssertionError as failure:
-            failures[name] = str(failure)
-    return failures
+    try:
+        run()
+    except AssertionError as failure:
+        if is_in_variant(failure):  # an assertion of the mixer
+            return fault_line(failure)
+        return f"{' '.join(str(failure).split())} ({ADVICE[name]})"
+    except Exception as error:  # noqa: BLE001 - whatever a broken mixer raises: the other checks still run
+        return fault_line(error)
+    return ""
 
 
 def _applies(name: str, spec: VariantSpec) -> bool:
@@ -144,4 +183,13 @@ def _assert_still_fails(name: str, spec: VariantSpec) -> None:
     raise AssertionError(f"remove the waiver of {name}: the check passes ({spec.traits.waivers[name]})")
 
 
-__all__ = ["CHECKS", "Check", "contract_checks", "run_contract", "with_options", *(f"check_{name}" for name in CHECKS)]
+__all__ = [
+    "ADVICE",
+    "CHECKS",
+    "Check",
+    "contract_checks",
+    "run_contract",
+    "verdict",
+    "with_options",
+    *(f"check_{name}" for name in CHECKS),
+]

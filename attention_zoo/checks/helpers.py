@@ -104,7 +104,10 @@ def mix(mixer: SequenceMixer, x: Tensor, mask: Tensor | None = None) -> Tensor:
 
     A call of the mixer sets them to zero first; then one that counts a masked position as a token would not show.
     """
-    return mixer.forward(mixer.transform_stream(x, mask), mask)
+    out = mixer.forward(mixer.transform_stream(x, mask), mask)
+    found = type(out).__name__ if not isinstance(out, Tensor) else str(tuple(out.shape))
+    assert found == str(tuple(x.shape)), f"forward must return one tensor shaped like x, {tuple(x.shape)}, not {found}"
+    return out
 
 
 def weighted_sum(out: Tensor, where: Tensor | None = None) -> Tensor:

@@ -27,7 +27,7 @@ from attention_zoo.registry import VariantSpec
 
 
 def check_determinism(spec: VariantSpec) -> None:
-    """The global seed must not matter in evaluation; in training with dropout it must fix the result."""
+    """Neither the global seed nor earlier calls may matter in evaluation; in training the seed must fix dropout."""
     mixer = build(spec, make_dims(dropout=0.3))
     x, mask = tokens(LONG), scattered_mask(LONG)
     with torch.random.fork_rng():
@@ -43,6 +43,11 @@ def check_determinism(spec: VariantSpec) -> None:
         mixer.eval()
         assert torch.equal(first, _seeded(mixer, x, mask, seed=1)), (
             "evaluation gives another result after a pass in training mode"
+        )
+        twin = build(spec, make_dims(dropout=0.3))
+        _seeded(twin, tokens(SHORT, seed=SEED + 1), scattered_mask(SHORT), seed=1)
+        assert torch.equal(first, _seeded(twin, x, mask, seed=1)), (
+            "evaluation depends on earlier calls: keep nothing of them in attributes"
         )
 
 

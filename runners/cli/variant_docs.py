@@ -12,8 +12,9 @@ from importlib.metadata import entry_points
 import torch
 from tabulate import tabulate
 
-from attention_zoo import LayerDims, VariantSpec, available, get_variant
+from attention_zoo import LayerDims, RegistrationError, VariantSpec, available, get_variant
 from attention_zoo.checks.numerics import backends
+from attention_zoo.faults import fault_line
 from attention_zoo.registry import ENTRY_POINT_GROUP, OWN_DISTRIBUTION, plugin_origin
 
 OFFICIAL_LISTOPS = LayerDims(dim=512, num_heads=8, max_length=2000, qkv_bias=False)
@@ -52,9 +53,14 @@ def catalogue(*, own_only: bool = False) -> Catalogue:
         if own_only and origin:
             continue
         try:
-            specs.append(get_variant(name))
-        except (ImportError, TypeError) as error:  # RegistrationError is a TypeError
+            spec = get_variant(name)
+            row(spec)
+        except RegistrationError as error:
             problems.append(f"{name}{f' ({origin})' if origin else ''} cannot be used: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever a broken variant raises where it is built
+            problems.append(f"{name}{f' ({origin})' if origin else ''} cannot be built: {fault_line(error)}")
+        else:
+            specs.append(spec)
     return Catalogue(specs=specs, problems=problems)
 
 

@@ -45,9 +45,16 @@ def list_command() -> None:
 def describe(name: str) -> None:
     """Describe the variant NAME: what it does, what it claims, and its options."""
     spec = find(name)
+    from attention_zoo.faults import fault_line
+    from lra.errors import UsageError
+
     from .variant_docs import describe as describe_variant
 
-    echo(describe_variant(spec))
+    try:
+        text = describe_variant(spec)
+    except Exception as error:  # whatever a broken variant raises where its parameters are counted
+        raise UsageError(f"variant {spec.name!r} cannot be built: {fault_line(error)}") from error
+    echo(text)
 
 
 @main.command()
@@ -56,20 +63,25 @@ def describe(name: str) -> None:
 def check(name: str) -> None:
     """Run the contract checks on the variant NAME, and print a line for each.
 
-    The exit code is 1 if a check fails. Any other error of the variant is shown with its traceback.
+    A line that begins with FAIL says what is wrong, where in the file of the variant an error comes from, and what
+    usually helps. The exit code is 1 if a check fails.
     """
     spec = find(name)
-    from attention_zoo.checks import contract_checks
+    from attention_zoo.checks import contract_checks, verdict
+    from lra.errors import UsageError
 
-    failed, checks = 0, contract_checks(spec)
+    try:
+        checks = contract_checks(spec)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    failed = 0
     for check_name, run in checks:
-        try:
-            run()
-        except AssertionError as failure:
-            failed += 1
-            echo(f"FAIL  {check_name}: {failure}")
+        problem = verdict(check_name, run)
+        failed += bool(problem)
+        reason = spec.traits.waivers.get(check_name)
+        if problem:
+            echo(f"FAIL  {check_name}: {problem}")
         else:
-            reason = spec.traits.waivers.get(check_name)
             echo(f"ok    {check_name}" if reason is None else f"waived {check_name}: {reason}")
     echo(f"{spec.name}: {len(checks) - failed} of {len(checks)} checks passed")
     if failed:
@@ -111,8 +123,6 @@ def find(name: str) -> VariantSpec:
         return get_variant(name)
     except (UnknownVariantError, RegistrationError) as error:
         raise UsageError(str(error)) from error
-    except ImportError as error:
-        raise UsageError(f"variant {name!r} cannot be imported: {error}") from error
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attention_zoo import get_variant
+from attention_zoo.faults import fault_line, is_in_variant
 from lra.config.schema import RunConfig, TrainConfig, VariantChoice
 from lra.errors import UsageError
 from lra.measure.flops import count_flops
@@ -81,7 +82,7 @@ def parameters_of(config: RunConfig) -> tuple[int, int]:
     """Count the parameters of a model, and of the same with full attention, without allocating them.
 
     Raises:
-        UsageError: The variant refuses the sizes of the model.
+        UsageError: The variant refuses the sizes of the model, or cannot be built.
     """
     info = get_task(config.task).info
     try:
@@ -89,6 +90,10 @@ def parameters_of(config: RunConfig) -> tuple[int, int]:
             parameters = count_parameters(build_model(config, info.vocab_size, info.num_classes))
     except ValueError as error:
         raise UsageError(f"{config.variant.name}, {config.task}: {error}") from error
+    except Exception as error:
+        if not is_in_variant(error):
+            raise
+        raise UsageError(f"{config.variant.name}, {config.task}: {fault_line(error)}") from error
     return parameters, parameters_with_full(config, info.vocab_size, info.num_classes)
 
 

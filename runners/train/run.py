@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from attention_zoo import get_variant
+from attention_zoo.faults import fault_line, is_in_variant
 from lra.config.labels import row_name
 from lra.config.schema import NUMERICS_VERSION, RunConfig
 from lra.data.batching import TrainingBatches
@@ -337,6 +338,8 @@ class AttemptLog:
             self.add("oom", str(error))
             raise RunError("oom", f"out of memory: {summary}") from error
         self.add("failed", "".join(traceback.format_exception(error)))
+        if is_in_variant(error):
+            raise RunError("failed", fault_line(error)) from error
         folder = self.store.root / "attempts" / self.run_id
         raise RunError("failed", f"{type(error).__name__}: {summary} (traceback in {folder})") from error
 

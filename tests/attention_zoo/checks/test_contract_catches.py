@@ -49,6 +49,13 @@ class NeverDrops(FullAttention):
         super().__init__(config, replace(dims, dropout=0.0))
 
 
+class RemembersItsFirstInput(FullAttention):
+    """Scales by a number of the first input that it has seen."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask) * self.__dict__.setdefault("scale", 1.0 + 0.1 * torch.tanh(x.detach().sum()))
+
+
 class SkipsSuffixMasks(FullAttention):
     """Takes a short cut when all masked positions stand at the end: none of them is masked."""
 
@@ -335,6 +342,7 @@ TWINS = [
     Twin(check="shape", mixer=ChangesItsInput),
     Twin(check="determinism", mixer=DropsInEvaluation),
     Twin(check="determinism", mixer=NeverDrops),
+    Twin(check="determinism", mixer=RemembersItsFirstInput),
     Twin(
         check="suffix_padding",
         mixer=SkipsSuffixMasks,

@@ -44,7 +44,10 @@ def test_the_options_that_a_profile_gives_and_its_rotary_positions_are_the_defau
 
 
 def test_the_default_is_bare_beside_others_and_blocks_of_8_are_another_row():
-    assert names(config("bigbird"), config("bigbird", **{"variant.block": 8})) == ["bigbird", "bigbird [block=8]"]
+    assert names(config("bigbird"), config("bigbird", **{"variant.block_size": 8})) == [
+        "bigbird",
+        "bigbird [block_size=8]",
+    ]
 
 
 def test_a_setting_that_is_not_the_variants_is_named_where_runs_differ_in_it_whatever_their_variants():
