@@ -14,7 +14,7 @@ _HERE = Path(__file__).resolve().parent
 _PROJECT = tuple(_HERE.parent / name for name in ("attention_zoo", "contextpool", "lra", "runners", "reports"))
 _LIBRARIES = tuple(
     Path(folder).resolve()
-    for folder in (*(sysconfig.get_path(name) for name in ("stdlib", "platstdlib")), Path(torch.__file__).parent)
+    for folder in (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), str(Path(torch.__file__).parent))
 )
 _LONGEST = 300
 

@@ -66,10 +66,10 @@ def record_frame(
     frame[numbers] = frame[numbers].astype(float)
     frame["variant_title"] = frame["variant"].map(titles or unique_titles(frame["variant"], frame["variant_title"]))
     for column, written in (("column", _headings), ("label", label_rows)):
-        texts = pd.Series("", index=frame.index, dtype=object)
+        texts: dict[Any, str] = {}
         for _, group in frame.groupby(["profile", "track"]):
-            texts[group.index] = written(group)
-        frame[column] = texts
+            texts |= dict(zip(group.index, written(group), strict=True))
+        frame[column] = [texts[row] for row in frame.index]
     return frame
 
 

@@ -188,16 +188,12 @@ def command(
     for number, config in enumerate(configs):
         if signals.stop_requested():
             sys.exit(signals.EXIT_PREEMPTED)
-<<<<<<< HEAD
-        name, seed = config.variant.name, config.seed
+        name, seed = row_name(config), config.seed
         if len(configs) > 1:
             options = replace(options, title_prefix=f"[{number + 1}/{len(configs)}] ")
             if ran and new[number] and not quiet and ranks.is_main:
                 seconds = (time.monotonic() - started) / ran * sum(new[number:])
                 echo(f"Run {number + 1} of {len(configs)}; about {words(seconds)} left for all.", err=True)
-=======
-        name, seed = row_name(config), config.seed
->>>>>>> 20ce26e (Name rows by what is not the default, and recipes that differ by what differs)
         try:
             record = run(config, prepared[config.task], store, options, signals.stop_requested)
             all_ok &= record.status == "ok"

@@ -97,14 +97,10 @@ def run(
     progress = Progress(steps=recipe.steps)
     splits = data.manifest.splits
     line = ProgressLine(
-<<<<<<< HEAD
-        f"{options.title_prefix}{config.variant.name}, seed {config.seed}",
+        f"{options.title_prefix}{row_name(config)}, seed {config.seed}",
         recipe.steps,
         lambda step: examples_to_score(recipe, step, splits["validation"].examples, splits["test"].examples),
         shown=options.progress and ranks.is_main,
-=======
-        f"{row_name(config)}, seed {config.seed}", recipe.steps, shown=options.progress and ranks.is_main
->>>>>>> 20ce26e (Name rows by what is not the default, and recipes that differ by what differs)
     )
 
     with contextlib.ExitStack() as stack:

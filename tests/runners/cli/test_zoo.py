@@ -6,6 +6,7 @@ from torch import Tensor
 
 from attention_zoo import (
     LayerDims,
+    RegistrationError,
     SequenceMixer,
     Traits,
     VariantConfig,
@@ -84,7 +85,7 @@ def test_describe_prints_every_option_and_claim():
 def test_a_broken_plugin_is_named_and_hides_nothing(monkeypatch):
     def refuse(name: str):
         if name == "conv":
-            raise ImportError("No module named 'missing'")
+            raise RegistrationError("No module named 'missing'")
         return get_variant(name)
 
     monkeypatch.setattr(variant_docs, "get_variant", refuse)
