@@ -131,8 +131,8 @@ def get_variant(name: str) -> VariantSpec:
 
     Raises:
         UnknownVariantError: There is no such variant; the message has the closest names.
-        RegistrationError: The file or plug-in that announces this name cannot be imported or does not register it, or the
-            reference leads to nothing. The message is one line, with the line of the file that fails.
+        RegistrationError: The file or plug-in that announces this name cannot be imported or does not register it, or
+            the reference leads to nothing. The message is one line, with the line of the file that fails.
     """
     key = normalise(name)
     if ":" in key:
@@ -198,12 +198,20 @@ def create(
     return spec.build(spec.config.from_dict(options or {}), dims)
 
 
+def is_known(name: str) -> bool:
+    """Say whether `get_variant` would import no file of a reference for this name: a record is no reason to run one."""
+    key = normalise(name)
+    return ":" not in key or key in _referenced
+
+
 def _refer(reference: str) -> VariantSpec:
     if reference not in _referenced:
         try:
             found = load(reference)
         except ForeignError as error:
             raise RegistrationError(f"{reference}: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise RegistrationError(f"{reference} cannot be imported: {fault_line(error)}") from error
         for spec in _registered.values():
             if spec.mixer is found.mixer:  # the file registers it, with traits
                 return spec

@@ -95,9 +95,11 @@ def default_options(variant: str, profile: str, *, rotary: bool) -> dict[str, st
         profile: A built-in profile may give options to variants.
         rotary: Whether the model has rotary positions, which are an option of each variant.
     """
-    from attention_zoo import get_variant  # here, since it imports torch
+    from attention_zoo.registry import get_variant, is_known  # here, since it imports torch
     from lra.config.profiles import load_profile
 
+    if not is_known(variant):
+        return {}
     try:
         options = dict(load_profile(profile).variants.get(variant, {})) if profile in profile_names() else {}
         typed = get_variant(variant).config.from_dict(({"rotary": True} if rotary else {}) | options)

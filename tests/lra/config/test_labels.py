@@ -2,6 +2,7 @@
 
 import pytest
 
+from attention_zoo import RegistrationError, get_variant
 from lra.config.labels import Row, default_options, fits, row_name, row_names, settings_of, split_row
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
@@ -82,3 +83,11 @@ def test_of_a_variant_that_is_not_here_the_options_are_named_in_which_its_rows_d
 def test_a_row_fits_what_is_typed_in_brackets(text, fit):
     assert fits({"variant.rank": 8, "train.lr": 0.001, "variant.named": {"a": 1, "b": 2}}, text) == fit
     assert split_row(f"a b [{text}]" if text else "a b") == ("a b", text)
+
+
+def test_a_table_of_records_runs_no_file_that_a_record_names(tmp_path):
+    file = tmp_path / "theirs.py"
+    file.write_text("raise SystemExit('it ran')\n")
+    assert default_options(f"{file}:Theirs", "quick", rotary=False) == {}
+    with pytest.raises(RegistrationError, match=r"theirs.py:1: `raise SystemExit\('it ran'\)`: SystemExit: it ran"):
+        get_variant(f"{file}:Theirs")
