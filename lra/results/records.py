@@ -407,6 +407,7 @@ def without_own_version(config: dict[str, Any]) -> dict[str, Any]:
 
 def pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:
     """Serialise arrays to the bytes of an .npz file; equal arrays give equal bytes."""
+    assert not any(array.dtype.hasobject for array in arrays.values())  # NumPy 2.0 takes `allow_pickle` for an array
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()

@@ -107,7 +107,7 @@ def depth_curves(frame: pd.DataFrame, where: str) -> Figure:
         names.append(wrapped(label, 50))
         look = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
         by_depth = group.groupby("layers")
-        means = by_depth["accuracy"].mean(skipna=False)
+        means = by_depth["accuracy"].mean()
         places = ((group["layers"], means.index), (group["flops"] / 1e6, by_depth["flops"].median() / 1e6))
         for axes, (runs, joined) in zip(panels, places, strict=False):
             axes.scatter(runs, group["accuracy"], s=9, color=look["color"], alpha=0.45, linewidths=0)

@@ -37,7 +37,7 @@ def medians(frame: pd.DataFrame) -> pd.DataFrame:
     groups = frame.groupby("label")
     return pd.DataFrame(
         {
-            "accuracy": groups["accuracy"].mean(skipna=False),
+            "accuracy": groups["accuracy"].agg(lambda scores: scores.mean(skipna=False)),
             "speed": groups["tokens_per_second"].median(),
             "memory": groups["peak_bytes"].median() / MIB,
             "seeds": groups["seed"].nunique(),
