@@ -409,5 +409,5 @@ def pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:
     """Serialise arrays to the bytes of an .npz file; equal arrays give equal bytes."""
     assert not any(array.dtype.hasobject for array in arrays.values())  # NumPy 2.0 takes `allow_pickle` for an array
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stubs take every name for allow_pickle
     return buffer.getvalue()

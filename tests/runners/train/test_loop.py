@@ -10,6 +10,7 @@ from attention_zoo.variants.full import FullAttention, FullConfig
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig
+from lra.errors import StoreError
 from lra.results.checkpoints import list_checkpoints
 from lra.results.records import Store
 from lra.schedules import learning_rate
@@ -292,3 +293,14 @@ def test_the_loss_falls_on_one_batch(tmp_path, data):
 def test_options_of_a_config_class_reach_the_mixer():
     assert issubclass(FullConfig, VariantConfig)
     assert tiny(**{"variant.backend": "reference"}).variant.options["backend"] == "reference"
+
+
+def test_a_note_that_cannot_be_written_costs_a_warning(data, tmp_path, monkeypatch, capsys):
+    def refuse(*arguments):
+        raise StoreError("no room")
+
+    monkeypatch.setattr(Store, "log_attempt", refuse)
+    record = execute(tiny(**{"train.steps": 2, "train.eval_every": 2}), data, tmp_path)
+    assert record.status == "ok"
+    assert Store(tmp_path).find(record.run_id) == record
+    assert capsys.readouterr().err == "Warning: the attempt (ok) is not logged: no room\n"
