@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     return {
         "lra_harness": package_version(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a subclass of str, which a checkpoint may not hold
         "numpy": np.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -29,6 +30,27 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def decisive(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of an environment that the last bits of a result depend on.
+
+    These are the version of torch, the number of processes and the kind of device. On the CPU, the kind is that of the
+    processor, and the number of threads counts as well, since it decides in which order terms are added.
+    """
+    names = ["torch", "device", "processes"]
+    if environment.get("device") == "cpu":
+        names += ["cpu", "threads"]
+    return {name: environment.get(name) for name in names}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say in what the decisive parts of two environments differ: `threads 1 there, 2 here`."""
+    return ", ".join(
+        f"{name} {before.get(name, 'unknown')} there, {value} here"
+        for name, value in now.items()
+        if before.get(name) != value
+    )
 
 
 def package_version() -> str:

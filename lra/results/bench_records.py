@@ -21,7 +21,8 @@ from lra.config.schema import RunConfig, Section, canonical_json
 from lra.errors import DamagedFileError, StoreError
 from lra.measure.flops import FlopCount
 from lra.names import rename_fields
-from lra.results.envelope import pack_envelope, read_envelope, reading
+from lra.reading import reading
+from lra.results.envelope import pack_envelope, read_envelope
 from lra.results.records import Measure, Natural, Positive, title_from_name, without_own_version
 
 BENCH_SCHEMA_VERSION = 3
@@ -204,7 +205,7 @@ def read_bench_record(path: Path) -> BenchRecord:
         DamagedFileError: The file is damaged, foreign, or of a newer schema.
     """
     body = read_envelope(path, "bench", BENCH_SCHEMA_VERSION)
-    with reading(path, "a measurement of lra-bench"):
+    with reading(path, DamagedFileError):
         record = BenchRecord.model_validate(upgrade_bench_record(body))
         on, threads, limit = record.processor, record.threads, record.memory_limit
         written = RunConfig.model_validate(body["config"])  # schema 1 hashed the version of this project as well

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from lra.atomic_io import atomic_write
-from lra.errors import StoreError
-from lra.reading import reason
+from lra.errors import DamagedFileError, StoreError
+from lra.reading import reading, reason
 
 _MAGIC = b"LRA-SHA256\x00"
 _NAME = re.compile(r"^step-(\d{9})\.pt$")
 KEEP = 2
+REFUSED = ".refused"
+"""Suffix of a checkpoint that could not be used."""
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -29,7 +31,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     Args:
         folder: The run's own folder.
         step: Steps done.
-        state: Tensors and plain values only.
+        state: Tensors and plain values only: `run_id`, `state` with its `step`, and what else the run needs.
 
     Raises:
         StoreError: The disk refuses; earlier checkpoints are as they were.
@@ -59,24 +61,22 @@ def read_state(path: Path) -> dict[str, Any]:
     """Read a file of `write_state`, on the CPU.
 
     Raises:
-        StoreError: The file is missing or is not, bit for bit, what was written, or holds code.
+        DamagedFileError: The file is missing or is not, bit for bit, what was written, or holds code.
     """
-    try:
+    with reading(path, DamagedFileError):
         content = path.read_bytes()
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
-    trailer = len(_MAGIC) + 32
-    body, magic, digest = content[:-trailer], content[-trailer:-32], content[-32:]
-    if magic != _MAGIC or hashlib.sha256(body).digest() != digest:
-        raise StoreError(f"{path} is damaged: its checksum does not match")
+        trailer = len(_MAGIC) + 32
+        body, magic, digest = content[:-trailer], content[-trailer:-32], content[-32:]
+        if magic != _MAGIC or hashlib.sha256(body).digest() != digest:
+            raise DamagedFileError(f"{path} is damaged: its checksum does not match")
     try:
         return unpack_state(body)
     except pickle.UnpicklingError as error:
-        raise StoreError(f"{path} holds more than tensors and plain values; refused") from error
+        raise DamagedFileError(f"{path} holds more than tensors and plain values; refused") from error
     except MemoryError:  # says nothing about the file
         raise
     except Exception as error:  # whatever torch makes of a body that somebody else wrote
-        raise StoreError(f"{path} is damaged: torch cannot read it: {reason(error)}") from error
+        raise DamagedFileError(f"{path} is damaged: torch cannot read it: {reason(error)}") from error
 
 
 def pack_state(state: dict[str, Any]) -> bytes:
@@ -101,14 +101,29 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match.group(1)), path) for match, path in matches if match), reverse=True)
 
 
-def newest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return the newest undamaged state, or None, and what is wrong with each newer one."""
+def newest_checkpoint(folder: Path, run_id: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the newest sound state of a run, or None, and what is wrong with each newer one.
+
+    A file that cannot be used gets another name. It would otherwise count as newer than what the run saves next.
+
+    Args:
+        folder: The run's own folder.
+        run_id: The run. A checkpoint of another one is refused, wherever it is.
+    """
     passed_over: list[str] = []
-    for _, path in list_checkpoints(folder):
+    for step, path in list_checkpoints(folder):
         try:
-            return read_state(path), passed_over
+            state = read_state(path)
+            with reading(path, DamagedFileError):
+                if state["run_id"] != run_id:
+                    raise DamagedFileError(f"{path} is of another run, {str(state['run_id'])[:12]}")
+                if state["state"]["step"] != step:
+                    raise DamagedFileError(f"{path} is of step {state['state']['step']}")
+            return state, passed_over
         except StoreError as error:
             passed_over.append(str(error))
+            with contextlib.suppress(OSError):  # a store that cannot be written is found out by who saves
+                path.rename(path.with_suffix(REFUSED))
     return None, passed_over
 
 

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lra.config.schema import canonical_json
-from lra.errors import DamagedFileError, LraError
+from lra.errors import DamagedFileError
+from lra.reading import read_file, reading
 
 MAX_BYTES = 64 * 2**20
 """Larger files are not read; a record has some kilobytes."""
@@ -36,8 +35,8 @@ def read_envelope(path: Path, kind: str, newest: int) -> dict[str, Any]:
     Raises:
         DamagedFileError: The file cannot be read, is damaged, of another kind, or of a newer schema.
     """
-    with reading(path, f"a {kind} file of this project"):
-        envelope = read_json(path, f"a {kind} file of this project")
+    with reading(path, DamagedFileError):
+        envelope = read_json(path)
         body: dict[str, Any] = envelope[kind]
         if hashlib.sha256(canonical_json(body)).hexdigest() != envelope["sha256"]:
             raise DamagedFileError(f"{path} is damaged: its checksum does not match")
@@ -49,50 +48,21 @@ def read_envelope(path: Path, kind: str, newest: int) -> dict[str, Any]:
     return body
 
 
-def read_json(path: Path, kind: str) -> Any:
+def read_json(path: Path) -> Any:
     """Read a JSON file of a store.
-
-    Args:
-        path: The file.
-        kind: What it should be, with its article.
 
     Raises:
         DamagedFileError: It cannot be read, or is not JSON of a sensible size and depth.
     """
-    with reading(path, kind):
-        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-            raise ValueError("it is no regular file")
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        value = json.loads(path.read_bytes())
+    content = read_file(path, MAX_BYTES, DamagedFileError)
+    with reading(path, DamagedFileError):
+        value = json.loads(content)
         level = [value]
         for _ in range(MAX_DEPTH):
             level = [inner for outer in level if isinstance(outer, dict | list) for inner in _children(outer)]
         if level:
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
     return value
-
-
-@contextlib.contextmanager
-def reading(path: Path, kind: str) -> Iterator[None]:
-    """Turn whatever goes wrong while a file is read into one line with its name.
-
-    Args:
-        path: The file.
-        kind: What it should be, with its article.
-
-    Raises:
-        DamagedFileError: The block raised an exception that was not meant for the user.
-    """
-    try:
-        yield
-    except LraError:
-        raise
-    except OSError as error:
-        raise DamagedFileError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise DamagedFileError(f"{path} is not {kind}: {reason}") from error
 
 
 def _children(value: dict[str, Any] | list[Any]) -> list[Any]:

@@ -7,7 +7,9 @@ Layout of a store:
     results/ab/<run-id>.conflict-1.json  another outcome of the same run, which is an alarm; kept for inspection
     arrays/ab/<run-id>.npz               learning curve and the correctness bits of the test examples
     attempts/<run-id>/<n>-<host>-<pid>.json
-    checkpoints/<run-id>/                see `lra.results.checkpoints`
+    checkpoints/<run-id>/                see `lra.results.checkpoints`; `chosen.pt` has the weights that were scored
+    checkpoints/<run-id>/again/          the same of a run that `--force` repeats, until it has ended
+    checkpoints/<run-id>/conflict-1/     the same of a repetition with another outcome
 """
 
 from __future__ import annotations
@@ -30,10 +32,13 @@ from lra.atomic_io import atomic_write, create_exclusive
 from lra.config.schema import NUMERICS_VERSION, RunConfig, Section, canonical_json
 from lra.errors import DamagedFileError, StoreError
 from lra.names import rename_fields
-from lra.results.envelope import pack_envelope, read_envelope, read_json, reading
+from lra.reading import reading
+from lra.results.envelope import pack_envelope, read_envelope, read_json
 
 SCHEMA_VERSION = 2
 RENAMED_IN_SCHEMA_2 = {"cell_id": "run_id", "data_edition": "dataset", "rails": "baselines"}
+EARLIER = "earlier_environments"
+"""Key in the environment of a record that was continued under another one, which its last bits may depend on."""
 SEAL = "seal"
 """Name of the array that says which record the arrays belong to; older ones have none."""
 
@@ -130,6 +135,9 @@ class RunRecord(Section):
             raise ValueError(f"status {self.status} {'without' if self.outcome is None else 'with'} an outcome")
         if self.outcome is not None and self.outcome.selected_step > self.config.train.steps:
             raise ValueError(f"step {self.outcome.selected_step} of {self.config.train.steps} was chosen")
+        earlier = self.environment.get(EARLIER, [{}])
+        if not isinstance(earlier, list) or not earlier or not all(isinstance(each, dict) for each in earlier):
+            raise ValueError(f"{EARLIER} is no list of environments")
         datetime.fromisoformat(self.finished_at)
         return self
 
@@ -145,6 +153,14 @@ class AttemptedRun(Section):
     variant_title: str
     dataset: str
     data_digest: str
+
+
+class ConflictError(StoreError):
+    """Two outcomes of one run; the one that came second has the name `conflict-<number>`."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class Store:
@@ -198,8 +214,9 @@ class Store:
             The record that is in the store: ours, or the one that another process published first.
 
         Raises:
-            StoreError: The disk refuses, or the record that is there already says something else; ours is then kept
-                beside it under a name with `conflict`.
+            StoreError: The disk refuses.
+            ConflictError: The record that is there already says something else. Ours is kept beside it, under a name
+                with `conflict`.
         """
         content = pack_arrays({**arrays, SEAL: seal(record.model_dump())})
         record = record.model_copy(update={"arrays_sha256": hashlib.sha256(content).hexdigest()})
@@ -219,7 +236,9 @@ class Store:
                 number += 1
         except OSError as error:
             raise StoreError(f"cannot write the result to {path}: {error.strerror or error}") from error
-        raise StoreError(f"{path} holds another outcome of the same run; ours is kept as conflict-{number} beside it")
+        raise ConflictError(
+            f"{path} holds another outcome of the same run; ours is kept as conflict-{number} beside it", number
+        )
 
     def log_attempt(
         self,
@@ -276,7 +295,7 @@ class Store:
         if path != self.record_path(record.run_id):
             raise DamagedFileError(f"{path} holds the record of another run, {record.run_id[:12]}")
         file = self.arrays_path(record.run_id)
-        with reading(file, "the arrays of a run"):
+        with reading(file, DamagedFileError):
             content = file.read_bytes()
             if hashlib.sha256(content).hexdigest() != record.arrays_sha256:
                 raise DamagedFileError(f"{file} is not what its record says")
@@ -300,7 +319,7 @@ def read_record(path: Path) -> RunRecord:
 def _read_record(path: Path) -> tuple[RunRecord, dict[str, Any]]:
     """Read a record, and the plain values of its file."""
     body = read_envelope(path, "record", SCHEMA_VERSION)
-    with reading(path, "the record of a run"):
+    with reading(path, DamagedFileError):
         record = RunRecord.model_validate(upgrade_record(body))
         if record.run_id != _own_id(record, body["config"]):
             raise DamagedFileError(f"{path} is not the record of a run: its id is not that of its configuration")
@@ -313,8 +332,8 @@ def read_attempt(path: Path) -> AttemptedRun:
     Raises:
         DamagedFileError: The file is damaged or foreign, or does not say what was tried.
     """
-    note = read_json(path, "a note of an attempt")
-    with reading(path, "a note of an attempt"):
+    note = read_json(path)
+    with reading(path, DamagedFileError):
         tried = note.get("run")
         if note.get("schema_version") == 1 and "cell" in note:
             tried = rename_fields(note["cell"], {"cell_id": "run_id", "data_edition": "dataset"})

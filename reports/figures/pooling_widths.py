@@ -16,7 +16,7 @@ from lra.data.batching import collate
 from lra.data.dataset import Split, data_home
 from lra.errors import StoreError, UsageError
 from lra.models.transformer import build_model, mixers
-from lra.results.checkpoints import read_state
+from lra.results.checkpoints import read_state, weights_digest
 from lra.results.records import RunRecord, Store
 from lra.tasks import get_task
 from lra.tasks.listops.vocabulary import WORDS
@@ -67,9 +67,12 @@ def load_supports(record: RunRecord, store: Store, data_dir: Path | None, count:
             f"lra-run --config {store.record_path(record.run_id)} --store NEW trains it again"
         )
     state = read_state(weights)
+    if weights_digest(state["model"]) != record.outcome.weights_digest:
+        raise StoreError(f"{weights} does not hold the weights that run {record.run_id[:12]} was scored with")
     data = task.prepare(task.options.model_validate(config.data), data_home(data_dir), progress=False)
     if data.digest != record.data_digest:
         raise StoreError(f"{data.path} holds other data than run {record.run_id[:12]} was made with")
+    data = data.verified()
     model = build_model(config, task.info.vocab_size, task.info.num_classes)
     model.load_state_dict(state["model"])
     model.eval()

@@ -30,6 +30,13 @@ data_dir_option = click.option(
     help="Folder of prepared data.  [default: the platform's cache folder]",
 )
 
+allow_other_environment_option = click.option(
+    "--allow-other-environment",
+    is_flag=True,
+    help="Continue a run that was stopped under another number of threads, device or version of torch.",
+)
+THREADS_DEFAULT = "[default: OMP_NUM_THREADS, else CPU cores divided by the default slots of a sweep]"
+
 
 def write_file(path: Path, content: str) -> None:
     """Write a text file in one step.

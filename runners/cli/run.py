@@ -16,7 +16,8 @@ from lra.config.builtin import profile_names
 from lra.terminal import echo
 
 from .. import signals
-from .options import data_dir_option, parse_seeds, store_option
+from ..threads import default_threads
+from .options import THREADS_DEFAULT, allow_other_environment_option, data_dir_option, parse_seeds, store_option
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,7 @@ Examples:
     help="Run exactly this configuration: one that --dry-run printed, or a record; - reads standard input.",
 )
 @click.option("--device", "device_name", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]")
+@click.option("--threads", type=click.IntRange(min=1), help=f"CPU threads.  {THREADS_DEFAULT}")
 @store_option
 @data_dir_option
 @click.option(
@@ -93,6 +94,7 @@ Examples:
     show_default=True,
     help="Time between two checkpoints, which is the most work that a crash loses.",
 )
+@allow_other_environment_option
 @one_line_errors
 def command(
     *,
@@ -112,6 +114,7 @@ def command(
     trackers: tuple[str, ...],
     quiet: bool,
     checkpoint_seconds: float,
+    allow_other_environment: bool,
 ) -> None:
     """Train, evaluate and record attention variants on tasks of the Long Range Arena.
 
@@ -129,20 +132,20 @@ def command(
     from lra.config.profiles import load_profile
     from lra.config.resolve import parse_override
     from lra.data.dataset import data_home
-    from lra.results.records import Store
+    from lra.errors import DamagedFileError, DataError
+    from lra.results.records import ConflictError, Store
 
     from ..progress import words
     from ..train.distributed import destroy, init, local_device, rank_info
     from ..train.loop import PreemptedRunError
     from ..train.plan import check_shareable, describe, family_defaults, plan, read_config
     from ..train.prepare_data import prepare_all
-    from ..train.run import LeasedRunError, RunError, RunOptions, run
+    from ..train.run import LeasedRunError, OtherEnvironmentError, RunError, RunOptions, run
     from ..train.summary import summary
     from ..train.trackers import check_trackers
 
     # Plan.
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or default_threads())
     ranks = rank_info()
     device = local_device(pick_device(device_name), ranks)
     home, store = data_home(data_dir), Store(store_folder)
@@ -173,6 +176,7 @@ def command(
     options = RunOptions(
         device=device,
         force=force,
+        allow_other_environment=allow_other_environment,
         progress=not quiet,
         checkpoint_seconds=checkpoint_seconds,
         trackers=trackers,
@@ -181,7 +185,7 @@ def command(
     init(ranks, device)
     prepared = prepare_all(configs, ranks, home, progress=not quiet)
     tables: dict[tuple[str, str], list[tuple[RunConfig, RunRecord | str]]] = {}
-    all_ok, stopped = True, ""
+    exit_code, stopped = 0, ""  # the code of the first run that ended without a number
     started, ran = time.monotonic(), 0
     paths = [store.record_path(config.run_id(prepared[config.task].digest)) for config in configs]
     new = [force or not path.exists() for path in paths]
@@ -196,14 +200,18 @@ def command(
                 echo(f"Run {number + 1} of {len(configs)}; about {words(seconds)} left for all.", err=True)
         try:
             record = run(config, prepared[config.task], store, options, signals.stop_requested)
-            all_ok &= record.status == "ok"
+            if record.status != "ok":
+                exit_code = exit_code or RunError.exit_code
             if record.status != "ok" and ranks.is_main:
                 echo(f"{name}, seed {seed}: {record.status}: {record.detail}", err=True)
             outcome: RunRecord | str = record
-        except (RunError, LeasedRunError) as error:
-            all_ok = False
+        except (RunError, LeasedRunError, OtherEnvironmentError, DamagedFileError, ConflictError, DataError) as error:
+            if ranks.size > 1 and not isinstance(error, RunError | LeasedRunError):
+                raise  # the other processes have not been told, and end with this one
+            exit_code = exit_code or error.exit_code
             echo(f"Error: {name}, seed {seed}: {error}", err=True)
-            outcome = error.status if isinstance(error, RunError) else "leased"
+            named = {LeasedRunError: "leased", OtherEnvironmentError: "refused", ConflictError: "conflict"}
+            outcome = error.status if isinstance(error, RunError) else named.get(type(error), "damaged")
         except PreemptedRunError as error:
             stopped = str(error)
             break
@@ -218,8 +226,8 @@ def command(
     # Summarise.
     if ranks.is_main:
         echo("\n\n".join(summary(rows, store) for rows in tables.values()))
-    if not all_ok:
-        sys.exit(RunError.exit_code)
+    if exit_code:
+        sys.exit(exit_code)
 
 
 def pick_device(name: str) -> torch.device:

@@ -15,7 +15,8 @@ from lra.cli import one_line_errors, version_option
 from lra.terminal import echo
 
 from .. import signals
-from .options import data_dir_option, store_option
+from ..threads import MAX_DEFAULT_SLOTS, default_slots, default_threads
+from .options import THREADS_DEFAULT, allow_other_environment_option, data_dir_option, store_option
 
 if TYPE_CHECKING:
     from lra.results.records import Store
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from ..sweep.state import SweepRun
 
 EXIT_FAILED_RUNS = 5
-MAX_DEFAULT_SLOTS = 4
-"""Default slots on a machine without GPUs; more are seldom faster, and each needs memory."""
 EXAMPLES = """
 \b
 Examples:
@@ -47,15 +46,13 @@ slots_option = click.option(
     help=f"Runs at a time.  [default: --per-gpu on each GPU, else CPU cores up to {MAX_DEFAULT_SLOTS}]",
 )
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="CPU threads of each run.  [default: CPU cores divided by --slots]"
+    "--threads", type=click.IntRange(min=1), help=f"CPU threads of each run.  {THREADS_DEFAULT}"
 )
 
 
 def slots_and_threads(slots: int | None, threads: int | None, gpu_slots: int) -> tuple[int, int]:
     """Choose how many runs go on at a time and how many threads each has, where the command line does not say."""
-    cores = os.cpu_count() or 1
-    slots = slots or gpu_slots or min(cores, MAX_DEFAULT_SLOTS)
-    return slots, threads or max(1, cores // slots)
+    return slots or gpu_slots or default_slots(), threads or default_threads()
 
 
 @click.group(epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
@@ -144,6 +141,7 @@ def plan(
     metavar="KEY=VALUE",
     help="A parameter of submitit, such as slurm_partition=gpu; may be repeated.",
 )
+@allow_other_environment_option
 @one_line_errors
 def run(
     *,
@@ -161,6 +159,7 @@ def run(
     trackers: tuple[str, ...],
     ray_address: str | None,
     slurm: tuple[str, ...],
+    allow_other_environment: bool,
 ) -> None:
     """Execute the runs of a suite that are not finished yet.
 
@@ -187,6 +186,7 @@ def run(
         arguments=(
             *("--store", str(store.root), "--data-dir", str(home), "--device", device, "--threads", str(threads)),
             *("--checkpoint-seconds", str(checkpoint_seconds), "--quiet"),
+            *(["--allow-other-environment"] if allow_other_environment else []),
             *(argument for name in trackers for argument in ("--tracker", name)),
         ),
         timeout_seconds=timeout and 60 * timeout,

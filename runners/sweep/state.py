@@ -15,7 +15,7 @@ from lra.config.schema import RunConfig
 from lra.config.suites import labels
 from lra.data.dataset import open_prepared
 from lra.errors import DataError, StoreError
-from lra.results.checkpoints import list_checkpoints
+from lra.results.checkpoints import REFUSED, list_checkpoints
 from lra.results.lease import acquire, holder
 from lra.results.records import Store
 from lra.tasks import get_task
@@ -160,7 +160,9 @@ def collect_garbage(store: Store, run: SweepRun) -> int:
             return 0
         stale_files = _temporary_files(store, run.run_id)
         if state_of(store, run).word in ("ok", "diverged"):
-            stale_files += [path for _, path in list_checkpoints(store.checkpoint_folder(run.run_id))]
+            checkpoints = store.checkpoint_folder(run.run_id)
+            for folder in (checkpoints, *checkpoints.glob("conflict-*")):
+                stale_files += [path for _, path in list_checkpoints(folder)] + [*folder.glob(f"*{REFUSED}")]
             logs = log_path(store, run.run_id)
             stale_files += logs.parent.glob(f"{logs.name}*.log")
         freed = sum(path.stat().st_size for path in stale_files)

@@ -10,23 +10,34 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
 
 from attention_zoo import get_variant
 from attention_zoo.faults import fault_line, is_in_variant
+from lra.atomic_io import remove_folder
 from lra.config.labels import row_name
 from lra.config.schema import NUMERICS_VERSION, RunConfig
 from lra.data.batching import TrainingBatches
 from lra.data.dataset import PreparedData, SplitName
 from lra.errors import LraError, StoreError
-from lra.measure.environment import describe_environment
+from lra.measure.environment import decisive, describe_environment, differences
 from lra.metrics import Score
 from lra.models.transformer import build_model, mixers
 from lra.results.checkpoints import newest_checkpoint, save_checkpoint, weights_digest, write_state
 from lra.results.lease import Progress, acquire, holder
-from lra.results.records import AttemptedRun, AttemptStatus, Count, Outcome, RunRecord, Store
+from lra.results.records import (
+    EARLIER,
+    AttemptedRun,
+    AttemptStatus,
+    ConflictError,
+    Count,
+    Outcome,
+    RunRecord,
+    Store,
+)
 from lra.tasks import get_task
 from lra.terminal import echo
 
@@ -50,6 +61,12 @@ class RunError(LraError):
         self.status = status
 
 
+class OtherEnvironmentError(LraError):
+    """The saved state is from another environment, under which the bits may differ; nothing was done."""
+
+    exit_code = 2
+
+
 class LeasedRunError(LraError):
     """Another process holds the lease of this run; nothing was done or recorded."""
 
@@ -67,6 +84,8 @@ class RunOptions:
     """Time between two checkpoints, which is the most work that a crash loses."""
     force: bool = False
     """Run even if the store has the record. The two outcomes are then compared."""
+    allow_other_environment: bool = False
+    """Continue from a state that was saved under another environment; the record then lists both."""
     progress: bool = True
     title_prefix: str = ""
     """What the line of progress begins with, such as the number of the run in a grid."""
@@ -81,15 +100,18 @@ def run(
 ) -> RunRecord:
     """Run a configuration to its record, continuing from the newest checkpoint if there is one.
 
-    A record that is in the store already is returned as it is, unless `options.force`. Of several processes, the main
-    one holds the lease, and reads and writes the store; all return the record.
+    A record that is in the store already is returned as it is, unless `options.force`. The repetition has a folder of
+    its own for its state, so that it can be continued and leaves the weights of the record alone. Of several processes,
+    the main one holds the lease, and reads and writes the store; all return the record.
 
     Raises:
         LeasedRunError: Another process, which is alive, holds the lease.
+        OtherEnvironmentError: The state was saved with another number of threads, device or version of torch.
+        DataError: The data is not what its manifest says, or changes during the run.
         RunError: Out of memory, or an error inside the run; logged as an attempt.
         PreemptedRunError: A stop was requested; the state is saved, and the next call continues.
         LostProcessError: Another process of this run has ended.
-        StoreError: The store cannot be written, or holds another outcome of this run.
+        StoreError: The store cannot be written, or holds a damaged record or another outcome of this run.
     """
     run_id = config.run_id(data.digest)
     device, recipe, ranks = options.device, config.train, options.ranks
@@ -106,20 +128,28 @@ def run(
     with contextlib.ExitStack() as stack:
         # The lease and the saved state.
         record = saved = None
+        attempts = AttemptLog(config, data, store, options)
+        environments = [decisive(attempts.environment)]
+        folder, repeated = store.checkpoint_folder(run_id), False
         if ranks.is_main:
-            record = None if options.force else store.find(run_id)
-            if record is None:
+            record = store.find(run_id)
+            if record is None or options.force:
                 store.check_writable()
                 stack.enter_context(hold_lease(store, run_id, progress, stop_requested))
-                record = None if options.force else store.find(run_id)  # the last holder may have finished just now
-            if record is None and not options.force:
-                saved, damaged = newest_checkpoint(store.checkpoint_folder(run_id))
-                for problem in damaged:
-                    line.say(f"{problem}; using an older one")
-        attempts = stack.enter_context(AttemptLog(config, data, store, options))
+                record = store.find(run_id)  # the last holder may have finished just now
+            if record is not None and options.force:
+                record, repeated, folder = None, True, folder / "again"
+            if record is None:
+                saved, refused = newest_checkpoint(folder, run_id)
+                for problem in refused:
+                    echo(f"{problem}; passed over", err=True)  # also when no progress is shown
+            if saved is not None:
+                environments = joined(saved["environments"], environments[0], options)
+        stack.enter_context(attempts)
         record, saved = broadcast((record, saved), ranks)
         if record is not None:
             return record
+        data = data.verified()
 
         # The model.
         memory = PeakMemory(device)
@@ -151,7 +181,7 @@ def run(
             nonlocal last_save
             if ranks.is_main:
                 content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state.to_dict()}
-                save_checkpoint(store.checkpoint_folder(run_id), state.step, content)
+                save_checkpoint(folder, state.step, content | {"run_id": run_id, "environments": environments})
                 last_save = time.monotonic()
 
         def report(state: TrainState, loss: float, accuracy: float) -> None:
@@ -159,16 +189,16 @@ def run(
             line.report(state, loss, accuracy)
             trackers.log(state.step, {"train/loss": loss, "train/accuracy": accuracy})
 
-        def score(split: SplitName, title: str) -> tuple[Score, np.ndarray]:
+        def score(split: SplitName, title: str, *, before: Callable[[], None]) -> tuple[Score, np.ndarray]:
+            """Score the model; `before` saves the state, where it is not saved yet, before a stop ends the run."""
             examples = data.split(split)
             with line.sub(title, len(examples)) as advance:
 
                 def advance_or_stop(count: int) -> None:
                     advance(count)
                     if ranks.size == 1 and stop_requested():  # several processes would wait for the one that leaves
-                        raise PreemptedRunError(
-                            f"stopped during {title} after step {state.step}; the last saved state is kept"
-                        )
+                        before()
+                        raise PreemptedRunError(f"stopped during {title} after step {state.step} with the state saved")
 
                 return evaluate(
                     model,
@@ -185,7 +215,7 @@ def run(
         def validate() -> Score:
             if ranks.size > 1 and not all_equal(weights_digest(model.state_dict()), ranks):
                 raise RuntimeError(f"the {ranks.size} processes do not hold the same weights after step {state.step}")
-            result, _ = score("validation", "validation")
+            result, _ = score("validation", "validation", before=save)
             trackers.log(state.step, {"validation/loss": result.loss, "validation/accuracy": result.accuracy})
             return result
 
@@ -216,14 +246,15 @@ def run(
                 assert state.best_score is not None
                 model.load_state_dict(state.best_weights)
                 selected_step, expected = state.best_step, state.best_score.correct
-            validation, _ = score("validation", "checking the chosen weights")
+            # From here on the model is not in the state to go on from, which was saved after the last step.
+            validation, _ = score("validation", "checking the chosen weights", before=lambda: None)
             if validation.correct != expected:
                 raise RuntimeError(
                     f"the chosen weights answer {validation.correct} of validation, not the recorded {expected}"
                 )
 
             # The test set is read here and nowhere else.
-            test, arrays["test_correct"] = score("test", "test")
+            test, arrays["test_correct"] = score("test", "test", before=lambda: None)
             outcome = Outcome(
                 test=Count(correct=test.correct, total=test.total, loss=test.loss),
                 validation=Count(correct=validation.correct, total=validation.total, loss=validation.loss),
@@ -235,10 +266,9 @@ def run(
 
         # The record.
         if ranks.is_main:
-            if outcome is not None:
+            if outcome is not None and (repeated or store.find(run_id) is None):
                 weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-                chosen = store.checkpoint_folder(run_id) / "chosen.pt"
-                write_state(chosen, {"model": weights, "step": outcome.selected_step})
+                write_state(folder / "chosen.pt", {"run_id": run_id, "model": weights, "step": outcome.selected_step})
             arrays |= {f"curve.{name}": np.asarray(column) for name, column in state.curve.items()}
             record = RunRecord(
                 run_id=run_id,
@@ -254,15 +284,43 @@ def run(
                 outcome=outcome,
                 cost=measured_cost(config, state, model, memory, info, device),
                 backend=", ".join(dict.fromkeys(layer.resolved_backend(device) for layer in layers)),
-                environment=attempts.environment,
+                environment=attempts.environment | ({EARLIER: environments[:-1]} if len(environments) > 1 else {}),
                 arrays_sha256="",
                 finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
             )
-            record = store.publish(record, arrays)
+            try:
+                record = store.publish(record, arrays)
+            except ConflictError as conflict:
+                if repeated:
+                    folder.rename(folder.with_name(f"conflict-{conflict.number}"))
+                kept = store.find(run_id)
+                other = "" if kept is None else differences(decisive(kept.environment), environments[-1])
+                note = f"; it was made under another environment ({other})" if other else ""
+                raise ConflictError(f"{conflict}{note}", conflict.number) from conflict
+            if repeated:
+                if outcome is not None and not (folder.parent / "chosen.pt").exists():
+                    (folder / "chosen.pt").replace(folder.parent / "chosen.pt")
+                remove_folder(folder)
             attempts.add(record.status, record.detail)
         record = broadcast(record, ranks)
         assert record is not None
         return record
+
+
+def joined(earlier: list[dict[str, Any]], now: dict[str, Any], options: RunOptions) -> list[dict[str, Any]]:
+    """Return the environments of a run that goes on from a saved state, one entry for each change.
+
+    Raises:
+        OtherEnvironmentError: The state is from another environment than this one, and that is not allowed.
+    """
+    if earlier[-1] == now:
+        return earlier
+    if not options.allow_other_environment:
+        raise OtherEnvironmentError(
+            f"its state was saved under another environment ({differences(earlier[-1], now)}), where the same bits are "
+            "not certain; use that one, or give --allow-other-environment, and the record will say so"
+        )
+    return [*earlier, now]
 
 
 @contextlib.contextmanager

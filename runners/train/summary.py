@@ -10,9 +10,10 @@ from tabulate import tabulate
 from attention_zoo import get_variant
 from lra.config.labels import row_name
 from lra.config.schema import RunConfig
+from lra.measure.environment import decisive, differences
 from lra.metrics import wilson_interval
 from lra.results.bench_format import breaks_parameter_rule
-from lra.results.records import RunRecord, Store
+from lra.results.records import EARLIER, RunRecord, Store
 
 
 def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> str:
@@ -33,6 +34,7 @@ def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> 
             "Intervals: Wilson, 95 %, over the test examples; they do not show what another seed would do.",
             f"Memory: {first.cost.peak_memory_method}.",
             *_parameter_notes(records),
+            *_environment_notes(records),
             *(f"{row_name(r.config)}, seed {r.config.seed}: {store.record_path(r.run_id)}" for r in records),
         ]
         lines = [title, "", *lines, "", *notes]
@@ -69,6 +71,16 @@ def _row(config: RunConfig, record: RunRecord | str) -> tuple[str, ...]:
         "-" if cost.peak_memory_bytes is None else f"{cost.peak_memory_bytes / 2**20:,.0f}",
         str(record.outcome.selected_step),
     )
+
+
+def _environment_notes(records: Sequence[RunRecord]) -> list[str]:
+    notes = []
+    for record in records:
+        if EARLIER in record.environment:
+            other = differences(record.environment[EARLIER][-1], decisive(record.environment))
+            run = f"{row_name(record.config)}, seed {record.config.seed}"
+            notes.append(f"{run}: continued under another environment ({other}); its last bits may depend on that.")
+    return notes
 
 
 def _parameter_notes(records: Sequence[RunRecord]) -> list[str]:

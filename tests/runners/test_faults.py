@@ -144,16 +144,16 @@ def test_whichever_call_fails_the_last_checkpoint_is_readable(tmp_path, monkeypa
     for number in range(1, 60):
         folder = tmp_path / str(number)
         for step in (1, 2):
-            save_checkpoint(folder, step, {"step": step})
+            save_checkpoint(folder, step, {"run_id": "a", "state": {"step": step}})
         with monkeypatch.context() as patch:
             faults = FailNth(patch, number, 5)
             try:
-                save_checkpoint(folder, 3, {"step": 3})
+                save_checkpoint(folder, 3, {"run_id": "a", "state": {"step": 3}})
                 expected = {3}
             except (StoreError, OSError):
                 expected = {2, 3}
-        state, passed_over = newest_checkpoint(folder)
-        assert state["step"] in expected
+        state, passed_over = newest_checkpoint(folder, "a")
+        assert state["state"]["step"] in expected
         assert passed_over == []
         if not faults.fired:
             break
@@ -173,7 +173,8 @@ def test_a_full_disk_ends_the_run_and_costs_no_state(data, tmp_path):
         return execute(config, data, store)
 
     assert re.match("StoreError: cannot write .*step-000000006.pt: File too large", in_child(on_a_full_disk))
-    state, passed_over = newest_checkpoint(store.checkpoint_folder(config.run_id(data.digest)))
+    run_id = config.run_id(data.digest)
+    state, passed_over = newest_checkpoint(store.checkpoint_folder(run_id), run_id)
     assert state["state"]["step"] == 2
     assert passed_over == []
     assert execute(config, data, store).outcome == expected

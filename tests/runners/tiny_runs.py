@@ -10,7 +10,7 @@ import torch
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig
-from lra.data.dataset import PreparedData
+from lra.data.dataset import PreparedData, write_prepared
 from lra.errors import LraError
 from lra.results.records import Store
 from lra.tasks import get_task
@@ -43,6 +43,21 @@ def tiny(variant: str = "full", seed: int = 0, **overrides) -> RunConfig:
 def tiny_data(folder: Path) -> PreparedData:
     task = get_task("listops")
     return task.prepare(task.options.model_validate(tiny().data), folder, workers=1, progress=False)
+
+
+def rewritten(data: PreparedData, folder: Path, splits) -> PreparedData:
+    """Prepare the same data with other splits in a folder of its own, since a run reads what is in its folder."""
+    manifest = data.manifest
+    return write_prepared(
+        folder,
+        task=manifest.task,
+        dataset=manifest.dataset,
+        generated_by=manifest.generated_by,
+        options=manifest.options,
+        num_classes=10,
+        splits=splits,
+        baselines=manifest.baselines,
+    )
 
 
 def execute(config, data, store, stop=lambda: False, **settings):

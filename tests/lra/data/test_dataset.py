@@ -89,6 +89,7 @@ def as_schema_1(folder, names=(("dataset", "edition"), ("generated_by", "maker")
     manifest = json.loads((folder / MANIFEST).read_text())
     for new, old in names:
         manifest[old] = manifest.pop(new)
+    del manifest["checksum"]
     (folder / MANIFEST).write_text(json.dumps(manifest | {"schema_number": 1}))
 
 
@@ -147,11 +148,11 @@ def test_any_damage_to_an_array_header_is_one_line(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_number": 3}, "newer version"),
+        ({"schema_number": 4}, "newer version"),
         ({"schema_number": 0}, "older version"),
         ({"schema_number": "1"}, "schema_number"),
         ({"surprise": 1}, "surprise"),
-        ({"digest": "f" * 64}, "content digest"),
+        ({"digest": "f" * 64}, "checksum does not match"),
         ({"digest": "short"}, "digest"),
         ({"files": {}}, "not the expected ones"),
         ({"splits": {}}, "not the expected ones"),
@@ -301,3 +302,68 @@ def test_any_manifest_is_one_line(folder, content):
     with pytest.raises(DataError, match="not a manifest") as caught:
         open_prepared(folder, verify=False)
     assert "\n" not in str(caught.value)
+
+
+def test_a_changed_field_of_the_manifest_is_noticed_by_its_checksum(folder):
+    file = folder / MANIFEST
+    whole = json.loads(file.read_text())
+    changes = {"token_offset": 1, "baselines": {"chance": 50.0}, "dataset": "another", "options": {"seed": 1}}
+    for name, value in changes.items():
+        file.write_text(json.dumps(whole | {name: value}))
+        with pytest.raises(DataError, match=r"manifest.json: damaged, its checksum does not match"):
+            open_prepared(folder, verify=False)
+        old = {key: inner for key, inner in whole.items() if key != "checksum"}  # the broken twin: no checksum
+        file.write_text(json.dumps(old | {name: value, "schema_number": 2}))
+        assert getattr(open_prepared(folder, verify=False).manifest, name) == value
+
+
+def flip(file, position=-1):
+    """Flip a bit in place, and leave size, inode and times as they were."""
+    times = file.stat()
+    with file.open("r+b") as handle:
+        content = bytearray(handle.read())
+        content[position] ^= 1
+        handle.seek(0)
+        handle.write(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("name", [f"{split}-{kind}.npy" for split in SPLITS for kind in ARRAYS if kind != "offsets"])
+def test_a_change_in_place_is_noticed_when_a_run_starts(folder, name):
+    data = open_prepared(folder, verify=False)
+    assert data.verified().digest == data.digest
+    flip(folder / name)
+    with pytest.raises(DataError, match="its content is not what its manifest says"):
+        open_prepared(folder, verify=False).verified()
+    if "labels" in name:
+        assert data.verified().digest == data.digest  # it holds a copy from before
+    else:
+        with pytest.raises(DataError, match="its content is not what its manifest says"):
+            data.verified()
+
+
+def test_what_was_verified_cannot_change_under_its_reader(folder):
+    mapped = open_prepared(folder, verify=False)
+    data = mapped.verified()
+    train, before = data.split("train"), mapped.split("train").tokens_of(11).copy()
+    for name in ("train-labels.npy", "train-offsets.npy", "train-tokens.npy"):
+        flip(folder / name)
+    np.testing.assert_array_equal(train.labels, make_splits()["train"].labels)
+    np.testing.assert_array_equal(train.offsets, make_splits()["train"].offsets)
+    np.testing.assert_array_equal(train.tokens_of(0), make_splits()["train"].tokens_of(0))
+    with pytest.raises(DataError, match=r"train-tokens.npy: changed while a run was reading it"):
+        train.tokens_of(11)
+    assert mapped.split("train").tokens_of(11)[-1] == before[-1] ^ 1  # the broken twin: a map shows what comes later
+    with (folder / "train-tokens.npy").open("r+b") as file:
+        file.truncate(140)
+    with pytest.raises(DataError, match=r"train-tokens.npy: became shorter"):
+        train.tokens_of(11)  # a map would be killed here
+
+
+def test_documents_are_hashed_in_pieces_of_any_size(folder, monkeypatch):
+    for size in (1, 7, 10**6):
+        monkeypatch.setattr("lra.data.dataset.CHUNK_BYTES", size)
+        data = open_prepared(folder, verify=False).verified()
+        for name, split in make_splits().items():
+            for index in range(len(split)):
+                np.testing.assert_array_equal(data.split(name).tokens_of(index), split.tokens_of(index))

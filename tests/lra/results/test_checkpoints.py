@@ -15,18 +15,27 @@ from lra.results.checkpoints import (
     read_state,
     save_checkpoint,
     weights_digest,
+    write_state,
 )
 
+RUN = "ab" * 32
 
-def state(step):
-    return {"step": step, "model": {"w": torch.full((64,), float(step))}, "note": [1.5, None, "text"]}
+
+def state(step, run_id=RUN):
+    return {
+        "run_id": run_id,
+        "state": {"step": step},
+        "step": step,
+        "model": {"w": torch.full((64,), float(step))},
+        "note": [1.5, None, "text"],
+    }
 
 
 def test_round_trip_keeps_the_two_newest(tmp_path):
     for step in (10, 20, 30):
         save_checkpoint(tmp_path, step, state(step))
     assert [step for step, _ in list_checkpoints(tmp_path)] == [30, 20]
-    found, passed_over = newest_checkpoint(tmp_path)
+    found, passed_over = newest_checkpoint(tmp_path, RUN)
     assert passed_over == []
     assert found["step"] == 30
     assert found["note"] == [1.5, None, "text"]
@@ -45,13 +54,52 @@ def test_every_flip_and_truncation_is_detected_and_the_older_one_used(tmp_path):
         else:
             del damaged[rng.randrange(len(whole)) :]
         newer.write_bytes(damaged)
-        found, passed_over = newest_checkpoint(tmp_path)
+        found, passed_over = newest_checkpoint(tmp_path, RUN)
         assert found is not None
         assert found["step"] == 1
         assert len(passed_over) == 1
     newer.write_bytes(whole)
     older.write_bytes(b"")
-    assert newest_checkpoint(tmp_path)[0]["step"] == 2
+    assert newest_checkpoint(tmp_path, RUN)[0]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (state(2, run_id="cd" * 32), "is of another run, cdcdcdcdcdcd"),
+        (state(1), "is of step 1"),
+        ({"step": 2}, "another file than expected: 'run_id'"),
+        ({"run_id": RUN, "state": 3}, "another file than expected"),
+        ([RUN], "another file than expected"),
+    ],
+)
+def test_a_whole_checkpoint_of_another_run_or_step_is_passed_over(tmp_path, wrong, message):
+    save_checkpoint(tmp_path, 1, state(1))
+    write_state(tmp_path / "step-000000002.pt", wrong)
+    found, passed_over = newest_checkpoint(tmp_path, RUN)
+    assert found["step"] == 1
+    assert len(passed_over) == 1
+    assert message in passed_over[0]
+
+
+def test_what_was_passed_over_does_not_count_as_newer(tmp_path):
+    """Three damaged files of later steps would otherwise have the next one that is saved removed at once."""
+    for step in (7, 8, 9):
+        (tmp_path / f"step-{step:09d}.pt").write_bytes(b"")
+    assert newest_checkpoint(tmp_path, RUN)[0] is None
+    save_checkpoint(tmp_path, 1, state(1))
+    assert newest_checkpoint(tmp_path, RUN)[0]["step"] == 1
+    assert len(list(tmp_path.glob("*.refused"))) == 3
+
+
+def test_a_body_that_is_no_archive_is_one_line(tmp_path):
+    for body in (b"", b"PK", b"no archive at all", pickle.dumps([1, 2])):
+        path = tmp_path / "step-000000001.pt"
+        path.write_bytes(body + b"LRA-SHA256\x00" + hashlib.sha256(body).digest())
+        found, passed_over = newest_checkpoint(tmp_path, RUN)
+        assert found is None
+        assert len(passed_over) == 1
+        assert "\n" not in passed_over[0]
 
 
 def test_plain_torch_load_would_not_notice(tmp_path):
@@ -85,7 +133,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="No space left"):
         save_checkpoint(tmp_path, 2, state(2))
     monkeypatch.undo()
-    assert newest_checkpoint(tmp_path)[0]["step"] == 1
+    assert newest_checkpoint(tmp_path, RUN)[0]["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001.pt"]
 
 

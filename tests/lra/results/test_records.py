@@ -85,10 +85,10 @@ def test_another_outcome_is_an_alarm_and_changes_nothing(tmp_path):
     ("change", "message"),
     [
         (lambda text: text.replace('"correct": 3', '"correct": 4'), "checksum"),
-        (lambda text: text[: len(text) // 2], "not a record"),
-        (lambda text: "[]", "not a record"),
-        (lambda text: "{}", "not a record"),
-        (lambda text: "", "not a record"),
+        (lambda text: text[: len(text) // 2], "another file than expected"),
+        (lambda text: "[]", "another file than expected"),
+        (lambda text: "{}", "another file than expected"),
+        (lambda text: "", "another file than expected"),
     ],
 )
 def test_damaged_records_are_named_not_believed(tmp_path, change, message):
@@ -167,7 +167,7 @@ def test_a_half_renamed_or_damaged_record_of_schema_1_is_refused(tmp_path, old_n
     store = Store(tmp_path)
     store.publish(record(), ARRAYS)
     run_id = as_schema_1(store, old_names, **changes)
-    with pytest.raises(StoreError, match="is not the record of a run"):
+    with pytest.raises(StoreError, match="another file than expected"):
         store.find(run_id)
     assert [type(entry) for entry in store.records()] == [DamagedFileError]
 
@@ -197,11 +197,11 @@ def test_an_attempt_says_what_it_tried_in_either_schema(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "not a note of an attempt"),
-        ("", "not a note of an attempt"),
+        ("[]", "another file than expected"),
+        ("", "another file than expected"),
         ('{"status": "oom", "schema_version": 2}', "does not say what it tried"),
-        ('{"status": "oom", "schema_version": 1, "cell": {"run_id": "x"}}', "not a note of an attempt"),
-        ('{"status": "oom", "schema_version": 2, "run": {"run_id": "x"}}', "not a note of an attempt"),
+        ('{"status": "oom", "schema_version": 1, "cell": {"run_id": "x"}}', "another file than expected"),
+        ('{"status": "oom", "schema_version": 2, "run": {"run_id": "x"}}', "another file than expected"),
     ],
 )
 def test_a_damaged_note_of_an_attempt_is_named(tmp_path, text, message):
@@ -345,7 +345,7 @@ def test_arrays_that_contradict_their_record_are_refused(tmp_path, wrong):
     store = Store(tmp_path)
     arrays = {name: array for name, array in (ARRAYS | wrong).items() if array is not None}
     store.publish(record(), arrays)
-    with pytest.raises(StoreError, match=f"{CELL}.npz is not the arrays of a run"):
+    with pytest.raises(StoreError, match=f"{CELL}.npz: damaged, or another file than expected"):
         store.find(CELL)
 
 
@@ -365,5 +365,5 @@ def test_what_no_reader_survives_is_one_line(tmp_path):
         assert "\n" not in str(caught.value)
     path.unlink()
     os.mkfifo(path)  # must not be waited for
-    with pytest.raises(StoreError, match="no regular file"):
+    with pytest.raises(StoreError, match="a pipe, not a file"):
         store.find(CELL)

@@ -14,6 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 from runners.cli.run import command as lra_run
+from runners.threads import default_threads
 
 ROOT = Path(__file__).resolve().parents[3]
 RUN = [sys.executable, "-c", "from runners.cli.run import main; main()"]
@@ -262,6 +263,29 @@ def test_damaged_data_ends_with_3(profile, home, tmp_path):
     assert done.exit_code == 3
     assert "damaged" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_record_costs_no_other_seed_its_run(profile, home, tmp_path):
+    store = tmp_path / "store"
+    assert run_here(arguments(profile, home, store, "--quiet")).exit_code == 0
+    (record,) = store.glob("results/*/*.json")
+    record.write_bytes(record.read_bytes()[:-50])
+    done = run_here(arguments(profile, home, store, "--quiet", "--seeds", "0-1"))
+    assert done.exit_code == 3
+    assert done.stderr.count("Error: ") == 1
+    assert f"Error: full, seed 0: {record}: damaged" in done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("Full attention")]
+    assert rows[0][2:4] == ["0", "damaged"]
+    assert float(rows[1][3]) > 0
+    assert len(list(store.glob("results/*/*.json"))) == 2
+
+
+def test_run_and_sweep_take_the_same_number_of_threads(monkeypatch):
+    """Whatever the machine and the slots, so that both give the same bits."""
+    cores = iter([1, 1, 2, 2, 3, 3, 8, 8, 64, 64])
+    monkeypatch.setattr("os.cpu_count", lambda: next(cores))
+    assert [default_threads({}) for _ in range(5)] == [1, 1, 1, 2, 16]
+    assert default_threads({"OMP_NUM_THREADS": "3"}) == 3
 
 
 def test_dry_run_prints_the_count_and_runs_nothing(tmp_path):

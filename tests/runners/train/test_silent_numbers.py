@@ -11,7 +11,7 @@ from lra.tasks import get_task
 from runners.train import evaluate as evaluate_module
 from runners.train.evaluate import DivergedError, evaluate
 from runners.train.run import RunError
-from tests.runners.tiny_runs import execute, tiny, tiny_data
+from tests.runners.tiny_runs import execute, rewritten, tiny, tiny_data
 
 SIZES = {"data.train": 512, "data.validation": 100, "data.test": 400}
 LEARNT = {
@@ -28,14 +28,14 @@ def data(tmp_path_factory):
     return tiny_data(tmp_path_factory.mktemp("data"))
 
 
-def relabelled(data, label, shuffle=False):
+def relabelled(data, folder, label, shuffle=False):
     """Replace the labels of all splits by a function of the tokens, and perhaps put those of each in a random order."""
     splits, rng = {}, np.random.default_rng(0)
     for name, split in data.splits.items():
         labels = np.array([label(split.tokens_of(index, 0)) for index in range(len(split))], dtype=np.uint8)
         shown = rng.permutation(labels) if shuffle else labels
         splits[name] = type(split)(tokens=split.tokens, offsets=split.offsets, labels=shown)
-    return type(data)(path=data.path, manifest=data.manifest, splits=splits)
+    return rewritten(data, folder, splits)
 
 
 class Constant(torch.nn.Module):
@@ -61,8 +61,8 @@ def score(model, split, **settings):
     )
 
 
-def test_nan_logits_are_never_an_accuracy(data):
-    split = relabelled(data, lambda tokens: 0).split("test")
+def test_nan_logits_are_never_an_accuracy(data, tmp_path):
+    split = relabelled(data, tmp_path / "data", lambda tokens: 0).split("test")
     assert (torch.full((1, 10), torch.nan).argmax(dim=1) == 0).all()  # the trap: all would count as right
     for bad in (torch.nan, torch.inf):
         logits = torch.zeros(10)
@@ -122,7 +122,7 @@ def test_shuffled_labels_score_at_chance_and_true_ones_do_not(tmp_path):
     assert 3 <= len(firsts) <= 10
     accuracy = {}
     for shuffle in (False, True):
-        given = relabelled(data, lambda tokens: firsts.index(int(tokens[0])), shuffle)
+        given = relabelled(data, tmp_path / f"{shuffle}-data", lambda tokens: firsts.index(int(tokens[0])), shuffle)
         test = execute(config, given, Store(tmp_path / str(shuffle))).outcome.test
         accuracy[shuffle] = test.correct / test.total
     chance = np.bincount(given.split("test").labels).max() / 400  # of the answer that is right most often
