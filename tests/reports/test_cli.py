@@ -300,7 +300,12 @@ def test_damaged_foreign_and_newer_files_are_counted_and_named(tmp_path):
     assert done.exit_code == 0
     assert "40.00 (1)" in done.stdout
     assert done.stderr.startswith("5 files passed over:")
-    for reason in ("checksum does not match", "is not a record file", "newer version (schema 99)", "does not say"):
+    for reason in (
+        "checksum does not match",
+        "another file than expected",
+        "newer version (schema 99)",
+        "does not say",
+    ):
         assert reason in done.stderr
     frame = load(tmp_path)
     assert len(frame) == 1
