@@ -154,7 +154,7 @@ def test_export_writes_every_run_as_csv(tmp_path, store):
 
 def test_no_cell_of_an_export_is_a_formula(tmp_path):
     for number, name in enumerate(HOSTILE):
-        add_run(tmp_path, 400 + number, variant=name)
+        add_run(tmp_path, 400 + number, variant=name, seed=number)
     assert report("export", "--store", tmp_path, "--csv", tmp_path / "runs.csv").exit_code == 0
     content = (tmp_path / "runs.csv").read_text()
     cells = [cell for row in csv.reader(io.StringIO(content)) for cell in row]
