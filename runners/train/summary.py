@@ -28,7 +28,9 @@ def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> 
     if records:
         first = records[0]
         title = f"{first.task_title} ({first.dataset}), profile {first.config.profile}, {first.config.track} track"
-        baselines = ", ".join(f"{name} {value:.1f}" for name, value in sorted(first.baselines.items()))
+        baselines = ", ".join(
+            f"{name} {value:.1f}" for name, value in sorted(first.baselines.items(), key=lambda item: item[1])
+        )
         notes = [
             f"Trivial baselines, in %: {baselines}.",
             "Intervals: Wilson, 95 %, over the test examples; they do not show what another seed would do.",
