@@ -191,8 +191,8 @@ def _type_text(hint: Any) -> str:
 class Traits:
     """The properties that a variant claims to have. The contract checks test each claim."""
 
-    memory: Literal["linear", "subquadratic", "quadratic"]
-    """How the largest tensor of forward and backward grows with the length."""
+    memory: Literal["linear", "subquadratic", "quadratic", "not stated"]
+    """How the largest tensor of forward and backward grows with the length; what is not stated is not checked."""
     complexity: str
     """Growth of the time in the paper's notation, for tables, such as `O(n w)`."""
     causal: bool = False

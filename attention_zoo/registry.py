@@ -220,7 +220,7 @@ def _refer(reference: str) -> VariantSpec:
             title=found.title,
             mixer=found.mixer,
             config=found.config or _config_of(found.mixer),
-            traits=Traits(memory="quadratic", complexity="not stated", permutation_equivariant=None),
+            traits=Traits(memory="not stated", complexity="not stated", permutation_equivariant=None),
             paper=reference,
             program=found.program,
         )

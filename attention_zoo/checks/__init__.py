@@ -166,6 +166,8 @@ def verdict(name: str, run: Callable[[], None]) -> str:
 def _applies(name: str, spec: VariantSpec) -> bool:
     if name == "exact_limit":
         return spec.traits.exact_limit is not None
+    if name == "memory":
+        return spec.traits.memory != "not stated"
     if name == "permutation":
         return spec.traits.permutation_equivariant is not None
     return name != "backends" or len(backends(spec.config)) > 1

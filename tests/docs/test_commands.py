@@ -87,9 +87,9 @@ def try_page(page: Page, folder: Path, patch: pytest.MonkeyPatch) -> Counter:
 
 
 def named_files(page: Page) -> dict[str, str]:
-    """YAML files that a page shows under their names, `# name.yaml` in the first line."""
-    shown = [block.text for block in blocks(page) if block.language == "yaml"]
-    return {named[1]: text for text in shown if (named := re.match(r"# ([\w-]+\.yaml)\n", text))}
+    """Files that a page shows under their names, `# name.yaml` or `# name.py` in the first line."""
+    shown = [block.text for block in blocks(page) if block.language in ("yaml", "python")]
+    return {named[1]: text for text in shown if (named := re.match(r"# ([\w-]+\.(?:yaml|py))\n", text))}
 
 
 @pytest.fixture

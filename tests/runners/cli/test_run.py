@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from reports.cli import command as lra_report
 from runners.cli.run import command as lra_run
 from runners.threads import default_threads
 
@@ -170,6 +172,18 @@ def test_a_second_ctrl_c_ends_at_once():
     assert (insisted.returncode, insisted.stdout) == (130, "asked\n")
     asked_again = run([sys.executable, "-c", twice.format(second="SIGTERM")])  # a request like the first, no more
     assert (asked_again.returncode, asked_again.stdout) == (0, "asked\ngoes on\n")
+
+
+def test_a_foreign_module_is_trained_by_its_file_and_stands_in_a_table(profile, home, tmp_path):
+    file = ROOT / "tests" / "attention_zoo" / "foreign_modules.py"
+    steps = ["--track", "open", "--set", "train.steps=2", "--set", "train.eval_every=2"]
+    done = run_here(arguments(profile, home, tmp_path, *steps, attn=f"{file}:Tokens,full"))
+    assert done.exit_code == 0, done.stderr
+    found = outcomes(tmp_path)
+    assert {name for name, _ in found} == {f"{file}:Tokens", "full"}
+    table = CliRunner().invoke(lra_report, ["table", "accuracy", "--store", str(tmp_path)])
+    for row in ("Full attention", "Tokens"):
+        assert re.search(rf"^{row} +\d", table.stdout, re.MULTILINE), table.output
 
 
 PLUGIN = """
