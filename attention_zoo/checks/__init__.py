@@ -67,13 +67,13 @@ Check = Callable[[VariantSpec], None]
 CHECKS: dict[str, Check] = {
     "shape": check_shape,
     "determinism": check_determinism,
+    "batch_independence": check_batch_independence,
     "suffix_padding": check_suffix_padding,
     "scattered_padding": check_scattered_padding,
     "padding_gradient": check_padding_gradient,
     "padding_values": check_padding_values,
     "mask_none": check_mask_none,
     "empty_rows": check_empty_rows,
-    "batch_independence": check_batch_independence,
     "padding_length": check_padding_length,
     "permutation": check_permutation,
     "causal": check_causal,
@@ -91,13 +91,13 @@ CHECKS: dict[str, Check] = {
     "exact_limit": check_exact_limit,
     "backends": check_backends,
 }
-"""All checks by name; `Traits.waivers` uses the same names."""
+"""All checks by name; `Traits.waivers` uses the same names. What explains the failure of others comes first."""
 
 
 ADVICE = {
     "shape": "return one tensor like x; call self.check_input(x, mask) first; change no input in place",
     "determinism": "F.dropout(..., self.dims.dropout, self.training); draw random features in __init__, as buffers",
-    "suffix_padding": "True in the mask is a real token: masked_fill(~mask, -inf), masked_mean, zero_masked",
+    "suffix_padding": "is the mask ignored, or inverted? True is a real token: masked_fill(~mask, -inf), masked_mean, zero_masked",
     "scattered_padding": "True in the mask is a real token, in any pattern: masked_fill(~mask, -inf), masked_mean",
     "padding_gradient": "set padding to exactly zero before it is used: attention_zoo.masking.zero_masked",
     "padding_values": "0 * NaN is NaN: fill masked positions with zero_masked, do not multiply them by the mask",

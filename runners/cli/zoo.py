@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lra.cli import one_line_errors, version_option
-from lra.terminal import echo
+from lra.terminal import echo, progress_bar
 
 from .options import write_file
 
@@ -59,30 +59,44 @@ def describe(name: str) -> None:
 
 @main.command()
 @click.argument("name")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Check with this option, such as variant.window=8; may be repeated.",
+)
 @one_line_errors
-def check(name: str) -> None:
-    """Run the contract checks on the variant NAME, and print a line for each.
+def check(name: str, overrides: tuple[str, ...]) -> None:
+    """Run the contract checks on the variant NAME, and print a line for each, what fails first.
 
     A line that begins with FAIL says what is wrong, where in the file of the variant an error comes from, and what
-    usually helps. The exit code is 1 if a check fails.
+    usually helps. Begin with the first one; it often explains the others. The exit code is 1 if a check fails.
     """
     spec = find(name)
-    from attention_zoo.checks import contract_checks, verdict
+    from attention_zoo import OptionError
+    from attention_zoo.checks import contract_checks, verdict, with_options
+    from lra.config.resolve import parse_override
     from lra.errors import UsageError
 
+    values = dict(parse_override(text, example="variant.window=8") for text in overrides)
+    options = {path.removeprefix("variant."): value for path, value in values.items()}
     try:
-        checks = contract_checks(spec)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    failed = 0
-    for check_name, run in checks:
-        problem = verdict(check_name, run)
-        failed += bool(problem)
-        reason = spec.traits.waivers.get(check_name)
+        checks = contract_checks(with_options(spec, options) if options else spec)
+    except (OptionError, ValueError) as error:
+        raise UsageError(f"{spec.name}: {error}") from error
+    bar = progress_bar(checks, title=spec.name, unit="check", shown=True, keep=False)
+    problems = {check_name: verdict(check_name, run) for check_name, run in bar}
+    shown: set[str] = set()
+    for check_name, problem in problems.items():
         if problem:
-            echo(f"FAIL  {check_name}: {problem}")
-        else:
+            echo(f"FAIL  {check_name}: {'as above' if problem in shown else problem}")
+            shown.add(problem)
+    for check_name, problem in problems.items():
+        if not problem:
+            reason = spec.traits.waivers.get(check_name)
             echo(f"ok    {check_name}" if reason is None else f"waived {check_name}: {reason}")
+    failed = sum(map(bool, problems.values()))
     echo(f"{spec.name}: {len(checks) - failed} of {len(checks)} checks passed")
     if failed:
         sys.exit(1)
