@@ -97,7 +97,7 @@ CHECKS: dict[str, Check] = {
 ADVICE = {
     "shape": "return one tensor like x; call self.check_input(x, mask) first; change no input in place",
     "determinism": "F.dropout(..., self.dims.dropout, self.training); draw random features in __init__, as buffers",
-    "suffix_padding": "is the mask ignored, or inverted? True is a real token: masked_fill(~mask, -inf), masked_mean, zero_masked",
+    "suffix_padding": "is the mask ignored, or inverted? True is a real token: masked_fill(~mask, -inf), zero_masked",
     "scattered_padding": "True in the mask is a real token, in any pattern: masked_fill(~mask, -inf), masked_mean",
     "padding_gradient": "set padding to exactly zero before it is used: attention_zoo.masking.zero_masked",
     "padding_values": "0 * NaN is NaN: fill masked positions with zero_masked, do not multiply them by the mask",
