@@ -19,6 +19,9 @@ from lra.results.bench_records import BenchRecord, bench_records
 from lra.results.dataframe import record_frame, unique_titles
 from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt
 
+REFERENCE = "mlp_only"
+"""The variant that stands among the baselines of every table of accuracy for which the store has runs of it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResultSet:
@@ -36,6 +39,8 @@ class ResultSet:
     """Seeds that a suite asks for; tables say which numbers lack one of them. Empty without a suite."""
     measurements: tuple[BenchRecord, ...] = ()
     """The measurements of `lra-bench`."""
+    references: tuple[RunRecord, ...] = ()
+    """Records of `mlp_only` with a number: a model in which no token sees another. No selection leaves them out."""
 
     def profiles(self) -> list[tuple[str, str]]:
         """List the (profile, track) pairs of the runs; each pair has its own tables.
@@ -137,8 +142,14 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
                 problems.append(str(measurement))
             else:
                 measurements.setdefault(measurement.settings_id, measurement)
+    references = (record for record in records.values() if record.config.variant.name == REFERENCE and record.outcome)
     return ResultSet(
-        records=records, stores=stores, problems=problems, attempts=attempts, measurements=tuple(measurements.values())
+        records=records,
+        stores=stores,
+        problems=problems,
+        attempts=attempts,
+        measurements=tuple(measurements.values()),
+        references=tuple(references),
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from lra.metrics import wilson_interval
 from lra.results.bench_format import STATUS_WORDS
+from lra.results.records import RunRecord
 
 from ..result_set import ResultSet
 from ..statistics import mean_with_interval, trained
@@ -99,8 +101,40 @@ def _baseline_rows(results: ResultSet, frame: pd.DataFrame, columns: list[str]) 
     for record in results.records.values():
         for name, value in record.baselines.items():
             baselines.setdefault(baseline_title(name), {})[headings_of_runs[record.run_id]] = f"{value:.2f}"
+    trained_mlp = _reference_row(results, headings_of_runs)
+    if trained_mlp:
+        baselines["MLP only, trained"] = trained_mlp
     rows = [[by_column.get(column, NOT_RUN) for column in columns] for by_column in baselines.values()]
     return pd.DataFrame(rows, index=list(baselines), columns=columns, dtype=object)
+
+
+def _reference_row(results: ResultSet, headings_of_runs: Mapping[str, str]) -> dict[str, str]:
+    """Return the accuracy of the reference by heading: of its runs on the same data under the same recipe.
+
+    Runs that are among those of the table are not repeated.
+    """
+    recipes: dict[str, set[str]] = {}
+    for record in results.records.values():
+        recipes.setdefault(_recipe(record), set()).add(headings_of_runs[record.run_id])
+    scores: dict[str, list[float]] = {}
+    for record in results.references:
+        if record.run_id not in results.records and record.outcome is not None:
+            test = record.outcome.test
+            for heading in recipes.get(_recipe(record), ()):
+                scores.setdefault(heading, []).append(100.0 * test.correct / test.total)
+    cells = {}
+    for heading, found in scores.items():
+        estimate = mean_with_interval(found)
+        spread = "" if math.isnan(estimate.deviation) else f" ± {estimate.deviation:.2f}"
+        cells[heading] = f"{estimate.mean:.2f}{spread} ({estimate.count})"
+    return cells
+
+
+def _recipe(record: RunRecord) -> str:
+    """Return everything that must be the same in two runs that differ in variant and seed alone."""
+    config = record.config
+    parts = (config.profile, config.track, config.task, config.data, config.model, config.train, record.data_digest)
+    return repr(parts)
 
 
 def is_trained(results: ResultSet, run_id: str) -> bool:

@@ -91,3 +91,22 @@ def test_profiles_tracks_data_and_settings_never_share_a_table_cell(tmp_path):
     found = sorted(cell for cell in cells.drop(["Chance", "Majority"]).to_numpy().ravel() if cell != "-")
     assert found == ["10.00 (1)", "40.00 (1)", "50.00 (1)", "60.00 (1)"]
     assert accuracy(results, "quick", "open").cells.loc["full", "ListOps"] == "20.00 (1)"
+
+
+def test_mlp_only_of_the_same_recipe_stands_among_the_baselines(tmp_path):
+    for seed in range(3):
+        add_run(tmp_path, 400 + seed, seed=seed)
+    add_run(tmp_path, 300, variant="mlp_only", seed=0)
+    add_run(tmp_path, 320, variant="mlp_only", seed=1)
+    add_run(tmp_path, None, variant="mlp_only", seed=2)  # diverged
+    add_run(tmp_path, 900, variant="mlp_only", seed=3, layers=5)  # another recipe
+    add_run(tmp_path, 910, variant="mlp_only", seed=4, digest="f" * 64, dataset="other")
+    add_run(tmp_path, 920, variant="mlp_only", task="text")
+    results = load_stores([tmp_path])
+    chosen = results.filter(lambda config: config.variant.name == "full")
+    table = accuracy(chosen, "quick", "matched")
+    assert table.cells.index.tolist() == ["full", "Chance", "Majority", "MLP only, trained"]
+    assert table.cells.loc["MLP only, trained"].tolist() == ["31.00 ± 1.41 (2)"]
+    assert table.baselines == 3
+    # where its runs are rows of the table, they are not repeated
+    assert "MLP only, trained" not in accuracy(results, "quick", "matched").cells.index
