@@ -199,13 +199,12 @@ def status_table() -> str:
 
 def count_runs(suite: str) -> tuple[int, int]:
     """Count the runs of a suite that have a record, whatever dataset variant they used, and all its runs."""
-    from lra.config.schema import canonical_json
     from lra.config.suites import expand, load_suite
     from lra.results.records import RunRecord, Store
 
-    runs = {canonical_json(config.model_dump()) for config in expand(load_suite(suite))}
+    runs = {config.key() for config in expand(load_suite(suite))}
     records = [entry for entry in Store(STORE).records() if isinstance(entry, RunRecord)]
-    return len(runs & {canonical_json(record.config.model_dump()) for record in records}), len(runs)
+    return len(runs & {record.config.key() for record in records}), len(runs)
 
 
 def render_page() -> str:

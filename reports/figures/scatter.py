@@ -100,11 +100,13 @@ def pareto(frame: pd.DataFrame, where: str) -> Figure:
 def front(cost: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Say of each point whether it is on the Pareto front: (points,) bool.
 
-    It is, unless another point is at least as cheap and as good, and better in one of the two.
+    It is, unless another point is at least as cheap and as good, and better in one of the two. A point whose cost or
+    score is not known (NaN) is not.
     """
     cheaper, better = cost[:, None] >= cost[None, :], score[:, None] <= score[None, :]
     strictly = (cost[:, None] > cost[None, :]) | (score[:, None] < score[None, :])
-    return np.logical_not(np.any(cheaper & better & strictly, axis=1))
+    known = ~(np.isnan(cost) | np.isnan(score))
+    return np.logical_not(np.any(cheaper & better & strictly, axis=1)) & known
 
 
 def seed_dots(results: ResultSet, frame: pd.DataFrame, where: str) -> Figure:

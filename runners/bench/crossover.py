@@ -31,12 +31,12 @@ def crossover(costs: Mapping[int, float], reference: Mapping[int, float]) -> Cro
 
     Args:
         costs: Seconds or bytes by length.
-        reference: The same of the reference; lengths that only one of the two has are ignored.
+        reference: The same of the reference; lengths that only one of the two has, or that have NaN, are ignored.
     """
-    lengths = sorted(costs.keys() & reference.keys())
+    ratio = {length: costs[length] / reference[length] for length in costs.keys() & reference.keys()}
+    lengths = sorted(length for length, value in ratio.items() if not math.isnan(value))
     if not lengths:
         return Crossover("unknown", math.nan)
-    ratio = {length: costs[length] / reference[length] for length in lengths}
     behind = [length for length in lengths if ratio[length] >= 1.0]
     if not behind:
         return Crossover("below", lengths[0])

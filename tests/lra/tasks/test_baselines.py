@@ -62,10 +62,10 @@ def test_a_bag_of_tokens_sees_counts_and_no_order():
 
 def test_labels_that_were_shuffled_score_at_chance():
     splits = splits_of(texts)
-    train = splits["train"]
-    shuffled = np.random.default_rng(1).permutation(train.labels)
-    splits["train"] = Split(tokens=train.tokens, offsets=train.offsets, labels=shuffled)
-    assert abs(linear(token_counts, splits, 2) - 50.0) < 25.0
+    test = splits["test"]
+    shuffled = np.random.default_rng(1).permutation(test.labels)
+    splits["test"] = Split(tokens=test.tokens, offsets=test.offsets, labels=shuffled)
+    assert abs(linear(token_counts, splits, 2) - 50.0) < 4 * 2.5
 
 
 def test_pairs_are_compared_by_what_they_share():

@@ -37,3 +37,8 @@ def test_the_front_is_what_nothing_beats(points):
         for i in range(len(points))
     ]
     assert front(cost, score).tolist() == [not each for each in beaten]
+
+
+def test_a_point_of_unknown_cost_or_score_is_not_on_the_front():
+    cost, score = np.array([1.0, math.nan, 2.0]), np.array([1.0, 9.0, math.nan])
+    assert front(cost, score).tolist() == [True, False, False]

@@ -1,5 +1,7 @@
 """Order, medians and marks of the timing, on a clock that the test turns; crossover lengths on made-up curves."""
 
+import math
+
 import pytest
 
 from lra.results.bench_records import Timing
@@ -106,3 +108,10 @@ def test_crossover_outside_the_measured_lengths_is_a_bound():
 def test_crossover_is_the_last_one_and_ignores_lengths_without_both():
     full = dict.fromkeys([1, 2, 4, 8], 1.0)
     assert crossover({1: 0.5, 2: 2.0, 4: 2.0, 8: 0.5, 16: 9.0}, full).length == pytest.approx(4 * 2**0.5)
+
+
+def test_a_cost_that_is_not_known_is_not_ahead():
+    full = {1024: 1.0, 2048: 1.0}
+    assert str(crossover({1024: math.nan, 2048: math.nan}, full)) == "-"
+    assert str(crossover({1024: 0.5, 2048: 0.5}, {1024: math.nan, 2048: 1.0})) == "< 2048"
+    assert str(crossover({1024: 1.5, 2048: math.nan}, full)) == "> 1024"

@@ -1,5 +1,7 @@
 """The accuracies that ListOps gives away, and the guard that holds them against the known figures."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -46,3 +48,10 @@ def test_baselines_catch_another_share_of_labels(benchmark_splits):
     }
     with pytest.raises(DataError, match=r"share of label 4 is 0\.0 %, not 8\.9 %"):
         baselines.check(tilted)
+
+
+@pytest.mark.parametrize("measured", [math.nan, 30.0, 43.0])
+def test_a_figure_that_is_off_or_is_no_number_is_refused(measured):
+    baselines._compare("root-only accuracy", 36.2, 36.2, 2000)
+    with pytest.raises(DataError, match="root-only accuracy"):
+        baselines._compare("root-only accuracy", measured, 36.2, 2000)
