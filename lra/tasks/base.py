@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -108,6 +108,19 @@ class Task(ABC, Generic[OptionsT]):
         if not 0 <= index < len(examples):
             raise UsageError(f"{split} has examples 0 to {len(examples) - 1}, not {index}")
         return f"{split} example {index}: {self.describe_example(examples, index)}"
+
+    def encode(self, texts: Sequence[str], options: OptionsT) -> Split:  # noqa: ARG002
+        """Turn texts into examples whose labels are unknown, and 0; for tasks whose examples are texts.
+
+        Args:
+            texts: One for each example.
+            options: The dataset variant whose rules apply.
+
+        Raises:
+            UsageError: The examples of the task are no texts.
+            DataError: A text is not an example of the task.
+        """
+        raise UsageError(f"the examples of task {self.info.name} are no texts; text and listops have these")
 
     def baseline_features(self) -> Mapping[str, Features]:
         """Return the features on which linear baselines are fitted, by the names of the baselines."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -111,6 +112,12 @@ class Text(Task[TextOptions]):
         label = int(examples.labels[index])
         head = f"{len(review)} bytes, label {label} ({('negative', 'positive')[label]})"
         return f"{head}\n{printable(review)}"
+
+    def encode(self, texts: Sequence[str], options: TextOptions) -> Split:
+        """Return the bytes of reviews, cut to the length of the dataset variant."""
+        if "" in texts:
+            raise DataError(f"text {list(texts).index('')} is empty")
+        return byte_split([text.encode()[: options.max_length] for text in texts], [0] * len(texts))
 
     @staticmethod
     def _cut(reviews: dict[str, list[tuple[bytes, int]]], options: TextOptions) -> dict[SplitName, Split]:

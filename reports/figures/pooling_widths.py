@@ -13,13 +13,12 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from lra.data.batching import collate
-from lra.data.dataset import Split, data_home
-from lra.errors import StoreError, UsageError
-from lra.models.transformer import build_model, mixers
-from lra.results.checkpoints import read_state, weights_digest
+from lra.data.dataset import Split
+from lra.errors import UsageError
+from lra.models.transformer import mixers
 from lra.results.records import RunRecord, Store
-from lra.tasks import get_task
 from lra.tasks.listops.vocabulary import WORDS
+from lra.trained import TrainedRun
 
 from .style import COLOURS, PAGE, new_figure, plain_ticks, shown
 
@@ -57,25 +56,8 @@ def load_supports(record: RunRecord, store: Store, data_dir: Path | None, count:
         StoreError: The weights are missing or damaged, or the data is not that of the record.
         DataError: The data is missing.
     """
-    if record.outcome is None:
-        raise UsageError(f"run {record.run_id[:12]} ended without weights: {record.status}")
-    task, config = get_task(record.config.task), record.config
-    weights = store.checkpoint_folder(record.run_id) / "chosen.pt"
-    if not weights.is_file():
-        raise StoreError(
-            f"the checkpoints of run {record.run_id[:12]} are not in the store {store.root}, only its record; "
-            f"lra-run --config {store.record_path(record.run_id)} --store NEW trains it again"
-        )
-    state = read_state(weights)
-    if weights_digest(state["model"]) != record.outcome.weights_digest:
-        raise StoreError(f"{weights} does not hold the weights that run {record.run_id[:12]} was scored with")
-    data = task.prepare(task.options.model_validate(config.data), data_home(data_dir), progress=False)
-    if data.digest != record.data_digest:
-        raise StoreError(f"{data.path} holds other data than run {record.run_id[:12]} was made with")
-    data = data.verified()
-    model = build_model(config, task.info.vocab_size, task.info.num_classes)
-    model.load_state_dict(state["model"])
-    model.eval()
+    run, config = TrainedRun(record=record, store=store), record.config
+    model, data = run.model(), run.data(data_dir)
     layers = list(mixers(model))
     split, found = data.split("test"), dict[int, list[np.ndarray]]()
     indices = list(range(min(count, len(split))))

@@ -45,6 +45,7 @@ PYTHON_ELSEWHERE = {
     "contextpool.md": "tests/contextpool/test_module.py",
     "reports.md": "tests/reports/test_cli.py",
     "add-a-variant.md": "tests/docs/test_variants.py",
+    "trained-models.md": "tests/lra/test_trained.py",
 }
 """Pages whose Python blocks another test runs, and insists on how many there are."""
 

@@ -75,13 +75,26 @@ def _parse(line: bytes, place: str) -> tuple[bytes, int]:
     source, label = fields
     if label not in _LABELS:
         raise DataError(f"{place}: the label must be 0 to 9, got {_excerpt(label)}")
+    return parse_tokens(source, place), _LABELS[label]
+
+
+def parse_tokens(source: bytes, place: str) -> bytes:
+    """Return the tokens of an expression; parentheses are dropped.
+
+    Args:
+        source: Words separated by spaces.
+        place: Where it is from, for an error.
+
+    Raises:
+        DataError: It has no tokens, or a word that is none.
+    """
     try:
         tokens = b"".join(map(_TOKENS.__getitem__, source.translate(_NO_ODD_SPACE, b"()").split()))
     except KeyError as error:
         raise DataError(f"{place}: {_excerpt(error.args[0])} is not a ListOps token") from error
     if not tokens:
         raise DataError(f"{place}: no tokens")
-    return tokens, _LABELS[label]
+    return tokens
 
 
 def _excerpt(data: bytes) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -131,6 +132,15 @@ class ListOps(Task[ListOpsOptions]):
         tokens = examples.tokens_of(index).tolist()
         head = f"{len(tokens)} tokens, label {examples.labels[index]}"
         return "\n".join([head, *_tree_lines(tokens)])
+
+    def encode(self, texts: Sequence[str], options: ListOpsOptions) -> Split:  # noqa: ARG002
+        """Return the tokens of expressions such as `[MAX 2 [MIN 3 4 ] 1 ]`."""
+        rows = [reader.parse_tokens(text.encode(), f"text {number}") for number, text in enumerate(texts)]
+        return Split(
+            tokens=np.frombuffer(b"".join(rows), dtype=np.uint8),
+            offsets=np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
+            labels=np.zeros(len(rows), dtype=np.uint8),
+        )
 
     @staticmethod
     def _kind(grammar: Grammar) -> str:

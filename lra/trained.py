@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that was trained, to use: its record, its data, its model with the chosen weights, and its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lra.data.batching import evaluation_batches
+from lra.data.dataset import PreparedData, data_home
+from lra.errors import StoreError, UsageError
+from lra.models.convnet import ConvNet
+from lra.models.transformer import Classifier, build_model
+from lra.names import suggest
+from lra.results.checkpoints import read_state, weights_digest
+from lra.results.records import RunRecord, Store, read_record
+from lra.tasks import get_task
+
+PREDICTION_TOKENS = 65_536
+"""Padded tokens per batch of predictions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A run of a store that has a number; `load_run` finds it."""
+
+    record: RunRecord
+    store: Store
+
+    def model(self, device: str = "cpu") -> Classifier | ConvNet:
+        """Build the model with the weights that the run was scored with, in evaluation mode.
+
+        Args:
+            device: Where it is placed, as torch names it.
+
+        Returns:
+            A module that takes tokens, (batch, length), and a mask, (batch, length), True = real token, or None; it
+            gives logits, (batch, classes).
+
+        Raises:
+            StoreError: The weights are missing or damaged, or are not those of the record.
+            UsageError: The run ended without weights.
+        """
+        record = self.record
+        if record.outcome is None:
+            raise UsageError(f"run {record.run_id[:12]} ended without weights: {record.status}")
+        path = self.store.checkpoint_folder(record.run_id) / "chosen.pt"
+        if not path.is_file():
+            raise StoreError(
+                f"the checkpoints of run {record.run_id[:12]} are not in the store {self.store.root}, only its record; "
+                f"lra-run --config {self.store.record_path(record.run_id)} --store NEW trains it again"
+            )
+        weights = read_state(path)["model"]
+        if weights_digest(weights) != record.outcome.weights_digest:
+            raise StoreError(f"{path} does not hold the weights that run {record.run_id[:12]} was scored with")
+        info = get_task(record.config.task).info
+        model = build_model(record.config, info.vocab_size, info.num_classes)
+        model.load_state_dict(weights)
+        return model.to(device).eval()
+
+    def data(self, data_dir: Path | None = None) -> PreparedData:
+        """Open the data that the run was made with, and verify it.
+
+        Args:
+            data_dir: Folder of prepared data; None takes the default one.
+
+        Raises:
+            StoreError: The data is not that of the record.
+            DataError: The data is missing or damaged.
+        """
+        task = get_task(self.record.config.task)
+        options = task.options.model_validate(self.record.config.data)
+        data = task.prepare(options, data_home(data_dir), progress=False)
+        if data.digest != self.record.data_digest:
+            raise StoreError(f"{data.path} holds other data than run {self.record.run_id[:12]} was made with")
+        return data.verified()
+
+    def predict(self, texts: Sequence[str], device: str = "cpu") -> np.ndarray:
+        """Classify texts: reviews for the task `text`, expressions such as `[MAX 2 9 ]` for `listops`.
+
+        Returns:
+            The classes, (texts,), int64.
+
+        Raises:
+            UsageError: The task has no texts, or one is not of the form that it wants.
+            StoreError: See `model`.
+        """
+        config = self.record.config
+        task, model = get_task(config.task), self.model(device)
+        if not texts:
+            return np.zeros(0, dtype=np.int64)
+        examples = task.encode(list(texts), task.options.model_validate(config.data))
+        answers = np.zeros(len(examples), dtype=np.int64)
+        limit = config.model.max_length
+        if examples.lengths.max() > limit:
+            number = int(examples.lengths.argmax())
+            raise UsageError(f"text {number} has {examples.lengths[number]} tokens; this run takes at most {limit}")
+        with torch.no_grad():
+            for indices, batch in evaluation_batches(
+                examples,
+                max_tokens=PREDICTION_TOKENS,
+                padded_length=limit if config.train.padding == "fixed" else None,
+                limit=limit,
+                device=torch.device(device),
+            ):
+                answers[indices] = model(batch.tokens, batch.mask).argmax(dim=1).cpu().numpy()
+        return answers
+
+
+def load_run(run: str | Path, store: str | Path = "lra-results") -> TrainedRun:
+    """Find a run: by the file of its record, or by its id or the beginning of it.
+
+    Args:
+        run: Path of a record, such as `lra-results/results/ab/ab12....json`, or an id.
+        store: Folder of results in which an id is looked up.
+
+    Raises:
+        UsageError: There is no such run, or there are several.
+        StoreError: The record is damaged.
+    """
+    path = Path(run)
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise UsageError(f"{path}: no such record")
+        return TrainedRun(record=read_record(path), store=Store(path.absolute().parents[2]))
+    root = Path(store)
+    ids = sorted(file.stem for file in root.glob("results/*/*.json") if ".conflict-" not in file.name)
+    found = [run_id for run_id in ids if run_id.startswith(str(run).lower())]
+    if len(found) != 1:
+        begins = {run_id[: len(str(run))] for run_id in ids}
+        hint = f"; {len(found)} do" if found else f"; {suggest(str(run), begins)}" if ids else ""
+        raise UsageError(f"no single record in {root} begins with {str(run)!r}{hint}")
+    return TrainedRun(record=read_record(Store(root).record_path(found[0])), store=Store(root))

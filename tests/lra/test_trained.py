@@ -1,0 +1,107 @@
+"""A run that was trained, found again: the same weights, the same answers, the same data."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lra
+from attention_zoo import available, get_variant
+from lra.errors import DataError, StoreError, UsageError
+from lra.results.records import Store
+from lra.tasks.listops.vocabulary import render
+from lra.trained import TrainedRun
+from runners.train.evaluate import evaluate
+from tests.runners.tiny_runs import execute, tiny, tiny_data
+
+VARIANTS = [name for name in available() if get_variant(name).mixer.__module__.startswith(("attention_zoo", "context"))]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    record = execute(tiny(), data, Store(folder))
+    return lra.load_run(record.run_id[:8], folder)
+
+
+def answers(run, data):
+    config = run.record.config
+    return evaluate(
+        run.model(),
+        data.split("test"),
+        device=torch.device("cpu"),
+        precision=config.train.precision,
+        padded_length=None,
+        limit=config.model.max_length,
+        max_tokens=4096,
+    )
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["contextpool", *(pytest.param(name, marks=pytest.mark.nightly) for name in VARIANTS if name != "contextpool")],
+)
+def test_the_recorded_count_comes_again(variant, data, tmp_path):
+    record = execute(tiny(variant), data, Store(tmp_path))
+    score, right = answers(lra.load_run(Store(tmp_path).record_path(record.run_id)), data)
+    assert score.correct == record.outcome.test.correct
+    assert np.array_equal(right, Store(tmp_path).arrays(record.run_id)["test_correct"])
+
+
+def test_texts_get_the_answers_of_the_test_split(run, data):
+    split = data.split("test")
+    texts = [render(split.tokens_of(index)) for index in range(len(split))]
+    _, right = answers(run, data)
+    assert np.array_equal(run.predict(texts) == split.labels, right)
+    assert run.predict([]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[MAX 1 x ]", "text 1: 'x' is not a ListOps token"), ("[MAX " + "1 " * 500 + "]", "text 1 has 502 tokens")],
+)
+def test_a_text_that_does_not_fit_is_named(run, text, message):
+    with pytest.raises((DataError, UsageError), match=message):
+        run.predict(["[MAX 1 2 ]", text])
+
+
+def test_what_is_not_there_is_told(run, tmp_path):
+    with pytest.raises(UsageError, match="begins with 'zz'"):
+        lra.load_run("zz", run.store.root)
+    with pytest.raises(UsageError, match="no such record"):
+        lra.load_run(tmp_path / "x.json")
+    with pytest.raises(StoreError, match="only its record; lra-run --config"):
+        TrainedRun(record=run.record, store=Store(tmp_path)).model()
+
+
+def test_weights_of_another_run_are_refused(run, data, tmp_path):
+    other = execute(tiny(seed=1), data, Store(tmp_path))
+    path = Store(tmp_path).checkpoint_folder(run.record.run_id) / "chosen.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes((Store(tmp_path).checkpoint_folder(other.run_id) / "chosen.pt").read_bytes())
+    with pytest.raises(StoreError, match="does not hold the weights that run"):
+        TrainedRun(record=run.record, store=Store(tmp_path)).model()
+
+
+def test_the_records_of_a_store_are_a_data_frame(run):
+    frame = lra.load_results(run.store.root)
+    assert frame["run_id"].tolist() == [run.record.run_id]
+    assert frame["label"].tolist() == ["Full attention"]
+
+
+def test_the_page_shows_what_works(run, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "trained-models.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "lra-results").symlink_to(run.store.root)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block.replace('"RUN"', repr(run.record.run_id[:10])), names)
+    assert not names["model"].training
+    assert "Full attention" in capsys.readouterr().out
