@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -14,6 +15,8 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from lra.config.profiles import load_profile
+from lra.config.resolve import parse_override
 from lra.config.schema import canonical_json
 from lra.config.suites import expand, load_suite
 from lra.errors import StoreError
@@ -21,6 +24,9 @@ from lra.results import load
 from lra.results.records import Store
 from reports.cli import PRESETS, command
 from reports.tables.published import load_published
+from runners.cli.options import parse_seeds
+from runners.cli.run import command as run_command
+from runners.train.plan import family_defaults, plan
 from tests.reports.synthetic import HOSTILE, add_attempt, add_run, five_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -353,3 +359,50 @@ def test_load_gives_a_tidy_frame(store):
     assert frame.attrs["problems"] == []
     with pytest.raises(StoreError, match="no store at"):
         load(store / "nowhere")
+
+
+def test_the_readmes_own_sequence_of_commands_ends_in_tables(tmp_path):
+    """The runs are those of the commands of its section Use; their numbers are made up: training takes minutes."""
+    section = (ROOT / "README.md").read_text().partition("## Use")[2].partition("\n## ")[0]
+    lines = [shlex.split(line, comments=True) for line in section.splitlines() if line.startswith("lra-")]
+    quick = load_profile("quick")
+    configs = []
+    for line in (line for line in lines if line[0] == "lra-run" and not {"--dry-run", "--device"} & set(line)):
+        parsed = run_command.make_context("lra-run", line[1:]).params
+        values = dict(map(parse_override, parsed["overrides"]))
+        attn, track, _ = family_defaults(parsed["attn"], parsed["track"], values, quick)
+        seeds = parse_seeds(parsed["seeds"] or "0")
+        configs += plan(
+            attn=attn, task=parsed["task"], profile=quick, seeds=seeds, track=track or "matched", overrides=values
+        )
+    for line in (line for line in lines if line[:2] == ["lra-sweep", "run"]):
+        configs += expand(load_suite(line[2]))
+    assert len(configs) > 20
+    for number, config in enumerate(configs):
+        add_run(tmp_path, 400 + number, config=config)
+    reports = [line[1:] for line in lines if line[0] == "lra-report"]
+    assert len(reports) >= 2
+    for arguments in reports:
+        done = report(*arguments, "--store", tmp_path)
+        assert done.exit_code == 0, done.output
+    assert "contextpool against full, profile quick, matched track" in done.stdout
+    assert "no row 'contextpool' under profile quick, matched" not in done.output
+
+
+@pytest.mark.parametrize("name", ["contextpool [placement=stream]", "ContextPool [placement=stream]"])
+def test_a_label_selects_one_row_and_a_bare_name_all(tmp_path, name):
+    for options in ({}, {"variant.placement": "stream"}):
+        config = plan(
+            attn="contextpool",
+            task="listops",
+            profile=load_profile("quick"),
+            seeds=[0],
+            track="matched",
+            overrides=options,
+        )
+        add_run(tmp_path, 400, config=config[0], variant_title="ContextPool")
+    done = report("table", "seeds", "--store", tmp_path, "--variant", name)
+    assert "ContextPool [placement=stream]" in done.stdout
+    assert len(re.findall("^ListOps  ", done.stdout, re.MULTILINE)) == 1
+    done = report("table", "seeds", "--store", tmp_path, "--variant", "contextpool")
+    assert len(re.findall("^ListOps  ", done.stdout, re.MULTILINE)) == 2
