@@ -167,7 +167,8 @@ class RunConfig(Section):
         """Return all settings as plain values, without those that came later and are as before: see `ADDED_LATER`."""
         values = self.model_dump()
         # A variant that is named by its file is identified by its source, wherever the file is.
-        values["variant"]["name"] = self.variant.name.rpartition("/")[2]
+        if self.variant.name.rpartition(":")[0].endswith(".py"):
+            values["variant"]["name"] = self.variant.name.rpartition("/")[2]
         sections = {"": values, "model": values["model"], "train": values["train"]}
         sections |= {f"data.{self.task}": values["data"], f"variant.{self.variant.name}": values["variant"]["options"]}
         for path, as_before in ADDED_LATER.items():

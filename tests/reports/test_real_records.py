@@ -35,7 +35,7 @@ def read(store):
 
 def of_suite(records, name):
     """Pick the runs of a suite whose variants differ only in their names: {display name: {seed: record}}."""
-    wanted = [json.loads(cell.model_dump_json()) for cell in expand(load_suite(str(SUITES / f"{name}.yaml")))]
+    wanted = [json.loads(cell.key()) for cell in expand(load_suite(str(SUITES / f"{name}.yaml")))]
     found = defaultdict(dict)
     for record in records.values():
         if record["config"] in wanted:
@@ -198,7 +198,7 @@ def test_every_cell_of_the_section_is_what_the_records_give():
 def test_depths_and_options_are_what_the_records_give():
     compared = 0
     for suite, preset, names in (("depth", "depth", []), ("ablation", "ablation", [BASE])):
-        cells = [json.loads(cell.model_dump_json()) for cell in expand(load_suite(str(SUITES / f"{suite}.yaml")))]
+        cells = [json.loads(cell.key()) for cell in expand(load_suite(str(SUITES / f"{suite}.yaml")))]
         found = [record for record in read(STORE).values() if record["config"] in cells]
         assert len(found) == len(cells)
         groups = defaultdict(dict)
@@ -227,7 +227,7 @@ def test_depths_and_options_are_what_the_records_give():
 
 def test_holm_goes_over_the_tasks_of_a_section():
     """Two tasks: the smaller p counts twice, the larger one at least as much as that."""
-    wanted = [json.loads(cell.model_dump_json()) for cell in expand(load_suite(str(SUITES / "pairs.yaml")))]
+    wanted = [json.loads(cell.key()) for cell in expand(load_suite(str(SUITES / "pairs.yaml")))]
     by_task = defaultdict(lambda: defaultdict(dict))
     for record in read(STORE).values():
         if record["config"] in wanted:

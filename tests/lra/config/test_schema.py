@@ -170,3 +170,12 @@ def test_a_record_from_before_a_setting_has_the_id_of_one_with_it(path):
 )
 def test_equal_settings_are_one_run(path, values):
     assert len({quick(**{path: value}).run_id("d") for value in values}) == 1
+
+
+def test_a_variant_by_its_file_is_the_same_run_in_every_folder_and_no_other_name_is_cut():
+    def named(name):
+        return quick().model_copy(update={"variant": schema.VariantChoice(name=name, options={})}).run_id("d")
+
+    assert named("a/my.py:Mine") == named("my.py:Mine") != named("my.py:Other")
+    assert named("a/b") != named("b")
+    assert named("a/b: c") != named("b: c")

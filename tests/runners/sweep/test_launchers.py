@@ -93,7 +93,10 @@ def test_a_sweep_prints_a_line_per_run_and_no_bars_into_a_pipe(clean):
     store, done = clean
     assert len(outcomes(store)) == 2
     lines = [line for line in done.stderr.splitlines() if ": ok: " in line]
-    assert sorted(line.split("] ")[1].split(":")[0] for line in lines) == ["listops full seed 0", "listops full seed 1"]
+    assert sorted(line.split("] ")[1].split(":")[0] for line in lines) == [
+        "listops full, seed 0",
+        "listops full, seed 1",
+    ]
     assert "\r" not in done.stderr
 
 
