@@ -87,7 +87,7 @@ def _note(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 -
         os._exit(EXIT_INTERRUPTED_TWICE)
     if number == signal.SIGINT:
         with contextlib.suppress(OSError):
-            os.write(2, b"\nStopping with the state saved; Ctrl-C again stops at once.\n")
+            os.write(2, b"\nStopping as soon as it is safe; Ctrl-C again stops at once.\n")
     if number == HANGUP:
         _discard_lost_output()
     _requested.append(number)

@@ -156,9 +156,9 @@ def _process_start(pid: object) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return content | {name: int(content.get(name, 0)) for name in ("step", "steps")}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _heartbeat(path: Path, owner: dict[str, Any], progress: Progress, stop: threading.Event) -> None:

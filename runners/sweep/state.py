@@ -3,21 +3,22 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lra.config.schema import RunConfig
 from lra.config.suites import labels
 from lra.data.dataset import open_prepared
 from lra.errors import DataError, StoreError
 from lra.results.checkpoints import REFUSED, list_checkpoints
+from lra.results.envelope import read_json
 from lra.results.lease import acquire, holder
-from lra.results.records import Store
+from lra.results.records import AttemptStatus, Store
 from lra.tasks import get_task
 
 MAX_ATTEMPTS = 3
@@ -118,12 +119,10 @@ def attempts(store: Store, run_id: str) -> list[dict[str, Any]]:
     """Read the logged attempts of a run that count, oldest first; unreadable files are skipped."""
     logged = []
     for path in sorted((store.root / "attempts" / run_id).glob("*.json"), key=_number):
-        try:
-            attempt = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            continue
-        if isinstance(attempt, dict) and {"status", "detail"} <= attempt.keys():
-            logged.append(attempt)
+        with contextlib.suppress(StoreError):
+            attempt = read_json(path)
+            if isinstance(attempt, dict) and attempt.get("status") in get_args(AttemptStatus) and "detail" in attempt:
+                logged.append(attempt)
     return logged
 
 
