@@ -15,6 +15,7 @@ from lra.config.labels import settings_of, short_name, varying
 from lra.config.schema import RunConfig, canonical_json
 from lra.errors import StoreError, UsageError
 from lra.names import suggest_path
+from lra.reading import visible
 from lra.results.bench_records import BenchRecord, bench_records
 from lra.results.dataframe import record_frame, unique_titles
 from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt
@@ -127,10 +128,12 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
                 problems.append(
                     f"{store.record_path(entry.run_id)}: another outcome than in {stores[entry.run_id].root}"
                 )
-        problems += [f"{path}: another outcome of the same run" for path in folder.glob("results/*/*.conflict-*.json")]
+        problems += [
+            f"{path}: another outcome of the same run" for path in visible(folder, "results/*/*.conflict-*.json")
+        ]
     attempts: dict[str, AttemptedRun] = {}
     for folder in folders:
-        for notes in sorted(folder.glob("attempts/*")):
+        for notes in visible(folder, "attempts/*"):
             if notes.name not in records:
                 attempt = _last_attempt(notes, problems)
                 if attempt is not None:

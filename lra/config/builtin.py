@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lra.reading import visible
+
 
 def config_folder(kind: str) -> Path:
     """Return the folder of built-in `profiles` or `suites`: inside the installed package, or beside it in a copy."""
@@ -15,9 +17,9 @@ def config_folder(kind: str) -> Path:
 
 def profile_names() -> list[str]:
     """List the built-in profiles."""
-    return sorted(file.stem for file in config_folder("profiles").glob("*.yaml"))
+    return [file.stem for file in visible(config_folder("profiles"), "*.yaml")]
 
 
 def suite_names() -> list[str]:
     """List the built-in suites."""
-    return sorted(file.stem for file in config_folder("suites").glob("*.yaml"))
+    return [file.stem for file in visible(config_folder("suites"), "*.yaml")]

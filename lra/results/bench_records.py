@@ -21,7 +21,7 @@ from lra.config.schema import RunConfig, Section, canonical_json
 from lra.errors import DamagedFileError, StoreError
 from lra.measure.flops import FlopCount
 from lra.names import rename_fields
-from lra.reading import reading
+from lra.reading import reading, visible
 from lra.results.envelope import pack_envelope, read_envelope
 from lra.results.records import Measure, Natural, Positive, title_from_name, without_own_version
 
@@ -231,7 +231,7 @@ def upgrade_bench_record(body: dict[str, Any]) -> dict[str, Any]:
 
 def bench_records(store: Path) -> Iterator[BenchRecord | StoreError]:
     """Yield every measurement of a store; a damaged or foreign file comes as the error that says so."""
-    for path in sorted((store / "bench").glob("*.json")):
+    for path in visible(store / "bench", "*.json"):
         try:
             yield read_bench_record(path)
         except StoreError as error:

@@ -32,7 +32,7 @@ from lra.atomic_io import atomic_write, create_exclusive
 from lra.config.schema import NUMERICS_VERSION, RunConfig, Section, canonical_json
 from lra.errors import DamagedFileError, StoreError
 from lra.names import rename_fields
-from lra.reading import reading
+from lra.reading import reading, visible
 from lra.results.envelope import pack_envelope, read_envelope, read_json
 
 SCHEMA_VERSION = 2
@@ -274,7 +274,7 @@ class Store:
 
     def records(self) -> Iterator[RunRecord | StoreError]:
         """Yield every record; a damaged or foreign one comes as the error that says so."""
-        for path in sorted((self.root / "results").glob("*/*.json")):
+        for path in visible(self.root / "results", "*/*.json"):
             if ".conflict-" not in path.name:
                 try:
                     yield self._read(path)[0]

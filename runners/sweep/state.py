@@ -15,6 +15,7 @@ from lra.config.schema import RunConfig
 from lra.config.suites import labels
 from lra.data.dataset import open_prepared
 from lra.errors import DataError, StoreError
+from lra.reading import visible
 from lra.results.checkpoints import REFUSED, list_checkpoints
 from lra.results.envelope import read_json
 from lra.results.lease import acquire, holder
@@ -118,7 +119,7 @@ def tally(states: Sequence[RunState]) -> str:
 def attempts(store: Store, run_id: str) -> list[dict[str, Any]]:
     """Read the logged attempts of a run that count, oldest first; unreadable files are skipped."""
     logged = []
-    for path in sorted((store.root / "attempts" / run_id).glob("*.json"), key=_number):
+    for path in sorted(visible(store.root / "attempts" / run_id, "*.json"), key=_number):
         with contextlib.suppress(StoreError):
             attempt = read_json(path)
             if isinstance(attempt, dict) and attempt.get("status") in get_args(AttemptStatus) and "detail" in attempt:

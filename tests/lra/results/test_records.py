@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 import os
 
@@ -367,3 +368,17 @@ def test_what_no_reader_survives_is_one_line(tmp_path):
     os.mkfifo(path)  # must not be waited for
     with pytest.raises(StoreError, match="a pipe, not a file"):
         store.find(CELL)
+
+
+def test_hidden_files_beside_records_are_passed_over(tmp_path):
+    store = Store(tmp_path)
+    published = store.publish(record(), ARRAYS)
+    path = store.record_path(CELL)
+    path.with_name(f"._{path.name}").write_bytes(b"Mac OS X")
+    assert list(store.records()) == [published]
+
+
+def test_arrays_are_packed_under_their_names_alone():
+    """NumPy 2.0 would take an argument of later versions for one more array."""
+    with np.load(io.BytesIO(pack_arrays(ARRAYS))) as packed:
+        assert set(packed.files) == set(ARRAYS)
