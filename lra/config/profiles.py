@@ -16,6 +16,7 @@ from lra.config.schema import (
 from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
 from lra.names import fold, suggest, suggest_path
+from lra.reading import reading
 
 S = TypeVar("S", bound=Section)
 
@@ -95,9 +96,11 @@ def load_builtin(kind: Literal["profiles", "suites"], name: str, section: type[S
     """
     own = name.endswith((".yaml", ".yml"))
     path = Path(name) if own else config_folder(kind) / f"{name}.yaml"
-    if own and not path.is_file():
+    with reading(name[:80], UsageError):  # such as a name that is too long for a file
+        found = path.is_file()
+    if own and not found:
         raise UsageError(f"{name}: no such file{suggest_path(path, '*.y*ml')}")
-    if not path.is_file():
+    if not found:
         known = [file.stem for file in config_folder(kind).glob("*.yaml")]
         raise UsageError(f"unknown {kind.removesuffix('s')} {name!r}; {suggest(name, known)}")
     values = load_file(path)

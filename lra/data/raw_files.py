@@ -15,6 +15,7 @@ from lra.atomic_io import file_digest
 from lra.data.dataset import data_home
 from lra.errors import DataError
 from lra.names import suggest_path
+from lra.reading import reading
 from lra.terminal import echo
 
 FOLDER = "sources"
@@ -29,7 +30,9 @@ def check_source(source: Path) -> None:
     Raises:
         DataError: It is not; the line suggests similar names.
     """
-    if not source.exists():
+    with reading(str(source)[:80]):  # such as a name that is too long for a file
+        found = source.exists()
+    if not found:
         raise DataError(f"{source}: no such file or folder{suggest_path(source)}")
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ from lra.config.schema import ADDED_LATER
 from lra.data.dataset import PreparedData, Split, SplitName, open_prepared, write_prepared
 from lra.data.raw_files import check_source, keep_source, kept_source
 from lra.errors import DataError, UsageError
+from lra.reading import reading
 from lra.tasks.baselines import Features, linear, majority, token_counts
 
 
@@ -204,7 +206,8 @@ class Task(ABC, Generic[OptionsT]):
         if not target.is_dir():
             _check_writable(home)
             origin = kept_source(home, key) if source is None and key is not None else source
-            data = self.build(options, target, source=origin, workers=workers, progress=progress)
+            with contextlib.nullcontext() if origin is None else reading(origin):
+                data = self.build(options, target, source=origin, workers=workers, progress=progress)
             if source is not None and key is not None:
                 keep_source(home, key, source)
         else:

@@ -17,10 +17,11 @@ from lra.config.profiles import FamilyRecipe, Profile, load_profile
 from lra.config.resolve import check_variant_names, resolve, with_programs
 from lra.config.schema import RunConfig, validate_section
 from lra.config.suites import check_number_of_runs
-from lra.config.yaml_loader import SeveralDocumentsError, load_file, load_text
+from lra.config.yaml_loader import MAX_BYTES, SeveralDocumentsError, load_file, load_text
 from lra.data.dataset import open_prepared
 from lra.errors import DataError, UsageError
 from lra.models.convnet import VARIANT as CONVNET_VARIANT
+from lra.reading import reading
 from lra.results.records import read_record
 from lra.tasks import get_task
 
@@ -102,10 +103,12 @@ def read_config(source: str) -> RunConfig:
         StoreError: The file is a damaged record.
     """
     path = Path(source)
-    if source != "-" and not path.is_file():
+    with reading(f"--config {source[:80]}", UsageError):  # such as a name that is too long for a file
+        found = source == "-" or path.is_file()
+    if not found:
         raise UsageError(f"--config {source}: no such file")
     try:
-        values = load_text(sys.stdin.read(), "standard input") if source == "-" else load_file(path)
+        values = load_text(sys.stdin.read(MAX_BYTES + 1), "standard input") if source == "-" else load_file(path)
     except SeveralDocumentsError as error:
         raise UsageError(
             f"{source}: several runs; --config runs one: keep the lines of one, up to a line `---`"
