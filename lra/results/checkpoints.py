@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lra.atomic_io import atomic_write
 from lra.errors import DamagedFileError, StoreError
-from lra.reading import reading, reason
+from lra.reading import check_regular, reading, reason
 
 _MAGIC = b"LRA-SHA256\x00"
 _NAME = re.compile(r"^step-(\d{9})\.pt$")
@@ -64,6 +64,7 @@ def read_state(path: Path) -> dict[str, Any]:
         DamagedFileError: The file is missing or is not, bit for bit, what was written, or holds code.
     """
     with reading(path, DamagedFileError):
+        check_regular(path, DamagedFileError)
         content = path.read_bytes()
         trailer = len(_MAGIC) + 32
         body, magic, digest = content[:-trailer], content[-trailer:-32], content[-32:]

@@ -20,6 +20,7 @@ import json
 import math
 import os
 import socket
+import zipfile
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -32,10 +33,12 @@ from lra.atomic_io import atomic_write, create_exclusive
 from lra.config.schema import NUMERICS_VERSION, RunConfig, Section, canonical_json
 from lra.errors import DamagedFileError, StoreError
 from lra.names import rename_fields
-from lra.reading import reading, visible
+from lra.reading import read_file, reading, visible
 from lra.results.envelope import pack_envelope, read_envelope, read_json
 
 SCHEMA_VERSION = 2
+ARRAYS_LIMIT = 64 << 20
+"""Bytes of the arrays of a run, packed and unpacked; those of 20,000 test examples have 100,000."""
 RENAMED_IN_SCHEMA_2 = {"cell_id": "run_id", "data_edition": "dataset", "rails": "baselines"}
 EARLIER = "earlier_environments"
 """Key in the environment of a record that was continued under another one, which its last bits may depend on."""
@@ -296,11 +299,10 @@ class Store:
             raise DamagedFileError(f"{path} holds the record of another run, {record.run_id[:12]}")
         file = self.arrays_path(record.run_id)
         with reading(file, DamagedFileError):
-            content = file.read_bytes()
+            content = read_file(file, ARRAYS_LIMIT, DamagedFileError)
             if hashlib.sha256(content).hexdigest() != record.arrays_sha256:
                 raise DamagedFileError(f"{file} is not what its record says")
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+            arrays = unpack_arrays(content)
             if SEAL in arrays and not np.array_equal(arrays.pop(SEAL), seal(body)):
                 raise DamagedFileError(f"{path} is not the record that {file} was written for")
             check_arrays(record, arrays)
@@ -422,6 +424,20 @@ def without_own_version(config: dict[str, Any]) -> dict[str, Any]:
     variant = config["variant"]
     own = variant["origin"].startswith("lra-harness ")
     return config | {"variant": variant | {"origin": ""}} if own else config
+
+
+def unpack_arrays(content: bytes) -> dict[str, np.ndarray]:
+    """Take back what `pack_arrays` gave.
+
+    Raises:
+        ValueError: It unpacks to more than `ARRAYS_LIMIT`, or is not an .npz file.
+        BadZipFile: The same.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as members:
+        if sum(member.file_size for member in members.infolist()) > ARRAYS_LIMIT:
+            raise ValueError(f"it unpacks to more than {ARRAYS_LIMIT:,} bytes")
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:

@@ -2,6 +2,8 @@ import hashlib
 import io
 import json
 import os
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from lra.results.records import (
     pack_arrays,
     read_attempt,
     read_record,
+    unpack_arrays,
 )
 
 
@@ -382,3 +385,32 @@ def test_arrays_are_packed_under_their_names_alone():
     """NumPy 2.0 would take an argument of later versions for one more array."""
     with np.load(io.BytesIO(pack_arrays(ARRAYS))) as packed:
         assert set(packed.files) == set(ARRAYS)
+
+
+def test_arrays_that_unpack_to_gigabytes_are_refused_in_little_memory():
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("test_correct.npy", "w") as file:
+        for _ in range(100):
+            file.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="unpacks to more than"):
+        unpack_arrays(buffer.getvalue())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(buffer.getvalue()) < 1 << 20
+    assert peak < 8 << 20
+    packed = pack_arrays(ARRAYS)
+    assert all((unpack_arrays(packed)[name] == array).all() for name, array in ARRAYS.items())
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY", b"no archive", b"PK\x05\x06" + bytes(18)])
+def test_arrays_that_are_none_are_named(tmp_path, content):
+    store = Store(tmp_path)
+    published = store.publish(record(), ARRAYS)
+    store.arrays_path(CELL).write_bytes(content)
+    changed = published.model_copy(update={"arrays_sha256": hashlib.sha256(content).hexdigest()})
+    store.record_path(CELL).write_bytes(pack_envelope("record", changed.model_dump()))
+    with pytest.raises(DamagedFileError) as caught:
+        store.arrays(CELL)
+    assert str(store.arrays_path(CELL)) in str(caught.value)
+    assert "\n" not in str(caught.value)
