@@ -20,7 +20,7 @@ from lra.results.bench_records import BenchRecord, bench_records
 from lra.results.dataframe import record_frame, unique_titles
 from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt
 
-REFERENCE = "mlp_only"
+BASELINE_VARIANT = "mlp_only"
 """The variant that stands among the baselines of every table of accuracy for which the store has runs of it."""
 
 
@@ -145,7 +145,9 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
                 problems.append(str(measurement))
             else:
                 measurements.setdefault(measurement.settings_id, measurement)
-    references = (record for record in records.values() if record.config.variant.name == REFERENCE and record.outcome)
+    references = (
+        record for record in records.values() if record.config.variant.name == BASELINE_VARIANT and record.outcome
+    )
     return ResultSet(
         records=records,
         stores=stores,
