@@ -14,7 +14,7 @@ from lra.cli import one_line_errors, version_option
 from lra.errors import UsageError
 from lra.terminal import echo
 
-from .options import parse_natural, store_option, write_file
+from .options import FiniteRange, parse_natural, store_option, write_file
 
 ARENA_ROWS = "full,local,linformer,reformer,sinkhorn,synthesizer,bigbird,linear,performer,contextpool"
 """The rows of table 2 of Long Range Arena (Tay et al. 2021, arXiv:2011.04006), and ContextPool."""
@@ -81,14 +81,14 @@ def defaults(*, preset: str | None, quick: bool, cuda: bool) -> Defaults:
 @click.option("--steps", type=click.IntRange(min=1), help="Timed steps of each variant at each length.  [default: 20]")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0.0),
+    type=FiniteRange(min=0.0),
     help="End the timing of a length after this time per variant.  [default: 10]",
 )
 @click.option("--device", metavar="NAME", default="auto", show_default=True, help="Device: auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]")
 @click.option(
     "--memory-limit",
-    type=click.FloatRange(min=0.0, min_open=True),
+    type=FiniteRange(min=0.0, min_open=True),
     metavar="GIB",
     help="Memory that a step may allocate on CPU.  [default: what is available]",
 )

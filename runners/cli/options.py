@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -36,6 +38,17 @@ allow_other_environment_option = click.option(
     help="Continue a run that was stopped under another number of threads, device or version of torch.",
 )
 THREADS_DEFAULT = "[default: OMP_NUM_THREADS, else CPU cores divided by the default slots of a sweep]"
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without "not a number", which compares as if it were in every range, and without infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert a value as click does, then refuse what is no number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number", param, ctx)
+        return number
 
 
 def write_file(path: Path, content: str) -> None:

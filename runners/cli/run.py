@@ -17,7 +17,14 @@ from lra.terminal import echo
 
 from .. import signals
 from ..threads import default_threads
-from .options import THREADS_DEFAULT, allow_other_environment_option, data_dir_option, parse_seeds, store_option
+from .options import (
+    THREADS_DEFAULT,
+    FiniteRange,
+    allow_other_environment_option,
+    data_dir_option,
+    parse_seeds,
+    store_option,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +96,7 @@ Examples:
 @click.option("--quiet", is_flag=True, help="Show no progress, only the final table.")
 @click.option(
     "--checkpoint-seconds",
-    type=click.FloatRange(min=0.0),
+    type=FiniteRange(min=0.0),
     default=60.0,
     show_default=True,
     help="Time between two checkpoints, which is the most work that a crash loses.",

@@ -16,7 +16,7 @@ from lra.terminal import echo
 
 from .. import signals
 from ..threads import MAX_DEFAULT_SLOTS, default_slots, default_threads
-from .options import THREADS_DEFAULT, allow_other_environment_option, data_dir_option, store_option
+from .options import THREADS_DEFAULT, FiniteRange, allow_other_environment_option, data_dir_option, store_option
 
 if TYPE_CHECKING:
     from lra.results.records import Store
@@ -105,19 +105,19 @@ def plan(
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     metavar="MINUTES",
     help="Stop a run that takes longer, and do not repeat it.  [default: no limit]",
 )
 @click.option(
     "--time-limit",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     metavar="MINUTES",
     help="Stop the sweep after this time, with the state of the running runs saved.  [default: no limit]",
 )
 @click.option(
     "--checkpoint-seconds",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=60.0,
     show_default=True,
     help="Time between two checkpoints of a run.",
