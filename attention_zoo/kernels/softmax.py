@@ -71,15 +71,25 @@ def attend(
             # Dropout of ones: 0 or 1 / (1 - rate) for each weight, (batch, num_heads, queries, keys).
             factor = F.dropout(torch.ones((), dtype=q.dtype, device=q.device).expand(*q.shape[:3], k.shape[2]), rate)
         return attention(q, k, v, allowed, causal=causal, weight_factor=factor)
-    compute = blockwise_attention if chosen == "blockwise" else _fused
-    if allowed is None:
-        return compute(q, k, v, None, causal=causal, dropout=rate)
-    sees_a_key = _sees_a_key(allowed, queries=q.shape[2], causal=causal)
-    if not causal:
-        # Kernels differ on a query that sees no key (zeros, NaN). It is shown all keys, and its result is set to zero.
-        allowed = allowed | ~sees_a_key
-    out = compute(q, k, v, allowed, causal=causal, dropout=rate)
-    return out * sees_a_key  # a product: masked_fill is far slower with a broadcast mask
+    sees_a_key = None
+    if allowed is not None:
+        sees_a_key = _sees_a_key(allowed, queries=q.shape[2], causal=causal)
+        if not causal:
+            # Kernels differ on a query that sees no key (zeros, NaN). It is shown all keys, and its result set to zero.
+            allowed = allowed | ~sees_a_key
+    if chosen == "blockwise":
+        out = blockwise_attention(q, k, v, allowed, causal=causal, dropout=rate)
+    elif causal and allowed is not None and q.device.type != "cpu":
+        out = _fused_causal_masked(q, k, v, allowed, dropout=rate)
+    else:
+        # The fused kernels take only values as wide as the keys; otherwise torch writes out all scores. Both are padded
+        # with zeros to the larger width, which changes no score. The scale stays that of the true width.
+        scale, width = q.shape[-1] ** -0.5, v.shape[-1]
+        if q.shape[-1] != width:  # padding by nothing would copy
+            q, k, v = (F.pad(x, (0, max(q.shape[-1], width) - x.shape[-1])) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal, dropout_p=rate, scale=scale)
+        out = out[..., :width]
+    return out if sees_a_key is None else out * sees_a_key  # masked_fill is far slower with a broadcast mask
 
 
 def _sees_a_key(allowed: Tensor, *, queries: int, causal: bool) -> Tensor:
@@ -88,18 +98,6 @@ def _sees_a_key(allowed: Tensor, *, queries: int, causal: bool) -> Tensor:
         return allowed.any(dim=-1, keepdim=True)
     # With a key mask (batch, 1, 1, keys), query i sees a key if one of the keys 0 .. i is real.
     return (allowed.cumsum(dim=-1) > 0)[..., :queries].transpose(-2, -1)
-
-
-def _fused(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: bool, dropout: float) -> Tensor:
-    if causal and allowed is not None and q.device.type != "cpu":
-        return _fused_causal_masked(q, k, v, allowed, dropout=dropout)
-    # The fused kernels take only values as wide as the keys; otherwise torch writes out all scores. Both are padded
-    # with zeros to the larger width, which changes no score. The scale stays that of the true width.
-    scale, width = q.shape[-1] ** -0.5, v.shape[-1]
-    if q.shape[-1] != width:  # padding by nothing would copy
-        q, k, v = (F.pad(x, (0, max(q.shape[-1], width) - x.shape[-1])) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal, dropout_p=dropout, scale=scale)
-    return out[..., :width]
 
 
 def _fused_causal_masked(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, *, dropout: float) -> Tensor:

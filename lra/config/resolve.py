@@ -144,18 +144,23 @@ def resolve(
             model=model,
             train=train,
             seed=seed,
-        )
+        ),
+        config,
     )
 
 
-def with_programs(config: RunConfig) -> RunConfig:
+def with_programs(config: RunConfig, typed: VariantConfig | None = None) -> RunConfig:
     """Return a configuration that names the programs of third parties that it runs, and has its options typed.
+
+    Args:
+        config: The configuration.
+        typed: The options of its variant, if they were parsed already.
 
     Raises:
         UsageError: The source of a program cannot be found, or an option is wrong.
     """
     try:
-        choice = VariantChoice.of(config.variant.name, config.variant.typed)
+        choice = VariantChoice.of(config.variant.name, typed or config.variant.typed)
         origin = downsampler_origin(config.model.pool)
     except (UnknownVariantError, RegistrationError, OptionError, UnknownDownsamplerError) as error:
         raise UsageError(f"variant: {error.args[0]}") from error

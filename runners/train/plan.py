@@ -15,7 +15,7 @@ from attention_zoo.registry import normalise
 from lra.config.builtin import profile_names
 from lra.config.profiles import FamilyRecipe, Profile, load_profile
 from lra.config.resolve import check_variant_names, resolve, with_programs
-from lra.config.schema import RunConfig, validate_section
+from lra.config.schema import ModelConfig, RunConfig, TrainConfig, validate_section
 from lra.config.suites import check_number_of_runs
 from lra.config.yaml_loader import MAX_BYTES, SeveralDocumentsError, load_file, load_text
 from lra.data.dataset import open_prepared
@@ -151,9 +151,13 @@ def _check_recipe(config: RunConfig, source: str) -> None:
     """
     if config.track == "open" or config.profile not in profile_names():
         return
-    profile = load_profile(config.profile)
-    recipe = resolve(task=config.task, variant=config.variant.name, profile=profile, seed=config.seed, overrides={})
-    theirs, ours = config.hashed(), recipe.hashed()
+    recipe = load_profile(config.profile).recipe(config.task, config.model.family)
+    sections = {
+        "data": get_task(config.task).options.model_validate(recipe.data).model_dump(),
+        "model": ModelConfig.model_validate(recipe.model).model_copy(update={"pool_origin": config.model.pool_origin}),
+        "train": TrainConfig.model_validate(recipe.train),
+    }
+    theirs, ours = config.hashed(), config.model_copy(update=sections).hashed()
     wrong = [
         f"{section}.{name}"
         for section in ("data", "model", "train")

@@ -41,7 +41,7 @@ def test_there_are_at_most_nine_own_frames_from_main_to_the_kernel(tmp_path, mon
     assert ended.value.code == 0
     stack = stacks[0]
     assert stack[0] == "runners/cli/run.py:main"
-    assert stack[-1] == "attention_zoo/kernels/softmax.py:_fused"
+    assert stack[-1] == "attention_zoo/kernels/softmax.py:attend"
     assert "runners/train/loop.py:train" in stack
     assert len(stack) <= 9, "\n".join(stack)
 
