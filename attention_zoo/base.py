@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import sys
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -153,6 +154,8 @@ def _typed(hint: Any, value: Any) -> Any:
             return value
         raise TypeError
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= sys.float_info.max:  # NaN, an infinity, or an integer that no float can hold
+            raise TypeError
         return float(value) + 0.0  # -0.0 + 0.0 is 0.0
     kind = hint if origin is None else origin
     if kind is Any or (kind is type(None) and value is None):

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from attention_zoo.base import LayerDims, SequenceMixer, VariantConfig, option, suggest
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import HeadProjections
+from attention_zoo.source_digest import RECORDED_ELSEWHERE
 
 DIMENSIONS = {
     "dim": ("dim", "d_model", "dim_model", "model_dim", "embed_dim", "embedding_dim", "hidden_size", "hidden_dim",
@@ -82,6 +83,8 @@ class Found:
     """None for a mixer of the contract, which names its own."""
     program: Any
     """The class or function whose source identifies the program."""
+    file: str
+    """The file of the reference, which may change what it imports; empty for a module of torch or without a file."""
 
 
 def load(reference: str) -> Found:
@@ -98,12 +101,14 @@ def load(reference: str) -> Found:
     thing = getattr(module, name)
     if not _usable(thing):
         raise ForeignError(f"{reference} is {thing!r}; expected a class of nn.Module, or a function that builds one")
+    own = module.__name__.partition(".")[0] not in RECORDED_ELSEWHERE
+    file = str(vars(module).get("__file__") or "") if own else ""
     if isinstance(thing, type) and issubclass(thing, SequenceMixer):
-        return Found(name, thing, None, thing)
+        return Found(name, thing, None, thing, file)
     config = _config_class(name, thing)
     # Made here and not by a statement, since each class has its own factory and the annotation of its own options.
     wrapper = type(name, (ForeignMixer,), {"factory": staticmethod(thing), "__module__": module.__name__})
-    return Found(name, wrapper, config, thing)
+    return Found(name, wrapper, config, thing, file)
 
 
 class ForeignMixer(SequenceMixer):

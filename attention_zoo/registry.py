@@ -223,6 +223,7 @@ def _refer(reference: str) -> VariantSpec:
             traits=Traits(memory="not stated", complexity="not stated", permutation_equivariant=None),
             paper=reference,
             program=found.program,
+            registered_in=found.file,
         )
     return _referenced[reference]
 

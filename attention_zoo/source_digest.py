@@ -46,20 +46,21 @@ def source_digest(files: Iterable[Path]) -> str:
         OSError: A file cannot be read.
     """
     claimed = packages_distributions()
-    parts: dict[str, str] = {}
+    parts: set[tuple[str, str]] = set()
     waiting = [file.resolve() for file in files]
     seen = set(waiting)
     while waiting:
         file = waiting.pop()
         content = file.read_bytes()
-        parts[f"file {_module_name(file)}"] = code_digest(content) or hashlib.sha256(content).hexdigest()
+        # Pairs, since two files outside of packages can have one name.
+        parts.add((f"file {_module_name(file)}", code_digest(content) or hashlib.sha256(content).hexdigest()))
         for found in _imports(file, content, claimed):
             if isinstance(found, str):
-                parts[found] = ""
+                parts.add((found, ""))
             elif found not in seen:
                 seen.add(found)
                 waiting.append(found)
-    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
+    return hashlib.sha256(repr(sorted(parts)).encode()).hexdigest()
 
 
 def program_text(label: str, thing: Any, *files: str) -> str:
@@ -114,29 +115,34 @@ def _imports(file: Path, content: bytes, claimed: Mapping[str, list[str]]) -> It
     """Yield what a file imports: a file to follow, or a text that stands for a package of another distribution."""
     tree = _parse(content)
     own = set(claimed.get(_module_name(file).partition(".")[0], ()))
-    for node in ast.walk(tree) if tree is not None else ():
-        if isinstance(node, ast.ImportFrom) and node.level:
-            parents = list(file.parents)
-            folder = parents[min(node.level, len(parents)) - 1]
-            names = node.module.split(".") if node.module else []
-            yield from _files(folder, [*names], [alias.name for alias in node.names])
-            continue
-        for name, members in _absolute_names(node):
-            yield from _absolute(file, name.split("."), members, own, claimed)
+    nodes = list(ast.walk(tree)) if tree is not None else []
+    importers = {"import_module", "__import__"}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module == "importlib":
+            importers |= {alias.asname or alias.name for alias in node.names if alias.name == "import_module"}
+    for node in nodes:
+        for name, members in _imported_names(node, importers):
+            level = len(name) - len(name.lstrip("."))
+            names = name[level:].split(".") if name[level:] else []
+            if level:
+                parents = list(file.parents)
+                yield from _files(parents[min(level, len(parents)) - 1], names, members)
+            else:
+                yield from _absolute(file, names, members, own, claimed)
     yield from _packages_of(file)
 
 
-def _absolute_names(node: ast.AST) -> Iterator[tuple[str, list[str]]]:
-    """Yield the absolute names that a statement or call imports, each with the names taken from it."""
+def _imported_names(node: ast.AST, importers: set[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the names that a statement or call imports, each with the names taken from it; a relative one has dots."""
     if isinstance(node, ast.Import):
         yield from ((alias.name, []) for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and node.module:
-        yield node.module, [alias.name for alias in node.names]
-    elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+    elif isinstance(node, ast.ImportFrom):
+        yield "." * node.level + (node.module or ""), [alias.name for alias in node.names]
+    elif isinstance(node, ast.Call):
         called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        name = node.args[0].value
-        if called in ("import_module", "__import__") and isinstance(name, str) and not name.startswith("."):
-            yield name, []
+        given = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "name")]
+        if called in importers and given and isinstance(given[0], ast.Constant) and isinstance(given[0].value, str):
+            yield given[0].value, []
 
 
 def _absolute(
@@ -171,6 +177,8 @@ def _files(folder: Path, names: list[str], members: Iterable[str]) -> Iterator[P
         folder = folder / name
     yield from _module_files(folder.parent, folder.name)
     for member in members:
+        if member == "*":  # which of its modules `__all__` names is not looked up
+            yield from (path.resolve() for path in sorted(folder.glob("*.py")))
         yield from _module_files(folder, member)
 
 

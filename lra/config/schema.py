@@ -46,7 +46,7 @@ name of the task or variant `data.listops.max_depth`, `variant.linformer.rank`.
 class Section(BaseModel):
     """A part of a configuration: exact types, no unknown keys, no changes after it is built."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

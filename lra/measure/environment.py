@@ -24,6 +24,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_count": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
@@ -35,12 +36,13 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 def decisive(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of an environment that the last bits of a result depend on.
 
-    These are the version of torch, the number of processes and the kind of device. On the CPU, the kind is that of the
-    processor, and the number of threads counts as well, since it decides in which order terms are added.
+    These are the versions of torch and NumPy, torch's modes, the number of processes and the kind of device. On the
+    CPU, the kind is that of the processor with the instructions that torch uses of it, and the number of threads counts
+    as well, since it decides in which order terms are added.
     """
-    names = ["torch", "device", "processes"]
+    names = ["torch", "numpy", "device", "processes", "float32_matmul_precision", "deterministic_algorithms"]
     if environment.get("device") == "cpu":
-        names += ["cpu", "threads"]
+        names += ["cpu", "cpu_capability", "threads"]
     return {name: environment.get(name) for name in names}
 
 

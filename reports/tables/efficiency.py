@@ -146,7 +146,8 @@ def _conditions(measurement: BenchRecord) -> str:
 
 def _machine(measurement: BenchRecord) -> str:
     threads = f", {measurement.threads} threads" if measurement.device_type == "cpu" else ""
-    return f"{machine(measurement)}{threads}, torch {measurement.environment['torch']}"
+    limit = "" if measurement.memory_limit is None else f", memory limit {measurement.memory_limit / 2**30:.3g} GiB"
+    return f"{machine(measurement)}{threads}{limit}, torch {measurement.environment['torch']}"
 
 
 def _caption(measurements: pd.DataFrame) -> str:

@@ -231,7 +231,7 @@ MISTAKES = [
         "masked_mean(value, mask)",
         "value.mean(1)",
         "suffix_padding",
-        "True in the mask is a real token",
+        "True is a real token",
     ),
     _m("output not masked", _RETURN, "return value", "empty_rows", "attention_zoo.masking.zero_masked"),
     _m(

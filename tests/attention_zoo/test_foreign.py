@@ -126,6 +126,22 @@ def test_a_program_is_identified_by_its_source_and_not_by_its_folder(tmp_path):
     assert re.fullmatch(r"mine.py:Tokens source [0-9a-f]{16}", origins[0])
 
 
+@pytest.mark.parametrize("line", ["Made = Tokens", "Tokens.scale = {}; Made = Tokens", "Made = make({})"])
+def test_an_edit_of_the_file_that_is_named_counts_whatever_it_imports(tmp_path, line):
+    origins = []
+    for number in (0, 1):
+        folder = tmp_path / f"{number}_{abs(hash(line)):x}"
+        folder.mkdir()
+        helper = f"theirs_{abs(hash(line)):x}"
+        make = "\n\ndef make(c):\n    return type('Made', (Tokens,), {'c': c, '__module__': __name__})\n"
+        (folder / f"{helper}.py").write_text(Path(FILE).read_text() + make)
+        text = f"from {helper} import Tokens, make\n{line.format(number)}\nEDIT = {number}\n"
+        (folder / "mine.py").write_text(text)
+        spec = get_variant(f"{folder / 'mine.py'}:Made")
+        origins.append(program_origin(spec.name, spec.config()))
+    assert origins[0] != origins[1]
+
+
 def test_a_reference_is_not_listed():
     get_variant(f"{FILE}:Heads")
     assert [name for name in available() if ":" in name] == []

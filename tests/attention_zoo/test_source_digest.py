@@ -157,3 +157,31 @@ def test_a_class_without_a_file_has_no_program():
     with pytest.raises(TypeError):
         program_text("typed", namespace["Typed"])
     assert program_text("this test", Here).startswith("this test source ")
+
+
+@pytest.mark.parametrize(
+    ("main", "others", "edited"),
+    [
+        ("import importlib\nlate = importlib.import_module('.late', __name__)\n", {"late.py": "S = 0\n"}, "late.py"),
+        ("import importlib\nx = importlib.import_module(name='side')\n", {"side.py": "S = 0\n"}, "side.py"),
+        ("from importlib import import_module as load\nx = load('side')\n", {"side.py": "S = 0\n"}, "side.py"),
+        (
+            "from pack import *\n",
+            {"pack/__init__.py": "__all__ = ['part']\n", "pack/part.py": "S = 0\n"},
+            "pack/part.py",
+        ),
+        ("import xa.util, xb.util\n", {"xa/util.py": "S = 0\n", "xb/util.py": "S = 1\n"}, "xa/util.py"),
+        ("import xa.util, xb.util\n", {"xa/util.py": "S = 0\n", "xb/util.py": "S = 1\n"}, "xb/util.py"),
+        ("from xc.main import S\nFACTOR = 2 * S\n", {"xc/main.py": "S = 0\n"}, "main.py"),
+    ],
+    ids=["relative-call", "keyword", "alias", "star", "namesake-a", "namesake-b", "namesake-of-the-first"],
+)
+def test_no_form_of_import_and_no_namesake_hides_an_edit(tmp_path, main, others, edited):
+    for name, text in {"main.py": main, **others}.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    before = source_digest([tmp_path / "main.py"])
+    path = tmp_path / edited
+    path.write_text(path.read_text() + "S = 3\n")
+    assert source_digest([tmp_path / "main.py"]) != before

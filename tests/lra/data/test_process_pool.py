@@ -1,7 +1,6 @@
 """Worker processes do not outlive the work that nobody wants any more; the tests of the corpora have the rest."""
 
 import multiprocessing
-import os
 
 from lra.data.process_pool import in_order
 
@@ -9,7 +8,8 @@ from lra.data.process_pool import in_order
 def test_whoever_stops_early_waits_for_no_worker(tmp_path):
     before = set(multiprocessing.active_children())
     late = tmp_path / "late"
-    results = in_order(os.system, ["true", *[f"sleep 3; touch '{late}'"] * 3], 2)
+    slow = f"import pathlib, time; time.sleep(3); pathlib.Path({str(late)!r}).touch()"
+    results = in_order(exec, ["", slow, slow, slow], 2)
     next(results)
     results.close()  # as an error or a signal in the caller does
     assert not late.exists()
