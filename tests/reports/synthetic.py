@@ -94,13 +94,13 @@ def add_attempt(folder, status, digest="d" * 64, **of):
 
 
 def add_measurement(
-    folder, variant, length, *, seconds, mib, batch=4, status="ok", threads=2, noisy=False, options=None
+    folder, variant, length, *, seconds, mib, batch=4, status="ok", threads=2, noisy=False, options=None, limit=None
 ):
     """Leave what `lra-bench` would: `seconds` a step, `mib` at its peak besides 10 MiB of state."""
     config = cell_config(variant=variant, task="text", options=options)
     model = config.model.model_copy(update={"max_length": length})
     config = config.model_copy(update={"model": model, "train": config.train.model_copy(update={"batch_size": batch})})
-    identity = settings_id(config, device="Model <7>", threads=threads, memory_limit=None)
+    identity = settings_id(config, device="Model <7>", threads=threads, memory_limit=limit)
     fine = status == "ok"
     steps = [seconds, seconds, seconds * (2 if noisy else 1)]
     memory = MemoryMeasurement(
@@ -110,7 +110,8 @@ def add_measurement(
     measurement = BenchRecord(
         settings_id=identity, variant_title=variant, status=status,
         detail="" if fine else "no memory", config=config, device_type="cpu",
-        threads=threads, parameters=1, backend="reference", speed_ratio=0.5 / seconds if fine else None, flops=None,
+        threads=threads, memory_limit=limit,
+        parameters=1, backend="reference", speed_ratio=0.5 / seconds if fine else None, flops=None,
         timing=Timing(seconds=steps, warmup_steps=1) if fine else None, memory=memory if fine else None,
         environment={"device": "cpu", "cpu": "Model <7>", "torch": "2", "load_average": 0.5},
         measured_at="2026-01-01T00:00:00+00:00",

@@ -48,6 +48,8 @@ def test_machines_and_batches_that_collide_get_tables_of_their_own(tmp_path):
     assert sorted(group["batch"].iloc[0] for group in measurement_groups(load_stores([tmp_path]))) == [1, 4, 8]
     add_measurement(tmp_path, "full", 1024, seconds=1.0, mib=9, threads=1)
     assert len(measurement_groups(load_stores([tmp_path]))) == 4
+    add_measurement(tmp_path, "full", 1024, seconds=1.0, mib=9, limit=2**30)
+    assert len(measurement_groups(load_stores([tmp_path]))) == 5
 
 
 def test_options_that_differ_are_in_the_label(tmp_path):
