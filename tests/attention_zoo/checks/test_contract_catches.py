@@ -357,7 +357,9 @@ TWINS = [
         },
     ),
     Twin(check="padding_gradient", mixer=LeaksBelowTolerance),
-    Twin(check="padding_values", mixer=SkipsThePreparation),
+    Twin(
+        check="padding_values", mixer=SkipsThePreparation, also={"lengths": "the preparation refuses what is too long"}
+    ),
     Twin(check="padding_values", mixer=TransformsTheUnmasked),
     Twin(check="mask_none", mixer=DiffersWithoutMask),
     Twin(check="empty_rows", mixer=FillsEmptyRows),

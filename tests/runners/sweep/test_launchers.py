@@ -114,7 +114,7 @@ def test_a_crashing_variant_costs_nobody_else_and_ends_with_5(clean, home, tmp_p
     done = call(arguments, env=environment)
     assert done.returncode == 5, done.stderr
     assert sorted(notes(tmp_path / "store").values()) == [["failed"] * 3, ["ok"]]
-    assert "listops faulty seed 0: failed: killed by SIGSEGV" in done.stderr
+    assert "listops faulty, seed 0: failed: killed by SIGSEGV" in done.stderr
     assert outcomes(tmp_path / "store").items() <= outcomes(clean[0]).items()
     log = next(path for path in tmp_path.glob("store/logs/*.log") if "Segmentation fault" in path.read_text())
     assert 'faulty_attention.py", line' in log.read_text()  # where it crashed
