@@ -140,22 +140,6 @@ def test_a_signal_during_the_imports_ends_with_75(profile, home, tmp_path):
     assert not list(tmp_path.glob("results/*/*"))
 
 
-@pytest.mark.nightly
-def test_a_signal_ends_the_generation_of_data_with_75(profile, tmp_path):
-    sizes = ["data.train=3000000", "data.max_length=2000", "model.max_length=2000", "data.max_depth=10"]
-    huge = [word for size in sizes for word in ("--set", size)]
-    command = arguments(profile, tmp_path / "home", tmp_path / "store", "--track", "open", *huge)
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    limit = time.monotonic() + 60
-    while not list(tmp_path.glob("home/*")) and time.monotonic() < limit:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 75
-    assert "Error: stopped before anything was trained; run the same command again" in stderr
-    assert "Traceback" not in stderr
-
-
 def test_a_second_ctrl_c_ends_at_once():
     twice = (
         "import os, signal, time\n"

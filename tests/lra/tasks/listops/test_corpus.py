@@ -77,7 +77,7 @@ def test_examples_are_distinct_down_to_the_last_one():
 
 def test_a_dead_worker_is_one_line(monkeypatch):
     class DeadPool:
-        def __init__(self, workers, *, mp_context, initializer, initargs):
+        def __init__(self, workers, *, mp_context, initializer):
             assert (workers, mp_context.get_start_method()) == (2, "spawn")
             assert callable(initializer)
 
