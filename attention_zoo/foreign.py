@@ -95,10 +95,10 @@ def load(reference: str) -> Found:
     """
     place, _, name = reference.rpartition(":")
     module = _import(place)
-    if not name or not hasattr(module, name):
+    thing = getattr(module, name, None) if name else None
+    if thing is None:
         named = [key for key, value in vars(module).items() if _usable(value) and value.__module__ == module.__name__]
         raise ForeignError(f"{place} has no {name or 'name after the colon'!r}; {suggest(name, named)}")
-    thing = getattr(module, name)
     if not _usable(thing):
         raise ForeignError(f"{reference} is {thing!r}; expected a class of nn.Module, or a function that builds one")
     own = module.__name__.partition(".")[0] not in RECORDED_ELSEWHERE
