@@ -260,12 +260,13 @@ def test_help_imports_neither_torch_nor_numpy():
 
 
 def leave(home):
-    """Leave what killed commands do: a generation, half a folder, and half a link; and a generation at work."""
+    """Leave what killed commands do: a generation, half a folder, and half a link; and half a folder at work."""
     dead = subprocess.Popen(["true"])
     dead.wait()
     (home / ".pathfinder-hard-0.work").mkdir()
     (home / ".pathfinder-hard-0.work" / "images.bin").write_bytes(bytes(2_000_000))
     (home / f".listops-x.{dead.pid}-0123abcd.tmp").mkdir()
+    (home / f".at-work.{os.getpid()}-0123abcd.tmp").mkdir()
     (home / "sources").mkdir(exist_ok=True)
     (home / "sources" / f".text.{dead.pid}-0123abcd.tmp").symlink_to("gone")
     return [".pathfinder-hard-0.work", f".listops-x.{dead.pid}-0123abcd.tmp", f"sources/.text.{dead.pid}-0123abcd.tmp"]
@@ -278,6 +279,7 @@ def test_what_killed_commands_left_is_listed_and_removed(run, home, folder):
         assert all(f"  {name}  " in listed for name in names)
         assert "pathfinder-hard-0.work  2.0 MB" in listed
         assert "pathfinder-easy" not in listed
+        assert "at-work" not in listed
         assert run("remove", names[0], "--yes").exit_code == 0
         assert not (home / names[0]).exists()
         removed = run("remove", "leftovers", "--yes")

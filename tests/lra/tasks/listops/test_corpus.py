@@ -1,19 +1,12 @@
 """Chunks and corpora of ListOps: functions of the seed alone, checked as they are made, distinct."""
 
 import hashlib
-import os
-import subprocess
-import sys
-import time
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lra.data import process_pool
-from lra.errors import DataError, LraError, UsageError
+from lra.errors import LraError, UsageError
 from lra.tasks.listops import generator
 from lra.tasks.listops.corpus import SERIAL_CHUNKS, generate_examples
 from lra.tasks.listops.generator import Grammar, generate_chunk
@@ -75,25 +68,6 @@ def test_examples_are_distinct_down_to_the_last_one():
         generate_examples(tiny, 401, 0, workers=1, progress=False)
 
 
-def test_a_dead_worker_is_one_line(monkeypatch):
-    class DeadPool:
-        def __init__(self, workers, *, mp_context, initializer):
-            assert (workers, mp_context.get_start_method()) == (2, "spawn")
-            assert callable(initializer)
-
-        def submit(self, *_job):
-            future = Future()
-            future.set_exception(BrokenProcessPool("died"))
-            return future
-
-        def shutdown(self, *, cancel_futures):
-            assert cancel_futures
-
-    monkeypatch.setattr(process_pool, "ProcessPoolExecutor", DeadPool)
-    with pytest.raises(DataError, match="a worker process died"):
-        generate_examples(SHORT, 1_000_000, 0, workers=2, progress=False)
-
-
 def test_the_vocabulary_is_written_down():
     expected = "<pad> [MIN [MAX [MED [SM ] 0 1 2 3 4 5 6 7 8 9"
     assert " ".join(WORDS) == expected
@@ -120,39 +94,3 @@ def test_a_chunk_may_have_no_acceptable_tree():
     sizes = [len(chunk.labels) for chunk in chunks]
     assert 0 in sizes
     assert [len(chunk.offsets) for chunk in chunks] == [size + 1 for size in sizes]
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads child processes from /proc, which is not here")
-def test_worker_processes_end_when_their_parent_is_killed(tmp_path):
-    script = tmp_path / "endless.py"
-    script.write_text(
-        "from lra.tasks.listops.generator import Grammar\n"
-        "from lra.tasks.listops.corpus import generate_examples\n"
-        "if __name__ == '__main__':\n"
-        "    generate_examples(Grammar(), 10_000_000, 0, workers=2, progress=False)\n"
-    )
-    parent = subprocess.Popen([sys.executable, script], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    listing = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-    try:
-        wait_until(lambda: len(listing.read_text().split()) >= 3)  # two workers and the resource tracker
-        children = listing.read_text().split()
-    finally:
-        parent.kill()
-        parent.wait()
-    wait_until(lambda: not any(is_running(child) for child in children))
-
-
-def wait_until(condition):
-    """Poll; the limit only ends a test that has failed."""
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError("waited for a minute")
-
-
-def is_running(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -1,6 +1,5 @@
 """A corpus of Pathfinder images: the same for any number of processes, and taken up again after a kill."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lra.data.process_pool import in_order
 from lra.errors import DataError
 from lra.tasks.pathfinder import corpus
 from lra.tasks.pathfinder.corpus import IMAGES, LOG, generate_images, sole_owner
@@ -120,11 +118,6 @@ def test_a_killed_process_is_continued_by_the_next(tmp_path, calls):
     direct = [generate_chunk(RECIPE, 0, number) for number in range(finished + 1)]
     assert (images == np.concatenate([pictures for pictures, _ in direct])).all()
     assert (labels == np.concatenate([answers for _, answers in direct])).all()
-
-
-def test_a_worker_that_dies_is_a_data_error():
-    with pytest.raises(DataError, match="a worker process died"):
-        list(in_order(os._exit, [3, 3], 2))
 
 
 def test_a_folder_that_refuses_is_a_data_error(tmp_path):
