@@ -65,11 +65,16 @@ _HINTS = (
 )
 
 
-def fault_line(error: BaseException) -> str:
-    """Return one line about an error that a variant raised: file and line of its author's code, error, advice."""
+def fault_line(error: BaseException, *, advice: bool = True) -> str:
+    """Return one line about an error that a variant raised: file and line of its author's code, error, advice.
+
+    Args:
+        error: The error.
+        advice: Whether to add what usually helps an author of a mixer.
+    """
     place, text = _place(error), " ".join(str(error).split())[:_LONGEST]
     kind = type(error).__name__
-    hint = next((advice for pattern, advice in _HINTS if re.search(pattern, f"{kind}: {text}")), "")
+    hint = next((hint for pattern, hint in _HINTS if advice and re.search(pattern, f"{kind}: {text}")), "")
     parts = [place, f"{kind}: {text}" if text else kind]
     return ": ".join(filter(None, parts)) + (f" ({hint})" if hint else "")
 

@@ -10,6 +10,9 @@ other `nn.Module` is wrapped: its arguments are filled in from the dimensions of
 | `(x)`, `(x, mask)` | x of (batch, length, dim) |
 | `(q, k, v)`, `(q, k, v, mask)` | layout `heads`: projections of x, (batch, num_heads, length, head_dim) |
 | the same | layout `tokens`: x three times, (batch, length, dim), for modules with projections of their own |
+
+A function or class with a parameter `num_classes` builds a whole model and no mixer. The harness decides the parameters
+of `MODEL_SIZES`, and the others become options. `lra.models.foreign` builds it.
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ DIMENSIONS = {
     "causal": ("causal", "is_causal"),
 }  # fmt: skip
 """Names of constructor arguments that mean a dimension of the layer."""
+MODEL_SIZES = ("vocabulary_size", "max_length", "num_classes")
+"""Parameters of what builds a whole model that its task decides."""
 FIXED = {"batch_first": True}
 """Arguments that have one right value here."""
 NO_OPTIONS = ("device", "dtype", "layout", "mask")
@@ -79,12 +84,17 @@ class Found:
 
     title: str
     mixer: type[SequenceMixer]
+    """Of a whole model: what refuses to be built."""
     config: type[VariantConfig] | None
     """None for a mixer of the contract, which names its own."""
     program: Any
     """The class or function whose source identifies the program."""
     file: str
     """The file of the reference, which may change what it imports; empty for a module of torch or without a file."""
+    whole_model: bool = False
+    """Whether the program builds a whole model."""
+    origin: str = ""
+    """What identifies the program, if that is not its source."""
 
 
 def load(reference: str) -> Found:
@@ -94,6 +104,10 @@ def load(reference: str) -> Found:
         ForeignError: There is no such thing, it cannot be imported, or it is no module and builds none.
     """
     place, _, name = reference.rpartition(":")
+    if place == "hf":
+        from attention_zoo import huggingface  # here, since it imports this module
+
+        return huggingface.load(name)
     module = _import(place)
     thing = getattr(module, name, None) if name else None
     if thing is None:
@@ -105,10 +119,33 @@ def load(reference: str) -> Found:
     file = str(vars(module).get("__file__") or "") if own else ""
     if isinstance(thing, type) and issubclass(thing, SequenceMixer):
         return Found(name, thing, None, thing, file)
-    config = _config_class(name, thing)
+    if "num_classes" in _parameters(thing):
+        return whole_model(f"{Path(place).stem}.{name}", thing, file)
+    config = _config_class(name, thing, ForeignConfig, lambda key: _dimension(key) is not None)
     # Made here and not by a statement, since each class has its own factory and the annotation of its own options.
     wrapper = type(name, (ForeignMixer,), {"factory": staticmethod(thing), "__module__": module.__name__})
     return Found(name, wrapper, config, thing, file)
+
+
+def whole_model(title: str, builder: Callable[..., nn.Module], file: str) -> Found:
+    """Return what a function or class leads to that builds a whole model."""
+    config = _config_class(title.rpartition(".")[2], builder, VariantConfig, MODEL_SIZES.__contains__)
+    return Found(title, NoMixer, config, builder, file, whole_model=True)
+
+
+class NoMixer(SequenceMixer):
+    """What a whole model has in place of a mixer.
+
+    Raises:
+        ForeignError: Always, when it is built.
+    """
+
+    def __init__(self, config: VariantConfig, dims: LayerDims) -> None:  # noqa: ARG002
+        raise ForeignError("it builds a whole model, not a mixer; lra-run --model trains it")
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Return x; never called."""
+        return x
 
 
 class ForeignMixer(SequenceMixer):
@@ -280,11 +317,13 @@ def _dimension(name: str) -> str | None:
     return next((dimension for dimension, names in DIMENSIONS.items() if name.lower() in names), None)
 
 
-def _config_class(name: str, factory: Any) -> type[VariantConfig]:
-    """Make the options of a module from the arguments of its constructor that are no dimensions."""
+def _config_class(
+    name: str, factory: Any, base: type[VariantConfig], decided: Callable[[str], bool]
+) -> type[VariantConfig]:
+    """Make the options of a module from the arguments of its constructor that the harness does not decide."""
     added: list[tuple[str, Any, Any]] = []
     for key, parameter in _parameters(factory).items():
-        if _dimension(key) is not None or key in (*FIXED, *NO_OPTIONS):
+        if decided(key) or key in (*FIXED, *NO_OPTIONS):
             continue
         required = parameter.default is inspect.Parameter.empty
         default = None if required else parameter.default
@@ -292,7 +331,7 @@ def _config_class(name: str, factory: Any) -> type[VariantConfig]:
             text = f"argument of {name}" + (", without a default" if required else "")
             kind = Any if default is None else type(default)
             added.append((key, kind, field(default=default, metadata={"help": text})))
-    return make_dataclass(f"{name}Config", added, bases=(ForeignConfig,), frozen=True, kw_only=True, slots=True)
+    return make_dataclass(f"{name}Config", added, bases=(base,), frozen=True, kw_only=True, slots=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -54,6 +54,10 @@ class VariantSpec:
     """The class or function whose source identifies the program, if that is not the mixer, but what it wraps."""
     registered_in: str = ""
     """File with the call that registered it, if that is another one than the file of the class."""
+    whole_model: bool = False
+    """Whether `program` builds a whole model, so that there is no mixer; see `attention_zoo.foreign`."""
+    origin: str = ""
+    """What identifies the program of a third party, if that is not its source."""
 
     def __post_init__(self) -> None:
         """Derive the title if none is given."""
@@ -127,7 +131,8 @@ def get_variant(name: str) -> VariantSpec:
     """Return a variant; only the file or plug-in that registers it is imported.
 
     Args:
-        name: A registered name, or a reference `file.py:Name` or `package.module:Name`; see `attention_zoo.foreign`.
+        name: A registered name, or a reference `file.py:Name`, `package.module:Name` or `hf:CONFIG.json`; see
+            `attention_zoo.foreign`.
 
     Raises:
         UnknownVariantError: There is no such variant; the message has the closest names.
@@ -224,6 +229,8 @@ def _refer(reference: str) -> VariantSpec:
             paper=reference,
             program=found.program,
             registered_in=found.file,
+            whole_model=found.whole_model,
+            origin=found.origin,
         )
     return _referenced[reference]
 
@@ -261,7 +268,9 @@ def program_origin(name: str, config: VariantConfig) -> str:
     """
     spec = get_variant(name)
     origins = [program_origin(base, inner) for base, inner in config.inner_variants().items()]
-    if spec.mixer.__module__.partition(".")[0] not in OWN_PACKAGES:
+    if spec.origin:
+        origins.insert(0, spec.origin)
+    elif spec.whole_model or spec.mixer.__module__.partition(".")[0] not in OWN_PACKAGES:
         label = plugin_origin(spec.name) or (PurePath(name).name if spec.program else spec.mixer.__module__)
         origins.insert(0, _program_text(label, spec.program or spec.mixer, *filter(None, [spec.registered_in])))
     return "; ".join(filter(None, origins))

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lra.config.resolve import with_programs
 from lra.data.batching import evaluation_batches
 from lra.data.dataset import PreparedData, data_home
 from lra.errors import StoreError, UsageError
 from lra.models.convnet import ConvNet
+from lra.models.foreign import ForeignModel
 from lra.models.transformer import Classifier, build_model
 from lra.names import suggest
 from lra.results.checkpoints import read_state, weights_digest
@@ -31,7 +33,7 @@ class TrainedRun:
     record: RunRecord
     store: Store
 
-    def model(self, device: str = "cpu") -> Classifier | ConvNet:
+    def model(self, device: str = "cpu") -> Classifier | ConvNet | ForeignModel:
         """Build the model with the weights that the run was scored with, in evaluation mode.
 
         Args:
@@ -42,7 +44,8 @@ class TrainedRun:
             gives logits, (batch, classes).
 
         Raises:
-            StoreError: The weights are missing or damaged, or are not those of the record.
+            StoreError: The weights are missing or damaged, or are not those of the record; or the program of a third
+                party has changed since.
             UsageError: The run ended without weights.
         """
         record = self.record
@@ -57,6 +60,12 @@ class TrainedRun:
         weights = read_state(path)["model"]
         if weights_digest(weights) != record.outcome.weights_digest:
             raise StoreError(f"{path} does not hold the weights that run {record.run_id[:12]} was scored with")
+        here = with_programs(record.config)
+        if here.hashed() != record.config.hashed():
+            raise StoreError(
+                f"run {record.run_id[:12]} was made with another program: {record.config.variant.origin or 'our own'}; "
+                f"here it is {here.variant.origin or 'our own'}"
+            )
         info = get_task(record.config.task).info
         model = build_model(record.config, info.vocab_size, info.num_classes)
         model.load_state_dict(weights)

@@ -59,7 +59,7 @@ def check_variant_names(overrides: Mapping[str, Any], variants: Sequence[str]) -
     for path in overrides:
         head, _, rest = path.partition(".")
         name, dot, _ = rest.partition(".")
-        if head == "variants" and dot and name not in variants:
+        if head == "variants" and dot and not any(rest.startswith(f"{variant}.") for variant in variants):
             raise UsageError(f"{path}: {name!r} is not among the variants; {suggest(name, variants)}")
         if head != "variant":
             continue
@@ -71,6 +71,14 @@ def check_variant_names(overrides: Mapping[str, Any], variants: Sequence[str]) -
             if len(having) < len(without):
                 whose = f"an option of {', '.join(having)} only"
             raise UsageError(f"{path}: {whose}; for one of several variants write variants.{having[0]}.{rest}")
+
+
+def is_whole_model(variant: str) -> bool:
+    """Say whether a name leads to what builds a whole model; if it leads to nothing, `resolve` tells."""
+    try:
+        return get_variant(variant).whole_model
+    except (UnknownVariantError, RegistrationError):
+        return False
 
 
 def _option_names(variant: str) -> list[str] | None:
@@ -101,6 +109,9 @@ def resolve(
     problems: list[str] = []
     the_task, recipe = get_task(task), profile.recipe(task, str(overrides.get("model.family", "")))
     sections = {"data": dict(recipe.data), "model": dict(recipe.model), "train": dict(recipe.train)}
+    whole_model = is_whole_model(variant)
+    if whole_model:
+        sections["model"]["family"] = "foreign"
     options = dict(profile.variants.get(variant, {}))
     origins: dict[str, str] = {}
     for path, value in overrides.items():
@@ -111,10 +122,10 @@ def resolve(
                 problems.append(f"{path}: fixed by the profile on the matched track; {OPEN_TRACK}")
         elif head == "variant" and rest and rest.count(".") <= 1:
             _set_option(options, rest, value, origins, path)
-        elif head == "variants" and 1 <= rest.count(".") <= 2:
-            name, _, key = rest.partition(".")
-            if name == variant:
-                _set_option(options, key, value, origins, path)
+        elif head == "variants" and rest.startswith(f"{variant}.") and rest.count(".") <= variant.count(".") + 2:
+            _set_option(options, rest.removeprefix(f"{variant}."), value, origins, path)
+        elif head == "variants" and "." in rest and not rest.startswith(f"{variant}."):
+            pass  # of another variant
         else:
             problems.append(f"{path}: unknown key; paths begin with data., model., train., variant. or variants.NAME.")
     data, data_problems = validate_section(the_task.options, sections["data"], "data")
@@ -124,8 +135,10 @@ def resolve(
     if model is not None and not model.head_dim and model.dim % model.num_heads:
         problems.append(f"model.num_heads: dim {model.dim} is not a multiple of {model.num_heads}; give head_dim")
     if model is not None:
-        problems += family_problems(model, the_task.info, variant, has_options=bool(options))
-    if model is not None and model.positions == "rotary":
+        problems += family_problems(model, the_task.info, variant, has_options=bool(options), whole_model=whole_model)
+    if whole_model and track == "matched":
+        problems.append(f"{variant} builds a whole model, which no profile has; {OPEN_TRACK}")
+    if model is not None and model.positions == "rotary" and not whole_model:
         options.setdefault("rotary", True)
     if "pool_origin" in sections["model"]:
         problems.append("model.pool_origin: filled in from the layer that model.pool names, never set")

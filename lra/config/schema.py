@@ -57,8 +57,9 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The model around the mixer."""
 
-    family: Literal["transformer", "convnet"] = "transformer"
-    """`convnet` is a small residual network for pixels, without a mixer: see `lra.models.convnet`."""
+    family: Literal["transformer", "convnet", "foreign"] = "transformer"
+    """`convnet` is a small residual network for pixels, without a mixer: see `lra.models.convnet`. `foreign` is a whole
+    model that the variant names, see `lra.models.foreign`; it is filled in, never set."""
     pool: str = "max"
     """How a convnet makes its feature maps smaller: `max`, `average`, `stride`, or a plug-in such as `contextpool`."""
     pool_origin: str = ""
@@ -166,9 +167,12 @@ class RunConfig(Section):
     def hashed(self) -> dict[str, Any]:
         """Return all settings as plain values, without those that came later and are as before: see `ADDED_LATER`."""
         values = self.model_dump()
-        # A variant that is named by its file is identified by its source, wherever the file is.
-        if self.variant.name.rpartition(":")[0].endswith(".py"):
+        # A variant that is named by its file is identified by its content, wherever the file is.
+        place, _, name = self.variant.name.rpartition(":")
+        if place.endswith(".py"):
             values["variant"]["name"] = self.variant.name.rpartition("/")[2]
+        elif place == "hf":
+            values["variant"]["name"] = f"hf:{name.rpartition('/')[2]}"
         sections = {"": values, "model": values["model"], "train": values["train"]}
         sections |= {f"data.{self.task}": values["data"], f"variant.{self.variant.name}": values["variant"]["options"]}
         for path, as_before in ADDED_LATER.items():

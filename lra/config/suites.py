@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from attention_zoo import available
+from attention_zoo.registry import normalise
 from lra.config.labels import Row, row_names, settings_of
 from lra.config.profiles import Profile, load_builtin, load_profile
 from lra.config.resolve import resolve
@@ -102,7 +103,7 @@ def _variants(suite: Suite) -> list[tuple[str, dict[str, Any]]]:
         if suite.variants != "all":
             raise UsageError(f"{suite.name}: variants is a mapping or the word all, not {suite.variants!r}")
         return [(name, {}) for name in available()]
-    return [(fold(name), options) for name, grid in suite.variants.items() for options in _combinations(grid)]
+    return [(normalise(name), options) for name, grid in suite.variants.items() for options in _combinations(grid)]
 
 
 def _combinations(grids: Grid | list[Grid]) -> Iterator[dict[str, Any]]:

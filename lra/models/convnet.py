@@ -34,9 +34,26 @@ STAGES = 3
 Activation = Callable[[], nn.Module]
 
 
-def family_problems(model: ModelConfig, info: TaskInfo, variant: str, *, has_options: bool) -> list[str]:
-    """List what does not fit in a configuration, one line each, for either family of models."""
-    if model.family == "transformer":
+def family_problems(
+    model: ModelConfig, info: TaskInfo, variant: str, *, has_options: bool, whole_model: bool
+) -> list[str]:
+    """List what does not fit in a configuration, one line each, for every family of models.
+
+    Args:
+        model: The model.
+        info: The task.
+        variant: Name of the variant.
+        has_options: Whether options of the variant are given.
+        whole_model: Whether the variant builds a whole model.
+    """
+    if whole_model != (model.family == "foreign"):
+        what = (
+            "builds a whole model, whose family is 'foreign'"
+            if whole_model
+            else "is no whole model; see lra-run --model"
+        )
+        return [f"model.family: {variant} {what} (got {model.family!r})"]
+    if model.family != "convnet":
         if model.pool != "max":
             return [f"model.pool: only model.family=convnet has poolings (got {model.pool!r})"]
         return []

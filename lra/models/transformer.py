@@ -15,6 +15,7 @@ from attention_zoo import LayerDims, SequenceMixer, get_variant
 from attention_zoo.masking import masked_mean, zero_masked
 from lra.config.schema import ModelConfig, RunConfig
 from lra.models.convnet import ConvNet
+from lra.models.foreign import ForeignModel
 from lra.models.padding import hide_padding
 from lra.seeding import seed_torch
 from lra.tasks import get_task
@@ -188,7 +189,7 @@ class Classifier(nn.Module):
         return self.head(x, mask)
 
 
-def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classifier | ConvNet:
+def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classifier | ConvNet | ForeignModel:
     """Build the model of a run.
 
     Each part is initialised from its own stream of the run's seed, so two variants under one seed share the weights of
@@ -196,11 +197,18 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
 
     Raises:
         ValueError: The variant refuses the dimensions, or the family is convnet and the task has no grid.
+        ForeignError: A module that was not written for this harness cannot be built.
     """
     model = config.model
     spec = get_variant(config.variant.name)
     num_prefix = int(model.pooling == "cls")  # tokens in front that are not pixels of the grid
     info = get_task(config.task).info
+    if model.family == "foreign":
+        head = None
+        if info.paired:
+            seed_torch(config.seed, "init", "head")
+            head = Head(model.model_copy(update={"pooling": "first"}), num_classes, paired=True)
+        return ForeignModel(spec, config, info, vocab_size, num_classes, head)
     seed_torch(config.seed, "init", "embedding")
     if info.normalisation is None:
         tokens: TokenTable | LinearInput = TokenTable(

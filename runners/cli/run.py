@@ -39,6 +39,7 @@ Examples:
   lra-run --attn full,contextpool --task listops --seeds 0-4
   lra-run --attn contextpool --task listops --set variant.placement=stream
   lra-run --attn full --task listops --profile official --dry-run
+  lra-run --model my_model.py:build --task listops
   lra-run --task image --set model.family=convnet --set model.pool=contextpool
   lra-run --config lra-results/results/ab/ab12....json --store elsewhere
 """
@@ -50,6 +51,12 @@ Examples:
     "--attn",
     metavar="NAME[,NAME...]",
     help="Attention variants; `all` runs every one.  [default with model.family=convnet: conv]",
+)
+@click.option(
+    "--model",
+    metavar="REFERENCE[,...]",
+    help="Whole models of your own, beside or without --attn: my_model.py:build, package.module:build, or "
+    "hf:CONFIG.json for an encoder of transformers. On the open track.",
 )
 @click.option("--task", metavar="NAME[,NAME...]", help="Tasks of the benchmark, such as listops.")
 @click.option(
@@ -63,7 +70,7 @@ Examples:
     "--track",
     type=click.Choice(["matched", "open"]),
     help="matched: only the variant's own options may be set; open: everything, and tables say so.  "
-    "[default: matched; open with model.family=convnet]",
+    "[default: matched; open with --model or model.family=convnet]",
 )
 @click.option(
     "--set",
@@ -106,6 +113,7 @@ Examples:
 def command(
     *,
     attn: str | None,
+    model: str | None,
     task: str | None,
     profile: str | None,
     seeds: str | None,
@@ -128,9 +136,11 @@ def command(
     Give the same command again to continue a run that was interrupted. A run that has its record is not repeated.
     Under torchrun, the processes share the batches of one run.
     """
-    if config_file is not None and any((attn, task, profile, seeds, track, overrides)):
-        raise click.UsageError("--config is a whole run: --attn, --task, --profile, --seeds, --track, --set go without")
-    if config_file is None and not (task and (attn or overrides)):
+    if config_file is not None and any((attn, model, task, profile, seeds, track, overrides)):
+        raise click.UsageError(
+            "--config is a whole run: --attn, --model, --task, --profile, --seeds, --track, --set go without"
+        )
+    if config_file is None and not (task and (attn or model or overrides)):
         raise click.UsageError("--attn and --task are needed, or --config")
     seed_list = parse_seeds(seeds or "0")
     import torch
@@ -145,7 +155,7 @@ def command(
     from ..progress import words
     from ..train.distributed import destroy, init, local_device, rank_info
     from ..train.loop import PreemptedRunError
-    from ..train.plan import check_shareable, describe, family_defaults, plan, read_config
+    from ..train.plan import check_models, check_shareable, describe, family_defaults, plan, read_config
     from ..train.prepare_data import prepare_all
     from ..train.run import LeasedRunError, OtherEnvironmentError, RunError, RunOptions, run
     from ..train.summary import summary
@@ -162,15 +172,22 @@ def command(
         recipe = load_profile(profile or ("nystromformer" if device.type == "cuda" else "quick"))
         values = dict(map(parse_override, overrides))
         attn, track, filled_in = family_defaults(attn, track, values, recipe)
-        if not attn:
+        if not attn and not model:
             raise click.UsageError("--attn and --task are needed, or --config")
         if filled_in and ranks.is_main:
             echo(filled_in, err=True)
         if profile is None and ranks.is_main:
             echo(f"Profile {recipe.name} (the default on {device.type}); --profile picks another.", err=True)
         configs = plan(
-            attn=attn, task=task or "", profile=recipe, seeds=seed_list, track=track or "matched", overrides=values
+            attn=attn or "",
+            model=model or "",
+            task=task or "",
+            profile=recipe,
+            seeds=seed_list,
+            track=track or ("open" if model else "matched"),
+            overrides=values,
         )
+    check_models(configs, device)
     if dry_run:
         for number, config in enumerate(configs if ranks.is_main else []):
             echo(("---\n" if number else "") + describe(config, home), nl=False)

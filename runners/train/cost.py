@@ -9,6 +9,7 @@ from torch import nn
 
 from attention_zoo import get_variant
 from attention_zoo.faults import fault_line, is_in_variant
+from attention_zoo.foreign import ForeignError
 from lra.config.schema import RunConfig, TrainConfig, VariantChoice
 from lra.errors import UsageError
 from lra.measure.flops import count_flops
@@ -79,16 +80,17 @@ def flops_of_example(config: RunConfig, info: TaskInfo, device: torch.device) ->
 
 
 def parameters_of(config: RunConfig) -> tuple[int, int]:
-    """Count the parameters of a model, and of the same with full attention, without allocating them.
+    """Count the parameters of a model, and of the same with full attention, without allocating ours.
 
     Raises:
         UsageError: The variant refuses the sizes of the model, or cannot be built.
     """
     info = get_task(config.task).info
     try:
-        with torch.device("meta"):
+        # What a whole model of somebody else does while it is built may need numbers.
+        with torch.device("cpu" if config.model.family == "foreign" else "meta"):
             parameters = count_parameters(build_model(config, info.vocab_size, info.num_classes))
-    except ValueError as error:
+    except (ValueError, ForeignError) as error:
         raise UsageError(f"{config.variant.name}, {config.task}: {error}") from error
     except Exception as error:
         if not is_in_variant(error):
@@ -98,7 +100,14 @@ def parameters_of(config: RunConfig) -> tuple[int, int]:
 
 
 def parameters_with_full(config: RunConfig, vocab_size: int, num_classes: int) -> int:
-    """Count the parameters that the same model has with full attention, without allocating them."""
+    """Count the parameters that the same model has with full attention, without allocating them.
+
+    Of a whole model of somebody else, this is the transformer of the profile.
+    """
     full = VariantChoice.of("full", get_variant("full").config())
+    model = config.model
+    if model.family == "foreign":
+        model = model.model_copy(update={"family": "transformer"})
     with torch.device("meta"):
-        return count_parameters(build_model(config.model_copy(update={"variant": full}), vocab_size, num_classes))
+        changed = config.model_copy(update={"variant": full, "model": model})
+        return count_parameters(build_model(changed, vocab_size, num_classes))

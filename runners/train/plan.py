@@ -8,19 +8,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from attention_zoo import available
+from attention_zoo import RegistrationError, UnknownVariantError, available, get_variant
+from attention_zoo.foreign import ForeignError
 from attention_zoo.registry import normalise
 from lra.config.builtin import profile_names
 from lra.config.profiles import FamilyRecipe, Profile, load_profile
 from lra.config.resolve import check_variant_names, resolve, with_programs
-from lra.config.schema import ModelConfig, RunConfig, TrainConfig, validate_section
+from lra.config.schema import ModelConfig, RunConfig, TrainConfig, canonical_json, validate_section
 from lra.config.suites import check_number_of_runs
 from lra.config.yaml_loader import MAX_BYTES, SeveralDocumentsError, load_file, load_text
 from lra.data.dataset import open_prepared
 from lra.errors import DataError, UsageError
 from lra.models.convnet import VARIANT as CONVNET_VARIANT
+from lra.models.foreign import ForeignModel
+from lra.models.transformer import build_model
 from lra.reading import reading
 from lra.results.records import read_record
 from lra.tasks import get_task
@@ -29,7 +33,14 @@ from .cost import parameters_of
 
 
 def plan(
-    *, attn: str, task: str, profile: Profile, seeds: Sequence[int], track: str, overrides: Mapping[str, Any]
+    *,
+    attn: str,
+    task: str,
+    profile: Profile,
+    seeds: Sequence[int],
+    track: str,
+    overrides: Mapping[str, Any],
+    model: str = "",
 ) -> list[RunConfig]:
     """Resolve tasks x variants x seeds.
 
@@ -40,12 +51,19 @@ def plan(
         seeds: The seeds of each variant.
         track: `matched` or `open`.
         overrides: Values by path, see `lra.config.resolve.resolve`.
+        model: References of whole models, separated by commas, which stand beside the variants.
 
     Raises:
         UsageError: All mistakes of all runs at once, each line once.
     """
-    variants = available() if attn.strip() == "all" else [normalise(name) for name in attn.split(",") if name.strip()]
-    tasks = list(profile.tasks) if task.strip() == "all" else [normalise(n) for n in task.split(",") if n.strip()]
+    variants = available() if attn.strip() == "all" else _names(attn)
+    tasks = list(profile.tasks) if task.strip() == "all" else _names(task)
+    models = _names(model)
+    for name in models:
+        _check_builder(name)
+    if models and not variants:
+        _check_settings(overrides)
+    variants += models
     if not variants or not tasks:
         raise UsageError("--attn and --task each need a name")
     check_variant_names(overrides, variants)
@@ -69,6 +87,56 @@ def plan(
     if problems:
         raise UsageError("\n".join(dict.fromkeys(problems)))
     return configs
+
+
+def _names(text: str) -> list[str]:
+    return [normalise(name) for name in text.split(",") if name.strip()]
+
+
+def _check_builder(name: str) -> None:
+    """Check that a name leads to what builds a whole model.
+
+    Raises:
+        UsageError: It does not.
+    """
+    try:
+        spec = get_variant(name)
+    except (UnknownVariantError, RegistrationError) as error:
+        raise UsageError(f"--model: {error.args[0]}") from error
+    if not spec.whole_model:
+        raise UsageError(
+            f"--model {name}: it has no parameter num_classes; a model is built by a function "
+            "build(vocabulary_size, max_length, num_classes), and a mixer goes to --attn"
+        )
+
+
+def _check_settings(overrides: Mapping[str, Any]) -> None:
+    """Check that no setting of our models is given where only whole models of others run.
+
+    Raises:
+        UsageError: One is, which would change the id of the run and nothing else.
+    """
+    for path in overrides:
+        if path.startswith("model.") and path not in ("model.max_length", "model.dim"):
+            raise UsageError(f"{path}: a model of your own does not read it; its own options are variant.NAME")
+
+
+def check_models(configs: Sequence[RunConfig], device: torch.device) -> None:
+    """Try out the whole models of others among the runs, one for each task, before anything takes time.
+
+    Raises:
+        UsageError: One cannot be built or called, mixes the sequences of a batch, or ignores the mask.
+    """
+    first = {(config.task, canonical_json(config.hashed()["variant"])): config for config in reversed(configs)}
+    for config in first.values():
+        info = get_task(config.task).info
+        try:
+            if config.model.family == "foreign":
+                model = build_model(config, info.vocab_size, info.num_classes).to(device)
+                assert isinstance(model, ForeignModel)
+                model.try_out()
+        except ForeignError as error:
+            raise UsageError(f"{config.variant.name}, {config.task}: {error}") from error
 
 
 def family_defaults(

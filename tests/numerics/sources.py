@@ -19,6 +19,7 @@ COMPUTES = (
     "attention_zoo/base.py",
     "attention_zoo/foreign.py",
     "attention_zoo/functional.py",
+    "attention_zoo/huggingface.py",
     "attention_zoo/masking.py",
     "attention_zoo/projections.py",
     "attention_zoo/kernels/**/*.py",
