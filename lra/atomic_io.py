@@ -67,15 +67,24 @@ def create_exclusive(path: Path, data: bytes) -> bool:
 
 
 @contextlib.contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `target`, and remove it in the end with all that is still in it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def build_folder(target: Path) -> Iterator[Path]:
     """Give a temporary folder beside `target`; on success sync it and rename it into place, else remove it.
 
     If another process finished the same target first, its copy stays and ours is removed.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    folder.mkdir()
-    try:
+    with scratch_folder(target) as folder:
         yield folder
         for file in sorted(folder.rglob("*")):
             if file.is_file():
@@ -88,8 +97,6 @@ def build_folder(target: Path) -> Iterator[Path]:
             if not target.is_dir():
                 raise
         sync_folder(target.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_folder(folder: Path) -> None:

@@ -64,11 +64,6 @@ class Member:
             raise DataError(f"{self.place}: the archive ends inside it")
         return data
 
-    def lines(self) -> Iterator[bytes]:
-        """Yield the lines without their ends, see `read_lines`."""
-        with reading(self.place):
-            yield from read_lines(self.handle, self.place)
-
 
 def stream_members(
     path: Path, wanted: Callable[[str], int | None], *, total_limit: int, member_limit: int
@@ -107,26 +102,13 @@ def stream_members(
             raise DataError(f"{path}: not a sound archive: it ends inside a block")
 
 
-def check_archive(path: Path, *, total_limit: int, member_limit: int = 1 << 24) -> None:
-    """Read an archive to its end without using anything of it.
-
-    Raises:
-        DataError: It cannot be read, is damaged, too large, or has no members.
-    """
-    members = 0
-
-    def count(_: str) -> None:
-        nonlocal members
-        members += 1
-
-    for _ in stream_members(path, count, total_limit=total_limit, member_limit=member_limit):
-        pass
-    if not members:
-        raise DataError(f"{path}: not a sound archive: nothing is in it")
-
-
-def read_lines(handle: IO[bytes], place: str) -> Iterator[bytes]:
+def read_lines(handle: IO[bytes], place: str, update: Callable[[bytes], None] | None = None) -> Iterator[bytes]:
     r"""Yield the lines of a file as bytes, without `\n` or `\r\n`; no other byte ends a line.
+
+    Args:
+        handle: The file.
+        place: Its name, for an error.
+        update: Is called with all bytes of the file, such as the method of a hash.
 
     Raises:
         DataError: A line is longer than `LINE_LIMIT`.
@@ -136,6 +118,8 @@ def read_lines(handle: IO[bytes], place: str) -> Iterator[bytes]:
         number += 1
         if len(line) > LINE_LIMIT:
             raise DataError(f"{place}:{number}: a line of more than {LINE_LIMIT:,} bytes")
+        if update is not None:
+            update(line)
         yield line.removesuffix(b"\n").removesuffix(b"\r")
 
 

@@ -20,12 +20,12 @@ import json
 import os
 import weakref
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tokenize import TokenError
-from typing import Annotated, Any, Literal, get_args
+from typing import IO, Annotated, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -38,14 +38,15 @@ from lra.errors import DataError
 from lra.names import rename_fields
 from lra.reading import check_regular, read_file, reading, reason
 
-SCHEMA = 3
+SCHEMA = 4
 """Raised when the layout of a prepared folder changes; newer folders are refused, not guessed at."""
 RENAMED_IN_SCHEMA_2 = {"edition": "dataset", "maker": "generated_by", "rails": "baselines"}
 """All that schema 2 changed in the manifest. Arrays and digests stayed, so a folder of schema 1 is still read.
 
 Schema 3 added the checksum of the manifest itself. Nothing else can show that the token offset or a baseline was
-changed, so these are believed in older folders.
+changed, so these are believed in older folders. Schema 4 added `sources`.
 """
+FIRST_WITH_CHECKSUM = 3
 CHUNK_BYTES = 8 * 2**20
 """Read at a time while data is hashed."""
 MANIFEST = "manifest.json"
@@ -97,6 +98,9 @@ class Manifest(_Record):
     """One phrase for tables: which dataset variant of the task this is."""
     generated_by: str
     """The generator or reader that made the arrays, with its version."""
+    sources: dict[str, Digest] = {}
+    """SHA-256 of the files that were read, by name, where they are known: two users compare these to see whether they
+    have the same."""
     token_offset: Natural = 0
     """Added to stored values of real tokens to get their ids."""
     options: dict[str, Any]
@@ -129,7 +133,7 @@ def read_manifest(path: Path) -> Manifest:
             age = "a newer" if schema > SCHEMA else "an older"
             raise DataError(f"{path}: written by {age} version (schema {schema}; this version reads 1 to {SCHEMA})")
         body = json.loads(data)
-        checksum = body.pop("checksum", None) if schema == SCHEMA else None
+        checksum = body.pop("checksum", None) if schema >= FIRST_WITH_CHECKSUM else None
         written = dict(body)
         if schema == 1:
             body = rename_fields(body, RENAMED_IN_SCHEMA_2)
@@ -142,7 +146,7 @@ def read_manifest(path: Path) -> Manifest:
         raise DataError(f"{file}: not a manifest; {reason(error)}") from error
     if set(manifest.splits) != set(SPLITS) or set(manifest.files) != {f"{s}-{k}.npy" for s in SPLITS for k in ARRAYS}:
         raise DataError(f"{file}: not a manifest; splits or files are not the expected ones")
-    if schema == SCHEMA and checksum != hashlib.sha256(canonical_json(written)).hexdigest():
+    if schema >= FIRST_WITH_CHECKSUM and checksum != hashlib.sha256(canonical_json(written)).hexdigest():
         raise DataError(f"{file}: damaged, its checksum does not match; remove the folder and prepare it again")
     return manifest
 
@@ -187,6 +191,10 @@ class Split:
         position = index * self.documents + document
         return self.tokens[self.offsets[position] : self.offsets[position + 1]]
 
+    def hash_tokens(self, update: Callable[[bytes | memoryview], None]) -> None:
+        """Feed all tokens to a hash."""
+        update(np.ascontiguousarray(self.tokens).data)
+
 
 class TokenFile:
     """The tokens of a split in their file, read document by document after all of them were hashed.
@@ -210,7 +218,7 @@ class TokenFile:
         self._bounds = split.offsets.astype(np.int64)
         self._checksums = np.zeros(len(self._bounds) - 1, dtype=np.uint32)
 
-    def hash_into(self, update: Callable[[bytes], None]) -> None:
+    def hash_into(self, update: Callable[[bytes | memoryview], None]) -> None:
         """Feed all tokens to a hash, and take the checksum of every document on the way.
 
         Raises:
@@ -263,6 +271,14 @@ class VerifiedSplit(Split):
         """
         return self.file.document(index * self.documents + document)
 
+    def hash_tokens(self, update: Callable[[bytes | memoryview], None]) -> None:
+        """Feed all tokens to a hash, read from the file piece by piece.
+
+        Raises:
+            DataError: The file has become shorter.
+        """
+        self.file.hash_into(update)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedData:
@@ -287,25 +303,8 @@ class PreparedData:
         Raises:
             DataError: It is not what the manifest says.
         """
-        digest, splits = hashlib.sha256(), dict[SplitName, Split]()
-        for name in SPLITS:
-            split = self.splits[name]
-            file = TokenFile(self.path / f"{name}-tokens.npy", split)
-            for kind in ARRAYS:
-                array = getattr(split, kind)
-                digest.update(_array_head(name, kind, array))
-                if kind == "tokens":
-                    file.hash_into(digest.update)
-                else:
-                    digest.update(np.ascontiguousarray(array).data)
-            splits[name] = VerifiedSplit(
-                tokens=split.tokens,
-                offsets=split.offsets,
-                labels=split.labels,
-                token_offset=split.token_offset,
-                file=file,
-            )
-        if digest.hexdigest() != self.digest:
+        splits = {name: on_disk(split, self.path / f"{name}-tokens.npy") for name, split in self.splits.items()}
+        if content_digest(splits) != self.digest:
             raise DataError(
                 f"{self.path}: damaged, its content is not what its manifest says; remove the folder, "
                 "and prepare it again"
@@ -327,13 +326,71 @@ def content_digest(splits: Mapping[SplitName, Split]) -> str:
     for name in SPLITS:
         for kind in ARRAYS:
             array = getattr(splits[name], kind)
-            digest.update(_array_head(name, kind, array))
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(f"{name} {kind} {array.dtype.str} {len(array)}\n".encode())
+            if kind == "tokens":
+                splits[name].hash_tokens(digest.update)
+            else:
+                digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
-def _array_head(split: SplitName, kind: str, array: npt.NDArray[Any]) -> bytes:
-    return f"{split} {kind} {array.dtype.str} {len(array)}\n".encode()
+def on_disk(split: Split, file: Path) -> VerifiedSplit:
+    """Return a split whose tokens are read from a file, document by document; all are hashed before the first is read.
+
+    Raises:
+        DataError: The file cannot be opened.
+    """
+    return VerifiedSplit(
+        tokens=split.tokens,
+        offsets=split.offsets,
+        labels=split.labels,
+        token_offset=split.token_offset,
+        file=TokenFile(file, split),
+    )
+
+
+def write_split(file: Path, examples: Iterable[tuple[int, Sequence[bytes]]], *, token_offset: int) -> VerifiedSplit:
+    """Write the documents of a split to a file as they come, so that they never are in memory together.
+
+    `write_prepared` moves the file into the prepared folder.
+
+    Args:
+        file: Where the tokens go, as NumPy writes an array of bytes.
+        examples: (label, documents) of each example.
+        token_offset: See `Split`.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    labels, lengths = bytearray(), list[int]()
+    with file.open("wb") as handle:
+        _write_header(handle, 0)
+        start = handle.tell()
+        for label, documents in examples:
+            labels.append(label)
+            for document in documents:
+                handle.write(document)
+                lengths.append(len(document))
+        total = handle.tell() - start
+        handle.seek(0)
+        _write_header(handle, total)  # NumPy pads headers so that another length fits
+        assert handle.tell() == start
+    split = on_disk(
+        Split(
+            tokens=np.asarray(np.load(file, mmap_mode="r" if total else None)),
+            offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+            labels=np.frombuffer(bytes(labels), dtype=np.uint8),
+            token_offset=token_offset,
+        ),
+        file,
+    )
+    split.hash_tokens(lambda _: None)
+    return split
+
+
+def _write_header(handle: IO[bytes], length: int) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(handle, header)
 
 
 def write_prepared(
@@ -346,6 +403,7 @@ def write_prepared(
     num_classes: int,
     splits: Mapping[SplitName, Split],
     baselines: Mapping[str, float],
+    sources: Mapping[str, str] | None = None,
 ) -> PreparedData:
     """Write a prepared folder and open it; if another process finished the same folder first, open that one.
 
@@ -356,8 +414,9 @@ def write_prepared(
         generated_by: Generator or reader, with its version.
         options: The task's options as plain JSON values.
         num_classes: Labels are 0 to `num_classes - 1`.
-        splits: All three splits.
+        splits: All three splits. The file of one from `write_split` is moved into the folder.
         baselines: Measured reference accuracies in %, by name.
+        sources: SHA-256 of the files that were read, by name.
 
     Raises:
         DataError: A split is empty or has a label out of range, or the folder cannot be written.
@@ -375,12 +434,13 @@ def write_prepared(
                 task=task,
                 dataset=dataset,
                 generated_by=generated_by,
+                sources=dict(sources or {}),
                 token_offset=splits["train"].token_offset,
                 options=dict(options),
                 baselines=dict(baselines),
                 splits={name: _describe(splits[name], num_classes) for name in SPLITS},
-                files=_save_arrays(folder, splits),
                 digest=content_digest(splits),
+                files=_save_arrays(folder, splits),
             )
             values = manifest.model_dump(mode="json")
             values["checksum"] = hashlib.sha256(canonical_json(values)).hexdigest()
@@ -426,9 +486,12 @@ def _save_arrays(folder: Path, splits: Mapping[SplitName, Split]) -> dict[str, F
     records = {}
     for name in SPLITS:
         for kind in ARRAYS:
-            array = getattr(splits[name], kind)
-            file = folder / f"{name}-{kind}.npy"
-            np.save(file, array, allow_pickle=False)
+            split, file = splits[name], folder / f"{name}-{kind}.npy"
+            array = getattr(split, kind)
+            if kind == "tokens" and isinstance(split, VerifiedSplit):
+                split.file.path.rename(file)
+            else:
+                np.save(file, array, allow_pickle=False)
             records[file.name] = FileRecord(
                 sha256=file_digest(file), size=file.stat().st_size, dtype=array.dtype.str, length=len(array)
             )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -10,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from lra.atomic_io import file_digest, sync_folder
-from lra.data.archives import check_archive
 from lra.errors import DataError, UsageError
 from lra.reading import reading, reason
 from lra.terminal import print_above_bars, progress_bar
 
 TRIES = 3
+"""In a row that brought less than `PROGRESS` bytes each."""
+PROGRESS = 64 << 20
 TIMEOUT_SECONDS = 60.0
 CHUNK = 1 << 20
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -38,6 +40,7 @@ SHOWN = 200
 _LENGTH = re.compile(r"[0-9]{1,15}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15})")
 _COMPLETE_LENGTH = re.compile(r"bytes \*/([0-9]{1,15})")
+_SHA256 = re.compile(r'"?([0-9a-f]{64})"?')
 _GONE = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 """Answers that another try does not change."""
 
@@ -50,34 +53,17 @@ class Remote:
     size_limit: int
     """Bytes past which this is another file."""
     sha256: str | None
-    """None where nobody has published a digest; the file is then read to its end as an archive."""
-    archive_limit: int = 64 << 30
-    """Bytes that the archive may have once it is decompressed."""
+    """None where nobody has published a digest. The size must then be as it should be, and what comes is checked row
+    by row."""
+    least_size: int = 0
+    """Bytes below which this is another file, such as the page of a login."""
+    hosts: tuple[str, ...] = ()
+    """Hosts that the server may redirect to, besides itself; `.example.org` stands for all below `example.org`."""
 
     @property
     def file_name(self) -> str:
         """The last part of the address."""
         return urlsplit(self.url).path.rpartition("/")[2]
-
-
-REMOTES: dict[str, Remote] = {
-    "text": Remote(
-        url="https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
-        size_limit=100_000_000,
-        sha256="c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe",
-    ),
-    "image": Remote(
-        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        size_limit=200_000_000,
-        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-    ),
-    "retrieval": Remote(
-        url="https://storage.googleapis.com/long-range-arena/lra_release.gz",
-        size_limit=10_000_000_000,
-        sha256=None,
-    ),
-}
-"""By the key of a task's source, see `Task.source_key`."""
 
 
 class _RefusedError(Exception):
@@ -86,6 +72,138 @@ class _RefusedError(Exception):
 
 class _TryAgainError(Exception):
     """The transfer broke off, or the server asked for patience."""
+
+
+class _TooLongError(DataError):
+    """What an earlier attempt left is longer than the file."""
+
+
+class Transfer:
+    """A file on its way from a server, which is asked again where an answer broke off.
+
+    Args:
+        remote: What to fetch.
+        mirror: Address of a folder that holds a copy, in place of the known server.
+        size: Bytes that the file has, as an earlier attempt was told; None if there was none.
+        progress: Whether to show a bar, when there is a terminal.
+        otherwise: What to do where nothing came at all, for the error message.
+        pause: Waits some seconds between two tries.
+
+    Raises:
+        UsageError: The address is not https. (Plain http is admitted on this machine.)
+    """
+
+    def __init__(
+        self,
+        remote: Remote,
+        *,
+        mirror: str | None = None,
+        size: int | None = None,
+        progress: bool = True,
+        otherwise: str = "",
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.remote, self.size, self.progress, self.otherwise, self.pause = remote, size, progress, otherwise, pause
+        self.url = remote.url if mirror is None else f"{mirror.rstrip('/')}/{remote.file_name}"
+        host = _https_host(self.url)
+        if host is None:
+            raise UsageError(f"{self.url[:SHOWN]}: only https addresses are fetched from")
+        self._redirects = _Redirects((host, *remote.hosts))
+        self._opener = urllib.request.build_opener(self._redirects)
+
+    @property
+    def stated_sha256(self) -> str | None:
+        """The digest of the file as the server that was asked stated it on the way; None if it did not."""
+        match = _SHA256.fullmatch(self._redirects.stated_digest)
+        return match[1] if match is not None else None
+
+    def chunks(self, start: int) -> Generator[bytes]:
+        """Yield the bytes of the file from `start` on.
+
+        A server that does not know ranges sends everything, and what comes before `start` is passed over.
+
+        Raises:
+            DataError: The server does not have the file or has another one, or three tries in a row brought little.
+        """
+        position, failures = start, 0
+        while True:
+            began = position
+            try:
+                for chunk in self._answer(position):
+                    position += len(chunk)
+                    yield chunk
+                return
+            except _RefusedError as error:
+                raise DataError(self._line(error, self.otherwise)) from error
+            except _TryAgainError as error:
+                failures = 1 if position - began >= PROGRESS else failures + 1
+                if failures >= TRIES:
+                    advice = "the same command goes on where this one ended" if position else self.otherwise
+                    raise DataError(self._line(error, advice)) from error
+                if self.progress:
+                    print_above_bars(f"{error}; try {failures + 1} of {TRIES} in {4**failures} seconds")
+                self.pause(4.0**failures)
+
+    def _line(self, problem: object, advice: str) -> str:
+        return f"{self.url[:SHOWN]}: {problem}" + (f"; {advice}" if advice else "")
+
+    def _answer(self, start: int) -> Generator[bytes]:
+        """Yield what one answer brings of the file from `start` on, or raise `_TryAgainError` where it breaks off."""
+        request = urllib.request.Request(self.url, headers={"Range": f"bytes={start}-"} if start else {})
+        try:
+            response = _open(self._opener, request)
+        except urllib.error.HTTPError as error:
+            with error:
+                _refused(error, start)
+            return
+        except (OSError, http.client.HTTPException) as error:
+            raise _TryAgainError(f"no answer ({reason(error)})") from error
+        with response:
+            position, total = _extent(response, start)
+            self._check_size(total, response)
+            title, shown = self.remote.file_name, self.progress
+            with progress_bar(title=title, total=total, start=position, unit="B", scaled=True, shown=shown) as bar:
+                since, came = time.monotonic(), 0
+                while chunk := _read(response):
+                    came += len(chunk)
+                    if (seconds := time.monotonic() - since) > RATE_SECONDS:
+                        if came < LEAST_RATE * seconds:
+                            raise _TryAgainError(f"too slow: {came / seconds:.0f} bytes per second")
+                        since, came = time.monotonic(), 0
+                    position += len(chunk)
+                    if position > self.remote.size_limit:
+                        limit = self.remote.size_limit
+                        raise DataError(self._line(f"more than the {limit:,} bytes that this file may have", ""))
+                    bar.update(len(chunk))
+                    if position > start:
+                        yield chunk[-(position - start) :]
+            if total is not None and position != total:
+                raise _TryAgainError(f"broke off after {position:,} of {total:,} bytes")
+
+    def _check_size(self, total: int | None, response: Any) -> None:
+        """Compare the length of the file that a server gives with all that is known of it, before anything is read.
+
+        Raises:
+            DataError: This is another file.
+        """
+        remote, stated = self.remote, self._redirects.stated_size
+        if total is None:
+            if remote.sha256 is None:
+                raise DataError(self._line("the server does not say how long the file is, and no digest is known", ""))
+            return
+        problem = ""
+        if total > remote.size_limit:
+            problem = f"more than the {remote.size_limit:,} that this file may have"
+        elif total < remote.least_size:
+            kind = str(response.headers.get("Content-Type", "unknown kind"))[:40]
+            problem = f"of {kind}, less than the {remote.least_size:,} of this file; is it the page of a login?"
+        elif _LENGTH.fullmatch(stated) and int(stated) != total:
+            problem = f"but the server that was asked stated {int(stated):,}"
+        elif self.size not in (None, total):
+            problem = f"but an earlier answer had {self.size:,}"
+        if problem:
+            raise DataError(self._line(f"{total:,} bytes{' ' if problem.startswith('of') else ', '}{problem}", ""))
+        self.size = total
 
 
 def fetch(
@@ -97,84 +215,58 @@ def fetch(
     otherwise: str = "",
     pause: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """Download a file into a folder, going on from an earlier attempt's `.part` file.
-
-    It gets its name once it is known to be the file: by its digest, or, where none is known, as a whole archive. What
-    an earlier attempt left is gone on with if the server says that the file is still the same (`If-Range`), or if the
-    digest will tell.
+    """Download a file of known digest into a folder, going on from an earlier attempt's `.part` file.
 
     Args:
         remote: What to fetch.
         folder: Where to.
-        mirror: Address of a folder that holds a copy, in place of the official server.
-        progress: Whether to show a bar, when there is a terminal.
-        otherwise: What to do where nothing came at all, for the error message.
+        mirror: See `Transfer`, as for the other arguments.
+        progress: Whether to show a bar.
+        otherwise: What to do where nothing came at all.
         pause: Waits some seconds between two tries.
 
     Returns:
-        The file, whole, on the disk, and of the right digest where one is known, else an archive that can be read.
+        The file, whole, on the disk, and of the right digest.
 
     Raises:
-        UsageError: The address is not https. (Plain http is admitted on this machine.)
+        UsageError: The address is not https.
         DataError: The server does not have the file or has another one, or the file cannot be written.
     """
-    url = remote.url if mirror is None else f"{mirror.rstrip('/')}/{remote.file_name}"
     target = folder / remote.file_name
-    if target.is_file() and (remote.sha256 is None or file_digest(target) == remote.sha256):
+    if target.is_file() and file_digest(target) == remote.sha256:
         return target
-    host = _https_host(url)
-    if host is None:
-        raise UsageError(f"{url[:SHOWN]}: only https addresses are fetched from")
-    opener = urllib.request.build_opener(_Redirects(host))
+    transfer = Transfer(remote, mirror=mirror, progress=progress, otherwise=otherwise, pause=pause)
     part = target.with_name(f"{target.name}.part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror or error}") from error
-    with reading(url[:SHOWN]):
-        for attempt in range(1, TRIES + 1):
-            try:
-                _transfer(opener, url, part, remote, progress=progress)
-                break
-            except _RefusedError as error:
-                raise DataError(f"{url}: {error}" + (f"; {otherwise}" if otherwise else "")) from error
-            except _TryAgainError as error:
-                if attempt == TRIES:
-                    advice = f"the same command goes on from {part}" if part.exists() else otherwise
-                    raise DataError(f"{url}: {error}" + (f"; {advice}" if advice else "")) from error
-                if progress:
-                    print_above_bars(f"{error}; try {attempt + 1} of {TRIES} in {4**attempt} seconds")
-                pause(4.0**attempt)
-        _verify(part, url, remote)
+    with reading(transfer.url[:SHOWN]):
+        try:
+            _append(transfer, part)
+        except _TooLongError:
+            part.unlink()
+            _append(transfer, part)
+        digest = file_digest(part)
+        if digest != remote.sha256:
+            part.unlink()
+            problem = f"the SHA-256 is {digest}, expected {remote.sha256}; the file was removed"
+            raise DataError(f"{transfer.url[:SHOWN]}: {problem}")
         try:
             part.replace(target)
             sync_folder(folder)
         except OSError as error:
             raise DataError(f"cannot write {target}: {error.strerror or error}") from error
-        _note_version(part, "")
     return target
 
 
-def _verify(part: Path, url: str, remote: Remote) -> None:
-    """Check that what came is the file; remove it if it is not.
-
-    Raises:
-        DataError: It has another digest, or none is known and it is not a whole archive, such as the page of a login.
-    """
-    digest = file_digest(part)
-    if remote.sha256 is not None and digest != remote.sha256:
-        problem = f"the SHA-256 is {digest}, expected {remote.sha256}"
-    elif remote.sha256 is None:
-        try:
-            check_archive(part, total_limit=remote.archive_limit)
-            return
-        except DataError as error:
-            problem = f"what came is no archive ({str(error).removeprefix(f'{part}: ')})"
-    else:
-        return
-    part.unlink()
-    _note_version(part, "")
-    raise DataError(f"{url[:SHOWN]}: {problem}; the file was removed")
+def _append(transfer: Transfer, part: Path) -> None:
+    """Write what is missing of a file behind what there is of it."""
+    with part.open("ab") as handle, contextlib.closing(transfer.chunks(handle.tell())) as chunks:
+        for chunk in chunks:
+            handle.write(chunk)
+        handle.flush()
+        os.fsync(handle.fileno())
 
 
 def _https_host(url: str) -> str | None:
@@ -188,10 +280,12 @@ def _https_host(url: str) -> str | None:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirection only to the host that was asked, and never out of https."""
+    """Follows a redirection only to hosts that are named, and never out of https."""
 
-    def __init__(self, host: str) -> None:
-        self.host = host
+    def __init__(self, hosts: tuple[str, ...]) -> None:
+        self.hosts = hosts
+        self.stated_size = self.stated_digest = ""
+        """What the server that was asked says of the file whose place it names (headers of Hugging Face)."""
 
     def http_error_302(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any) -> Any:
         """Follow it, and close the connection where that fails, which urllib leaves to the garbage collector."""
@@ -206,57 +300,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
-        if _https_host(newurl) != self.host:
+        host = _https_host(newurl)
+        if host is None or not any(host == name or (name[0] == "." and host.endswith(name)) for name in self.hosts):
             raise DataError(
-                f"{req.full_url[:SHOWN]}: redirected to {newurl[:SHOWN]}, which is not the server that was asked"
+                f"{req.full_url[:SHOWN]}: redirected to {newurl[:SHOWN]}, which is no server of this file "
+                f"({', '.join(self.hosts)})"
             )
+        if urlsplit(req.full_url).hostname == self.hosts[0] and "X-Linked-Size" in headers:
+            self.stated_size = str(headers.get("X-Linked-Size", ""))
+            self.stated_digest = str(headers.get("X-Linked-ETag", ""))
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _transfer(opener: urllib.request.OpenerDirector, url: str, part: Path, remote: Remote, *, progress: bool) -> None:
-    """Bring `part` to its full length, or raise `_TryAgainError` with what has come so far in it."""
-    limit, version = remote.size_limit, _known_version(part)
-    have = part.stat().st_size if part.exists() and (version or remote.sha256 is not None) else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    request = urllib.request.Request(url, headers=headers | ({"If-Range": version} if have and version else {}))
-    try:
-        response = _open(opener, request)
-    except urllib.error.HTTPError as error:
-        with error:
-            _check_version(error, part, version)
-            _refused(error, part, have)
-        return
-    except (OSError, http.client.HTTPException) as error:
-        raise _TryAgainError(f"no answer ({reason(error)})") from error
-    with response:
-        start, total = _extent(response, have)
-        if start:
-            _check_version(response, part, version)
-        else:
-            _note_version(part, _version(response))
-        if total is not None and total > limit:
-            raise DataError(f"{url}: {total:,} bytes, more than the {limit:,} that this file may have")
-        with (
-            part.open("r+b" if start else "wb") as handle,
-            progress_bar(title=part.stem, total=total, start=start, unit="B", scaled=True, shown=progress) as bar,
-        ):
-            handle.truncate(start)
-            handle.seek(start)
-            since, came = time.monotonic(), 0
-            while chunk := _read(response):
-                came += len(chunk)
-                if (seconds := time.monotonic() - since) > RATE_SECONDS:
-                    if came < LEAST_RATE * seconds:
-                        raise _TryAgainError(f"too slow: {came / seconds:.0f} bytes per second")
-                    since, came = time.monotonic(), 0
-                if handle.tell() + len(chunk) > limit:
-                    raise DataError(f"{url}: more than the {limit:,} bytes that this file may have")
-                handle.write(chunk)
-                bar.update(len(chunk))
-            handle.flush()
-            os.fsync(handle.fileno())
-            if total is not None and handle.tell() != total:
-                raise _TryAgainError(f"broke off after {handle.tell():,} of {total:,} bytes")
 
 
 def _open(opener: urllib.request.OpenerDirector, request: urllib.request.Request) -> Any:
@@ -283,40 +336,6 @@ def _open(opener: urllib.request.OpenerDirector, request: urllib.request.Request
         del answer  # its traceback refers to this frame, and a socket must not wait for the garbage collector
 
 
-def _version_file(part: Path) -> Path:
-    return part.with_name(f"{part.name}.version")
-
-
-def _note_version(part: Path, version: str) -> None:
-    """Write down which version of the file is in `part`, or that this is not known."""
-    if version:
-        _version_file(part).write_text(version)
-    else:
-        _version_file(part).unlink(missing_ok=True)
-
-
-def _known_version(part: Path) -> str:
-    """Return what the server said of the version of the file that `part` holds the beginning of; empty if unknown."""
-    file = _version_file(part)
-    text = file.read_bytes()[:SHOWN].decode("latin-1") if file.is_file() else ""
-    return text if text.isprintable() else ""
-
-
-def _version(response: Any) -> str:
-    """Return the strong entity tag of an answer, else its date; empty if it has neither."""
-    tag = str(response.headers.get("ETag", ""))
-    version = tag if tag.startswith('"') else str(response.headers.get("Last-Modified", ""))
-    return version if len(version) <= SHOWN and version.isascii() and version.isprintable() else ""
-
-
-def _check_version(response: Any, part: Path, known: str) -> None:
-    """Start again where a server goes on with another version of the file."""
-    now = _version(response)
-    if known and now and now != known:
-        part.unlink(missing_ok=True)
-        raise _TryAgainError("the file on the server is another one than that of the earlier attempt")
-
-
 def _read(response: Any) -> bytes:
     """Read a chunk; what comes before a break is kept by the caller, chunk by chunk."""
     try:
@@ -339,10 +358,11 @@ def _extent(response: Any, have: int) -> tuple[int, int | None]:
     return 0, int(length) if _LENGTH.fullmatch(length) else None
 
 
-def _refused(error: urllib.error.HTTPError, part: Path, have: int) -> None:
+def _refused(error: urllib.error.HTTPError, have: int) -> None:
     """Return if the refusal means that the file is complete.
 
     Raises:
+        _TooLongError: There is more already than the server has.
         _RefusedError: Another try would not help.
         _TryAgainError: It may.
     """
@@ -350,8 +370,7 @@ def _refused(error: urllib.error.HTTPError, part: Path, have: int) -> None:
         match = _COMPLETE_LENGTH.fullmatch(error.headers.get("Content-Range", ""))
         if match is not None and int(match[1]) == have:
             return
-        part.unlink(missing_ok=True)
-        raise _TryAgainError("the earlier attempt does not fit the server's file") from error
+        raise _TooLongError(f"{error.url[:SHOWN]}: an earlier attempt read {have:,} bytes, and the file has fewer")
     if error.code in _GONE:
         raise _RefusedError(f"the server answers {error.code} {reason(error.reason)}") from error
     raise _TryAgainError(f"the server answers {error.code} {reason(error.reason)}") from error

@@ -70,9 +70,9 @@ def keep_source(home: Path, key: str, source: Path) -> None:
         echo(f"Warning: {refusal}; other dataset variants need --from again", err=True)
 
 
-def describe_source(source: Path) -> str:
-    """Return name and SHA-256 of an archive, for the manifest; of a folder, the name."""
-    return f"{source.name}, SHA-256 {file_digest(source)}" if source.is_file() else f"folder {source.name}"
+def digests_of(source: Path) -> dict[str, str]:
+    """Return the SHA-256 of a file by its name, for the manifest; of a folder, nothing."""
+    return {source.name: file_digest(source)} if source.is_file() else {}
 
 
 def missing(task: str, what: str, home: Path) -> DataError:

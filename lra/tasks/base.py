@@ -15,7 +15,9 @@ from typing import ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from lra.config.schema import ADDED_LATER
+from lra.data import download
 from lra.data.dataset import PreparedData, Split, SplitName, open_prepared, write_prepared
+from lra.data.places import REMOTES
 from lra.data.raw_files import check_source, keep_source, kept_source
 from lra.errors import DataError, UsageError
 from lra.reading import reading
@@ -86,6 +88,29 @@ class Task(ABC, Generic[OptionsT]):
         """Name the source that the data is read from, for `lra.data.raw_files`; None if it is generated."""
         return None
 
+    def fetch(
+        self, options: OptionsT, folder: Path, *, mirror: str | None, progress: bool, otherwise: str
+    ) -> tuple[Path, str]:
+        """Download what a dataset variant is read from.
+
+        Args:
+            options: Which dataset variant; its `source_key` must be in `lra.data.places.REMOTES`.
+            folder: Where to.
+            mirror: See `lra.data.download.Transfer`, as for the other arguments.
+            progress: Whether to show a bar.
+            otherwise: What to do where nothing came at all.
+
+        Returns:
+            The file or folder to read, and how it was checked.
+
+        Raises:
+            DataError: A server does not have the data, or has other data.
+        """
+        (remote,) = REMOTES[self.source_key(options) or ""]
+        return download.fetch(remote, folder, mirror=mirror, progress=progress, otherwise=otherwise), (
+            "of the known SHA-256"
+        )
+
     @abstractmethod
     def build(
         self, options: OptionsT, target: Path, *, source: Path | None, workers: int | None, progress: bool
@@ -135,6 +160,7 @@ class Task(ABC, Generic[OptionsT]):
         splits: Mapping[SplitName, Split],
         *,
         generated_by: str,
+        sources: Mapping[str, str] | None = None,
         baselines: Mapping[str, float] | None = None,
         dataset: str | None = None,
     ) -> PreparedData:
@@ -145,6 +171,7 @@ class Task(ABC, Generic[OptionsT]):
             target: The folder to make.
             splits: All three splits.
             generated_by: Generator or reader, with its version.
+            sources: SHA-256 of the files that were read, by name.
             baselines: Further accuracies in % that the task measured, by name.
             dataset: What tables call the data, if not `dataset_name(options)`.
         """
@@ -161,6 +188,7 @@ class Task(ABC, Generic[OptionsT]):
             num_classes=classes,
             splits=splits,
             baselines=measured,
+            sources=sources,
         )
 
     def folder_name(self, options: OptionsT) -> str:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lra.data.archives import stream_members
 from lra.data.dataset import PreparedData, Split, SplitName
-from lra.data.raw_files import describe_source, missing
+from lra.data.raw_files import digests_of, missing
 from lra.errors import DataError
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.splits import (
@@ -103,7 +103,8 @@ class Text(Task[TextOptions]):
             options,
             target,
             splits,
-            generated_by=f"IMDb reader {VERSION}, {describe_source(source)}",
+            generated_by=f"IMDb reader {VERSION}, {source.name}",
+            sources=digests_of(source),
         )
 
     def describe_example(self, examples: Split, index: int) -> str:

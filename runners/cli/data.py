@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lra-data`: fetch, prepare, list, verify, show and remove the data of the tasks."""
+"""`lra-data`: find, fetch, prepare, list, verify, show and remove the data of the tasks."""
 
 from __future__ import annotations
 
+import json
+import textwrap
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ from .options import data_dir_option
 
 if TYPE_CHECKING:
     from lra.data.dataset import PreparedData, SplitName
+    from lra.data.places import Place
     from lra.tasks.base import Task, TaskOptions
 
 PREPARE_EXAMPLES = """
@@ -26,6 +30,8 @@ Examples:
 """
 SHEET_IMAGES = 36
 LEFTOVERS = "leftovers"
+WIDTH = 100
+"""Columns that `where` takes at most."""
 
 task_argument = click.argument("task_name", metavar="TASK")
 set_option = click.option(
@@ -44,7 +50,7 @@ quiet_option = click.option("--quiet", is_flag=True, help="Show no progress bar.
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @version_option
 def main() -> None:
-    """Fetch, prepare, list, verify, show and remove the data of the tasks."""
+    """Find, fetch, prepare, list, verify, show and remove the data of the tasks."""
 
 
 @main.command("list")
@@ -139,20 +145,40 @@ def prepare(
 
 
 @main.command()
+@click.argument("task_name", metavar="[TASK]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@one_line_errors
+def where(task_name: str | None, *, as_json: bool) -> None:
+    """List every known place that has the data of TASK, or of all tasks.
+
+    Of each place it says the form, size, digest and licence of the data, what is reported of the place, and the command
+    that reads it.
+    """
+    from lra.data.places import places_of
+    from lra.tasks import get_task
+
+    places = places_of(None if task_name is None else get_task(task_name).info.name)
+    if as_json:
+        echo(json.dumps([{key: value for key, value in asdict(place).items() if value} for place in places], indent=2))
+    else:
+        echo("\n\n".join(map(describe_place, places)))
+
+
+@main.command()
 @task_argument
-@click.option("--mirror", metavar="URL", help="Folder of another server that has the same file.")
+@click.option("--mirror", metavar="URL", help="Folder of another server that has the same files.")
 @quiet_option
 @set_option
 @data_dir_option
 @one_line_errors
 def fetch(task_name: str, mirror: str | None, *, quiet: bool, settings: tuple[str, ...], data_dir: Path | None) -> None:
-    """Download the file that TASK reads, and prepare the data.
+    """Download the files that TASK reads, and prepare the data.
 
-    If a download was interrupted, the same command continues it.
+    If a download was interrupted, the same command continues it. Of the files of retrieval, 10.6 GB, only what the task
+    reads is kept.
     """
     from lra.data.dataset import data_home
-    from lra.data.download import REMOTES
-    from lra.data.download import fetch as download
+    from lra.data.places import REMOTES
     from lra.data.raw_files import FOLDER, keep_source, read_command
     from lra.errors import UsageError
 
@@ -164,15 +190,15 @@ def fetch(task_name: str, mirror: str | None, *, quiet: bool, settings: tuple[st
         raise UsageError(
             f"there is no known address of this dataset variant; lra-data prepare {name} --from reads a copy"
         )
-    home, remote = data_home(data_dir), REMOTES[key]
-    echo(f"Fetching {remote.file_name} from {mirror or remote.url}")
-    otherwise = f"read a copy with {read_command(name, home)}, or give --mirror URL of another server"
-    file = download(remote, home / FOLDER, mirror=mirror, progress=not quiet, otherwise=otherwise)
-    checked = "of the known SHA-256" if remote.sha256 is not None else "a whole archive; no digest of it is known"
-    echo(f"Fetched: {file} ({checked})")
+    home = data_home(data_dir)
+    for remote in REMOTES[key]:
+        echo(f"Fetching {remote.file_name} from {mirror or remote.url}")
+    otherwise = f"lra-data where {name} lists other places; {read_command(name, home)} reads a copy"
+    source, checked = task.fetch(options, home / FOLDER, mirror=mirror, progress=not quiet, otherwise=otherwise)
+    echo(f"Fetched: {source} ({checked})")
     present = is_prepared(task, options, home)
-    data = task.prepare(options, home, source=file, progress=not quiet)
-    keep_source(home, key, file)
+    data = task.prepare(options, home, source=source, progress=not quiet)
+    keep_source(home, key, source)
     describe(data, present=present)
 
 
@@ -243,8 +269,8 @@ def verify(task_name: str | None, data_dir: Path | None) -> None:
     problems = []
     for folder in folders:
         try:
-            open_prepared(folder, verify=True)
-            echo(f"{folder.name}: sound")
+            data = open_prepared(folder, verify=True)
+            echo(f"{folder.name}: sound, SHA-256 of the content {data.digest}")
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -324,6 +350,31 @@ def resolve(task_name: str, settings: tuple[str, ...], profile: str | None = Non
     return task, options
 
 
+def describe_place(place: Place) -> str:
+    """Return what is known of a place, in lines of at most `WIDTH` columns."""
+    facts = [
+        ("tasks", ", ".join(place.tasks)),
+        ("address", place.address),
+        ("form", place.form),
+        ("size", place.size),
+        *(("SHA-256", f"{digest} of {name}") for name, digest in place.sha256),
+        ("licence", place.licence),
+        ("reported", place.state),
+        ("command", place.read_with),
+    ]
+    lines = [place.name]
+    for name, text in facts:
+        lines += textwrap.wrap(
+            text,
+            WIDTH,
+            initial_indent=f"  {name:<9} ",
+            subsequent_indent=" " * 12,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+    return "\n".join(lines)
+
+
 def is_prepared(task: Task[Any], options: TaskOptions, home: Path) -> bool:
     """Return whether the folder of this prepared data exists."""
     return (home / task.folder_name(options)).is_dir()
@@ -339,6 +390,9 @@ def describe(data: PreparedData, *, present: bool, unread_source: bool = False) 
         echo(f"  {name}: {record.examples:,} examples of {lengths}, {record.tokens:,} in all")
     baselines = ", ".join(f"{name} {value:.1f}" for name, value in data.manifest.baselines.items())
     echo(f"Trivial baselines, in %: {baselines}")
+    echo("SHA-256, to compare with those of others:")
+    for what, digest in {**data.manifest.sources, "content of all arrays": data.digest}.items():
+        echo(f"  {digest}  {what}")
 
 
 def prepared_folders(home: Path) -> list[Path]:
@@ -354,7 +408,7 @@ def leftovers(home: Path) -> list[Path]:
     """List what killed commands left: temporary files and folders, and generations that nobody works on now."""
     from lra.atomic_io import leftovers as temporary
     from lra.data.raw_files import FOLDER
-    from lra.tasks.pathfinder.corpus import in_progress
+    from lra.data.work_folder import in_progress
 
     generations = sorted(path for path in home.glob(".*.work") if not in_progress(path))
     return [*generations, *temporary(home), *temporary(home / FOLDER)]

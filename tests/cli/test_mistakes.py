@@ -113,6 +113,7 @@ MISTAKES = [
     ("lra-data prepare listops --from a-file", 2, "listops is generated; --set source=official reads it from --from"),
     ("lra-data prepare text --from folder", 3, "folder: a folder; the archive itself is read"),
     ("lra-data prepare text --from a-file", 3, "a-file: not a sound archive"),
+    ("lra-data where txt", 2, "unknown task 'txt'; did you mean 'text'?"),
     ("lra-data fetch pathfinder", 2, "pathfinder is generated; lra-data prepare pathfinder makes it"),
     ("lra-data fetch text --mirror nonsense", 2, "only https addresses are fetched from"),
     ("lra-data verify text", 3, "no data of text is prepared"),

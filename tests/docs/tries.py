@@ -47,7 +47,7 @@ STOPS = {
     "lra-bench": ("runners.bench.measure.measure_length", "takes minutes"),
     "lra-data prepare": ("lra.tasks.base.Task.prepare", "takes minutes, or needs a file"),
     "lra-data show": ("lra.tasks.base.Task.prepare", "prepares the data first"),
-    "lra-data fetch": ("lra.data.download.fetch", "downloads"),
+    "lra-data fetch": ("lra.data.download.Transfer.__init__", "downloads"),
     "lra-data verify": ("runners.cli.data.prepared_folders", "needs prepared data"),
     "lra-data remove": ("runners.cli.data.prepared_folders", "needs prepared data"),
     "lra-zoo check": ("attention_zoo.checks.contract_checks", "takes half a minute; tests/attention_zoo runs it"),

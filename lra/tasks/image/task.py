@@ -10,7 +10,7 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from lra.data.dataset import PreparedData, Split, SplitName
-from lra.data.raw_files import describe_source, missing
+from lra.data.raw_files import digests_of, missing
 from lra.errors import DataError
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.baselines import Features, pixels, token_counts
@@ -116,7 +116,8 @@ class _Pixels(Task[OptionsT]):
             options,
             target,
             splits,
-            generated_by=f"CIFAR-10 reader {VERSION}, {describe_source(source)}",
+            generated_by=f"CIFAR-10 reader {VERSION}, {source.name}",
+            sources=digests_of(source),
         )
 
 

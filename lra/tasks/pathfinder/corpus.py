@@ -7,12 +7,9 @@ on the disk before the next chunk is added, and what a crash left behind is veri
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,35 +25,6 @@ from lra.terminal import progress_bar
 IMAGES, LOG = "images.bin", "chunks.bin"
 _DIGEST = 32
 _ENTRY = _DIGEST + CHUNK
-
-
-@contextlib.contextmanager
-def sole_owner(folder: Path) -> Iterator[None]:
-    """Make a folder for work in progress and keep it to one process; others wait until it is done.
-
-    Raises:
-        DataError: The folder cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("wb")
-    except OSError as error:
-        raise DataError(f"cannot write to {folder}: {error.strerror or error}") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def in_progress(folder: Path) -> bool:
-    """Say whether a process works in a folder for work in progress now."""
-    try:
-        with (folder / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def generate_images(

@@ -13,12 +13,13 @@ import numpy as np
 from pydantic import Field
 
 from lra.data.dataset import PreparedData, Split, SplitName, open_prepared
+from lra.data.work_folder import sole_owner
 from lra.errors import DataError, UsageError
 from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
 from lra.tasks.baselines import Features, Floats, Ints
 from lra.tasks.image_preview import shade
 from lra.tasks.pathfinder import generator
-from lra.tasks.pathfinder.corpus import generate_images, sole_owner
+from lra.tasks.pathfinder.corpus import generate_images
 from lra.tasks.pathfinder.discs import find_discs, place_features
 from lra.tasks.pathfinder.sprites import Bytes
 from lra.terminal import echo

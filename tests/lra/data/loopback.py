@@ -8,17 +8,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server:
-    """Answers by a list of behaviours, one for each request; the last one stays."""
+    """Answers by a list of behaviours, one for each request; the last one stays.
+
+    The content is that of every file, or a mapping from the names of files.
+    """
 
     def __init__(self, content):
         self.content, self.behaviours, self.ranges = content, ["good"], []
-        self.versions, self.conditions = {}, []
+        self.headers, self.linked = {}, {}
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 server.ranges.append(self.headers.get("Range"))
-                server.conditions.append(self.headers.get("If-Range"))
                 behaviour = server.behaviours.pop(0) if len(server.behaviours) > 1 else server.behaviours[0]
                 server.answer(self, behaviour)
 
@@ -49,18 +51,20 @@ class Server:
         if behaviour.startswith("redirect "):
             handler.send_response(302)
             handler.send_header("Location", behaviour.partition(" ")[2])
+            for name, value in self.linked.items():
+                handler.send_header(name, value)
             handler.end_headers()
             return
         asked = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range") or "")
-        condition = handler.headers.get("If-Range")
-        if condition and condition not in self.versions.values() and behaviour != "ignores If-Range":
-            asked = None
+        content = self.content
+        if not isinstance(content, bytes):
+            content = content[handler.path.rpartition("/")[2]]
         start = int(asked[1]) if asked and behaviour != "no range" else 0
-        if start >= len(self.content):
+        if start >= len(content):
             handler.send_response(416)
-            for name, value in self.versions.items():
+            for name, value in self.headers.items():
                 handler.send_header(name, value)
-            handler.send_header("Content-Range", f"bytes */{len(self.content)}")
+            handler.send_header("Content-Range", f"bytes */{len(content)}")
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
@@ -69,10 +73,10 @@ class Server:
         handler.send_response(206 if asked and behaviour != "no range" else 200)
         if asked and behaviour != "no range":
             shown = start + 7 if behaviour == "later" else start
-            handler.send_header("Content-Range", f"bytes {shown}-{len(self.content) - 1}/{len(self.content)}")
-        for name, value in self.versions.items():
+            handler.send_header("Content-Range", f"bytes {shown}-{len(content) - 1}/{len(content)}")
+        for name, value in self.headers.items():
             handler.send_header(name, value)
-        body = self.content[start:]
+        body = content[start:]
         if behaviour != "no length":
             handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()

@@ -1,5 +1,6 @@
 """Prepared folders: whole or absent, and never believed when damaged."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -8,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lra.config.schema import canonical_json
 from lra.data.dataset import (
     ARRAYS,
     MANIFEST,
+    SCHEMA,
     SPLITS,
     Split,
     content_digest,
     data_home,
     open_prepared,
     write_prepared,
+    write_split,
 )
 from lra.errors import DataError
 
@@ -103,6 +107,32 @@ def test_a_folder_of_schema_1_is_read_as_it_was(folder):
     assert (folder / MANIFEST).read_bytes() == before
 
 
+def test_a_folder_of_schema_3_knows_no_sources_and_has_a_checksum(folder):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    old = {key: value for key, value in manifest.items() if key not in ("sources", "checksum")} | {"schema_number": 3}
+    checksum = hashlib.sha256(canonical_json(old)).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(old | {"checksum": checksum}))
+    assert open_prepared(folder, verify=True).manifest.sources == {}
+    (folder / MANIFEST).write_text(json.dumps(old | {"checksum": checksum, "dataset": "another"}))
+    with pytest.raises(DataError, match="its checksum does not match"):
+        open_prepared(folder, verify=False)
+
+
+def test_a_split_written_as_it_comes_is_the_split_itself(tmp_path):
+    splits = make_splits()
+    prepared = open_prepared(write(tmp_path / "a", splits).path, verify=True)
+    streamed = {}
+    for name, split in splits.items():
+        examples = [(int(split.labels[i]), [split.tokens_of(i).tobytes()]) for i in range(len(split))]
+        streamed[name] = write_split(tmp_path / f"{name}.npy", iter(examples), token_offset=0)
+        np.testing.assert_array_equal(streamed[name].tokens_of(3), split.tokens_of(3))
+    again = write(tmp_path / "b", streamed)
+    assert again.manifest == prepared.manifest
+    assert {file.name for file in tmp_path.iterdir()} == {"a", "b"}  # the files of tokens were moved, not copied
+    for file in (tmp_path / "a").iterdir():
+        assert (tmp_path / "b" / file.name).read_bytes() == file.read_bytes()
+
+
 def test_a_half_renamed_manifest_of_schema_1_is_refused(folder):
     as_schema_1(folder, names=[("dataset", "edition"), ("generated_by", "maker")])
     with pytest.raises(DataError, match="not a manifest; an older schema, but not with the old names of baselines"):
@@ -148,7 +178,7 @@ def test_any_damage_to_an_array_header_is_one_line(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_number": 4}, "newer version"),
+        ({"schema_number": SCHEMA + 1}, "newer version"),
         ({"schema_number": 0}, "older version"),
         ({"schema_number": "1"}, "schema_number"),
         ({"surprise": 1}, "surprise"),

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from lra.data import download
-from lra.data.download import REMOTES, Remote, fetch
+from lra.data.download import Remote, Transfer, fetch
+from lra.data.places import REMOTES
 from lra.errors import DataError, UsageError
-from tests.lra.data.archive_cases import tar_bytes
 from tests.lra.data.loopback import Server
 
 CONTENT = bytes(range(256)) * 2000
@@ -59,7 +59,7 @@ def test_three_tries_then_the_part_stays_for_the_next_command(server, tmp_path):
         get(server, tmp_path)
     assert "\n" not in str(caught.value)
     part = tmp_path / "f.tar.gz.part"
-    assert str(caught.value).endswith(f"; the same command goes on from {part}")
+    assert str(caught.value).endswith("; the same command goes on where this one ended")
     assert part.read_bytes() == CONTENT[: len(CONTENT) * 7 // 8]
     server.behaviours = ["good"]
     assert get(server, tmp_path).read_bytes() == CONTENT
@@ -124,49 +124,89 @@ def test_redirections_stay_on_the_server(server, tmp_path):
 
 
 PAGE = b"<html>Please log in</html>" * 40
-ARCHIVE = tar_bytes([("a", bytes(range(256)) * 400)], "w")
 
 
-def test_where_no_digest_is_known_a_page_never_becomes_the_archive(server, tmp_path):
-    server.content = PAGE
-    with pytest.raises(DataError, match=r"what came is no archive .*; the file was removed"):
-        get(server, tmp_path, sha256=None)
-    assert list(tmp_path.iterdir()) == []
-    server.content = ARCHIVE[:-1200]
-    with pytest.raises(DataError, match="what came is no archive"):
-        get(server, tmp_path, sha256=None)
-    server.content = ARCHIVE
-    assert get(server, tmp_path, sha256=None).read_bytes() == ARCHIVE
-    assert [file.name for file in tmp_path.iterdir()] == ["f.tar.gz"]
+def stream(server, start=0, waits=None, **changes):
+    size, pause = changes.pop("size", None), [].append if waits is None else waits.append
+    known = remote(**{"sha256": None, "least_size": 400_000} | changes)
+    transfer = Transfer(known, mirror=server.url, size=size, progress=False, pause=pause)
+    return b"".join(transfer.chunks(start)), transfer
 
 
-VERSIONS = [({"ETag": '"one"'}, {"ETag": '"two"'}), ({"Last-Modified": "Mon"}, {"Last-Modified": "Tue"})]
+def refused(server, *arguments, **changes):
+    with pytest.raises(DataError) as caught:
+        stream(server, *arguments, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix(server.url)
 
 
-@pytest.mark.parametrize(("before", "after"), VERSIONS)
-@pytest.mark.parametrize("behaviour", ["good", "ignores If-Range"])
-@pytest.mark.parametrize("changed", [False, True])
-def test_a_file_that_changed_on_the_server_is_fetched_anew(server, tmp_path, before, after, behaviour, changed):
-    server.content, server.behaviours, server.versions = ARCHIVE, ["break", "break", "break", behaviour], before
-    with pytest.raises(DataError, match="broke off"):
-        get(server, tmp_path, sha256=None)
-    if changed:
-        server.content, server.versions = tar_bytes([("b", bytes(range(255, -1, -1)) * 400)], "w"), after
-    assert get(server, tmp_path, sha256=None).read_bytes() == server.content
-    assert server.conditions[3] == next(iter(before.values()))
-    assert server.ranges[3] is not None
-    assert [file.name for file in tmp_path.iterdir()] == ["f.tar.gz"]
+def test_a_stream_begins_anywhere_and_goes_on_where_an_answer_broke_off(server):
+    server.behaviours, waits = ["break", "break", "good"], []
+    content, transfer = stream(server, 1000, waits)
+    assert (content, transfer.size, transfer.stated_sha256) == (CONTENT[1000:], len(CONTENT), None)
+    assert waits == [4.0, 16.0]
 
 
-def test_without_a_version_or_a_digest_nothing_is_gone_on_with(server, tmp_path):
-    (tmp_path / "f.tar.gz.part").write_bytes(ARCHIVE[:5000])
-    server.content = ARCHIVE
-    assert get(server, tmp_path, sha256=None).read_bytes() == ARCHIVE
-    assert server.ranges == [None]
-    server.versions = {"ETag": 'W/"weak"'}
-    server.behaviours = ["break", "good"]
-    assert get(server, tmp_path / "weak", sha256=None).read_bytes() == ARCHIVE
-    assert server.ranges[1:] == [None, None]
+@pytest.mark.parametrize("behaviour", ["no range", "earlier", "good"])
+@pytest.mark.parametrize("start", [5000, len(CONTENT) - 1])
+def test_what_a_server_sends_again_is_passed_over(server, behaviour, start):
+    server.behaviours = [behaviour]
+    assert stream(server, start)[0] == CONTENT[start:]
+
+
+def test_a_stream_that_brings_much_may_break_off_often(server, monkeypatch):
+    monkeypatch.setattr(download, "PROGRESS", 1000)
+    server.behaviours, waits = [*["break"] * 8, "good"], []
+    assert stream(server, 0, waits)[0] == CONTENT
+    assert set(waits) == {4.0}
+
+
+@pytest.mark.parametrize(
+    ("behaviours", "changes", "message"),
+    [
+        ([403], {}, "/f.tar.gz: the server answers 403 Forbidden"),
+        (["no length"], {}, "/f.tar.gz: the server does not say how long the file is, and no digest is known"),
+        (["good"], {"size": 5}, "/f.tar.gz: 512,000 bytes, but an earlier answer had 5"),
+        (["good"], {"size_limit": 9}, "/f.tar.gz: 512,000 bytes, more than the 9 that this file may have"),
+        (["break"], {}, "/f.tar.gz: broke off after 448,000 of 512,000 bytes; the same command goes on where this"),
+    ],
+)
+def test_a_stream_that_cannot_be_is_one_line(server, behaviours, changes, message):
+    server.behaviours = behaviours
+    assert refused(server, **changes).startswith(message)
+
+
+def test_the_page_of_a_login_is_no_stream(server):
+    server.content, server.headers = PAGE, {"Content-Type": "text/html"}
+    problem = "1,040 bytes of text/html, less than the 400,000 of this file; is it the page of a login?"
+    assert refused(server) == f"/f.tar.gz: {problem}"
+
+
+def test_what_was_read_already_is_not_more_than_there_is(server):
+    assert refused(server, len(CONTENT) + 1).endswith("an earlier attempt read 512,001 bytes, and the file has fewer")
+    assert stream(server, len(CONTENT))[0] == b""
+
+
+def test_redirections_lead_to_named_hosts_only(server):
+    other = server.url.replace("127.0.0.1", "localhost")
+    server.behaviours = [f"redirect {other}/cdn", "good"]
+    assert stream(server, hosts=("localhost",))[0] == CONTENT
+    for place in (f"{other}/cdn", "https://evil.hf.co.example.org/x", "https://xhf.co/x", "http://a.hf.co/x"):
+        server.behaviours = [f"redirect {place}"]
+        message = refused(server, hosts=(".hf.co", "hub.example.org"))
+        assert f"redirected to {place}, which is no server of this file (127.0.0.1, .hf.co, hub.example.org)" in message
+    server.behaviours = ["redirect https://a.b.hf.co.invalid/x"]
+    assert "no answer" in refused(server, hosts=(".hf.co.invalid",))  # it was followed
+
+
+def test_what_the_hub_states_of_a_file_is_held_against_what_comes(server):
+    other = server.url.replace("127.0.0.1", "localhost")
+    server.linked = {"X-Linked-Size": str(len(CONTENT)), "X-Linked-ETag": f'"{DIGEST}"'}
+    server.behaviours = [f"redirect {other}/cdn", "good"]
+    assert stream(server, hosts=("localhost",))[1].stated_sha256 == DIGEST
+    server.linked = {"X-Linked-Size": "7"}
+    server.behaviours = [f"redirect {other}/cdn", "good"]
+    assert "512,000 bytes, but the server that was asked stated 7" in refused(server, hosts=("localhost",))
 
 
 @pytest.mark.parametrize(("behaviour", "message"), [("drip", "too slow"), ("drip headers", "no answer within")])
@@ -234,8 +274,12 @@ def test_a_folder_that_cannot_be_written_is_one_line(server, tmp_path):
         fetch(remote(), tmp_path / "file" / "below", mirror=server.url, progress=False)
 
 
-def test_the_official_addresses_are_https_with_digests_where_they_are_known():
+def test_the_known_addresses_are_https_and_redirect_nowhere_else():
     assert set(REMOTES) == {"text", "image", "retrieval"}
-    for key, entry in REMOTES.items():
-        assert entry.url.startswith("https://")
-        assert (entry.sha256 is None) == (key == "retrieval")
+    for key, remotes in REMOTES.items():
+        for entry in remotes:
+            assert entry.url.startswith("https://")
+            assert (entry.sha256 is None) == (key == "retrieval")
+            assert (entry.least_size > 1_000_000_000) == (key == "retrieval")
+            assert entry.hosts == ((".huggingface.co", ".hf.co") if key == "retrieval" else ())
+            assert 0 <= entry.least_size < entry.size_limit

@@ -56,7 +56,7 @@ def test_reviews_are_bytes_and_labels_are_the_folders(tmp_path, source):
             assert text.split()[1] == (b"neg", b"pos")[label]
             assert text.endswith("<br /> caf\u00e9".encode())
     assert data.manifest.baselines["chance"] == 50.0
-    assert data.manifest.generated_by.endswith(f"reviews, SHA-256 {hashlib.sha256(source.read_bytes()).hexdigest()}")
+    assert data.manifest.sources == {source.name: hashlib.sha256(source.read_bytes()).hexdigest()}
 
 
 def test_held_out_reviews_are_no_training_reviews_and_the_seed_draws_them(tmp_path, source):

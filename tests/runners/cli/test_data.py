@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from lra.config.profiles import load_profile
 from lra.config.resolve import parse_override, resolve
 from lra.data.dataset import open_prepared
+from lra.data.work_folder import sole_owner
 from lra.tasks import TASKS
-from lra.tasks.pathfinder.corpus import sole_owner
 from runners.cli.data import main
 from tests.lra.data.archive_cases import review_members, tar_bytes
 
@@ -126,7 +126,9 @@ def test_list_survives_damage(run, folder):
 
 def test_verify_finds_a_flipped_bit(run, folder):
     sound = run("verify")
-    assert (sound.exit_code, sound.stdout.splitlines()[0]) == (0, f"{folder.name}: sound")
+    digest = open_prepared(folder, verify=False).digest
+    first = f"{folder.name}: sound, SHA-256 of the content {digest}"
+    assert (sound.exit_code, sound.stdout.splitlines()[0]) == (0, first)
     file = folder / "test-tokens.npy"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1

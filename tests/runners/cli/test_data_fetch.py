@@ -5,7 +5,7 @@ import hashlib
 import pytest
 from click.testing import CliRunner
 
-from lra.data import download
+from lra.data import places
 from lra.data.download import Remote
 from runners.cli.data import main
 from tests.lra.data.archive_cases import review_members, tar_bytes
@@ -33,7 +33,7 @@ def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     digest = hashlib.sha256(CONTENT).hexdigest()
     known = Remote(url="https://example.org/aclImdb_v1.tar.gz", size_limit=1 << 20, sha256=digest)
-    monkeypatch.setitem(download.REMOTES, "text", known)
+    monkeypatch.setitem(places.REMOTES, "text", (known,))
     running = Server(CONTENT)
     yield running
     running.close()
@@ -123,14 +123,14 @@ def test_without_a_network_fetch_says_how_to_go_on(run, home, server, monkeypatc
     server.behaviours = ["break"]
     broken = run("fetch", "text", "--mirror", server.url, *SMALL)
     part = home / "sources" / "aclImdb_v1.tar.gz.part"
-    assert broken.stderr.endswith(f"; the same command goes on from {part}\n")
+    assert broken.stderr.endswith("; the same command goes on where this one ended\n")
     part.unlink()
     server.behaviours = [503]
     for place in ([], ["--data-dir", home / "other"]):
         refused = run("fetch", "text", "--mirror", server.url, *SMALL, *place)
         command = " ".join(["lra-data prepare text --from FILE", *map(str, place)])
         assert refused.exit_code == 3
-        assert refused.stderr.endswith(f"; read a copy with {command}, or give --mirror URL of another server\n")
+        assert refused.stderr.endswith(f"; lra-data where text lists other places; {command} reads a copy\n")
         assert refused.stderr.count("\n") == 1
 
 

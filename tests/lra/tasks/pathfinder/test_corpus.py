@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lra.data.work_folder import sole_owner
 from lra.errors import DataError
 from lra.tasks.pathfinder import corpus
-from lra.tasks.pathfinder.corpus import IMAGES, LOG, generate_images, sole_owner
+from lra.tasks.pathfinder.corpus import IMAGES, LOG, generate_images
 from lra.tasks.pathfinder.generator import CHUNK, generate_chunk, make_recipe
 
 RECIPE = make_recipe(32, "easy")
@@ -131,7 +132,7 @@ def test_a_folder_that_refuses_is_a_data_error(tmp_path):
 def test_two_processes_do_not_share_a_folder(tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
-        "from lra.tasks.pathfinder.corpus import sole_owner\n"
+        "from lra.data.work_folder import sole_owner\n"
         "print('ready', flush=True)\n"
         "with sole_owner(Path(sys.argv[1])): print('in', flush=True)\n"
     )

@@ -1,0 +1,281 @@
+"""`lra-data fetch retrieval` from a server on this machine that behaves like the real places, on their bad days too."""
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lra.data import places
+from lra.data.dataset import SPLITS, open_prepared
+from lra.data.download import Remote, Transfer
+from lra.tasks import pairs_fetch
+from lra.tasks import retrieval as module
+from runners.cli.data import main
+from tests.lra.data.loopback import Server
+
+ROOT = Path(__file__).resolve().parents[3]
+COUNTS = {"train": 60, "validation": 7, "test": 5}
+NAMES = {"validation": "new_aan_pairs.eval.tsv", "test": "new_aan_pairs.test.tsv", "train": "new_aan_pairs.train.tsv"}
+QUOTED = b'a "lone quote and \xff\x00\xe2\x80\xa8'
+
+
+def row(split, number):
+    first = b"%s %d " % (split.encode(), number) + b"x" * 9_000
+    return b"\t".join([b"%d.0" % (number % 2), b"P00-1", b"P00-2", first, QUOTED * 300])
+
+
+CONTENT = {
+    name: b"".join(row(split, number) + b"\n" for number in range(COUNTS[split])) for split, name in NAMES.items()
+}
+TRAIN = NAMES["train"]
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    running = Server(CONTENT)
+    running.pauses = []
+    monkeypatch.setitem(Transfer.__init__.__kwdefaults__, "pause", running.pauses.append)
+    monkeypatch.setattr(module, "OFFICIAL_COUNTS", COUNTS)
+    monkeypatch.setattr(pairs_fetch, "PIECE", 100_000)
+    remotes = [
+        Remote(
+            url=f"{running.url}/{name}",
+            least_size=len(content) - 9,
+            size_limit=len(content) + 9,
+            sha256=None,
+            hosts=("localhost",),
+        )
+        for name, content in CONTENT.items()
+    ]
+    monkeypatch.setitem(places.REMOTES, "retrieval", tuple(remotes))
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def run(home):
+    def run(*arguments):
+        return CliRunner().invoke(main, list(map(str, arguments)), env={"LRA_HOME": str(home)})
+
+    return run
+
+
+@pytest.fixture
+def from_files(tmp_path, server):
+    """The data as it is prepared from the files themselves, under their top folder."""
+    folder = tmp_path / "lra_release" / "lra_release" / "tsv_data"
+    folder.mkdir(parents=True)
+    for name, content in CONTENT.items():
+        (folder / name).write_bytes(content)
+    home = tmp_path / "by-hand"
+    done = CliRunner().invoke(main, ["prepare", "retrieval", "--from", str(tmp_path), "--data-dir", str(home)])
+    assert done.exit_code == 0, done.stderr
+    (prepared,) = home.glob("retrieval-*")
+    return open_prepared(prepared, verify=True)
+
+
+def prepared(home):
+    (folder,) = home.glob("retrieval-*")
+    return open_prepared(folder, verify=True)
+
+
+def refused(run):
+    done = run("fetch", "retrieval", "--quiet")
+    assert done.exit_code == 3
+    assert done.stderr.count("\n") == 1
+    return done.stderr.removeprefix("Error: ").rstrip("\n")
+
+
+def digests(*names):
+    return {name: hashlib.sha256(CONTENT[name]).hexdigest() for name in names}
+
+
+def test_what_is_fetched_is_what_the_files_give_and_a_fraction_is_kept(run, home, server, from_files):
+    done = run("fetch", "retrieval")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "(72 pairs, the first 4,000 bytes of each document)" in done.stdout
+    data = prepared(home)
+    assert [len(data.split(name)) for name in SPLITS] == list(COUNTS.values())
+    assert data.split("train").tokens_of(3, 1).tobytes() == (QUOTED * 300)[:4_000]
+    assert data.digest == from_files.digest
+    assert data.manifest.files == from_files.manifest.files
+    assert data.manifest.sources == from_files.manifest.sources == digests(*CONTENT)
+    for digest in [data.digest, *data.manifest.sources.values()]:
+        assert f"  {digest}  " in done.stdout
+    assert run("verify").stdout.startswith(f"{data.path.name}: sound, SHA-256 of the content {data.digest}\n")
+    sizes = [file.stat().st_size for file in home.rglob("*") if file.is_file()]
+    assert sum(sizes) < 1.3 * sum(file.stat().st_size for file in data.path.iterdir())
+    assert list(home.rglob("*.tmp")) == []
+
+
+def test_later_dataset_variants_need_no_network_unless_they_are_longer(run, home, server):
+    assert run("fetch", "retrieval").exit_code == 0
+    asked = len(server.ranges)
+    assert run("prepare", "retrieval", "--set", "max_length=100").exit_code == 0
+    assert run("fetch", "retrieval").exit_code == 0
+    assert len(server.ranges) == asked
+    longer = run("prepare", "retrieval", "--set", "max_length=4001")
+    assert longer.exit_code == 3
+    kept = home / "sources" / "new_aan_pairs-first-4000"
+    problem = f"Error: {kept}: the first 4,000 bytes of each document were kept; "
+    assert longer.stderr == f"{problem}lra-data fetch retrieval --set max_length=4001 fetches more\n"
+    assert run("fetch", "retrieval", "--set", "max_length=4001").exit_code == 0
+    assert len(server.ranges) == asked + 3
+
+
+@pytest.mark.parametrize("then", ["good", "no range", "earlier"])
+def test_a_fetch_that_broke_off_goes_on_where_it_was(run, home, server, from_files, then):
+    server.behaviours = ["good", "good", "break"]
+    assert refused(run).endswith("; the same command goes on where this one ended")
+    folder = home / "sources" / "new_aan_pairs-first-4000"
+    state = json.loads((folder / "fetched.json").read_text())["files"][TRAIN]
+    assert 0 < state["position"] < state["size"] == len(CONTENT[TRAIN])
+    assert len(gzip.decompress((folder / f"{TRAIN}.gz").read_bytes()).splitlines()) == state["rows"] > 0
+    incomplete = run("prepare", "retrieval", "--from", folder)
+    assert incomplete.stderr == f"Error: {folder}: not complete; lra-data fetch retrieval goes on with it\n"
+    with (folder / f"{TRAIN}.gz").open("ab") as file:
+        file.write(b"a piece that a kill left without a note")
+    server.behaviours, asked = [then], len(server.ranges)
+    assert run("fetch", "retrieval").exit_code == 0
+    assert server.ranges[asked:] == [f"bytes={state['position']}-"]
+    assert prepared(home).digest == from_files.digest
+    # no command read all of the training file, so no digest of it is known
+    assert prepared(home).manifest.sources == digests(NAMES["validation"], NAMES["test"])
+
+
+def test_breaks_within_one_command_lose_nothing(run, home, server, from_files):
+    server.behaviours = ["break", "good", "good", "break", "break", "good"]
+    assert run("fetch", "retrieval", "--quiet").exit_code == 0
+    assert server.pauses == [4.0, 4.0, 16.0]
+    assert prepared(home).manifest == from_files.manifest.model_copy(
+        update={"generated_by": prepared(home).manifest.generated_by}
+    )
+
+
+def test_a_redirection_of_the_hub_is_followed_and_its_digest_believed_only_if_it_is_true(run, home, server):
+    other = server.url.replace("127.0.0.1", "localhost")
+    first = NAMES["validation"]
+    server.linked = {"X-Linked-Size": str(len(CONTENT[first])), "X-Linked-ETag": '"' + "0" * 64 + '"'}
+    server.behaviours = [f"redirect {other}/{first}", "good"]
+    message = refused(run)
+    assert message.startswith(f"{server.url}/{first}: the SHA-256 is {digests(first)[first]}, but the server stated")
+    assert message.endswith("; nothing of it was kept")
+    server.linked["X-Linked-ETag"] = f'"{digests(first)[first]}"'
+    server.behaviours, asked = [f"redirect {other}/{first}", "good"], len(server.ranges)
+    assert run("fetch", "retrieval").exit_code == 0
+    assert server.ranges[asked:] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        (
+            403,
+            "eval.tsv: the server answers 403 Forbidden; lra-data where retrieval lists other places; ",
+        ),
+        ("redirect https://cdn.example.org/x", "redirected to https://cdn.example.org/x, which is no server of this"),
+        (
+            b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>",
+            "/new_aan_pairs.eval.tsv: 6 bytes of text/html, less than the ",
+        ),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 99999999\r\n\r\n", "99,999,999 bytes, more than the "),
+        (b"HTTP/1.0 200 OK\r\n\r\n<html>", "the server does not say how long the file is, and no digest is known"),
+        ("break", "; the same command goes on where this one ended"),
+    ],
+)
+def test_each_bad_day_of_a_server_is_one_line_and_leaves_no_data(run, home, server, behaviour, message):
+    server.behaviours = [behaviour]
+    assert message in refused(run)
+    assert list(home.glob("retrieval-*")) == []
+
+
+def test_a_file_that_changed_its_size_is_not_gone_on_with(run, server, home):
+    server.behaviours = ["good", "good", "break"]
+    assert "the same command" in refused(run)
+    server.behaviours, server.content = ["good"], CONTENT | {TRAIN: CONTENT[TRAIN] + b"\n"}
+    before, now = len(CONTENT[TRAIN]), len(CONTENT[TRAIN]) + 1
+    assert refused(run) == f"{server.url}/{TRAIN}: {now:,} bytes, but an earlier answer had {before:,}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ((b"test 3 ", b"test\t3 "), ":4: expected 5 fields, got 6"),
+        ((b"1.0\tP00-1\tP00-2\ttest 1 ", b"9.0\tP00-1\tP00-2\ttest 1 "), ":2: the label must be 0 or 1, got '9.0'"),
+        ((b"0.0\tP00-1\tP00-2\ttest 4", b"\n0.0\tP00-1\tP00-2\ttest4"), ":5: expected 5 fields, got 1"),
+    ],
+)
+def test_broken_rows_are_named_by_their_line(run, server, change, message):
+    name = NAMES["test"]
+    server.content = CONTENT | {name: CONTENT[name].replace(*change)}
+    assert server.content[name] != CONTENT[name]
+    assert refused(run) == f"{name}{message}"
+
+
+def test_a_file_of_another_number_of_rows_is_refused_when_it_is_prepared(run, server, home, monkeypatch):
+    monkeypatch.setattr(module, "OFFICIAL_COUNTS", COUNTS | {"train": 61})
+    assert "60 / 7 / 5 pairs, but the benchmark has 61 / 7 / 5" in refused(run)
+    assert list(home.glob("retrieval-*")) == []
+
+
+def test_kept_rows_that_were_damaged_are_one_line(run, server, home):
+    assert run("fetch", "retrieval").exit_code == 0
+    folder = home / "sources" / "new_aan_pairs-first-4000"
+    file = folder / f"{TRAIN}.gz"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    damaged = run("prepare", "retrieval", "--set", "max_length=9")
+    assert damaged.exit_code == 3
+    assert damaged.stderr.startswith(f"Error: {file}")
+    assert damaged.stderr.count("\n") == 1
+    (folder / "fetched.json").write_text("{")
+    damaged = run("prepare", "retrieval", "--set", "max_length=9")
+    assert damaged.stderr == f"Error: {folder / 'fetched.json'}: damaged; remove the folder and fetch again\n"
+
+
+CHILD = """
+import sys
+from lra.data import places
+from lra.data.download import Remote
+from lra.tasks import retrieval
+from runners.cli.data import main
+
+def peak():
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return int(line.split()[1]) // 1024
+
+url, home, *counts = sys.argv[1:]
+retrieval.OFFICIAL_COUNTS = dict(zip(("train", "validation", "test"), map(int, counts)))
+names = [f"new_aan_pairs.{name}.tsv" for name in ("eval", "test", "train")]
+remotes = [Remote(url=f"{url}/{name}", size_limit=1 << 40, sha256=None) for name in names]
+places.REMOTES["retrieval"] = tuple(remotes)
+before = peak()
+main(["fetch", "retrieval", "--data-dir", home], standalone_mode=False)
+print("megabytes", peak() - before)
+"""
+
+
+def test_files_of_the_real_form_never_are_in_memory(tmp_path, server):
+    """Rows have 58 kB as the real ones do. 1.3 GB of them took 83 MB of memory, and 1.36 times the prepared size."""
+    counts = {"train": 2_200, "validation": 20, "test": 20}
+    text = bytes(range(32, 127)) * 306
+    line = b"\t".join([b"1.0", b"P00-1", b"P00-2", text, text]) + b"\n"
+    server.content = {NAMES[split]: line * count for split, count in counts.items()}
+    assert len(server.content[TRAIN]) > 125e6
+    home = tmp_path / "home"
+    words = [sys.executable, "-c", CHILD, server.url, str(home), *map(str, counts.values())]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) < 110
