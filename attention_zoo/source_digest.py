@@ -18,13 +18,15 @@ installed from a folder and keeps its version.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.util
 import inspect
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.machinery import EXTENSION_SUFFIXES
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,6 @@ def source_digest(files: Iterable[Path]) -> str:
     Raises:
         OSError: A file cannot be read.
     """
-    claimed = packages_distributions()
     parts: set[tuple[str, str]] = set()
     waiting = [file.resolve() for file in files]
     seen = set(waiting)
@@ -54,7 +55,7 @@ def source_digest(files: Iterable[Path]) -> str:
         content = file.read_bytes()
         # Pairs, since two files outside of packages can have one name.
         parts.add((f"file {_module_name(file)}", code_digest(content) or hashlib.sha256(content).hexdigest()))
-        for found in _imports(file, content, claimed):
+        for found in _imports(file, content):
             if isinstance(found, str):
                 parts.add((found, ""))
             elif found not in seen:
@@ -111,10 +112,10 @@ def _is_docstring(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _imports(file: Path, content: bytes, claimed: Mapping[str, list[str]]) -> Iterator[Path | str]:
+def _imports(file: Path, content: bytes) -> Iterator[Path | str]:
     """Yield what a file imports: a file to follow, or a text that stands for a package of another distribution."""
     tree = _parse(content)
-    own = set(claimed.get(_module_name(file).partition(".")[0], ()))
+    own = _owners(_module_name(file).partition(".")[0])
     nodes = list(ast.walk(tree)) if tree is not None else []
     importers = {"import_module", "__import__"}
     for node in nodes:
@@ -128,7 +129,7 @@ def _imports(file: Path, content: bytes, claimed: Mapping[str, list[str]]) -> It
                 parents = list(file.parents)
                 yield from _files(parents[min(level, len(parents)) - 1], names, members)
             else:
-                yield from _absolute(file, names, members, own, claimed)
+                yield from _absolute(file, names, members, own)
     yield from _packages_of(file)
 
 
@@ -145,11 +146,9 @@ def _imported_names(node: ast.AST, importers: set[str]) -> Iterator[tuple[str, l
             yield given[0].value, []
 
 
-def _absolute(
-    file: Path, names: list[str], members: list[str], own: set[str], claimed: Mapping[str, list[str]]
-) -> Iterator[Path | str]:
+def _absolute(file: Path, names: list[str], members: list[str], own: set[str]) -> Iterator[Path | str]:
     top = names[0]
-    owners = set(claimed.get(top, ()))
+    owners = _owners(top)
     if top in RECORDED_ELSEWHERE:
         return
     beside = _root(file)
@@ -159,8 +158,8 @@ def _absolute(
         yield from (f"package {owner} {version(owner)}" for owner in sorted(owners))
     elif top not in sys.stdlib_module_names:
         try:
-            spec = importlib.util.find_spec(top)
-        except ValueError:  # a module that was made without a file, such as `__main__`
+            spec = None if top == "__main__" else importlib.util.find_spec(top)  # it differs with how a run is started
+        except ValueError:  # a module that was made without a file
             spec = None
         origin = None if spec is None else spec.origin
         if origin is None:
@@ -168,6 +167,32 @@ def _absolute(
         else:
             home = Path(origin).resolve()
             yield from _files(home.parents[1] if home.name == "__init__.py" else home.parent, names, members)
+
+
+def _owners(top: str) -> set[str]:
+    """Return the names of the distributions that have a top-level module or package of this name."""
+    owners: set[str] = set()
+    for entry in sys.path:
+        try:
+            changed = Path(entry).stat().st_mtime_ns
+        except OSError:
+            continue
+        owners |= _owners_in(entry, changed).get(top, set())
+    return owners
+
+
+@functools.cache
+def _owners_in(entry: str, changed: int) -> Mapping[str, set[str]]:  # noqa: ARG001 - an installation changes the time
+    """Return the distributions in one entry of the path by top-level name.
+
+    `importlib.metadata.packages_distributions` reads those of the whole path, each time, which takes half a second.
+    """
+    owners = defaultdict(set)
+    for found in distributions(path=[entry]):
+        declared = (found.read_text("top_level.txt") or "").split()
+        for top in declared or {file.parts[0].partition(".")[0] for file in found.files or ()}:
+            owners[top].add(found.name)
+    return owners
 
 
 def _files(folder: Path, names: list[str], members: Iterable[str]) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """The digest of a program: changed by every change of its code, by nothing else."""
 
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,17 +33,23 @@ FILES = {
 }
 
 
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder on the path; one for all tests, since a changed path makes all distributions be read again."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield folder
+
+
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, elsewhere: Path) -> Path:
     """A folder with a package, a module beside it, and one in another folder on the path."""
     for name, text in FILES.items():
         path = tmp_path / "home" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
     (elsewhere / "other_folder_module.py").write_text("ONE = 1\n")
-    monkeypatch.syspath_prepend(str(elsewhere))
     return tmp_path / "home"
 
 
@@ -67,12 +74,12 @@ def replaced(path: Path, old: str, new: str) -> None:
         ("my_mixers/deep/down.py", "0", "0.0"),
         ("my_mixers/deep/__init__.py", "", "X = 1"),
         ("shared.py", "2", "3"),
-        ("../elsewhere/other_folder_module.py", "1", "True"),
+        ("{elsewhere}/other_folder_module.py", "1", "True"),
     ],
 )
-def test_a_change_of_the_code_anywhere_in_the_program_changes_the_digest(project, file, old, new):
+def test_a_change_of_the_code_anywhere_in_the_program_changes_the_digest(project, elsewhere, file, old, new):
     before = digest(project)
-    replaced(project / file, old, new)
+    replaced(project / file.format(elsewhere=elsewhere), old, new)
     assert digest(project) != before
 
 
@@ -123,6 +130,17 @@ def test_of_other_distributions_the_version_counts_and_of_the_own_one_the_code(t
     second = source_digest([tmp_path / "ours.py"])
     (tmp_path / "ours_too.py").write_text("A = 2\n")
     assert len({first, second, source_digest([tmp_path / "ours.py"])}) == 3
+
+
+def test_a_distribution_that_is_installed_meanwhile_is_seen(tmp_path, monkeypatch):
+    for name, text in {"mine": "import theirs_later\n", "theirs_later": "B = 1\n"}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    first = source_digest([tmp_path / "mine.py"])
+    distribution(tmp_path, "theirs-later-dist", "1.0", ["theirs_later"])
+    second = source_digest([tmp_path / "mine.py"])
+    (tmp_path / "theirs_later.py").write_text("B = 2\n")
+    assert first != second == source_digest([tmp_path / "mine.py"])
 
 
 def test_a_loop_of_imports_a_missing_module_and_broken_code_end(tmp_path):
