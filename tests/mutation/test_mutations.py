@@ -142,7 +142,7 @@ def test_one_is_caught_and_a_harmless_one_survives(snapshot):
     verdict = judge(snapshot, WILSON)
     assert (verdict.word, verdict.by.partition("[")[0]) == (
         "caught",
-        "tests/lra/test_metrics.py::test_wilson_equals_the_closed_formula",
+        "tests/lra/test_metrics.py::test_wilson_equals_that_of_scipy",
     )
     harmless = replace(WILSON, name="harmless", change="total < 1", to="total <= 0")
     assert judge(snapshot, harmless).word == "SURVIVED"
