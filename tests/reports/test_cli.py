@@ -46,12 +46,24 @@ def store(tmp_path_factory):
     return folder
 
 
+TABLES = [
+    ["accuracy"], ["seeds"], ["cost"], ["depth"], ["published"], ["head-to-head", "full", "linear"],
+    ["ablation", "full"], ["ranks"],
+]  # fmt: skip
+FORMS = ["text", "markdown", "latex", "csv", "html"]
+
+
 @pytest.mark.parametrize(
-    "preset",
-    [["accuracy"], ["seeds"], ["cost"], ["depth"], ["published"], ["head-to-head", "full", "linear"],
-     ["ablation", "full"], ["ranks"]],
-)  # fmt: skip
-@pytest.mark.parametrize("form", ["text", "markdown", "latex", "csv", "html"])
+    ("preset", "form"),
+    [
+        # A form knows nothing of presets: once each is enough by day.
+        pytest.param(
+            preset, form, marks=() if form == "text" or preset == ["ablation", "full"] else pytest.mark.nightly
+        )
+        for preset in TABLES
+        for form in FORMS
+    ],
+)
 def test_every_preset_in_every_form(tmp_path_factory, store, preset, form):
     if preset[0] == "head-to-head":
         store = tmp_path_factory.mktemp("plain")

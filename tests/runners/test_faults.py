@@ -269,10 +269,11 @@ def answer_with_result(config, data, root, barrier, answers):
         answers.put(str(error))
 
 
-def test_eight_processes_on_one_run_make_one_result(data, tmp_path):
+@pytest.mark.parametrize("rounds", [2, pytest.param(5, marks=pytest.mark.nightly)])
+def test_eight_processes_on_one_run_make_one_result(data, tmp_path, rounds):
     config = tiny()
     expected = execute(config, data, Store(tmp_path / "alone")).outcome.weights_digest
-    for number in range(5):
+    for number in range(rounds):
         barrier, answers = CONTEXT.Barrier(8), CONTEXT.SimpleQueue()
         root = tmp_path / str(number)
         crowd = [

@@ -46,7 +46,11 @@ def test_equals_the_formula_in_outputs_and_gradients(options, masked):
 
 @pytest.mark.parametrize(
     "options",
-    [{"kernel": "softmax"}, {"num_features": 24}, {"kernel": "softmax", "num_features": 24, "redraw_interval": 2}],
+    [
+        {"kernel": "softmax", "num_features": 24, "redraw_interval": 2},
+        pytest.param({"kernel": "softmax"}, marks=pytest.mark.nightly),
+        pytest.param({"num_features": 24}, marks=pytest.mark.nightly),
+    ],
     ids=str,
 )
 def test_other_options_keep_the_contract(options):

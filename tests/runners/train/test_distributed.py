@@ -133,12 +133,20 @@ def compare(data, folder, size, settings, variant="full"):
     return furthest(chosen(shared, config, data), chosen(folder / "alone", config, data))
 
 
-@pytest.mark.parametrize("case", CASES)
+NIGHTLY = ("clip", "dropout-3-parts", "dropout-4-parts", "last")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.nightly if case in NIGHTLY else ()) for case in CASES]
+)
 def test_several_processes_compute_what_one_does(data, tmp_path, case):
     assert compare(data, tmp_path, *CASES[case]) < 1e-5
 
 
-@pytest.mark.parametrize("variant", ["contextpool", "adaptive_span", "performer", "mega"])
+@pytest.mark.parametrize(
+    "variant",
+    ["contextpool", "adaptive_span", *(pytest.param(v, marks=pytest.mark.nightly) for v in ("performer", "mega"))],
+)
 def test_so_do_variants_with_penalties_and_states_of_their_own(data, tmp_path, variant):
     assert compare(data, tmp_path, 2, PLAIN, variant) < 1e-5
 
