@@ -42,6 +42,7 @@ Examples:
   lra-run --model my_model.py:build --task listops
   lra-run --task image --set model.family=convnet --set model.pool=contextpool
   lra-run --config lra-results/results/ab/ab12....json --store elsewhere
+  lra-run --evaluate ab12
 """
 
 
@@ -85,6 +86,13 @@ Examples:
     metavar="FILE",
     help="Run exactly this configuration: one that --dry-run printed, or a record; - reads standard input.",
 )
+@click.option(
+    "--evaluate",
+    "evaluated",
+    metavar="RUN",
+    help="Score the chosen weights of a finished run again: the file of its record, or the beginning of its id. "
+    "The exit code is 4 if another number of answers is right than is recorded.",
+)
 @click.option("--device", "device_name", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(min=1), help=f"CPU threads.  {THREADS_DEFAULT}")
 @store_option
@@ -120,6 +128,7 @@ def command(
     track: str | None,
     overrides: tuple[str, ...],
     config_file: str | None,
+    evaluated: str | None,
     device_name: str,
     threads: int | None,
     store_folder: Path,
@@ -136,11 +145,16 @@ def command(
     Give the same command again to continue a run that was interrupted. A run that has its record is not repeated.
     Under torchrun, the processes share the batches of one run.
     """
-    if config_file is not None and any((attn, model, task, profile, seeds, track, overrides)):
+    grid = (attn, model, task, profile, seeds, track, overrides)
+    if config_file is not None and any(grid):
         raise click.UsageError(
             "--config is a whole run: --attn, --model, --task, --profile, --seeds, --track, --set go without"
         )
-    if config_file is None and not (task and (attn or model or overrides)):
+    if evaluated is not None and any((*grid, config_file, force, dry_run, trackers)):
+        raise click.UsageError(
+            "--evaluate takes a run as it is; only --store, --data-dir, --device, --threads and --quiet go with it"
+        )
+    if config_file is None and evaluated is None and not (task and (attn or model or overrides)):
         raise click.UsageError("--attn and --task are needed, or --config")
     seed_list = parse_seeds(seeds or "0")
     import torch
@@ -151,9 +165,11 @@ def command(
     from lra.data.dataset import data_home
     from lra.errors import DamagedFileError, DataError
     from lra.results.records import ConflictError, Store
+    from lra.trained import load_run
 
     from ..progress import words
     from ..train.distributed import destroy, init, local_device, rank_info
+    from ..train.evaluate_again import evaluate_again
     from ..train.loop import PreemptedRunError
     from ..train.plan import check_models, check_shareable, describe, family_defaults, plan, read_config
     from ..train.prepare_data import prepare_all
@@ -165,6 +181,11 @@ def command(
     torch.set_num_threads(threads or default_threads())
     ranks = rank_info()
     device = local_device(pick_device(device_name), ranks)
+    if evaluated is not None:
+        options = RunOptions(device=device, progress=not quiet)
+        with signals.stop_at_once():
+            echo("\n".join(evaluate_again(load_run(evaluated, store_folder), options, data_dir)))
+        return
     home, store = data_home(data_dir), Store(store_folder)
     if config_file is not None:
         configs = [read_config(config_file)]

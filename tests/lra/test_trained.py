@@ -16,6 +16,8 @@ from lra.trained import TrainedRun
 from runners.train.evaluate import evaluate
 from tests.runners.tiny_runs import execute, tiny, tiny_data
 
+DEFAULT = ("full", "contextpool", "reformer")
+"""Variants that every test run trains; the nightly one trains all."""
 VARIANTS = [name for name in available() if get_variant(name).mixer.__module__.startswith(("attention_zoo", "context"))]
 
 
@@ -46,13 +48,18 @@ def answers(run, data):
 
 @pytest.mark.parametrize(
     "variant",
-    ["contextpool", *(pytest.param(name, marks=pytest.mark.nightly) for name in VARIANTS if name != "contextpool")],
+    [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.nightly) for name in VARIANTS],
 )
 def test_the_recorded_count_comes_again(variant, data, tmp_path):
     record = execute(tiny(variant), data, Store(tmp_path))
     score, right = answers(lra.load_run(Store(tmp_path).record_path(record.run_id)), data)
     assert score.correct == record.outcome.test.correct
     assert np.array_equal(right, Store(tmp_path).arrays(record.run_id)["test_correct"])
+
+
+def test_all_shipped_variants_are_among_them():
+    assert len(VARIANTS) == 26
+    assert set(DEFAULT) < set(VARIANTS)
 
 
 def test_texts_get_the_answers_of_the_test_split(run, data):
