@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -64,6 +66,10 @@ class Profile(Section):
         return TaskRecipe(data=recipe.data, model=recipe.model | special.model, train=recipe.train | special.train)
 
 
+_load_once = functools.cache(load_file)
+"""A built-in file does not change while a process runs, and YAML takes longer to read than anything else here."""
+
+
 def load_profile(name: str) -> Profile:
     """Load a built-in profile by name, or one of the user's by the path of its YAML file.
 
@@ -103,10 +109,10 @@ def load_builtin(kind: Literal["profiles", "suites"], name: str, section: type[S
     if not found:
         known = [file.stem for file in config_folder(kind).glob("*.yaml")]
         raise UsageError(f"unknown {kind.removesuffix('s')} {name!r}; {suggest(name, known)}")
-    values = load_file(path)
+    values = load_file(path) if own else _load_once(path)
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected a mapping at the top")
-    loaded, problems = validate_section(section, values, path.name)
+    loaded, problems = validate_section(section, copy.deepcopy(values), path.name)
     if loaded is None:
         raise UsageError("\n".join(problems))
     return loaded
