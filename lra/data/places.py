@@ -87,7 +87,8 @@ PLACES: tuple[Place, ...] = (
         form="folders listops/listops and pathfinder/pathfinder/pathfinder{32,64,128,256}",
         size="not stated; 96,000 / 2,000 / 2,000 rows and 200,000 hard images of 32 pixels (reported)",
         licence="not known",
-        state="a community copy, used by one project in 2026; not tried here on the real files",
+        state="a community copy, used by one project in 2026; not tried here on the real files. Which of the two "
+        "copies of pathfinder128 it has is not known",
         read_with="lra-data prepare TASK --set source=official --from FOLDER",
     ),
     Place(
@@ -127,7 +128,7 @@ PLACES: tuple[Place, ...] = (
         size="not stated",
         licence="not known",
         state="seen in 2026; the reviews have no numbers here, so the held-out ones are others",
-        read_with="not read",
+        read_with="lra-data prepare text --from FOLDER (extra export)",
     ),
     Place(
         name="Toronto, binary version",
@@ -171,8 +172,8 @@ PLACES: tuple[Place, ...] = (
             ("test-00000-of-00001.parquet", "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de"),
         ),
         licence="not known",
-        state="seen in 2026; several projects report the digests",
-        read_with="not read",
+        state="seen in 2026; several projects report the digests; the order of the images may be another one",
+        read_with="lra-data prepare image --from FOLDER (extra export)",
     ),
     Place(
         name="Hugging Face meerkat-ml/pathfinder",

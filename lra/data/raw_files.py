@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from lra.atomic_io import file_digest
@@ -70,9 +71,9 @@ def keep_source(home: Path, key: str, source: Path) -> None:
         echo(f"Warning: {refusal}; other dataset variants need --from again", err=True)
 
 
-def digests_of(source: Path) -> dict[str, str]:
-    """Return the SHA-256 of a file by its name, for the manifest; of a folder, nothing."""
-    return {source.name: file_digest(source)} if source.is_file() else {}
+def digests_of(files: Iterable[Path]) -> dict[str, str]:
+    """Return the SHA-256 of files by their names, for the manifest."""
+    return {file.name: file_digest(file) for file in files}
 
 
 def missing(task: str, what: str, home: Path) -> DataError:

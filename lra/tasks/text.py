@@ -12,6 +12,7 @@ from pydantic import Field
 
 from lra.data.archives import stream_members
 from lra.data.dataset import PreparedData, Split, SplitName
+from lra.data.parquet import PARQUET_ORDER, PARQUET_SPLITS, parquet_files, read_rows, source_files
 from lra.data.raw_files import digests_of, missing
 from lra.errors import DataError
 from lra.tasks.base import Task, TaskInfo, TaskOptions
@@ -95,7 +96,7 @@ class Text(Task[TextOptions]):
         workers: int | None,  # noqa: ARG002 - an archive is one stream
         progress: bool,
     ) -> PreparedData:
-        """Read the archive `aclImdb_v1.tar.gz`."""
+        """Read the archive `aclImdb_v1.tar.gz`, or a folder of parquet files."""
         if source is None:
             raise missing(self.info.name, "aclImdb_v1.tar.gz, the archive of IMDb reviews,", target.parent)
         splits = self._cut(read_reviews(source, options, progress=progress), options)
@@ -104,7 +105,8 @@ class Text(Task[TextOptions]):
             target,
             splits,
             generated_by=f"IMDb reader {VERSION}, {source.name}",
-            sources=digests_of(source),
+            sources=digests_of(source_files(source)),
+            dataset=f"{self.dataset_name(options)}, {PARQUET_ORDER}" if source.is_dir() else None,
         )
 
     def describe_example(self, examples: Split, index: int) -> str:
@@ -140,11 +142,36 @@ class Text(Task[TextOptions]):
 
 
 def read_reviews(source: Path, options: TextOptions, *, progress: bool) -> dict[str, list[tuple[bytes, int]]]:
-    """Return (bytes, label) of the reviews of `train` and `test`, ordered by label and number, cut to the length.
+    """Return (bytes, label) of the reviews of `train` and `test`, cut to the length.
+
+    Those of the archive are ordered by label and number; parquet has no numbers, and its order stays.
 
     Raises:
+        UsageError: pyarrow is not installed, for a folder of parquet files.
         DataError: The archive is damaged or is another one, or a review is empty.
     """
+    in_parquet = source.is_dir()
+    reviews = _parquet_reviews(source, options) if in_parquet else _archive_reviews(source, options, progress=progress)
+    for split, expected in zip(PARQUET_SPLITS, (options.train_reviews, options.test_reviews), strict=True):
+        count = len(reviews[split])
+        if count != expected:
+            hint = f"; --set {split}_reviews={count} admits them" if count else ": is this the IMDb archive?"
+            raise DataError(f"{source}: {count} reviews in aclImdb/{split}, expected {expected}{hint}")
+    return reviews
+
+
+def _parquet_reviews(source: Path, options: TextOptions) -> dict[str, list[tuple[bytes, int]]]:
+    reviews: dict[str, list[tuple[bytes, int]]] = {split: [] for split in PARQUET_SPLITS}
+    for split, rows in reviews.items():
+        for file in parquet_files(source, split):
+            for number, (text, label) in enumerate(read_rows(file, ("text", "label"))):
+                if not isinstance(text, str) or not text or label not in (0, 1):
+                    raise DataError(f"{file}: row {number} is not a review with the label 0 or 1")
+                rows.append((text.encode()[: options.max_length], int(label)))
+    return reviews
+
+
+def _archive_reviews(source: Path, options: TextOptions, *, progress: bool) -> dict[str, list[tuple[bytes, int]]]:
     found: dict[tuple[str, int, int], bytes] = {}
     total = options.train_reviews + options.test_reviews
     with progress_bar(title=source.name, total=total, unit=" reviews", shown=progress) as bar:
@@ -159,14 +186,9 @@ def read_reviews(source: Path, options: TextOptions, *, progress: bool) -> dict[
             if not found[key]:
                 raise DataError(f"{member.place}: an empty review")
             bar.update()
-    reviews: dict[str, list[tuple[bytes, int]]] = {"train": [], "test": []}
+    reviews: dict[str, list[tuple[bytes, int]]] = {split: [] for split in PARQUET_SPLITS}
     for split, label, number in sorted(found):
         reviews[split].append((found[split, label, number], label))
-    for split, expected in (("train", options.train_reviews), ("test", options.test_reviews)):
-        count = len(reviews[split])
-        if count != expected:
-            hint = f"; --set {split}_reviews={count} admits them" if count else ": is this the IMDb archive?"
-            raise DataError(f"{source}: {count} reviews in aclImdb/{split}, expected {expected}{hint}")
     return reviews
 
 

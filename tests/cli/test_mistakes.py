@@ -111,7 +111,11 @@ MISTAKES = [
     ("lra-data prepare text --from nowhere.tgz", 3, "nowhere.tgz: no such file or folder"),
     ("lra-data prepare text --from a-fil", 3, "a-fil: no such file or folder; did you mean 'a-file'?"),
     ("lra-data prepare listops --from a-file", 2, "listops is generated; --set source=official reads it from --from"),
-    ("lra-data prepare text --from folder", 3, "folder: a folder; the archive itself is read"),
+    (
+        "lra-data prepare text --from folder",
+        3,
+        "folder: no train-*.parquet in it; a folder must be of parquet files",
+    ),
     ("lra-data prepare text --from a-file", 3, "a-file: not a sound archive"),
     ("lra-data where txt", 2, "unknown task 'txt'; did you mean 'text'?"),
     ("lra-data fetch pathfinder", 2, "pathfinder is generated; lra-data prepare pathfinder makes it"),

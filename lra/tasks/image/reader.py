@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from lra.data.archives import stream_members
+from lra.data.parquet import parquet_files, read_rows
 from lra.errors import DataError
 from lra.tasks.image.pickle_reader import COLUMNS, read_pickle
 from lra.terminal import progress_bar
@@ -25,6 +28,7 @@ Bytes = npt.NDArray[np.uint8]
 GrayLevels = Literal["nearest", "tensorflow"]
 
 _NAME = re.compile(r"(?:\./)?cifar-10-batches-(py|bin)/(?:data_batch_([1-5])|test_batch)(\.bin)?")
+SIDE = 32
 _TEST = 6
 """The test file comes after the five of the training images."""
 
@@ -33,13 +37,15 @@ def read_images(source: Path, levels: GrayLevels, *, progress: bool) -> tuple[By
     """Return gray images (count, 1024) and labels (count,) of the training files, in order, then of the test file.
 
     Args:
-        source: The archive.
+        source: The archive, or a folder of parquet files.
         levels: How colours become gray levels, see `to_gray`.
         progress: Whether to show a bar, when there is a terminal.
 
     Raises:
         DataError: The archive is damaged, incomplete or another one.
     """
+    if source.is_dir():
+        return (*_read_parquet(source, "train", levels), *_read_parquet(source, "test", levels))
     found: dict[int, tuple[Bytes, Bytes]] = {}
     with progress_bar(title=source.name, total=_TEST, unit=" files", shown=progress) as bar:
         for member in stream_members(source, _limit, total_limit=ARCHIVE_LIMIT, member_limit=MEMBER_LIMIT):
@@ -83,6 +89,31 @@ def to_gray(images: Bytes, levels: GrayLevels = "tensorflow") -> Bytes:
     red_share, green_share, blue_share = np.split(images.astype(single) * single(1 / 255), 3, axis=1)
     level = (red_share * single(0.2989) + green_share * single(0.5870)) + blue_share * single(0.1140)
     return (level * single(255.5)).astype(np.uint8)
+
+
+def _read_parquet(source: Path, split: str, levels: GrayLevels) -> tuple[Bytes, Bytes]:
+    """Read rows of a PNG image and its label."""
+    images, labels = [], []
+    for file in parquet_files(source, split):
+        for number, (image, label) in enumerate(read_rows(file, ("img", "label"))):
+            if label not in range(10):
+                raise DataError(f"{file}: row {number}: a label is outside 0 to 9")
+            images.append(_read_png(image["bytes"] if isinstance(image, dict) else b"", f"{file}: row {number}"))
+            labels.append(label)
+    if not images:
+        raise DataError(f"{source}: no {split} images")
+    return to_gray(np.stack(images), levels), np.array(labels, dtype=np.uint8)
+
+
+def _read_png(data: bytes, place: str) -> Bytes:
+    """Return the pixels of a colour image, plane after plane: (3072,)."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            if (picture.size, picture.mode) == ((SIDE, SIDE), "RGB"):
+                return np.asarray(picture).transpose(2, 0, 1).reshape(-1)
+    except Exception as error:
+        raise DataError(f"{place}: a damaged image, or none") from error
+    raise DataError(f"{place}: not an RGB image of {SIDE} x {SIDE} pixels")
 
 
 def _read_binary(data: bytes, place: str) -> tuple[Bytes, Bytes]:

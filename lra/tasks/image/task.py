@@ -10,11 +10,12 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from lra.data.dataset import PreparedData, Split, SplitName
+from lra.data.parquet import PARQUET_ORDER, source_files
 from lra.data.raw_files import digests_of, missing
 from lra.errors import DataError
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.baselines import Features, pixels, token_counts
-from lra.tasks.image.reader import VERSION, Bytes, GrayLevels, read_images
+from lra.tasks.image.reader import SIDE, VERSION, Bytes, GrayLevels, read_images
 from lra.tasks.image_preview import shade
 from lra.tasks.splits import (
     Count,
@@ -25,7 +26,6 @@ from lra.tasks.splits import (
     sample_limits,
 )
 
-SIDE = 32
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
 GRAY_MEAN, GRAY_STD = 0.4809, 0.2390
 """Of value / 255 over the gray training images."""
@@ -117,7 +117,8 @@ class _Pixels(Task[OptionsT]):
             target,
             splits,
             generated_by=f"CIFAR-10 reader {VERSION}, {source.name}",
-            sources=digests_of(source),
+            sources=digests_of(source_files(source)),
+            dataset=f"{self.dataset_name(options)}, {PARQUET_ORDER}" if source.is_dir() else None,
         )
 
 

@@ -17,8 +17,10 @@ from lra.terminal import progress_bar
 
 VERSION = 1
 """Raised when the same file gives other arrays."""
-FOLDER = "listops-1000"
-"""In the archive of the benchmark."""
+FOLDERS = ("listops-1000", "listops/listops", "listops")
+"""In the archive of the benchmark; in a copy on Kaggle."""
+SHORT_FILES: dict[SplitName, str] = {"train": "train.tsv", "validation": "val.tsv", "test": "test.tsv"}
+"""Names in other copies."""
 FILES: dict[SplitName, str] = {"train": "basic_train.tsv", "validation": "basic_val.tsv", "test": "basic_test.tsv"}
 HEADER = b"Source\tTarget"
 

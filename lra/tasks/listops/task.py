@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from lra.data.dataset import SPLITS, PreparedData, Split, SplitName
-from lra.data.raw_files import places_in_release
+from lra.data.raw_files import digests_of, places_in_release
 from lra.errors import DataError, UsageError
 from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
 from lra.tasks.listops import baselines, generator, reader
@@ -118,14 +118,15 @@ class ListOps(Task[ListOpsOptions]):
     ) -> PreparedData:
         """Generate the examples, or read them from the folder that holds the official files."""
         if options.source == "official":
-            splits = self._read(options, target, source, progress=progress)
+            splits, sources = self._read(options, target, source, progress=progress)
             generated_by = f"official reader {reader.VERSION}"
         else:
-            splits = self._generate(options, workers=workers, progress=progress)
+            splits, sources = self._generate(options, workers=workers, progress=progress), {}
             generated_by = f"generator {generator.VERSION}"
         if options.grammar == OFFICIAL:
             baselines.check(splits)
-        return self.write(options, target, splits, generated_by=generated_by, baselines=baselines.measure(splits))
+        measured = baselines.measure(splits)
+        return self.write(options, target, splits, generated_by=generated_by, sources=sources, baselines=measured)
 
     def describe_example(self, examples: Split, index: int) -> str:
         """Render the tree, one node a line, indented by depth, with the value of each."""
@@ -164,28 +165,34 @@ class ListOps(Task[ListOpsOptions]):
         return splits
 
     @staticmethod
-    def _read(options: ListOpsOptions, target: Path, source: Path | None, *, progress: bool) -> dict[SplitName, Split]:
-        places = [] if source is None else places_in_release(source, reader.FOLDER)
-        found = [[file for file in reader.FILES.values() if (place / file).is_file()] for place in places]
-        source = next((place for place, files in zip(places, found, strict=True) if len(files) == len(SPLITS)), None)
-        if source is None:
-            there = max(found, key=len, default=[])
-            missing = [file for file in reader.FILES.values() if file not in there]
+    def _read(
+        options: ListOpsOptions, target: Path, source: Path | None, *, progress: bool
+    ) -> tuple[dict[SplitName, Split], dict[str, str]]:
+        parts = [] if source is None else reader.FOLDERS
+        folders = [place for part in parts for place in places_in_release(source or target, part)]
+        found: list[dict[SplitName, Path]] = [
+            {split: place / name for split, name in names.items() if (place / name).is_file()}
+            for names in (reader.FILES, reader.SHORT_FILES)
+            for place in folders
+        ]
+        files = max(found, key=len, default={})
+        if len(files) < len(SPLITS):
+            missing = [file for split, file in reader.FILES.items() if split not in files]
             raise DataError(
-                f"listops: {', '.join(missing)} not found in {places[0] if places else target.parent}\n"
+                f"listops: {', '.join(missing)} not found in {source or target.parent}\n"
                 "These files are in the folder listops-1000 of the archive lra_release.gz of the benchmark.\n"
                 "Read them with: lra-data prepare listops --set source=official --from FOLDER"
             )
-        splits = {name: reader.read_split(source / file, progress=progress) for name, file in reader.FILES.items()}
+        splits = {name: reader.read_split(files[name], progress=progress) for name in SPLITS}
         for name, split in splits.items():
-            file, count = source / reader.FILES[name], options.counts[name]
+            file, count = files[name], options.counts[name]
             if len(split) != count:
                 raise DataError(f"{file}: {len(split)} rows, expected {count}; --set {name}={len(split)} admits them")
             outside = np.flatnonzero((split.lengths < options.min_length) | (split.lengths > options.max_length))
             if len(outside):
                 line, length = int(outside[0]) + 2, split.lengths[outside[0]]
                 raise DataError(f"{file}:{line}: {length} tokens, not {options.min_length} to {options.max_length}")
-        return splits
+        return splits, digests_of(files.values())
 
 
 def _tree_lines(tokens: list[int]) -> list[str]:

@@ -34,6 +34,7 @@ FOLDERS: dict[Difficulty, str] = {
     "medium": "curv_contour_length_9",
     "hard": "curv_contour_length_14",
 }
+KAGGLE_PLACES = ("pathfinder/pathfinder", "pathfinder")
 EMPTY_IN_RELEASE = ("pathfinder32", "curv_baseline", "imgs/0", "sample_172.png")
 """The one image of the release that is an empty file."""
 COLUMNS = 11
@@ -70,7 +71,8 @@ def find_dataset(source: Path, size: int, difficulty: Difficulty) -> Path:
         DataError: There is none.
     """
     below = f"pathfinder{size}/{FOLDERS[difficulty]}"
-    for folder in (source, source / FOLDERS[difficulty], *places_in_release(source, below)):
+    kaggle = [source / place / below for place in KAGGLE_PLACES]
+    for folder in (source, source / FOLDERS[difficulty], *places_in_release(source, below), *kaggle):
         if (folder / "metadata").is_dir() and _is_called(folder, below):
             return folder
     raise DataError(f"pathfinder: {below}/metadata not found in {source}\nunpack lra_release.gz of the benchmark there")
@@ -125,6 +127,11 @@ def split_order(count: int) -> list[int]:
     import torch
 
     return torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+
+
+def labels_digest(entries: list[Entry]) -> str:
+    """Return the SHA-256 of the list of images and labels, in the order of the metadata."""
+    return hashlib.sha256("\n".join(f"{e.subfolder}/{e.name} {e.label}" for e in entries).encode()).hexdigest()
 
 
 def ids_digest(entries: list[Entry]) -> str:

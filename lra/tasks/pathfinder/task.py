@@ -113,16 +113,16 @@ class _Family(Task[OptionsT]):
             if target.is_dir():
                 return open_prepared(target, verify=False)
             if options.source == "official":
-                images, labels, generated_by, dataset = self._read(options, work, source, progress=progress)
+                images, labels, sources, generated_by, dataset = self._read(options, work, source, progress=progress)
             else:
                 keep_apart = options.touching == "refused"
                 recipe = generator.make_recipe(self.size, options.difficulty, keep_apart=keep_apart)
                 images, labels = generate_images(
                     recipe, options.count, options.seed, work, workers=workers, progress=progress
                 )
-                generated_by, dataset = f"generator {generator.VERSION}", None
+                sources, generated_by, dataset = {}, f"generator {generator.VERSION}", None
             splits = self._cut(images, labels, offset=self.token_offset(options))
-            data = self.write(options, target, splits, generated_by=generated_by, dataset=dataset)
+            data = self.write(options, target, splits, generated_by=generated_by, sources=sources, dataset=dataset)
             shutil.rmtree(work, ignore_errors=True)
             return data
 
@@ -142,8 +142,12 @@ class _Family(Task[OptionsT]):
 
     def _read(
         self, options: OptionsT, work: Path, source: Path | None, *, progress: bool
-    ) -> tuple[Bytes, Bytes, str, str | None]:
-        """Return images, labels, what read them, and what tables call them if not `dataset_name`."""
+    ) -> tuple[Bytes, Bytes, dict[str, str], str, str | None]:
+        """Read the images of a release.
+
+        Returns:
+            Images, labels, the digest of their list, what read them, and what tables call them if not `dataset_name`.
+        """
         from lra.tasks.pathfinder import reader as files
 
         if source is None:
@@ -158,6 +162,7 @@ class _Family(Task[OptionsT]):
             raise DataError(
                 f"{folder}: {len(entries)} images, expected {options.count}; --set count={len(entries)} admits them"
             )
+        sources = {f"list of images and labels of {folder.name}": files.labels_digest(entries)}
         entries = [entries[index] for index in files.split_order(len(entries))]
         images = files.copy_images(folder, entries, self.size, work / "official.bin", progress=progress)
         test = entries[len(entries) - split_counts(len(entries))["test"] :]
@@ -166,7 +171,7 @@ class _Family(Task[OptionsT]):
         outer = f"{self.dataset_name(options)}, outer copy of the release" if files.is_outer_copy(folder) else None
         if outer is not None:
             echo(f"Warning: {folder} is the outer of two copies in the release. {files.OUTER_COPY}", err=True)
-        return images, np.array([entry.label for entry in entries], dtype=np.uint8), generated_by, outer
+        return images, np.array([entry.label for entry in entries], dtype=np.uint8), sources, generated_by, outer
 
     def _cut(self, images: Bytes, labels: Bytes, *, offset: int) -> dict[SplitName, Split]:
         share = float(labels.mean())

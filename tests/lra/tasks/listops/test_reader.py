@@ -58,7 +58,8 @@ def test_official_files_give_the_same_arrays_as_the_trees_in_them(data, official
 
 
 @pytest.mark.parametrize(
-    "below", [".", "listops-1000", "lra_release/listops-1000", "lra_release/lra_release/listops-1000"]
+    "below",
+    [".", "listops-1000", "lra_release/listops-1000", "lra_release/lra_release/listops-1000", "listops/listops"],
 )
 def test_a_folder_above_is_searched_where_the_release_has_the_files(data, official, tmp_path, below):
     folder = tmp_path / "top" / below
@@ -66,6 +67,19 @@ def test_a_folder_above_is_searched_where_the_release_has_the_files(data, offici
     folder.symlink_to(official)
     (official / "._basic_train.tsv").write_bytes(b"Mac OS X")
     assert read(tmp_path / "top").digest == data.digest
+
+
+def test_copies_with_short_names_are_read_and_digests_name_the_files(data, official):
+    long, short = read(official), official.parent / "kaggle" / "listops" / "listops"
+    short.mkdir(parents=True)
+    for name, copy in (("basic_train", "train"), ("basic_val", "val"), ("basic_test", "test")):
+        (short / f"{copy}.tsv").write_bytes((official / f"{name}.tsv").read_bytes())
+    options = OFFICIAL_TINY
+    copied = ListOps().prepare(options, official.parent / "other", source=short.parents[1], progress=False)
+    assert copied.digest == long.digest == data.digest
+    assert set(long.manifest.sources) == {"basic_train.tsv", "basic_val.tsv", "basic_test.tsv"}
+    assert set(copied.manifest.sources) == {"train.tsv", "val.tsv", "test.tsv"}
+    assert set(copied.manifest.sources.values()) == set(long.manifest.sources.values())
 
 
 def test_crlf_is_accepted(data, official):

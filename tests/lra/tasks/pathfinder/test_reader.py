@@ -87,6 +87,20 @@ def test_the_inner_of_two_copies_is_taken_and_named(tmp_path):
     assert f"lra_release/lra_release/pathfinder128/{HARD}" in data.manifest.generated_by
 
 
+@pytest.mark.parametrize("below", ["pathfinder/pathfinder", "pathfinder"])
+def test_the_folders_of_another_copy_are_found_and_the_list_of_labels_has_a_digest(tmp_path, below):
+    write_dataset(tmp_path / "kaggle" / below / "pathfinder32" / HARD)
+    write_dataset(tmp_path / "release" / "pathfinder32" / HARD)
+    data = prepare(tmp_path / "a", tmp_path / "kaggle")
+    other = prepare(tmp_path / "b", tmp_path / "release")
+    assert data.manifest.sources == other.manifest.sources
+    assert list(data.manifest.sources) == [f"list of images and labels of {HARD}"]
+    metadata = sorted((tmp_path / "release" / "pathfinder32" / HARD / "metadata").iterdir())[0]
+    metadata.write_bytes(metadata.read_bytes().replace(b" 1 ", b" 0 "))
+    changed = prepare(tmp_path / "c", tmp_path / "release")
+    assert changed.manifest.sources != other.manifest.sources
+
+
 def test_the_known_empty_image_is_left_out_and_no_other(tmp_path):
     folder = write_dataset(tmp_path / "pathfinder32" / EASY, batches=(0,), per_batch=200)
     (folder / "imgs" / "0" / "sample_172.png").write_bytes(b"")

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of parquet files, as Hugging Face has IMDb and CIFAR-10; needs pyarrow (extra `export`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lra.errors import DataError, UsageError
+from lra.reading import check_regular, reading, visible
+
+FOLDERS = (".", "plain_text")
+"""Where the files are below the folder that a user names."""
+PARQUET_SPLITS = ("train", "test")
+PARQUET_ORDER = "in the order of the parquet files"
+"""Said in tables, because the held-out examples are others than those of the archives."""
+SIZE_LIMIT = 1 << 30
+"""Bytes of all columns of a file, decompressed."""
+BATCH = 1_000
+
+
+def parquet_files(source: Path, split: str) -> list[Path]:
+    """Return the files `SPLIT.parquet` or `SPLIT-*.parquet` of a folder, or of `plain_text` below it, in order.
+
+    Raises:
+        DataError: There are none.
+    """
+    for folder in FOLDERS:
+        files = visible(source / folder, f"{split}*.parquet")
+        if found := [file for file in files if file.stem.partition("-")[0] == split]:
+            return found
+    raise DataError(f"{source}: no {split}-*.parquet in it; a folder must be of parquet files")
+
+
+def source_files(source: Path) -> list[Path]:
+    """Return the files that a source consists of: the archive itself, or the parquet files of a folder.
+
+    Raises:
+        DataError: The folder has none.
+    """
+    return [file for split in PARQUET_SPLITS for file in parquet_files(source, split)] if source.is_dir() else [source]
+
+
+def read_rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of some columns, row by row.
+
+    Raises:
+        UsageError: pyarrow is not installed.
+        DataError: The file is damaged, too large, or has not these columns.
+    """
+    if find_spec("pyarrow") is None:
+        raise UsageError("reading parquet needs pyarrow; pip install 'lra-harness[export]'")
+    from pyarrow.parquet import ParquetFile
+
+    with reading(file):
+        check_regular(file)
+        with ParquetFile(file) as table:
+            groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
+            size = sum(group.total_byte_size for group in groups)
+            if size > SIZE_LIMIT:
+                raise DataError(f"{file}: {size:,} bytes once decompressed, more than the {SIZE_LIMIT:,} it may have")
+            there = table.schema_arrow.names
+            if absent := [column for column in columns if column not in there]:
+                raise DataError(f"{file}: no column {', '.join(absent)}; there are {', '.join(there)[:80]}")
+            for batch in table.iter_batches(batch_size=BATCH, columns=list(columns)):
+                yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
