@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePath
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from attention_zoo import variants
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, suggest
@@ -27,6 +27,16 @@ OWN_DISTRIBUTION = "lra-harness"
 """The distribution of this project, which announces ContextPool by entry point, as a third party would."""
 
 OWN_PACKAGES = frozenset({"attention_zoo", "contextpool"})
+Family = Literal[
+    "attention", "sparse", "low rank", "kernel", "state space", "convolution", "gated recurrence", "other", "control"
+]
+"""Groups of variants, in the order of tables: by where the weights between tokens come from.
+
+attention: all pairs of tokens. sparse: some pairs. low rank: fewer keys, landmarks or blocks stand for all. kernel:
+products of features. state space: a linear recurrence with fixed weights. convolution: fixed weights by position, or a
+Fourier transform. gated recurrence: a recurrence with weights from the input. control: what shows where a gain comes
+from.
+"""
 M = TypeVar("M", bound=type[SequenceMixer])
 
 
@@ -58,6 +68,8 @@ class VariantSpec:
     """Whether `program` builds a whole model, so that there is no mixer; see `attention_zoo.foreign`."""
     origin: str = ""
     """What identifies the program of a third party, if that is not its source."""
+    family: Family = "other"
+    """Which group it belongs to in tables that are sorted by family."""
 
     def __post_init__(self) -> None:
         """Derive the title if none is given."""
@@ -80,7 +92,9 @@ _referenced: dict[str, VariantSpec] = {}
 """Variants that are named by file or module and class."""
 
 
-def register_variant(name: str, *, traits: Traits, paper: str, title: str = "") -> Callable[[M], M]:
+def register_variant(
+    name: str, *, traits: Traits, paper: str, title: str = "", family: Family = "other"
+) -> Callable[[M], M]:
     """Return a decorator that registers a mixer class; its config class is read from the constructor's annotation.
 
     Args:
@@ -88,6 +102,7 @@ def register_variant(name: str, *, traits: Traits, paper: str, title: str = "") 
         traits: Properties that the variant claims; the contract checks test them.
         paper: Source in one line: authors, year, identifier.
         title: Name that tables and figures show. If empty, it is derived from `name`: `my_mixer` becomes `My mixer`.
+        family: Which group it belongs to in tables that are sorted by family.
 
     Raises:
         RegistrationError: The name belongs to another variant, even one that is not imported yet; or it is not lower
@@ -111,6 +126,7 @@ def register_variant(name: str, *, traits: Traits, paper: str, title: str = "") 
             traits=traits,
             paper=paper,
             registered_in=sys._getframe(1).f_code.co_filename,
+            family=family,
         )
         return mixer
 

@@ -169,6 +169,7 @@ class _WrappedMixer(SequenceMixer):
 @register_variant(
     "contextpool",
     title="ContextPool",
+    family="attention",
     traits=Traits(
         memory="linear",
         complexity="O(n) + base",
@@ -229,6 +230,7 @@ class ContextPoolMixer(_WrappedMixer):
 @register_variant(
     "contextpool_conv_only",
     title="ContextPool control",
+    family="control",
     traits=Traits(memory="linear", complexity="O(n) + base", causal=True),
     paper="none: a control for Huang et al. 2022, arXiv:2207.01844",
 )

@@ -67,6 +67,7 @@ class AdaptiveSpanConfig(QkvConfig):
 @register_variant(
     "adaptive_span",
     title="Adaptive span",
+    family="sparse",
     traits=Traits(
         memory="linear",
         complexity="O(n S), S the longest span",

@@ -46,6 +46,7 @@ class BigBirdConfig(QkvConfig):
 @register_variant(
     "bigbird",
     title="BigBird",
+    family="sparse",
     traits=Traits(
         memory="linear",
         complexity="O(n b (r + 5))",

@@ -43,6 +43,7 @@ class ConvConfig(VariantConfig):
 @register_variant(
     "conv",
     title="Convolution",
+    family="convolution",
     traits=Traits(memory="linear", complexity="O(n k)", causal=True),
     paper="none: a control; after Wu et al. 2019, arXiv:1901.10430",
 )

@@ -38,6 +38,7 @@ class CosformerConfig(QkvConfig):
 @register_variant(
     "cosformer",
     title="cosFormer",
+    family="kernel",
     traits=Traits(memory="linear", complexity="O(n d²)", causal=True),
     paper="Qin et al. 2022, arXiv:2202.08791",
 )

@@ -42,6 +42,7 @@ class FnetConfig(VariantConfig):
 @register_variant(
     "fnet",
     title="FNet",
+    family="convolution",
     traits=Traits(memory="linear", complexity="O(n log n)"),
     paper="Lee-Thorp et al. 2022, arXiv:2105.03824",
 )

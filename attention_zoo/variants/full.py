@@ -27,6 +27,7 @@ class FullConfig(QkvConfig):
 @register_variant(
     "full",
     title="Full attention",
+    family="attention",
     traits=Traits(memory="linear", complexity="O(n²)", causal=True, permutation_equivariant=True),
     paper="Vaswani et al. 2017, arXiv:1706.03762",
 )

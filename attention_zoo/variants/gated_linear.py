@@ -59,6 +59,7 @@ class GatedLinearConfig(VariantConfig):
 @register_variant(
     "gated_linear",
     title="Gated linear attention",
+    family="gated recurrence",
     traits=Traits(memory="linear", complexity="O(n)", causal=True),
     paper="Yang et al. 2023, arXiv:2312.06635; gates of arXiv:2405.05254",
 )

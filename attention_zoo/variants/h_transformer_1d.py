@@ -46,6 +46,7 @@ class HTransformer1dConfig(QkvConfig):
 @register_variant(
     "h_transformer_1d",
     title="H-Transformer-1D",
+    family="low rank",
     traits=Traits(memory="linear", complexity="O(n b)", exact_limit=lambda length: {"block_size": length + length % 2}),
     paper="Zhu and Soricut 2021, arXiv:2107.11906",
 )

@@ -30,6 +30,7 @@ class LinearConfig(QkvConfig):
 @register_variant(
     "linear",
     title="Linear attention",
+    family="kernel",
     traits=Traits(memory="linear", complexity="O(n d²)", causal=True, permutation_equivariant=True),
     paper="Katharopoulos et al. 2020, arXiv:2006.16236",
 )

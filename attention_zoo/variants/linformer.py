@@ -49,6 +49,7 @@ class LinformerConfig(QkvConfig):
 @register_variant(
     "linformer",
     title="Linformer",
+    family="low rank",
     traits=Traits(memory="linear", complexity="O(n k), k the rank"),
     paper="Wang et al. 2020, arXiv:2006.04768",
 )

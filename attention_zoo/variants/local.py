@@ -40,6 +40,7 @@ class LocalConfig(QkvConfig):
 @register_variant(
     "local",
     title="Local attention",
+    family="sparse",
     traits=Traits(memory="linear", complexity="O(n w)", exact_limit=lambda length: {"window": length}),
     paper="Tay et al. 2021, arXiv:2011.04006",
 )

@@ -54,6 +54,7 @@ class LongformerConfig(QkvConfig):
 @register_variant(
     "longformer",
     title="Longformer",
+    family="sparse",
     traits=Traits(
         memory="linear",
         complexity="O(n w)",

@@ -51,6 +51,7 @@ class LunaConfig(QkvConfig):
 @register_variant(
     "luna",
     title="Luna",
+    family="low rank",
     traits=Traits(memory="linear", complexity="O(n l), l the vectors", permutation_equivariant=True),
     paper="Ma et al. 2021, arXiv:2106.01540",
 )

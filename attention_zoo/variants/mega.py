@@ -69,6 +69,7 @@ class MegaConfig(VariantConfig):
 @register_variant(
     "mega",
     title="Mega",
+    family="state space",
     traits=Traits(memory="linear", complexity="O(n²); O(n c) in chunks of c", causal=True),
     paper="Ma et al. 2022, arXiv:2209.10655",
 )

@@ -25,6 +25,7 @@ class MlpOnlyConfig(VariantConfig):
 @register_variant(
     "mlp_only",
     title="MLP only",
+    family="control",
     traits=Traits(memory="linear", complexity="O(n)", causal=True, permutation_equivariant=True, mixes_tokens=False),
     paper="none: a control",
 )

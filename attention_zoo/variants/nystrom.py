@@ -55,6 +55,7 @@ class NystromConfig(QkvConfig):
 @register_variant(
     "nystrom",
     title="Nyström attention",
+    family="low rank",
     traits=Traits(
         memory="linear",
         complexity="O(n m), m the landmarks",

@@ -65,6 +65,7 @@ class PerformerConfig(QkvConfig):
 @register_variant(
     "performer",
     title="Performer",
+    family="kernel",
     traits=Traits(memory="linear", complexity="O(n m d), m the features", permutation_equivariant=True),
     paper="Choromanski et al. 2021, arXiv:2009.14794",
 )

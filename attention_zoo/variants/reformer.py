@@ -51,6 +51,7 @@ class ReformerConfig(QkvConfig):
 @register_variant(
     "reformer",
     title="Reformer",
+    family="sparse",
     traits=Traits(memory="linear", complexity="O(n log n + r n c)"),
     paper="Kitaev, Kaiser and Levskaya 2020, arXiv:2001.04451",
 )

@@ -59,6 +59,7 @@ class S4DConfig(VariantConfig):
 @register_variant(
     "s4d",
     title="S4D",
+    family="state space",
     traits=Traits(memory="linear", complexity="O(n log n)", causal=True),
     paper="Gu, Gupta, Goel and Re 2022, arXiv:2206.11893",
 )

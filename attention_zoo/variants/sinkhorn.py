@@ -48,6 +48,7 @@ class SinkhornConfig(QkvConfig):
 @register_variant(
     "sinkhorn",
     title="Sinkhorn attention",
+    family="sparse",
     traits=Traits(memory="linear", complexity="O(n b + (n / b)²)", exact_limit=lambda length: {"block_size": length}),
     paper="Tay et al. 2020, arXiv:2002.11296",
 )

@@ -54,6 +54,7 @@ class SkyformerConfig(QkvConfig):
 @register_variant(
     "skyformer",
     title="Skyformer",
+    family="low rank",
     traits=Traits(memory="linear", complexity="O(n m), m the landmarks"),
     paper="Chen et al. 2021, arXiv:2111.00035",
 )

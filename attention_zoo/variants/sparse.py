@@ -56,6 +56,7 @@ class SparseConfig(QkvConfig):
 @register_variant(
     "sparse",
     title="Sparse Transformer",
+    family="sparse",
     traits=Traits(memory="linear", complexity="O(n (l + n c / l))", exact_limit=lambda length: {"stride": length + 10}),
     paper="Child et al. 2019, arXiv:1904.10509",
 )

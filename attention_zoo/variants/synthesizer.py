@@ -56,6 +56,7 @@ class SynthesizerConfig(VariantConfig):
 @register_variant(
     "synthesizer",
     title="Synthesizer",
+    family="attention",
     traits=Traits(memory="linear", complexity="O(n²)"),
     paper="Tay et al. 2021, arXiv:2005.00743",
 )

@@ -49,6 +49,7 @@ class TransformerLsConfig(QkvConfig):
 @register_variant(
     "transformer_ls",
     title="Transformer-LS",
+    family="low rank",
     traits=Traits(memory="linear", complexity="O(n (w + r))"),
     paper="Zhu et al. 2021, arXiv:2107.02192",
 )

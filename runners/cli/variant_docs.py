@@ -20,7 +20,18 @@ from attention_zoo.registry import ENTRY_POINT_GROUP, OWN_DISTRIBUTION, plugin_o
 OFFICIAL_LISTOPS = LayerDims(dim=512, num_heads=8, max_length=2000, qkv_bias=False)
 """One layer of the official ListOps configuration, for which the parameters are counted."""
 
-COLUMNS = ("variant", "display name", "paper", "time", "memory", "parameters", "causal", "backends", "options")
+COLUMNS = (
+    "variant",
+    "display name",
+    "family",
+    "paper",
+    "time",
+    "memory",
+    "parameters",
+    "causal",
+    "backends",
+    "options",
+)
 
 _INTRODUCTION = """\
 # Variants
@@ -29,6 +40,7 @@ _INTRODUCTION = """\
 check NAME` runs the contract checks on a variant, and [add-a-variant.md](add-a-variant.md) shows how to write one.
 
 - **display name** is the name in tables and figures.
+- **family** is the group that `lra-report table accuracy --sort family` puts it into.
 - **time** is the claim of the paper in its notation, with n the length. **memory** is the growth of what one training
   step keeps and of its largest tensor; the contract checks measure it.
 - **parameters** are those of one layer at the official ListOps size (width 512, 8 heads, length 2000, no biases)
@@ -85,6 +97,7 @@ def row(spec: VariantSpec) -> tuple[str, ...]:
     return (
         spec.name,
         spec.title,
+        spec.family,
         spec.paper,
         spec.traits.complexity,
         spec.traits.memory,

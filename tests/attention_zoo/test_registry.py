@@ -5,6 +5,7 @@ import pkgutil
 import sys
 import textwrap
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from attention_zoo import (
     registry,
     variants,
 )
-from attention_zoo.registry import plugin_origin, program_origin
+from attention_zoo.registry import Family, plugin_origin, program_origin
 
 TRAITS = Traits(memory="linear", complexity="O(n)", permutation_equivariant=True, mixes_tokens=False)
 
@@ -293,3 +294,14 @@ def test_a_mixer_is_built_by_name_without_a_harness():
         create("nystrom", {"num_landmark": 8}, dim=64, num_heads=4, max_length=256)
     with pytest.raises(ValueError, match="has no causal form"):
         create("nystrom", dim=64, num_heads=4, max_length=256, causal=True)
+
+
+def test_every_variant_of_this_project_has_a_family_and_a_foreign_one_is_other(tmp_path):
+    families = {name: get_variant(name).family for name in available() if not plugin_origin(name)}
+    assert len(families) == 26
+    assert set(families.values()) == set(get_args(Family)) - {"other"}
+    assert families["contextpool_conv_only"] == families["mlp_only"] == "control"
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nclass Mine(nn.Module):\n    def forward(self, x): return x\n"
+    )
+    assert get_variant(f"{tmp_path / 'mine.py'}:Mine").family == "other"
