@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class LraError(Exception):
     """A mistake or a fault with a message for the user; never shown as a traceback."""
@@ -30,3 +33,20 @@ class StoreError(LraError):
 
 class DamagedFileError(StoreError):
     """One file of the store is missing, damaged, or not what its name says; others can be used."""
+
+
+@contextlib.contextmanager
+def refusals_as(kind: type[LraError], doing: str) -> Iterator[None]:
+    """Turn what the system refuses in the block into one line, such as `cannot write x: No space left on device`.
+
+    Args:
+        kind: The class of the error.
+        doing: The beginning of the line.
+
+    Raises:
+        LraError: Of class `kind`, for an `OSError` of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{doing}: {error.strerror or error}") from error

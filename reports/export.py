@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lra.errors import UsageError
+from lra.errors import UsageError, refusals_as
 from lra.terminal import clean_line
 
 from .render import no_formula
@@ -36,10 +36,8 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
             for name in texts
         }
     )
-    try:
+    with refusals_as(UsageError, f"cannot write {path}"):
         safe.to_csv(path, index=False, lineterminator="\n")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:
@@ -50,7 +48,5 @@ def write_parquet(frame: pd.DataFrame, path: Path) -> None:
     """
     if find_spec("pyarrow") is None:
         raise UsageError("pyarrow is not installed; pip install 'lra-harness[export]'")
-    try:
+    with refusals_as(UsageError, f"cannot write {path}"):
         frame.to_parquet(path, index=False, engine="pyarrow")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error

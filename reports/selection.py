@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 import click
 
 from lra.config.labels import fits, settings_of, split_row
-from lra.errors import UsageError
+from lra.errors import UsageError, refusals_as
 from lra.names import fold, suggest
 from lra.terminal import clean_line, echo
 
@@ -189,10 +189,8 @@ def write(text: str, out: Path | None) -> None:
     if out is None:
         echo(text)
         return
-    try:
+    with refusals_as(UsageError, f"cannot write {out}"):
         out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write {out}: {error.strerror or error}") from error
 
 
 def invocation() -> str:

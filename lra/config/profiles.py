@@ -11,10 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 
 from lra.config.builtin import config_folder, profile_names
-from lra.config.schema import (
-    Section,
-    validate_section,
-)
+from lra.config.schema import Section, valid_section
 from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
 from lra.names import fold, suggest, suggest_path
@@ -112,7 +109,4 @@ def load_builtin(kind: Literal["profiles", "suites"], name: str, section: type[S
     values = load_file(path) if own else _load_once(path)
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected a mapping at the top")
-    loaded, problems = validate_section(section, copy.deepcopy(values), path.name)
-    if loaded is None:
-        raise UsageError("\n".join(problems))
-    return loaded
+    return valid_section(section, copy.deepcopy(values), path.name)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lra.errors import UsageError
 from lra.names import suggest
 from lra.schedules import ScheduleName
 
@@ -216,6 +217,18 @@ def validate_section(section: type[S], values: Mapping[str, Any], path: str) -> 
         return section.model_validate(dict(values)), []
     except ValidationError as error:
         return None, [_problem(detail, path, section) for detail in error.errors(include_url=False)]
+
+
+def valid_section(section: type[S], values: Mapping[str, Any], path: str) -> S:
+    """Build a section from plain values.
+
+    Raises:
+        UsageError: One line per mistake.
+    """
+    built, problems = validate_section(section, values, path)
+    if built is None:
+        raise UsageError("\n".join(problems))
+    return built
 
 
 def _problem(detail: Any, path: str, section: type[BaseModel]) -> str:

@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lra.atomic_io import build_folder, file_digest
 from lra.config.schema import canonical_json
-from lra.errors import DataError
+from lra.errors import DataError, refusals_as
 from lra.names import rename_fields
 from lra.reading import check_regular, read_file, reading, reason
 
@@ -209,10 +209,8 @@ class TokenFile:
 
     def __init__(self, path: Path, split: Split) -> None:
         self.path, self._dtype = path, split.tokens.dtype
-        try:
+        with refusals_as(DataError, f"{path}"):
             self._descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror or error}") from error
         weakref.finalize(self, os.close, self._descriptor)
         self._header = os.fstat(self._descriptor).st_size - split.tokens.nbytes
         self._bounds = split.offsets.astype(np.int64)
@@ -427,26 +425,23 @@ def write_prepared(
             raise DataError(f"{task}: the {name} split is empty")
         if int(split.labels.min()) < 0 or int(split.labels.max()) >= num_classes:
             raise DataError(f"{task}: a label of the {name} split is outside 0..{num_classes - 1}")
-    try:
-        with build_folder(target) as folder:
-            manifest = Manifest(
-                schema_number=SCHEMA,
-                task=task,
-                dataset=dataset,
-                generated_by=generated_by,
-                sources=dict(sources or {}),
-                token_offset=splits["train"].token_offset,
-                options=dict(options),
-                baselines=dict(baselines),
-                splits={name: _describe(splits[name], num_classes) for name in SPLITS},
-                digest=content_digest(splits),
-                files=_save_arrays(folder, splits),
-            )
-            values = manifest.model_dump(mode="json")
-            values["checksum"] = hashlib.sha256(canonical_json(values)).hexdigest()
-            (folder / MANIFEST).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot write prepared data to {target}: {error.strerror or error}") from error
+    with refusals_as(DataError, f"cannot write prepared data to {target}"), build_folder(target) as folder:
+        manifest = Manifest(
+            schema_number=SCHEMA,
+            task=task,
+            dataset=dataset,
+            generated_by=generated_by,
+            sources=dict(sources or {}),
+            token_offset=splits["train"].token_offset,
+            options=dict(options),
+            baselines=dict(baselines),
+            splits={name: _describe(splits[name], num_classes) for name in SPLITS},
+            digest=content_digest(splits),
+            files=_save_arrays(folder, splits),
+        )
+        values = manifest.model_dump(mode="json")
+        values["checksum"] = hashlib.sha256(canonical_json(values)).hexdigest()
+        (folder / MANIFEST).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return open_prepared(target, verify=False)
 
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from lra.atomic_io import file_digest, sync_folder
-from lra.errors import DataError, UsageError
+from lra.errors import DataError, UsageError, refusals_as
 from lra.reading import reading, reason
 from lra.terminal import print_above_bars, progress_bar
 
@@ -237,10 +237,8 @@ def fetch(
         return target
     transfer = Transfer(remote, mirror=mirror, progress=progress, otherwise=otherwise, pause=pause)
     part = target.with_name(f"{target.name}.part")
-    try:
+    with refusals_as(DataError, f"cannot write {target}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror or error}") from error
     with reading(transfer.url[:SHOWN]):
         try:
             _append(transfer, part)
@@ -252,11 +250,9 @@ def fetch(
             part.unlink()
             problem = f"the SHA-256 is {digest}, expected {remote.sha256}; the file was removed"
             raise DataError(f"{transfer.url[:SHOWN]}: {problem}")
-        try:
+        with refusals_as(DataError, f"cannot write {target}"):
             part.replace(target)
             sync_folder(folder)
-        except OSError as error:
-            raise DataError(f"cannot write {target}: {error.strerror or error}") from error
     return target
 
 

@@ -8,7 +8,7 @@ import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
-from lra.errors import DataError
+from lra.errors import DataError, refusals_as
 
 
 @contextlib.contextmanager
@@ -18,11 +18,9 @@ def sole_owner(folder: Path) -> Iterator[None]:
     Raises:
         DataError: The folder cannot be made.
     """
-    try:
+    with refusals_as(DataError, f"cannot write to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("wb")
-    except OSError as error:
-        raise DataError(f"cannot write to {folder}: {error.strerror or error}") from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from lra.atomic_io import atomic_write
 from lra.config.schema import RunConfig, Section, canonical_json
-from lra.errors import DamagedFileError, StoreError
+from lra.errors import DamagedFileError, StoreError, refusals_as
 from lra.measure.flops import FlopCount
 from lra.names import rename_fields
 from lra.reading import reading, visible
@@ -191,10 +191,8 @@ def save_bench_record(store: Path, record: BenchRecord) -> Path:
         StoreError: The disk refuses.
     """
     path = store / "bench" / f"{record.settings_id}.json"
-    try:
+    with refusals_as(StoreError, f"cannot write {path}"):
         atomic_write(path, pack_envelope("bench", record.model_dump()))
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
     return path
 
 

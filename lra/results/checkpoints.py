@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lra.atomic_io import atomic_write
-from lra.errors import DamagedFileError, StoreError
+from lra.errors import DamagedFileError, StoreError, refusals_as
 from lra.reading import check_regular, reading, reason
 
 _MAGIC = b"LRA-SHA256\x00"
@@ -51,10 +51,8 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
         StoreError: The disk refuses.
     """
     body = pack_state(state)
-    try:
+    with refusals_as(StoreError, f"cannot write {path}"):
         atomic_write(path, body + _MAGIC + hashlib.sha256(body).digest())
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def read_state(path: Path) -> dict[str, Any]:

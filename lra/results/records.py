@@ -31,7 +31,7 @@ from pydantic import Field, model_validator
 
 from lra.atomic_io import atomic_write, create_exclusive
 from lra.config.schema import NUMERICS_VERSION, RunConfig, Section, canonical_json
-from lra.errors import DamagedFileError, StoreError
+from lra.errors import DamagedFileError, StoreError, refusals_as
 from lra.names import rename_fields
 from lra.reading import read_file, reading, visible
 from lra.results.envelope import pack_envelope, read_envelope, read_json
@@ -183,11 +183,9 @@ class Store:
             StoreError: They cannot.
         """
         probe = self.root / f".probe-{os.getpid()}"
-        try:
+        with refusals_as(StoreError, f"cannot write to the store {self.root}"):
             create_exclusive(probe, b"")
             probe.unlink()
-        except OSError as error:
-            raise StoreError(f"cannot write to the store {self.root}: {error.strerror or error}") from error
 
     def record_path(self, run_id: str) -> Path:
         """Return where the record of a run is, or would be."""
@@ -224,7 +222,7 @@ class Store:
         content = pack_arrays({**arrays, SEAL: seal(record.model_dump())})
         record = record.model_copy(update={"arrays_sha256": hashlib.sha256(content).hexdigest()})
         path = self.record_path(record.run_id)
-        try:
+        with refusals_as(StoreError, f"cannot write the result to {path}"):
             if self.find(record.run_id) is None:
                 atomic_write(self.arrays_path(record.run_id), content)
                 if create_exclusive(path, pack_envelope("record", record.model_dump())):
@@ -237,8 +235,6 @@ class Store:
                 path.with_suffix(f".conflict-{number}.json"), pack_envelope("record", record.model_dump())
             ):
                 number += 1
-        except OSError as error:
-            raise StoreError(f"cannot write the result to {path}: {error.strerror or error}") from error
         raise ConflictError(
             f"{path} holds another outcome of the same run; ours is kept as conflict-{number} beside it", number
         )
@@ -269,11 +265,9 @@ class Store:
             note["run"] = run.model_dump()
         body = json.dumps(note, indent=1, sort_keys=True, allow_nan=False).encode()
         number = len(list(folder.glob("*.json"))) + 1
-        try:
+        with refusals_as(StoreError, f"cannot write to {folder}"):
             while not create_exclusive(folder / f"{number}-{socket.gethostname()}-{os.getpid()}.json", body):
                 number += 1
-        except OSError as error:
-            raise StoreError(f"cannot write to {folder}: {error.strerror or error}") from error
 
     def records(self) -> Iterator[RunRecord | StoreError]:
         """Yield every record; a damaged or foreign one comes as the error that says so."""

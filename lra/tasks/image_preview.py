@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lra.data.dataset import PreparedData, SplitName
-from lra.errors import DataError, UsageError
+from lra.errors import DataError, UsageError, refusals_as
 
 SHADES = " .:-=+*#%@"
 TEXT_COLUMNS = 64
@@ -57,7 +57,5 @@ def contact_sheet(data: PreparedData, split: SplitName, indices: Sequence[int], 
         sheet[top + 1 : top + tile - 1, left + 1 : left + tile - 1] = 255 if examples.labels[index] == 1 else 96
         image = examples.tokens_of(index).reshape(size, size).repeat(zoom, axis=0).repeat(zoom, axis=1)
         sheet[top + GAP : top + tile - GAP, left + GAP : left + tile - GAP] = image
-    try:
+    with refusals_as(DataError, f"cannot write {path}"):
         Image.fromarray(sheet).save(path, format="PNG")
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error

@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from lra.errors import UsageError
+from lra.errors import UsageError, refusals_as
 from lra.terminal import clean_line
 
 COLUMN = 3.4
@@ -92,12 +92,10 @@ def save(figure: Figure, path: Path, form: str) -> Path:
     Raises:
         UsageError: The file cannot be written.
     """
-    try:
+    with refusals_as(UsageError, f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with house_style():
             figure.savefig(path, format=form, metadata=_METADATA[form])
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
     return path
 
 

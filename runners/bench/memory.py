@@ -12,12 +12,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from ..train.peak_memory import reset_high_water_mark, size_in_proc
 
 PINNED_MALLOC = {
     "MALLOC_ARENA_MAX": "1",
@@ -48,13 +49,12 @@ def kernel_peak(run: Callable[[], None]) -> int | None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library, which has nothing to trim
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to what is resident now
-    except OSError:
+    if not reset_high_water_mark():
         return None
-    before = _kilobytes("Rss", Path("/proc/self/smaps_rollup"))
+    before = size_in_proc("Rss", Path("/proc/self/smaps_rollup"))
     run()
-    return (_kilobytes("VmHWM", Path("/proc/self/status")) - before) * 1024
+    peak = size_in_proc("VmHWM")
+    return None if before is None or peak is None else peak - before
 
 
 def cuda_peak(run: Callable[[], None], device: torch.device) -> tuple[int, int]:
@@ -72,10 +72,3 @@ def self_test(device: torch.device) -> None:
     """Allocate 48 MiB for a moment, as three tensors of 16 MiB that are written to; every counter must see that."""
     held = [torch.ones(4 * 2**20, device=device) for _ in range(3)]
     del held
-
-
-def _kilobytes(field: str, path: Path) -> int:
-    match = re.search(rf"^{field}:\s+(\d+) kB", path.read_text(), re.MULTILINE)
-    if match is None:
-        raise OSError(f"{path} has no {field}")
-    return int(match.group(1))

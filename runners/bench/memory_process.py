@@ -23,6 +23,7 @@ from lra.measure.flops import FlopCount, count_flops
 from lra.models.transformer import count_parameters
 from lra.results.bench_records import MemoryMeasurement
 
+from ..train.peak_memory import size_in_proc
 from ..train.run import is_out_of_memory
 from .memory import (
     ALLOCATOR_COUNTER,
@@ -142,24 +143,11 @@ def _measure_memory(work: Workload, device: torch.device) -> MemoryMeasurement:
 def _limit_memory(limit: int | None) -> None:
     """Limit the address space, so that a step that does not fit raises an error before the kernel kills a process."""
     torch.ones(64, 64) @ torch.ones(64, 64)  # the threads and libraries reserve their address space before the limit
-    fields = dict(line.split(":") for line in _lines("/proc/meminfo"))
-    status = dict(line.split(":", 1) for line in _lines("/proc/self/status"))
-    if limit is None and "MemAvailable" in fields:
-        limit = _bytes(fields["MemAvailable"])
-    if limit is not None and "VmSize" in status:
-        ceiling = _bytes(status["VmSize"]) + limit
-        resource.setrlimit(resource.RLIMIT_AS, (ceiling, resource.getrlimit(resource.RLIMIT_AS)[1]))
-
-
-def _lines(path: str) -> list[str]:
-    """Read a file of /proc; return nothing where there is none."""
-    file = Path(path)
-    return file.read_text().splitlines() if file.is_file() else []
-
-
-def _bytes(text: str) -> int:
-    """Convert a size such as ` 1024 kB`."""
-    return int(text.split()[0]) * 1024
+    if limit is None:
+        limit = size_in_proc("MemAvailable", Path("/proc/meminfo"))
+    taken = size_in_proc("VmSize")
+    if limit is not None and taken is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (taken + limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ def remove(names: tuple[str, ...], data_dir: Path | None, *, yes: bool) -> None:
     """
     from lra.atomic_io import remove_folder
     from lra.data.dataset import data_home
-    from lra.errors import DataError
+    from lra.errors import DataError, refusals_as
     from lra.names import suggest
     from lra.tasks import TASKS
 
@@ -241,13 +241,11 @@ def remove(names: tuple[str, ...], data_dir: Path | None, *, yes: bool) -> None:
     if not yes:
         click.confirm(f"Remove {len(to_delete)} of {len({**present, **left})} in {home}?", abort=True)
     for folder in to_delete.values():
-        try:
+        with refusals_as(DataError, f"cannot remove {folder}"):
             if folder.is_dir():
                 remove_folder(folder)
             else:
                 folder.unlink()
-        except OSError as error:
-            raise DataError(f"cannot remove {folder}: {error.strerror or error}") from error
     echo(f"Removed {len(to_delete)}")
 
 
@@ -332,7 +330,7 @@ def resolve(task_name: str, settings: tuple[str, ...], profile: str | None = Non
         UsageError: A setting is not `key=value`, or not an option of the task.
     """
     from lra.config.profiles import load_profile
-    from lra.config.schema import validate_section
+    from lra.config.schema import valid_section
     from lra.config.yaml_loader import load_text
     from lra.errors import UsageError
     from lra.tasks import get_task
@@ -344,10 +342,7 @@ def resolve(task_name: str, settings: tuple[str, ...], profile: str | None = Non
         if not separator or not key:
             raise UsageError(f"--set {setting}: expected key=value, such as seed=1")
         values[key.strip().removeprefix("data.")] = load_text(value, f"--set {key}")
-    options, problems = validate_section(task.options, values, "data")
-    if options is None:
-        raise UsageError("\n".join(problems))
-    return task, options
+    return task, valid_section(task.options, values, "data")
 
 
 def describe_place(place: Place) -> str:

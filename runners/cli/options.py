@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from lra.errors import UsageError
+from lra.errors import UsageError, refusals_as
 
 MAX_SEEDS = 1_000
 """Of one command."""
@@ -59,10 +59,8 @@ def write_file(path: Path, content: str) -> None:
     """
     from lra.atomic_io import atomic_write
 
-    try:
+    with refusals_as(UsageError, f"cannot write {path}"):
         atomic_write(path, content.encode())
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def parse_natural(text: str) -> int | None:

@@ -238,17 +238,15 @@ def retry(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
 @one_line_errors
 def gc(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
     """Remove checkpoints, logs and temporary files that finished runs no longer need; the scored weights stay."""
-    from lra.errors import StoreError
+    from lra.errors import StoreError, refusals_as
 
     from ..sweep.state import collect_garbage
 
     signals.uninstall()
     runs = _runs(suite, data_dir, prepare=False)
     if store := _existing_store(store_folder):
-        try:
+        with refusals_as(StoreError, f"cannot tidy up {store_folder}"):
             freed = sum(collect_garbage(store, run) for run in runs)
-        except OSError as error:
-            raise StoreError(f"cannot tidy up {store_folder}: {error.strerror or error}") from error
         echo(f"{freed / 2**20:.1f} MiB freed")
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 import torch
@@ -49,16 +48,8 @@ check NAME` runs the contract checks on a variant, and [add-a-variant.md](add-a-
 """
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Catalogue:
-    """The variants that can be imported, and the problems of the others."""
-
-    specs: list[VariantSpec]
-    problems: list[str]
-
-
-def catalogue(*, own_only: bool = False) -> Catalogue:
-    """Import all variants, or only those of this project; a broken plug-in becomes a problem in the result."""
+def catalogue(*, own_only: bool = False) -> tuple[list[VariantSpec], list[str]]:
+    """Import all variants, or only those of this project; return those that can be used, and the problems of others."""
     specs, problems = [], []
     for name in available():
         origin = plugin_origin(name)
@@ -73,7 +64,7 @@ def catalogue(*, own_only: bool = False) -> Catalogue:
             problems.append(f"{name}{f' ({origin})' if origin else ''} cannot be built: {fault_line(error)}")
         else:
             specs.append(spec)
-    return Catalogue(specs=specs, problems=problems)
+    return specs, problems
 
 
 def relative_parameters(spec: VariantSpec) -> float:

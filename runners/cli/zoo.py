@@ -33,9 +33,9 @@ def list_command() -> None:
     """
     from .variant_docs import catalogue, table
 
-    found = catalogue()
-    echo(table(found.specs))
-    for problem in found.problems:
+    specs, problems = catalogue()
+    echo(table(specs))
+    for problem in problems:
         echo(f"Warning: {problem}", err=True)
 
 
@@ -117,11 +117,11 @@ def docs(out: Path) -> None:
 
     from .variant_docs import catalogue, page
 
-    found = catalogue(own_only=True)
-    if found.problems:
-        raise LraError("\n".join(found.problems))
-    write_file(out, page(found.specs))
-    echo(f"{out}: {len(found.specs)} variants")
+    specs, problems = catalogue(own_only=True)
+    if problems:
+        raise LraError("\n".join(problems))
+    write_file(out, page(specs))
+    echo(f"{out}: {len(specs)} variants")
 
 
 def find(name: str) -> VariantSpec:

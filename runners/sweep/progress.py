@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lra.results.records import Store
@@ -56,9 +55,7 @@ class SweepView:
             )
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Remove the bars."""
         for bar in [*self.bars.values(), *([self.main] if self.main is not None else [])]:
             bar.close()

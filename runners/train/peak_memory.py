@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
@@ -22,7 +22,7 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             self.method = "CUDA allocator, max_memory_allocated"
-        elif _reset_high_water_mark():
+        elif reset_high_water_mark():
             self.method = "process, kernel high-water mark (VmHWM)"
         else:
             self.method = "not measured on this platform"
@@ -33,14 +33,20 @@ class PeakMemory:
             return torch.cuda.max_memory_allocated(self.device)
         if "VmHWM" not in self.method:
             return None
-        match = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-        return int(match.group(1)) * 1024 if match else None
+        return size_in_proc("VmHWM")
 
 
-def _reset_high_water_mark() -> bool:
-    """Reset the high-water mark. `ru_maxrss` cannot be used: it survives fork and exec."""
+def reset_high_water_mark() -> bool:
+    """Set the kernel's mark to what is resident now, if it has one. `ru_maxrss` is none: it survives fork and exec."""
     try:
-        _CLEAR.write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return False
     return _STATUS.is_file()
+
+
+def size_in_proc(field: str, file: Path = _STATUS) -> int | None:
+    """Return the bytes that a field of a file of /proc gives in kB; None where there is no such file or field."""
+    text = file.read_text() if file.is_file() else ""
+    match = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(match.group(1)) * 1024 if match else None

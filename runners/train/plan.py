@@ -17,7 +17,7 @@ from attention_zoo.registry import normalise
 from lra.config.builtin import profile_names
 from lra.config.profiles import FamilyRecipe, Profile, load_profile
 from lra.config.resolve import check_variant_names, resolve, with_programs
-from lra.config.schema import ModelConfig, RunConfig, TrainConfig, canonical_json, validate_section
+from lra.config.schema import ModelConfig, RunConfig, TrainConfig, canonical_json, valid_section
 from lra.config.suites import check_number_of_runs
 from lra.config.yaml_loader import MAX_BYTES, SeveralDocumentsError, load_file, load_text
 from lra.data.dataset import open_prepared
@@ -190,7 +190,7 @@ def read_config(source: str) -> RunConfig:
             raise UsageError(f"{source}: {_grid_hint(values, source)}")
         if not isinstance(values, dict) or not values.keys() & RunConfig.model_fields.keys():
             raise UsageError(f"{source}: neither a configuration nor a record; --dry-run prints a configuration")
-        config = _validated(values, source)
+        config = valid_section(RunConfig, values, source)
         same = not _lacks(values, config.hashed())
     if not same:
         raise UsageError(
@@ -246,23 +246,15 @@ def _grid_hint(values: dict[str, Any], source: str) -> str:
     return f"a profile, not the configuration of one run; --attn NAME --task NAME --profile {source} runs it"
 
 
-def _validated(values: dict[str, Any], source: str) -> RunConfig:
-    config, problems = validate_section(RunConfig, values, source)
-    if config is None:
-        raise UsageError("\n".join(problems))
-    return config
-
-
 def runnable(config: RunConfig) -> RunConfig:
     """Return a complete configuration with typed values, after a check of the parts that task and variant define.
 
     Raises:
         UsageError: A name is unknown, an option is wrong or left out, or the program of a third party is another one.
     """
-    data, problems = validate_section(get_task(config.task).options, config.data, "data")
-    if data is None:
-        raise UsageError("\n".join(problems))
+    data = valid_section(get_task(config.task).options, config.data, "data")
     typed = with_programs(config.model_copy(update={"data": data.model_dump()}))
+    problems = []
     if _lacks(config.model_dump(), typed.hashed()):
         problems.append("a configuration names every option of task and variant; this one leaves some out")
     for what, there, here in (

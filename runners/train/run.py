@@ -22,7 +22,7 @@ from lra.config.labels import row_name
 from lra.config.schema import NUMERICS_VERSION, RunConfig
 from lra.data.batching import TrainingBatches
 from lra.data.dataset import PreparedData, SplitName
-from lra.errors import LraError, StoreError
+from lra.errors import LraError, StoreError, refusals_as
 from lra.measure.environment import decisive, describe_environment, differences
 from lra.metrics import Score
 from lra.models.transformer import build_model, mixers
@@ -332,17 +332,17 @@ def hold_lease(store: Store, run_id: str, progress: Progress, stop_requested: Ca
         PreemptedRunError: A stop was requested while waiting for the lease of another host.
         StoreError: The store cannot be written.
     """
-    try:
-        with acquire(store.root, run_id, progress, give_up=stop_requested) as ours:
-            if not ours and stop_requested():
-                raise PreemptedRunError("stopped while waiting for the lease of another host")
-            if not ours:
-                other = holder(store.root, run_id) or {}
-                pid, host = other.get("pid", "unknown"), other.get("host", "unknown")
-                raise LeasedRunError(f"process {pid} on host {host} is running it")
-            yield
-    except OSError as error:
-        raise StoreError(f"cannot lease a run in the store {store.root}: {error.strerror or error}") from error
+    with (
+        refusals_as(StoreError, f"cannot lease a run in the store {store.root}"),
+        acquire(store.root, run_id, progress, give_up=stop_requested) as ours,
+    ):
+        if not ours and stop_requested():
+            raise PreemptedRunError("stopped while waiting for the lease of another host")
+        if not ours:
+            other = holder(store.root, run_id) or {}
+            pid, host = other.get("pid", "unknown"), other.get("host", "unknown")
+            raise LeasedRunError(f"process {pid} on host {host} is running it")
+        yield
 
 
 class AttemptLog:

@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from lra.config.schema import RunConfig
@@ -130,9 +129,7 @@ class Trackers:
             except Exception as error:  # noqa: BLE001 - as above
                 self._drop(title, error)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Close every tracker."""
         for title, tracker in list(self._trackers.items()):
             try:

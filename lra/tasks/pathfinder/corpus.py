@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from lra.data.process_pool import in_order
-from lra.errors import DataError
+from lra.errors import DataError, refusals_as
 from lra.tasks.pathfinder.generator import CHUNK, generate_chunk
 from lra.tasks.pathfinder.lookup_tables import Recipe
 from lra.tasks.pathfinder.sprites import Bytes
@@ -47,21 +47,22 @@ def generate_images(
         DataError: A worker process died, or the disk refuses; what is finished stays for the next call.
     """
     chunks = -(-total // CHUNK)
-    try:
-        with (folder / IMAGES).open("a+b") as images, (folder / LOG).open("a+b") as log:
-            done = min(_keep_sound(images, log, CHUNK * recipe.size**2), chunks)
-            make = functools.partial(generate_chunk, recipe, seed)
-            processes = min(workers or os.cpu_count() or 1, max(1, chunks - done))
-            with progress_bar(title=f"pathfinder {recipe.size}", total=total, unit="img", shown=progress) as bar:
-                bar.update(min(done * CHUNK, total))
-                for pictures, labels in in_order(make, range(done, chunks), processes):
-                    _append(images, pictures.tobytes())
-                    _append(log, _digest(pictures.tobytes(), labels.tobytes()) + labels.tobytes())
-                    bar.update(min(CHUNK, total - bar.n))
-            log.seek(0)
-            entries = np.frombuffer(log.read(chunks * _ENTRY), dtype=np.uint8).reshape(chunks, _ENTRY)
-    except OSError as error:
-        raise DataError(f"cannot write to {folder}: {error.strerror or error}") from error
+    with (
+        refusals_as(DataError, f"cannot write to {folder}"),
+        (folder / IMAGES).open("a+b") as images,
+        (folder / LOG).open("a+b") as log,
+    ):
+        done = min(_keep_sound(images, log, CHUNK * recipe.size**2), chunks)
+        make = functools.partial(generate_chunk, recipe, seed)
+        processes = min(workers or os.cpu_count() or 1, max(1, chunks - done))
+        with progress_bar(title=f"pathfinder {recipe.size}", total=total, unit="img", shown=progress) as bar:
+            bar.update(min(done * CHUNK, total))
+            for pictures, labels in in_order(make, range(done, chunks), processes):
+                _append(images, pictures.tobytes())
+                _append(log, _digest(pictures.tobytes(), labels.tobytes()) + labels.tobytes())
+                bar.update(min(CHUNK, total - bar.n))
+        log.seek(0)
+        entries = np.frombuffer(log.read(chunks * _ENTRY), dtype=np.uint8).reshape(chunks, _ENTRY)
     pictures = np.memmap(folder / IMAGES, dtype=np.uint8, mode="r", shape=(total, recipe.size, recipe.size))
     return pictures, entries[:, _DIGEST:].reshape(-1)[:total]
 

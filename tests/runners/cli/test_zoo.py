@@ -52,7 +52,7 @@ def test_list_has_a_line_for_every_variant():
     result = run("list")
     assert result.exit_code == 0, result.output
     lines = {line.split()[0]: line for line in result.stdout.splitlines()[2:]}
-    usable = {spec.name for spec in variant_docs.catalogue().specs}
+    usable = {spec.name for spec in variant_docs.catalogue()[0]}
     assert set(lines) == usable
     assert {"full", "adaptive_span", "mlp_only"} <= usable <= set(available())
     assert "1.00" in lines["full"]
@@ -89,9 +89,9 @@ def test_a_broken_plugin_is_named_and_hides_nothing(monkeypatch):
         return get_variant(name)
 
     monkeypatch.setattr(variant_docs, "get_variant", refuse)
-    found = variant_docs.catalogue()
-    assert "conv cannot be used: No module named 'missing'" in found.problems
-    assert {"full", "mlp_only"} <= {spec.name for spec in found.specs}
+    specs, problems = variant_docs.catalogue()
+    assert "conv cannot be used: No module named 'missing'" in problems
+    assert {"full", "mlp_only"} <= {spec.name for spec in specs}
 
 
 def test_check_prints_a_line_per_check_and_passes():
@@ -122,7 +122,7 @@ def test_an_unknown_name_is_one_line_with_a_suggestion(verb):
 
 def test_docs_writes_the_page(tmp_path, monkeypatch):
     specs = [get_variant(name) for name in ("full", "conv")]
-    monkeypatch.setattr(variant_docs, "catalogue", lambda *, own_only: variant_docs.Catalogue(specs=specs, problems=[]))
+    monkeypatch.setattr(variant_docs, "catalogue", lambda *, own_only: (specs, []))
     result = run("docs", "--out", str(tmp_path / "new" / "page.md"))
     assert result.exit_code == 0, result.output
     assert (tmp_path / "new" / "page.md").read_text() == variant_docs.page(specs)
