@@ -30,6 +30,8 @@ NUMERICS_VERSION = 1
 ADDED_LATER: dict[str, Any] = {
     "model.pool_origin": "",
     "data.image.gray_levels": "nearest",
+    "data.image.source": "archive",
+    "data.text.source": "archive",
     "data.pathfinder.touching": "refused",
     "data.pathfinder_continuous.touching": "refused",
     "data.pathfinder64.touching": "refused",

@@ -98,8 +98,9 @@ PLACES: tuple[Place, ...] = (
         form="pickles lra-TASK.{train,dev,test}.pickle, made by the code of Nystromformer",
         size="not stated",
         licence="not known",
-        state="a community copy, used by three projects; whether its ListOps has brackets is not known",
-        read_with="not read",
+        state="a community copy, used by three projects; not tried here on the real files; whether its ListOps has "
+        "brackets is not known, and counted when it is read",
+        read_with="lra-data prepare TASK --set source=nystromformer --from FOLDER; a dataset variant of its own",
     ),
     Place(
         name="Stanford",

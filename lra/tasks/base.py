@@ -14,14 +14,20 @@ from typing import ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from lra.atomic_io import scratch_folder
 from lra.config.schema import ADDED_LATER
 from lra.data import download
 from lra.data.dataset import PreparedData, Split, SplitName, open_prepared, write_prepared
+from lra.data.pickled_rows import Ids
 from lra.data.places import REMOTES
-from lra.data.raw_files import check_source, keep_source, kept_source
+from lra.data.raw_files import check_source, digests_of, keep_source, kept_source
 from lra.errors import DataError, UsageError
 from lra.reading import reading
+from lra.tasks import pickles
 from lra.tasks.baselines import Features, linear, majority, token_counts
+
+PICKLE_OPTIONS = ("source", "max_length", "difficulty", "legacy_zero_mask")
+"""Options that data from Nystromformer's pickles takes."""
 
 
 class TaskOptions(BaseModel):
@@ -120,6 +126,68 @@ class Task(ABC, Generic[OptionsT]):
         Raises:
             DataError: The source is missing or not what it should be, or the folder cannot be written.
         """
+
+    def pickle_stem(self, options: OptionsT) -> str:  # noqa: ARG002
+        """Return what the names of Nystromformer's pickles of the task begin with."""
+        return self.info.name
+
+    def decode_pickled(self, ids: Ids, options: OptionsT) -> bytes:  # noqa: ARG002
+        """Return the stored tokens of a document of these pickles.
+
+        Raises:
+            UsageError: There are none of this task.
+            DataError: It is no document of the task.
+        """
+        raise UsageError(f"there are no {pickles.NAME} of task {self.info.name}")
+
+    def pickle_offset(self, options: OptionsT) -> int:  # noqa: ARG002
+        """Return the token offset of data from these pickles, see `lra.data.dataset.Split`."""
+        return 1
+
+    def describe_pickles(self, splits: Mapping[SplitName, Split]) -> list[str]:  # noqa: ARG002
+        """Say what else tables should say of data from these pickles."""
+        return []
+
+    def build_from_pickles(
+        self, options: OptionsT, target: Path, *, source: Path | None, progress: bool
+    ) -> PreparedData:
+        """Make the prepared folder `target` from Nystromformer's pickles.
+
+        Raises:
+            UsageError: An option is set that these pickles leave no choice of.
+            DataError: The pickles are missing or damaged, or the folder cannot be written.
+        """
+        name = self.info.name
+        fields = type(options).model_fields
+        changed = [key for key in fields if key not in PICKLE_OPTIONS and getattr(options, key) != fields[key].default]
+        if changed:
+            raise UsageError(f"source {pickles.SOURCE} does not take {', '.join(changed)}")
+        if source is None:
+            raise DataError(
+                f"{name}: the {pickles.NAME} are neither prepared nor kept in {target.parent}\n"
+                f"Read them with: lra-data prepare {name} --set source={pickles.SOURCE} --from FOLDER"
+            )
+        files = pickles.pickle_files(source, self.pickle_stem(options))
+        with scratch_folder(target) as scratch:
+            splits = pickles.read_pickles(
+                files,
+                scratch,
+                lambda ids: self.decode_pickled(ids, options),
+                documents=2 if self.info.paired else 1,
+                classes=self.info.num_classes,
+                offset=self.pickle_offset(options),
+                progress=progress,
+            )
+            counts = " / ".join(f"{len(split):,}" for split in splits.values())
+            phrases = [self.dataset_name(options), f"{counts} examples", *self.describe_pickles(splits)]
+            return self.write(
+                options,
+                target,
+                splits,
+                generated_by=f"pickle reader {pickles.VERSION}, folder {source.name}",
+                sources=digests_of(files.values()),
+                dataset=", ".join(phrases),
+            )
 
     @abstractmethod
     def describe_example(self, examples: Split, index: int) -> str:
@@ -235,7 +303,10 @@ class Task(ABC, Generic[OptionsT]):
             _check_writable(home)
             origin = kept_source(home, key) if source is None and key is not None else source
             with contextlib.nullcontext() if origin is None else reading(origin):
-                data = self.build(options, target, source=origin, workers=workers, progress=progress)
+                if getattr(options, "source", None) == pickles.SOURCE:
+                    data = self.build_from_pickles(options, target, source=origin, progress=progress)
+                else:
+                    data = self.build(options, target, source=origin, workers=workers, progress=progress)
             if source is not None and key is not None:
                 keep_source(home, key, source)
         else:

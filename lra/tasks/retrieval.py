@@ -12,9 +12,11 @@ from pydantic import Field
 from lra.atomic_io import scratch_folder
 from lra.data.dataset import SPLITS, PreparedData, Split, SplitName
 from lra.data.download import Remote, Transfer
+from lra.data.pickled_rows import Ids
 from lra.data.places import REMOTES
 from lra.data.raw_files import missing
 from lra.errors import DataError
+from lra.tasks import pickles
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.pairs import PairReader
 from lra.tasks.pairs_fetch import fetch_pairs, read_state
@@ -34,9 +36,9 @@ KEPT_BYTES = 4_000
 class RetrievalOptions(ReadOptions):
     """Which Retrieval; the defaults are the benchmark's own pairs, cut where it cuts them."""
 
-    source: Literal["official", "substitute"] = "official"
+    source: Literal["official", "substitute", "nystromformer"] = "official"
     """`official` reads the released pairs and insists on their number; `substitute` reads other pairs in the same
-    layout, and says so in every table."""
+    layout, and `nystromformer` the pickles that its code makes; tables say so."""
     max_length: Annotated[int, Field(ge=1, le=1 << 16)] = 4_000
     """Bytes of each document that are kept, from its start."""
 
@@ -51,6 +53,8 @@ class Retrieval(Task[RetrievalOptions]):
 
     def dataset_name(self, options: RetrievalOptions) -> str:
         """Say whose pairs they are, how long documents are, and whether splits are samples."""
+        if options.source == pickles.SOURCE:
+            return f"AAN, {pickles.NAME}, first {options.max_length:,} bytes at most"
         origin = "AAN" if options.source == "official" else "AAN substitute"
         return ", ".join([origin, f"first {options.max_length:,} bytes", *options.sample_phrase()])
 
@@ -59,8 +63,8 @@ class Retrieval(Task[RetrievalOptions]):
         return options.max_length
 
     def short_name(self, options: RetrievalOptions) -> str:
-        """Return the length, preceded by `substitute` for other pairs than the benchmark's."""
-        return f"substitute-{options.max_length}" if options.source == "substitute" else str(options.max_length)
+        """Return the length, preceded by the source for other pairs than the benchmark's."""
+        return str(options.max_length) if options.source == "official" else f"{options.source}-{options.max_length}"
 
     def small(self, options: RetrievalOptions, train: int) -> dict[str, int]:  # noqa: ARG002 - other pairs, same shares
         """Sample every split; a substitute, whose size nothing says beforehand, in the benchmark's proportions."""
@@ -68,7 +72,11 @@ class Retrieval(Task[RetrievalOptions]):
 
     def source_key(self, options: RetrievalOptions) -> str:
         """Return the task's name for the released pairs; a substitute is never taken for them."""
-        return self.info.name if options.source == "official" else f"{self.info.name}-substitute"
+        return self.info.name if options.source == "official" else f"{self.info.name}-{options.source}"
+
+    def decode_pickled(self, ids: Ids, options: RetrievalOptions) -> bytes:
+        """Return the bytes of a paper."""
+        return pickles.decode_bytes(ids, longest=options.max_length)
 
     def fetch(
         self, options: RetrievalOptions, folder: Path, *, mirror: str | None, progress: bool, otherwise: str

@@ -13,8 +13,10 @@ from pydantic import Field
 from lra.data.archives import stream_members
 from lra.data.dataset import PreparedData, Split, SplitName
 from lra.data.parquet import PARQUET_ORDER, PARQUET_SPLITS, parquet_files, read_rows, source_files
+from lra.data.pickled_rows import Ids
 from lra.data.raw_files import digests_of, missing
 from lra.errors import DataError
+from lra.tasks import pickles
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.splits import (
     Count,
@@ -42,6 +44,8 @@ _LABELS = {"neg": 0, "pos": 1}
 class TextOptions(ReadOptions):
     """Which Text; the defaults are the length that papers mean by it, with a held-out validation split."""
 
+    source: Literal["archive", "nystromformer"] = "archive"
+    """`nystromformer` reads the pickles that the code of Nystromformer makes, and says so in every table."""
     max_length: Annotated[int, Field(ge=1, le=1 << 16)] = 4_096
     """Bytes of a review that are kept, from its start: 1,000 in the original configuration, 4,000 or more elsewhere."""
     validation: Literal["held_out", "test"] = "held_out"
@@ -59,6 +63,8 @@ class Text(Task[TextOptions]):
 
     def dataset_name(self, options: TextOptions) -> str:
         """Say how long reviews are, what validation is, and whether splits are samples."""
+        if options.source == pickles.SOURCE:
+            return f"IMDb, {pickles.NAME}, first {options.max_length:,} bytes at most"
         held_out = "10 % of train held out" if options.validation == "held_out" else "validation is the test split"
         parts = [f"IMDb, first {options.max_length:,} bytes", held_out, *options.sample_phrase()]
         if (options.train_reviews, options.test_reviews) != (OFFICIAL_COUNT, OFFICIAL_COUNT):
@@ -83,9 +89,13 @@ class Text(Task[TextOptions]):
         }
         return sample_limits(full, train)
 
-    def source_key(self, options: TextOptions) -> str:  # noqa: ARG002 - all dataset variants come from one archive
-        """Return the task's name."""
-        return self.info.name
+    def source_key(self, options: TextOptions) -> str:
+        """Return the task's name for all dataset variants that come from the archive."""
+        return self.info.name if options.source == "archive" else f"{self.info.name}-{options.source}"
+
+    def decode_pickled(self, ids: Ids, options: TextOptions) -> bytes:
+        """Return the bytes of a review."""
+        return pickles.decode_bytes(ids, longest=options.max_length)
 
     def build(
         self,

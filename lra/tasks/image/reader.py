@@ -10,7 +10,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from lra.data.archives import stream_members
 from lra.data.parquet import parquet_files, read_rows
@@ -107,6 +106,8 @@ def _read_parquet(source: Path, split: str, levels: GrayLevels) -> tuple[Bytes, 
 
 def _read_png(data: bytes, place: str) -> Bytes:
     """Return the pixels of a colour image, plane after plane: (3072,)."""
+    from PIL import Image
+
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             if (picture.size, picture.mode) == ((SIDE, SIDE), "RGB"):

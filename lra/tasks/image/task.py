@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 
 from lra.data.dataset import PreparedData, Split, SplitName
 from lra.data.parquet import PARQUET_ORDER, source_files
+from lra.data.pickled_rows import Ids
 from lra.data.raw_files import digests_of, missing
 from lra.errors import DataError
+from lra.tasks import pickles
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.baselines import Features, pixels, token_counts
 from lra.tasks.image.reader import SIDE, VERSION, Bytes, GrayLevels, read_images
@@ -43,6 +45,8 @@ class PixelOptions(ReadOptions):
 class ImageOptions(PixelOptions):
     """Which Image."""
 
+    source: Literal["archive", "nystromformer"] = "archive"
+    """`nystromformer` reads the pickles that the code of Nystromformer makes, and says so in every table."""
     legacy_zero_mask: bool = False
     """Tokens are the raw levels and black is hidden like padding, as in the original code; else levels count from 1."""
     gray_levels: GrayLevels = "nearest"
@@ -132,6 +136,8 @@ class Image(_Pixels[ImageOptions]):
 
     def dataset_name(self, options: ImageOptions) -> str:
         """Say whose gray levels they are, whether black is padding, and whether splits are samples."""
+        if options.source == pickles.SOURCE:
+            return f"gray CIFAR-10, {pickles.NAME}" + (", black as padding" if options.legacy_zero_mask else "")
         levels = ["levels of the original code"] if options.gray_levels == "tensorflow" else []
         black = ["black as padding"] if options.legacy_zero_mask else []
         return ", ".join(["gray CIFAR-10", *levels, *black, *options.sample_phrase()])
@@ -139,6 +145,18 @@ class Image(_Pixels[ImageOptions]):
     def short_name(self, options: ImageOptions) -> str:
         """Return `legacy` where black is padding."""
         return "legacy" if options.legacy_zero_mask else "levels"
+
+    def source_key(self, options: ImageOptions) -> str:
+        """Return `image` for the archive, which the continuous task shares."""
+        return "image" if options.source == "archive" else f"image-{options.source}"
+
+    def decode_pickled(self, ids: Ids, options: ImageOptions) -> bytes:  # noqa: ARG002
+        """Return the gray levels of an image."""
+        return pickles.decode_pixels(ids, count=SIDE * SIDE)
+
+    def pickle_offset(self, options: ImageOptions) -> int:
+        """Return 1, so that black is a token; 0 where it passes for padding."""
+        return 0 if options.legacy_zero_mask else 1
 
     def build(
         self,

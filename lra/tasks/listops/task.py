@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -12,8 +12,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from lra.data.dataset import SPLITS, PreparedData, Split, SplitName
+from lra.data.pickled_rows import Ids
 from lra.data.raw_files import digests_of, places_in_release
 from lra.errors import DataError, UsageError
+from lra.tasks import pickles
 from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
 from lra.tasks.listops import baselines, generator, reader
 from lra.tasks.listops.corpus import generate_examples
@@ -29,8 +31,9 @@ OFFICIAL_COUNTS: dict[SplitName, int] = {"train": 96_000, "validation": 2_000, "
 class ListOpsOptions(TaskOptions):
     """Which ListOps; the defaults are the benchmark's own distribution and sizes."""
 
-    source: Literal["generated", "official"] = "generated"
-    """`official` reads the released files; the grammar's shape and the seed are then not ours to set."""
+    source: Literal["generated", "official", "nystromformer"] = "generated"
+    """`official` reads the released files; the grammar's shape and the seed are then not ours to set. `nystromformer`
+    reads the pickles that its code makes, whose symbols have the numbers of the machine that made them."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the generator, not of a run."""
     train: Count = OFFICIAL_COUNTS["train"]
@@ -83,6 +86,8 @@ class ListOps(Task[ListOpsOptions]):
 
     def dataset_name(self, options: ListOpsOptions) -> str:
         """Say where the examples come from, and all that sets them apart from the benchmark's."""
+        if options.source == pickles.SOURCE:
+            return f"{pickles.NAME}, numbers of symbols as in the files"
         grammar, parts = options.grammar, ["official files" if options.source == "official" else "generated"]
         if options.source == "generated" or grammar != OFFICIAL:
             parts.append(f"{grammar.min_length - 1} < length < {grammar.max_length + 1}")
@@ -103,7 +108,7 @@ class ListOps(Task[ListOpsOptions]):
 
     def small(self, options: ListOpsOptions, train: int) -> dict[str, int]:
         """Generate fewer; the released files are read whole."""
-        if options.source == "official":
+        if options.source != "generated":
             raise UsageError(
                 "the released ListOps files are read whole; a small dataset variant is generated: --generate"
             )
@@ -128,14 +133,42 @@ class ListOps(Task[ListOpsOptions]):
         measured = baselines.measure(splits)
         return self.write(options, target, splits, generated_by=generated_by, sources=sources, baselines=measured)
 
+    def decode_pickled(self, ids: Ids, options: ListOpsOptions) -> bytes:
+        """Return the symbols of an expression, numbered as in the file."""
+        return pickles.decode_symbols(ids, least=1, most=VOCAB_SIZE - 1, longest=options.max_length)
+
+    def pickle_offset(self, options: ListOpsOptions) -> int:  # noqa: ARG002
+        """Return 0."""
+        return 0
+
+    def describe_pickles(self, splits: Mapping[SplitName, Split]) -> list[str]:
+        """Count the close brackets, which older pickles lack: a tree ends with one, so all examples end alike."""
+        texts = [split.tokens_of(index) for split in splits.values() for index in range(len(split))]
+        last = {int(text[-1]) for text in texts}
+        if len(last) > 1:
+            return ["without close brackets"]
+        return [f"{sum(int((text == text[-1]).sum()) for text in texts):,} close brackets"]
+
+    def show(self, data: PreparedData, split: SplitName, index: int) -> str:
+        """Describe one example; of pickles, as numbers whose meaning is not known."""
+        if data.manifest.options["source"] != pickles.SOURCE:
+            return super().show(data, split, index)
+        examples = data.split(split)
+        if not 0 <= index < len(examples):
+            raise UsageError(f"{split} has examples 0 to {len(examples) - 1}, not {index}")
+        numbers = " ".join(map(str, examples.tokens_of(index).tolist()))
+        return f"{split} example {index}: label {examples.labels[index]}, symbols as numbered in the file\n{numbers}"
+
     def describe_example(self, examples: Split, index: int) -> str:
         """Render the tree, one node a line, indented by depth, with the value of each."""
         tokens = examples.tokens_of(index).tolist()
         head = f"{len(tokens)} tokens, label {examples.labels[index]}"
         return "\n".join([head, *_tree_lines(tokens)])
 
-    def encode(self, texts: Sequence[str], options: ListOpsOptions) -> Split:  # noqa: ARG002
+    def encode(self, texts: Sequence[str], options: ListOpsOptions) -> Split:
         """Return the tokens of expressions such as `[MAX 2 [MIN 3 4 ] 1 ]`."""
+        if options.source == pickles.SOURCE:
+            raise UsageError(f"the {pickles.NAME} do not say which number is which symbol, so texts cannot be read")
         rows = [reader.parse_tokens(text.encode(), f"text {number}") for number, text in enumerate(texts)]
         return Split(
             tokens=np.frombuffer(b"".join(rows), dtype=np.uint8),

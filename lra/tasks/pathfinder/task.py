@@ -13,8 +13,10 @@ import numpy as np
 from pydantic import Field
 
 from lra.data.dataset import PreparedData, Split, SplitName, open_prepared
+from lra.data.pickled_rows import Ids
 from lra.data.work_folder import sole_owner
 from lra.errors import DataError, UsageError
+from lra.tasks import pickles
 from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
 from lra.tasks.baselines import Features, Floats, Ints
 from lra.tasks.image_preview import shade
@@ -34,8 +36,8 @@ BALANCE_SAMPLE = 10_000
 class ImageSetOptions(TaskOptions):
     """Which images; the defaults are the benchmark's."""
 
-    source: Literal["generated", "official"] = "generated"
-    """`official` reads the folders of the release."""
+    source: Literal["generated", "official", "nystromformer"] = "generated"
+    """`official` reads the folders of the release, `nystromformer` the pickles that its code makes."""
     difficulty: generator.Difficulty = "hard"
     """Curves of 6, 9 or 14 segments; published results are on `hard`."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -79,7 +81,8 @@ class _Family(Task[OptionsT]):
 
     def dataset_name(self, options: OptionsT) -> str:
         """Say where the images come from, how hard they are, and all that sets them apart from the benchmark's."""
-        parts = ["official files" if options.source == "official" else "generated", options.difficulty]
+        origin = {"generated": "generated", "official": "official files", pickles.SOURCE: pickles.NAME}
+        parts = [origin[options.source], options.difficulty]
         if options.touching == "kept":
             parts.append("touching curves kept")
         if options.count != OFFICIAL_COUNT:
@@ -92,7 +95,7 @@ class _Family(Task[OptionsT]):
 
     def small(self, options: OptionsT, train: int) -> dict[str, int]:
         """Generate fewer; the released folders are read whole."""
-        if options.source == "official":
+        if options.source != "generated":
             raise UsageError(
                 "the released Pathfinder images are read whole; a small dataset variant is generated: --generate"
             )
@@ -101,8 +104,22 @@ class _Family(Task[OptionsT]):
         return {"count": 10 * tens + rest}  # the inverse of `split_counts`
 
     def short_name(self, options: OptionsT) -> str:
-        """Return the difficulty, preceded by `official` for the released images."""
-        return f"official-{options.difficulty}" if options.source == "official" else options.difficulty
+        """Return the difficulty, preceded by the source of images that are read."""
+        return options.difficulty if options.source == "generated" else f"{options.source}-{options.difficulty}"
+
+    def pickle_stem(self, options: OptionsT) -> str:
+        """Return size and difficulty as the release names them."""
+        from lra.tasks.pathfinder.reader import FOLDERS
+
+        return f"pathfinder{self.size}-{FOLDERS[options.difficulty]}"
+
+    def decode_pickled(self, ids: Ids, options: OptionsT) -> bytes:  # noqa: ARG002
+        """Return the gray levels of an image."""
+        return pickles.decode_pixels(ids, count=self.size**2)
+
+    def pickle_offset(self, options: OptionsT) -> int:
+        """Return the token offset of all images of the task."""
+        return self.token_offset(options)
 
     def build(
         self, options: OptionsT, target: Path, *, source: Path | None, workers: int | None, progress: bool
