@@ -141,9 +141,10 @@ class ForeignModel(nn.Module):
             seed_torch(0, "trial")
             tokens = torch.randint(1, self.info.vocab_size, shape, dtype=torch.int16).to(device)
             both = self._tried(tokens[..., :length])
-            one = self._tried(tokens[:1, ..., :length])
             mask = torch.arange(padded, device=device).expand(shape) < length
-            longer = both if same_length else self._tried(tokens, mask)
+            with torch.no_grad():
+                one = self._tried(tokens[:1, ..., :length])
+                longer = both if same_length else self._tried(tokens, mask)
         self.train(was_training)
         if not both.requires_grad:
             raise ForeignError(f"{self.title}: its logits depend on no parameter; is it detached, or without any?")
