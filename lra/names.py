@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that a user types: folded and, if mistyped, suggested. Names of fields that changed between two schemas."""
+"""What a user types: names, folded and, if mistyped, suggested; and seeds. Names of fields that changed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from lra.errors import UsageError
+
+MAX_SEEDS = 1_000
+"""Of one command."""
 
 
 def fold(name: str) -> str:
@@ -53,3 +58,32 @@ def rename_fields(body: Mapping[str, Any], new_names: Mapping[str, str]) -> dict
     if wrong := [new for old, new in new_names.items() if old not in body or new in body]:
         raise ValueError(f"an older schema, but not with the old names of {', '.join(wrong)}")
     return {new_names.get(name, name): value for name, value in body.items()}
+
+
+def parse_natural(text: str) -> int | None:
+    """Parse a number of up to 18 digits, which is below 2^63; None if the text is anything else."""
+    return int(text) if text.isdecimal() and len(text) <= 18 else None
+
+
+def parse_seeds(text: str, origin: str = "--seeds") -> list[int]:
+    """Parse a list of seeds such as `3`, `0-4` or `0,2,5-7`.
+
+    Args:
+        text: What the user wrote.
+        origin: Where, for the error message.
+
+    Raises:
+        UsageError: An item is neither a number nor an increasing range, or there are more than `MAX_SEEDS`.
+    """
+    seeds: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = piece.strip().partition("-")
+        start, stop = parse_natural(first), parse_natural(last if dash else first)
+        if start is None or stop is None:
+            raise UsageError(f"{origin} {text[:80]}: {piece.strip()[:80]!r} is not a seed; write 3, 0-4 or 0,2,5")
+        if stop < start:
+            raise UsageError(f"{origin} {text[:80]}: {piece.strip()!r} runs backwards; write {stop}-{start}")
+        if len(seeds) + stop - start >= MAX_SEEDS:
+            raise UsageError(f"{origin} {text[:80]}: more than {MAX_SEEDS:,} seeds")
+        seeds.extend(range(start, stop + 1))
+    return list(dict.fromkeys(seeds))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -38,7 +38,8 @@ class FamilyRecipe(Section):
 class Profile(Section):
     """A published recipe: which sizes, which optimiser, for how long."""
 
-    name: str
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Plain letters, so that no name looks like another one in a table."""
     title: str
     source: str
     """Where the figures come from."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from attention_zoo import available
 from attention_zoo.registry import normalise
@@ -17,8 +17,8 @@ from lra.config.profiles import Profile, load_builtin, load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig, Section, Track
 from lra.errors import UsageError
-from lra.names import fold
-from lra.tasks import TASKS
+from lra.names import parse_seeds
+from lra.tasks import BENCHMARK, task_name
 
 MAX_RUNS = 10_000
 """Runs that are planned at once."""
@@ -30,18 +30,33 @@ class Suite(Section):
     """A set of runs: tasks x seeds x settings x variants with their options."""
 
     name: str
-    title: str
+    title: str = ""
     profile: str
     track: Track = "matched"
     tasks: list[str] | str
-    """Names, or the word `all`: every task of the profile."""
+    """Names, or the word `all`: those of the benchmark's six tasks that the profile has."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    """A list, or text as on the command line: `0-4`."""
     variants: dict[str, Grid | list[Grid]] | str
-    """Grids of options by variant; of several grids, the union. Or the word `all`: every variant as it is."""
+    """Grids of options by variant; of several grids, the union. Or a list of names, or the word `all`."""
     settings: Grid | list[Grid] = Field(default_factory=dict)
     """Grids of values by path (`model.num_layers`), for the open track; of several grids, the union."""
     overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings by task, such as a shorter training of one of them; no lists here."""
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _written_seeds(cls, value: Any) -> Any:
+        try:
+            return parse_seeds(value, "seeds") if isinstance(value, str) else value
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _listed_variants(cls, value: Any) -> Any:
+        named = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        return {name: {} for name in value} if named else value
 
 
 def load_suite(name: str) -> Suite:
@@ -94,8 +109,8 @@ def _tasks(suite: Suite, profile: Profile) -> list[str]:
     if isinstance(suite.tasks, str):
         if suite.tasks != "all":
             raise UsageError(f"{suite.name}: tasks is a list or the word all, not {suite.tasks!r}")
-        return [task for task in profile.tasks if task in TASKS]
-    return [fold(task) for task in suite.tasks]
+        return [task for task in BENCHMARK if task in profile.tasks]
+    return [task_name(task) for task in suite.tasks]
 
 
 def _variants(suite: Suite) -> list[tuple[str, dict[str, Any]]]:

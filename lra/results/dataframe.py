@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lra.config.labels import Row, row_names, settings_of
 from lra.errors import StoreError
-from lra.results.records import AttemptedRun, RunRecord, Store
+from lra.results.records import EARLIER, AttemptedRun, RunRecord, Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ COLUMNS = (
     "seed", "status", "accuracy",
     "correct", "total", "validation_accuracy", "selected_step", "steps", "batch_size", "layers", "parameters",
     "parameters_full", "flops", "examples_per_second", "tokens_per_second", "peak_bytes", "train_seconds", "device",
-    "backend", "finished_at", "settings", "column", "label",
+    "backend", "continued", "finished_at", "settings", "column", "label",
 )  # fmt: skip
 
 
@@ -119,8 +119,9 @@ def _record_row(record: RunRecord) -> dict[str, Any]:
         "tokens_per_second": cost.tokens_per_second,
         "peak_bytes": cost.peak_memory_bytes,
         "train_seconds": cost.train_seconds,
-        "device": str(record.environment.get("device", "")),
+        "device": record.processor,
         "backend": record.backend,
+        "continued": EARLIER in record.environment,
         "finished_at": record.finished_at,
     }
     row["settings"]["numerics_version"] = record.numerics_version

@@ -132,6 +132,12 @@ class RunRecord(Section):
     finished_at: str
     """UTC, ISO 8601."""
 
+    @property
+    def processor(self) -> str:
+        """What the run was trained on: the name of the GPU, or of the CPU."""
+        device = str(self.environment.get("device", ""))
+        return str(self.environment.get("cpu", device)) if device == "cpu" else device
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.status == "ok") != (self.outcome is not None):

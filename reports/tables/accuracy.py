@@ -21,10 +21,10 @@ from .captions import (
     NOT_RUN,
     SIX,
     baseline_title,
-    dataset_notes,
     headings,
     parameter_notes,
     preview,
+    provenance_notes,
     table_caption,
 )
 from .table import Table
@@ -60,9 +60,9 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
         + _noise(frame)
         + _untrained(results, frame)
         + parameter_notes(frame)
-        + dataset_notes(frame)
+        + provenance_notes(frame)
     )
-    title = table_caption("Test accuracy", profile, track, results, frame)
+    title = table_caption("Test accuracy", profile, track, frame)
     return Table(
         caption=title,
         cells=cells,

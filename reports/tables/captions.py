@@ -9,8 +9,6 @@ import pandas as pd
 
 from lra.results.bench_format import MISSING, breaks_parameter_rule
 
-from ..result_set import ResultSet
-
 FIVE = ("listops", "text", "retrieval", "image", "pathfinder")
 """Tasks of the five-task average, A5."""
 SIX = (*FIVE, "pathx")
@@ -45,11 +43,15 @@ def seeds_in_words(frame: pd.DataFrame) -> str:
     return f"{most} seed{'' if most == 1 else 's'}" if fewest == most else f"{fewest} to {most} seeds"
 
 
-def dataset_notes(frame: pd.DataFrame) -> list[str]:
-    """Name the dataset variant of each task."""
-    return [
-        f"{title}: {dataset}." for title, dataset in sorted(set(zip(frame["title"], frame["dataset"], strict=True)))
-    ]
+def provenance_notes(frame: pd.DataFrame) -> list[str]:
+    """Name the dataset variant of each task, and the runs that two environments took part in."""
+    datasets = sorted(set(zip(frame["title"], frame["dataset"], strict=True)))
+    notes = [f"{title}: {dataset}." for title, dataset in datasets]
+    continued = frame[frame["continued"] == True]  # noqa: E712 - missing for runs without a record
+    if len(continued):
+        runs = ", ".join(f"{row.label} on {row.column}, seed {row.seed}" for row in continued.itertuples())
+        notes.append(f"Continued under another environment, on which the last bits may depend: {runs}.")
+    return notes
 
 
 def parameter_notes(frame: pd.DataFrame) -> list[str]:
@@ -59,17 +61,12 @@ def parameter_notes(frame: pd.DataFrame) -> list[str]:
     return [f"Parameters more than 10 % off full attention's: {', '.join(names)}."] if names else []
 
 
-def table_caption(what: str, profile: str, track: str, results: ResultSet, frame: pd.DataFrame) -> str:
+def table_caption(what: str, profile: str, track: str, frame: pd.DataFrame) -> str:
     """Write a caption: the subject, profile, track, hardware, training steps and seeds."""
-    machines = set()
-    for run_id in frame["run_id"]:
-        if run_id in results.records:
-            environment = results.records[run_id].environment
-            device = str(environment.get("device", ""))
-            machines.add(str(environment.get("cpu", device)) if device == "cpu" else device)
+    machines = sorted(set(frame["device"].dropna()))
     steps = "/".join(f"{int(count)}" for count in sorted(set(frame["steps"])))
     return (
-        f"{what}, profile {profile}, {track} track; {', '.join(sorted(machines)) or 'no device'}, {steps} steps, "
+        f"{what}, profile {profile}, {track} track; {', '.join(machines) or 'no device'}, {steps} steps, "
         f"{seeds_in_words(frame)}"
     )
 

@@ -19,11 +19,11 @@ from ..statistics import average_ranks, compare_paired, holm, mcnemar
 from .accuracy import accuracy_cell
 from .captions import (
     NOT_RUN,
-    dataset_notes,
     headings,
     number,
     p_text,
     preview,
+    provenance_notes,
     table_caption,
 )
 from .table import Table, plain_table
@@ -92,9 +92,9 @@ def head_to_head(results: ResultSet, profile: str, track: str, first: str, secon
     if all(row["seeds"] == "1" for row in rows):
         notes.insert(0, "PREVIEW: one common seed, which supports no claim.")
     return plain_table(
-        table_caption(f"{names[0]} against {names[1]}", profile, track, results, frame),
+        table_caption(f"{names[0]} against {names[1]}", profile, track, frame),
         rows,
-        notes + dataset_notes(frame),
+        notes + provenance_notes(frame),
         frame,
     )
 
@@ -145,8 +145,8 @@ def ablation(results: ResultSet, profile: str, track: str, variant: str) -> Tabl
     notes.append("Difference: mean over common seeds, with its 95 % t interval and the number of pairs.")
     differences = [row["difference to base"] for row in rows]
     notes += [NO_SPREAD] if any("[" not in text and not text.endswith(("(1)", NOT_RUN)) for text in differences) else []
-    notes += dataset_notes(frame)
-    title = table_caption(f"Ablation of {results.titles()[variant]}", profile, track, results, frame)
+    notes += provenance_notes(frame)
+    title = table_caption(f"Ablation of {results.titles()[variant]}", profile, track, frame)
     return plain_table(title, rows, preview(frame) + notes, frame)
 
 
@@ -180,8 +180,8 @@ def ranks(results: ResultSet, profile: str, track: str) -> Table:
         "that are closer than this cannot be told apart.",
     ]
     notes += [f"Left out because a task is missing: {', '.join(missing)}."] if missing else []
-    title = table_caption("Average ranks", profile, track, results, frame)
-    return plain_table(title, rows, preview(frame) + notes + dataset_notes(frame), frame)
+    title = table_caption("Average ranks", profile, track, frame)
+    return plain_table(title, rows, preview(frame) + notes + provenance_notes(frame), frame)
 
 
 def _label_of_row(row: str, frame: pd.DataFrame, where: str) -> str:

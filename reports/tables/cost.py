@@ -10,7 +10,7 @@ import pandas as pd
 from lra.results.bench_format import REFERENCE
 
 from ..result_set import ResultSet
-from .captions import dataset_notes, number, parameter_notes, table_caption
+from .captions import number, parameter_notes, provenance_notes, table_caption
 from .table import Table, plain_table
 
 FLOPS_NOTE = (
@@ -46,9 +46,9 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
         f"Memory: {'; '.join(methods)}.",
         FLOPS_NOTE,
         *parameter_notes(frame),
-        *dataset_notes(frame),
+        *provenance_notes(frame),
     ]
-    return plain_table(table_caption("Cost of training", profile, track, results, frame), rows, notes, frame)
+    return plain_table(table_caption("Cost of training", profile, track, frame), rows, notes, frame)
 
 
 def median(column: pd.Series) -> float:

@@ -8,7 +8,7 @@ from lra.results.dataframe import label_rows
 
 from ..result_set import ResultSet
 from .accuracy import accuracy_cell
-from .captions import NOT_RUN, dataset_notes, number, preview, table_caption
+from .captions import NOT_RUN, number, preview, provenance_notes, table_caption
 from .cost import FLOPS_NOTE, median
 from .table import Table, plain_table
 
@@ -42,5 +42,5 @@ def depth(results: ResultSet, profile: str, track: str) -> Table:
             }
         )
     notes = [FLOPS_NOTE, "Seconds per step: median over seeds; other work may have run on the same machine."]
-    notes = preview(frame) + notes + dataset_notes(frame)
-    return plain_table(table_caption("Test accuracy by depth", profile, track, results, frame), rows, notes, frame)
+    notes = preview(frame) + notes + provenance_notes(frame)
+    return plain_table(table_caption("Test accuracy by depth", profile, track, frame), rows, notes, frame)

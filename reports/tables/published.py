@@ -16,7 +16,7 @@ from lra.errors import UsageError
 
 from ..result_set import ResultSet
 from .accuracy import accuracy_cell
-from .captions import NOT_RUN, dataset_notes, preview, table_caption
+from .captions import NOT_RUN, preview, provenance_notes, table_caption
 from .table import Table, plain_table
 
 OTHER_RECIPE = "other recipe"
@@ -96,8 +96,8 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
         notes.append(
             "Profile quick: less data, a smaller model and shorter training than in any source: not comparable."
         )
-    title = table_caption("Ours and published numbers", profile, track, results, frame)
-    return plain_table(title, rows, preview(frame) + notes + dataset_notes(frame), frame)
+    title = table_caption("Ours and published numbers", profile, track, frame)
+    return plain_table(title, rows, preview(frame) + notes + provenance_notes(frame), frame)
 
 
 def _row(

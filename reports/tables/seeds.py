@@ -8,7 +8,7 @@ from lra.metrics import wilson_interval
 from ..result_set import ResultSet
 from ..statistics import mean_with_interval
 from .accuracy import is_trained
-from .captions import NOT_RUN, dataset_notes, preview, table_caption
+from .captions import NOT_RUN, preview, provenance_notes, table_caption
 from .table import Table, plain_table
 
 
@@ -41,5 +41,5 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
     ]
     if any(row["interval"] == NOT_RUN != row["mean"] for row in rows):
         notes.append(f"{NOT_RUN} for an interval: all seeds have one score, and equal scores have no spread.")
-    notes = preview(frame) + notes + dataset_notes(frame)
-    return plain_table(table_caption("Test accuracy over seeds", profile, track, results, frame), rows, notes, frame)
+    notes = preview(frame) + notes + provenance_notes(frame)
+    return plain_table(table_caption("Test accuracy over seeds", profile, track, frame), rows, notes, frame)

@@ -12,9 +12,10 @@ import click
 
 from lra.cli import one_line_errors, version_option
 from lra.errors import UsageError
+from lra.names import parse_natural
 from lra.terminal import echo
 
-from .options import FiniteRange, parse_natural, store_option, write_file
+from .options import AT_A_TIME, FiniteRange, store_option, write_file
 
 ARENA_ROWS = "full,local,linformer,reformer,sinkhorn,synthesizer,bigbird,linear,performer,contextpool"
 """The rows of table 2 of Long Range Arena (Tay et al. 2021, arXiv:2011.04006), and ContextPool."""
@@ -85,7 +86,7 @@ def defaults(*, preset: str | None, quick: bool, cuda: bool) -> Defaults:
     help="End the timing of a length after this time per variant.  [default: 10]",
 )
 @click.option("--device", metavar="NAME", default="auto", show_default=True, help="Device: auto, cpu, cuda or cuda:N.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]")
+@click.option("--threads", type=AT_A_TIME, help="CPU threads.  [default: torch's choice]")
 @click.option(
     "--memory-limit",
     type=FiniteRange(min=0.0, min_open=True),

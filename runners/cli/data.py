@@ -14,7 +14,7 @@ import click
 from lra.cli import one_line_errors, version_option
 from lra.terminal import echo
 
-from .options import data_dir_option
+from .options import AT_A_TIME, data_dir_option
 
 if TYPE_CHECKING:
     from lra.data.dataset import PreparedData, SplitName
@@ -97,7 +97,7 @@ def list_command(data_dir: Path | None) -> None:
     metavar="N",
     help="Make a separate dataset variant with N training examples and smaller other splits.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Number of processes.  [default: one per core]")
+@click.option("--workers", type=AT_A_TIME, help="Number of processes.  [default: one per core]")
 @quiet_option
 @profile_option
 @set_option

@@ -11,8 +11,8 @@ import click
 
 from lra.errors import UsageError, refusals_as
 
-MAX_SEEDS = 1_000
-"""Of one command."""
+AT_A_TIME = click.IntRange(1, 1_024)
+"""Threads, processes or runs at a time; a machine that is asked for far more of them stands still."""
 
 store_option = click.option(
     "--store",
@@ -61,28 +61,3 @@ def write_file(path: Path, content: str) -> None:
 
     with refusals_as(UsageError, f"cannot write {path}"):
         atomic_write(path, content.encode())
-
-
-def parse_natural(text: str) -> int | None:
-    """Parse a number of up to 18 digits, which is below 2^63; None if the text is anything else."""
-    return int(text) if text.isdecimal() and len(text) <= 18 else None
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Parse a list of seeds such as `3`, `0-4` or `0,2,5-7`.
-
-    Raises:
-        UsageError: An item is neither a number nor an increasing range, or there are more than `MAX_SEEDS`.
-    """
-    seeds: list[int] = []
-    for piece in text.split(","):
-        first, dash, last = piece.strip().partition("-")
-        start, stop = parse_natural(first), parse_natural(last if dash else first)
-        if start is None or stop is None:
-            raise UsageError(f"--seeds {text[:80]}: {piece.strip()[:80]!r} is not a seed; write 3, 0-4 or 0,2,5")
-        if stop < start:
-            raise UsageError(f"--seeds {text[:80]}: {piece.strip()!r} runs backwards; write {stop}-{start}")
-        if len(seeds) + stop - start >= MAX_SEEDS:
-            raise UsageError(f"--seeds {text[:80]}: more than {MAX_SEEDS:,} seeds")
-        seeds.extend(range(start, stop + 1))
-    return list(dict.fromkeys(seeds))

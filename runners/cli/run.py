@@ -13,16 +13,17 @@ import click
 
 from lra.cli import one_line_errors, version_option
 from lra.config.builtin import profile_names
+from lra.names import parse_seeds
 from lra.terminal import echo
 
 from .. import signals
 from ..threads import default_threads
 from .options import (
+    AT_A_TIME,
     THREADS_DEFAULT,
     FiniteRange,
     allow_other_environment_option,
     data_dir_option,
-    parse_seeds,
     store_option,
 )
 
@@ -59,7 +60,7 @@ Examples:
     help="Whole models of your own, beside or without --attn: my_model.py:build, package.module:build, or "
     "hf:CONFIG.json for an encoder of transformers. On the open track.",
 )
-@click.option("--task", metavar="NAME[,NAME...]", help="Tasks of the benchmark, such as listops.")
+@click.option("--task", metavar="NAME[,NAME...]", help="Tasks, such as listops; `all` runs the benchmark's six.")
 @click.option(
     "--profile",
     metavar="NAME",
@@ -94,11 +95,19 @@ Examples:
     "The exit code is 4 if another number of answers is right than is recorded.",
 )
 @click.option("--device", "device_name", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--threads", type=click.IntRange(min=1), help=f"CPU threads.  {THREADS_DEFAULT}")
+@click.option("--threads", type=AT_A_TIME, help=f"CPU threads.  {THREADS_DEFAULT}")
 @store_option
 @data_dir_option
 @click.option(
-    "--dry-run", is_flag=True, help="Print the configuration, the parameters and the run id, and run nothing."
+    "--dry-run",
+    is_flag=True,
+    help="Run nothing. Print the configuration, the parameters and the run id of one run, or a table of several.",
+)
+@click.option(
+    "--limit-steps",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train N steps at most, to try things out; on the open track, and tables say so.",
 )
 @click.option("--force", is_flag=True, help="Run again although the record exists, and compare the two outcomes.")
 @click.option(
@@ -134,6 +143,7 @@ def command(
     store_folder: Path,
     data_dir: Path | None,
     dry_run: bool,
+    limit_steps: int | None,
     force: bool,
     trackers: tuple[str, ...],
     quiet: bool,
@@ -145,17 +155,15 @@ def command(
     Give the same command again to continue a run that was interrupted. A run that has its record is not repeated.
     Under torchrun, the processes share the batches of one run.
     """
-    grid = (attn, model, task, profile, seeds, track, overrides)
+    grid = (attn, model, task, profile, seeds, track, overrides, limit_steps)
     if config_file is not None and any(grid):
-        raise click.UsageError(
-            "--config is a whole run: --attn, --model, --task, --profile, --seeds, --track, --set go without"
-        )
+        raise click.UsageError("--config is a whole run: it goes without --attn, --model, --task, --profile, --set ...")
     if evaluated is not None and any((*grid, config_file, force, dry_run, trackers)):
         raise click.UsageError(
             "--evaluate takes a run as it is; only --store, --data-dir, --device, --threads and --quiet go with it"
         )
     if config_file is None and evaluated is None and not (task and (attn or model or overrides)):
-        raise click.UsageError("--attn and --task are needed, or --config")
+        raise click.UsageError(missing(attn, task))
     seed_list = parse_seeds(seeds or "0")
     import torch
 
@@ -171,7 +179,16 @@ def command(
     from ..train.distributed import destroy, init, local_device, rank_info
     from ..train.evaluate_again import evaluate_again
     from ..train.loop import PreemptedRunError
-    from ..train.plan import check_models, check_shareable, describe, family_defaults, plan, read_config
+    from ..train.plan import (
+        check_models,
+        check_shareable,
+        describe,
+        family_defaults,
+        plan,
+        plan_table,
+        read_config,
+        shortened,
+    )
     from ..train.prepare_data import prepare_all
     from ..train.run import LeasedRunError, OtherEnvironmentError, RunError, RunOptions, run
     from ..train.summary import summary
@@ -194,7 +211,7 @@ def command(
         values = dict(map(parse_override, overrides))
         attn, track, filled_in = family_defaults(attn, track, values, recipe)
         if not attn and not model:
-            raise click.UsageError("--attn and --task are needed, or --config")
+            raise click.UsageError(missing(attn, task))
         if filled_in and ranks.is_main:
             echo(filled_in, err=True)
         if profile is None and ranks.is_main:
@@ -208,10 +225,11 @@ def command(
             track=track or ("open" if model else "matched"),
             overrides=values,
         )
+        configs = [shortened(config, limit_steps) for config in configs] if limit_steps else configs
     check_models(configs, device)
     if dry_run:
-        for number, config in enumerate(configs if ranks.is_main else []):
-            echo(("---\n" if number else "") + describe(config, home), nl=False)
+        if ranks.is_main:
+            echo(describe(configs[0], home) if len(configs) == 1 else plan_table(configs), nl=False)
         return
     check_shareable(configs, ranks.size)
     store.check_writable()
@@ -273,6 +291,19 @@ def command(
         echo("\n\n".join(summary(rows, store) for rows in tables.values()))
     if exit_code:
         sys.exit(exit_code)
+
+
+def missing(attn: str | None, task: str | None) -> str:
+    """Return what to write where a command says too little."""
+    if task:
+        return (
+            f"--attn is missing: lra-run --attn full,contextpool --task {task}; lra-zoo list names the variants, and "
+            "--attn my_attention.py:MyAttention takes one of your own"
+        )
+    return (
+        f"--task is missing: lra-run --attn {attn or 'contextpool'} --task listops; other tasks are text, retrieval, "
+        "image, pathfinder, pathx, and all. lra-doctor tests the installation, lra-run --help lists every option"
+    )
 
 
 def pick_device(name: str) -> torch.device:

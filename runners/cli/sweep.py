@@ -16,7 +16,14 @@ from lra.terminal import echo
 
 from .. import signals
 from ..threads import MAX_DEFAULT_SLOTS, default_slots, default_threads
-from .options import THREADS_DEFAULT, FiniteRange, allow_other_environment_option, data_dir_option, store_option
+from .options import (
+    AT_A_TIME,
+    THREADS_DEFAULT,
+    FiniteRange,
+    allow_other_environment_option,
+    data_dir_option,
+    store_option,
+)
 
 if TYPE_CHECKING:
     from lra.results.records import Store
@@ -42,12 +49,10 @@ def suite_command(function: Callable[..., None]) -> Callable[..., None]:
 
 slots_option = click.option(
     "--slots",
-    type=click.IntRange(min=1),
+    type=AT_A_TIME,
     help=f"Runs at a time.  [default: --per-gpu on each GPU, else CPU cores up to {MAX_DEFAULT_SLOTS}]",
 )
-threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help=f"CPU threads of each run.  {THREADS_DEFAULT}"
-)
+threads_option = click.option("--threads", type=AT_A_TIME, help=f"CPU threads of each run.  {THREADS_DEFAULT}")
 
 
 def slots_and_threads(slots: int | None, threads: int | None, gpu_slots: int) -> tuple[int, int]:
@@ -95,7 +100,7 @@ def plan(
 )
 @slots_option
 @threads_option
-@click.option("--per-gpu", type=click.IntRange(min=1), default=1, show_default=True, help="Runs that share a GPU.")
+@click.option("--per-gpu", type=AT_A_TIME, default=1, show_default=True, help="Runs that share a GPU.")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

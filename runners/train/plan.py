@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 import yaml
+from tabulate import tabulate
 
 from attention_zoo import RegistrationError, UnknownVariantError, available, get_variant
 from attention_zoo.foreign import ForeignError
 from attention_zoo.registry import normalise
 from lra.config.builtin import profile_names
+from lra.config.labels import row_name
 from lra.config.profiles import FamilyRecipe, Profile, load_profile
 from lra.config.resolve import check_variant_names, resolve, with_programs
 from lra.config.schema import ModelConfig, RunConfig, TrainConfig, canonical_json, valid_section
@@ -27,7 +29,7 @@ from lra.models.foreign import ForeignModel
 from lra.models.transformer import build_model
 from lra.reading import reading
 from lra.results.records import read_record
-from lra.tasks import get_task
+from lra.tasks import BENCHMARK, get_task, task_name
 
 from .cost import parameters_of
 
@@ -46,7 +48,7 @@ def plan(
 
     Args:
         attn: Names of variants, separated by commas, or `all`.
-        task: Names of tasks, separated by commas, or `all`: every task of the profile.
+        task: Names of tasks, separated by commas, or `all`: those of the benchmark's six that the profile has.
         profile: The recipe.
         seeds: The seeds of each variant.
         track: `matched` or `open`.
@@ -57,7 +59,9 @@ def plan(
         UsageError: All mistakes of all runs at once, each line once.
     """
     variants = available() if attn.strip() == "all" else _names(attn)
-    tasks = list(profile.tasks) if task.strip() == "all" else _names(task)
+    tasks = [task_name(name) for name in _names(task)]
+    if task.strip() == "all":
+        tasks = [name for name in BENCHMARK if name in profile.tasks]
     models = _names(model)
     for name in models:
         _check_builder(name)
@@ -69,12 +73,12 @@ def plan(
     check_variant_names(overrides, variants)
     check_number_of_runs(len(set(tasks)) * len(set(variants)) * len(seeds), "--attn x --task x --seeds")
     configs, problems = [], []
-    for task_name in dict.fromkeys(tasks):
+    for name in dict.fromkeys(tasks):
         for variant in dict.fromkeys(variants):
             for seed in seeds:
                 try:
                     config = resolve(
-                        task=task_name,
+                        task=name,
                         variant=variant,
                         profile=profile,
                         seed=seed,
@@ -290,6 +294,46 @@ def describe(config: RunConfig, home: Path) -> str:
         f"# run id: {run_id}\n"
     )
     return yaml.safe_dump(config.model_dump(), sort_keys=False) + notes
+
+
+def plan_table(configs: Sequence[RunConfig]) -> str:
+    """Format a grid for `--dry-run`: a row for each task and variant, seeds aside.
+
+    Raises:
+        UsageError: A variant refuses the sizes of its model.
+    """
+    rows = []
+    for config in {(config.task, config.variant.name): config for config in configs}.values():
+        parameters, full = parameters_of(config)
+        longest, steps = config.model.max_length, config.train.steps
+        tokens = steps * config.train.batch_size * longest * (2 if get_task(config.task).info.paired else 1)
+        rows.append(
+            (
+                config.task,
+                row_name(config),
+                f"{steps:,}",
+                str(config.train.batch_size),
+                f"{longest:,}",
+                f"{tokens / 1e6:,.0f}",
+                f"{parameters:,}",
+                f"{parameters / full:.3f}",
+            )
+        )
+    columns = ("task", "variant", "steps", "batch", "length", "million tokens", "parameters", "x full")
+    seeds = len({config.seed for config in configs})
+    return (
+        tabulate(rows, headers=columns, disable_numparse=True, colalign=("left", "left", *["right"] * 6))
+        + f"\n\n{len(configs)} runs ({seeds} seed{'' if seeds == 1 else 's'}), profile {configs[0].profile}, "
+        f"{configs[0].track} track. Tokens: at most, if every sequence had the longest length.\n"
+        "One task, one variant and one seed print their configuration; lra-sweep plan SUITE --probe estimates times.\n"
+    )
+
+
+def shortened(config: RunConfig, steps: int) -> RunConfig:
+    """Return the same run with at most so many steps, on the open track: for trying things out."""
+    train = config.train
+    limits = {name: min(getattr(train, name), steps) for name in ("steps", "eval_every", "warmup_steps")}
+    return config.model_copy(update={"train": train.model_copy(update=limits), "track": "open"})
 
 
 def check_shareable(configs: Sequence[RunConfig], num_processes: int) -> None:

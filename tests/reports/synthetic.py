@@ -53,6 +53,7 @@ def add_run(
     config=None,
     flops=2_000_000,
     variant_title=None,
+    environment=None,
     **of,
 ):
     """Publish one run that has `correct` of 1000 right; None is a run that diverged."""
@@ -78,7 +79,7 @@ def add_run(
         task_title=title or TITLES[config.task], variant_title=variant_title or config.variant.name, dataset=dataset,
         data_digest=digest,
         baselines={"chance": 10.0, "majority": 11.0} if baselines is None else baselines, outcome=outcome, cost=cost,
-        backend="reference", environment={"device": "cpu", "torch": "2"}, arrays_sha256="",
+        backend="reference", environment=environment or {"device": "cpu", "torch": "2"}, arrays_sha256="",
         finished_at=finished_at,
     )  # fmt: skip
     return Store(folder).publish(record, arrays)

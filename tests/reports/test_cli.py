@@ -20,11 +20,11 @@ from lra.config.resolve import parse_override
 from lra.config.schema import canonical_json
 from lra.config.suites import expand, load_suite
 from lra.errors import StoreError
+from lra.names import parse_seeds
 from lra.results import load
 from lra.results.records import Store
 from reports.cli import PRESETS, command
 from reports.tables.published import load_published
-from runners.cli.options import parse_seeds
 from runners.cli.run import command as run_command
 from runners.train.plan import family_defaults, plan
 from tests.reports.synthetic import HOSTILE, add_attempt, add_run, five_tasks

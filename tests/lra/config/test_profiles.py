@@ -224,5 +224,13 @@ def test_a_changed_copy_of_a_built_in_profile_needs_a_name_of_its_own(tmp_path, 
     assert load_profile(own_profile(tmp_path, **(changes | {"name": "mine"}))).name == "mine"
 
 
+@pytest.mark.parametrize(
+    "name", ["quick\u200b", "qu\u0456ck", "quick ", "quick [dropout=0.1]", "", ".quick"], ids=ascii
+)
+def test_a_name_that_could_be_taken_for_another_is_refused(tmp_path, name):
+    with pytest.raises(UsageError, match="name: string should match pattern"):
+        load_profile(own_profile(tmp_path, name=name))
+
+
 def test_an_unchanged_copy_keeps_the_name(tmp_path):
     assert load_profile(own_profile(tmp_path, title="The same", departures=[])).name == "quick"

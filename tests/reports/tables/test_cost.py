@@ -18,3 +18,14 @@ def test_cost_is_relative_to_full_of_the_same_recipe(tmp_path):
         assert (row["MFLOPs"], row["MFLOPs x full"]) == (f"{2 * layers}.0", "0.40")
     assert cells.loc["conv [num_layers=2]", ["MFLOPs", "MFLOPs x full"]].tolist() == ["-", "-"]
     assert "matrix products, convolutions and fused attention only" in notes_of(table)
+
+
+def test_processors_are_told_apart(tmp_path):
+    """A time on one model of CPU is no multiple of a time on another."""
+    add_run(tmp_path, 400, speed=1000.0, environment={"device": "cpu", "cpu": "Model <7>"})
+    add_run(tmp_path, 400, variant="linear", speed=3000.0, environment={"device": "cpu", "cpu": "Model <8>"})
+    table = made(cost, tmp_path)
+    cells = table.cells.set_index("variant")
+    assert cells["device"].to_dict() == {"full": "Model <7>", "linear": "Model <8>"}
+    assert cells["tokens/s x full"].to_dict() == {"full": "1.00", "linear": "-"}
+    assert "; Model <7>, Model <8>, " in table.caption
