@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lra.cli import one_line_errors, version_option
-from lra.terminal import echo
+from lra.terminal import echo, terminal_size
 
 from .options import AT_A_TIME, data_dir_option
 
@@ -291,6 +292,7 @@ def verify(task_name: str | None, data_dir: Path | None) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help=f"Write {SHEET_IMAGES} images from --index on to this PNG file instead.",
 )
+@click.option("--all", "everything", is_flag=True, help="Show all of a long example, also on a terminal.")
 @profile_option
 @set_option
 @data_dir_option
@@ -301,11 +303,15 @@ def show(
     split: SplitName,
     index: int,
     out: Path | None,
+    everything: bool,
     profile: str | None,
     settings: tuple[str, ...],
     data_dir: Path | None,
 ) -> None:
-    """Show one example of TASK in readable form, after preparing the data if necessary."""
+    """Show one example of TASK in readable form, after preparing the data if necessary.
+
+    On a terminal, it shows as much of a long example as fits the screen.
+    """
     from lra.data.dataset import data_home
     from lra.errors import UsageError
 
@@ -314,13 +320,23 @@ def show(
         raise UsageError(f"--out draws images, and {task.info.name} has none")
     data = task.prepare(options, data_home(data_dir))
     if out is None:
-        echo(task.show(data, split, index))
+        text = task.show(data, split, index)
+        echo(text if everything or not sys.stdout.isatty() else screenful(text, *terminal_size(sys.stdout)))
         return
     from lra.tasks.image_preview import contact_sheet
 
     last = min(index + SHEET_IMAGES, len(data.split(split)))
     contact_sheet(data, split, range(index, max(last, index + 1)), out)
     echo(f"Wrote {split} examples {index} to {last - 1} to {out}")
+
+
+def screenful(text: str, columns: int, rows: int) -> str:
+    """Return the beginning of a text that fits a screen, and a last line that says how much is missing."""
+    lines = [line[start : start + columns] for line in text.splitlines() for start in range(0, len(line) or 1, columns)]
+    room = max(rows - 2, 1)  # for that line, and the prompt that follows
+    if len(lines) <= room + 1:
+        return text
+    return "\n".join([*lines[:room], f"... {len(lines) - room:,} more lines; --all shows them"])
 
 
 def resolve(task_name: str, settings: tuple[str, ...], profile: str | None = None) -> tuple[Task[Any], TaskOptions]:

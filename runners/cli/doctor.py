@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import sys
@@ -63,7 +62,14 @@ def command(*, store_folder: Path, data_dir: Path | None) -> None:
     rows += [("results", _folder(store_folder)), ("prepared data", _data(data_dir))]
     echo(tabulate(rows, tablefmt="plain", disable_numparse=True))
     echo()
-    failed = 0
+    if not self_test():
+        sys.exit(1)
+    echo("All is well. Next: lra-run --attn contextpool --task listops")
+
+
+def self_test() -> bool:
+    """Test variants, pooling and training, print a line for each, and say whether all passed."""
+    passed = True
     for title, test in (
         ("attention variants can be imported", _variants),
         ("ContextPool's fast form equals its formula", _pooling),
@@ -73,13 +79,11 @@ def command(*, store_folder: Path, data_dir: Path | None) -> None:
         try:
             test()
         except Exception as error:  # noqa: BLE001 - whatever is wrong with this installation
-            failed += 1
+            passed = False
             echo(f"FAIL  {title}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
         else:
             echo(f"ok    {title} ({time.monotonic() - started:.1f} s)")
-    if failed:
-        sys.exit(1)
-    echo("All is well. Next: lra-run --attn contextpool --task listops")
+    return passed
 
 
 def _version(package: str) -> str:
@@ -155,7 +159,7 @@ def _digest_of_a_run() -> str:
     [config] = plan(
         attn="contextpool", task="listops", profile=load_profile("quick"), seeds=[0], track="open", overrides=settings
     )
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(None):
+    with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         data = prepare_all([config], SINGLE, home, progress=False)[config.task]
         options = RunOptions(device=torch.device("cpu"), progress=False)

@@ -52,6 +52,13 @@ slots_option = click.option(
     type=AT_A_TIME,
     help=f"Runs at a time.  [default: --per-gpu on each GPU, else CPU cores up to {MAX_DEFAULT_SLOTS}]",
 )
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device of each run; auto takes CUDA if there is any.",
+)
 threads_option = click.option("--threads", type=AT_A_TIME, help=f"CPU threads of each run.  {THREADS_DEFAULT}")
 
 
@@ -72,19 +79,32 @@ def command() -> None:
 
 @command.command()
 @suite_command
-@click.option("--probe", is_flag=True, help="Also estimate time and memory, from a few steps of each configuration.")
+@click.option(
+    "--probe",
+    is_flag=True,
+    help="Also show operations, time and memory, estimated from a few steps of each configuration.",
+)
+@device_option
 @slots_option
 @threads_option
 @one_line_errors
 def plan(
-    *, suite: str, store_folder: Path, data_dir: Path | None, probe: bool, slots: int | None, threads: int | None
+    *,
+    suite: str,
+    store_folder: Path,
+    data_dir: Path | None,
+    probe: bool,
+    device: str,
+    slots: int | None,
+    threads: int | None,
 ) -> None:
-    """List the runs of a suite with their state and number of parameters, without running them."""
-    from ..sweep.tables import plan_table
+    """List the runs of a suite with their state, steps and number of parameters, without running them."""
+    from ..sweep.tables import Probe, plan_table
 
     signals.uninstall()
     runs = _runs(suite, data_dir, prepare=probe)
-    probed = slots_and_threads(slots, threads, len(_gpus("auto"))) if probe else None
+    slots, threads = slots_and_threads(slots, threads, len(_gpus(device)))
+    probed = Probe(slots=slots, threads=threads, device=device) if probe else None
     echo(plan_table(runs, store_folder, _home(data_dir), probed))
 
 
@@ -101,13 +121,7 @@ def plan(
 @slots_option
 @threads_option
 @click.option("--per-gpu", type=AT_A_TIME, default=1, show_default=True, help="Runs that share a GPU.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Device of each run; auto takes CUDA if there is any.",
-)
+@device_option
 @click.option(
     "--timeout",
     type=FiniteRange(min=0, min_open=True),

@@ -27,7 +27,7 @@ def main() -> None:
 @main.command("list")
 @one_line_errors
 def list_command() -> None:
-    """List the variants.
+    """List the variants; `lra-zoo describe NAME` tells more of each.
 
     Parameters are those of one layer at the official ListOps size, relative to full attention.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tabulate import tabulate
@@ -21,6 +22,17 @@ from .state import SweepRun, data_folder, state_of, tally
 TRIAL_STEPS = 15
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """How a sweep would run: what an estimate of its time depends on."""
+
+    slots: int
+    """Runs at a time."""
+    threads: int
+    """CPU threads of each."""
+    device: str
+
+
 def status_table(runs: Sequence[SweepRun], store: Store) -> str:
     """Format the state of each run."""
     states = [state_of(store, run) for run in runs]
@@ -32,8 +44,8 @@ def status_table(runs: Sequence[SweepRun], store: Store) -> str:
     return f"{table}\n\n{len(runs)} runs: {tally(states)}"
 
 
-def plan_table(runs: Sequence[SweepRun], store_folder: Path, home: Path, probe: tuple[int, int] | None = None) -> str:
-    """Format the runs with their parameters, and if wanted with estimates of time and memory from a few steps.
+def plan_table(runs: Sequence[SweepRun], store_folder: Path, home: Path, probe: Probe | None = None) -> str:
+    """Format the runs with their parameters, and if wanted with operations, time and memory from a few steps.
 
     Runs that differ only in their seed share one estimate.
 
@@ -41,7 +53,7 @@ def plan_table(runs: Sequence[SweepRun], store_folder: Path, home: Path, probe: 
         runs: The runs.
         store_folder: The store, from which their states are read.
         home: Folder of prepared data.
-        probe: Runs at a time and threads of each, as the sweep would have them; None estimates nothing.
+        probe: How the sweep would run them; None estimates nothing.
     """
     store = Store(store_folder)
     states = [state_of(store, run) for run in runs]
@@ -54,21 +66,22 @@ def plan_table(runs: Sequence[SweepRun], store_folder: Path, home: Path, probe: 
         row = [run.label, state.word, str(config.train.steps), f"{parameters:,}", f"{parameters / full:.3f}"]
         if probe is not None:
             if key not in measured:
-                measured[key] = None if state.final else _measure_cost(config, home, probe[1])
+                measured[key] = None if state.final else _measure_cost(config, home, probe)
             estimate, memory, cost = "-", "-", measured[key]
             if cost is not None and cost.examples_per_second and not state.final:
                 left = _examples_left(config, state.step, home) / cost.examples_per_second / 60
                 minutes, estimate = minutes + left, f"{left:.1f}"
                 memory = "-" if cost.peak_memory_bytes is None else f"{cost.peak_memory_bytes / 2**20:,.0f}"
-            row += [estimate, memory]
+            examples = config.train.steps * config.train.batch_size
+            operations = "-" if cost is None or cost.flops is None else f"{cost.flops * examples / 1e12:,.1f}"
+            row += [operations, estimate, memory]
         rows.append(row)
-    headers = ["run", "status", "steps", "parameters", "x full", *(["minutes", "peak MiB"] if probe else [])]
+    headers = ["run", "status", "steps", "parameters", "x full", *(["TFLOPs", "minutes", "peak MiB"] if probe else [])]
     lines = [tabulate(rows, headers=headers, disable_numparse=True), "", f"{len(runs)} runs: {tally(states)}"]
     if probe is not None:
-        slots, threads = probe
         lines.append(
-            f"Left: {minutes / slots:.0f} minutes in all, evaluations included, with {slots} runs at a time and "
-            f"{threads} threads each."
+            f"Left: {minutes / probe.slots:.0f} minutes in all on {probe.device}, evaluations included, with "
+            f"{probe.slots} runs at a time and {probe.threads} threads each. TFLOPs: at most, of the whole training."
         )
     return "\n".join(lines)
 
@@ -80,13 +93,14 @@ def _examples_left(config: RunConfig, step: int, home: Path) -> float:
     return (config.train.steps - step) * config.train.batch_size + scored / 3
 
 
-def _measure_cost(config: RunConfig, home: Path, threads: int) -> Cost | None:
+def _measure_cost(config: RunConfig, home: Path, probe: Probe) -> Cost | None:
     """Train a few steps in a process and a temporary store of their own; return None if that fails."""
     train = config.train.model_copy(update={"steps": TRIAL_STEPS, "eval_every": TRIAL_STEPS, "selection": "last"})
     short = config.model_copy(update={"train": train, "track": "open"})
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
-        arguments = ("--store", folder, "--data-dir", str(home), "--threads", str(threads), "--quiet")
+        where = ("--store", folder, "--data-dir", str(home), "--device", probe.device)
+        arguments = (*where, "--threads", str(probe.threads), "--quiet")
         job = Job(key="trial", config=short.model_dump_json(), arguments=arguments, log=Path(folder) / "log")
         run_job(job, {}, lambda: False)
         records = [record for record in store.records() if not isinstance(record, Exception)]

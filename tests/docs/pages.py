@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = ("lra-run", "lra-sweep", "lra-bench", "lra-report", "lra-data", "lra-zoo")
+OWN = ("lra-run", "lra-sweep", "lra-bench", "lra-report", "lra-data", "lra-zoo", "lra-doctor")
 SHELL = ("console", "bash", "sh", "shell")
 FENCE = re.compile(r"^(`{3,})(\w*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 ASSIGNMENT = re.compile(r"[A-Z_]+=")

@@ -195,6 +195,7 @@ def test_every_stop_is_where_a_command_gets_to(bench, monkeypatch):
         "lra-data verify": "lra-data verify listops",
         "lra-data remove": "lra-data remove listops",
         "lra-zoo check": "lra-zoo check NAME",
+        "lra-doctor": "lra-doctor",
         "lra-report figures": "lra-report figures",
         "lra-report html": "lra-report html",
         "lra-report pooling": "lra-report pooling 12ab",
@@ -260,7 +261,7 @@ def test_yaml_blocks_are_suites_or_profiles(tmp_path):
         check_yaml(block, tmp_path)
     for block in found:
         with pytest.raises(UsageError):
-            check_yaml(Block(block.page, "yaml", block.text.replace("title:", "titel:")), tmp_path)
+            check_yaml(Block(block.page, "yaml", block.text.replace("profile:", "profil:")), tmp_path)
 
 
 def test_python_blocks_run(tmp_path, monkeypatch):

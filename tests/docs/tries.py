@@ -21,6 +21,9 @@ from runners.cli import (
     data as data_command,
 )
 from runners.cli import (
+    doctor as doctor_command,
+)
+from runners.cli import (
     run as run_command,
 )
 from runners.cli import (
@@ -38,10 +41,12 @@ COMMANDS = {
     "lra-report": report_command.command,
     "lra-data": data_command.main,
     "lra-zoo": zoo_command.main,
+    "lra-doctor": doctor_command.command,
 }
 
 STOPS = {
     "lra-run": ("runners.train.prepare_data.prepare", "trains; with --dry-run it is run for real"),
+    "lra-doctor": ("runners.cli.doctor.self_test", "trains for a moment"),
     "lra-sweep run": ("runners.sweep.driver.Sweep.run", "trains"),
     "lra-sweep plan --probe": ("runners.sweep.tables.plan_table", "trains for a moment"),
     "lra-bench": ("runners.bench.measure.measure_length", "takes minutes"),

@@ -5,19 +5,12 @@ import yaml
 
 from attention_zoo import available
 from lra.config.builtin import suite_names
-from lra.config.profiles import load_profile
 from lra.config.suites import expand, labels, load_suite
 from lra.errors import UsageError
-from lra.tasks import TASKS
-
-
-def tasks_of(profile):
-    return [name for name in load_profile(profile).tasks if name in TASKS]
-
 
 COUNTS = {
     "quick": lambda: len(available()),
-    "lra": lambda: 12 * 3 * len(tasks_of("official")),
+    "lra": lambda: 12 * 3 * 6,
     # full; 8 combinations, 4 widths and 3 limits (none of them the default); two placements of the control
     "contextpool_ablation": lambda: 3 * (1 + 8 + 4 + 3 + 2),
     "depth": lambda: 3 * 2 * 6,
@@ -76,6 +69,16 @@ def test_settings_and_overrides_reach_the_cells_of_the_open_track(tmp_path):
     assert {cell.train.steps for cell in cells} == {7}
 
 
+def test_seeds_and_variants_are_written_as_on_the_command_line(tmp_path):
+    short = suite(tmp_path, seeds="0-1,4", variants=["full", "ContextPool"], tasks="all")
+    long = suite(tmp_path, seeds=[0, 1, 4], variants={"full": {}, "contextpool": {}}, tasks=["listops", "imdb"])
+    tasks = ["listops", "text", "retrieval", "image", "pathfinder", "pathx"]
+    assert list(dict.fromkeys(config.task for config in expand(short))) == tasks
+    two = [config for config in expand(short) if config.task in ("listops", "text")]
+    assert {config.key() for config in two} == {config.key() for config in expand(long)}
+    assert len(two) == 2 * 2 * 3
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -83,6 +86,7 @@ def test_settings_and_overrides_reach_the_cells_of_the_open_track(tmp_path):
         ({"variants": {"full": {"bakend": "fused"}}}, "variant.bakend: no option of full"),
         ({"variants": "some"}, "the word all"),
         ({"tasks": "some"}, "the word all"),
+        ({"seeds": "0..4"}, "'0..4' is not a seed"),
         ({"tasks": ["listop"]}, "did you mean 'listops'"),
         ({"settings": {"train.steps": 3}}, "--track open"),
         ({"overrides": {"text": {"train.steps": 3}}}, "has no task 'text'"),

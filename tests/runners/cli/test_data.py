@@ -14,7 +14,7 @@ from lra.config.resolve import parse_override, resolve
 from lra.data.dataset import open_prepared
 from lra.data.work_folder import sole_owner
 from lra.tasks import TASKS
-from runners.cli.data import main
+from runners.cli.data import main, screenful
 from tests.lra.data.archive_cases import review_members, tar_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -172,6 +172,14 @@ def test_show_prepares_and_renders(run):
     assert all(node.startswith("  ") for node in nodes)
 
 
+def test_a_long_example_fits_the_screen():
+    assert screenful("short\nlines", 80, 24) == "short\nlines"
+    shown = screenful("x" * 950 + "\n" + "y\n" * 5, 100, 10).splitlines()
+    assert len(shown) == 9
+    assert all(len(line) <= 100 for line in shown)
+    assert shown[-1] == "... 7 more lines; --all shows them"
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
@@ -253,7 +261,7 @@ def test_two_processes_preparing_at_once_end_with_one_good_copy(home):
 
 def test_help_imports_neither_torch_nor_numpy():
     code = (
-        "import sys; from click.testing import CliRunner; from runners.cli.data import main;"
+        "import sys; from click.testing import CliRunner; from runners.cli.data import main, screenful;"
         "CliRunner().invoke(main, ['--help'], catch_exceptions=False);"
         "print(*{'torch', 'numpy', 'pandas'} & set(sys.modules))"
     )

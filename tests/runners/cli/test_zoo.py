@@ -57,8 +57,7 @@ def test_list_has_a_line_for_every_variant():
     assert {"full", "adaptive_span", "mlp_only"} <= usable <= set(available())
     assert "1.00" in lines["full"]
     assert "Full attention" in lines["full"]
-    assert "arXiv:1706.03762" in lines["full"]
-    assert "kernel_size" in lines["conv"]
+    assert max(map(len, result.stdout.splitlines())) <= 100
 
 
 def test_parameters_are_those_of_the_official_layer():

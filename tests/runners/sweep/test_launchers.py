@@ -169,11 +169,15 @@ def test_looking_at_a_store_that_is_not_there_does_not_make_it(home, tmp_path, v
 def test_plan_probes_what_is_not_done(home, tmp_path):
     suite = write_suite(tmp_path, seeds=[0, 1])
     folders = ["--store", str(tmp_path / "store"), "--data-dir", str(home)]
-    done = CliRunner().invoke(command, ["plan", str(suite), *folders, "--probe", "--slots", "2", "--threads", "1"])
+    done = CliRunner().invoke(
+        command, ["plan", str(suite), *folders, "--probe", "--slots", "2", "--threads", "1", "--device", "cpu"]
+    )
     assert done.exit_code == 0, done.output
     assert "minutes" in done.output.splitlines()[0]
-    assert [len(line.split()) for line in done.output.splitlines()[2:4]] == [11, 11]  # a number in each column
-    assert "Left: 0 minutes in all, evaluations included, with 2 runs at a time and 1 threads each." in done.output
+    assert [len(line.split()) for line in done.output.splitlines()[2:4]] == [12, 12]  # a number in each column
+    assert (
+        "Left: 0 minutes in all on cpu, evaluations included, with 2 runs at a time and 1 threads each." in done.output
+    )
     assert not (tmp_path / "store").exists()
 
 

@@ -1,14 +1,13 @@
 """`--config` reads what `--dry-run` prints, as the same run."""
 
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from lra.config.builtin import profile_names
 from lra.config.profiles import load_profile
 from lra.errors import UsageError
 from runners.cli.run import command
-from runners.train.plan import describe, plan, read_config
+from runners.train.plan import describe, plan, read_config, shortened
 
 
 def dry_run(*words, text=None):
@@ -25,10 +24,10 @@ def home(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("profile", profile_names())
 def test_every_run_that_a_dry_run_describes_can_be_read_back(profile, home, tmp_path):
-    configs = plan(
-        attn="full,contextpool", task="all", profile=load_profile(profile), seeds=[0, 7], track="matched", overrides={}
-    )
-    assert len(configs) == 4 * len(load_profile(profile).tasks)
+    recipe = load_profile(profile)
+    tasks = ",".join(recipe.tasks)
+    configs = plan(attn="full,contextpool", task=tasks, profile=recipe, seeds=[0, 7], track="matched", overrides={})
+    assert len(configs) == 4 * len(recipe.tasks)
     for config in configs[::8] + configs[7::8]:  # full attention on one task, ContextPool on the next
         path = tmp_path / "run.yaml"
         path.write_text(describe(config, home))
@@ -48,15 +47,45 @@ def test_a_dry_run_goes_in_again_as_a_file_or_as_input(tmp_path, more):
     ]
 
 
-def test_several_runs_are_documents_and_config_says_that_it_wants_one(tmp_path):
-    printed = dry_run("--attn", "full,local", "--task", "listops", "--profile", "quick")
-    assert [each["variant"]["name"] for each in yaml.safe_load_all(printed)] == ["full", "local"]
+def test_a_dry_run_of_several_runs_is_a_table(tmp_path):
+    words = ["--attn", "full,linformer", "--task", "text,retrieval", "--profile", "official", "--seeds", "0-2"]
+    rows = [line.split() for line in dry_run(*words).splitlines()]
+    assert [row[:6] for row in rows if row and row[0] in ("text", "retrieval")] == [
+        ["text", "full", "20,000", "32", "1,000", "640"],
+        ["text", "linformer", "20,000", "32", "1,000", "640"],
+        ["retrieval", "full", "5,000", "32", "4,000", "1,280"],
+        ["retrieval", "linformer", "5,000", "32", "4,000", "1,280"],
+    ]
+    assert "12 runs (3 seeds), profile official, matched track." in dry_run(*words)
+
+
+def test_all_tasks_are_the_six_of_the_benchmark_and_go_by_the_name_of_their_data_too():
+    def tasks(text, profile="quick"):
+        configs = plan(attn="full", task=text, profile=load_profile(profile), seeds=[0], track="matched", overrides={})
+        return [config.task for config in configs]
+
+    assert tasks("all") == tasks("all", "official") == ["listops", "text", "retrieval", "image", "pathfinder", "pathx"]
+    assert tasks("IMDb,cifar10,CIFAR-10,aan,listops") == ["text", "image", "retrieval", "listops"]
+
+
+def test_config_runs_one_run_of_several(tmp_path):
+    parts = [dry_run("--attn", name, "--task", "listops", "--profile", "quick") for name in ("full", "local")]
     path = tmp_path / "two.yaml"
-    path.write_text(printed)
+    path.write_text("---\n".join(parts))
     with pytest.raises(UsageError, match=r"two.yaml: several runs; --config runs one"):
         read_config(str(path))
-    for part in printed.split("---\n"):
-        assert dry_run("--config", "-", text=part) == part
+
+
+def test_a_trial_is_short_and_on_the_open_track():
+    [config] = plan(
+        attn="full", task="listops", profile=load_profile("quick"), seeds=[0], track="matched", overrides={}
+    )
+    short = shortened(config, 20)
+    assert (short.track, short.train.steps, short.train.eval_every, short.train.warmup_steps) == ("open", 20, 20, 20)
+    assert shortened(config, 10**6) == config.model_copy(update={"track": "open"})
+    assert "track: open\n" in dry_run(
+        "--attn", "full", "--task", "listops", "--profile", "quick", "--limit-steps", "20"
+    )
 
 
 def edited(tmp_path, old, new):
