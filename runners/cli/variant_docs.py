@@ -22,7 +22,7 @@ OFFICIAL_LISTOPS = LayerDims(dim=512, num_heads=8, max_length=2000, qkv_bias=Fal
 COLUMNS = (
     "variant", "display name", "family", "paper", "time", "memory", "parameters", "causal", "backends", "options",
 )  # fmt: skip
-LISTED = ("variant", "display name", "family", "time", "parameters")
+LISTED = ("variant", "display name", "family", "time")
 """The columns of `lra-zoo list`, which fit 100 characters; `lra-zoo describe` and docs/variants.md have them all."""
 
 _INTRODUCTION = """\

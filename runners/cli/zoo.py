@@ -27,10 +27,7 @@ def main() -> None:
 @main.command("list")
 @one_line_errors
 def list_command() -> None:
-    """List the variants; `lra-zoo describe NAME` tells more of each.
-
-    Parameters are those of one layer at the official ListOps size, relative to full attention.
-    """
+    """List the variants; `lra-zoo describe NAME` tells more of each."""
     from .variant_docs import catalogue, table
 
     specs, problems = catalogue()
