@@ -110,7 +110,8 @@ def _data(data_dir: Path | None) -> str:
 def _variants() -> None:
     from .variant_docs import catalogue
 
-    if problems := catalogue().problems:
+    _, problems = catalogue()
+    if problems:
         raise RuntimeError("; ".join(problems))
 
 
