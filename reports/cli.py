@@ -59,6 +59,7 @@ FIGURES = {
     "scaling": "time and memory by length, with slopes, from lra-bench",
 }
 """The figures that `figures` draws, by the beginning of their titles."""
+ORDERS = ("score", "family", "name")
 FIGURE_FORMATS = ("png", "svg", "pdf")
 
 EXAMPLES = """
@@ -95,23 +96,40 @@ def command() -> None:
 @click.argument("names", nargs=-1)
 @takes_selection
 @format_option("text", "markdown", "latex", "csv", "html")
+@click.option(
+    "--sort",
+    "order",
+    type=click.Choice(ORDERS),
+    help="Best first, by family of the variant, or by name.  [default: name; ranks: score]",
+)
+@click.option("--siunitx", is_flag=True, help="With --format latex: align numbers, in columns of siunitx.")
 @out_option(FILE, None, "File to write instead of printing.")
 @one_line_errors
-def table(selection: Selection, *, preset: str, names: tuple[str, ...], form: str, out: Path | None) -> None:
+def table(
+    selection: Selection,
+    *,
+    preset: str,
+    names: tuple[str, ...],
+    form: str,
+    order: str | None,
+    siunitx: bool,
+    out: Path | None,
+) -> None:
     """Print the tables of a preset, one for each profile and track."""
-    from .render import render
+    from .render import render_all
 
     if preset not in PRESETS:
         raise UsageError(f"unknown preset {preset!r}; {suggest(preset, PRESETS)}")
     takes = NAMES_TAKEN.get(preset, 0)
     if len(names) != takes:
         raise UsageError(f"{preset} takes {takes} variant names, got {len(names)}")
+    if siunitx and form != "latex":
+        raise UsageError("--siunitx needs --format latex")
     results = load(selection)
-    tables, refusals = make_tables(preset, names, results)
+    tables, refusals = make_tables(preset, names, results, order)
     for refusal in refusals:
         echo(f"left out: {refusal}", err=True)
-    texts = [render(each, form, command=invocation()) for each in tables]
-    write("\n".join(texts), out)
+    write(render_all(tables, form, command=invocation(), siunitx=siunitx), out)
 
 
 @command.command()
@@ -217,16 +235,25 @@ def pooling(selection: Selection, *, record: str, data_dir: Path | None, example
     echo(save(figure, out, form))
 
 
-def make_tables(preset: str, names: tuple[str, ...], results: ResultSet) -> tuple[list[Table], list[str]]:
+def make_tables(
+    preset: str, names: tuple[str, ...], results: ResultSet, order: str | None = None
+) -> tuple[list[Table], list[str]]:
     """Make the tables of a preset, one for each profile and track, and say why some of them cannot be made.
 
+    Args:
+        preset: Which tables.
+        names: The variants that it takes.
+        results: The records.
+        order: One of `ORDERS`; None leaves the rows in the order of the preset.
+
     Raises:
-        UsageError: None of them can be made.
+        UsageError: None of them can be made, or their rows have one order only.
     """
     from . import tables
 
     if preset == "efficiency":
-        return tables.efficiency_tables(results), []
+        made = tables.efficiency_tables(results)
+        return [tables.sort_rows(each, order) if order else each for each in made], []
     makers: dict[str, Callable[..., Table]] = {
         "accuracy": tables.accuracy,
         "seeds": tables.seeds,
@@ -241,9 +268,12 @@ def make_tables(preset: str, names: tuple[str, ...], results: ResultSet) -> tupl
     made, refusals = [], []
     for profile, track in results.profiles():
         try:
-            made.append(makers[preset](results, profile, track, *rows))
+            each = makers[preset](results, profile, track, *rows)
         except UsageError as error:
             refusals.append(str(error))
+        else:
+            each.name = " ".join([preset, *rows, profile, track])
+            made.append(tables.sort_rows(each, order) if order else each)
     if not made:
         raise UsageError("\n".join(dict.fromkeys(refusals)) or "the store holds no records of runs yet")
     return made, refusals

@@ -8,7 +8,9 @@ import html
 import io
 import math
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -31,19 +33,41 @@ _LATEX = {
 }  # fmt: skip
 _MINUS = re.compile(r"(?<![\w.)\]])-(?=\d)")
 """The sign of a number, which LaTeX would print as a hyphen in text."""
+_NUMBER = re.compile(r"([+-]?[\d,]*\d(?:\.\d+)?)(?: ± ([\d.]+))?( \([\d./]+\))?")
+"""A number of a cell, its deviation, and the count or ratio in brackets."""
 _FORMULA = re.compile(r"[=@+\-\t\uff1d\uff20\uff0b\uff0d]")
 _PLAIN_NUMBER = re.compile(r"[+-]\d[\d,]*(\.\d+)?")
 
 
-def render(table: Table, form: str, *, command: str = "") -> str:
+def render(table: Table, form: str, *, command: str = "", siunitx: bool = False) -> str:
     """Render a table.
 
     Args:
         table: What to render.
         form: One of `FORMATS`.
         command: The command that made it, which is noted under the table.
+        siunitx: For LaTeX: align numbers at their points, in `S` columns.
     """
-    return _RENDERERS[form](table, command)
+    return _latex(table, command, siunitx=siunitx) if form == "latex" else _RENDERERS[form](table, command)
+
+
+def render_all(tables: Sequence[Table], form: str, *, command: str = "", siunitx: bool = False) -> str:
+    """Render tables one after the other; the command, and notes of several tables, stand once, at the end.
+
+    Each LaTeX table has all of its notes, because it is a float.
+    """
+    if form == "latex" or len(tables) == 1:
+        return "\n".join(render(table, form, command=command, siunitx=siunitx) for table in tables)
+    shared, own = shared_notes(tables)
+    notes = [*shared, *([f"Made by: {command}"] if command else [])]
+    return "\n".join([*(render(table, form) for table in own), _ENDS[form]([clean_line(note) for note in notes])])
+
+
+def shared_notes(tables: Sequence[Table]) -> tuple[list[str], list[Table]]:
+    """Return the notes that stand under more than one of the tables, and the tables without them."""
+    counts = Counter(note for table in tables for note in dict.fromkeys(table.notes))
+    shared = [note for note, count in counts.items() if count > 1]
+    return shared, [replace(table, notes=[note for note in table.notes if note not in shared]) for table in tables]
 
 
 def rankings(table: Table) -> dict[tuple[int, int], int]:
@@ -64,7 +88,8 @@ def rankings(table: Table) -> dict[tuple[int, int], int]:
 
 def _grid(table: Table) -> tuple[list[str], list[list[str]]]:
     named = not isinstance(table.cells.index, pd.RangeIndex)
-    header = [*([""] if named else []), *map(clean_line, table.cells.columns)]
+    unit = f" ({table.unit})" if table.unit else ""
+    header = [*(["variant"] if named else []), *(f"{clean_line(name)}{unit}" for name in table.cells.columns)]
     rows = [
         [*([clean_line(name)] if named else []), *map(clean_line, row)]
         for name, row in zip(table.cells.index, table.cells.to_numpy(), strict=True)
@@ -91,7 +116,8 @@ def _apart(table: Table, rows: list[list[str]]) -> tuple[list[list[str]], list[l
 
 
 def _notes(table: Table, command: str) -> list[str]:
-    return [clean_line(note) for note in table.notes] + ([f"Made by: {clean_line(command)}"] if command else [])
+    notes = [*dict.fromkeys(table.notes), *([f"Made by: {command}"] if command else [])]
+    return [clean_line(note) for note in notes]
 
 
 def _records(table: Table) -> str:
@@ -110,30 +136,40 @@ def _text(table: Table, command: str) -> str:
 
 
 def _markdown(table: Table, command: str) -> str:
-    def escape(text: str) -> str:
-        return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", html.escape(text, quote=False))
-
-    header, rows = _marked(table, lambda t, rank: {1: f"**{t}**", 2: f"<u>{t}</u>"}.get(rank, t), escape)
+    header, rows = _marked(table, lambda t, rank: {1: f"**{t}**", 2: f"<u>{t}</u>"}.get(rank, t), _markdown_text)
     variants, baselines = _apart(table, rows)
     parted = [*variants, *([f"*{name}*", *texts] for name, *texts in baselines)]
     body = tabulate(parted, headers=header, tablefmt="github", disable_numparse=True)
-    notes = [f"- {escape(note)}" for note in _notes(table, command)]
     comment = f"<!-- {_records(table).replace('--', '- -').replace('>', '')} -->"
-    return "\n".join([f"**{escape(clean_line(table.caption))}**", "", body, "", *notes, "", comment, ""])
+    lines = _markdown_end(_notes(table, command))
+    return "\n".join([f"**{_markdown_text(clean_line(table.caption))}**", "", body, "", lines, comment, ""])
 
 
-def _latex(table: Table, command: str) -> str:
+def _markdown_text(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", html.escape(text, quote=False))
+
+
+def _markdown_end(notes: list[str]) -> str:
+    return "\n".join([*(f"- {_markdown_text(note)}" for note in notes), ""])
+
+
+def _latex(table: Table, command: str, *, siunitx: bool = False) -> str:
     header, rows = _marked(
         table, lambda t, rank: {1: rf"\textbf{{{t}}}", 2: rf"\underline{{{t}}}"}.get(rank, t), _latex_text
     )
+    columns = ["l", *("r" for _ in header[1:])]
+    if siunitx:
+        _align_numbers(table, columns, header, rows)
     variants, baselines = _apart(table, rows)
     lines = [
-        r"% needs \usepackage{booktabs}",
+        r"% needs \usepackage{booktabs}" + (r" and \usepackage{siunitx}" if siunitx else ""),
         f"% {_records(table)}",
+        *([f"% made by: {clean_line(command)}"] if command else []),
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{_latex_text(clean_line(table.caption))}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+        rf"\caption{{{_latex_text(clean_line(table.caption))}.}}",
+        rf"\label{{tab:{_label(table.name)}}}",
+        rf"\begin{{tabular}}{{{''.join(columns)}}}",
         r"\toprule",
         " & ".join(header) + r" \\",
         r"\midrule",
@@ -142,19 +178,60 @@ def _latex(table: Table, command: str) -> str:
         *(" & ".join(row) + r" \\" for row in baselines),
         r"\bottomrule",
         r"\end{tabular}",
-        *(rf"\par\footnotesize {_latex_text(note)}" for note in _notes(table, command)),
+        *([r"\par\medskip\footnotesize\raggedright", *map(_latex_text, _notes(table, ""))] if table.notes else []),
         r"\end{table}",
         "",
     ]
     return "\n".join(lines)
 
 
+def _label(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _align_numbers(table: Table, columns: list[str], header: list[str], rows: list[list[str]]) -> None:
+    """Turn each column with numbers into one of siunitx, which aligns them at their points; second best stay text."""
+    shift = len(header) - table.cells.shape[1]
+    ranks = rankings(table)
+    for place in range(1, len(header)):
+        texts = [clean_line(text) for text in table.cells.iloc[:, place - shift]]
+        found = [_NUMBER.fullmatch(text) for text in texts]
+        numbers = [match for match in found if match is not None]
+        if not numbers:
+            continue
+        signed, whole, decimals, deviation = (
+            any(match[1][0] in "+-" for match in numbers),
+            max(len(re.sub(r"[+,-]", "", match[1].partition(".")[0])) for match in numbers),
+            max(len(match[1].partition(".")[2]) for match in numbers),
+            max(len((match[2] or "").replace(".", "")) for match in numbers),
+        )
+        tail = max((match[3] or "" for match in numbers), key=len)
+        columns[place] = (
+            rf"S[table-format={'+' if signed else ''}{whole}.{decimals}{f'({deviation})' if deviation else ''}"
+            rf"{f',table-space-text-post={{{tail}}}' if tail else ''},separate-uncertainty,detect-weight]"
+        )
+        header[place] = f"{{{header[place]}}}"
+        for row, match in enumerate(found):
+            rank = ranks.get((row, place - shift), 0)
+            if match is None or rank == 2:
+                rows[row][place] = f"{{{rows[row][place]}}}"
+            else:
+                number = match[1].replace(",", "") + (rf" \pm {match[2]}" if match[2] else "")
+                count = f" {{{match[3]}}}" if match[3] else ""
+                bold = r"\bfseries " if rank == 1 else ""
+                rows[row][place] = f"{bold}{number}{count}"
+
+
 def _csv(table: Table, command: str) -> str:
     header, rows = _grid(table)
+    lines = [[no_formula(cell) for cell in row] for row in [header, *rows]]
+    notes = [clean_line(table.caption), *_notes(table, command), _records(table)]
+    return _csv_lines(lines + [[f"# {note}"] for note in notes])
+
+
+def _csv_lines(lines: list[list[str]]) -> str:
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([[no_formula(cell) for cell in row] for row in [header, *rows]])
-    writer.writerows([[f"# {note}"] for note in [clean_line(table.caption), *_notes(table, command), _records(table)]])
+    csv.writer(buffer, lineterminator="\n").writerows(lines)
     return buffer.getvalue()
 
 
@@ -172,10 +249,16 @@ def _html_rows(rows: list[list[str]]) -> str:
     return "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
 
 
+_ENDS: dict[str, Callable[[list[str]], str]] = {
+    "text": lambda notes: "\n".join([*notes, ""]),
+    "markdown": _markdown_end,
+    "csv": lambda notes: _csv_lines([[f"# {note}"] for note in notes]),
+    "html": lambda notes: f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in notes)}</ul>\n",
+}
+"""What stands below several tables, by format."""
 _RENDERERS: dict[str, Callable[[Table, str], str]] = {
     "text": _text,
     "markdown": _markdown,
-    "latex": _latex,
     "csv": _csv,
     "html": _html,
 }

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,8 @@ REPORT = re.compile(r"^```report\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 """A command in the text of the page, which is replaced by its output."""
 FIGURE = re.compile(r"\(results/figures/([\w-]+)/([\w-]+\.svg)\)")
 """A figure of the pages: its section, or `bench`, and the name that `lra-report figures` gives it."""
+CAPTION = re.compile(r"^\*\*", re.MULTILINE)
+"""The beginning of the caption of a table."""
 PRINTED = re.compile(r"^```console\n\$ (lra-report [^\n]*)\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 """A command of the guide to reports, and what it prints, possibly cut."""
 CUT = "[...]"
@@ -208,18 +211,39 @@ def count_runs(suite: str) -> tuple[int, int]:
 
 
 def render_page() -> str:
-    """Return the page: its text, with the output of each command in it."""
+    """Return the page: its text with the table of each command in it, numbered.
+
+    Notes of several tables stand once, above all tables, and the commands below them.
+    """
     text = TEMPLATE.read_text(encoding="utf-8")
-    filled = REPORT.sub(lambda match: show_report(match[1]), text)
-    return filled.replace("{{ status }}", status_table())
+    lines = REPORT.findall(text)
+    tables = {line: show_report(line) for line in lines}
+    counts = Counter(note for table in tables.values() for note in notes_of(table))
+    shared = [note for note, count in counts.items() if count > 1]
+    numbers = {line: number for number, line in enumerate(tables, start=1)}
+
+    def shown(match: re.Match[str]) -> str:
+        kept = [each for each in tables[match[1]].split("\n") if each not in shared]
+        return CAPTION.sub(f"**Table {numbers[match[1]]}. ", "\n".join(kept), count=1).rstrip()
+
+    commands = [f"{number}. `lra-report {line}`" for line, number in numbers.items()]
+    filled = REPORT.sub(shown, text).replace("{{ status }}", status_table())
+    return filled.replace("{{ notes }}", "\n".join(shared)).replace("{{ commands }}", "\n".join(commands))
 
 
 def show_report(line: str) -> str:
-    """Return a command of lra-report as a code block, followed by the table that it prints or by `Not run yet`."""
-    full = f"lra-report {line} --store {STORE} --format markdown"
+    """Return the table that a command of lra-report prints, without the command and the ids of the runs."""
     _, of_suite, suite = line.rpartition("--suite ")
-    ran = not of_suite or count_runs(suite)[0] > 0
-    return f"```\n{full}\n```\n\n{report(full) if ran else 'Not run yet.'}".rstrip()
+    if of_suite and count_runs(suite)[0] == 0:
+        return "Not run yet."
+    printed = report(f"lra-report {line} --store {STORE} --format markdown")
+    kept = [each for each in printed.split("\n") if not each.startswith(("- Made by:", "<!--"))]
+    return "\n".join(kept).rstrip()
+
+
+def notes_of(table: str) -> list[str]:
+    """Return the notes below a table, as the lines of its Markdown."""
+    return [line for line in table.split("\n") if line.startswith("- ")]
 
 
 def render_readme(page_text: str) -> str:

@@ -8,7 +8,7 @@ from .depth import depth
 from .efficiency import efficiency_tables
 from .published import vs_published
 from .seeds import seeds
-from .table import Table
+from .table import Table, sort_rows
 
 __all__ = [
     "Table",
@@ -20,5 +20,6 @@ __all__ = [
     "head_to_head",
     "ranks",
     "seeds",
+    "sort_rows",
     "vs_published",
 ]

@@ -27,7 +27,10 @@ from .captions import (
     provenance_notes,
     table_caption,
 )
-from .table import Table
+from .table import RowKey, Table
+
+UNMARKED = "the best mean is not above the best trivial baseline by more than the noise of the test set"
+"""Why no number of a column is marked as the best."""
 
 
 def accuracy(results: ResultSet, profile: str, track: str) -> Table:
@@ -41,16 +44,22 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     for (label, column), group in frame.groupby(["label", "column"]):
         cells.loc[label, column], values.loc[label, column] = accuracy_cell(group, seeds)
     tasks = dict(zip(frame["column"], frame["task"], strict=True))
-    notes = ["Test accuracy in %: mean ± standard deviation over seeds (n); (k/n): k of n seeds gave a number."]
+    notes = ["Mean ± standard deviation over seeds (n); (k/n): k of n seeds gave a number."]
+    variants = dict(zip(frame["label"], frame["variant"], strict=True))
+    overall = values.mean(axis=1, skipna=False)
+    keys = [RowKey(label=label, variant=variants[label], score=overall[label]) for label in labels]
+    unmarked = [column for column in columns if not _above_trivial(results, frame[frame["column"] == column])]
     for name, members in (("A5", FIVE), ("A6", SIX)):
         chosen = [column for column in columns if tasks[column] in members]
         if sorted(tasks[column] for column in chosen) == sorted(members):
             averages = values[chosen].mean(axis=1, skipna=False)
             cells[name] = [NOT_RUN if math.isnan(value) else f"{value:.2f}" for value in averages]
             values[name] = averages
+            unmarked += [name] if set(chosen) <= set(unmarked) else []
             notes.append(
                 f"{name}: mean of {len(members)} tasks; {NOT_RUN} unless every task has a number from each seed."
             )
+    values[unmarked] = np.nan
     baselines = _baseline_rows(results, frame, list(cells.columns))
     cells = pd.concat([cells, baselines])
     values = pd.concat([values, pd.DataFrame(np.nan, index=baselines.index, columns=values.columns)])
@@ -59,17 +68,19 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
         + notes
         + _noise(frame)
         + _untrained(results, frame)
+        + ([f"No number is marked under {', '.join(unmarked)}: {UNMARKED}."] if unmarked else [])
         + parameter_notes(frame)
         + provenance_notes(frame)
     )
-    title = table_caption("Test accuracy", profile, track, frame)
     return Table(
-        caption=title,
+        caption=table_caption("Test accuracy", profile, track, frame),
         cells=cells,
         values=values,
         notes=notes,
         records=frame["run_id"].tolist(),
         baselines=len(baselines),
+        unit="%",
+        keys=keys,
     )
 
 
@@ -147,17 +158,27 @@ def is_trained(results: ResultSet, run_id: str) -> bool:
 
 
 def _untrained(results: ResultSet, frame: pd.DataFrame) -> list[str]:
-    """Name the variants with runs that learnt nothing, and say how many of their runs those are."""
+    """Name for each task the variants with runs that learnt nothing, and say how many of their runs those are."""
     found = frame.dropna(subset=["accuracy"])
     found = found.assign(lost=[not is_trained(results, run_id) for run_id in found["run_id"]])
-    counts: dict[str, list[str]] = {}
-    for (label, column), group in found.groupby(["label", "column"]):
-        if group["lost"].any():
-            counts.setdefault(str(label), []).append(f"{column} in {group['lost'].sum()} of {len(group)} runs")
-    return [
-        f"Not above chance by more than the noise of the test set: {label} on {', '.join(where)}."
-        for label, where in counts.items()
-    ]
+    places = []
+    for column, group in found.groupby("column"):
+        lost = group[group["lost"]].groupby("label").size()
+        runs = group.groupby("label").size()
+        words = ", ".join(f"{label} in {count} of {runs[label]} runs" for label, count in lost.items())
+        places += [f"{column}: {'all runs' if group['lost'].all() else words}"] if len(lost) else []
+    return [f"Not above chance by more than the noise of the test set: {'; '.join(places)}."] if places else []
+
+
+def _above_trivial(results: ResultSet, group: pd.DataFrame) -> bool:
+    """Say whether the best mean of one task is above every trivial baseline by more than the noise of the test set."""
+    found = group.dropna(subset=["accuracy"])
+    if found.empty:
+        return False
+    best = found.groupby("label")["accuracy"].mean().max()
+    total = int(found["total"].min())
+    blind = [value for run_id in found["run_id"] for value in results.records[run_id].baselines.values()]
+    return trained(round(best / 100 * total), total, max(blind, default=0.0))
 
 
 def _noise(frame: pd.DataFrame) -> list[str]:

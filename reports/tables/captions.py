@@ -44,9 +44,12 @@ def seeds_in_words(frame: pd.DataFrame) -> str:
 
 
 def provenance_notes(frame: pd.DataFrame) -> list[str]:
-    """Name the dataset variant of each task, and the runs that two environments took part in."""
+    """Name training steps, hardware, the dataset variant of each task, and runs that two environments took part in."""
+    machines = sorted(set(frame["device"].dropna()))
+    steps = "/".join(f"{int(count)}" for count in sorted(set(frame["steps"])))
     datasets = sorted(set(zip(frame["title"], frame["dataset"], strict=True)))
-    notes = [f"{title}: {dataset}." for title, dataset in datasets]
+    notes = [f"Trained for {steps} steps on {', '.join(machines) or 'no device'}."]
+    notes += [f"{title}: {dataset}." for title, dataset in datasets]
     continued = frame[frame["continued"] == True]  # noqa: E712 - missing for runs without a record
     if len(continued):
         runs = ", ".join(f"{row.label} on {row.column}, seed {row.seed}" for row in continued.itertuples())
@@ -62,13 +65,8 @@ def parameter_notes(frame: pd.DataFrame) -> list[str]:
 
 
 def table_caption(what: str, profile: str, track: str, frame: pd.DataFrame) -> str:
-    """Write a caption: the subject, profile, track, hardware, training steps and seeds."""
-    machines = sorted(set(frame["device"].dropna()))
-    steps = "/".join(f"{int(count)}" for count in sorted(set(frame["steps"])))
-    return (
-        f"{what}, profile {profile}, {track} track; {', '.join(machines) or 'no device'}, {steps} steps, "
-        f"{seeds_in_words(frame)}"
-    )
+    """Write a caption: the subject, profile, track and seeds."""
+    return f"{what}, profile {profile}, {track} track, {seeds_in_words(frame)}"
 
 
 def baseline_title(name: str) -> str:

@@ -66,11 +66,11 @@ def head_to_head(results: ResultSet, profile: str, track: str, first: str, secon
             {
                 "task": column,
                 "seeds": str(len(seeds)),
-                "difference": f"{difference.mean:+.2f}",
-                "95 % interval": _interval(difference.low, difference.high),
+                "difference (points)": f"{difference.mean:+.2f}",
+                "95 % interval (points)": _interval(difference.low, difference.high),
                 "p (paired t)": p_text(result.p_value),
                 "p (Holm)": "",
-                "detectable": number(result.detectable, "{:.2f}"),
+                "detectable (points)": number(result.detectable, "{:.2f}"),
                 "McNemar p per seed": ", ".join(p_text(p) for _, _, p in bits),
                 f"only {names[0]}": ", ".join(str(a) for a, _, _ in bits),
                 f"only {names[1]}": ", ".join(str(b) for _, b, _ in bits),
@@ -83,7 +83,7 @@ def head_to_head(results: ResultSet, profile: str, track: str, first: str, secon
     frame = frame[frame["run_id"].isin(used)]
     notes = [
         f"Difference: {names[0]} minus {names[1]}, points of test accuracy, mean over the seeds that both have.",
-        *([NO_SPREAD] if any(row["95 % interval"] == NOT_RUN and row["seeds"] != "1" for row in rows) else []),
+        *([NO_SPREAD] if any(row["95 % interval (points)"] == NOT_RUN and row["seeds"] != "1" for row in rows) else []),
         f"Detectable: the true difference that this many pairs with this spread would show in 80 % of cases; {NOT_RUN} "
         "for one pair, and for pairs without spread, where the t test does not apply.",
         "Only: test examples that one of the two has right and the other has wrong, per seed (exact McNemar test).",
@@ -133,8 +133,8 @@ def ablation(results: ResultSet, profile: str, track: str, variant: str) -> Tabl
                 {
                     "task": column,
                     "changed": changed or BASE,
-                    "test accuracy %": text,
-                    "difference to base": _difference(_scored(group), base) if changed else NOT_RUN,
+                    "test accuracy (%)": text,
+                    "difference to base (points)": _difference(_scored(group), base) if changed else NOT_RUN,
                 }
             )
     if not any(row["changed"] != BASE for row in rows):
@@ -143,7 +143,7 @@ def ablation(results: ResultSet, profile: str, track: str, variant: str) -> Tabl
             "lra-run --set variant.OPTION=VALUE runs another"
         )
     notes.append("Difference: mean over common seeds, with its 95 % t interval and the number of pairs.")
-    differences = [row["difference to base"] for row in rows]
+    differences = [row["difference to base (points)"] for row in rows]
     notes += [NO_SPREAD] if any("[" not in text and not text.endswith(("(1)", NOT_RUN)) for text in differences) else []
     notes += provenance_notes(frame)
     title = table_caption(f"Ablation of {results.titles()[variant]}", profile, track, frame)
@@ -169,10 +169,8 @@ def ranks(results: ResultSet, profile: str, track: str) -> Table:
     if len(complete) < 2 or len(columns) < 2:
         raise UsageError("ranks need two tasks and two variants with numbers for all tasks")
     average, critical = average_ranks(pd.DataFrame([scores[label] for label in complete]).to_numpy())
-    rows = [
-        {"variant": label, "average rank": f"{rank:.2f}"}
-        for rank, label in sorted(zip(average.tolist(), complete, strict=True))
-    ]
+    in_order = sorted(zip(average.tolist(), complete, strict=True))
+    rows = [{"variant": label, "average rank": f"{rank:.2f}"} for rank, label in in_order]
     missing = sorted(set(labels) - set(complete))
     notes = [
         f"Ranks over {len(columns)} tasks ({', '.join(columns)}); 1 is best.",
@@ -181,7 +179,9 @@ def ranks(results: ResultSet, profile: str, track: str) -> Table:
     ]
     notes += [f"Left out because a task is missing: {', '.join(missing)}."] if missing else []
     title = table_caption("Average ranks", profile, track, frame)
-    return plain_table(title, rows, preview(frame) + notes + provenance_notes(frame), frame)
+    return plain_table(
+        title, rows, preview(frame) + notes + provenance_notes(frame), frame, [-rank for rank, _ in in_order]
+    )
 
 
 def _label_of_row(row: str, frame: pd.DataFrame, where: str) -> str:

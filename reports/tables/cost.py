@@ -14,8 +14,8 @@ from .captions import number, parameter_notes, provenance_notes, table_caption
 from .table import Table, plain_table
 
 FLOPS_NOTE = (
-    "MFLOPs: million operations of one example of the longest length, forward and backward, a multiplication and an "
-    "addition being two; matrix products, convolutions and fused attention only."
+    "Operations: of one example of the longest length, forward and backward, a multiplication and an addition being "
+    "two; matrix products, convolutions and fused attention only."
 )
 
 
@@ -23,7 +23,7 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
     """Tabulate the cost of training, relative to full attention on the same task and device."""
     results = results.for_profile(profile, track)
     frame = results.frame()
-    rows = []
+    rows, scores = [], []
     frame["recipe"] = [_recipe(settings) for settings in frame["settings"]]
     for (column, device, label), group in frame.dropna(subset=["parameters"]).groupby(["column", "device", "label"]):
         peers = frame[(frame["column"] == column) & (frame["device"] == device) & (frame["variant"] == REFERENCE)]
@@ -31,14 +31,18 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
         parameters, reference = int(group["parameters"].iloc[0]), int(group["parameters_full"].iloc[0])
         row = {"task": str(column), "variant": str(label), "device": str(device)}
         for name, source, unit, form in (
-            ("tokens/s", "tokens_per_second", 1.0, "{:,.0f}"),
-            ("peak MiB", "peak_bytes", 2**20, "{:,.0f}"),
-            ("MFLOPs", "flops", 1e6, "{:,.1f}"),
+            ("speed (tokens/s)", "tokens_per_second", 1.0, "{:,.0f}"),
+            ("peak memory (MiB)", "peak_bytes", 2**20, "{:,.0f}"),
+            ("operations (MFLOPs)", "flops", 1e6, "{:,.1f}"),
         ):
             value = median(group[source])
-            row |= {name: number(value / unit, form), f"{name} x full": number(value / median(base[source]), "{:.2f}")}
-        row |= {"parameters": f"{parameters:,}", "parameters x full": f"{parameters / reference:.3f}"}
+            row |= {
+                name: number(value / unit, form),
+                f"{name.partition(' (')[0]} (x full)": number(value / median(base[source]), "{:.2f}"),
+            }
+        row |= {"parameters": f"{parameters:,}", "parameters (x full)": f"{parameters / reference:.3f}"}
         rows.append(row | {"backend": ", ".join(sorted(set(group["backend"])))})
+        scores.append(float(group["accuracy"].mean()))
     methods = sorted({record.cost.peak_memory_method for record in results.records.values()})
     notes = [
         "Medians over seeds, measured during training; other work may have run on the same machine.",
@@ -48,7 +52,7 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
         *parameter_notes(frame),
         *provenance_notes(frame),
     ]
-    return plain_table(table_caption("Cost of training", profile, track, frame), rows, notes, frame)
+    return plain_table(table_caption("Cost of training", profile, track, frame), rows, notes, frame, scores)
 
 
 def median(column: pd.Series) -> float:

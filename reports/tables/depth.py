@@ -25,22 +25,24 @@ def depth(results: ResultSet, profile: str, track: str) -> Table:
     frame["label"] = label_rows(frame, leave_out=["model.num_layers"])
     frame["step_seconds"] = frame["batch_size"] / frame["examples_per_second"]
     seed_count = len(results.seeds)
-    rows = []
+    rows, scores = [], []
     for (column, label, layers), group in frame.groupby(["column", "label", "layers"]):
         times = [
             number(median(part["step_seconds"]), "{:.3f}") + ("" if frame["device"].nunique() == 1 else f" ({device})")
             for device, part in group.groupby("device")
         ]
+        text, mean = accuracy_cell(group, seed_count)
+        scores.append(mean)
         rows.append(
             {
                 "task": str(column),
                 "variant": str(label),
                 "layers": str(layers),
-                "test accuracy %": accuracy_cell(group, seed_count)[0],
-                "MFLOPs": number(median(group["flops"]) / 1e6, "{:,.1f}"),
-                "seconds per step": ", ".join(times) or NOT_RUN,
+                "test accuracy (%)": text,
+                "operations (MFLOPs)": number(median(group["flops"]) / 1e6, "{:,.1f}"),
+                "step time (s)": ", ".join(times) or NOT_RUN,
             }
         )
-    notes = [FLOPS_NOTE, "Seconds per step: median over seeds; other work may have run on the same machine."]
+    notes = [FLOPS_NOTE, "Step time: median over seeds; other work may have run on the same machine."]
     notes = preview(frame) + notes + provenance_notes(frame)
-    return plain_table(table_caption("Test accuracy by depth", profile, track, frame), rows, notes, frame)
+    return plain_table(table_caption("Test accuracy by depth", profile, track, frame), rows, notes, frame, scores)

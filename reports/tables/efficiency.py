@@ -27,7 +27,7 @@ from lra.results.dataframe import label_rows
 
 from ..result_set import ResultSet
 from .captions import NOT_RUN
-from .table import Table
+from .table import RowKey, Table
 
 
 def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
@@ -90,14 +90,17 @@ def efficiency(measurements: pd.DataFrame) -> Table:
         cells.loc[label, memory] = memory_text(row["measurement"], full.get(row["length"]))
         values.loc[label, speed] = 1.0 / row["seconds"]
         values.loc[label, memory] = -row["bytes"] / 1e6
+    variants = dict(zip(measurements["label"], measurements["variant"], strict=True))
+    keys = [RowKey(label=label, variant=variants[label], score=values.loc[label, speeds[-1]]) for label in labels]
     notes = [
+        _conditions_note(measurements),
         "In brackets: relative to full attention. Speed: median of single steps with forward, backward and optimiser; "
         "its ratio is measured in turns with full attention. GB: peak of a step with parameters and optimiser state, "
         "10^9 bytes.",
         *_remarks(measurements),
     ]
     ids = [measurement.settings_id for measurement in measurements["measurement"]]
-    return Table(caption=_caption(measurements), cells=cells, values=values, notes=notes, records=ids)
+    return Table(caption=_caption(measurements), cells=cells, values=values, notes=notes, records=ids, keys=keys)
 
 
 def efficiency_tables(results: ResultSet) -> list[Table]:
@@ -151,9 +154,16 @@ def _machine(measurement: BenchRecord) -> str:
 
 
 def _caption(measurements: pd.DataFrame) -> str:
+    first: BenchRecord = measurements["measurement"].iloc[0]
+    return (
+        f"Speed and memory of training by length: {first.config.task}, profile {first.config.profile}, {machine(first)}"
+    )
+
+
+def _conditions_note(measurements: pd.DataFrame) -> str:
     model, train = measurements["measurement"].iloc[0].config.model, measurements["measurement"].iloc[0].config.train
     sizes = f"{model.num_layers} layers, dim {model.dim}, {model.num_heads} heads, mlp {model.mlp_dim}"
-    return f"Speed and memory of training by length: {describe(measurements)}, {sizes}, {train.precision}"
+    return f"Measured: {describe(measurements)}, {sizes}, {train.precision}."
 
 
 def _remarks(measurements: pd.DataFrame) -> list[str]:

@@ -118,7 +118,7 @@ def _row(
         "task": column,
         "variant": label,
         "source": source.title + (f" ({', '.join(flags)})" if flags else ""),
-        "published": "fails" if published is None else f"{published:.2f}",
-        "ours": text,
-        "difference": difference if comparable else OTHER_RECIPE,
+        "published (%)": "fails" if published is None else f"{published:.2f}",
+        "ours (%)": text,
+        "difference (points)": difference if comparable else OTHER_RECIPE,
     }

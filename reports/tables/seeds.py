@@ -16,22 +16,23 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
     """Tabulate each variant on each task over its seeds: interval, extremes, and how many runs learnt anything."""
     results = results.for_profile(profile, track)
     frame = results.frame()
-    rows = []
+    rows, scores = [], []
     for (column, label), group in frame.groupby(["column", "label"]):
-        scores = group["accuracy"].dropna()
-        row = {"task": str(column), "variant": str(label), "runs": str(len(group)), "mean": NOT_RUN}
-        row |= {"interval": NOT_RUN, "lowest": NOT_RUN, "highest": NOT_RUN, "trained": f"0/{len(group)}"}
-        if len(scores):
-            estimate = mean_with_interval(scores.tolist())
+        found = group["accuracy"].dropna()
+        scores.append(float(found.mean()))
+        row = {"task": str(column), "variant": str(label), "runs": str(len(group)), "mean (%)": NOT_RUN}
+        row |= {"interval (%)": NOT_RUN, "lowest (%)": NOT_RUN, "highest (%)": NOT_RUN, "trained": f"0/{len(group)}"}
+        if len(found):
+            estimate = mean_with_interval(found.tolist())
             low, high, kind = estimate.low, estimate.high, "t"
             if estimate.count == 1:
-                single = group.loc[scores.index[0]]
+                single = group.loc[found.index[0]]
                 low, high = (100 * bound for bound in wilson_interval(int(single["correct"]), int(single["total"])))
                 kind = "Wilson"
             interval = f"{low:.2f} to {high:.2f} ({kind})" if low < high else NOT_RUN
-            row |= {"mean": f"{estimate.mean:.2f}", "interval": interval}
+            row |= {"mean (%)": f"{estimate.mean:.2f}", "interval (%)": interval}
             learnt = sum(is_trained(results, run_id) for run_id in group["run_id"])
-            row |= {"lowest": f"{scores.min():.2f}", "highest": f"{scores.max():.2f}"}
+            row |= {"lowest (%)": f"{found.min():.2f}", "highest (%)": f"{found.max():.2f}"}
             row["trained"] = f"{learnt}/{len(group)}"
         rows.append(row)
     notes = [
@@ -39,7 +40,7 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
         "about other seeds.",
         "Trained: above every answer that needs no input (chance, majority) by more than the noise of the test set.",
     ]
-    if any(row["interval"] == NOT_RUN != row["mean"] for row in rows):
+    if any(row["interval (%)"] == NOT_RUN != row["mean (%)"] for row in rows):
         notes.append(f"{NOT_RUN} for an interval: all seeds have one score, and equal scores have no spread.")
     notes = preview(frame) + notes + provenance_notes(frame)
-    return plain_table(table_caption("Test accuracy over seeds", profile, track, frame), rows, notes, frame)
+    return plain_table(table_caption("Test accuracy over seeds", profile, track, frame), rows, notes, frame, scores)

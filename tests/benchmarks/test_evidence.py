@@ -84,6 +84,19 @@ def test_the_page_is_what_the_records_give():
     assert evidence.render_page() == evidence.PAGE.read_text(encoding="utf-8")
 
 
+def test_no_note_and_no_command_is_repeated_on_the_page():
+    page = evidence.PAGE.read_text(encoding="utf-8")
+    notes = evidence.notes_of(page)
+    assert len(notes) > 20
+    assert [note for note in notes if notes.count(note) > 1] == []
+    commands = re.findall(r"^\d+\. `lra-report (.*)`$", page, re.MULTILINE)
+    assert commands == evidence.REPORT.findall(evidence.TEMPLATE.read_text(encoding="utf-8"))
+    assert [int(number) for number in re.findall(r"^\*\*Table (\d+)\. ", page, re.MULTILINE)] == [
+        *range(1, len(commands) + 1)
+    ]
+    assert "Made by" not in page
+
+
 @pytest.mark.nightly
 def test_the_guide_to_reports_shows_what_its_commands_print():
     guide = evidence.GUIDE.read_text(encoding="utf-8")
@@ -139,7 +152,7 @@ def test_a_report_that_fails_stops_the_page():
 @pytest.mark.nightly
 def test_what_was_not_run_is_shown_as_not_run(monkeypatch, tmp_path):
     monkeypatch.setattr(evidence, "STORE", tmp_path)
-    assert evidence.show_report("table accuracy --suite depth").endswith("```\n\nNot run yet.")
+    assert evidence.show_report("table accuracy --suite depth") == "Not run yet."
     assert evidence.status_table().count("not run") == 21
 
 

@@ -86,7 +86,9 @@ def suite_file(folder, variants):
 def table_rows(done):
     """Read the CSV form: {variant: cells} of the rows that are runs."""
     rows = [
-        line.split(",") for line in done.stdout.splitlines() if not line.startswith(("#", '"#', "Chance", "Majority"))
+        line.split(",")
+        for line in done.stdout.splitlines()
+        if not line.startswith(("#", '"#', "Chance", "Majority", "variant"))
     ]
     return {row[0]: row[1:] for row in rows if row[0]}
 

@@ -49,7 +49,7 @@ PRESET_ARGUMENTS = {
     "head-to-head": ["contextpool [num_layers=2, placement=branch]", "full [num_layers=2]"],
     "ablation": ["contextpool"],
 }
-FIRST_COLUMNS = {"accuracy": "", "efficiency": "", "ranks": "variant"}
+FIRST_COLUMNS = {"accuracy": "variant", "efficiency": "variant", "ranks": "variant"}
 """Of the presets whose tables do not begin with the task."""
 NOT_FROM_QUICK_ALONE = {
     "ranks": "ranks need two tasks",
@@ -172,7 +172,7 @@ def test_tables_have_what_only_the_tour_gives(made):
         return rows_of(done)
 
     header, *rows = cells("accuracy")
-    assert header[1:] == ["ListOps", "Pathfinder"]
+    assert header[1:] == ["ListOps (%)", "Pathfinder (%)"]
     assert {row[0].partition(" [")[0] for row in rows} >= {get_variant(name).title for name in available()}
     assert {row[2] for row in cells("depth")[1:] if row[0] == "ListOps"} == {"1", "2"}
     assert [row[1] for row in cells("ablation")[1:]].count("(base)") == 2

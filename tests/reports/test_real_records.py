@@ -101,10 +101,10 @@ def compare(found, expected):
 def accuracy_check(store, records):
     """Compare the accuracy table of the section `listops`, baselines included."""
     runs = of_suite(records, "listops")
-    expected = {(variant, "ListOps"): cell_of(scores(by_seed), SEEDS) for variant, by_seed in runs.items()}
+    expected = {(variant, "ListOps (%)"): cell_of(scores(by_seed), SEEDS) for variant, by_seed in runs.items()}
     baselines = {name: value for by_seed in runs.values() for record in by_seed.values() for name, value in
              record["baselines"].items()}  # fmt: skip
-    expected |= {(name.capitalize(), "ListOps"): f"{value:.2f}" for name, value in baselines.items()}
+    expected |= {(name.capitalize(), "ListOps (%)"): f"{value:.2f}" for name, value in baselines.items()}
     header, rows = table(store, "accuracy", "--suite", SUITES / "listops.yaml")
     return compare({(row[0], column): cell for row in rows for column, cell in zip(header[1:], row[1:], strict=True)},
                    expected)  # fmt: skip
@@ -123,9 +123,9 @@ def seeds_check(store, records):
             blind = max(record["baselines"]["chance"], record["baselines"]["majority"]) / 100
             learnt += (centre - half) / (1 + z * z / n) > blind
         row = {
-            "runs": str(len(values)), "mean": f"{sum(values) / len(values):.2f}",
-            "interval": f"{low:.2f} to {high:.2f} (t)", "lowest": f"{min(values):.2f}",
-            "highest": f"{max(values):.2f}", "trained": f"{learnt}/{len(values)}",
+            "runs": str(len(values)), "mean (%)": f"{sum(values) / len(values):.2f}",
+            "interval (%)": f"{low:.2f} to {high:.2f} (t)", "lowest (%)": f"{min(values):.2f}",
+            "highest (%)": f"{max(values):.2f}", "trained": f"{learnt}/{len(values)}",
         }  # fmt: skip
         expected |= {(variant, name): cell for name, cell in row.items()}
     header, rows = table(store, "seeds", "--suite", SUITES / "listops.yaml")
@@ -145,15 +145,17 @@ def pairs_check(store, records, other, bits_of=None):
     p = 2 * stats.t.sf(abs(mean) / error, len(seeds) - 1)
     split = [((a & ~b).sum(), (b & ~a).sum()) for a, b in ((bits(bits_of, a), bits(bits_of, b)) for a, b in pairs)]
     expected = {
-        "task": "ListOps", "seeds": str(len(seeds)), "difference": f"{mean:+.2f}",
-        "95 % interval": f"[{low:+.2f}, {high:+.2f}]", "p (paired t)": printed(p), "p (Holm)": printed(p),
+        "task": "ListOps", "seeds": str(len(seeds)), "difference (points)": f"{mean:+.2f}",
+        "95 % interval (points)": f"[{low:+.2f}, {high:+.2f}]", "p (paired t)": printed(p), "p (Holm)": printed(p),
         "McNemar p per seed": ", ".join(printed(binomial_p(int(a), int(b))) for a, b in split),
         f"only {BASE}": ", ".join(str(a) for a, _ in split), f"only {other}": ", ".join(str(b) for _, b in split),
     }  # fmt: skip
     header, (row,) = table(store, "head-to-head", BASE, other, "--suite", SUITES / "listops.yaml")
     found = dict(zip(header, row, strict=True))
-    power = stats.nct.sf(stats.t.ppf(0.975, len(seeds) - 1), len(seeds) - 1, float(found["detectable"]) / error)
-    expected["detectable"] = found["detectable"] if abs(power - 0.8) < 0.01 else f"power {power:.2f}"
+    power = stats.nct.sf(
+        stats.t.ppf(0.975, len(seeds) - 1), len(seeds) - 1, float(found["detectable (points)"]) / error
+    )
+    expected["detectable (points)"] = found["detectable (points)"] if abs(power - 0.8) < 0.01 else f"power {power:.2f}"
     return compare(found, expected)
 
 
@@ -168,16 +170,17 @@ def cost_check(store, records):
     for variant, by_seed in runs.items():
         first = next(iter(by_seed.values()))
         for name, source, unit, form in (
-            ("tokens/s", "tokens_per_second", 1, ",.0f"), ("peak MiB", "peak_memory_bytes", 2**20, ",.0f"),
-            ("MFLOPs", "flops", 1e6, ",.1f"),
+            ("speed (tokens/s)", "tokens_per_second", 1, ",.0f"),
+            ("peak memory (MiB)", "peak_memory_bytes", 2**20, ",.0f"),
+            ("operations (MFLOPs)", "flops", 1e6, ",.1f"),
         ):  # fmt: skip
             value = median(variant, source)
             expected[variant, name] = format(value / unit, form)
-            expected[variant, f"{name} x full"] = f"{value / median('Full attention', source):.2f}"
+            expected[variant, f"{name.partition(' (')[0]} (x full)"] = f"{value / median('Full attention', source):.2f}"
         expected[variant, "device"] = "cpu"
         expected[variant, "parameters"] = f"{first['cost']['parameters']:,}"
         share = first["cost"]["parameters"] / first["cost"]["parameters_full"]
-        expected[variant, "parameters x full"] = f"{share:.3f}"
+        expected[variant, "parameters (x full)"] = f"{share:.3f}"
         expected[variant, "backend"] = ", ".join(sorted({record["backend"] for record in by_seed.values()}))
     header, rows = table(store, "cost", "--suite", SUITES / "listops.yaml")
     return compare({(row[1], name): cell for row in rows for name, cell in zip(header[2:], row[2:], strict=True)},
@@ -207,7 +210,7 @@ def test_depths_and_options_are_what_the_records_give():
             options = json.dumps(config["variant"]["options"], sort_keys=True)
             groups[record["variant_title"], config["model"]["num_layers"], options][config["seed"]] = record
         header, rows = table(STORE, preset, *names, "--suite", SUITES / f"{suite}.yaml")
-        column = header.index("test accuracy %")
+        column = header.index("test accuracy (%)")
         wanted = [cell_of(scores(group), 3) for key, group in groups.items() if key[0] in (names or [key[0]])]
         assert sorted(row[column] for row in rows) == sorted(wanted)
         compared += len(wanted)
@@ -218,9 +221,9 @@ def test_depths_and_options_are_what_the_records_give():
                 batch = next(iter(group.values()))["config"]["train"]["batch_size"]
                 seconds = statistics.median(batch / cost["examples_per_second"] for cost in costs)
                 row = dict(zip(header, by_name[variant, str(layers)], strict=True))
-                assert row["test accuracy %"] == cell_of(scores(group), 3)
-                assert row["MFLOPs"] == f"{statistics.median(cost['flops'] for cost in costs) / 1e6:,.1f}"
-                assert row["seconds per step"] == f"{seconds:.3f}"
+                assert row["test accuracy (%)"] == cell_of(scores(group), 3)
+                assert row["operations (MFLOPs)"] == f"{statistics.median(cost['flops'] for cost in costs) / 1e6:,.1f}"
+                assert row["step time (s)"] == f"{seconds:.3f}"
                 compared += 3
     assert compared == 12 + 3 * 12 + 14
 
@@ -247,7 +250,10 @@ def test_holm_goes_over_the_tasks_of_a_section():
         (small, first), (large, second) = sorted((row[-1], task) for task, row in expected.items())
         holm = {first: min(1.0, 2 * small), second: min(1.0, max(2 * small, large))}
         header, rows = table(STORE, "head-to-head", BASE, other, "--suite", SUITES / "pairs.yaml")
-        columns = [header.index(name) for name in ("seeds", "difference", "95 % interval", "p (paired t)", "p (Holm)")]
+        columns = [
+            header.index(name)
+            for name in ("seeds", "difference (points)", "95 % interval (points)", "p (paired t)", "p (Holm)")
+        ]
         found = {row[0]: [row[column] for column in columns] for row in rows}
         assert found == {task: [*row[:3], printed(row[3]), printed(holm[task])] for task, row in expected.items()}
         compared += sum(map(len, found.values()))
@@ -276,11 +282,17 @@ def changed(tmp_path):
 def test_a_changed_record_is_noticed(changed):
     """The tables of the changed store against what the true records give: exactly its cells differ."""
     records = read(STORE)
-    assert set(accuracy_check(changed, records)[1]) == {(BASE, "ListOps")}
-    assert set(seeds_check(changed, records)[1]) >= {(BASE, "mean"), (BASE, "interval")}
+    assert set(accuracy_check(changed, records)[1]) == {(BASE, "ListOps (%)")}
+    assert set(seeds_check(changed, records)[1]) >= {(BASE, "mean (%)"), (BASE, "interval (%)")}
     assert {variant for variant, _ in seeds_check(changed, records)[1]} == {BASE}
     differing = pairs_check(changed, records, "Full attention", bits_of=STORE)[1]
-    assert {"difference", "95 % interval", f"only {BASE}", "only Full attention", "detectable"} <= set(differing)
+    assert {
+        "difference (points)",
+        "95 % interval (points)",
+        f"only {BASE}",
+        "only Full attention",
+        "detectable (points)",
+    } <= set(differing)
     assert accuracy_check(changed, read(changed))[1] == {}
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from lra.terminal import clean_line
-from reports.render import FORMATS, rankings, render
+from reports.render import FORMATS, rankings, render, render_all
 from reports.result_set import load_stores
 from reports.tables import Table, accuracy
 from reports.tables.captions import p_text
@@ -53,7 +53,7 @@ def test_each_form_has_caption_cells_note_command_and_records(form):
 
 @pytest.mark.parametrize(
     ("form", "before"),
-    [("text", "1.00\n--  -----  ----\nd "), ("markdown", "| *d* |"), ("latex", "1.00 \\\\\n\\midrule\nd & "),
+    [("text", "1.00\n---------  -----  ----\nd "), ("markdown", "| *d* "), ("latex", "1.00 \\\\\n\\midrule\nd & "),
      ("html", "</tbody><tbody>\n<tr><td>d</td>")],
 )  # fmt: skip
 def test_baselines_are_set_apart(form, before):
@@ -65,8 +65,8 @@ def test_baselines_are_set_apart(form, before):
 
 def test_csv_is_read_back_cell_by_cell():
     rows = list(csv.reader(io.StringIO(render(small(), "csv"))))
-    assert rows[:5] == [["", "x", "y"], *([n, x, "1.00"] for n, x in zip("abcd", ("40.00", "40.00", "39.00", "nan"),
-                                                                       strict=True))]  # fmt: skip
+    numbers = zip("abcd", ("40.00", "40.00", "39.00", "nan"), strict=True)
+    assert rows[:5] == [["variant", "x", "y"], *([n, x, "1.00"] for n, x in numbers)]
 
 
 def test_no_cell_of_a_csv_is_a_formula(hostile):
@@ -137,11 +137,13 @@ def test_small_p_values_and_signs_are_written_for_each_form(form, p_value, diffe
     assert "0.000" not in text
 
 
-def latex_document(table):
-    return "\n".join(
-        [r"\documentclass{article}", r"\usepackage[T1]{fontenc}", r"\usepackage{textcomp}", r"\usepackage{booktabs}",
-         r"\begin{document}", render(table, "latex", command="lra-report --x"), r"\end{document}"]
-    )  # fmt: skip
+def latex_document(table, *, siunitx=False):
+    """A document with the packages that the table names, and a reference to its label."""
+    text = render(table, "latex", command="lra-report --x", siunitx=siunitx)
+    packages = re.findall(r"\\usepackage\{\w+\}", text.splitlines()[0])
+    (label,) = re.findall(r"\\label\{(.*?)\}", text)
+    head = [r"\documentclass{article}", r"\usepackage[T1]{fontenc}", r"\usepackage{textcomp}", *packages]
+    return "\n".join([*head, r"\begin{document}", rf"See \ref{{{label}}}.", text, r"\end{document}"])
 
 
 def test_names_make_no_command_in_latex(hostile):
@@ -149,7 +151,8 @@ def test_names_make_no_command_in_latex(hostile):
     used = set(re.findall(r"\\([a-zA-Z]+)", body))
     assert used <= {
         "usepackage", "begin", "end", "centering", "caption", "toprule", "midrule", "bottomrule", "textbf", "underline",
-        "par", "footnotesize", "pm", "textbackslash", "textasciitilde", "textasciicircum", "textquotedbl",
+        "par", "footnotesize", "label", "medskip",
+        "raggedright", "pm", "textbackslash", "textasciitilde", "textasciicircum", "textquotedbl",
         "textasciigrave",
     }  # fmt: skip
     notes = re.sub(r"\$(\\pm|[<>|-])\$", "", body.partition(r"\bottomrule")[2])
@@ -161,9 +164,59 @@ def test_names_make_no_command_in_latex(hostile):
     assert re.sub(r"\\[{}]", "", body).count("{") == re.sub(r"\\[{}]", "", body).count("}")
 
 
+def compile_latex(document, folder):
+    (folder / "table.tex").write_text(document)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "table.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles(hostile, tmp_path):
-    (tmp_path / "table.tex").write_text(latex_document(hostile))
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "table.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:]
+    compile_latex(latex_document(hostile), tmp_path)
+
+
+def mixed():
+    """A table with all that a cell of a number may hold, and words."""
+    table = small()
+    table.cells["x"] = ["40.00 ± 1.20 (3)", "40.00 ± 0.95 (2/3)", "39.00", "OOM (2/2)"]
+    table.cells["y"] = ["-1,234.50", "+2.00", "<0.001", "-"]
+    table.cells["z"] = ["backend_a", "b", "c", "d"]
+    table.values["y"] = table.values["z"] = np.nan
+    table.unit, table.name = "%", "accuracy full [a=1] quick"
+    return table
+
+
+def test_numbers_are_aligned_by_siunitx_and_words_are_not():
+    lines = render(mixed(), "latex", siunitx=True).splitlines()
+    assert r"\label{tab:accuracy-full-a-1-quick}" in lines
+    (columns,) = [line for line in lines if line.startswith(r"\begin{tabular}")]
+    assert re.findall(r"S\[table-format=[^,]*|r(?=[S}])|l(?=S)", columns.partition("{tabular}")[2]) == [
+        "l", "S[table-format=2.2(3)", "S[table-format=+4.2", "r",
+    ]  # fmt: skip
+    assert r"a & \bfseries 40.00 \pm 1.20 { (3)} & -1234.50 & backend\_a \\" in lines
+    assert r"b & \bfseries 40.00 \pm 0.95 { (2/3)} & +2.00 & b \\" in lines
+    assert r"c & {\underline{39.00}} & {$<$0.001} & c \\" in lines
+    assert r"d & {OOM (2/2)} & {{-}} & d \\" in lines
+    assert "siunitx" not in render(mixed(), "latex")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_siunitx_compiles(tmp_path):
+    if subprocess.run(["kpsewhich", "siunitx.sty"], check=False, capture_output=True).returncode:
+        pytest.skip("siunitx is not installed")
+    document = latex_document(mixed(), siunitx=True)
+    compile_latex(document, tmp_path)
+    with pytest.raises(AssertionError):
+        compile_latex(document.replace("{OOM (2/2)}", r"\OOM"), tmp_path)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_notes_of_several_tables_stand_once(form):
+    first, second = small(), small()
+    first.notes, second.notes = ["Shared.", "Of the first."], ["Shared.", "Of the second.", "Of the second."]
+    text = render_all([first, second], form, command="the command")
+    own = 2 if form == "latex" else 1  # a float has all of its notes
+    assert [text.count(words) for words in ("Shared.", "the command")] == [own, own]
+    assert [text.count(words) for words in ("Of the first.", "Of the second.")] == [1, 1]
+    assert text.index("Of the first.") < text.index("Of the second.")

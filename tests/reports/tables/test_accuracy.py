@@ -5,6 +5,7 @@ import math
 import pytest
 
 from lra.errors import UsageError
+from reports.render import rankings
 from reports.result_set import load_stores
 from reports.tables import accuracy, ranks, seeds
 from tests.reports.synthetic import add_attempt, add_run, five_tasks, made, notes_of
@@ -19,7 +20,8 @@ def test_the_accuracy_table_cell_by_cell(tmp_path):
     ]  # fmt: skip
     assert table.cells.loc["contextpool", "A5"] == "47.10"
     assert table.cells.loc["Chance"].tolist() == ["10.00"] * 5 + ["-"]
-    assert table.caption == "Test accuracy, profile quick, matched track; cpu, 1500 steps, 3 seeds"
+    assert table.caption == "Test accuracy, profile quick, matched track, 3 seeds"
+    assert "Trained for 1500 steps on cpu." in table.notes
     assert len(set(table.records)) == 30
     assert "PREVIEW" not in notes_of(table)
 
@@ -71,8 +73,7 @@ def test_runs_at_chance_are_named(tmp_path):
         add_run(tmp_path, 120, seed=seed, task="text", variant="linear")
     notes = [note for note in made(accuracy, tmp_path).notes if "Not above" in note]
     assert notes == [
-        "Not above chance by more than the noise of the test set: full on ListOps in 1 of 2 runs, Text in 3 of 3 runs.",
-        "Not above chance by more than the noise of the test set: linear on Text in 3 of 3 runs.",
+        "Not above chance by more than the noise of the test set: ListOps: full in 1 of 2 runs; Text: all runs."
     ]
     assert made(seeds, tmp_path).cells.iloc[0]["trained"] == "1/2"
 
@@ -110,3 +111,18 @@ def test_mlp_only_of_the_same_recipe_stands_among_the_baselines(tmp_path):
     assert table.baselines == 3
     # where its runs are rows of the table, they are not repeated
     assert "MLP only, trained" not in accuracy(results, "quick", "matched").cells.index
+
+
+def test_nothing_is_marked_where_all_stand_at_chance(tmp_path):
+    for place, variant in enumerate(("full", "linear")):
+        for seed in range(3):
+            add_run(tmp_path, 110 + 8 * place + seed, variant=variant, seed=seed)
+            add_run(tmp_path, 160 + 8 * place + seed, variant=variant, seed=seed, task="text")
+            baselines = {"chance": 10.0, "root": 16.5}  # a baseline that looks at the input counts too
+            add_run(tmp_path, 160 + 8 * place, variant=variant, seed=seed, task="image", baselines=baselines)
+    table = made(accuracy, tmp_path)
+    assert {table.cells.columns[column] for _, column in rankings(table)} == {"Text"}
+    assert [note for note in table.notes if note.startswith("No number is marked under ListOps, Image: ")]
+    add_run(tmp_path, 400, variant="performer")
+    table = made(accuracy, tmp_path)
+    assert {table.cells.columns[column] for _, column in rankings(table)} == {"ListOps", "Text"}

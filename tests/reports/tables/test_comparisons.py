@@ -14,17 +14,22 @@ def test_head_to_head_pairs_seeds_and_examples(tmp_path):
         add_run(tmp_path, b, seed=seed, variant="linear")
     add_run(tmp_path, 100, seed=9)  # has no partner
     row = made(head_to_head, tmp_path, "full", "linear").cells.iloc[0]
-    assert (row["seeds"], row["difference"]) == ("3", "+2.00")
-    assert row["95 % interval"] == "[-0.48, +4.48]"  # 2 -+ 4.3027 * 1 / sqrt(3)
+    assert (row["seeds"], row["difference (points)"]) == ("3", "+2.00")
+    assert row["95 % interval (points)"] == "[-0.48, +4.48]"  # 2 -+ 4.3027 * 1 / sqrt(3)
     assert (row["only full"], row["only linear"]) == ("20, 10, 30", "0, 0, 0")
     assert row["McNemar p per seed"] == "<0.001, 0.002, <0.001"
     assert row["p (Holm)"] == row["p (paired t)"] == "0.074"
-    assert row["detectable"] == "3.26"
+    assert row["detectable (points)"] == "3.26"
     for seed in range(3):
         add_run(tmp_path, 520, seed=seed, task="text")
         add_run(tmp_path, 500, seed=seed, task="text", variant="linear")
     row = made(head_to_head, tmp_path, "full", "linear").cells.iloc[1]
-    assert row[["difference", "p (paired t)", "p (Holm)", "detectable"]].tolist() == ["+2.00", "-", "-", "-"]
+    assert row[["difference (points)", "p (paired t)", "p (Holm)", "detectable (points)"]].tolist() == [
+        "+2.00",
+        "-",
+        "-",
+        "-",
+    ]
     with pytest.raises(UsageError, match="did you mean 'linear'"):
         made(head_to_head, tmp_path, "full", "linaer")
 
@@ -50,8 +55,8 @@ def test_ablation_differs_from_the_most_common_setting(tmp_path):
     add_run(tmp_path, 403, seed=3)
     cells = made(ablation, tmp_path, "full").cells
     assert cells["changed"].tolist() == ["(base)", "rotary=True"]
-    assert cells["test accuracy %"].tolist() == ["40.15 ± 0.13 (4)", "45.20 ± 0.20 (3)"]
-    assert cells["difference to base"].tolist() == ["-", "+5.10 [+4.85, +5.35] (3)"]
+    assert cells["test accuracy (%)"].tolist() == ["40.15 ± 0.13 (4)", "45.20 ± 0.20 (3)"]
+    assert cells["difference to base (points)"].tolist() == ["-", "+5.10 [+4.85, +5.35] (3)"]
 
 
 def test_of_equally_common_settings_the_one_run_first_is_the_base(tmp_path):
@@ -59,7 +64,7 @@ def test_of_equally_common_settings_the_one_run_first_is_the_base(tmp_path):
     add_run(tmp_path, 410, options={"rotary": True}, finished_at="2026-01-01T00:00:00+00:00")
     cells = made(ablation, tmp_path, "full").cells
     assert cells["changed"].tolist() == ["(base)", "rotary=False"]
-    assert cells["difference to base"].tolist() == ["-", "-1.00 (1)"]
+    assert cells["difference to base (points)"].tolist() == ["-", "-1.00 (1)"]
 
 
 def test_ranks(tmp_path):
@@ -76,10 +81,10 @@ def test_equal_differences_have_no_interval_and_the_table_says_why(tmp_path):
         add_run(tmp_path, 400 + seed, seed=seed, finished_at="2026-01-01T00:00:00+00:00")
         add_run(tmp_path, 410 + seed, seed=seed, options={"rotary": True}, finished_at="2026-01-02T00:00:00+00:00")
     table = made(ablation, tmp_path, "full")
-    assert table.cells["difference to base"].tolist() == ["-", "+1.00 (2)"]
+    assert table.cells["difference to base (points)"].tolist() == ["-", "+1.00 (2)"]
     assert "Equal differences have no spread" in notes_of(table)
     against = made(head_to_head, tmp_path, "full [rotary=True]", "full")
-    assert against.cells["95 % interval"].tolist() == ["-"]
+    assert against.cells["95 % interval (points)"].tolist() == ["-"]
     assert "Equal differences have no spread" in notes_of(against)
 
 
@@ -88,7 +93,7 @@ def test_differences_with_a_spread_have_an_interval_and_no_such_note(tmp_path):
         add_run(tmp_path, 400 + seed, seed=seed, finished_at="2026-01-01T00:00:00+00:00")
         add_run(tmp_path, 410 + 2 * seed, seed=seed, options={"rotary": True})
     table = made(ablation, tmp_path, "full")
-    assert "[" in table.cells["difference to base"][1]
+    assert "[" in table.cells["difference to base (points)"][1]
     assert "Equal differences" not in notes_of(table)
 
 

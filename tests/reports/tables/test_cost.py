@@ -14,9 +14,9 @@ def test_cost_is_relative_to_full_of_the_same_recipe(tmp_path):
     cells = table.cells.set_index("variant")
     for layers in (2, 4):
         row = cells.loc[f"linear [num_layers={layers}]"]
-        assert (row["tokens/s x full"], row["peak MiB x full"], row["peak MiB"]) == ("3.00", "0.25", "25")
-        assert (row["MFLOPs"], row["MFLOPs x full"]) == (f"{2 * layers}.0", "0.40")
-    assert cells.loc["conv [num_layers=2]", ["MFLOPs", "MFLOPs x full"]].tolist() == ["-", "-"]
+        assert (row["speed (x full)"], row["peak memory (x full)"], row["peak memory (MiB)"]) == ("3.00", "0.25", "25")
+        assert (row["operations (MFLOPs)"], row["operations (x full)"]) == (f"{2 * layers}.0", "0.40")
+    assert cells.loc["conv [num_layers=2]", ["operations (MFLOPs)", "operations (x full)"]].tolist() == ["-", "-"]
     assert "matrix products, convolutions and fused attention only" in notes_of(table)
 
 

@@ -13,7 +13,7 @@ def test_depth_has_accuracy_operations_and_time(tmp_path):
     add_run(tmp_path, None, layers=2, track="open", variant="linear")
     add_attempt(tmp_path, "oom", layers=4, track="open", variant="linear")
     cells = made(depth, tmp_path, track="open").cells
-    assert cells[["variant", "layers", "test accuracy %", "MFLOPs"]].to_numpy().tolist() == [
+    assert cells[["variant", "layers", "test accuracy (%)", "operations (MFLOPs)"]].to_numpy().tolist() == [
         ["full", "1", "30.50 ± 0.71 (2)", "1.5"],
         ["full", "2", "40.50 ± 0.71 (2)", "3.0"],
         ["full", "4", "35.50 ± 0.71 (2)", "6.0"],
@@ -21,5 +21,5 @@ def test_depth_has_accuracy_operations_and_time(tmp_path):
         ["linear", "2", "diverged (1/1)", "2.0"],
         ["linear", "4", "OOM (1/1)", "-"],
     ]
-    assert cells["seconds per step"].tolist()[:3] == ["1.000", "2.000", "4.000"]
-    assert cells["seconds per step"].tolist()[5] == "-"
+    assert cells["step time (s)"].tolist()[:3] == ["1.000", "2.000", "4.000"]
+    assert cells["step time (s)"].tolist()[5] == "-"

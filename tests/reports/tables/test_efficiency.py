@@ -31,7 +31,8 @@ def test_the_layout_of_the_original_cell_by_cell(tmp_path):
     assert table.cells.loc["linear"].tolist() == ["4 (2)", "1 (0.5)", "0.063 (0.55)", "0.220 (0.13)"]
     assert table.cells.loc["local"].tolist() == ["5~ (2.5)", "OOM", "0.052 (0.45)", "OOM"]
     assert list(table.cells.index) == ["full", "linear", "local"]
-    assert "text, profile quick, batch 4, Model <7>, 2 threads, torch 2" in table.caption
+    assert table.caption == "Speed and memory of training by length: text, profile quick, Model <7>"
+    assert "text, profile quick, batch 4, Model <7>, 2 threads, torch 2" in table.notes[0]
     assert "load of the machine" in " ".join(table.notes).lower()
     assert len(table.records) == 6
     assert r"**5\~ (2.5)**" in render(table, "markdown")

@@ -54,12 +54,14 @@ def test_ours_beside_a_source_of_the_same_sizes(tmp_path):
     for seed in range(3):
         add_run(tmp_path, 370 + seed, profile="official", seed=seed)
     cells = vs_published(load_stores([tmp_path]), "official", "matched").cells
-    assert len(cells[cells["difference"] != OTHER_RECIPE]) == 55  # all of the original's table
+    assert len(cells[cells["difference (points)"] != OTHER_RECIPE]) == 55  # all of the original's table
     row = cells[
         (cells["variant"] == "full") & (cells["source"] == "Tay et al., ICLR 2021") & (cells["task"] == "ListOps")
     ]
-    assert row[["published", "ours", "difference"]].to_numpy().tolist() == [["36.37", "37.10 ± 0.10 (3)", "+0.73"]]
-    others = cells[cells["difference"] == OTHER_RECIPE]
+    assert row[["published (%)", "ours (%)", "difference (points)"]].to_numpy().tolist() == [
+        ["36.37", "37.10 ± 0.10 (3)", "+0.73"]
+    ]
+    others = cells[cells["difference (points)"] == OTHER_RECIPE]
     assert set(others["variant"]) == {"full"}
     assert len(others) == 3
 
@@ -69,7 +71,7 @@ def test_no_difference_across_recipes_or_on_the_open_track(tmp_path):
     add_run(tmp_path, 370, profile="official", track="open")
     results = load_stores([tmp_path])
     for pair in results.profiles():
-        assert set(vs_published(results, *pair).cells["difference"]) == {OTHER_RECIPE}
+        assert set(vs_published(results, *pair).cells["difference (points)"]) == {OTHER_RECIPE}
     assert [note for note in vs_published(results, "quick", "matched").notes if "not comparable" in note]
     assert not [note for note in vs_published(results, "official", "open").notes if "not comparable" in note]
 

@@ -43,4 +43,4 @@ def test_the_depths_run_and_make_their_table(data, tmp_path):
     assert sorted(zip(table.cells["variant"], table.cells["layers"], strict=True)) == [
         (variant, str(layers)) for variant in ("ContextPool", "Full attention") for layers in range(1, 7)
     ]
-    assert "-" not in set(table.cells[["test accuracy %", "MFLOPs"]].to_numpy().ravel())
+    assert "-" not in set(table.cells[["test accuracy (%)", "operations (MFLOPs)"]].to_numpy().ravel())
