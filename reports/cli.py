@@ -85,6 +85,9 @@ def out_option(kind: click.Path, default: Path | None, text: str) -> Callable[[F
     return click.option("--out", type=kind, default=default, show_default=default is not None, help=text)
 
 
+title_option = click.option("--title", "titled", is_flag=True, help="Write a title on each figure.")
+
+
 @click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @version_option
 def command() -> None:
@@ -174,8 +177,9 @@ def export(selection: Selection, *, csv_file: Path | None, parquet: Path | None)
 @takes_selection
 @out_option(FOLDER, Path("figures"), "Folder for the figures.")
 @format_option(*FIGURE_FORMATS)
+@title_option
 @one_line_errors
-def figures(selection: Selection, *, out: Path, form: str) -> None:
+def figures(selection: Selection, *, out: Path, form: str, titled: bool) -> None:
     """Draw all figures of the records (extra: report).
 
     The figures of runs are drawn for each profile, track and task, and scaling for each machine and recipe.
@@ -183,7 +187,7 @@ def figures(selection: Selection, *, out: Path, form: str) -> None:
     need_report_extra()
     from .figures import draw_all
 
-    for path in draw_all(load(selection), out, form):
+    for path in draw_all(load(selection), out, form, titled=titled):
         echo(path)
 
 
@@ -209,8 +213,11 @@ def html(selection: Selection, *, out: Path) -> None:
 @click.option("--data-dir", type=FOLDER, envvar="LRA_HOME", help="Folder of prepared data.")
 @click.option("--examples", type=click.IntRange(1, 8), default=3, show_default=True, help="Test examples to show.")
 @out_option(FILE, Path("pooling.png"), "File for the figure: .png, .svg or .pdf.")
+@title_option
 @one_line_errors
-def pooling(selection: Selection, *, record: str, data_dir: Path | None, examples: int, out: Path) -> None:
+def pooling(
+    selection: Selection, *, record: str, data_dir: Path | None, examples: int, out: Path, titled: bool
+) -> None:
     """Draw how widely a trained ContextPool pools (extra: report).
 
     RECORD is the beginning of a run id. The command runs the chosen weights over test examples, token by token.
@@ -231,7 +238,7 @@ def pooling(selection: Selection, *, record: str, data_dir: Path | None, example
         f"{found.variant_title}, {found.task_title}, profile {config.profile}, seed {config.seed}, run {run_id[:12]}"
     )
     with house_style():
-        figure = draw_supports(supports, title, range(min(examples, len(supports.sigma))))
+        figure = draw_supports(supports, title if titled else "", range(min(examples, len(supports.sigma))))
     echo(save(figure, out, form))
 
 

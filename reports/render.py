@@ -18,6 +18,8 @@ from tabulate import SEPARATING_LINE, tabulate
 
 from lra.terminal import clean_line
 
+from .tables.table import Term
+
 if TYPE_CHECKING:
     from .tables.table import Table
 
@@ -52,7 +54,7 @@ def render(table: Table, form: str, *, command: str = "", siunitx: bool = False)
 
 
 def render_all(tables: Sequence[Table], form: str, *, command: str = "", siunitx: bool = False) -> str:
-    """Render tables one after the other; the command, and notes of several tables, stand once, at the end.
+    """Render tables one after the other; the command, and words explained for several tables, stand once, at the end.
 
     Each LaTeX table has all of its notes, because it is a float.
     """
@@ -60,12 +62,15 @@ def render_all(tables: Sequence[Table], form: str, *, command: str = "", siunitx
         return "\n".join(render(table, form, command=command, siunitx=siunitx) for table in tables)
     shared, own = shared_notes(tables)
     notes = [*shared, *([f"Made by: {command}"] if command else [])]
-    return "\n".join([*(render(table, form) for table in own), _ENDS[form]([clean_line(note) for note in notes])])
+    return "\n".join([*(render(table, form) for table in own), _ENDS[form](notes)])
 
 
 def shared_notes(tables: Sequence[Table]) -> tuple[list[str], list[Table]]:
-    """Return the notes that stand under more than one of the tables, and the tables without them."""
-    counts = Counter(note for table in tables for note in dict.fromkeys(table.notes))
+    """Return the terms that stand under more than one of the tables, and the tables without them.
+
+    Other notes stay where they are: they say something about their table.
+    """
+    counts = Counter(note for table in tables for note in dict.fromkeys(table.notes) if isinstance(note, Term))
     shared = [note for note, count in counts.items() if count > 1]
     return shared, [replace(table, notes=[note for note in table.notes if note not in shared]) for table in tables]
 
@@ -141,7 +146,7 @@ def _markdown(table: Table, command: str) -> str:
     parted = [*variants, *([f"*{name}*", *texts] for name, *texts in baselines)]
     body = tabulate(parted, headers=header, tablefmt="github", disable_numparse=True)
     comment = f"<!-- {_records(table).replace('--', '- -').replace('>', '')} -->"
-    lines = _markdown_end(_notes(table, command))
+    lines = _markdown_end([*dict.fromkeys(table.notes), *([f"Made by: {command}"] if command else [])])
     return "\n".join([f"**{_markdown_text(clean_line(table.caption))}**", "", body, "", lines, comment, ""])
 
 
@@ -150,7 +155,12 @@ def _markdown_text(text: str) -> str:
 
 
 def _markdown_end(notes: list[str]) -> str:
-    return "\n".join([*(f"- {_markdown_text(note)}" for note in notes), ""])
+    lines = []
+    for note in notes:
+        text = _markdown_text(clean_line(note))
+        word, _, meaning = text.partition(":")
+        lines.append(f"- *{word}*:{meaning}" if isinstance(note, Term) else f"- {text}")
+    return "\n".join([*lines, ""])
 
 
 def _latex(table: Table, command: str, *, siunitx: bool = False) -> str:
@@ -250,10 +260,10 @@ def _html_rows(rows: list[list[str]]) -> str:
 
 
 _ENDS: dict[str, Callable[[list[str]], str]] = {
-    "text": lambda notes: "\n".join([*notes, ""]),
+    "text": lambda notes: "\n".join([*map(clean_line, notes), ""]),
     "markdown": _markdown_end,
-    "csv": lambda notes: _csv_lines([[f"# {note}"] for note in notes]),
-    "html": lambda notes: f"<ul>{''.join(f'<li>{html.escape(note)}</li>' for note in notes)}</ul>\n",
+    "csv": lambda notes: _csv_lines([[f"# {clean_line(note)}"] for note in notes]),
+    "html": lambda notes: f"<ul>{''.join(f'<li>{html.escape(clean_line(note))}</li>' for note in notes)}</ul>\n",
 }
 """What stands below several tables, by format."""
 _RENDERERS: dict[str, Callable[[Table, str], str]] = {

@@ -213,13 +213,13 @@ def count_runs(suite: str) -> tuple[int, int]:
 def render_page() -> str:
     """Return the page: its text with the table of each command in it, numbered.
 
-    Notes of several tables stand once, above all tables, and the commands below them.
+    What explains words of several tables stands once, above all tables, and the commands stand below them.
     """
     text = TEMPLATE.read_text(encoding="utf-8")
     lines = REPORT.findall(text)
     tables = {line: show_report(line) for line in lines}
-    counts = Counter(note for table in tables.values() for note in notes_of(table))
-    shared = [note for note, count in counts.items() if count > 1]
+    terms = [note for table in tables.values() for note in notes_of(table) if note.startswith("- *")]
+    shared = [note for note, count in Counter(terms).items() if count > 1]
     numbers = {line: number for number, line in enumerate(tables, start=1)}
 
     def shown(match: re.Match[str]) -> str:

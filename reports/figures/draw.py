@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lra.errors import UsageError
+from lra.results.bench_format import REFERENCE
 from lra.results.dataframe import label_rows
 
 from ..result_set import ResultSet
@@ -20,14 +21,14 @@ from .scatter import bubbles, pareto, seed_dots
 from .style import house_style, save, slug
 
 
-def draw_all(results: ResultSet, folder: Path, form: str) -> list[Path]:
-    """Draw every figure of a result set into a folder.
+def draw_all(results: ResultSet, folder: Path, form: str, *, titled: bool = False) -> list[Path]:
+    """Draw every figure of a result set into a folder, with or without titles.
 
     Raises:
         UsageError: There is nothing to draw, or a file cannot be written.
     """
     paths, counts = [], dict[str, int]()
-    for title, figure in all_figures(results):
+    for title, figure in all_figures(results, titled=titled):
         name = slug(title)
         counts[name] = counts.get(name, 0) + 1
         number = f"-{counts[name]}" if counts[name] > 1 else ""
@@ -37,8 +38,13 @@ def draw_all(results: ResultSet, folder: Path, form: str) -> list[Path]:
     return paths
 
 
-def all_figures(results: ResultSet) -> Iterator[tuple[str, Figure]]:
-    """Yield the title and the figure of everything that can be drawn: task by task, then cost by length."""
+def all_figures(results: ResultSet, *, titled: bool = False) -> Iterator[tuple[str, Figure]]:
+    """Yield the title and the figure of everything that can be drawn: task by task, then cost by length.
+
+    Args:
+        results: The records.
+        titled: Whether the title also stands in the figure.
+    """
     for profile, track in results.profiles():
         part = results.for_profile(profile, track)
         frame = part.frame()
@@ -47,15 +53,24 @@ def all_figures(results: ResultSet) -> Iterator[tuple[str, Figure]]:
             if here["accuracy"].notna().any():
                 where = figure_subtitle(column, profile, track)
                 with house_style():
-                    yield from _of_task(part, here, where)
-    yield from _of_measurements(results)
+                    yield from _of_task(part, here, where, titled=titled)
+    yield from _of_measurements(results, titled=titled)
 
 
 def curve_titles(frame: pd.DataFrame, where: str) -> list[str]:
     """Return for each row of one task the title of the figure that shows its learning curve."""
-    labels = {label: position for position, label in enumerate(sorted(frame["label"].unique()))}
-    panels = [labels[label] // LINES_PER_PANEL + 1 for label in frame["label"]]
+    reference = _reference_labels(frame)
+    others = sorted(set(frame["label"]) - set(reference))
+    room = LINES_PER_PANEL - len(reference)
+    places = {label: position // room for position, label in enumerate(others)} | dict.fromkeys(reference, 0)
+    panels = [places[label] + 1 for label in frame["label"]]
     return [f"learning{f' {panel}' if max(panels) > 1 else ''}: {where}" for panel in panels]
+
+
+def _reference_labels(frame: pd.DataFrame) -> list[str]:
+    """Return the label of full attention, with which every figure begins; none if it was not run, or in many forms."""
+    found = sorted(frame["label"][frame["variant"] == REFERENCE].unique())
+    return found[:1]
 
 
 def figure_subtitle(column: str, profile: str, track: str) -> str:
@@ -63,7 +78,7 @@ def figure_subtitle(column: str, profile: str, track: str) -> str:
     return f"{column}, profile {profile}, {track} track"
 
 
-def _of_measurements(results: ResultSet) -> Iterator[tuple[str, Figure]]:
+def _of_measurements(results: ResultSet, *, titled: bool) -> Iterator[tuple[str, Figure]]:
     for group in measurement_groups(results):
         measurements = group.dropna(subset=["seconds"])
         if measurements["length"].nunique() < 2:
@@ -78,7 +93,7 @@ def _of_measurements(results: ResultSet) -> Iterator[tuple[str, Figure]]:
             with house_style():
                 yield (
                     f"scaling{number}: {where}",
-                    scaling_curves(measurements, first + others[start : start + room], where),
+                    scaling_curves(measurements, first + others[start : start + room], where if titled else ""),
                 )
 
 
@@ -90,18 +105,19 @@ def _scored(frame: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(label=rows["label"].map(names))
 
 
-def _of_task(results: ResultSet, frame: pd.DataFrame, where: str) -> Iterator[tuple[str, Figure]]:
-    yield f"seeds: {where}", seed_dots(results, frame, where)
+def _of_task(results: ResultSet, frame: pd.DataFrame, where: str, *, titled: bool) -> Iterator[tuple[str, Figure]]:
+    yield f"seeds: {where}", seed_dots(results, frame, where if titled else "")
     for device, group in _scored(frame).groupby("device"):
         title = f"{where}, {device}"
         if group["peak_bytes"].notna().all():
-            yield f"speed, score and memory: {title}", bubbles(group, title)
-            yield f"front: {title}", pareto(group, title)
+            yield f"speed, score and memory: {title}", bubbles(group, title if titled else "")
+            yield f"front: {title}", pareto(group, title if titled else "")
     panels = pd.Series(curve_titles(frame, where), index=frame.index)
+    reference = frame["label"].isin(_reference_labels(frame))  # in every figure
     for title in sorted(panels.unique(), key=lambda title: (len(title), title)):
-        drawn = learning_curves(results, frame[panels == title], where)
+        drawn = learning_curves(results, frame[(panels == title) | reference], where if titled else "")
         if drawn is not None:
             yield title, drawn
     if frame["layers"].nunique() > 1:
         by_depth = frame.assign(label=label_rows(frame, leave_out=["model.num_layers"]))
-        yield f"depth: {where}", depth_curves(by_depth, where)
+        yield f"depth: {where}", depth_curves(by_depth, where if titled else "")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,21 +17,13 @@ from lra.results.bench_records import MIB
 
 from ..result_set import ResultSet
 from ..tables.captions import number, seeds_by_cell
-from .style import (
-    COLOURS,
-    COLUMN,
-    DASHES,
-    MARKERS,
-    legend_below,
-    mark_preview,
-    new_figure,
-    plain_ticks,
-    shown,
-    wrapped,
-)
+from .labels import label_ends
+from .style import looks, mark_preview, new_figure, plain_ticks, wrapped, write_title
 
 LINES_PER_PANEL = 7
-"""More lines cannot be told apart."""
+"""Lines in a figure, full attention among them; more cannot be told apart."""
+LABEL = 24
+"""Letters in a line of a label."""
 
 
 def learning_curves(results: ResultSet, frame: pd.DataFrame, where: str) -> Figure | None:
@@ -41,30 +32,32 @@ def learning_curves(results: ResultSet, frame: pd.DataFrame, where: str) -> Figu
     Args:
         results: The records.
         frame: Rows of one task, of at most `LINES_PER_PANEL` labels.
-        where: What the rows have in common, for the title.
+        where: What the rows have in common, for the title; empty for none.
 
     Returns:
         The figure, or None if no run has a curve.
     """
     figure = new_figure(2.6)
     axes = figure.subplots()
-    names = []
-    for index, (label, group) in enumerate(frame.groupby("label")):
+    styles, ends, names, colours = looks(frame), [], list[str](), list[str]()
+    for label, group in frame.groupby("label"):
         curves = [curve for run_id in group["run_id"] if (curve := validation_curve(results, str(run_id))) is not None]
         if not curves:
             continue
         steps, scores = on_common_steps(curves)
-        names.append(wrapped(f"{label} ({len(curves)})", 50))
-        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
-        axes.plot(steps, scores.mean(axis=0), color=colour, linestyle=dash, label=names[-1])
+        mean, look = scores.mean(axis=0), styles[str(label)]
+        axes.plot(steps, mean, color=look.colour, linestyle=look.dash)
         if len(curves) > 1:
-            axes.fill_between(steps, scores.min(axis=0), scores.max(axis=0), color=colour, alpha=0.18, linewidth=0)
+            axes.fill_between(steps, scores.min(axis=0), scores.max(axis=0), color=look.colour, alpha=0.15, linewidth=0)
+        ends.append((float(steps[-1]), float(mean[-1])))
+        names.append(wrapped(f"{label} ({len(curves)})", LABEL))
+        colours.append(look.colour)
     if not names:
         return None
     axes.set(xlabel="training step", ylabel="validation accuracy (%)")
-    figure.suptitle(f"Line: mean of seeds (n); band: all of them\n{shown(where, 62)}", fontsize=7)
+    write_title(figure, "Line: mean of seeds (n); band: all of them", where)
     mark_preview(axes, seeds_by_cell(frame)[1])
-    legend_below(figure, axes, names)
+    label_ends(axes, ends, names, colours)
     return figure
 
 
@@ -96,33 +89,35 @@ def depth_curves(frame: pd.DataFrame, where: str) -> Figure:
 
     Args:
         frame: Rows of one task, with labels that leave out the number of layers.
-        where: What the rows have in common, for the title.
+        where: What the rows have in common, for the title; empty for none.
     """
     rows = frame.dropna(subset=["accuracy"])
     counted = bool(rows["flops"].notna().all())
     figure = new_figure(2.6)
     panels = np.atleast_1d(figure.subplots(1, 1 + counted, sharey=True))
-    names = []
-    for index, (label, group) in enumerate(rows.groupby("label")):
-        names.append(wrapped(label, 50))
-        look = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+    styles, ends, names, colours = looks(rows), [], list[str](), list[str]()
+    for label, group in rows.groupby("label"):
+        look = styles[str(label)]
         by_depth = group.groupby("layers")
         means = by_depth["accuracy"].mean()
         places = ((group["layers"], means.index), (group["flops"] / 1e6, by_depth["flops"].median() / 1e6))
         for axes, (runs, joined) in zip(panels, places, strict=False):
-            axes.scatter(runs, group["accuracy"], s=9, color=look["color"], alpha=0.45, linewidths=0)
-            axes.plot(joined, means, linestyle=DASHES[index % len(DASHES)], label=names[-1], **look)
+            axes.scatter(runs, group["accuracy"], s=9, color=look.colour, alpha=0.45, linewidths=0)
+            axes.plot(joined, means, linestyle=look.dash, color=look.colour, marker=look.marker)
+        last = places[counted][1]
+        ends.append((float(last[-1] if not counted else last.iloc[-1]), float(means.iloc[-1])))
+        names.append(wrapped(label, LABEL))
+        colours.append(look.colour)
     panels[0].set(xlabel="layers", ylabel="test accuracy (%)", xticks=sorted(rows["layers"].unique()))
     if counted:
         panels[1].set(xscale="log", xlabel="MFLOPs per example")
         panels[1].margins(x=0.12)
         low, high = panels[1].get_xlim()
         plain_ticks(panels[1].xaxis, low, high)
-    longest = int(62 * figure.get_size_inches()[0] / COLUMN)
-    figure.suptitle(f"Dots: runs; line: mean\n{shown(where, longest)}", fontsize=7)
+    write_title(figure, "Dots: runs; line: mean", where)
     for axes in panels:
         mark_preview(axes, seeds_by_cell(frame)[1])
-    legend_below(figure, panels[0], names)
+    label_ends(panels[-1], ends, names, colours)
     return figure
 
 
@@ -132,39 +127,37 @@ def scaling_curves(measurements: pd.DataFrame, labels: Sequence[str], where: str
     Args:
         measurements: One of the frames of `efficiency.measurement_groups`.
         labels: The lines to draw.
-        where: Machine and recipe, for the title.
+        where: Machine and recipe, for the title; empty for none.
     """
-    figure = new_figure(2.9)
-    panels = figure.subplots(1, 2)
+    figure = new_figure(4.2)
+    panels = figure.subplots(2, 1, sharex=True)
     step = [np.nan if r.memory is None or r.memory.problem else r.memory.step for r in measurements["measurement"]]
     costs = (
         ("ms per example", 1e3 * measurements["seconds"]),
         ("MiB per example", pd.Series(step, measurements.index) / MIB),
     )
-    slopes: dict[str, list[str]] = {label: [] for label in labels}
+    styles = looks(measurements)
     for axes, (unit, cost) in zip(panels, costs, strict=True):
         rows = measurements.assign(cost=cost / measurements["batch"]).dropna(subset=["cost"]).sort_values("length")
-        for index, label in enumerate(labels):
+        ends, names, colours = list[tuple[float, float]](), list[str](), list[str]()
+        for label in labels:
             line = rows[rows["label"] == label]
             lengths, values = line["length"].to_numpy(dtype=float), line["cost"].to_numpy(dtype=float)
-            slopes[label].append(number(log_slope(lengths, values), "{:.2f}"))
-            axes.plot(
-                lengths, values, color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
-                linestyle=DASHES[index % len(DASHES)],
-            )  # fmt: skip
-        axes.set(xscale="log", yscale="log", xlabel="length (tokens)", ylabel=unit)
+            look = styles[label]
+            axes.plot(lengths, values, color=look.colour, marker=look.marker, linestyle=look.dash)
+            if len(lengths):
+                ends.append((lengths[-1], values[-1]))
+                names.append(wrapped(f"{label} ({number(log_slope(lengths, values), '{:.2f}')})", LABEL))
+                colours.append(look.colour)
+        axes.set(xscale="log", yscale="log", ylabel=unit)
         ticks = sorted(rows["length"].unique())
         axes.set_xticks(ticks, [short_length(length) for length in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
         low, high = axes.get_ylim()
         plain_ticks(axes.yaxis, low, high)
-    names = [wrapped(f"{label} ({', '.join(slopes[label])})", 50) for label in labels]
-    for drawn, name in zip(panels[0].lines, names, strict=True):
-        drawn.set_label(name)
-    longest = int(62 * figure.get_size_inches()[0] / COLUMN)
-    lines = textwrap.wrap(shown(where, 3 * longest), longest)
-    figure.suptitle("\n".join(["In brackets: slopes of time and of memory", *lines]), fontsize=7)
-    legend_below(figure, panels[0], names)
+        label_ends(axes, ends, names, colours)
+    panels[1].set_xlabel("length (tokens)")
+    write_title(figure, "In brackets: slope", where)
     return figure
 
 

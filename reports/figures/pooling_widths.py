@@ -85,7 +85,7 @@ def draw_supports(supports: Supports, title: str, examples: Sequence[int]) -> Fi
 
     Args:
         supports: The widths.
-        title: Description of the run.
+        title: Description of the run; empty for none.
         examples: Positions in `supports` of the examples to show.
     """
     figure = new_figure(1.1 + (0.75 + 0.12 * len(supports.layers)) * len(examples) + 1.5, width=PAGE)
@@ -127,7 +127,8 @@ def draw_supports(supports: Supports, title: str, examples: Sequence[int]) -> Fi
         plain_ticks(bar.ax.yaxis, low, high)
     tokens = sum(widths.shape[1] for widths in supports.sigma)
     boxes.set_title(f"{tokens:,} tokens of {len(supports.sigma)} test examples: quartiles, 5 to 95 %", loc="left")
-    figure.suptitle(shown(title, 110), fontsize=7.5)
+    if title:
+        figure.suptitle(shown(title, 110), fontsize=7.5)
     return figure
 
 

@@ -6,12 +6,15 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -20,6 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from matplotlib.transforms import Bbox
 
 from lra.errors import UsageError, refusals_as
+from lra.results.bench_format import REFERENCE
 from lra.terminal import clean_line
 
 COLUMN = 3.4
@@ -28,8 +32,16 @@ PAGE = 7.0
 LABEL_LINES = 4
 LINE = 0.11
 """Height of a line of small text, in inches."""
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""The palette of Okabe and Ito without yellow, which fades on white."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
+"""The palette of Okabe and Ito without yellow, which fades on white, and without black; wine and olive of Paul Tol."""
+REFERENCE_COLOUR = "#222222"
+"""The colour of full attention, in every figure."""
+IN_ORDER = (
+    "contextpool", "adaptive_span", "nystrom", "longformer", "local", "contextpool_conv_only", "performer", "linear",
+    "linformer", "bigbird", "s4d", "reformer", "sparse", "synthesizer", "sinkhorn", "mlp_only",
+    "transformer_ls", "luna", "cosformer", "fnet", "mega", "conv", "skyformer", "gated_linear", "h_transformer_1d",
+)  # fmt: skip
+"""Variants in the order of their colours, so that those that are often drawn together differ. New ones come last."""
 MARKERS = "osD^vP*"
 DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", (0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 _SETTINGS: dict[Any, Any] = {
@@ -58,6 +70,41 @@ _METADATA = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How a figure draws one label."""
+
+    colour: str
+    marker: str
+    dash: str | tuple[int, tuple[int, ...]]
+
+
+def look_of(variant: str, nth: int = 0) -> Look:
+    """Return the look of a variant, which is the same in every figure and depends on its registered name alone.
+
+    Args:
+        variant: Registered name.
+        nth: Position among the labels of this variant in a figure; they share the colour.
+    """
+    if variant == REFERENCE:
+        return Look(colour=REFERENCE_COLOUR, marker=MARKERS[nth % len(MARKERS)], dash=DASHES[nth % len(DASHES)])
+    place = IN_ORDER.index(variant) if variant in IN_ORDER else crc32(variant.encode())
+    turn = place // len(COLOURS) + nth + 1  # the first turn differs from full attention in more than its colour
+    return Look(
+        colour=COLOURS[place % len(COLOURS)], marker=MARKERS[turn % len(MARKERS)], dash=DASHES[turn % len(DASHES)]
+    )
+
+
+def looks(frame: pd.DataFrame) -> dict[str, Look]:
+    """Return the look of each label of a frame with the columns `label` and `variant`."""
+    found: dict[str, Look] = {}
+    counts: dict[str, int] = {}
+    for variant, label in sorted(set(zip(frame["variant"], frame["label"], strict=True))):
+        found[label] = look_of(variant, counts.get(variant, 0))
+        counts[variant] = counts.get(variant, 0) + 1
+    return found
 
 
 @contextmanager
@@ -146,15 +193,8 @@ def mark_preview(axes: Axes, seeds: int) -> None:
         ).set_in_layout(False)  # fmt: skip
 
 
-def legend_below(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
-    """Put one legend under the axes, in as many columns as fit."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        width = figure.get_size_inches()[0] / COLUMN
-        longest = max(len(line) for name in names for line in name.splitlines())
-        columns = min(len(labels), max(1, int(width * 44 / (longest + 6))))
-        rows = math.ceil(len(labels) / columns)
-        more = sum(name.count("\n") for name in names) / columns  # lines of the names beyond their first
-        # Without room of its own, the legend would take the height of the axes.
-        figure.set_figheight(figure.get_figheight() + 0.13 * max(0, rows - 2) + LINE * more)
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+def write_title(figure: Figure, what: str, where: str) -> None:
+    """Write a title of two lines, or none if `where` is empty."""
+    if where:
+        longest = int(figure.get_size_inches()[0] / COLUMN * 62)
+        figure.suptitle("\n".join([what, *textwrap.wrap(shown(where, 3 * longest), longest)]), fontsize=7)

@@ -27,7 +27,7 @@ from .captions import (
     provenance_notes,
     table_caption,
 )
-from .table import RowKey, Table
+from .table import RowKey, Table, Term
 
 UNMARKED = "the best mean is not above the best trivial baseline by more than the noise of the test set"
 """Why no number of a column is marked as the best."""
@@ -44,7 +44,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     for (label, column), group in frame.groupby(["label", "column"]):
         cells.loc[label, column], values.loc[label, column] = accuracy_cell(group, seeds)
     tasks = dict(zip(frame["column"], frame["task"], strict=True))
-    notes = ["Mean ± standard deviation over seeds (n); (k/n): k of n seeds gave a number."]
+    notes = [Term("Cells: mean ± standard deviation over seeds (n); (k/n): k of n seeds gave a number.")]
     variants = dict(zip(frame["label"], frame["variant"], strict=True))
     overall = values.mean(axis=1, skipna=False)
     keys = [RowKey(label=label, variant=variants[label], score=overall[label]) for label in labels]
@@ -57,7 +57,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
             values[name] = averages
             unmarked += [name] if set(chosen) <= set(unmarked) else []
             notes.append(
-                f"{name}: mean of {len(members)} tasks; {NOT_RUN} unless every task has a number from each seed."
+                Term(f"{name}: mean of {len(members)} tasks; {NOT_RUN} unless every task has a number from each seed.")
             )
     values[unmarked] = np.nan
     baselines = _baseline_rows(results, frame, list(cells.columns))

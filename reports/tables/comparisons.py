@@ -26,10 +26,10 @@ from .captions import (
     provenance_notes,
     table_caption,
 )
-from .table import Table, plain_table
+from .table import Table, Term, plain_table
 
 BASE = "(base)"
-NO_SPREAD = "Equal differences have no spread to make an interval of, so there is none."
+NO_SPREAD = Term("No interval: equal differences have no spread to make one of.")
 SUGGESTED = 2
 """Rows that an error names."""
 
@@ -82,12 +82,14 @@ def head_to_head(results: ResultSet, profile: str, track: str, first: str, secon
         row["p (Holm)"] = p_text(adjusted)
     frame = frame[frame["run_id"].isin(used)]
     notes = [
-        f"Difference: {names[0]} minus {names[1]}, points of test accuracy, mean over the seeds that both have.",
+        Term("Difference: first minus second, points of test accuracy, mean over the seeds that both have."),
         *([NO_SPREAD] if any(row["95 % interval (points)"] == NOT_RUN and row["seeds"] != "1" for row in rows) else []),
-        f"Detectable: the true difference that this many pairs with this spread would show in 80 % of cases; {NOT_RUN} "
-        "for one pair, and for pairs without spread, where the t test does not apply.",
-        "Only: test examples that one of the two has right and the other has wrong, per seed (exact McNemar test).",
-        "Holm: p adjusted for the number of tasks.",
+        Term(
+            "Detectable: the true difference that this many pairs with this spread would show in 80 % of cases; "
+            f"{NOT_RUN} for one pair, and for pairs without spread, where the t test does not apply."
+        ),
+        Term("Only: test examples that one has right and the other has wrong, per seed (exact McNemar test)."),
+        Term("Holm: p adjusted for the number of tasks."),
     ]
     if all(row["seeds"] == "1" for row in rows):
         notes.insert(0, "PREVIEW: one common seed, which supports no claim.")
@@ -142,7 +144,7 @@ def ablation(results: ResultSet, profile: str, track: str, variant: str) -> Tabl
             f"{variant} has one setting only under profile {profile}, {track} track; "
             "lra-run --set variant.OPTION=VALUE runs another"
         )
-    notes.append("Difference: mean over common seeds, with its 95 % t interval and the number of pairs.")
+    notes.append(Term("Difference to base: mean over common seeds, with its 95 % t interval and the number of pairs."))
     differences = [row["difference to base (points)"] for row in rows]
     notes += [NO_SPREAD] if any("[" not in text and not text.endswith(("(1)", NOT_RUN)) for text in differences) else []
     notes += provenance_notes(frame)

@@ -11,9 +11,9 @@ from lra.results.bench_format import REFERENCE
 
 from ..result_set import ResultSet
 from .captions import number, parameter_notes, provenance_notes, table_caption
-from .table import Table, plain_table
+from .table import Table, Term, plain_table
 
-FLOPS_NOTE = (
+FLOPS_NOTE = Term(
     "Operations: of one example of the longest length, forward and backward, a multiplication and an addition being "
     "two; matrix products, convolutions and fused attention only."
 )
@@ -45,8 +45,8 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
         scores.append(float(group["accuracy"].mean()))
     methods = sorted({record.cost.peak_memory_method for record in results.records.values()})
     notes = [
-        "Medians over seeds, measured during training; other work may have run on the same machine.",
-        "x full: relative to full attention with the same recipe.",
+        Term("Cost: medians over seeds, measured during training; other work may have run on the same machine."),
+        Term("x full: relative to full attention with the same recipe."),
         f"Memory: {'; '.join(methods)}.",
         FLOPS_NOTE,
         *parameter_notes(frame),

@@ -10,7 +10,7 @@ from ..result_set import ResultSet
 from .accuracy import accuracy_cell
 from .captions import NOT_RUN, number, preview, provenance_notes, table_caption
 from .cost import FLOPS_NOTE, median
-from .table import Table, plain_table
+from .table import Table, Term, plain_table
 
 
 def depth(results: ResultSet, profile: str, track: str) -> Table:
@@ -43,6 +43,6 @@ def depth(results: ResultSet, profile: str, track: str) -> Table:
                 "step time (s)": ", ".join(times) or NOT_RUN,
             }
         )
-    notes = [FLOPS_NOTE, "Step time: median over seeds; other work may have run on the same machine."]
+    notes = [FLOPS_NOTE, Term("Step time: median over seeds; other work may have run on the same machine.")]
     notes = preview(frame) + notes + provenance_notes(frame)
     return plain_table(table_caption("Test accuracy by depth", profile, track, frame), rows, notes, frame, scores)

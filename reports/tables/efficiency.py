@@ -27,7 +27,7 @@ from lra.results.dataframe import label_rows
 
 from ..result_set import ResultSet
 from .captions import NOT_RUN
-from .table import RowKey, Table
+from .table import RowKey, Table, Term
 
 
 def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
@@ -94,9 +94,9 @@ def efficiency(measurements: pd.DataFrame) -> Table:
     keys = [RowKey(label=label, variant=variants[label], score=values.loc[label, speeds[-1]]) for label in labels]
     notes = [
         _conditions_note(measurements),
-        "In brackets: relative to full attention. Speed: median of single steps with forward, backward and optimiser; "
-        "its ratio is measured in turns with full attention. GB: peak of a step with parameters and optimiser state, "
-        "10^9 bytes.",
+        Term("In brackets: relative to full attention; for speed measured in turns with it."),
+        Term("steps/s: median of single steps with forward, backward and optimiser."),
+        Term("GB: peak of a step with parameters and optimiser state, 10^9 bytes."),
         *_remarks(measurements),
     ]
     ids = [measurement.settings_id for measurement in measurements["measurement"]]

@@ -17,7 +17,7 @@ from lra.errors import UsageError
 from ..result_set import ResultSet
 from .accuracy import accuracy_cell
 from .captions import NOT_RUN, preview, provenance_notes, table_caption
-from .table import Table, plain_table
+from .table import Table, Term, plain_table
 
 OTHER_RECIPE = "other recipe"
 
@@ -91,7 +91,9 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
         )
     rows.sort(key=lambda row: (row["task"], row["variant"], row["source"]))
     notes = [f"{s.title}: {s.source}; {', '.join(s.flags)}." for s in {s.name: s for s in used}.values()]
-    notes.append(f"{OTHER_RECIPE}: the source's model, data rules or training differ from the profile; no difference.")
+    notes.append(
+        Term(f"{OTHER_RECIPE}: the source's model, data rules or training differ from the profile; no difference.")
+    )
     if profile == "quick":
         notes.append(
             "Profile quick: less data, a smaller model and shorter training than in any source: not comparable."

@@ -9,7 +9,7 @@ from ..result_set import ResultSet
 from ..statistics import mean_with_interval
 from .accuracy import is_trained
 from .captions import NOT_RUN, preview, provenance_notes, table_caption
-from .table import Table, plain_table
+from .table import Table, Term, plain_table
 
 
 def seeds(results: ResultSet, profile: str, track: str) -> Table:
@@ -36,9 +36,11 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
             row["trained"] = f"{learnt}/{len(group)}"
         rows.append(row)
     notes = [
-        "Intervals: 95 %, Student's t over seeds. With a single run: Wilson over test examples, which says nothing "
-        "about other seeds.",
-        "Trained: above every answer that needs no input (chance, majority) by more than the noise of the test set.",
+        Term(
+            "Interval: 95 %, Student's t over seeds. With a single run: Wilson over test examples, which says nothing "
+            "about other seeds."
+        ),
+        Term("Trained: above every answer that needs no input, by more than the noise of the test set."),
     ]
     if any(row["interval (%)"] == NOT_RUN != row["mean (%)"] for row in rows):
         notes.append(f"{NOT_RUN} for an interval: all seeds have one score, and equal scores have no spread.")

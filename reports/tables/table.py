@@ -15,6 +15,12 @@ from attention_zoo.registry import Family, get_variant, is_known
 from lra.errors import UsageError
 
 
+class Term(str):
+    """A note `WORD: meaning`, which holds for every table with this word; other notes hold for their table alone."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowKey:
     """What a row is sorted by, among the rows of its task."""

@@ -17,6 +17,7 @@ from reports.render import FORMATS, rankings, render, render_all
 from reports.result_set import load_stores
 from reports.tables import Table, accuracy
 from reports.tables.captions import p_text
+from reports.tables.table import Term
 from tests.reports.synthetic import HOSTILE, add_run
 
 
@@ -214,9 +215,11 @@ def test_siunitx_compiles(tmp_path):
 @pytest.mark.parametrize("form", FORMATS)
 def test_notes_of_several_tables_stand_once(form):
     first, second = small(), small()
-    first.notes, second.notes = ["Shared.", "Of the first."], ["Shared.", "Of the second.", "Of the second."]
+    first.notes = [Term("Word: meaning."), "Trained long.", "Of the first."]
+    second.notes = [Term("Word: meaning."), "Trained long.", "Of the second.", "Of the second."]
     text = render_all([first, second], form, command="the command")
     own = 2 if form == "latex" else 1  # a float has all of its notes
-    assert [text.count(words) for words in ("Shared.", "the command")] == [own, own]
+    assert [text.count(words) for words in (": meaning.", "the command")] == [own, own]
+    assert text.count("Trained long.") == 2  # true of each table, not a word of both
     assert [text.count(words) for words in ("Of the first.", "Of the second.")] == [1, 1]
     assert text.index("Of the first.") < text.index("Of the second.")

@@ -1,16 +1,16 @@
 """All figures of a store: each is drawn, none is clipped, equal records give equal bytes, and names stay text."""
 
 import re
+import shutil
 
-import matplotlib.text
 import pytest
 
 from lra.errors import UsageError
 from reports.cli import FIGURES
 from reports.figures import all_figures, draw_all
-from reports.figures.style import save
+from reports.figures.style import REFERENCE_COLOUR, save
 from reports.result_set import load_stores
-from tests.reports.figures.helpers import clipped, is_tick
+from tests.reports.figures.helpers import clipped, is_tick, overlapping
 from tests.reports.synthetic import HOSTILE, add_run, five_tasks
 
 KINDS = set(FIGURES) - {"scaling"}  # drawn from measurements of lra-bench, in test_efficiency.py
@@ -60,15 +60,14 @@ def test_long_names_that_differ_at_their_end_look_different(tmp_path):
     checked = 0
     for title, figure in all_figures(load_stores([tmp_path])):
         assert [t for t in clipped(figure) if not is_tick(t)] == [], title
-        texts = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
         if title.startswith("seeds"):
             names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
         elif title.startswith("learning"):
-            names = [text.get_text() for text in figure.legends[0].get_texts()]
+            names = [text.get_text() for text in figure.axes[0].texts if "PREVIEW" not in text.get_text()]
         else:
-            (key,) = [text for text in texts if text.startswith("1  ")]
-            names = re.split(r"\n(?=\d)", key)
-        names = [re.sub(r"^\d+|: .* MiB|\s", "", name) for name in names]
+            names = [text.get_text() for text in figure.axes[0].texts if "PREVIEW" not in text.get_text()]
+            assert overlapping(figure, figure.axes[0].texts) == []
+        names = [re.sub(r"\n[\d,]+ MiB|\s", "", name) for name in names]
         assert len(set(names)) == len(names) >= 4, title
         checked += len(names)
     assert checked == 3 * 18 + 18  # three figures of all, and the curves
@@ -108,3 +107,44 @@ def test_nothing_to_draw_says_so(tmp_path):
     add_run(tmp_path, None)
     with pytest.raises(UsageError, match="no record here has a number"):
         draw_all(load_stores([tmp_path]), tmp_path, "png")
+
+
+def test_no_label_lies_on_another(drawn):
+    for title, figure in drawn:
+        for axes in figure.axes:
+            names = [text for text in axes.texts if "PREVIEW" not in text.get_text()]
+            assert overlapping(figure, names) == [], title
+
+
+def test_titles_are_drawn_on_demand(results):
+    part = results.for_profile("quick", "open")
+    plain, titled = list(all_figures(part)), list(all_figures(part, titled=True))
+    assert [title for title, _ in plain] == [title for title, _ in titled]
+    assert {figure.get_suptitle() for _, figure in plain} == {""}
+    assert all("ListOps, profile quick, open track" in figure.get_suptitle() for _, figure in titled)
+    assert len(titled) == 5
+
+
+def test_full_attention_is_in_every_figure_of_curves(drawn):
+    curves = [figure for title, figure in drawn if title.startswith("learning ")]
+    assert len(curves) == 2
+    for figure in curves:
+        assert [text.get_text() for text in figure.axes[0].texts].count("full (3)") == 1
+        assert [line.get_color() for line in figure.axes[0].lines].count(REFERENCE_COLOUR) == 1
+
+
+def test_a_variant_has_one_colour_whatever_else_is_drawn(tmp_path):
+    def colours(*variants):
+        shutil.rmtree(tmp_path, ignore_errors=True)
+        five_tasks(tmp_path, variants=variants, tasks=("listops",))
+        found = {}
+        for title, figure in all_figures(load_stores([tmp_path])):
+            if title.startswith("learning"):
+                texts, lines = figure.axes[0].texts, figure.axes[0].lines
+                found = {t.get_text().partition(" (")[0]: x.get_color() for t, x in zip(texts, lines, strict=True)}
+        return found
+
+    many, few = colours("full", "local", "mine", "contextpool"), colours("mine", "contextpool", "another")
+    assert len(set(many.values())) == 4
+    assert many["full"] == REFERENCE_COLOUR
+    assert {name: few[name] for name in ("mine", "contextpool")} == {n: many[n] for n in ("mine", "contextpool")}

@@ -1,10 +1,12 @@
-"""The style of figures: ticks of logarithmic axes."""
+"""The style of figures: ticks of logarithmic axes, and the look of each variant."""
 
 import itertools
 
 import pytest
 
-from reports.figures.style import new_figure, plain_ticks
+from attention_zoo import available
+from attention_zoo.registry import plugin_origin
+from reports.figures.style import COLOURS, IN_ORDER, REFERENCE_COLOUR, look_of, new_figure, plain_ticks
 
 
 @pytest.mark.parametrize(
@@ -18,3 +20,19 @@ def test_ticks_of_a_logarithmic_axis_are_round_and_apart(low, high):
     assert 2 <= len(ticks) <= 5
     assert all(len(f"{tick:g}".rstrip("0").replace(".", "").strip("0")) <= 3 for tick in ticks)
     assert all((b / a) ** 7.5 > high / low for a, b in itertools.pairwise(ticks))
+
+
+def test_every_variant_of_this_project_has_its_place_among_the_colours():
+    own = {name for name in available() if not plugin_origin(name)}
+    assert set(IN_ORDER) == own - {"full"}
+    assert len(IN_ORDER) == 25
+
+
+def test_no_two_variants_of_this_project_look_alike():
+    looks = [look_of(name) for name in ("full", *IN_ORDER)]
+    assert len(set(looks)) == 26
+    assert [look.colour for look in looks].count(REFERENCE_COLOUR) == 1
+    assert look_of("unheard_of") == look_of("unheard_of")
+    assert look_of("unheard_of").colour in COLOURS
+    assert look_of("local", 1) != look_of("local")
+    assert look_of("local", 1).colour == look_of("local").colour

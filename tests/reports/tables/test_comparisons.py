@@ -82,10 +82,10 @@ def test_equal_differences_have_no_interval_and_the_table_says_why(tmp_path):
         add_run(tmp_path, 410 + seed, seed=seed, options={"rotary": True}, finished_at="2026-01-02T00:00:00+00:00")
     table = made(ablation, tmp_path, "full")
     assert table.cells["difference to base (points)"].tolist() == ["-", "+1.00 (2)"]
-    assert "Equal differences have no spread" in notes_of(table)
+    assert "equal differences have no spread" in notes_of(table)
     against = made(head_to_head, tmp_path, "full [rotary=True]", "full")
     assert against.cells["95 % interval (points)"].tolist() == ["-"]
-    assert "Equal differences have no spread" in notes_of(against)
+    assert "equal differences have no spread" in notes_of(against)
 
 
 def test_differences_with_a_spread_have_an_interval_and_no_such_note(tmp_path):
@@ -94,7 +94,7 @@ def test_differences_with_a_spread_have_an_interval_and_no_such_note(tmp_path):
         add_run(tmp_path, 410 + 2 * seed, seed=seed, options={"rotary": True})
     table = made(ablation, tmp_path, "full")
     assert "[" in table.cells["difference to base (points)"][1]
-    assert "Equal differences" not in notes_of(table)
+    assert "equal differences" not in notes_of(table)
 
 
 @pytest.mark.parametrize(

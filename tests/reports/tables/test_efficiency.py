@@ -67,9 +67,10 @@ def test_the_figure_tells_the_slopes(tmp_path):
         add_measurement(tmp_path, f"variant_{number}", 2048, seconds=1.0, mib=9)
     drawn = list(all_figures(load_stores([tmp_path])))
     assert [title.partition(":")[0] for title, _ in drawn] == ["scaling 1", "scaling 2"]
-    names = [[text.get_text() for text in figure.legends[0].get_texts()] for _, figure in drawn]
-    assert names[0][:2] == ["full (2.00, 2.00)", "linear (1.00, 1.00)"]
-    assert names[1] == ["full (2.00, 2.00)", "variant_5 (0.00, 0.00)", "variant_6 (0.00, 0.00)"]
+    for names in ([text.get_text() for text in axes.texts] for axes in drawn[0][1].axes):  # of time, and of memory
+        assert names[:2] == ["full (2.00)", "linear (1.00)"]
+    for names in ([text.get_text() for text in axes.texts] for axes in drawn[1][1].axes):
+        assert names == ["full (2.00)", "variant_5 (0.00)", "variant_6 (0.00)"]
 
 
 def test_the_slope_is_the_exponent():
