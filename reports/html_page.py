@@ -23,9 +23,9 @@ from lra.errors import UsageError
 from lra.terminal import clean_line
 
 from .figures import all_figures
-from .figures.draw import curve_titles, figure_subtitle
+from .figures.draw import FIGURES, curve_titles, figure_subtitle
 from .figures.style import house_style
-from .render import render
+from .render import render, shared_notes
 from .result_set import ResultSet
 from .tables import Table, accuracy, cost, depth, ranks, seeds, vs_published
 from .tables.captions import seeds_by_cell, seeds_in_words
@@ -36,8 +36,8 @@ FIGURE_BYTES = 1_200_000
 MOST_RUNS = 1000
 MOST_SETTINGS = 60
 DPI = 150
-COLOURS_KEPT = 64
-"""Number of colours in a figure of the page; a figure has a dozen, and blends of them."""
+COLOURS_KEPT = 128
+"""Number of colours in a figure of the page; a figure has up to twenty, and blends of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,8 @@ def page(results: ResultSet, command: str) -> str:
         command: The command that makes the page, which shows it.
     """
     drawn, left_out = _figures(results)
-    rows, settings = _runs(results, [title for title, _ in drawn])
+    terms, tables = shared_notes(_tables(results))
+    rows, settings = _runs(results, [title for title, *_ in drawn])
     script = (Path(__file__).parent / "html_page.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
@@ -74,7 +75,8 @@ def page(results: ResultSet, command: str) -> str:
     return environment.get_template("html_page.html.j2").render(
         command=clean_line(command),
         caveats=_caveats(results, left_out),
-        tables=[Markup(render(table, "html")) for table in _tables(results)],  # escaped by `render`
+        terms=[clean_line(term) for term in terms],
+        tables=[(clean_line(table.caption), Markup(render(table, "html"))) for table in tables],  # escaped by `render`
         figures=drawn,
         runs=rows,
         settings=settings,
@@ -103,8 +105,8 @@ def _tables(results: ResultSet) -> list[Table]:
     return found + [efficiency(group) for group in measurement_groups(results)]
 
 
-def _figures(results: ResultSet) -> tuple[list[tuple[str, str]], int]:
-    """Return the title and the PNG in base64 of each figure that fits, and how many figures do not fit."""
+def _figures(results: ResultSet) -> tuple[list[tuple[str, str, str]], int]:
+    """Return title, meaning and PNG in base64 of each figure that fits, and how many figures do not fit."""
     found, room, left_out = [], FIGURE_BYTES, 0
     for title, figure in all_figures(results):
         buffer = io.BytesIO()
@@ -118,7 +120,8 @@ def _figures(results: ResultSet) -> tuple[list[tuple[str, str]], int]:
             left_out += 1
             continue
         room -= len(data)
-        found.append((clean_line(title), data))
+        kind = next(kind for kind in FIGURES if title.startswith(kind))
+        found.append((clean_line(title), FIGURES[kind], data))
     return found, left_out
 
 

@@ -252,7 +252,8 @@ def _html(table: Table, command: str) -> str:
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in _notes(table, command))
     notes += f"<li><details><summary>Runs</summary>{html.escape(_records(table))}</details></li>"
     caption = f"<caption>{html.escape(clean_line(table.caption))}</caption>"
-    return f"<table>{caption}\n<thead><tr>{head}</tr></thead>\n{bodies}</table>\n<ul>{notes}</ul>\n"
+    table_text = f"<table>{caption}\n<thead><tr>{head}</tr></thead>\n{bodies}</table>"
+    return f'<div class="wide">{table_text}</div>\n<ul>{notes}</ul>\n'
 
 
 def _html_rows(rows: list[list[str]]) -> str:

@@ -20,6 +20,16 @@ from .lines import LINES_PER_PANEL, depth_curves, learning_curves, scaling_curve
 from .scatter import bubbles, pareto, seed_dots
 from .style import house_style, save, slug
 
+FIGURES = {
+    "seeds": "Dots: runs; bar: mean; dashed: trivial baselines.",
+    "speed, score and memory": "Area: peak memory.",
+    "front": "Filled: nothing is cheaper and better.",
+    "learning": "Line: mean of seeds (n); band: from the lowest to the highest of them.",
+    "depth": "Dots: runs; line: mean.",
+    "scaling": "In brackets: slope of the line.",
+}
+"""What a reader of each kind of figure must know, by the beginning of their titles."""
+
 
 def draw_all(results: ResultSet, folder: Path, form: str, *, titled: bool = False) -> list[Path]:
     """Draw every figure of a result set into a folder, with or without titles.

@@ -152,11 +152,13 @@ def _draw_baselines(axes: Axes, baselines: dict[str, float]) -> None:
     for value in baselines.values():
         axes.axvline(value, color="#777777", linewidth=0.8, linestyle="--", zorder=1)
     figure.draw_without_rendering()
+    middle = sum(axes.get_xlim()) / 2
     ends = list[float]()  # the right end of the last name in each row, in pixels
     for name, value in sorted(baselines.items(), key=lambda item: item[1]):
         text = axes.annotate(
-            f"{shown(baseline_title(name))} {value:.1f}", (value, 1.0), xycoords=("data", "axes fraction"),
-            textcoords="offset points", xytext=(0, 3), ha="left", va="bottom", fontsize=SIZE, color="#555555",
+            f"{shown(baseline_title(name), 20)} {value:.1f}", (value, 1.0), xycoords=("data", "axes fraction"),
+            textcoords="offset points", xytext=(0, 3), ha="left" if value < middle else "right", va="bottom",
+            fontsize=SIZE, color="#555555",
         )  # fmt: skip
         box = text.get_window_extent()
         row = next((row for row, end in enumerate(ends) if box.x0 > end + 4), len(ends))

@@ -85,6 +85,21 @@ def test_links_lead_to_places_in_the_page(read):
     assert all(link.startswith("#") for link in links)
 
 
+def test_the_contents_lead_to_every_table_and_figures_come_first(content, read):
+    contents = content.partition("<nav>")[2].partition("</nav>")[0]
+    captions = re.findall(r"<caption>(.*?)</caption>", content)
+    assert len(captions) >= 6
+    assert re.findall(r'href="#table-\d+">(.*?)</a>', contents) == captions
+    first = [content.index(text) for text in ("<nav>", "<figure", "<caption>", 'id="runs"')]
+    assert first == sorted(first)
+    assert len(re.findall(r'<div class="wide"><table', content)) == content.count("<table")
+
+
+def test_words_are_explained_once_and_figures_each(read):
+    assert read.text.count("Cells: mean ± standard deviation") == 1
+    assert read.text.count("Area: peak memory.") == read.text.count(". Filled: nothing is cheaper") >= 2
+
+
 def test_nothing_outside_the_file_is_asked_for(content, read):
     assert len(content.encode()) < 2_000_000
     assert not {"link", "iframe", "object", "embed", "base", "form"} & set(read.tags)

@@ -28,4 +28,4 @@ def test_processors_are_told_apart(tmp_path):
     cells = table.cells.set_index("variant")
     assert cells["device"].to_dict() == {"full": "Model <7>", "linear": "Model <8>"}
     assert cells["speed (x full)"].to_dict() == {"full": "1.00", "linear": "-"}
-    assert "; Model <7>, Model <8>, " in table.caption
+    assert "Trained for 1500 steps on Model <7>, Model <8>." in table.notes
