@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from lra.cli import one_line_errors, version_option
+from lra.cli import Group, echo_json, json_option, one_line_errors, version_option
 from lra.config.labels import split_row
 from lra.errors import UsageError
 from lra.names import suggest
@@ -75,6 +75,11 @@ PRESET_LIST = "\n".join(["\b", "Presets:", *(f"  {name:<14}{text}" for name, tex
 FIGURE_LIST = "\n".join(["\b", "Figures:", *(f"  {name:<25}{text}" for name, text in FIGURES.items())])
 
 
+def _begun_presets(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
+    """Return the presets that a shell offers."""
+    return [name for name in PRESETS if name.startswith(begun)]
+
+
 def format_option(*formats: str) -> Callable[[FC], FC]:
     """Return the option for the format of the output; the first format is the default."""
     return click.option("--format", "form", type=click.Choice(formats), default=formats[0], show_default=True)
@@ -88,14 +93,16 @@ def out_option(kind: click.Path, default: Path | None, text: str) -> Callable[[F
 title_option = click.option("--title", "titled", is_flag=True, help="Write a title on each figure.")
 
 
-@click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Group, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @version_option
 def command() -> None:
     """Make tables, figures and comparisons from the records of runs."""
 
 
 @command.command(epilog=PRESET_LIST)
-@click.argument("preset")
+@click.argument("preset", shell_complete=_begun_presets)
 @click.argument("names", nargs=-1)
 @takes_selection
 @format_option("text", "markdown", "latex", "csv", "html")
@@ -107,6 +114,7 @@ def command() -> None:
 )
 @click.option("--siunitx", is_flag=True, help="With --format latex: align numbers, in columns of siunitx.")
 @out_option(FILE, None, "File to write instead of printing.")
+@json_option
 @one_line_errors
 def table(
     selection: Selection,
@@ -117,21 +125,27 @@ def table(
     order: str | None,
     siunitx: bool,
     out: Path | None,
+    as_json: bool,
 ) -> None:
     """Print the tables of a preset, one for each profile and track."""
-    from .render import render_all
+    from .render import plain_values, render_all
 
     if preset not in PRESETS:
         raise UsageError(f"unknown preset {preset!r}; {suggest(preset, PRESETS)}")
     takes = NAMES_TAKEN.get(preset, 0)
     if len(names) != takes:
         raise UsageError(f"{preset} takes {takes} variant names, got {len(names)}")
+    if as_json and (out or form != "text"):
+        raise UsageError("--json prints; it goes without --format and --out")
     if siunitx and form != "latex":
         raise UsageError("--siunitx needs --format latex")
     results = load(selection)
     tables, refusals = make_tables(preset, names, results, order)
     for refusal in refusals:
         echo(f"left out: {refusal}", err=True)
+    if as_json:
+        echo_json([plain_values(each) for each in tables])
+        return
     write(render_all(tables, form, command=invocation(), siunitx=siunitx), out)
 
 

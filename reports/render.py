@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tabulate import SEPARATING_LINE, tabulate
@@ -65,13 +65,22 @@ def render_all(tables: Sequence[Table], form: str, *, command: str = "", siunitx
     return "\n".join([*(render(table, form) for table in own), _ENDS[form](notes)])
 
 
+def plain_values(table: Table) -> dict[str, Any]:
+    """Return what a table shows as plain values: the text of its cells, by the heads of the columns, and its notes."""
+    header, rows = _grid(table)
+    cells = [dict(zip(header, row, strict=True)) for row in rows]
+    variants, baselines = cells[: len(cells) - table.baselines], cells[len(cells) - table.baselines :]
+    notes = [*dict.fromkeys(map(str, table.notes))]
+    return {"caption": table.caption, "rows": variants, "baselines": baselines, "notes": notes, "runs": table.records}
+
+
 def shared_notes(tables: Sequence[Table]) -> tuple[list[str], list[Table]]:
     """Return the terms that stand under more than one of the tables, and the tables without them.
 
     Other notes stay where they are: they say something about their table.
     """
     counts = Counter(note for table in tables for note in dict.fromkeys(table.notes) if isinstance(note, Term))
-    shared = [note for note, count in counts.items() if count > 1]
+    shared: list[str] = [note for note, count in counts.items() if count > 1]
     return shared, [replace(table, notes=[note for note in table.notes if note not in shared]) for table in tables]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Annotation, Text
+from numpy.typing import ArrayLike
 
 SIZE = 6.0
 """Font size of a label, in points."""
@@ -33,8 +34,8 @@ Box = tuple[float, float, float, float]
 
 def label_points(
     axes: Axes,
-    x: Sequence[float],
-    y: Sequence[float],
+    x: ArrayLike,
+    y: ArrayLike,
     names: Sequence[str],
     radii: Sequence[float],
     colours: Sequence[str],
@@ -160,7 +161,8 @@ def spread(wanted: Sequence[float], rooms: Sequence[float], height: float) -> li
 
 def ink(colour: str) -> str:
     """Return a colour darkened for thin letters on white."""
-    return to_hex([0.72 * part for part in to_rgb(colour)])
+    red, green, blue = to_rgb(colour)
+    return to_hex((0.72 * red, 0.72 * green, 0.72 * blue))
 
 
 def _line(colour: str) -> dict[str, object]:

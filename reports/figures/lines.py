@@ -104,8 +104,7 @@ def depth_curves(frame: pd.DataFrame, where: str) -> Figure:
         for axes, (runs, joined) in zip(panels, places, strict=False):
             axes.scatter(runs, group["accuracy"], s=9, color=look.colour, alpha=0.45, linewidths=0)
             axes.plot(joined, means, linestyle=look.dash, color=look.colour, marker=look.marker)
-        last = places[counted][1]
-        ends.append((float(last[-1] if not counted else last.iloc[-1]), float(means.iloc[-1])))
+        ends.append((float(np.asarray(places[counted][1])[-1]), float(means.iloc[-1])))
         names.append(wrapped(label, LABEL))
         colours.append(look.colour)
     panels[0].set(xlabel="layers", ylabel="test accuracy (%)", xticks=sorted(rows["layers"].unique()))

@@ -44,7 +44,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     for (label, column), group in frame.groupby(["label", "column"]):
         cells.loc[label, column], values.loc[label, column] = accuracy_cell(group, seeds)
     tasks = dict(zip(frame["column"], frame["task"], strict=True))
-    notes = [Term("Cells: mean ± standard deviation over seeds (n); (k/n): k of n seeds gave a number.")]
+    notes: list[str] = [Term("Cells: mean ± standard deviation over seeds (n); (k/n): k of n seeds gave a number.")]
     variants = dict(zip(frame["label"], frame["variant"], strict=True))
     overall = values.mean(axis=1, skipna=False)
     keys = [RowKey(label=label, variant=variants[label], score=overall[label]) for label in labels]
@@ -161,12 +161,11 @@ def _untrained(results: ResultSet, frame: pd.DataFrame) -> list[str]:
     """Name for each task the variants with runs that learnt nothing, and say how many of their runs those are."""
     found = frame.dropna(subset=["accuracy"])
     found = found.assign(lost=[not is_trained(results, run_id) for run_id in found["run_id"]])
-    places = []
+    places = list[str]()
     for column, group in found.groupby("column"):
-        lost = group[group["lost"]].groupby("label").size()
-        runs = group.groupby("label").size()
-        words = ", ".join(f"{label} in {count} of {runs[label]} runs" for label, count in lost.items())
-        places += [f"{column}: {'all runs' if group['lost'].all() else words}"] if len(lost) else []
+        runs = [(label, int(part["lost"].sum()), len(part)) for label, part in group.groupby("label")]
+        words = ", ".join(f"{label} in {lost} of {count} runs" for label, lost, count in runs if lost)
+        places += [f"{column}: {'all runs' if group['lost'].all() else words}"] if words else []
     return [f"Not above chance by more than the noise of the test set: {'; '.join(places)}."] if places else []
 
 

@@ -81,7 +81,7 @@ def head_to_head(results: ResultSet, profile: str, track: str, first: str, secon
     for row, adjusted in zip(rows, holm(p_values), strict=True):
         row["p (Holm)"] = p_text(adjusted)
     frame = frame[frame["run_id"].isin(used)]
-    notes = [
+    notes: list[str] = [
         Term("Difference: first minus second, points of test accuracy, mean over the seeds that both have."),
         *([NO_SPREAD] if any(row["95 % interval (points)"] == NOT_RUN and row["seeds"] != "1" for row in rows) else []),
         Term(

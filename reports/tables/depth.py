@@ -43,6 +43,6 @@ def depth(results: ResultSet, profile: str, track: str) -> Table:
                 "step time (s)": ", ".join(times) or NOT_RUN,
             }
         )
-    notes = [FLOPS_NOTE, Term("Step time: median over seeds; other work may have run on the same machine.")]
+    notes: list[str] = [FLOPS_NOTE, Term("Step time: median over seeds; other work may have run on the same machine.")]
     notes = preview(frame) + notes + provenance_notes(frame)
     return plain_table(table_caption("Test accuracy by depth", profile, track, frame), rows, notes, frame, scores)

@@ -91,7 +91,7 @@ def efficiency(measurements: pd.DataFrame) -> Table:
         values.loc[label, speed] = 1.0 / row["seconds"]
         values.loc[label, memory] = -row["bytes"] / 1e6
     variants = dict(zip(measurements["label"], measurements["variant"], strict=True))
-    keys = [RowKey(label=label, variant=variants[label], score=values.loc[label, speeds[-1]]) for label in labels]
+    keys = [RowKey(label=label, variant=variants[label], score=float(values[speeds[-1]][label])) for label in labels]
     notes = [
         _conditions_note(measurements),
         Term("In brackets: relative to full attention; for speed measured in turns with it."),

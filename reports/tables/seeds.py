@@ -35,7 +35,7 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
             row |= {"lowest (%)": f"{found.min():.2f}", "highest (%)": f"{found.max():.2f}"}
             row["trained"] = f"{learnt}/{len(group)}"
         rows.append(row)
-    notes = [
+    notes: list[str] = [
         Term(
             "Interval: 95 %, Student's t over seeds. With a single run: Wilson over test examples, which says nothing "
             "about other seeds."

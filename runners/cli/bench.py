@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from lra.cli import one_line_errors, version_option
+from lra.cli import Command, echo_json, one_line_errors, version_option
 from lra.errors import UsageError
 from lra.names import parse_natural
 from lra.terminal import echo
@@ -50,7 +50,9 @@ def defaults(*, preset: str | None, quick: bool, cuda: bool) -> Defaults:
     return Defaults(attn=ARENA_ROWS, profile=profile, lengths="1024,2048,3072,4096", batch=32, steps=20, seconds=10.0)
 
 
-@click.command(epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=Command, epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]}
+)
 @version_option
 @click.option(
     "--attn",
@@ -97,8 +99,11 @@ def defaults(*, preset: str | None, quick: bool, cuda: bool) -> Defaults:
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the measurements to this file.",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    is_flag=False,
+    flag_value="-",
+    metavar="[FILE]",
+    help="Print the measurements as JSON instead of tables, or write them to FILE beside the tables.",
 )
 @click.option("--quiet", is_flag=True, help="Print only the tables, no progress.")
 @one_line_errors
@@ -164,7 +169,8 @@ def command(
     check_variant_names(plan.overrides, plan.variants)
     configs = plan.configs()
     Store(store_folder).check_writable()
-    if json_file is not None:
+    to_stdout = json_file == Path("-")
+    if json_file is not None and not to_stdout:
         write_file(json_file, "[]")  # fails now, not after the measurements, if the file cannot be written
 
     def say(text: str) -> None:
@@ -176,12 +182,15 @@ def command(
         for record in measure_length(plan, configs[length], say):
             save_bench_record(store_folder, record)
             records.append(record)
-    if quick:
+    if quick and not to_stdout:
         echo("Quick: a small model, a small batch and few variants, not the sizes of the paper.\n")
     order = {name: position for position, name in enumerate(plan.variants)}
     records.sort(key=lambda record: (order[record.variant], record.length))
-    echo(arena_report(records) if preset == "lra" else full_report(records))
-    if json_file is not None:
+    if to_stdout:
+        echo_json([record.model_dump() for record in records])
+    else:
+        echo(arena_report(records) if preset == "lra" else full_report(records))
+    if json_file is not None and not to_stdout:
         write_file(json_file, json.dumps([record.model_dump() for record in records], indent=1, allow_nan=False))
     if any(record.status == "failed" for record in records):
         sys.exit(4)

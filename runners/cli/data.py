@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import textwrap
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lra.cli import one_line_errors, version_option
+from lra.cli import Group, echo_json, json_option, one_line_errors, version_option
 from lra.terminal import echo, terminal_size
 
 from .options import AT_A_TIME, data_dir_option
@@ -48,16 +47,17 @@ profile_option = click.option(
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress bar.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @version_option
 def main() -> None:
     """Find, fetch, prepare, list, verify, show and remove the data of the tasks."""
 
 
 @main.command("list")
+@json_option
 @data_dir_option
 @one_line_errors
-def list_command(data_dir: Path | None) -> None:
+def list_command(data_dir: Path | None, *, as_json: bool) -> None:
     """List the prepared data."""
     from tabulate import tabulate
 
@@ -65,18 +65,25 @@ def list_command(data_dir: Path | None) -> None:
     from lra.errors import DataError
 
     home = data_home(data_dir)
-    rows = []
+    rows, facts = [], list[dict[str, Any]]()
     for folder in prepared_folders(home):
         size = size_of(folder)
         try:
             manifest = open_prepared(folder, verify=False).manifest
         except DataError as error:
             rows.append((folder.name, "?", f"unusable: {error}", "", f"{size / 1e6:.1f} MB", ""))
+            facts.append({"folder": str(folder), "bytes": size, "problem": str(error)})
             continue
         examples = " / ".join(str(record.examples) for record in manifest.splits.values())
         rows.append(
             (folder.name, manifest.task, manifest.dataset, examples, f"{size / 1e6:.1f} MB", manifest.digest[:12])
         )
+        counts = {name: record.examples for name, record in manifest.splits.items()}
+        shown = {"task": manifest.task, "dataset": manifest.dataset, "examples": counts, "digest": manifest.digest}
+        facts.append({"folder": str(folder), "bytes": size, **shown})
+    if as_json:
+        echo_json(facts)
+        return
     echo(f"Prepared data in {home}: {len(rows) or 'none'}")
     if rows:
         echo(tabulate(rows, headers=["folder", "task", "dataset", "examples", "size", "digest"]))
@@ -147,7 +154,7 @@ def prepare(
 
 @main.command()
 @click.argument("task_name", metavar="[TASK]", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@json_option
 @one_line_errors
 def where(task_name: str | None, *, as_json: bool) -> None:
     """List every known place that has the data of TASK, or of all tasks.
@@ -160,7 +167,7 @@ def where(task_name: str | None, *, as_json: bool) -> None:
 
     places = places_of(None if task_name is None else get_task(task_name).info.name)
     if as_json:
-        echo(json.dumps([{key: value for key, value in asdict(place).items() if value} for place in places], indent=2))
+        echo_json([{key: value for key, value in asdict(place).items() if value} for place in places])
     else:
         echo("\n\n".join(map(describe_place, places)))
 

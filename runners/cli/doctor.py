@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from lra.cli import one_line_errors, version_option
+from lra.cli import Command, one_line_errors, version_option
 from lra.terminal import echo
 
 from ..threads import default_threads
@@ -34,7 +34,7 @@ PACKAGES = (
 """Versions that are shown; all after pandas are optional."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @version_option
 @store_option
 @data_dir_option

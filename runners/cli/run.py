@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lra.cli import one_line_errors, version_option
+from lra.cli import Command, echo_json, json_option, one_line_errors, version_option
 from lra.config.builtin import profile_names
 from lra.names import parse_seeds
 from lra.terminal import echo
@@ -47,7 +47,9 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=Command, epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]}
+)
 @version_option
 @click.option(
     "--attn",
@@ -126,6 +128,7 @@ Examples:
     help="Time between two checkpoints, which is the most work that a crash loses.",
 )
 @allow_other_environment_option
+@json_option
 @one_line_errors
 def command(
     *,
@@ -149,6 +152,7 @@ def command(
     quiet: bool,
     checkpoint_seconds: float,
     allow_other_environment: bool,
+    as_json: bool,
 ) -> None:
     """Train, evaluate and record attention variants on tasks of the Long Range Arena.
 
@@ -191,7 +195,7 @@ def command(
     )
     from ..train.prepare_data import prepare_all
     from ..train.run import LeasedRunError, OtherEnvironmentError, RunError, RunOptions, run
-    from ..train.summary import summary
+    from ..train.summary import summary, summary_rows
     from ..train.trackers import check_trackers
 
     # Plan.
@@ -288,7 +292,10 @@ def command(
 
     # Summarise.
     if ranks.is_main:
-        echo("\n\n".join(summary(rows, store) for rows in tables.values()))
+        if as_json:
+            echo_json([row for rows in tables.values() for row in summary_rows(rows, store)])
+        else:
+            echo("\n\n".join(summary(rows, store) for rows in tables.values()))
     if exit_code:
         sys.exit(exit_code)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lra.cli import one_line_errors, version_option
+from lra.cli import Group, echo_json, json_option, one_line_errors, version_option
 from lra.terminal import echo
 
 from .. import signals
@@ -67,7 +67,9 @@ def slots_and_threads(slots: int | None, threads: int | None, gpu_slots: int) ->
     return slots or gpu_slots or default_slots(), threads or default_threads()
 
 
-@click.group(epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Group, epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]}
+)
 @version_option
 def command() -> None:
     """Run a suite: a grid of tasks, variants, options and seeds, each run in its own process.
@@ -87,9 +89,11 @@ def command() -> None:
 @device_option
 @slots_option
 @threads_option
+@json_option
 @one_line_errors
 def plan(
     *,
+    as_json: bool,
     suite: str,
     store_folder: Path,
     data_dir: Path | None,
@@ -99,13 +103,17 @@ def plan(
     threads: int | None,
 ) -> None:
     """List the runs of a suite with their state, steps and number of parameters, without running them."""
-    from ..sweep.tables import Probe, plan_table
+    from ..sweep.tables import Probe, plan_rows, plan_table
 
     signals.uninstall()
     runs = _runs(suite, data_dir, prepare=probe)
     slots, threads = slots_and_threads(slots, threads, len(_gpus(device)))
     probed = Probe(slots=slots, threads=threads, device=device) if probe else None
-    echo(plan_table(runs, store_folder, _home(data_dir), probed))
+    rows = plan_rows(runs, store_folder, _home(data_dir), probed)
+    if as_json:
+        echo_json(rows)
+    else:
+        echo(plan_table(rows, probed))
 
 
 # `--engine` is the former name of `--launcher`; it still works and is not shown.
@@ -180,11 +188,7 @@ def run(
     slurm: tuple[str, ...],
     allow_other_environment: bool,
 ) -> None:
-    """Execute the runs of a suite that are not finished yet.
-
-    Exit code 0: every run has a result; 5: some ended without one; 75: the sweep was stopped, and the same command
-    continues it.
-    """
+    """Execute the runs of a suite that are not finished yet."""
     from lra.results.records import Store
 
     from ..sweep.driver import Sweep, SweepSettings
@@ -226,16 +230,21 @@ def run(
 
 @command.command()
 @suite_command
+@json_option
 @one_line_errors
-def status(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
+def status(*, suite: str, store_folder: Path, data_dir: Path | None, as_json: bool) -> None:
     """Print the state of each run; also while the sweep runs, and on another host with the same store."""
     from lra.results.records import Store
 
-    from ..sweep.tables import status_table
+    from ..sweep.tables import status_rows, status_table
 
     signals.uninstall()
     store = _existing_store(store_folder) or Store(store_folder)
-    echo(status_table(_runs(suite, data_dir, prepare=False), store))
+    rows = status_rows(_runs(suite, data_dir, prepare=False), store)
+    if as_json:
+        echo_json(rows)
+    else:
+        echo(status_table(rows))
 
 
 @command.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lra.cli import one_line_errors, version_option
+from lra.cli import Group, echo_json, json_option, one_line_errors, version_option
 from lra.terminal import echo, progress_bar
 
 from .options import write_file
@@ -18,20 +18,24 @@ if TYPE_CHECKING:
     from attention_zoo import VariantSpec
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @version_option
 def main() -> None:
     """List, describe and check the attention variants, including plug-ins."""
 
 
 @main.command("list")
+@json_option
 @one_line_errors
-def list_command() -> None:
+def list_command(*, as_json: bool) -> None:
     """List the variants; `lra-zoo describe NAME` tells more of each."""
-    from .variant_docs import catalogue, table
+    from .variant_docs import COLUMNS, catalogue, row, table
 
     specs, problems = catalogue()
-    echo(table(specs))
+    if as_json:
+        echo_json([dict(zip(COLUMNS, row(spec), strict=True)) for spec in specs])
+    else:
+        echo(table(specs))
     for problem in problems:
         echo(f"Warning: {problem}", err=True)
 

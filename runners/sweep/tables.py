@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
@@ -17,7 +19,7 @@ from lra.results.records import Cost, Store
 from ..train.cost import examples_to_score, parameters_of
 from .launchers.base import Job
 from .launchers.process import run_job
-from .state import SweepRun, data_folder, state_of, tally
+from .state import SweepRun, data_folder, state_of
 
 TRIAL_STEPS = 15
 
@@ -33,21 +35,43 @@ class Probe:
     device: str
 
 
-def status_table(runs: Sequence[SweepRun], store: Store) -> str:
-    """Format the state of each run."""
+def status_rows(runs: Sequence[SweepRun], store: Store) -> list[dict[str, Any]]:
+    """Return the state of each run."""
     states = [state_of(store, run) for run in runs]
-    rows = [
-        (run.label, state.word, f"{state.step}/{run.config.train.steps}", state.failures or "", state.detail[:100])
+    return [
+        {
+            "run": run.label,
+            "status": state.word,
+            "step": state.step,
+            "steps": run.config.train.steps,
+            "failures": state.failures,
+            "detail": state.detail,
+        }
         for run, state in zip(runs, states, strict=True)
     ]
-    table = tabulate(rows, headers=("run", "status", "step", "failures", "detail"), disable_numparse=True)
-    return f"{table}\n\n{len(runs)} runs: {tally(states)}"
 
 
-def plan_table(runs: Sequence[SweepRun], store_folder: Path, home: Path, probe: Probe | None = None) -> str:
-    """Format the runs with their parameters, and if wanted with operations, time and memory from a few steps.
+def status_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Format the rows of `status_rows`."""
+    cells = [
+        (row["run"], row["status"], f"{row['step']}/{row['steps']}", row["failures"] or "", row["detail"][:100])
+        for row in rows
+    ]
+    table = tabulate(cells, headers=("run", "status", "step", "failures", "detail"), disable_numparse=True)
+    return f"{table}\n\n{_count(rows)}"
 
-    Runs that differ only in their seed share one estimate.
+
+def _count(rows: Sequence[dict[str, Any]]) -> str:
+    counts = Counter(row["status"] for row in rows)
+    return f"{len(rows)} runs: {', '.join(f'{count} {word}' for word, count in counts.most_common())}"
+
+
+def plan_rows(
+    runs: Sequence[SweepRun], store_folder: Path, home: Path, probe: Probe | None = None
+) -> list[dict[str, Any]]:
+    """Return the runs with their parameters, and if wanted with operations, time and memory from a few steps.
+
+    Runs that differ only in their seed share one estimate. What is not known is None.
 
     Args:
         runs: The runs.
@@ -56,29 +80,49 @@ def plan_table(runs: Sequence[SweepRun], store_folder: Path, home: Path, probe: 
         probe: How the sweep would run them; None estimates nothing.
     """
     store = Store(store_folder)
-    states = [state_of(store, run) for run in runs]
     measured: dict[bytes, Cost | None] = {}
-    rows, minutes = [], 0.0
-    for run, state in zip(runs, states, strict=True):
-        config = run.config
-        key = canonical_json(config.model_dump(exclude={"seed"}))
+    rows = []
+    for run in runs:
+        config, state = run.config, state_of(store, run)
         parameters, full = parameters_of(config)
-        row = [run.label, state.word, str(config.train.steps), f"{parameters:,}", f"{parameters / full:.3f}"]
+        row: dict[str, Any] = {"run": run.label, "status": state.word, "steps": config.train.steps}
+        row |= {"parameters": parameters, "parameters_full": full}
         if probe is not None:
+            key = canonical_json(config.model_dump(exclude={"seed"}))
             if key not in measured:
                 measured[key] = None if state.final else _measure_cost(config, home, probe)
-            estimate, memory, cost = "-", "-", measured[key]
+            cost = measured[key]
+            row |= {"operations": None, "minutes": None, "peak_memory_bytes": None}
+            if cost is not None and cost.flops is not None:
+                row["operations"] = cost.flops * config.train.steps * config.train.batch_size
             if cost is not None and cost.examples_per_second and not state.final:
-                left = _examples_left(config, state.step, home) / cost.examples_per_second / 60
-                minutes, estimate = minutes + left, f"{left:.1f}"
-                memory = "-" if cost.peak_memory_bytes is None else f"{cost.peak_memory_bytes / 2**20:,.0f}"
-            examples = config.train.steps * config.train.batch_size
-            operations = "-" if cost is None or cost.flops is None else f"{cost.flops * examples / 1e12:,.1f}"
-            row += [operations, estimate, memory]
+                row["minutes"] = _examples_left(config, state.step, home) / cost.examples_per_second / 60
+                row["peak_memory_bytes"] = cost.peak_memory_bytes
         rows.append(row)
+    return rows
+
+
+def plan_table(rows: Sequence[dict[str, Any]], probe: Probe | None = None) -> str:
+    """Format the rows of `plan_rows`."""
+
+    def shown(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    cells = []
+    for row in rows:
+        share = row["parameters"] / row["parameters_full"]
+        cells.append([row["run"], row["status"], str(row["steps"]), f"{row['parameters']:,}", f"{share:.3f}"])
+        if probe is not None:
+            memory, operations = row["peak_memory_bytes"], row["operations"]
+            cells[-1] += [
+                shown(operations and operations / 1e12, ",.1f"),
+                shown(row["minutes"], ".1f"),
+                shown(memory and memory / 2**20, ",.0f"),
+            ]
     headers = ["run", "status", "steps", "parameters", "x full", *(["TFLOPs", "minutes", "peak MiB"] if probe else [])]
-    lines = [tabulate(rows, headers=headers, disable_numparse=True), "", f"{len(runs)} runs: {tally(states)}"]
+    lines = [tabulate(cells, headers=headers, disable_numparse=True), "", _count(rows)]
     if probe is not None:
+        minutes = sum(row["minutes"] or 0.0 for row in rows)
         lines.append(
             f"Left: {minutes / probe.slots:.0f} minutes in all on {probe.device}, evaluations included, with "
             f"{probe.slots} runs at a time and {probe.threads} threads each. TFLOPs: at most, of the whole training."

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from tabulate import tabulate
 
@@ -41,6 +42,32 @@ def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> 
         ]
         lines = [title, "", *lines, "", *notes]
     return "\n".join(lines)
+
+
+def summary_rows(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> list[dict[str, Any]]:
+    """Return what `summary` shows of each run as plain values; what a run did not give is None."""
+    found = []
+    for config, record in rows:
+        row: dict[str, Any] = {
+            "task": config.task,
+            "profile": config.profile,
+            "track": config.track,
+            "variant": config.variant.name,
+            "label": row_name(config, get_variant(config.variant.name).title),
+            "seed": config.seed,
+            "status": record if isinstance(record, str) else record.status,
+        }
+        row |= dict.fromkeys(("correct", "total", "interval_percent", "selected_step", "cost", "run_id", "record"))
+        if isinstance(record, RunRecord):
+            row |= {"run_id": record.run_id, "record": str(store.record_path(record.run_id))}
+            row["cost"] = record.cost.model_dump()
+            if record.outcome is not None:
+                test = record.outcome.test
+                interval = [100 * bound for bound in wilson_interval(test.correct, test.total)]
+                row |= {"correct": test.correct, "total": test.total, "interval_percent": interval}
+                row["selected_step"] = record.outcome.selected_step
+        found.append(row)
+    return found
 
 
 _HEADERS = (

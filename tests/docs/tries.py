@@ -48,7 +48,7 @@ STOPS = {
     "lra-run": ("runners.train.prepare_data.prepare", "trains; with --dry-run it is run for real"),
     "lra-doctor": ("runners.cli.doctor.self_test", "trains for a moment"),
     "lra-sweep run": ("runners.sweep.driver.Sweep.run", "trains"),
-    "lra-sweep plan --probe": ("runners.sweep.tables.plan_table", "trains for a moment"),
+    "lra-sweep plan --probe": ("runners.sweep.tables.plan_rows", "trains for a moment"),
     "lra-bench": ("runners.bench.measure.measure_length", "takes minutes"),
     "lra-data prepare": ("lra.tasks.base.Task.prepare", "takes minutes, or needs a file"),
     "lra-data show": ("lra.tasks.base.Task.prepare", "prepares the data first"),
