@@ -28,6 +28,7 @@ EXIT_CODES = {
     5: "some runs of a sweep have no number",
     70: "a fault of another kind",
     75: "stopped with its state saved; the same command continues",
+    130: "interrupted twice",
 }
 """The exit codes of all commands."""
 

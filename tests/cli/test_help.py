@@ -1,12 +1,20 @@
 """What `--help` and the documentation list, held against what there is."""
 
+import importlib
 import re
+import shutil
+import subprocess
+import sys
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from lra.cli import EXIT_CODES
 from lra.config.builtin import profile_names, suite_names
+from lra.errors import LraError
+from runners.cli.sweep import EXIT_FAILED_RUNS
+from runners.signals import EXIT_INTERRUPTED_TWICE, EXIT_PREEMPTED
 from tests.docs.pages import ROOT
 from tests.docs.tries import COMMANDS
 
@@ -40,6 +48,74 @@ def test_no_help_shows_a_layout_mark(words):
     assert text.startswith(f"Usage: {words[0]}")
     assert "\\b" not in text
     assert "\b" not in text
+
+
+@pytest.mark.parametrize("words", HELPS, ids=" ".join)
+def test_every_help_lists_the_exit_codes(words):
+    codes = help_of(*words).partition("Exit codes:\n")[2]
+    assert [int(line.split()[0]) for line in codes.splitlines()[: len(EXIT_CODES)]] == list(EXIT_CODES)
+
+
+def test_the_list_has_every_exit_code_of_an_error():
+    for path in [*ROOT.glob("lra/**/*.py"), *ROOT.glob("runners/**/*.py")]:
+        if path.name != "__init__.py":
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+
+    def below(kind):
+        yield kind
+        for child in kind.__subclasses__():
+            yield from below(child)
+
+    kinds = set(below(LraError))
+    assert len(kinds) >= 8
+    codes = {kind.exit_code for kind in kinds} | {EXIT_FAILED_RUNS, EXIT_PREEMPTED, EXIT_INTERRUPTED_TWICE}
+    assert codes | {0, 1} == set(EXIT_CODES)
+
+
+@pytest.mark.parametrize(
+    ("script", "typed", "offered"),
+    [
+        ("lra-report", "table acc", {"accuracy"}),
+        ("lra-sweep", "st", {"status"}),
+        ("lra-run", "--dry", {"--dry-run"}),
+        ("lra-run", "--track ", {"matched", "open"}),
+        ("lra-data", "show text --split ", {"train", "validation", "test"}),
+    ],
+)
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_words_go_on(shell, script, typed, offered):
+    words = f"{script} {typed}"
+    last = "" if typed.endswith(" ") else words.split()[-1]
+    place = last if shell == "fish" else str(len(words.split()) - bool(last))
+    environment = {f"_{script.upper().replace('-', '_')}_COMPLETE": f"{shell}_complete", "COMP_WORDS": words}
+    done = CliRunner().invoke(COMMANDS[script], [], prog_name=script, env=environment | {"COMP_CWORD": place})
+    assert set(re.split(r"[\n,\t]", done.stdout)) >= offered
+
+
+def test_the_page_on_completion_names_every_command():
+    page = (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if "_COMPLETE=" in line]
+    assert len(lines) == 3
+    for line in lines:
+        assert set(re.search(r" in ([\w ]+)", line)[1].split()[:7]) == {name.removeprefix("lra-") for name in COMMANDS}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_the_line_for_bash_defines_the_completions(tmp_path):
+    page = (ROOT / "docs" / "first-steps.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if "=bash_source" in line]
+    for name in COMMANDS:  # the commands themselves, where the project is not installed too
+        module = COMMANDS[name].callback.__module__
+        attribute = "main" if name in ("lra-zoo", "lra-data") else "command"
+        (tmp_path / name).write_text(
+            f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+            f"from {module} import {attribute} as run\nrun(prog_name={name!r})\n"
+        )
+        (tmp_path / name).chmod(0o755)
+    script = f'PATH="{tmp_path}:$PATH"\n{line}\ncomplete -p lra-run lra-zoo lra-report'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("completion") == 3
 
 
 @pytest.mark.parametrize("words", [words for words in HELPS if "Examples:" in help_of(*words)], ids=" ".join)
