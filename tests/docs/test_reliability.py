@@ -1,10 +1,10 @@
-"""docs/reliability.md: every row names a test, and every test that it names is there."""
+"""docs/appendix/fault-tests.md: every row names a test, and every test that it names is there."""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "reliability.md").read_text()
+PAGE = (ROOT / "docs" / "appendix" / "fault-tests.md").read_text()
 FAULTS = (
     "kill -9", "flipped bits", "disk full", "file-system call", "SIGTERM", "during the imports", "second Ctrl-C",
     "terminal closed", "under `nohup`",

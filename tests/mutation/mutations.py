@@ -2,7 +2,7 @@
 
     python -m tests.mutation                      # all of tests/mutation/mutations.yaml; exit 1 if one survives
     python -m tests.mutation --only label-shift --only wilson-interval
-    python -m tests.mutation --markdown           # and print the table of docs/reliability.md
+    python -m tests.mutation --markdown           # and print the table of docs/appendix/fault-tests.md
 
 Each mistake names a function (or a class or constant) and a piece of its code, which is compared as a syntax tree and
 must be there exactly once. Formatting, comments and moves, also to another file, do not matter. The mistake is made in
@@ -338,7 +338,7 @@ def _judge_after(clean: Future[str | None], snapshot: Path, mistake: Mistake) ->
 
 
 def as_markdown(verdicts: Sequence[Verdict]) -> str:
-    """Write the table of docs/reliability.md."""
+    """Write the table of docs/appendix/fault-tests.md."""
     lines = ["| mistake | in | verdict |", "| --- | --- | --- |"]
     for verdict in sorted(verdicts, key=lambda verdict: (verdict.mistake.where, verdict.mistake.name)):
         by = verdict.by.partition("[")[0]
@@ -351,7 +351,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="NAME", help="this mistake; may be given several times")
     parser.add_argument("--jobs", type=int, default=2, help="mistakes judged at the same time")
-    parser.add_argument("--markdown", action="store_true", help="end with the table of docs/reliability.md")
+    parser.add_argument("--markdown", action="store_true", help="end with the table of docs/appendix/fault-tests.md")
     arguments = parser.parse_args()
     mistakes = load_mistakes()
     unknown = set(arguments.only or ()) - {mistake.name for mistake in mistakes}

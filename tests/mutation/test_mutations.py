@@ -174,8 +174,8 @@ def test_one_in_a_process_that_a_test_starts_is_caught(snapshot):
     assert judge(snapshot, mistake).word == "caught"
 
 
-def test_the_page_on_reliability_has_the_verdict_on_each():
-    page = (ROOT / "docs" / "reliability.md").read_text()
+def test_the_table_of_verdicts_has_each():
+    page = (ROOT / "docs" / "appendix" / "fault-tests.md").read_text()
     section = page.partition("## Seeded mistakes")[2].partition("\n## ")[0]
     told = re.findall(r"^\| ([\w-]+) \| `([\w/.]+)` \| caught by `(tests/[\w/.]+::\w+)` \|$", section, re.MULTILINE)
     assert {(name, where) for name, where, _ in told} == {(mistake.name, mistake.where) for mistake in MISTAKES}
