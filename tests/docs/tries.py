@@ -89,7 +89,7 @@ TOOLS = ("pip", "pytest", "python", "ruff", "mypy", "lint-imports", "vulture", "
 PROGRAMS = (*COMMANDS, *TOOLS, *FOREIGN)
 
 
-class ReachedError(Exception):
+class ReachedError(BaseException):  # noqa: N818 - no reader turns it into an error of a file
     """The command has checked everything and would begin its work."""
 
 
