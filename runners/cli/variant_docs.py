@@ -23,21 +23,24 @@ COLUMNS = (
     "variant", "display name", "family", "paper", "time", "memory", "parameters", "causal", "backends", "options",
 )  # fmt: skip
 LISTED = ("variant", "display name", "family", "time")
-"""The columns of `lra-zoo list`, which fit 100 characters; `lra-zoo describe` and docs/variants.md have them all."""
+"""The columns of `lra-zoo list`, which fit 100 characters; `lra-zoo describe` has them all."""
+
+EXACT = "equals full attention at length 2048 with"
+ON_THE_PAGE = ("variant", "display name", "family", "time", "parameters", "causal")
+"""The columns of the table of docs/variants.md."""
 
 _INTRODUCTION = """\
 # Variants
 
-`lra-zoo docs` generates this page, and a test keeps it current. `lra-zoo describe NAME` prints one section, `lra-zoo
-check NAME` runs the contract checks on a variant, and [add-a-variant.md](add-a-variant.md) shows how to write one.
+This page lists the attention variants: what they compute, and how they depart from their papers.
 
-- **display name** is the name in tables and figures.
-- **family** is the group that `lra-report table accuracy --sort family` puts it into.
-- **time** is the claim of the paper in its notation, with n the length. **memory** is the growth of what one training
-  step keeps and of its largest tensor; the contract checks measure it.
-- **parameters** are those of one layer at the official ListOps size (width 512, 8 heads, length 2000, no biases)
-  relative to `full`, with default options.
-- `--set variant.NAME=VALUE` sets an option.
+`lra-zoo describe NAME` explains every option, `--set variant.NAME=VALUE` sets one, and `lra-zoo check NAME` runs the
+contract checks. `lra-zoo docs` generates this page. The option `rotary` rotates queries and keys by their position
+(RoPE, arXiv:2104.09864).
+
+- **time** is the claim of the paper, with n the length. Memory of a training step grows linearly with the length unless
+  a section says otherwise. A check measures it.
+- **parameters** are those of one layer of the official ListOps model relative to `full`.
 """
 
 
@@ -116,16 +119,29 @@ def describe(spec: VariantSpec) -> str:
 
 def page(specs: Sequence[VariantSpec]) -> str:
     """Return the text of docs/variants.md."""
-    parts = [
-        _INTRODUCTION,
-        _markdown_table(COLUMNS, [(f"[`{spec.name}`](#{spec.name})", *row(spec)[1:]) for spec in specs]),
-    ]
+    rows = []
     for spec in specs:
-        parts.append(f"## {spec.name}\n\n**{spec.title}.** {spec.paper}\n\n{_docstring(spec)}")
-        parts.append(_markdown_table(("claim", "value"), _claims(spec)))
-        options = [(f"`{name}`", kind, f"`{default!r}`", text) for name, kind, default, text in spec.config.describe()]
-        parts.append(_markdown_table(("option", "type", "default", "meaning"), options) if options else "No options.")
+        cells = dict(zip(COLUMNS, row(spec), strict=True)) | {"variant": f"[`{spec.name}`](#{spec.name})"}
+        rows.append([cells[name] for name in ON_THE_PAGE])
+    parts = [_INTRODUCTION, _markdown_table(ON_THE_PAGE, rows)]
+    for spec in specs:
+        parts.append(f"## {spec.name}\n\n{_docstring(spec)}")
+        parts.append(" ".join(_remarks(spec)))
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _remarks(spec: VariantSpec) -> list[str]:
+    """Return sentences on the options of a variant, and on what not every variant has."""
+    claims = dict(_claims(spec))
+    options = ", ".join(f"`{name}={default!r}`" for name, _, default, _ in spec.config.describe())
+    said = [f"Options: {options}." if options else "No options."]
+    if spec.traits.exact_limit is not None and claims[EXACT] != "always":
+        said.append(f"Equals full attention at length 2048 with `{claims[EXACT]}`.")
+    if spec.traits.memory != "linear":
+        said.append(f"Memory: {spec.traits.memory}.")
+    if not spec.traits.padding_length_invariant:
+        said.append("The result depends on the amount of padding.")
+    return said + [f"Waived check: {name}, because {reason}." for name, reason in spec.traits.waivers.items()]
 
 
 def _docstring(spec: VariantSpec) -> str:
@@ -149,7 +165,7 @@ def _claims(spec: VariantSpec) -> list[tuple[str, str]]:
         ("mixes tokens", "yes" if traits.mixes_tokens else "no"),
         ("depends on the order of tokens", order),
         ("depends on the amount of padding", "no" if traits.padding_length_invariant else "yes"),
-        ("equals full attention at length 2048 with", limit or "nothing"),
+        (EXACT, limit or "nothing"),
     ]
     return claims + [(f"waived check: {name}", reason) for name, reason in traits.waivers.items()]
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,8 +102,20 @@ def test_the_page_of_variants_is_current(own_specs):
     assert len(own_specs) >= 26
     page = (ROOT / "docs" / "variants.md").read_text(encoding="utf-8")
     assert page == variant_docs.page(own_specs), "run `lra-zoo docs`"
-    assert page.count("this project, by entry point") == 2
-    assert all(f"**{spec.title}.**" in page for spec in own_specs)
+    for spec in own_specs:
+        section = page.partition(f"\n## {spec.name}\n")[2].partition("\n## ")[0]
+        assert f"| {spec.title} " in page
+        assert all(number in section for number in re.findall(r"arXiv:[\d.]+", spec.paper))
+        assert all(f"`{name}={default!r}`" in section for name, _, default, _ in spec.config.describe())
+
+
+def test_the_page_says_what_few_variants_have(own_specs):
+    (full,) = (spec for spec in own_specs if spec.name == "full")
+    traits = replace(full.traits, memory="quadratic", padding_length_invariant=False, waivers={"reach": "it is wide"})
+    page = variant_docs.page([replace(full, traits=traits)])
+    for remark in ("Memory: quadratic.", "amount of padding.", "Waived check: reach, because it is wide."):
+        assert remark in page
+        assert remark not in variant_docs.page([full])
 
 
 def test_the_page_links_to_every_section(own_specs):

@@ -89,8 +89,8 @@ TOOLS = ("pip", "pytest", "python", "ruff", "mypy", "lint-imports", "vulture", "
 PROGRAMS = (*COMMANDS, *TOOLS, *FOREIGN)
 
 
-class ReachedError(BaseException):  # noqa: N818 - no reader turns it into an error of a file
-    """The command has checked everything and would begin its work."""
+class ReachedError(BaseException):
+    """The command has checked everything and would begin its work. No `except Exception` on the way catches it."""
 
 
 class DocsError(AssertionError):

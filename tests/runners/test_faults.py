@@ -1,4 +1,4 @@
-"""Faults by real means: processes that are killed, disks that are full, calls that fail. See docs/appendix/fault-tests.md."""
+"""Faults by real means: killed processes, full disks, calls that fail. See docs/appendix/fault-tests.md."""
 
 import json
 import multiprocessing
