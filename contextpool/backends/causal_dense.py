@@ -9,7 +9,7 @@ divided by the largest of all. So everything stands in logarithms here, relative
     e_ij = log w_j - log w_i - (i - j)^2 / (2 sigma_i^2),    p_ij = exp(e_ij - L_i),    L_i = log sum_j exp(e_ij)
 
 and differences of log-weights, which lose no digits where they matter, are the only use made of them. p is the softmax
-of e over the keys j <= i, so p_ij = w_j g_ij / N_i in docs/contextpool.md, "The operator".
+of e over the keys j <= i, so p_ij = w_j g_ij / N_i in docs/appendix/contextpool-algorithms.md.
 
 The functions for some rows at a time serve `backends.tree` too, which pools a few rows by the formula.
 """

@@ -10,7 +10,7 @@ Positions are the pixels of an image in row-major order, and `sigma` is in rows.
   `backends.pyramid` in two axes, except that rasters are made from the image at once instead of level by level, and
   that the window read is as large as the residual Gaussian asks for.
 
-The formulas are in docs/contextpool.md, "On a grid".
+The formulas are in docs/appendix/contextpool-algorithms.md.
 """
 
 from contextpool.backends.grid.pool import grid_pool, resolve_grid_backend

@@ -12,7 +12,7 @@ a = sqrt(sigma^2 - b^2), and blurred sequences need fewer samples, so wide Gauss
 4. The backward pass is the transpose of each step: nodes get their gradients from tokens, and each level hands its own
    to the level below.
 
-The error is bounded in docs/contextpool.md, "The pyramid and its error".
+The error is bounded in docs/appendix/contextpool-algorithms.md.
 """
 
 from contextpool.backends.pyramid.pool import pyramid_pool

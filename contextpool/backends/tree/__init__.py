@@ -14,7 +14,7 @@ A pyramid's blur mixes both sides of a token, so it cannot be causal. This is th
 4. A row is summed relative to its own largest term; one that would err by too much is pooled by the formula: `pool`.
 5. The backward pass is the transpose of each step.
 
-The error is described in docs/contextpool.md, "The causal tree and its error".
+The error is described in docs/appendix/contextpool-algorithms.md.
 """
 
 from contextpool.backends.tree.pool import tree_causal_pool
