@@ -9,8 +9,6 @@ token has its own span, z_t = S sigmoid(v x_t + b).
 Departures from the paper, which models language with a causal Transformer:
 
 - The distance is |i - j|, to both sides, and a token sees itself, at distance 0. Causal models look back only.
-- log m is added to the scores before the softmax, in float32. This gives the same weights as m * exp(score),
-  normalised.
 - There are no relative positions; positions belong to the model (or to `rotary`), as for every variant.
 - Prefix tokens such as CLS have no position: they see and are seen at distance 0.
 - A dynamic span starts at one ramp or more, where the sigmoid still has a slope.

@@ -14,10 +14,9 @@ with the product of the gates between them as a factor; across chunks the state 
 Departures from the paper:
 
 - There is one gate for each head and token, as in gated retention (Sun et al. 2024, arXiv:2405.05254); the paper has
-  one for each feature of a key. The decay between two tokens of a chunk is then a single number, computed directly. The
-  paper has to divide by products of gates, which underflow, and needs a second level of chunks against that.
+  one for each feature of a key, and needs a second level of chunks.
 - Both directions have a state and gates of their own. The second runs from the end and leaves out the token itself,
-  which would count twice. Within a chunk the two are one product. Causal models have only the first.
+  which would count twice. Causal models have only the first.
 - Masked tokens are not written into the state, and the state does not decay at them.
 - The norm is a root mean square norm, not a layer norm.
 - b starts at 4, which makes memories of about 900 tokens; in the paper it starts at zero, which makes 23.

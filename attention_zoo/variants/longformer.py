@@ -12,9 +12,6 @@ Departures from the paper:
 
 Long Range Arena's Longformer hides scores in a dense matrix and has no global tokens. Here no tensor of length by
 length is made, and a CLS token is global.
-
-Queries are taken a block at a time. The keys within reach lie in the block itself and in a few blocks on either side;
-those are gathered, and what is out of reach is hidden.
 """
 
 from __future__ import annotations

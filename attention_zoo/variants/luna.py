@@ -12,8 +12,7 @@ Departures from the paper:
 
 - The packed sequence is not handed on from layer to layer, because a mixer has no output for it. Every layer learns its
   own p, without a norm and a residual.
-- p is learned head by head as the queries of the first step. In the paper a projection makes them from p; here p is the
-  same for all inputs, so a projection would only be a second set of parameters for the same thing.
+- p is learned head by head as the queries of the first step. In the paper a projection makes them from p.
 - Both steps use softmax, and there is no causal form.
 
 The second step needs keys and values of its own, so Luna has two square matrices more than full attention.

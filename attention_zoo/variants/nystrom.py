@@ -13,8 +13,7 @@ Departures from the paper:
 - Segments consist of the real tokens of each sequence and have nearly equal sizes at every length. Padding is in none.
 - The iteration starts at Aᵀ / (‖A‖₁ ‖A‖∞) with the norms of the matrix of one head of one sequence. The authors' code
   takes one maximum over the batch, which makes the result depend on the other sequences.
-- A sequence with no more real tokens than landmarks gets full attention. Every token is then its own landmark, so the
-  product of the first two matrices is the identity, and the iteration could only lose digits.
+- A sequence with no more real tokens than landmarks gets full attention.
 - The pseudo-inverse is computed in float32 at least. Dropout acts on the weights of the first and the third matrix.
 """
 

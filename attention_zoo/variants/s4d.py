@@ -15,7 +15,6 @@ Departures from the paper:
   Range Arena. The second direction starts at the next token, so that a token meets itself once. Causal models look back
   only.
 - B is 1, because only its product with C matters.
-- The kernel is the product of two small matrices; the authors compute the same sums by a Vandermonde product.
 - All parameters learn at the model's rate and with its weight decay. The authors use a lower rate, and no decay, for A,
   B and the step.
 - The number of heads, the biases of projections and rotary positions have no meaning here and are not used.
