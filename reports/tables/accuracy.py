@@ -46,7 +46,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     tasks = dict(zip(frame["column"], frame["task"], strict=True))
     notes: list[str] = [Term("Cells: mean ± standard deviation over seeds (n); (k/n): k of n seeds gave a number.")]
     variants = dict(zip(frame["label"], frame["variant"], strict=True))
-    overall = values.mean(axis=1, skipna=False)
+    overall = dict(zip(labels, values.to_numpy().mean(axis=1).tolist(), strict=True))  # NaN with a task missing
     keys = [RowKey(label=label, variant=variants[label], score=overall[label]) for label in labels]
     unmarked = [column for column in columns if not _above_trivial(results, frame[frame["column"] == column])]
     for name, members in (("A5", FIVE), ("A6", SIX)):
