@@ -231,6 +231,17 @@ def s4d(n, d, state=64):
     return linear(BATCH * n, d, 2 * d) + exponentials(n, d, state)
 
 
+def multiscale_conv(n, d):
+    """The Fourier transforms have no formula; the interpolation of the pieces is a product with a constant."""
+    size = max(size for size in range(2, n) if size * scales(size, n) <= d)
+    stretched = sum(product(2 * d * size, 3, 2**power, sides=1) for power in range(1, scales(size, n) - 1))
+    return linear(BATCH * n, d, 2 * d) + stretched
+
+
+def scales(size, length):
+    return 1 + math.ceil(math.log2(length / size))
+
+
 def nystrom(n, d, landmarks=64, iterations=6, kernel=35):
     means = 3 * product(landmarks, n, d, sides=1)  # of queries, keys and values
     inverse = HEADS * iterations * 4 * product(landmarks, landmarks, landmarks)
@@ -320,6 +331,7 @@ FORMS = {
     "luna": luna,
     "mega": mega,
     "mlp_only": mlp_only,
+    "multiscale_conv": multiscale_conv,
     "nystrom": nystrom,
     "performer": linear_attention,  # its default kernel makes features without a projection
     "reformer": reformer,
@@ -334,7 +346,7 @@ FORMS = {
 
 def test_every_variant_has_a_closed_form():
     assert FORMS.keys() == set(available())
-    assert len(FORMS) == 26
+    assert len(FORMS) == 27
 
 
 @pytest.mark.parametrize("variant", FORMS)
