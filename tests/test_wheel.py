@@ -170,7 +170,7 @@ def test_shipped_profiles_and_suites_and_variants_are_found(site, tmp_path):
     "code",
     [
         "from contextpool import ContextPool; assert ContextPool(16)(torch.randn(1, 9, 16)).shape == (1, 9, 16)",
-        "from attention_zoo import available, get_variant; assert len([*map(get_variant, available())]) >= 27",
+        "from attention_zoo import available, get_variant; assert len([*map(get_variant, available())]) >= 28",
         "from contextpool.conv2d import ContextPool2d; ContextPool2d(4, stride=2)(torch.randn(1, 4, 8, 8))",
     ],
 )

@@ -18,7 +18,8 @@ kernels at several dilations: its ablation reaches nearly the whole result on Li
 Departures:
 
 - All channels have the same decay. The authors of SGConv have code to spread it over the channels.
-- `kernel_size=0` takes as many weights as full attention has. SGConv sets d for each task.
+- `kernel_size=0` takes as many weights as full attention has, but four scales or more, so that a wide layer for short
+  sequences has fewer weights. SGConv sets d for each task.
 - The second direction starts at the next token, so that a token meets itself once. Causal models look back only.
 - Masked tokens count as zeros.
 - All parameters learn at the model's rate; the authors use a rate of 0.001 for the kernels.
@@ -53,7 +54,9 @@ class MultiscaleConvConfig(VariantConfig):
     """
 
     kind: Literal["interpolated", "dilated"] = option("interpolated", "stretch the short kernels, or put gaps in them")
-    kernel_size: int = option(0, "weights of a channel at each scale (d); 0 gives as many as full attention has")
+    kernel_size: int = option(
+        0, "weights of a channel at each scale (d); 0 gives as many as full attention has, in four scales or more"
+    )
     decay: float = option(0.5, "factor of the weights from one scale to the next, above 0 and at most 1")
 
     def __post_init__(self) -> None:
@@ -129,8 +132,12 @@ def _num_scales(size: int, length: int) -> int:
 
 
 def _largest_size(weights: int, length: int) -> int:
-    """Return the largest size of a piece with which all pieces together have at most so many weights; at least 2."""
-    return max((size for size in range(2, length + 1) if size * _num_scales(size, length) <= weights), default=2)
+    """Return the largest size with which all pieces together have at most so many weights; at least 2.
+
+    It is at most an eighth of the length: with fewer than four scales there would be little to call multi-scale.
+    """
+    sizes = range(2, length // 8 + 1)
+    return max((size for size in sizes if size * _num_scales(size, length) <= weights), default=2)
 
 
 def _stretch(weight: Tensor, factor: int) -> Tensor:

@@ -118,6 +118,7 @@ def test_weights_fill_what_full_attention_has():
     dims = LayerDims(dim=64, num_heads=4, max_length=512, qkv_bias=False)
     mixer = get_variant("multiscale_conv").build(get_variant("multiscale_conv").config(), dims)
     assert 0.98 <= sum(each.numel() for each in mixer.parameters()) / (4 * 64 * 64) <= 1.01
+    assert _largest_size(64, 64) == 8  # not 64: one piece alone would be no multi-scale kernel
     assert _largest_size(3, 100) == 2  # seven scales of two weights are more, and the least there can be
 
 

@@ -196,6 +196,16 @@ def gated_linear(n, d, chunk=32):
     return maps + BATCH * HEADS * blocks_of(n, chunk) * (states + near)
 
 
+def lion(n, d, chunk=64):
+    """Within chunks, states of all chunks (no more than one group of them), and two directions of those."""
+    width, count = d // HEADS, blocks_of(n, chunk)
+    near = product(chunk, width, chunk) + product(chunk, chunk, width + 1)
+    far = product(width, chunk, width + 1) + product(chunk, width, width + 1)
+    between = product(count, count, width * (width + 1))
+    gate = linear(BATCH * n, d, HEADS)
+    return projections(n, d) + gate + BATCH * HEADS * (count * (near + 2 * far) + 2 * between)
+
+
 def h_transformer_1d(n, d, block=16):
     count = blocks_of(n, block)
     total = projections(n, d) + BATCH * count * softmax(block, 3 * block, d)
@@ -233,7 +243,7 @@ def s4d(n, d, state=64):
 
 def multiscale_conv(n, d):
     """The Fourier transforms have no formula; the interpolation of the pieces is a product with a constant."""
-    size = max(size for size in range(2, n) if size * scales(size, n) <= d)
+    size = max(size for size in range(2, n // 8 + 1) if size * scales(size, n) <= d)
     stretched = sum(product(2 * d * size, 3, 2**power, sides=1) for power in range(1, scales(size, n) - 1))
     return linear(BATCH * n, d, 2 * d) + stretched
 
@@ -326,6 +336,7 @@ FORMS = {
     "h_transformer_1d": h_transformer_1d,
     "linear": linear_attention,
     "linformer": linformer,
+    "lion": lion,
     "local": local,
     "longformer": longformer,
     "luna": luna,
@@ -346,7 +357,7 @@ FORMS = {
 
 def test_every_variant_has_a_closed_form():
     assert FORMS.keys() == set(available())
-    assert len(FORMS) == 27
+    assert len(FORMS) == 28
 
 
 @pytest.mark.parametrize("variant", FORMS)

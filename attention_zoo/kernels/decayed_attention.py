@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear attention whose weights decay with the tokens in between: in chunks, and written out.
+
+    o_i = Σ_j w_ij (q_i·k_j) v_j,    w_ij = λ_{j+1} ... λ_i for j <= i,    w_ij = λ_i ... λ_{j-1} for j > i.
+
+This is the sum of two recurrences S_i = λ_i S_{i∓1} + k_i v_iᵀ, one from each end, in which a token counts itself once.
+Within a chunk the tokens meet directly. What lies in other chunks is read from the state at the border. All exponents
+are sums of logarithms of decays and never positive, so that nothing overflows.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_GROUP = 16
+"""Chunks whose states are computed by one product of matrices."""
+
+
+def decayed_attention(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, *, chunk: int, causal: bool = False
+) -> Tensor:
+    """Compute the sums chunk by chunk; time and memory are linear in the length.
+
+    The number of operations in a row grows with the logarithm of the length.
+
+    Args:
+        q: (batch, num_heads, length, key_dim).
+        k: (batch, num_heads, length, key_dim).
+        v: (batch, num_heads, length, value_dim).
+        log_decay: log λ, at most 0, (batch, num_heads, length).
+        chunk: Tokens that meet directly.
+        causal: Leave out j > i.
+
+    Returns:
+        (batch, num_heads, length, value_dim).
+    """
+    length = q.shape[2]
+    chunk = min(chunk, length)
+    # (batch, num_heads, chunks, chunk, features); zeros at the end add nothing and do not decay.
+    q, k, v, steps = (_chunks(each, chunk) for each in (q, k, v, log_decay[..., None]))
+    steps = steps[..., 0]
+    since = steps.cumsum(dim=-1)  # from the start of the chunk up to and with a token
+    whole = since[..., -1]  # (batch, num_heads, chunks)
+    near = ((q @ k.transpose(-2, -1)) * decay_weights(steps, causal=causal)) @ v
+    # The decay from j to i in a later chunk: from j to the end of its chunk, the chunks between, up to and with i.
+    states = _states((k * (whole[..., None] - since).exp()[..., None]).transpose(-2, -1) @ v, whole)
+    sums = near + (q * since.exp()[..., None]) @ states
+    if not causal:
+        # From the other end: without j, but with i.
+        before = since - steps
+        written = (k * before.exp()[..., None]).transpose(-2, -1) @ v
+        states = _states(written.flip(2), whole.flip(2)).flip(2)
+        sums = sums + (q * (whole[..., None] - before).exp()[..., None]) @ states
+    return sums.flatten(2, 3)[:, :, :length]
+
+
+def decay_weights(log_decay: Tensor, *, causal: bool = False) -> Tensor:
+    """Write out w_ij: (..., length) gives (..., length, length), with zeros for j > i if causal."""
+    since = log_decay.cumsum(dim=-1)
+    past = since[..., :, None] - since[..., None, :]
+    later = torch.ones(past.shape[-2:], dtype=torch.bool, device=past.device).triu(1)
+    if causal:
+        return past.masked_fill(later, -torch.inf).exp()
+    before = since - log_decay
+    return torch.where(later, before[..., None, :] - before[..., :, None], past).exp()
+
+
+def _chunks(x: Tensor, chunk: int) -> Tensor:
+    """Cut (batch, num_heads, length, features) into (batch, num_heads, chunks, chunk, features), zeros at the end."""
+    return F.pad(x, (0, 0, 0, -x.shape[2] % chunk)).unflatten(2, (-1, chunk))
+
+
+def _states(written: Tensor, log_kept: Tensor) -> Tensor:
+    """Return the state before each chunk of state = exp(log_kept) * state + written, which starts from zero.
+
+    Chunks of one group see each other through a matrix of decays. Groups are to this function what chunks are.
+
+    Args:
+        written: (batch, num_heads, chunks, key_dim, value_dim).
+        log_kept: (batch, num_heads, chunks).
+    """
+    count, group = written.shape[2], min(_GROUP, written.shape[2])
+    # (batch, num_heads, groups, group, key_dim * value_dim) and (batch, num_heads, groups, group)
+    flat = _chunks(written.flatten(3), group)
+    steps = _chunks(log_kept[..., None], group)[..., 0]
+    since = steps.cumsum(dim=-1)
+    before = since - steps
+    # From the end of a chunk to the start of a later one: (batch, num_heads, groups, group, group)
+    earlier = torch.ones(group, group, dtype=torch.bool, device=flat.device).tril(-1)
+    between = (before[..., :, None] - since[..., None, :]).masked_fill(~earlier, -torch.inf).exp()
+    states = between @ flat
+    if count > group:
+        whole = since[..., -1]
+        added = (whole[..., None] - since).exp()[..., None, :] @ flat  # (batch, num_heads, groups, 1, features)
+        states = states + before.exp()[..., None] * _states(added, whole)
+    return states.flatten(2, 3)[:, :, :count].unflatten(3, written.shape[3:])
