@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from attention_zoo.base import LayerDims, SequenceMixer, VariantConfig, option, suggest
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import HeadProjections
-from attention_zoo.source_digest import RECORDED_ELSEWHERE
 
 DIMENSIONS = {
     "dim": ("dim", "d_model", "dim_model", "model_dim", "embed_dim", "embedding_dim", "hidden_size", "hidden_dim",
@@ -89,8 +88,6 @@ class Found:
     """None for a mixer of the contract, which names its own."""
     program: Any
     """The class or function whose source identifies the program."""
-    file: str
-    """The file of the reference, which may change what it imports; empty for a module of torch or without a file."""
     whole_model: bool = False
     """Whether the program builds a whole model."""
     origin: str = ""
@@ -108,29 +105,27 @@ def load(reference: str) -> Found:
         from attention_zoo import huggingface  # here, since it imports this module
 
         return huggingface.load(name)
-    module = _import(place)
+    module = import_place(place)
     thing = getattr(module, name, None) if name else None
     if thing is None:
         named = [key for key, value in vars(module).items() if _usable(value) and value.__module__ == module.__name__]
         raise ForeignError(f"{place} has no {name or 'name after the colon'!r}; {suggest(name, named)}")
     if not _usable(thing):
         raise ForeignError(f"{reference} is {thing!r}; expected a class of nn.Module, or a function that builds one")
-    own = module.__name__.partition(".")[0] not in RECORDED_ELSEWHERE
-    file = str(vars(module).get("__file__") or "") if own else ""
     if isinstance(thing, type) and issubclass(thing, SequenceMixer):
-        return Found(name, thing, None, thing, file)
+        return Found(name, thing, None, thing)
     if "num_classes" in _parameters(thing):
-        return whole_model(f"{Path(place).stem}.{name}", thing, file)
+        return whole_model(f"{Path(place).stem}.{name}", thing)
     config = _config_class(name, thing, ForeignConfig, lambda key: _dimension(key) is not None)
     # Made here and not by a statement, since each class has its own factory and the annotation of its own options.
     wrapper = type(name, (ForeignMixer,), {"factory": staticmethod(thing), "__module__": module.__name__})
-    return Found(name, wrapper, config, thing, file)
+    return Found(name, wrapper, config, thing)
 
 
-def whole_model(title: str, builder: Callable[..., nn.Module], file: str) -> Found:
+def whole_model(title: str, builder: Callable[..., nn.Module]) -> Found:
     """Return what a function or class leads to that builds a whole model."""
     config = _config_class(title.rpartition(".")[2], builder, VariantConfig, MODEL_SIZES.__contains__)
-    return Found(title, NoMixer, config, builder, file, whole_model=True)
+    return Found(title, NoMixer, config, builder, whole_model=True)
 
 
 class NoMixer(SequenceMixer):
@@ -276,7 +271,7 @@ def _usable(thing: Any) -> bool:
     return inspect.isfunction(thing) or (isinstance(thing, type) and issubclass(thing, nn.Module))
 
 
-def _import(place: str) -> Any:
+def import_place(place: str) -> Any:
     """Import a file or a module.
 
     Raises:

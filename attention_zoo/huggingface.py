@@ -59,7 +59,7 @@ def load(place: str) -> Found:
         for name, value in values.items()
     ]
     config = make_dataclass(file.stem, options, bases=(VariantConfig,), frozen=True, kw_only=True, slots=True)
-    return Found(file.stem, NoMixer, config, build, "", whole_model=True, origin=f"transformers {version}")
+    return Found(file.stem, NoMixer, config, build, whole_model=True, origin=f"transformers {version}")
 
 
 def build(vocabulary_size: int, max_length: int, num_classes: int, *, model_type: str, **fields: Any) -> nn.Module:

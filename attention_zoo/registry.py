@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import pkgutil
@@ -20,7 +19,7 @@ from attention_zoo import variants
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, suggest
 from attention_zoo.faults import fault_line
 from attention_zoo.foreign import ForeignError, load
-from attention_zoo.source_digest import program_text
+from attention_zoo.program import ProgramError, program_text, remember_imports
 
 ENTRY_POINT_GROUP = "attention_zoo.variants"
 OWN_DISTRIBUTION = "lra-harness"
@@ -61,9 +60,9 @@ class VariantSpec:
     paper: str
     """Source in one line: authors, year, identifier."""
     program: Any = None
-    """The class or function whose source identifies the program, if that is not the mixer, but what it wraps."""
+    """The class or function that makes the module, if the mixer wraps one."""
     registered_in: str = ""
-    """File with the call that registered it, if that is another one than the file of the class."""
+    """Module with the call that registered it, which may change what it computes."""
     whole_model: bool = False
     """Whether `program` builds a whole model, so that there is no mixer; see `attention_zoo.foreign`."""
     origin: str = ""
@@ -125,7 +124,7 @@ def register_variant(
             config=_config_of(mixer),
             traits=traits,
             paper=paper,
-            registered_in=sys._getframe(1).f_code.co_filename,
+            registered_in=sys._getframe(1).f_globals.get("__name__", ""),
             family=family,
         )
         return mixer
@@ -233,8 +232,9 @@ def _refer(reference: str) -> VariantSpec:
             raise RegistrationError(f"{reference}: {error}") from error
         except (Exception, SystemExit) as error:
             raise RegistrationError(f"{reference} cannot be imported: {fault_line(error)}") from error
+        remember_imports()
         for spec in _registered.values():
-            if spec.mixer is found.mixer:  # the file registers it, with traits
+            if spec.mixer is found.mixer and not is_own(spec.name):  # the file registers it, with traits
                 return spec
         _referenced[reference] = VariantSpec(
             name=reference,
@@ -244,7 +244,6 @@ def _refer(reference: str) -> VariantSpec:
             traits=Traits(memory="not stated", complexity="not stated", permutation_equivariant=None),
             paper=reference,
             program=found.program,
-            registered_in=found.file,
             whole_model=found.whole_model,
             origin=found.origin,
         )
@@ -261,12 +260,25 @@ def _import(name: str, importer: Callable[[], object]) -> None:
         importer()
     except (Exception, SystemExit) as error:
         raise RegistrationError(f"variant {name!r} cannot be imported: {fault_line(error)}") from error
+    if not is_own(name):
+        remember_imports()
+
+
+def is_own(name: str) -> bool:
+    """Say whether a variant is part of this project, so that the numerics version covers its program."""
+    key = normalise(name)
+    point = _plugins().get(key)
+    return key in _builtin_names() or (point is not None and _is_ours(point))
+
+
+def _is_ours(point: EntryPoint) -> bool:
+    return point.dist is not None and point.dist.name == OWN_DISTRIBUTION
 
 
 def plugin_origin(name: str) -> str:
     """Return the distribution and version that announce a variant of a third party; empty for our own variants."""
     point = _plugins().get(normalise(name))
-    if point is None or point.dist is None or point.dist.name == OWN_DISTRIBUTION:
+    if point is None or point.dist is None or _is_ours(point):
         return ""
     return f"{point.dist.name} {point.dist.version}"
 
@@ -286,20 +298,26 @@ def program_origin(name: str, config: VariantConfig) -> str:
     origins = [program_origin(base, inner) for base, inner in config.inner_variants().items()]
     if spec.origin:
         origins.insert(0, spec.origin)
-    elif spec.whole_model or spec.mixer.__module__.partition(".")[0] not in OWN_PACKAGES:
-        label = plugin_origin(spec.name) or (PurePath(name).name if spec.program else spec.mixer.__module__)
-        origins.insert(0, _program_text(label, spec.program or spec.mixer, *filter(None, [spec.registered_in])))
+    elif not is_own(name):
+        origins.insert(0, _third_party(normalise(name), spec))
     return "; ".join(filter(None, origins))
 
 
-@functools.cache  # the code that runs is the code that was imported, once per process
-def _program_text(label: str, mixer: Any, *files: str) -> str:
+def _third_party(name: str, spec: VariantSpec) -> str:
+    point, maker = _plugins().get(spec.name), spec.program or spec.mixer
+    place, _, thing = name.rpartition(":")
+    if place:
+        label, modules, tried = f"{PurePath(place).name}:{thing}", [place], name
+    elif point is not None:
+        label, modules, tried = plugin_origin(spec.name), [point.module, maker.__module__], spec.name
+    else:
+        label, modules, tried = maker.__module__, [spec.registered_in, maker.__module__], ""
     try:
-        return program_text(label, mixer, *files)
-    except (TypeError, OSError) as error:
+        return program_text(label, modules, tried)
+    except ProgramError as error:
         raise RegistrationError(
-            f"{_where(mixer)}: its source cannot be found, so its runs could not be told from those of a changed "
-            "class; put it into a file"
+            f"{name}: its source cannot be found, so its runs could not be told from those of a changed program; "
+            f"put it into a file that can be imported ({error})"
         ) from error
 
 

@@ -1,84 +1,213 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The digest of a program: of a file and of all that it imports from its own folder or distribution.
+"""The digest of the program that this process has loaded: of all code that is neither a library's nor ours.
 
-Two programs with one digest compute the same, as far as their source decides it. Comments, docstrings, blank lines and
-line breaks do not count. The digest depends neither on the folder nor on the version of Python.
+Two programs with one digest compute the same, as far as their files decide it. Comments, docstrings, blank lines and
+line breaks of Python code do not count, nor do the folder and the version of Python. `attention_zoo.program` loads the
+program of a variant in a process of its own, where nothing else is loaded.
 
-What is followed, from file to file:
+What counts:
 
-- imports from the same distribution, the same folder, or a folder that belongs to no distribution, also those inside
-  functions, and `importlib.import_module` with a literal name. Compiled modules count with their bytes.
-- Packages of other distributions count with name and version. The standard library, this project, torch and numpy do
-  not count: the numerics version and the environment in each record cover them.
+- modules that were imported, however that was done, with what Python took for them: source, compiled code, a file in a
+  zip archive; and modules that a function would import later;
+- of distributions in an installation folder, the code of those that the program is from, and name and version of those
+  that it imports from;
+- files that were read below the folders of the code.
 
-What is not seen: modules whose name is computed, files that the code reads, and edits of another distribution that is
-installed from a folder and keeps its version.
+The standard library, this project, torch and numpy do not count: the numerics version and the environment in each
+record cover them.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
+import importlib
 import importlib.util
-import inspect
+import os
 import sys
+import sysconfig
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.machinery import EXTENSION_SUFFIXES
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
 RECORDED_ELSEWHERE = frozenset({"attention_zoo", "contextpool", "lra", "torch", "numpy"})
 """Packages that the numerics version or the environment of a record covers."""
-
-DIGITS = 16
-"""Digits of a digest in a configuration."""
+_APPLICATIONS = ("runners", "reports")
+libraries: set[str] = set()
+"""Modules that are known to be none of the user's, so that their place is not looked up again."""
 _SILENT_FIELDS = ("ctx", "kind", "type_comment")
 
 
-def source_digest(files: Iterable[Path]) -> str:
-    """Return the SHA-256, as 64 hexadecimal digits, of Python files and of what they import; see the module.
+class StaleCodeError(ImportError):
+    """Python would run compiled code that is not that of the source beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a program consists of."""
+
+    digest: str
+    """SHA-256, as 64 hexadecimal digits."""
+    files: Mapping[str, str]
+    """SHA-256 of each file, by path."""
+
+
+def loaded_program(distribution: Iterable[str], names: Mapping[str, str], read: Iterable[str] = ()) -> Program:
+    """Return the program that is loaded in this process, after loading what its functions would import later.
 
     Args:
-        files: Where to begin, such as the file of a class.
+        distribution: Distributions that the program is from: their code counts wherever it is installed.
+        names: What a module is called in the digest, by its name here, where these differ.
+        read: Paths of files that were opened for reading.
 
     Raises:
+        StaleCodeError: A module has compiled code that is not that of its source.
         OSError: A file cannot be read.
     """
+    own = set(distribution)
     parts: set[tuple[str, str]] = set()
-    waiting = [file.resolve() for file in files]
-    seen = set(waiting)
-    while waiting:
-        file = waiting.pop()
-        content = file.read_bytes()
-        # Pairs, since two files outside of packages can have one name.
-        parts.add((f"file {_module_name(file)}", code_digest(content) or hashlib.sha256(content).hexdigest()))
-        for found in _imports(file, content):
-            if isinstance(found, str):
-                parts.add((found, ""))
-            elif found not in seen:
-                seen.add(found)
-                waiting.append(found)
-    return hashlib.sha256(repr(sorted(parts)).encode()).hexdigest()
+    files: dict[str, str] = {}
+    seen: set[str] = set()
+    while waiting := [item for item in user_modules(own).items() if item[0] not in seen]:
+        for name, spec in waiting:
+            seen.add(name)
+            content = _content(spec)
+            files[str(spec.origin)] = hashlib.sha256(content).hexdigest()
+            digest = code_digest(content) if str(spec.origin).endswith(".py") else ""
+            parts.add((f"module {names.get(name, name)}", digest or files[str(spec.origin)]))
+            _check_compiled(name, spec, content)
+            parts |= {(text, "") for text in _follow(content, spec, own)}
+    folders = {Path(path).parent for path in files}
+    specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
+    modules = {str(spec.origin) for spec in specs if isinstance(spec, ModuleSpec)}
+    for path in {os.path.abspath(path) for path in read} - modules:  # noqa: PTH100 - links keep their names
+        near = max((folder for folder in folders if folder in Path(path).parents), key=_depth, default=None)
+        inside = Path(path).relative_to(near).parts if near is not None else ()
+        if inside and Path(path).is_file() and not any(map(_is_bookkeeping, inside)):
+            files[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            parts.add((f"file {Path(*inside)}", files[path]))
+    return Program(hashlib.sha256(repr(sorted(parts)).encode()).hexdigest(), files)
 
 
-def program_text(label: str, thing: Any, *files: str) -> str:
-    """Return a short text for the program of a class or function: a label and the beginning of its digest.
+def _depth(folder: Path) -> int:
+    return len(folder.parts)
+
+
+def _is_bookkeeping(part: str) -> bool:
+    """Say whether a part of a path is of Python's or hidden: compiled code, or what pip notes on a distribution."""
+    return part.startswith(".") or part == "__pycache__" or part.endswith(".dist-info")
+
+
+def user_modules(own: Iterable[str] = ()) -> dict[str, ModuleSpec]:
+    """Return the loaded modules that are neither ours nor a library's, by name.
 
     Args:
-        label: Whose program it is, such as a distribution with its version.
-        thing: The class or function.
-        files: Other files in which the program begins.
-
-    Raises:
-        TypeError: The source of the thing cannot be found: it was typed into an interpreter, or is compiled.
+        own: Distributions whose modules count although they are installed.
     """
-    found = inspect.getsourcefile(thing)
-    if found is None or not Path(found).is_file():
-        raise TypeError(f"the source of {label} cannot be found")
-    return f"{label} source {source_digest(map(Path, {found, *files}))[:DIGITS]}"
+    found: dict[str, ModuleSpec] = {}
+    distribution = frozenset(own)
+    for name, module in list(sys.modules.items()):
+        if name in libraries:
+            continue
+        spec = getattr(module, "__spec__", None)
+        if name == "__main__" and spec is None and getattr(module, "__file__", None):
+            spec = ModuleSpec(name, None, origin=os.path.abspath(str(module.__file__)))  # noqa: PTH100
+        if not isinstance(spec, ModuleSpec) or spec.origin in (None, "built-in", "frozen"):
+            continue
+        if _is_users(str(spec.origin), distribution):
+            found[name] = spec
+    return found
+
+
+@functools.cache
+def _is_users(path: str, own: frozenset[str]) -> bool:
+    """Say whether a file counts with its content."""
+    return _counts(Path(path), own) and _counts(Path(os.path.realpath(path)), own)
+
+
+def _counts(path: Path, own: frozenset[str]) -> bool:
+    parents = set(path.parents)
+    if parents & _our_folders():
+        return False
+    for entry in sys.path:
+        folder = Path(entry)
+        if folder in parents and _is_installation(folder):
+            owners = _owners(path.relative_to(folder).parts[0].partition(".")[0])
+            return not owners or bool(owners & own)
+    return not parents & {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+
+
+@functools.cache
+def _is_installation(folder: Path) -> bool:
+    return any(folder.glob("*.dist-info"))
+
+
+@functools.cache
+def _our_folders() -> frozenset[Path]:
+    folders = set()
+    for name in (*RECORDED_ELSEWHERE, *_APPLICATIONS):
+        spec = importlib.util.find_spec(name)
+        for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+            folders |= {Path(folder), Path(os.path.realpath(folder))}
+    return frozenset(folders)
+
+
+def _content(spec: ModuleSpec) -> bytes:
+    path = Path(str(spec.origin))
+    if path.is_file():
+        return path.read_bytes()
+    data: bytes = spec.loader.get_data(str(spec.origin))  # type: ignore[union-attr]  # such as a zip archive
+    return data
+
+
+def _check_compiled(name: str, spec: ModuleSpec, content: bytes) -> None:
+    """Check that Python runs the source of a module, and not code that was compiled from another one."""
+    loader = spec.loader
+    if not isinstance(loader, SourceFileLoader) or name == "__main__":
+        return
+    if loader.get_code(name) != loader.source_to_code(content, str(spec.origin)):
+        raise StaleCodeError(
+            f"Python runs compiled code that is not that of {spec.origin}, which has the size and time of another "
+            "version; remove its folder __pycache__"
+        )
+
+
+def _follow(content: bytes, spec: ModuleSpec, own: set[str]) -> Iterator[str]:
+    """Import the user's modules that a module names anywhere; yield a text for each distribution that it names."""
+    tree = _parse(content)
+    package = spec.name if spec.submodule_search_locations else spec.name.rpartition(".")[0]
+    for name, members in _imported_names(tree) if tree is not None else ():
+        try:
+            absolute = importlib.util.resolve_name(name, package)
+        except ImportError:  # beyond the top of the package
+            continue
+        top = absolute.partition(".")[0]
+        owners = _owners(top)
+        if top in RECORDED_ELSEWHERE or top in sys.stdlib_module_names or top == "__main__":
+            continue
+        if owners and not owners & own:
+            yield from (f"package {owner} {version(owner)}" for owner in sorted(owners))
+            continue
+        if not any(_load(each) for each in (absolute, *(f"{absolute}.{member}" for member in members))):
+            yield f"missing {absolute}"
+
+
+def _load(name: str) -> bool:
+    """Import a module if it is the user's; say whether there is one of this name."""
+    if name in sys.modules:
+        return True
+    with contextlib.suppress(Exception, SystemExit):  # whatever its code raises, which then runs nowhere else either
+        spec = importlib.util.find_spec(name)
+        if spec is not None:
+            importlib.import_module(name)
+        return spec is not None
+    return False
 
 
 def code_digest(content: bytes) -> str:
@@ -103,7 +232,8 @@ def _written(node: Any) -> str:
         inner = [f"{name}={_written(value)}" for name, value in fields if value is not None and value != []]
         return f"{type(node).__name__}({','.join(inner)})"
     if isinstance(node, list):
-        return f"[{','.join(_written(item) for item in node if not _is_docstring(item))}]"
+        written = ("absent" if item is None else _written(item) for item in node if not _is_docstring(item))
+        return f"[{','.join(written)}]"
     return repr(node)
 
 
@@ -112,61 +242,18 @@ def _is_docstring(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _imports(file: Path, content: bytes) -> Iterator[Path | str]:
-    """Yield what a file imports: a file to follow, or a text that stands for a package of another distribution."""
-    tree = _parse(content)
-    own = _owners(_module_name(file).partition(".")[0])
-    nodes = list(ast.walk(tree)) if tree is not None else []
-    importers = {"import_module", "__import__"}
-    for node in nodes:
-        if isinstance(node, ast.ImportFrom) and node.module == "importlib":
-            importers |= {alias.asname or alias.name for alias in node.names if alias.name == "import_module"}
-    for node in nodes:
-        for name, members in _imported_names(node, importers):
-            level = len(name) - len(name.lstrip("."))
-            names = name[level:].split(".") if name[level:] else []
-            if level:
-                parents = list(file.parents)
-                yield from _files(parents[min(level, len(parents)) - 1], names, members)
-            else:
-                yield from _absolute(file, names, members, own)
-    yield from _packages_of(file)
-
-
-def _imported_names(node: ast.AST, importers: set[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the names that a statement or call imports, each with the names taken from it; a relative one has dots."""
-    if isinstance(node, ast.Import):
-        yield from ((alias.name, []) for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-        yield "." * node.level + (node.module or ""), [alias.name for alias in node.names]
-    elif isinstance(node, ast.Call):
-        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        given = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "name")]
-        if called in importers and given and isinstance(given[0], ast.Constant) and isinstance(given[0].value, str):
-            yield given[0].value, []
-
-
-def _absolute(file: Path, names: list[str], members: list[str], own: set[str]) -> Iterator[Path | str]:
-    top = names[0]
-    owners = _owners(top)
-    if top in RECORDED_ELSEWHERE:
-        return
-    beside = _root(file)
-    if (not owners or owners & own) and _exists(beside, top):
-        yield from _files(beside, names, members)
-    elif owners and not owners & own:
-        yield from (f"package {owner} {version(owner)}" for owner in sorted(owners))
-    elif top not in sys.stdlib_module_names:
-        try:
-            spec = None if top == "__main__" else importlib.util.find_spec(top)  # it differs with how a run is started
-        except ValueError:  # a module that was made without a file
-            spec = None
-        origin = None if spec is None else spec.origin
-        if origin is None:
-            yield f"missing {top}"
-        else:
-            home = Path(origin).resolve()
-            yield from _files(home.parents[1] if home.name == "__init__.py" else home.parent, names, members)
+def _imported_names(tree: ast.Module) -> Iterator[tuple[str, list[str]]]:
+    """Yield the names that code imports anywhere, each with the names taken from it; a relative one has dots."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or ""), [alias.name for alias in node.names if alias.name != "*"]
+        elif isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            given = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "name")]
+            if called in ("import_module", "__import__") and given and isinstance(given[0], ast.Constant):
+                yield str(given[0].value), []
 
 
 def _owners(top: str) -> set[str]:
@@ -195,49 +282,6 @@ def _owners_in(entry: str, changed: int) -> Mapping[str, set[str]]:  # noqa: ARG
     return owners
 
 
-def _files(folder: Path, names: list[str], members: Iterable[str]) -> Iterator[Path]:
-    """Yield the files that `from names import members` runs, with `names` beginning in a folder."""
-    for name in names:
-        yield from _module_files(folder, name)
-        folder = folder / name
-    yield from _module_files(folder.parent, folder.name)
-    for member in members:
-        if member == "*":  # which of its modules `__all__` names is not looked up
-            yield from (path.resolve() for path in sorted(folder.glob("*.py")))
-        yield from _module_files(folder, member)
-
-
-def _module_files(folder: Path, name: str) -> Iterator[Path]:
-    """Yield the file of a module or package in a folder, if it is there."""
-    for path in (folder / name / "__init__.py", *(folder / f"{name}{end}" for end in (".py", *EXTENSION_SUFFIXES))):
-        if path.is_file():
-            yield path.resolve()
-            return
-
-
-def _exists(folder: Path, name: str) -> bool:
-    return (folder / name).is_dir() or any(_module_files(folder, name))
-
-
-def _packages_of(file: Path) -> Iterator[Path]:
-    """Yield the `__init__.py` of each package around a file, which run when it is imported."""
-    for folder in file.parents:
-        init = folder / "__init__.py"
-        if not init.is_file():
-            return
-        yield init
-
-
-def _root(file: Path) -> Path:
-    """Return the folder in which the outermost package of a file lies, or the file itself if it is in none."""
-    folder = file.parent
-    while (folder / "__init__.py").is_file():
-        folder = folder.parent
-    return folder
-
-
-def _module_name(file: Path) -> str:
-    """Return the dotted name of the module in a file, as seen from the folder of its outermost package."""
-    parts = list(file.relative_to(_root(file)).parts)
-    parts[-1] = parts[-1].partition(".")[0]
-    return ".".join(parts)
+def owners_of(module: str) -> set[str]:
+    """Return the names of the distributions that a module is from; empty for the user's own files."""
+    return _owners(module.partition(".")[0])

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
 from torch import nn
 
+from attention_zoo.program import ProgramError, program_text, remember_imports
 from attention_zoo.registry import OWN_DISTRIBUTION
-from attention_zoo.source_digest import program_text
 from lra.names import suggest
 
 ENTRY_POINT_GROUP = "lra.downsamplers"
@@ -57,6 +56,8 @@ def get_downsampler(name: str) -> Downsampler:
         return BUILT_IN[name]
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         plugin: Downsampler = point.load()
+        if point.dist is None or point.dist.name != OWN_DISTRIBUTION:
+            remember_imports()
         return plugin
     raise UnknownDownsamplerError(f"unknown downsampler {name!r}; {suggest(name, available_downsamplers())}")
 
@@ -73,9 +74,7 @@ def downsampler_origin(name: str) -> str:
         if point.dist is None or point.dist.name == OWN_DISTRIBUTION:
             return ""
         try:
-            return program_text(
-                f"{point.dist.name} {point.dist.version}", made, str(sys.modules[point.module].__file__)
-            )
-        except (TypeError, OSError) as error:
-            raise UnknownDownsamplerError(f"downsampler {name!r}: its source cannot be found") from error
+            return program_text(f"{point.dist.name} {point.dist.version}", [point.module, made.__module__])
+        except ProgramError as error:
+            raise UnknownDownsamplerError(f"downsampler {name!r}: its source cannot be told: {error}") from error
     return ""

@@ -17,12 +17,13 @@ import torch
 
 from attention_zoo import get_variant
 from attention_zoo.faults import fault_line, is_in_variant
+from attention_zoo.program import ProgramError, check_programs
 from lra.atomic_io import remove_folder
 from lra.config.labels import row_name
 from lra.config.schema import NUMERICS_VERSION, RunConfig
 from lra.data.batching import TrainingBatches
 from lra.data.dataset import PreparedData, SplitName
-from lra.errors import LraError, StoreError, refusals_as
+from lra.errors import LraError, StoreError, UsageError, refusals_as
 from lra.measure.environment import decisive, describe_environment, differences
 from lra.metrics import Score
 from lra.models.transformer import build_model, mixers
@@ -154,6 +155,10 @@ def run(
         # The model.
         memory = PeakMemory(device)
         model = build_model(config, info.vocab_size, info.num_classes).to(device)
+        try:
+            check_programs(f"{config.variant.origin}; {config.model.pool_origin}")  # all that it imports is imported
+        except ProgramError as error:
+            raise UsageError(str(error)) from error
         layers = list(mixers(model))
         optimizer = build_optimizer(model, config)
         state = TrainState()

@@ -23,6 +23,7 @@ from attention_zoo import (
     available,
     create,
     get_variant,
+    program,
     register_variant,
     registry,
     variants,
@@ -225,6 +226,8 @@ def edited(site: Path, old: str, new: str, file: str = "halver_plugin.py") -> No
     for module in ("halver_plugin", "halver_helper"):
         sys.modules.pop(module, None)
     registry._registered.pop("halver", None)
+    program.program_of.cache_clear()
+    program._imported.clear()
 
 
 def test_an_edited_plug_in_is_another_program(site):
@@ -268,7 +271,8 @@ def test_where_a_class_is_registered_is_part_of_its_program(site, monkeypatch):
             "register_variant('identity', traits=TRAITS, paper='none')(Identity)\n"
         )
         importlib.import_module("registrar")
-        registry._program_text.cache_clear()  # as in a new process
+        program.program_of.cache_clear()  # as in a new process
+        program._imported.clear()
         programs.add(program_origin("identity", VariantConfig()))
     assert len(programs) == 2
 
@@ -282,7 +286,7 @@ class Typed(Identity):
 """
     exec(code, namespace)
     register_variant("typed", traits=TRAITS, paper="none")(namespace["Typed"])
-    with pytest.raises(RegistrationError, match=r"typed_in.Typed: its source cannot be found, .*; put it into a file"):
+    with pytest.raises(RegistrationError, match=r"typed: its source cannot be found, .*; put it into a file"):
         program_origin("typed", VariantConfig())
 
 

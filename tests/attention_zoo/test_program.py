@@ -1,0 +1,256 @@
+"""The program of a variant: whatever it runs counts, however Python came to it, and nothing else does."""
+
+import os
+import py_compile
+import shutil
+import subprocess
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from attention_zoo import program
+from attention_zoo.program import ProgramError, check_programs, program_of, program_text
+
+MIXER = """
+    import torch
+    from attention_zoo import LayerDims, SequenceMixer, Traits, VariantConfig
+    {imports}
+
+    class Mine(torch.nn.Module):
+        def __init__(self, dim):
+            super().__init__()
+            {built}
+
+        def forward(self, x, mask=None):
+            {called}
+            return x
+"""
+
+
+def write(folder, files):
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+
+
+def mixer(imports="", built="", called=""):
+    return textwrap.dedent(MIXER).format(imports=imports, built=built or "pass", called=called or "pass")
+
+
+def digest(*modules, variant=""):
+    program_of.cache_clear()
+    program._imported.clear()  # each call stands for a new process
+    return program_text("p", modules, variant)
+
+
+FILE, PACKAGE = ["mine.py"], ["pack.mine"]
+LAYOUTS = {
+    "file": (FILE, {"mine.py": "S = 0\n"}, "mine.py"),
+    "beside": (FILE, {"mine.py": "import helper\n", "helper.py": "S = 0\n"}, "helper.py"),
+    "namespace": (
+        FILE,
+        {"mine.py": "from lib.core import S\n", "lib/core.py": "from lib.util import S\n", "lib/util.py": "S = 0\n"},
+        "lib/util.py",
+    ),
+    "swapped-namesakes": (
+        FILE,
+        {"mine.py": "import xa.util, xb.util\n", "xa/util.py": "S = 0\n", "xb/util.py": "S = 1\n"},
+        "xa/util.py",
+    ),
+    "path": (
+        FILE,
+        {
+            "mine.py": "import sys\nsys.path.insert(0, 'deep')\nimport helper\n",
+            "deep/helper.py": "S = 0\n",
+            "helper.py": "S = 0\n",
+        },
+        "deep/helper.py",
+    ),
+    "package": (
+        PACKAGE,
+        {"pack/__init__.py": "", "pack/mine.py": "from .part import S\n", "pack/part.py": "S = 0\n"},
+        "pack/part.py",
+    ),
+    "init": (PACKAGE, {"pack/__init__.py": "S = 0\n", "pack/mine.py": ""}, "pack/__init__.py"),
+    "star": (
+        FILE,
+        {"mine.py": "from pack import *\n", "pack/__init__.py": "__all__ = ['part']\n", "pack/part.py": "S = 0\n"},
+        "pack/part.py",
+    ),
+    "call": (
+        FILE,
+        {"mine.py": "import importlib\nim = importlib.import_module\nim('hel' + 'per')\n", "helper.py": "S = 0\n"},
+        "helper.py",
+    ),
+    "executed": (FILE, {"mine.py": "exec(open('helper.txt').read())\n", "helper.txt": "S = 0\n"}, "helper.txt"),
+    "read": (FILE, {"mine.py": "import json\njson.load(open('s.json'))\n", "s.json": "0\n"}, "s.json"),
+    "by-hand": (
+        FILE,
+        {
+            "mine.py": "from importlib.util import *\nspec = spec_from_file_location('h', 'helper.py')\n"
+            "spec.loader.exec_module(module_from_spec(spec))\n",
+            "helper.py": "S = 0\n",
+        },
+        "helper.py",
+    ),
+    "in-a-function": (FILE, {"mine.py": "def f():\n    import helper\n", "helper.py": "S = 0\n"}, "helper.py"),
+    "under-our-name": (FILE, {"mine.py": "import lra_helper\n", "lra_helper.py": "S = 0\n"}, "lra_helper.py"),
+    "file-under-our-name": (["contextpool.v2.py"], {"contextpool.v2.py": "S = 0\n"}, "contextpool.v2.py"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_whatever_runs_counts(layout, tmp_path, monkeypatch):
+    modules, files, edited = LAYOUTS[layout]
+    write(tmp_path, files | {"unused.py": "X = 1\n"})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = digest(*modules)
+    write(tmp_path, {"unused.py": "X = 2\n"})
+    (tmp_path / "not_read.txt").write_text("1")
+    assert digest(*modules) == before
+    (tmp_path / edited).write_text((tmp_path / edited).read_text().replace("0", "30"))
+    assert digest(*modules) != before
+
+
+def test_what_a_variant_imports_and_reads_when_it_is_built_and_called_counts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    built, called = "__import__('hel' + 'per')", "open('scale.txt').read()"
+    write(tmp_path, {"mine.py": mixer(built=built, called=called), "helper.py": "S = 0\n", "scale.txt": "0\n"})
+    found = {digest("mine.py", variant="mine.py:Mine")}
+    for edited in ("helper.py", "scale.txt"):
+        (tmp_path / edited).write_text("S = 1\n")
+        found.add(digest("mine.py", variant="mine.py:Mine"))
+    assert len(found) == 3
+
+
+def test_a_swap_of_namesakes_counts_and_the_folder_does_not(tmp_path, monkeypatch):
+    files = {"mine.py": "import xa.util, xb.util\n", "xa/util.py": "S = 0\n", "xb/util.py": "S = 1\n"}
+    found = []
+    for name, (a, b) in {"one": (0, 1), "moved": (0, 1), "swapped": (1, 0)}.items():
+        write(tmp_path / name, files | {"xa/util.py": f"S = {a}\n", "xb/util.py": f"S = {b}\n"})
+        monkeypatch.chdir(tmp_path / name)
+        found.append(digest("mine.py"))
+    assert found[0] == found[1] != found[2]
+
+
+def test_compiled_modules_and_archives_count(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"mine.py": "import sys\nsys.path.insert(0, 'a.zip')\nimport fast, packed\n"})
+    found = set()
+    for value in (0, 1):
+        write(tmp_path, {"source.py": f"S = {value}\n"})
+        py_compile.compile("source.py", cfile="fast.pyc", doraise=True)
+        with zipfile.ZipFile("a.zip", "w") as archive:
+            archive.writestr("packed.py", "S = 0\n")
+        found.add(digest("mine.py"))
+    with zipfile.ZipFile("a.zip", "w") as archive:
+        archive.writestr("packed.py", "S = 1\n")
+    found.add(digest("mine.py"))
+    assert len(found) == 3
+
+
+def test_compiled_code_of_another_version_is_refused(tmp_path, monkeypatch):
+    """Python takes compiled code for that of a source with its size and time."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"mine.py": "import helper\n", "helper.py": "S = 30.0\n"})
+    py_compile.compile("helper.py", doraise=True)
+    digest("mine.py")
+    times = Path("helper.py").stat()
+    write(tmp_path, {"helper.py": "S = 00.0\n"})
+    os.utime("helper.py", ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ProgramError, match=r"not that of .*helper\.py.*remove its folder __pycache__"):
+        digest("mine.py")
+    shutil.rmtree("__pycache__")
+    digest("mine.py")
+
+
+def test_an_edit_after_the_import_is_refused(tmp_path, monkeypatch):
+    from attention_zoo import get_variant
+
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"edited.py": mixer(imports="S = 0")})
+    spec = get_variant("edited.py:Mine")
+    write(tmp_path, {"edited.py": mixer(imports="S = 1")})
+    with pytest.raises(TypeError, match=r"edited\.py has changed since it was imported"):
+        __import__("attention_zoo.registry").registry.program_origin(spec.name, spec.config())
+
+
+def test_an_edit_between_the_plan_and_a_late_import_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write(tmp_path, {"mine.py": "def f():\n    import imported_late\n", "imported_late.py": "S = 0\n"})
+    text = digest("mine.py")
+    check_programs(text)
+    write(tmp_path, {"imported_late.py": "S = 1\n"})
+    __import__("imported_late")
+    check_programs("p source of another program")
+    with pytest.raises(ProgramError, match="has changed since it was imported"):
+        check_programs(f"another; {text}")
+
+
+def distribution(folder: Path, name: str, version: str, modules: list[str]) -> None:
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "top_level.txt").write_text("\n".join(modules))
+    (info / "RECORD").write_text("".join(f"{module}.py,,\n" for module in modules))
+
+
+def test_of_other_distributions_the_version_counts_and_of_the_own_one_the_code(tmp_path, monkeypatch):
+    write(tmp_path, {"ours.py": "import ours_too, theirs\n", "ours_too.py": "A = 1\n", "theirs.py": "B = 1\n"})
+    distribution(tmp_path, "ours-dist", "1.0", ["ours", "ours_too"])
+    distribution(tmp_path, "theirs-dist", "1.0", ["theirs"])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    first = digest("ours")
+    write(tmp_path, {"theirs.py": "B = 2\n"})
+    assert digest("ours") == first
+    metadata = tmp_path / "theirs_dist-1.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("1.0", "1.1"))
+    second = digest("ours")
+    write(tmp_path, {"ours_too.py": "A = 2\n"})
+    assert len({first, second, digest("ours")}) == 3
+
+
+def test_a_loop_of_imports_a_missing_module_and_broken_code_end(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {
+        "mine.py": "import second\ntry:\n    import nowhere_to_be_found\nexcept ImportError:\n    pass\n",
+        "second.py": "import mine as again\n",
+    })  # fmt: skip
+    before = digest("mine.py")
+    write(tmp_path, {"nowhere_to_be_found.py": "S = 0\n"})
+    assert digest("mine.py") != before
+    write(tmp_path, {"second.py": "def (\n"})
+    with pytest.raises(ProgramError, match="SyntaxError"):
+        digest("mine.py")
+    with pytest.raises(ProgramError, match="no such file"):
+        digest("other.py")
+
+
+def test_what_ends_the_process_is_an_error_and_the_next_question_is_answered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"mine.py": "import os\nos._exit(3)\n", "sound.py": "S = 0\n"})
+    with pytest.raises(ProgramError, match="ended the process"):
+        digest("mine.py")
+    assert digest("sound.py").startswith("p source ")
+
+
+SCRIPT = """
+from attention_zoo.program import program_text
+print(program_text("script", ["__main__"]))
+"""
+
+
+@pytest.mark.nightly
+def test_a_script_that_registers_a_variant_is_its_own_program(tmp_path):
+    def run(text):
+        (tmp_path / "script.py").write_text(text)
+        return subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True).stdout
+
+    assert run(SCRIPT) == run(SCRIPT + "# more\n") != run(SCRIPT + "S = 1\n")
+    assert run(SCRIPT).startswith("script source ")
