@@ -211,9 +211,11 @@ def _load(name: str) -> bool:
 
 
 def code_digest(content: bytes) -> str:
-    """Return the SHA-256 of Python code without comments and docstrings; empty if it cannot be parsed."""
+    """Return the SHA-256 of Python code without comments and docstrings; empty if it is no code, or too deep."""
     tree = _parse(content)
-    return "" if tree is None else hashlib.sha256(_written(tree).encode()).hexdigest()
+    with contextlib.suppress(RecursionError):  # such as a sum of a thousand terms
+        return "" if tree is None else hashlib.sha256(_written(tree).encode()).hexdigest()
+    return ""
 
 
 def _parse(content: bytes) -> ast.Module | None:

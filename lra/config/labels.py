@@ -8,6 +8,7 @@ is not the variant's, such as a learning rate, is named where runs under one hea
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,6 +20,9 @@ from lra.config.schema import RunConfig, canonical_json
 
 Settings = Mapping[str, Any]
 """Settings of one run by path: `variant.rank`, `model.num_layers`, `train.lr` ..."""
+
+
+_NO_TEXTS = ("True", "False", "None")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +85,7 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
             and (name in own[row.variant] if name not in defaults else _text(row.settings[name]) != defaults[name])
         }
         shown = [name for name in sorted(named) if name in row.settings and name not in leave_out]
-        text = ", ".join(f"{short_name(name)}={row.settings[name]}" for name in shown)
+        text = ", ".join(f"{short_name(name)}={_shown(row.settings[name])}" for name in shown)
         names.append(f"{row.shown} [{text}]" if text else row.shown)
     return names
 
@@ -134,12 +138,18 @@ def split_row(text: str) -> tuple[str, str]:
 
 def fits(settings: Settings, text: str) -> bool:
     """Say whether a run has the settings that a user typed, such as `window=4, rotary=True`; an empty text fits all."""
-    written = {f"{short_name(name)}={value}" for name, value in settings.items()}
-    return all(part in written for part in re.split(r",\s*(?=\w+=)", text.strip()) if part)
+    written = {f"{short_name(name)}={_shown(value)}" for name, value in settings.items()}
+    return all(part in written for part in re.findall(r'\w+=(?:"(?:\\.|[^"\\])*"|.*?)(?=,\s*\w+=|$)', text.strip()))
 
 
 def _of_variant(setting: str) -> bool:
     return setting.startswith("variant.")
+
+
+def _shown(value: Any) -> str:
+    """Write a value for a name; text in quotes where it could be taken for another value, or for several."""
+    plain = not isinstance(value, str) or (re.fullmatch(r"[A-Za-z][\w./:+-]*", value) and value not in _NO_TEXTS)
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)
 
 
 def _text(value: Any) -> str:

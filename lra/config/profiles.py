@@ -18,6 +18,7 @@ from lra.names import fold, suggest, suggest_path
 from lra.reading import reading
 
 S = TypeVar("S", bound=Section)
+PROFILE_NAME = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class TaskRecipe(Section):
@@ -38,7 +39,7 @@ class FamilyRecipe(Section):
 class Profile(Section):
     """A published recipe: which sizes, which optimiser, for how long."""
 
-    name: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=PROFILE_NAME)]
     """Plain letters, so that no name looks like another one in a table."""
     title: str
     source: str

@@ -246,10 +246,11 @@ class TokenFile:
 
     def _read(self, start: int, stop: int) -> bytes:
         first, last = (int(bound) * self._dtype.itemsize for bound in (self._bounds[start], self._bounds[stop]))
-        content = os.pread(self._descriptor, last - first, self._header + first)
-        while 0 < len(content) < last - first:
-            more = os.pread(self._descriptor, last - first - len(content), self._header + first + len(content))
-            content = content + more if more else b""
+        with refusals_as(DataError, f"{self.path}"):  # such as a folder that has taken its place
+            content = os.pread(self._descriptor, last - first, self._header + first)
+            while 0 < len(content) < last - first:
+                more = os.pread(self._descriptor, last - first - len(content), self._header + first + len(content))
+                content = content + more if more else b""
         if len(content) < last - first:
             raise DataError(f"{self.path}: became shorter while a run was reading it; the run has no number")
         return content

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from attention_zoo.foreign import ForeignError
 from attention_zoo.registry import normalise
 from lra.config.builtin import profile_names
 from lra.config.labels import row_name
-from lra.config.profiles import FamilyRecipe, Profile, load_profile
+from lra.config.profiles import PROFILE_NAME, FamilyRecipe, Profile, load_profile
 from lra.config.resolve import check_variant_names, resolve, with_programs
 from lra.config.schema import ModelConfig, RunConfig, TrainConfig, canonical_json, valid_section
 from lra.config.suites import check_number_of_runs
@@ -27,6 +28,7 @@ from lra.errors import DataError, UsageError
 from lra.models.convnet import VARIANT as CONVNET_VARIANT
 from lra.models.foreign import ForeignModel
 from lra.models.transformer import build_model
+from lra.names import fold
 from lra.reading import reading
 from lra.results.records import read_record
 from lra.tasks import BENCHMARK, get_task, task_name
@@ -221,6 +223,9 @@ def _check_recipe(config: RunConfig, source: str) -> None:
     Raises:
         UsageError: It has other settings, under which a table would show it as a run of that profile.
     """
+    own = next((name for name in profile_names() if fold(name) == fold(config.profile)), config.profile)
+    if own != config.profile or not re.fullmatch(PROFILE_NAME, config.profile):
+        raise UsageError(f"{source}: `profile: {config.profile}` could be taken for another one; take plain letters")
     if config.track == "open" or config.profile not in profile_names():
         return
     recipe = load_profile(config.profile).recipe(config.task, config.model.family)
@@ -259,6 +264,9 @@ def runnable(config: RunConfig) -> RunConfig:
     data = valid_section(get_task(config.task).options, config.data, "data")
     typed = with_programs(config.model_copy(update={"data": data.model_dump()}))
     problems = []
+    name = normalise(config.variant.name)
+    if name != config.variant.name:
+        problems.append(f"variant {config.variant.name!r}: its name is {name!r}, under which a run has another id")
     if _lacks(config.model_dump(), typed.hashed()):
         problems.append("a configuration names every option of task and variant; this one leaves some out")
     for what, there, here in (

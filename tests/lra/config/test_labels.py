@@ -91,3 +91,17 @@ def test_a_table_of_records_runs_no_file_that_a_record_names(tmp_path):
     assert default_options(f"{file}:Theirs", "quick", rotary=False) == {}
     with pytest.raises(RegistrationError, match=r"theirs.py:1: `raise SystemExit\('it ran'\)`: SystemExit: it ran"):
         get_variant(f"{file}:Theirs")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(2, "2"), (True, "True"), (None, "None"), (0.5, "0.5"), ("x", "x, temp=2.0"), ("", "''")]
+)
+def test_values_that_differ_never_share_a_name(one, other):
+    rows = [
+        Row(variant="gone", shown="gone", heading="h", profile="mine", settings={"variant.w": value, "variant.n": 1})
+        for value in (one, other)
+    ]
+    names = row_names(rows)
+    assert names[0] != names[1]
+    for row, name in zip(rows, names, strict=True):
+        assert [fits(each.settings, split_row(name)[1]) for each in rows] == [each is row for each in rows]
