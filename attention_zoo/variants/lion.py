@@ -119,7 +119,8 @@ class Lion(SequenceMixer):
     def log_decay(self, x: Tensor) -> Tensor:
         """Compute log λ of each token, (batch, length, num_heads), in float32 at least."""
         if self.config.decay == "selective":
-            return -float_features(self.log_rate).exp() * F.softplus(float_features(self.step(x)))
+            # -softplus(z) as logsigmoid(-z): under torch.compile the gradient of F.softplus gets wrong strides.
+            return float_features(self.log_rate).exp() * F.logsigmoid(-float_features(self.step(x)))
         shape = (*x.shape[:2], self.dims.num_heads)
         if self.config.decay == "fixed":
             return F.logsigmoid(float_features(self.decay)).expand(shape)

@@ -7,7 +7,7 @@ import torch
 
 from attention_zoo import LayerDims, get_variant
 
-NAMES = ("nystrom", "performer", "linear", "cosformer", "linformer", "luna", "synthesizer", "fnet", "skyformer")
+NAMES = ("nystrom", "performer", "linear", "cosformer", "linformer", "luna", "synthesizer", "fnet", "skyformer", "lion")
 
 
 @pytest.mark.nightly  # the tests of `full` compile one variant every day
