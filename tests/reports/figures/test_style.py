@@ -25,12 +25,12 @@ def test_ticks_of_a_logarithmic_axis_are_round_and_apart(low, high):
 def test_every_variant_of_this_project_has_its_place_among_the_colours():
     own = {name for name in available() if not plugin_origin(name)}
     assert set(IN_ORDER) == own - {"full"}
-    assert len(IN_ORDER) == 25
+    assert len(IN_ORDER) == len(set(IN_ORDER))
 
 
 def test_no_two_variants_of_this_project_look_alike():
     looks = [look_of(name) for name in ("full", *IN_ORDER)]
-    assert len(set(looks)) == 26
+    assert len(set(looks)) == len(IN_ORDER) + 1
     assert [look.colour for look in looks].count(REFERENCE_COLOUR) == 1
     assert look_of("unheard_of") == look_of("unheard_of")
     assert look_of("unheard_of").colour in COLOURS
