@@ -158,20 +158,28 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     quiet = os.open(os.devnull, os.O_WRONLY)
     for line in sys.stdin.buffer:
-        receive, send = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.dup2(quiet, 1)  # what the user's code prints was printed by the process that asks
-            os.dup2(quiet, 2)
-            with os.fdopen(send, "wb") as reply:
-                reply.write(json.dumps(_find(**json.loads(line))).encode())
-            os._exit(0)
-        os.close(send)
-        with os.fdopen(receive, "rb") as reply:
-            content = reply.read()
-        os.waitpid(child, 0)
+        request = json.loads(line)
+        # What ends the process may be the trial of the variant: then only what its import loads counts.
+        content = _forked(request, quiet) or _forked(request | {"variant": ""}, quiet)
         answers.write((content or b'{"error": "importing it ended the process"}') + b"\n")
         answers.flush()
+
+
+def _forked(request: dict[str, Any], quiet: int) -> bytes:
+    """Answer a question in a fork of this process; empty if that ends without an answer."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(quiet, 1)  # what the user's code prints was printed by the process that asks
+        os.dup2(quiet, 2)
+        with os.fdopen(send, "wb") as reply:
+            reply.write(json.dumps(_find(**request)).encode())
+        os._exit(0)
+    os.close(send)
+    with os.fdopen(receive, "rb") as reply:
+        content = reply.read()
+    os.waitpid(child, 0)
+    return content
 
 
 def _find(modules: list[str], variant: str, path: list[str], folder: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ import attention_zoo, contextpool, lra
 for package in (attention_zoo, contextpool, lra):
     assert package.__file__.startswith(sys.argv[1]), package.__file__
 scripts = {point.name: point for point in entry_points(group="console_scripts") if point.name.startswith("lra-")}
-assert len(scripts) == 6, scripts
+assert len(scripts) == 7, scripts
 for name, point in sorted(scripts.items()):
     module = sys.modules.get(point.module) or __import__(point.module, fromlist=["x"])
     done = CliRunner().invoke(getattr(module, "command", module.main), ["--help"], prog_name=name)
@@ -129,8 +129,8 @@ def test_the_wheel_holds_every_file_and_nothing_else(wheel):
     }  # fmt: skip
 
 
-def test_all_six_commands_help(site, tmp_path):
-    assert python(site, tmp_path, COMMANDS, str(site)).count("helps") == 6
+def test_every_command_helps(site, tmp_path):
+    assert python(site, tmp_path, COMMANDS, str(site)).count("helps") == 7
 
 
 def test_a_run_a_sweep_and_a_report_work(site, tmp_path):

@@ -240,6 +240,14 @@ def test_what_ends_the_process_is_an_error_and_the_next_question_is_answered(tmp
     assert digest("sound.py").startswith("p source ")
 
 
+def test_a_variant_that_ends_the_process_when_it_is_called_is_known_by_what_it_imports(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"mine.py": mixer(imports="import os, helper", called="os.abort()"), "helper.py": "S = 0\n"})
+    before = digest("mine.py", variant="mine.py:Mine")
+    write(tmp_path, {"helper.py": "S = 1\n"})
+    assert digest("mine.py", variant="mine.py:Mine") != before
+
+
 SCRIPT = """
 from attention_zoo.program import program_text
 print(program_text("script", ["__main__"]))

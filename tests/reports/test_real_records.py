@@ -177,7 +177,7 @@ def cost_check(store, records):
             value = median(variant, source)
             expected[variant, name] = format(value / unit, form)
             expected[variant, f"{name.partition(' (')[0]} (x full)"] = f"{value / median('Full attention', source):.2f}"
-        expected[variant, "device"] = "cpu"
+        expected[variant, "device"] = first["environment"]["cpu"]
         expected[variant, "parameters"] = f"{first['cost']['parameters']:,}"
         share = first["cost"]["parameters"] / first["cost"]["parameters_full"]
         expected[variant, "parameters (x full)"] = f"{share:.3f}"
@@ -228,6 +228,7 @@ def test_depths_and_options_are_what_the_records_give():
     assert compared == 12 + 3 * 12 + 14
 
 
+@pytest.mark.nightly
 def test_holm_goes_over_the_tasks_of_a_section():
     """Two tasks: the smaller p counts twice, the larger one at least as much as that."""
     wanted = [json.loads(cell.key()) for cell in expand(load_suite(str(SUITES / "pairs.yaml")))]

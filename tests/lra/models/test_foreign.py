@@ -44,8 +44,19 @@ def data(tmp_path_factory):
     return tiny_data(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.parametrize("task", ["listops", "text", "retrieval", "image", "image_continuous", "pathfinder"])
-@pytest.mark.parametrize("name", ["build", "Bag"])
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("build", "listops"),
+        ("Bag", "retrieval"),
+        ("build", "image_continuous"),
+        *(
+            pytest.param(name, task, marks=pytest.mark.nightly)
+            for name in ("build", "Bag")
+            for task in ("text", "image", "pathfinder")
+        ),
+    ],
+)
 def test_a_sound_model_is_built_and_called_for_every_kind_of_task(name, task):
     config = config_of(name, task)
     check_models([config], CPU)

@@ -268,7 +268,7 @@ print("megabytes", peak() - before)
 """
 
 
-@pytest.mark.parametrize(("rows", "length"), [(2_200, 29_000), (16_000, 4_000)])
+@pytest.mark.parametrize(("rows", "length"), [(2_200, 29_000), pytest.param(16_000, 4_000, marks=pytest.mark.nightly)])
 def test_neither_the_files_nor_what_is_kept_of_them_is_ever_in_memory(tmp_path, server, rows, length):
     """Rows of 58 kB as the real ones, and rows of which all is kept: 128 MB of either take 29 and 51 MB of memory."""
     counts = {"train": rows, "validation": 20, "test": 20}

@@ -21,6 +21,7 @@ def crowd(count):
     return figure, axes, x, y
 
 
+@pytest.mark.nightly
 def test_names_of_points_in_a_crowd_do_not_overlap_and_stay_inside():
     figure, axes, x, y = crowd(12)
     names = [f"Variant number {k}" for k in range(12)]

@@ -17,7 +17,7 @@ trees = st.recursive(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(trees, min_size=1, max_size=6))
 def test_both_evaluators_and_the_layout_agree_with_recursion(some_trees):
     tokens, offsets = flat([naive_tokens(tree) for tree in some_trees])
