@@ -131,7 +131,7 @@ def _ask(request: dict[str, Any]) -> dict[str, Any]:
 def _clean_process() -> subprocess.Popen[bytes]:
     # A session of its own: Ctrl-C is for this process to handle. It ends with its standard input.
     process = subprocess.Popen(
-        [sys.executable, "-c", _START],
+        [sys.executable, "-B", "-c", _START],  # -B: it leaves no compiled code behind
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,

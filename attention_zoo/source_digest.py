@@ -86,13 +86,21 @@ def loaded_program(distribution: Iterable[str], names: Mapping[str, str], read: 
     folders = {Path(path).parent for path in files}
     specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
     modules = {str(spec.origin) for spec in specs if isinstance(spec, ModuleSpec)}
-    for path in {os.path.abspath(path) for path in read} - modules:  # noqa: PTH100 - links keep their names
+    for path in {os.path.abspath(_source_of(path)) for path in read} - modules:  # noqa: PTH100 - links keep their names
         near = max((folder for folder in folders if folder in Path(path).parents), key=_depth, default=None)
         inside = Path(path).relative_to(near).parts if near is not None else ()
         if inside and Path(path).is_file() and not any(map(_is_bookkeeping, inside)):
             files[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
             parts.add((f"file {Path(*inside)}", files[path]))
     return Program(hashlib.sha256(repr(sorted(parts)).encode()).hexdigest(), files)
+
+
+def _source_of(path: str) -> str:
+    """Return the source that compiled code in `__pycache__` is of, and any other path as it is."""
+    try:
+        return importlib.util.source_from_cache(path)
+    except (ValueError, NotImplementedError):
+        return path
 
 
 def _depth(folder: Path) -> int:

@@ -175,7 +175,7 @@ def test_an_edit_after_the_import_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, {"edited.py": mixer(imports="S = 0")})
     spec = get_variant("edited.py:Mine")
-    write(tmp_path, {"edited.py": mixer(imports="S = 1")})
+    write(tmp_path, {"edited.py": mixer(imports="S = 1.5")})
     with pytest.raises(TypeError, match=r"edited\.py has changed since it was imported"):
         __import__("attention_zoo.registry").registry.program_origin(spec.name, spec.config())
 
