@@ -39,6 +39,23 @@ def pad_mask(mask: Tensor | None, length: int, size: int, device: torch.device) 
     return F.pad(mask, (0, missing), value=False)
 
 
+def block_means(x: Tensor, real: Tensor | None, size: int) -> Tensor:
+    """Average each block over its real tokens.
+
+    Args:
+        x: (rows, blocks * size, features).
+        real: bool, (rows, blocks * size), or None = all.
+        size: Tokens in a block.
+
+    Returns:
+        (rows, blocks, features); zeros for a block without a real token.
+    """
+    if real is None:
+        return x.unflatten(1, (-1, size)).mean(dim=2)
+    sums = torch.where(real.unsqueeze(2), x, 0.0).unflatten(1, (-1, size)).sum(dim=2)
+    return sums / real.unflatten(1, (-1, size)).sum(dim=2).clamp_min(1).to(x.dtype).unsqueeze(2)
+
+
 def fold_blocks(x: Tensor, size: int) -> Tensor:
     """Move blocks of (batch, num_heads, length, head_dim) to the batch: (batch * blocks, num_heads, size, head_dim)."""
     return x.unflatten(2, (-1, size)).transpose(1, 2).flatten(0, 1)

@@ -308,6 +308,12 @@ def bigbird(n, d, block=64, random=3):
     return projections(n, d) + BATCH * (count * softmax(block, (2 + 3 + random) * block, d) + ends)
 
 
+def mra(n, d, block=32, row=8):
+    count = blocks_of(n, block)
+    coarse = 2 * product(count, count, d)  # scores of the means, and what their weights read
+    return projections(n, d) + BATCH * (coarse + min(row * count, count**2) * softmax(block, block, d))
+
+
 def convolutions_and_full(n, d, kernel=3):
     hidden = max(16, d // 8)
     return full(n, d) + linear(BATCH * n, d, kernel * hidden) + linear(BATCH * n, hidden, kernel * 2)
@@ -342,6 +348,7 @@ FORMS = {
     "luna": luna,
     "mega": mega,
     "mlp_only": mlp_only,
+    "mra": mra,
     "multiscale_conv": multiscale_conv,
     "nystrom": nystrom,
     "performer": linear_attention,  # its default kernel makes features without a projection
