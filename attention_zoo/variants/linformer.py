@@ -9,8 +9,12 @@ Departures from the paper:
 - Masked tokens are zero in the mixtures; the paper has no masks. The weights of a mixture belong to positions, so the
   result depends on where in the sequence a token stands.
 - Every layer has its own E and F. Sharing them between layers is not offered, because a mixer does not know the others.
+  Nyströmformer's code shares one E among all layers.
 - E and F are drawn from a normal distribution with standard deviation max_length^(-1/2), which keeps the scale of a
   key. For shorter sequences their first columns are used.
+
+The code of Long Range Arena has one E for keys and values (`share="key_value"`), Nyströmformer's one for each head
+(`share="key_value_by_head"`). The first mixes padding in like any token; the second drops no weights.
 """
 
 from __future__ import annotations
@@ -36,8 +40,10 @@ class LinformerConfig(QkvConfig):
     """
 
     rank: int = option(16, "number of mixtures of keys and of values that queries attend to (k in the paper)")
-    share: Literal["none", "heads", "key_value"] = option(
-        "heads", "none: each head has its own E and F; heads: all heads share them; key_value: F is E as well"
+    share: Literal["none", "heads", "key_value", "key_value_by_head"] = option(
+        "heads",
+        "none: each head has its own E and F; heads: all heads share them; key_value: F is E as well; "
+        "key_value_by_head: each head has its own E, and F is E",
     )
 
     def __post_init__(self) -> None:
@@ -62,10 +68,11 @@ class Linformer(SequenceMixer):
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
         # E and F: (num_heads or 1, rank, max_length); an axis of size 1 is shared by all heads.
-        shape = (dims.num_heads if config.share == "none" else 1, config.rank, dims.max_length)
+        own = config.share in ("none", "key_value_by_head")
+        shape = (dims.num_heads if own else 1, config.rank, dims.max_length)
         self.key_mixture = nn.Parameter(torch.randn(shape) * dims.max_length**-0.5)
         self.value_mixture = (
-            None if config.share == "key_value" else nn.Parameter(torch.randn(shape) * dims.max_length**-0.5)
+            nn.Parameter(torch.randn(shape) * dims.max_length**-0.5) if config.share in ("none", "heads") else None
         )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

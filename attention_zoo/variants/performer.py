@@ -13,11 +13,23 @@ Departures from the paper:
 
 - Bidirectional only.
 - The exponents of the features are shifted so that nothing overflows and the normaliser is at least 1. The shifts
-  cancel, so the result is the same as without them, and no small term has to be added to the features.
+  cancel, so the result is the same as without them, and no small term has to be added to the features. All code of
+  others adds one (`stabiliser`: 1e-6 in the code of Long Range Arena, 1e-4 in performer-pytorch) to features that are
+  shifted to a largest value of 1, which mixes in a uniform average. Where the estimate is good this changes little;
+  where it is bad the average wins. For queries and keys of independent normal features in heads of 32, 256 directions
+  and 512 tokens, the relative error of the output is 2.29 without it, 2.09 with 1e-6 and 0.83 with 1e-4 (a plain
+  average of all values: 0.81); at half their size it is 0.27, 0.27 and 0.26.
 - New directions are drawn every `redraw_interval` training steps, by default never, from a seed in the state dict.
 - All heads share the directions.
 - The weights are never written out, so they cannot be dropped: dropout acts on the outputs of the heads.
-- The default is 256 random features. The published ListOps configuration of Long Range Arena has two.
+- The default is 256 random features. The published ListOps configuration of Long Range Arena has two, and draws new
+  ones in every pass, in evaluation too.
+- The random features of "relu" are multiplied by num_features^(-1/2). The code of others does not, but divides queries
+  and keys by d^(1/4) (performer-pytorch). Weights are normalised, so only the added 0.001 weighs more here, by the
+  factor sqrt(num_features) / d^(1/4). With 256 directions in heads of 32 it changes the output by 0.3 % for normal
+  features, and by 3 % for a tenth of their size.
+- performer-pytorch divides by sqrt(d) itself. Nyströmformer's code hands it queries and keys that are divided already,
+  so that its weights are exp(q·k / d): a `temperature` of sqrt(d).
 """
 
 from __future__ import annotations
@@ -47,17 +59,23 @@ class PerformerConfig(QkvConfig):
     """Options of the Performer.
 
     Raises:
-        ValueError: A number is negative, or there is nothing to redraw.
+        ValueError: A number is out of its range, or has no meaning for the kernel.
     """
 
     kernel: Literal["relu", "softmax"] = option("relu", "relu(x) + 0.001, or positive features that estimate softmax")
     num_features: int = option(0, "number of random features; 0 means none for relu and 256 for softmax")
+    stabiliser: float = option(0.0, "added to each feature of the softmax kernel, whose largest value is 1")
+    temperature: float = option(1.0, "divisor of the scores of the softmax kernel, beside sqrt(head_dim)")
     redraw_interval: int = option(0, "training steps after which new features are drawn; 0 keeps the first ones")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.num_features < 0 or self.redraw_interval < 0:
             raise ValueError(f"num_features and redraw_interval may not be negative: {self}")
+        if self.stabiliser < 0.0 or self.temperature <= 0.0:
+            raise ValueError(f"stabiliser may not be negative, and temperature is positive: {self}")
+        if self.kernel == "relu" and (self.stabiliser, self.temperature) != (0.0, 1.0):
+            raise ValueError("stabiliser and temperature belong to the softmax kernel; add kernel=softmax")
         if self.redraw_interval and self.kernel == "relu" and self.num_features == 0:
             raise ValueError("redraw_interval: the relu kernel without num_features has nothing to redraw")
 
@@ -95,13 +113,22 @@ class Performer(SequenceMixer):
         if self.features is None:
             heads = linear_attention(relu_features(q), relu_features(k), v, mask)
         else:
-            estimate = estimate_softmax if self.config.kernel == "softmax" else estimate_relu
             with torch.autocast(x.device.type, enabled=False):
-                heads = estimate(
+                heads = self._estimate(
                     float_features(q), float_features(k), float_features(v), float_features(self.features), mask
                 ).to(v.dtype)
         # heads: (batch, num_heads, length, head_dim)
         return self.projections.merge(F.dropout(heads, self.dims.dropout, self.training), mask)
+
+    def _estimate(self, q: Tensor, k: Tensor, v: Tensor, directions: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend with random features; shapes are as in `estimate_relu`."""
+        if self.config.kernel == "relu":
+            return estimate_relu(q, k, v, directions, mask)
+        if self.config.temperature != 1.0:
+            q, k = (x * self.config.temperature**-0.5 for x in (q, k))
+        if self.config.stabiliser:
+            return estimate_stabilised(q, k, v, directions, mask, self.config.stabiliser)
+        return estimate_softmax(q, k, v, directions, mask)
 
     def after_step(self) -> None:
         """Count the step; after every `redraw_interval` of them in training, draw new features."""
@@ -207,3 +234,36 @@ def estimate_softmax(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, mask: 
 
     q, k = (F.pad(x, (0, 1), value=1.0) for x in (q * scale, k))
     return linear_attention_in_blocks(q, k, v, mask, q_map, lambda k: (k @ from_keys).exp())
+
+
+def estimate_stabilised(
+    q: Tensor, k: Tensor, v: Tensor, directions: Tensor, mask: Tensor | None, stabiliser: float
+) -> Tensor:
+    """Estimate softmax attention as other code does, with a number that is added to every feature.
+
+    The features are exp(w·x - |x|² / 2 - h) + stabiliser, where h is the largest w·x: for a query over its features,
+    for keys over all real keys and features of the head. The shift h does not cancel here; as in performer-pytorch it
+    gets no gradient. Shapes are as in `estimate_relu`.
+    """
+    q, k = (x * x.shape[-1] ** -0.25 for x in (q, k))
+    projection, lowest = directions.T, torch.finfo(k.dtype).min
+    with torch.no_grad():
+        hidden = k.new_zeros(1, 1, k.shape[2], 1, dtype=torch.bool) if mask is None else ~mask[:, None, :, None]
+        # The largest w·y of each head, (batch, num_heads, 1, 1), a few keys at a time
+        parts = [
+            (block @ projection).masked_fill(masked, lowest).amax(dim=(2, 3), keepdim=True)
+            for block, masked in zip(k.split(_TOKENS, dim=2), hidden.split(_TOKENS, dim=2), strict=True)
+        ]
+        highest = torch.stack(parts).amax(dim=0)
+
+    def q_map(x: Tensor) -> Tensor:
+        products = x @ projection
+        shift = products.detach().amax(dim=3, keepdim=True)
+        return (products - x.square().sum(dim=-1, keepdim=True) / 2 - shift).exp() + stabiliser
+
+    def k_map(x: Tensor) -> Tensor:
+        # Exponents of real keys are below 0 by themselves; those of masked ones may not overflow.
+        exponents = x @ projection - x.square().sum(dim=-1, keepdim=True) / 2 - highest
+        return exponents.clamp_max(0.0).exp() + stabiliser
+
+    return linear_attention_in_blocks(q, k, v, mask, q_map, k_map)

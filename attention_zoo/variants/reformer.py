@@ -7,18 +7,30 @@ argmax([x R, -x R]) (section 2 of the paper). Tokens are sorted by bucket and po
 attends to its own chunk and to the one before, and to itself only if there is nothing else. Several rounds of hashing
 act as one softmax over the union of the pairs that they reach; no pair counts twice.
 
+There are three forms of the scores (`scores`), with q the vector of the query and k that of the key:
+
+- "scaled", the default: q·k / (|k| sqrt(d)), the paper's equations to the letter.
+- "unit": q·k / |k|. The authors' code (trax) and Hugging Face transformers normalise keys to the length sqrt(d) before
+  they divide by sqrt(d), so that scores are larger by sqrt(d), which is 8 in heads of 64 features.
+- "lra": q·k sqrt(d), from keys that are not normalised, and tokens see themselves like any other. This is what the code
+  of Long Range Arena runs. Its profile has 10 chunks in all and 10 buckets; a `chunk_size` of 10, the default, is not
+  that.
+
 Departures from the paper:
 
 - The matrices R are drawn once for each layer and stored, so that results can be repeated.
 - The first chunk does not attend to the last one, and masked tokens are sorted behind all others, so that padding
   changes nothing.
+- A pair that two rounds reach counts once, as in the paper. In transformers it counts twice.
+- Long Range Arena's code has no output projection, and gives the same R to all heads. Here there is one, and each head
+  has its own.
 - There are no reversible layers, which belong to a model and not to a mixer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +54,10 @@ class ReformerConfig(QkvConfig):
     chunk_size: int = option(10, "tokens in a chunk of the sorted sequence")
     num_buckets: int = option(10, "number of buckets of a hash, even")
     num_hashes: int = option(1, "rounds of hashing")
+    scores: Literal["scaled", "unit", "lra"] = option(
+        "scaled",
+        "q·k / (|k| sqrt(d)); unit: without sqrt(d), as in trax and transformers; lra: q·k sqrt(d), and itself",
+    )
 
     def __post_init__(self) -> None:
         if min(self.chunk_size, self.num_buckets, self.num_hashes) < 1 or self.num_buckets % 2:
@@ -88,6 +104,7 @@ class Reformer(SequenceMixer):
             real,
             order,
             size=size,
+            scores=self.config.scores,
             dropout=self.dims.dropout if self.training else 0.0,
         )
         return self.projections.merge(heads.unflatten(0, (batch, num_heads))[:, :, :length], mask)
@@ -114,7 +131,9 @@ class Reformer(SequenceMixer):
         return (bucket * length + torch.arange(length, device=q.device)).argsort(dim=-1)
 
 
-def _attend_sorted(q: Tensor, v: Tensor, real: Tensor | None, order: Tensor, *, size: int, dropout: float) -> Tensor:
+def _attend_sorted(
+    q: Tensor, v: Tensor, real: Tensor | None, order: Tensor, *, size: int, scores: str, dropout: float
+) -> Tensor:
     """Attend to the own chunk and the one before, in the order of each round, and merge the rounds.
 
     Args:
@@ -123,6 +142,7 @@ def _attend_sorted(q: Tensor, v: Tensor, real: Tensor | None, order: Tensor, *, 
         real: (sequences, length) or None.
         order: (num_hashes, sequences, length): positions in the order of each round.
         size: Tokens in a chunk.
+        scores: See `ReformerConfig`.
         dropout: Probability of dropping a weight.
     """
     rank = order.argsort(dim=-1)  # the inverse permutation: place of each token in the order of each round
@@ -130,6 +150,7 @@ def _attend_sorted(q: Tensor, v: Tensor, real: Tensor | None, order: Tensor, *, 
     index, exists = neighbours(q.shape[1] // size, 1, 0, q.device)
     # (size, 2 * size), True where the key is the query itself; keys are those of the chunk before, then the own ones.
     itself = torch.arange(-size, size, device=q.device) == torch.arange(size, device=q.device)[:, None]
+    itself = itself & (scores != "lra")  # which does not hide it
     everyone = real if real is not None else torch.ones(1, q.shape[1], dtype=torch.bool, device=q.device)
     sorted_real = [everyone if real is None else everyone.gather(1, each) for each in order]
     seen = [seen_keys(index[None], exists[None], each, size) for each in sorted_real]
@@ -138,6 +159,8 @@ def _attend_sorted(q: Tensor, v: Tensor, real: Tensor | None, order: Tensor, *, 
         [(s.sum(-1) == 1).expand(q.shape[0], -1).gather(1, c) for s, c in zip(seen, chunk, strict=True)]
     )
     alone = alone.all(dim=0)
+    # The kernel divides by sqrt(d).
+    factor = q.shape[-1] ** (0.5 if scores == "unit" else 1.0)
     parts = []
     for turn in range(order.shape[0]):
         sorted_q, sorted_v = (_reorder(x, order[turn], rank[turn]) for x in (q, v))
@@ -152,9 +175,12 @@ def _attend_sorted(q: Tensor, v: Tensor, real: Tensor | None, order: Tensor, *, 
             step = of_query.unsqueeze(3) - of_query[:, index].flatten(2).unsqueeze(2)
             hidden = hidden | (step == 0) | (step == 1)
         pattern = Pattern(index=index[None], key_size=size, seen=seen[turn], pairs=~hidden)
+        sorted_k = sorted_q
+        if scores != "lra":
+            sorted_k = F.normalize(sorted_q, dim=-1, eps=max(1e-12, torch.finfo(q.dtype).tiny))
         out, log_sum = block_sparse_attention(
-            sorted_q.unsqueeze(1),
-            F.normalize(sorted_q, dim=-1, eps=max(1e-12, torch.finfo(q.dtype).tiny)).unsqueeze(1),
+            sorted_q.unsqueeze(1) * factor if scores != "scaled" else sorted_q.unsqueeze(1),
+            sorted_k.unsqueeze(1),
             sorted_v.unsqueeze(1),
             pattern,
             dropout=dropout,

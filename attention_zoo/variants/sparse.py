@@ -6,11 +6,16 @@ There are two pairs of patterns (section 4 of the paper):
 - `fixed`: a token sees its own block of `stride` tokens, and the last `num_summary` tokens of every block.
 - `strided`: a token sees the tokens less than `stride` away, and every token at a multiple of `stride` from itself.
 
-Both patterns of a pair go into one softmax, as in Long Range Arena, whose setting (fixed, 50, 10) is the default.
+Both patterns of a pair go into one softmax, as in Long Range Arena, whose setting (fixed, 50, 10) has the default
+sizes.
+
+- `lra`: what the code of Long Range Arena runs, from which its published row comes. It is `fixed` for causal models: a
+  token sees itself and the earlier tokens of its block, and the first token and the last `num_summary` tokens of every
+  earlier block. Only a CLS token sees all, and is seen by all; blocks are counted behind it.
 
 Departures from the paper:
 
-- The patterns extend to both sides, since there is no causal form.
+- `fixed` and `strided` extend to both sides; there is no causal form of them.
 - All heads have the same pattern.
 
 Long Range Arena's code writes out a matrix of length by length; no such tensor is made here. With a fixed stride, time
@@ -29,6 +34,7 @@ from torch import Tensor
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
 from attention_zoo.kernels.block_sparse import Pattern, block_sparse_attention, merge
 from attention_zoo.kernels.blocks import neighbours, num_blocks, pad_mask, pad_to_blocks, seen_keys
+from attention_zoo.kernels.softmax import attend
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
@@ -44,9 +50,11 @@ class SparseConfig(QkvConfig):
         ValueError: The stride is not positive, or `num_summary` is not between 1 and the stride.
     """
 
-    pattern: Literal["fixed", "strided"] = option("fixed", "which pair of patterns")
+    pattern: Literal["fixed", "strided", "lra"] = option(
+        "fixed", "which pair of patterns; lra: fixed to the left only, with a CLS token that sees all"
+    )
     stride: int = option(50, "tokens in a block (fixed), or distance between the tokens seen (strided); l in the paper")
-    num_summary: int = option(10, "tokens at the end of each block that all tokens see (fixed only); c in the paper")
+    num_summary: int = option(10, "tokens at the end of each block that all tokens see (not strided); c in the paper")
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_summary <= self.stride:
@@ -71,6 +79,8 @@ class SparseTransformer(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
+        if self.config.pattern == "lra":
+            return self.projections.merge(self._left_only(*self.projections.split(x), mask), mask)
         length, stride = x.shape[1], self.config.stride
         real = pad_mask(mask, length, stride, x.device)
         q, k, v = (pad_to_blocks(heads, stride) for heads in self.projections.split(x))
@@ -81,6 +91,74 @@ class SparseTransformer(SequenceMixer):
             near = _near(q, k, v, real, stride=stride, dropout=dropout)
             heads, _ = merge([near, _columns(q, k, v, real, stride=stride, dropout=dropout)])
         return self.projections.merge(heads[:, :, :length], mask)
+
+    def _left_only(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend under the pattern of Long Range Arena; tensors are (batch, num_heads, length, head_dim)."""
+        first, dropout = min(self.dims.num_prefix, q.shape[2]), self.dims.dropout if self.training else 0.0
+        parts = []
+        if first:
+            # Prefix tokens see all tokens, and all others see them.
+            parts = [attend(q[:, :, :first], k, v, mask, dropout=dropout, training=self.training)]
+        if first < q.shape[2]:
+            stride, num_summary = self.config.stride, self.config.num_summary
+            parts.append(_left(q, k, v, mask, first=first, stride=stride, num_summary=num_summary, dropout=dropout))
+        return torch.cat(parts, dim=2)
+
+
+def _left(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    first: int,
+    stride: int,
+    num_summary: int,
+    dropout: float,
+) -> Tensor:
+    """Attend from the tokens behind the prefix to the prefix, to what is left of them in their block, and to summaries.
+
+    Args:
+        q: (batch, num_heads, length, head_dim), as are `k` and `v`.
+        k: Keys.
+        v: Values.
+        mask: (batch, length) or None.
+        first: Prefix tokens.
+        stride: Tokens in a block.
+        num_summary: Summary tokens at the end of a block, beside its first token.
+        dropout: Probability of dropping a weight.
+
+    Returns:
+        (batch, num_heads, length - first, head_dim).
+    """
+    device, length = q.device, q.shape[2] - first
+    real = pad_mask(None if mask is None else mask[:, first:], length, stride, device)
+    q, own_k, own_v = (pad_to_blocks(x[:, :, first:], stride) for x in (q, k, v))
+    blocks = q.shape[2] // stride
+    index, exists = neighbours(blocks, 0, 0, device)
+    # The prefix stands behind the blocks of keys, in blocks of its own, and is met as shared keys.
+    shared = torch.arange(q.shape[2], q.shape[2] + first, device=device)[None] if first else None
+    k, v = (pad_to_blocks(torch.cat((own, x[:, :, :first]), dim=2), stride) for own, x in ((own_k, k), (own_v, v)))
+    near = Pattern(
+        index=index[None],
+        key_size=stride,
+        seen=None if real is None else seen_keys(index[None], exists[None], real, stride),
+        relative=torch.ones(stride, stride, dtype=torch.bool, device=device).tril(),
+        shared=shared,
+        shared_seen=None if mask is None or not first else mask[:, :first],
+    )
+    found = [block_sparse_attention(q, k, v, near, dropout=dropout)]
+    # The summary tokens of a block are a block of keys: its first token and the last ones, which may overlap.
+    place = torch.arange(stride, device=device)
+    size = int(min(stride, num_summary + 1))
+    summary = torch.cat((place[:1], place[stride - size + 1 :]))
+    each_k, each_v = (x.unflatten(2, (blocks, stride))[:, :, :, summary].flatten(2, 3) for x in (own_k, own_v))
+    every = torch.arange(blocks, device=device).expand(1, blocks, blocks)
+    earlier = every < every.transpose(1, 2)  # (1, query blocks, key blocks)
+    seen = None if real is None else real.unflatten(1, (blocks, stride))[:, :, summary].flatten(1)
+    far = Pattern(index=every, key_size=size, seen=seen_keys(every, earlier, seen, size))
+    found.append(block_sparse_attention(q, each_k, each_v, far, dropout=dropout))
+    return merge(found)[0][:, :, :length]
 
 
 def _fixed(

@@ -7,15 +7,23 @@ Each head computes softmax(B) v. The scores B are one of
 - "random": a learned matrix with max_length² parameters for each head;
 - "dense": row i is W₂ relu(W₁ x_i) + b₂, from the token of the query alone.
 
+With `dot_product`, q·k / sqrt(head_dim) is added to B. The published row of Long Range Arena is `kind="random"` with it
+on all tasks: its code adds dot products unless told otherwise, and the one file that says otherwise, that of Text, says
+it where nothing reads it. So this row is full attention with a learned matrix added to its scores.
+
 Departures from the paper:
 
 - Factorised and dense scores are dot products of one vector for each query and one for each key. So they go through the
   same fused attention as other variants and are never written out. Only "random" needs memory quadratic in the length.
 - The hidden layer of "dense" is as wide as a head, and there is a bias for every key, as in the code of Long Range
   Arena; each head has its own W₂.
-- "factorised" is the paper's factorised random kind. The factorised dense kind and mixtures with q·k are not offered.
+- "factorised" is the paper's factorised random kind. The factorised dense kind and mixtures of several B are not
+  offered.
+- A sum of B and q·k is one softmax of the sum, as in the code of Long Range Arena. In the paper's mixtures each part
+  has a weight, which is learned.
 - Parameters are drawn from a normal distribution. Its standard deviation is `rank`^(-1/4) for the factors, 1 for
-  "random", and head_dim^(-1/2) for "dense".
+  "random", and head_dim^(-1/2) for "dense". With `dot_product` and "random" it is (heads * max_length)^(-1/2), as in
+  the code of Long Range Arena, so that the matrix starts near zero.
 """
 
 from __future__ import annotations
@@ -46,6 +54,7 @@ class SynthesizerConfig(VariantConfig):
         "factorised", "weights from two learned tables, from one learned matrix, or from the token of the query"
     )
     rank: int = option(32, "number of columns of the tables of the factorised kind (k in the paper)")
+    dot_product: bool = option(False, "add q·k / sqrt(head_dim) to the scores, as the code of Long Range Arena does")
 
     def __post_init__(self) -> None:
         """Check the rank."""
@@ -74,11 +83,16 @@ class Synthesizer(SequenceMixer):
         self.value = nn.Linear(dims.dim, width, bias=dims.qkv_bias)
         self.out = nn.Linear(width, dims.dim, bias=dims.qkv_bias)
         self.hidden = nn.Linear(dims.dim, width, bias=dims.qkv_bias) if config.kind == "dense" else None
-        initialise(*(linear for linear in (self.value, self.out, self.hidden) if linear is not None))
+        self.query, self.key = (
+            nn.Linear(dims.dim, width, bias=dims.qkv_bias) if config.dot_product else None for _ in range(2)
+        )
+        linears = self.value, self.out, self.hidden, self.query, self.key
+        initialise(*(linear for linear in linears if linear is not None))
         heads, length = dims.num_heads, dims.max_length
         if config.kind == "random":
             # B of the longest sequence; shorter ones use its upper left corner
-            self.scores = nn.Parameter(torch.randn(heads, length, length))
+            scale = (heads * length) ** -0.5 if config.dot_product else 1.0
+            self.scores = nn.Parameter(torch.randn(heads, length, length) * scale)
         elif config.kind == "factorised":
             # A sum of `rank` products of two numbers of variance rank^(-1/2) has variance 1, as q·k / sqrt(d) has.
             self.query_table = nn.Parameter(torch.randn(heads, length, config.rank) * config.rank**-0.25)
@@ -91,10 +105,15 @@ class Synthesizer(SequenceMixer):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix by synthetic weights; see `SequenceMixer.forward`."""
         v = self._to_heads(self.value(x))
+        # q / sqrt(head_dim) and k, (batch, num_heads, length, head_dim), if dot products are added
+        q, k = (None if linear is None else self._to_heads(linear(x)) for linear in (self.query, self.key))
+        q = None if q is None else q * q.shape[-1] ** -0.5
         if self.config.kind == "random":
-            heads = self._mix_by_matrix(v, mask)
+            heads = self._mix_by_matrix(v, mask, None if q is None or k is None else q @ k.transpose(-2, -1))
         else:
             queries, keys = self._factors(x)
+            if q is not None and k is not None:  # [q, query]·[k, key] = q·k + query·key
+                queries, keys = torch.cat((q, queries.to(q.dtype)), dim=-1), torch.cat((k, keys.to(k.dtype)), dim=-1)
             queries = queries * queries.shape[-1] ** 0.5  # `attend` divides by this: the scores have no scale
             heads = attend(
                 queries.to(v.dtype),
@@ -126,10 +145,11 @@ class Synthesizer(SequenceMixer):
         keys = torch.cat((keys, self.key_bias[:, :length]), dim=-1)
         return F.pad(hidden, (0, 1), value=1.0), keys.expand(batch, -1, -1, -1)
 
-    def _mix_by_matrix(self, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Mix v, (batch, num_heads, length, head_dim), by the learned matrix."""
+    def _mix_by_matrix(self, v: Tensor, mask: Tensor | None, dots: Tensor | None) -> Tensor:
+        """Mix v, (batch, num_heads, length, head_dim), by the learned matrix, to which `dots` may be added."""
         length = v.shape[2]
         scores = self.scores[None, :, :length, :length]
+        scores = scores if dots is None else scores + dots
         weights = masked_softmax(scores, None if mask is None else mask[:, None, None, :])
         return F.dropout(weights, self.dims.dropout, self.training).to(v.dtype) @ v
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lra.config.builtin import profile_names
-from lra.config.schema import RunConfig, canonical_json
+from lra.config.schema import ADDED_LATER, RunConfig, canonical_json
 
 Settings = Mapping[str, Any]
 """Settings of one run by path: `variant.rank`, `model.num_layers`, `train.lr` ..."""
@@ -35,13 +35,20 @@ class Row:
     heading: str
     """Where it stands: runs under one heading are compared."""
     profile: str
+    task: str
+    """The profile may give options to variants on this task alone."""
     settings: Settings
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """Return everything that can change the number but task, profile, track and seed, by path."""
+    """Return everything that can change the number but task, profile, track and seed, by path.
+
+    Options that the variant got after the run have the value that means "as before", see `ADDED_LATER`.
+    """
     hashed = config.hashed()
-    settings = {f"variant.{name}": value for name, value in hashed["variant"]["options"].items()}
+    prefix = f"variant.{config.variant.name}."
+    options = {path.removeprefix(prefix): value for path, value in ADDED_LATER.items() if path.startswith(prefix)}
+    settings = {f"variant.{name}": value for name, value in (options | hashed["variant"]["options"]).items()}
     settings["variant.origin"] = config.variant.origin
     for section in ("data", "model", "train"):
         settings |= {f"{section}.{name}": value for name, value in hashed[section].items()}
@@ -51,7 +58,14 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 def row_name(config: RunConfig, shown: str = "") -> str:
     """Name a run alone: the variant, or what is shown for it, with the options that are not the default."""
     variant = config.variant.name
-    row = Row(variant=variant, shown=shown or variant, heading="", profile=config.profile, settings=settings_of(config))
+    row = Row(
+        variant=variant,
+        shown=shown or variant,
+        heading="",
+        profile=config.profile,
+        task=config.task,
+        settings=settings_of(config),
+    )
     return row_names([row])[0]
 
 
@@ -77,7 +91,8 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
         own.setdefault(variant, set()).update(name for name in varying(group) if _of_variant(name))
     names = []
     for row in rows:
-        defaults = default_options(row.variant, row.profile, rotary=row.settings.get("model.positions") == "rotary")
+        rotary = row.settings.get("model.positions") == "rotary"
+        defaults = default_options(row.variant, row.profile, row.task, rotary=rotary)
         named = shared[row.variant] | {
             name
             for name in row.settings
@@ -91,12 +106,13 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
 
 
 @functools.cache
-def default_options(variant: str, profile: str, *, rotary: bool) -> dict[str, str]:
+def default_options(variant: str, profile: str, task: str, *, rotary: bool) -> dict[str, str]:
     """Return the options that a variant has if none is set, by path and as text; empty if it cannot be imported.
 
     Args:
         variant: Its name.
-        profile: A built-in profile may give options to variants.
+        profile: A built-in profile may give options to variants,
+        task: and others on this task.
         rotary: Whether the model has rotary positions, which are an option of each variant.
     """
     from attention_zoo.registry import get_variant, is_known  # here, since it imports torch
@@ -105,7 +121,7 @@ def default_options(variant: str, profile: str, *, rotary: bool) -> dict[str, st
     if not is_known(variant):
         return {}
     try:
-        options = dict(load_profile(profile).variants.get(variant, {})) if profile in profile_names() else {}
+        options = load_profile(profile).options(variant, task) if profile in profile_names() else {}
         typed = get_variant(variant).config.from_dict(({"rotary": True} if rotary else {}) | options)
     except Exception:  # noqa: BLE001 - whatever another's plug-in raises: a table of records does without it
         return {}

@@ -27,6 +27,8 @@ class TaskRecipe(Section):
     data: dict[str, Any] = Field(default_factory=dict)
     model: dict[str, Any]
     train: dict[str, Any]
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Options of variants that the source sets on this task alone, by variant; they go before those of the profile."""
 
 
 class FamilyRecipe(Section):
@@ -62,7 +64,12 @@ class Profile(Section):
             raise UsageError(f"profile {self.name!r} does not define task {task!r}; {suggest(task, self.tasks)}")
         recipe = self.tasks[task]
         special = self.families.get(family or recipe.model.get("family", ""), FamilyRecipe())
-        return TaskRecipe(data=recipe.data, model=recipe.model | special.model, train=recipe.train | special.train)
+        return recipe.model_copy(update={"model": recipe.model | special.model, "train": recipe.train | special.train})
+
+    def options(self, variant: str, task: str) -> dict[str, Any]:
+        """Return the options that the source gives to a variant on a task; empty for a task without a recipe."""
+        own = self.tasks[task].variants if task in self.tasks else {}
+        return self.variants.get(variant, {}) | own.get(variant, {})
 
 
 _load_once = functools.cache(load_file)

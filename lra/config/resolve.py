@@ -112,7 +112,7 @@ def resolve(
     whole_model = is_whole_model(variant)
     if whole_model:
         sections["model"]["family"] = "foreign"
-    options = dict(profile.variants.get(variant, {}))
+    options = profile.options(variant, task)
     origins: dict[str, str] = {}
     for path, value in overrides.items():
         head, _, rest = path.partition(".")

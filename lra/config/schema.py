@@ -37,6 +37,10 @@ ADDED_LATER: dict[str, Any] = {
     "data.pathfinder64.touching": "refused",
     "data.pathx.touching": "refused",
     "data.pathx256.touching": "refused",
+    "variant.performer.stabiliser": 0.0,
+    "variant.performer.temperature": 1.0,
+    "variant.reformer.scores": "scaled",
+    "variant.synthesizer.dot_product": False,
 }
 """Settings that came after the first records, each with the value that means "as before".
 

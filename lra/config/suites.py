@@ -143,6 +143,7 @@ def labels(runs: list[RunConfig]) -> list[str]:
             shown=run.variant.name,
             heading=run.task,
             profile=run.profile,
+            task=run.task,
             settings=settings_of(run),
         )
         for run in runs

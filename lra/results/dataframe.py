@@ -84,14 +84,14 @@ def label_rows(frame: pd.DataFrame, leave_out: Collection[str] = (), *, name: st
     """Return the name of each row of a frame that one table can hold: see `lra.config.labels`.
 
     Args:
-        frame: With the columns `variant`, `variant_title`, `column`, `profile` and `settings`.
+        frame: With the columns `variant`, `variant_title`, `column`, `profile`, `task` and `settings`.
         leave_out: Settings that the table shows in another way.
         name: Column with the name of the variant: `variant_title`, or `variant` as on the command line.
     """
-    columns = (frame[each] for each in ("variant", name, "column", "profile", "settings"))
+    columns = (frame[each] for each in ("variant", name, "column", "profile", "task", "settings"))
     rows = [
-        Row(variant=variant, shown=shown, heading=heading, profile=profile, settings=settings)
-        for variant, shown, heading, profile, settings in zip(*columns, strict=True)
+        Row(variant=variant, shown=shown, heading=heading, profile=profile, task=task, settings=settings)
+        for variant, shown, heading, profile, task, settings in zip(*columns, strict=True)
     ]
     return row_names(rows, leave_out)
 

@@ -46,6 +46,7 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
             "variant_title": titles[measurement.variant],
             "column": "",
             "profile": measurement.config.profile,
+            "task": measurement.config.task,
             "settings": {
                 name: value
                 for name, value in settings_of(measurement.config).items()

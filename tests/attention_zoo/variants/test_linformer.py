@@ -37,6 +37,7 @@ def naive_linformer(mixer: SequenceMixer, x: Tensor, mask: Tensor | None) -> Ten
         {},
         {"rank": 5, "share": "none", "rotary": True},
         {"share": "key_value"},
+        {"share": "key_value_by_head"},
     ],
     ids=str,
 )
@@ -57,6 +58,15 @@ def test_linformer_with_identity_mixtures_is_full_attention():
         nn.init.eye_(mixture.data[0])
     x, _ = inputs(LENGTH)
     torch.testing.assert_close(mixer(x), full_like(mixer)(x))
+
+
+@pytest.mark.parametrize(
+    ("share", "matrices", "heads"), [("none", 2, 2), ("heads", 2, 1), ("key_value", 1, 1), ("key_value_by_head", 1, 2)]
+)
+def test_who_shares_a_mixture(share, matrices, heads):
+    mixer = make("linformer", length=LENGTH, rank=5, share=share)
+    mixtures = {name: p.shape for name, p in mixer.named_parameters() if name.endswith("mixture")}
+    assert list(mixtures.values()) == [(heads, 5, LENGTH)] * matrices
 
 
 def test_linformers_share_no_mixtures():

@@ -16,11 +16,26 @@ from tests.attention_zoo.variants.helpers import assert_keeps_the_contract, asse
 LENGTH = 150
 
 
+def t_scale(mixer: SequenceMixer) -> float:
+    """Return what queries and keys are multiplied by, so that q·k is divided by temperature * sqrt(head_dim)."""
+    return float((mixer.config.temperature * mixer.dims.head_dim**0.5) ** -0.5)
+
+
 def naive_performer(mixer: SequenceMixer, x: Tensor, mask: Tensor | None) -> Tensor:
     q, k, v = mixer.projections.split(x)
     if mixer.config.kernel == "softmax":
-        q, k = (t * t.shape[-1] ** -0.25 for t in (q, k))
-        q, k = ((t @ mixer.features.T - t.square().sum(-1, keepdim=True) / 2).exp() for t in (q, k))
+        scale = t_scale(mixer)
+        q, k = (t * scale for t in (q, k))
+        shifts = (0.0, 0.0)
+        if mixer.config.stabiliser:
+            real = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+            of_keys = (k @ mixer.features.T).masked_fill(~real[:, None, :, None], -1e30).amax((2, 3), keepdim=True)
+            shifts = (q @ mixer.features.T).amax(-1, keepdim=True).detach(), of_keys.detach()
+        q, k = (
+            (t @ mixer.features.T - t.square().sum(-1, keepdim=True) / 2 - h).clamp_max(30.0).exp()
+            + mixer.config.stabiliser
+            for t, h in zip((q, k), shifts, strict=True)
+        )
     else:
         if mixer.features is not None:
             q, k = (t @ mixer.features.T * len(mixer.features) ** -0.5 for t in (q, k))
@@ -36,6 +51,7 @@ def naive_performer(mixer: SequenceMixer, x: Tensor, mask: Tensor | None) -> Ten
         {"num_features": 13},
         {"kernel": "softmax"},
         {"kernel": "softmax", "num_features": 5, "rotary": True},
+        {"kernel": "softmax", "num_features": 5, "stabiliser": 1e-2, "temperature": 2.0},
     ],
     ids=str,
 )
@@ -48,6 +64,7 @@ def test_equals_the_formula_in_outputs_and_gradients(options, masked):
     "options",
     [
         {"kernel": "softmax", "num_features": 24, "redraw_interval": 2},
+        {"kernel": "softmax", "stabiliser": 1e-4},
         pytest.param({"kernel": "softmax"}, marks=pytest.mark.nightly),
         pytest.param({"num_features": 24}, marks=pytest.mark.nightly),
     ],
@@ -79,6 +96,17 @@ def softmax_error(num_features: int, *, draws: int = 20) -> float:
         features = orthogonal_features(num_features, 8, torch.Generator().manual_seed(draw))
         errors.append((estimate_softmax(q, k, v, features, None) - exact).norm() / exact.norm())
     return float(torch.stack(errors).mean())
+
+
+def test_the_stabiliser_and_the_temperature_of_other_code_change_the_result():
+    """The naive form is told apart from its twins without one of them."""
+    x, _ = inputs(LENGTH)
+    options = {"kernel": "softmax", "num_features": 5, "stabiliser": 1e-2, "temperature": 2.0}
+    mixer = make("performer", length=LENGTH, **options)
+    for name in ("stabiliser", "temperature"):
+        twin = make("performer", length=LENGTH, **{key: value for key, value in options.items() if key != name})
+        with pytest.raises(AssertionError):
+            assert_same(twin, lambda _, x, mask: naive_performer(mixer, x, mask), x, None)
 
 
 def test_error_falls_with_the_square_root_of_the_features():
@@ -153,6 +181,19 @@ def test_without_an_interval_the_features_stay():
     for _ in range(5):
         mixer.after_step()
     assert torch.equal(mixer.features, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stabiliser": 1e-4}, "belong to the softmax kernel"),
+        ({"kernel": "softmax", "temperature": 0.0}, "temperature is positive"),
+        ({"kernel": "softmax", "stabiliser": -1.0}, "stabiliser may not be negative"),
+    ],
+)
+def test_options_without_a_meaning_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        PerformerConfig.from_dict(options)
 
 
 def test_nothing_to_redraw_is_refused():

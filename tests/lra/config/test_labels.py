@@ -16,7 +16,14 @@ def config(variant="contextpool", profile="quick", track="open", **overrides):
 
 def names(*configs, leave_out=()):
     rows = [
-        Row(variant=c.variant.name, shown=c.variant.name, heading=c.task, profile=c.profile, settings=settings_of(c))
+        Row(
+            variant=c.variant.name,
+            shown=c.variant.name,
+            heading=c.task,
+            profile=c.profile,
+            task=c.task,
+            settings=settings_of(c),
+        )
         for c in configs
     ]
     return row_names(rows, leave_out)
@@ -61,9 +68,9 @@ def test_a_setting_that_is_not_the_variants_is_named_where_runs_differ_in_it_wha
 def test_of_a_variant_that_is_not_here_the_options_are_named_in_which_its_rows_differ():
     def row(window, origin):
         settings = {"variant.window": window, "variant.wide": True, "variant.origin": origin}
-        return Row(variant="gone", shown="gone", heading="", profile="quick", settings=settings)
+        return Row(variant="gone", shown="gone", heading="", profile="quick", task="text", settings=settings)
 
-    assert default_options("gone", "quick", rotary=False) == {}
+    assert default_options("gone", "quick", "text", rotary=False) == {}
     assert row_names([row(1, "a"), row(2, "a")]) == ["gone [window=1]", "gone [window=2]"]
     assert row_names([row(1, "a"), row(1, "b")]) == ["gone [origin=a]", "gone [origin=b]"]
 
@@ -88,7 +95,7 @@ def test_a_row_fits_what_is_typed_in_brackets(text, fit):
 def test_a_table_of_records_runs_no_file_that_a_record_names(tmp_path):
     file = tmp_path / "theirs.py"
     file.write_text("raise SystemExit('it ran')\n")
-    assert default_options(f"{file}:Theirs", "quick", rotary=False) == {}
+    assert default_options(f"{file}:Theirs", "quick", "text", rotary=False) == {}
     with pytest.raises(RegistrationError, match=r"theirs.py:1: `raise SystemExit\('it ran'\)`: SystemExit: it ran"):
         get_variant(f"{file}:Theirs")
 
@@ -98,7 +105,14 @@ def test_a_table_of_records_runs_no_file_that_a_record_names(tmp_path):
 )
 def test_values_that_differ_never_share_a_name(one, other):
     rows = [
-        Row(variant="gone", shown="gone", heading="h", profile="mine", settings={"variant.w": value, "variant.n": 1})
+        Row(
+            variant="gone",
+            shown="gone",
+            heading="h",
+            profile="mine",
+            task="text",
+            settings={"variant.w": value, "variant.n": 1},
+        )
         for value in (one, other)
     ]
     names = row_names(rows)
