@@ -51,6 +51,22 @@ def test_the_options_that_a_profile_gives_and_its_rotary_positions_are_the_defau
     assert row_name(config("full", **{"model.positions": "rotary", "variant.rotary": False})) == "full [rotary=False]"
 
 
+def test_options_that_a_profile_gives_on_one_task_are_the_default_there_and_the_values_as_before_are_named():
+    def run(task, **overrides):
+        profile = load_profile("official")
+        return resolve(task=task, variant="performer", profile=profile, seed=0, overrides=overrides)
+
+    assert names(run("listops"), run("text")) == ["performer", "performer"]
+    assert row_name(run("text", **{"variant.kernel": "softmax", "variant.num_features": 2})) == (
+        "performer [kernel=softmax, num_features=2]"
+    )
+    # `stabiliser` came later and 0.0 is its value as before, which is not hashed
+    assert names(run("listops"), run("listops", **{"variant.stabiliser": 0.0})) == [
+        "performer",
+        "performer [stabiliser=0.0]",
+    ]
+
+
 def test_the_default_is_bare_beside_others_and_blocks_of_8_are_another_row():
     assert names(config("bigbird"), config("bigbird", **{"variant.block_size": 8})) == [
         "bigbird",

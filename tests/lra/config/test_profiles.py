@@ -114,16 +114,89 @@ def test_profiles_that_give_options_to_variants():
     assert len(GIVEN) >= 4
 
 
-@pytest.mark.parametrize(("profile", "variant"), [*GIVEN, ("official", "performer")])
-def test_a_variant_has_the_same_options_on_every_task(profile, variant):
+BY_TASK = {
+    (profile, variant)
+    for profile in profile_names()
+    for recipe in load_profile(profile).tasks.values()
+    for variant in recipe.variants
+}
+
+
+@pytest.mark.parametrize(("profile", "variant"), sorted({*GIVEN, *BY_TASK, ("official", "performer")}))
+def test_a_variant_has_the_same_options_on_every_task_but_for_what_the_task_gives_it(profile, variant):
     recipe = load_profile(profile)
-    chosen = [
-        resolve(task=task, variant=variant, profile=recipe, seed=0, overrides={}).variant.options
+    chosen = {
+        task: resolve(task=task, variant=variant, profile=recipe, seed=0, overrides={}).variant.options
         for task in recipe.tasks
-    ]
+    }
+    given = {task: recipe.tasks[task].variants.get(variant, {}) for task in recipe.tasks}
+    own = {name for options in given.values() for name in options}
     assert len(chosen) >= 5
-    assert all(options == chosen[0] for options in chosen)
-    assert chosen[0].get("num_features") != 2  # what the original code gives its Performer, on ListOps alone
+    shared = [{name: value for name, value in options.items() if name not in own} for options in chosen.values()]
+    assert all(options == shared[0] for options in shared)
+    for task, options in given.items():
+        assert chosen[task].items() >= options.items()
+        if options:
+            misspelt = {f"{name}_": value for name, value in options.items()}
+            twin = recipe.tasks[task].model_copy(update={"variants": {variant: misspelt}})
+            with pytest.raises(UsageError, match=f"no option of {variant}"):
+                resolve(
+                    task=task,
+                    variant=variant,
+                    profile=recipe.model_copy(update={"tasks": recipe.tasks | {task: twin}}),
+                    seed=0,
+                    overrides={},
+                )
+
+
+def options_of(profile, task, variant, **overrides):
+    return resolve(
+        task=task, variant=variant, profile=load_profile(profile), seed=0, overrides=overrides
+    ).variant.options
+
+
+@pytest.mark.parametrize(
+    ("profile", "task", "variant", "options"),
+    [
+        ("official", "listops", "performer", {"kernel": "softmax", "num_features": 2, "stabiliser": 1e-6}),
+        ("official", "text", "performer", {"kernel": "relu", "num_features": 0}),
+        ("official", "image", "local", {"window": 64}),
+        ("official", "text", "local", {"window": 50}),
+        ("official", "pathfinder", "sinkhorn", {"block_size": 64}),
+        ("official", "text", "linformer", {"rank": 16, "share": "key_value"}),
+        ("official", "text", "sparse", {"pattern": "lra", "stride": 50, "num_summary": 10}),
+        ("official", "retrieval", "synthesizer", {"kind": "random", "dot_product": True}),
+        ("paper", "listops", "performer", {"kernel": "softmax", "num_features": 2}),
+        ("nystromformer", "text", "reformer", {"chunk_size": 64, "num_buckets": 128, "num_hashes": 2}),
+        ("nystromformer", "listops", "reformer", {"num_buckets": 64, "scores": "unit"}),
+        ("nystromformer", "image", "performer", {"kernel": "softmax", "stabiliser": 1e-4}),
+        ("nystromformer", "text", "linformer", {"rank": 256, "share": "key_value_by_head"}),
+    ],
+)
+def test_the_options_of_variants_are_those_of_the_source(profile, task, variant, options):
+    assert options_of(profile, task, variant).items() >= options.items()
+
+
+@pytest.mark.parametrize("profile", ["official", "paper"])
+def test_reformer_has_ten_chunks_in_all(profile):
+    """The source pads to the next multiple of ten, by at least one, and cuts what there is into ten chunks."""
+    for task in load_profile(profile).tasks:
+        chosen = config(profile, task)
+        length = get_task(task).max_length(get_task(task).options.model_validate(chosen.data))
+        length += chosen.model.pooling == "cls"
+        options = options_of(profile, task, "reformer")
+        assert options["chunk_size"] == (length + 10 - length % 10) // 10
+        assert (options["num_buckets"], options["scores"]) == (10, "lra")
+
+
+def test_nystromformer_divides_the_scores_of_its_performer_twice():
+    chosen = resolve(task="text", variant="performer", profile=load_profile("nystromformer"), seed=0, overrides={})
+    head_dim = chosen.model.dim // chosen.model.num_heads
+    assert chosen.variant.options["temperature"] == head_dim**0.5
+
+
+def test_an_option_that_is_set_goes_before_those_of_profile_and_task():
+    assert options_of("official", "image", "local", **{"variant.window": 8})["window"] == 8
 
 
 @pytest.mark.parametrize("variant", available())
@@ -213,6 +286,7 @@ def own_profile(tmp_path, **changes):
         {"tasks__listops__model__dropout": 0.3},
         {"tasks__listops__data__test": 17},
         {"variants__local__window": 4},
+        {"tasks__listops__variants__local__window": 4},
         {"families__convnet__train__lr": 0.5},
         {"name": "Quick"},
     ],
