@@ -67,7 +67,7 @@ def page(results: ResultSet, command: str) -> str:
     """
     drawn, left_out = _figures(results)
     terms, tables = shared_notes(_tables(results))
-    rows, settings = _runs(results, [title for title, *_ in drawn])
+    rows, settings = _runs(results.with_full(), [title for title, *_ in drawn])
     script = (Path(__file__).parent / "html_page.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined

@@ -16,6 +16,7 @@ from lra.config.schema import RunConfig, canonical_json
 from lra.errors import StoreError, UsageError
 from lra.names import suggest_path
 from lra.reading import visible
+from lra.results.bench_format import REFERENCE
 from lra.results.bench_records import BenchRecord, bench_records
 from lra.results.dataframe import record_frame, unique_titles
 from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt
@@ -42,6 +43,8 @@ class ResultSet:
     """The measurements of `lra-bench`."""
     references: tuple[RunRecord, ...] = ()
     """Records of `mlp_only` with a number: a model in which no token sees another. No selection leaves them out."""
+    full: tuple[RunRecord | BenchRecord, ...] = ()
+    """Records and measurements of full attention. No selection leaves them out."""
 
     def profiles(self) -> list[tuple[str, str]]:
         """List the (profile, track) pairs of the runs; each pair has its own tables.
@@ -100,9 +103,27 @@ class ResultSet:
         """Return what belongs to one profile and track."""
         return self.filter(lambda config: self._place(config) == (profile, track))
 
+    def with_full(self) -> ResultSet:
+        """Add what a selection left out of full attention: records and measurements under the same conditions."""
+        variants: dict[str, set[str]] = {}
+        for entry in self._entries():
+            variants.setdefault(_conditions(entry), set()).add(entry.config.variant.name)
+        added = [each for each in self.full if REFERENCE not in variants.get(_conditions(each), {REFERENCE})]
+        records = {each.run_id: each for each in added if isinstance(each, RunRecord)}
+        measurements = [each for each in added if isinstance(each, BenchRecord)]
+        return replace(self, records=self.records | records, measurements=(*self.measurements, *measurements))
+
     def frame(self) -> pd.DataFrame:
         """Return the tidy frame of the runs: see `lra.results.dataframe.record_frame`."""
         return record_frame(self.records.values(), self.attempts.values(), self.titles())
+
+
+def _conditions(entry: RunRecord | AttemptedRun | BenchRecord) -> str:
+    """Return everything in which runs are alike that differ in their variant and seed only, as a key."""
+    config = entry.config
+    settings = {name: value for name, value in settings_of(config).items() if not name.startswith("variant.")}
+    measured_on = entry.processor if isinstance(entry, BenchRecord) else ""
+    return canonical_json([config.task, config.profile, config.track, measured_on, settings]).decode()
 
 
 def load_stores(folders: Sequence[Path]) -> ResultSet:
@@ -148,6 +169,7 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
     references = (
         record for record in records.values() if record.config.variant.name == BASELINE_VARIANT and record.outcome
     )
+    entries: list[RunRecord | BenchRecord] = [*records.values(), *measurements.values()]
     return ResultSet(
         records=records,
         stores=stores,
@@ -155,6 +177,7 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
         attempts=attempts,
         measurements=tuple(measurements.values()),
         references=tuple(references),
+        full=tuple(entry for entry in entries if entry.config.variant.name == REFERENCE),
     )
 
 

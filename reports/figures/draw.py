@@ -52,9 +52,10 @@ def all_figures(results: ResultSet, *, titled: bool = False) -> Iterator[tuple[s
     """Yield the title and the figure of everything that can be drawn: task by task, then cost by length.
 
     Args:
-        results: The records.
+        results: The records; full attention is drawn beside them even if it was not selected.
         titled: Whether the title also stands in the figure.
     """
+    results = results.with_full()
     for profile, track in results.profiles():
         part = results.for_profile(profile, track)
         frame = part.frame()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names written next to what they name: beside the points of a scatter plot, and at the ends of lines.
 
-Placement is greedy and rounded, so that equal figures have equal labels on every machine.
+Placement is greedy and rounded, so that equal figures have equal labels on every machine. A box is four numbers in
+points: left, bottom, right, top.
 """
 
 from __future__ import annotations
@@ -27,86 +28,109 @@ _ANGLES = [np.pi / 8 * step for step in (0, 8, 4, 12, 2, 6, 10, 14, 1, 3, 5, 7, 
 """Directions from a point to its label; the first are preferred."""
 _FREE = 2.0
 """Cost of a place, in points, that counts as free."""
-
-Box = tuple[float, float, float, float]
-"""Left, bottom, right, top."""
+_TOUCH = 1.0
+"""Area that two texts may share, in square points."""
+_PLACES = list(itertools.product(_DISTANCES, _ANGLES))
 
 
 def label_points(
-    axes: Axes,
-    x: ArrayLike,
+    panels: Sequence[tuple[Axes, ArrayLike]],
     y: ArrayLike,
     names: Sequence[str],
-    radii: Sequence[float],
+    radii: ArrayLike,
     colours: Sequence[str],
-    lines: Sequence[np.ndarray] = (),
 ) -> None:
-    """Write a name beside each point, clear of other names and points, with a line to the point if it is far.
+    """Write a name beside each point, clear of texts, points and lines, with a line to the point if it is far.
+
+    If no place is free for a name in one of the panels, the names of all panels stand at their right: `label_ends`.
 
     Args:
-        axes: Axes with everything else drawn, so that the layout is final.
-        x: Horizontal positions of the points.
+        panels: The axes, with everything else drawn, so that the layout is final; and the horizontal positions of the
+            points in each. Lines are drawn along the axes, as steps.
         y: Vertical positions of the points.
         names: What to write.
         radii: Sizes of the points, in points.
         colours: Colours of the points.
-        lines: What no name should cover: the corners of lines that run along the axes, each (corners, 2).
     """
-    figure = axes.get_figure(root=True)
+    figure = panels[0][0].get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
+    ends = [np.column_stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)]) for _, x in panels]
+    radii = np.broadcast_to(np.asarray(radii, dtype=float), len(names))
+    found = [_offsets(axes, spots, names, radii) for (axes, _), spots in zip(panels, ends, strict=True)]
+    for (axes, _), spots, offsets in zip(panels, ends, found, strict=True):
+        if any(each is None for each in found):
+            label_ends(axes, [(float(along), float(up)) for along, up in spots], names, colours)
+            continue
+        for spot, name, (along, up, far), colour in zip(spots, names, offsets or [], colours, strict=True):
+            axes.annotate(
+                name, (float(spot[0]), float(spot[1])), xytext=(along, up), textcoords="offset points",
+                ha="center", va="center", fontsize=SIZE, color=ink(colour), zorder=5,
+                arrowprops=_line(colour) if far else None,
+            ).set_in_layout(False)  # fmt: skip
+
+
+def _offsets(
+    axes: Axes, ends: np.ndarray, names: Sequence[str], radii: np.ndarray
+) -> list[tuple[float, float, bool]] | None:
+    """Return how far right of and above its point each name stands, and whether it needs a line; None without room."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
     scale = 72 / figure.dpi
-    spots = axes.transData.transform(np.column_stack([x, y])) * scale
-    frame = axes.get_window_extent().padded(-3 / scale)
-    inside = (frame.x0 * scale, frame.y0 * scale, frame.x1 * scale, frame.y1 * scale)
+    spots = axes.transData.transform(ends) * scale
+    frame = np.array(axes.get_window_extent().padded(-3 / scale).extents) * scale
+    texts = np.array([text.get_window_extent().extents for text in axes.texts]).reshape(-1, 4) * scale
+    corners = [axes.transData.transform(line.get_xydata()) * scale for line in axes.lines]
+    lines = [(*(np.minimum(a, b) - 1), *(np.maximum(a, b) + 1)) for c in corners for a, b in itertools.pairwise(c)]
+    points = np.column_stack([spots - radii[:, None], spots + radii[:, None]])
     sizes = [_size(axes, name) for name in names]
-    points = [(px - r, py - r, px + r, py + r) for (px, py), r in zip(spots, radii, strict=True)]
-    corners = [axes.transData.transform(line) * scale for line in lines]
-    drawn = [
-        (*(np.minimum(a, b) - 1), *(np.maximum(a, b) + 1)) for line in corners for a, b in itertools.pairwise(line)
-    ]
-    choices = [
-        [
-            (distance, _beside(spot, radius + distance, angle, size))
-            for distance, angle in itertools.product(_DISTANCES, _ANGLES)
-        ]
-        for spot, radius, size in zip(spots, radii, sizes, strict=True)
-    ]
-    places: list[tuple[float, Box] | None] = [None] * len(names)
-    crowded = sorted(range(len(names)), key=lambda k: round(float(np.hypot(*(spots - spots[k]).T).sum()), 1))
+    choices = np.stack([_beside(*each) for each in zip(spots, radii, sizes, strict=True)])
+    places = _places(spots, choices, points, np.concatenate([np.array(lines).reshape(-1, 4), texts]), frame)
+    boxes = choices[np.arange(len(names)), places]
+    shared = _overlap(boxes, np.concatenate([boxes, texts]))
+    np.fill_diagonal(shared, 0)
+    if (shared > _TOUCH).any():
+        return None
+    middles = ((boxes[:, :2] + boxes[:, 2:]) / 2 - spots).round(1).tolist()
+    return [(along, up, _PLACES[k][0] > 2 * _FREE) for (along, up), k in zip(middles, places, strict=True)]
+
+
+def _places(
+    spots: np.ndarray, choices: np.ndarray, points: np.ndarray, foreign: np.ndarray, frame: np.ndarray
+) -> np.ndarray:
+    """Choose a place for each name, moving one after the other to where it costs least: (names,) of indices.
+
+    Args:
+        spots: (names, 2).
+        choices: The boxes of each name at all places, (names, places, 4).
+        points: The boxes of the points, (names, 4).
+        foreign: Other boxes that no name should cover, (boxes, 4).
+        frame: The box in which names belong, (4,).
+    """
+    far = np.array([distance for distance, _ in _PLACES])
+    places = np.full(len(spots), -1)
+    crowded = sorted(range(len(spots)), key=lambda k: round(float(np.hypot(*(spots - spots[k]).T).sum()), 1))
     for _ in range(SWEEPS):
+        before = places.copy()
         for k in crowded:
-            others = [place[1] for other, place in enumerate(places) if place is not None and other != k]
-            foreign = [*drawn, *(box for other, box in enumerate(points) if other != k)]
-
-            def cost(
-                choice: tuple[float, Box], others: Sequence[Box] = others, foreign: Sequence[Box] = foreign, k: int = k
-            ) -> float:
-                distance, box = choice
-                covered = sum(_overlap(box, other) for other in others) + sum(_overlap(box, p) for p in foreign)
-                outside = _area(box) - _overlap(box, inside)
-                crossed = sum(_crosses(tuple(spots[k]), box, other) for other in others) if distance > _FREE else 0
-                return round(10 * covered + 60 * outside + 40 * crossed + distance, 1)
-
-            places[k] = min(choices[k], key=cost)
-    for spot, name, place, colour in zip(spots, names, places, colours, strict=True):
-        assert place is not None
-        distance, box = place
-        middle = ((box[0] + box[2]) / 2 - spot[0], (box[1] + box[3]) / 2 - spot[1])
-        position = axes.transData.inverted().transform(spot / scale)
-        axes.annotate(
-            name, tuple(position), xytext=(round(middle[0], 1), round(middle[1], 1)), textcoords="offset points",
-            ha="center", va="center", fontsize=SIZE, color=ink(colour), zorder=5,
-            arrowprops=_line(colour) if distance > 2 * _FREE else None,
-        ).set_in_layout(False)  # fmt: skip
+            placed = (places >= 0) & (np.arange(len(spots)) != k)
+            others = choices[placed, places[placed]]
+            covered = _overlap(choices[k], np.concatenate([others, foreign, np.delete(points, k, axis=0)])).sum(1)
+            width, height = (choices[k, 0, 2:] - choices[k, 0, :2]).tolist()
+            outside = width * height - _overlap(choices[k], frame[None])[:, 0]
+            crossed = np.where(far > _FREE, _crossed(spots[k], choices[k], others), 0)
+            places[k] = np.argmin((10 * covered + 60 * outside + 40 * crossed + far).round(1))
+        if (places == before).all():
+            break
+    return places
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float]], names: Sequence[str], colours: Sequence[str]) -> None:
-    """Write a name at the right of each line, one below the other, with a thin line from the end of the line.
+    """Write names at the right of the axes, one below the other, with a thin line from what each of them names.
 
     Args:
-        axes: Axes with all lines drawn.
-        ends: (x, y) of the last point of each line.
+        axes: Axes with everything else drawn.
+        ends: (x, y) of the point, or of the last point of the line, that each name belongs to.
         names: What to write; it may have several lines.
         colours: Colours of the names.
     """
@@ -123,7 +147,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float]], names: Sequence[
     figure.draw_without_rendering()
     height = axes.get_window_extent().height * 72 / figure.dpi
     if needed > height:
-        figure.set_figheight(figure.get_figheight() + (needed - height) / 72)
+        grid = axes.get_gridspec()  # each row gets its part of the height
+        figure.set_figheight(figure.get_figheight() + (grid.nrows if grid else 1) * (needed - height) / 72)
         figure.draw_without_rendering()
         height = axes.get_window_extent().height * 72 / figure.dpi
     wanted = [float(axes.transAxes.inverted().transform(axes.transData.transform(end))[1]) * height for end in ends]
@@ -179,27 +204,23 @@ def _size(axes: Axes, name: str) -> tuple[float, float]:
     return box.width * 72 / figure.dpi, box.height * 72 / figure.dpi
 
 
-def _beside(spot: np.ndarray, distance: float, angle: float, size: tuple[float, float]) -> Box:
-    """Return the box of a label whose edge is at a distance from a spot, in a direction."""
-    along, up = round(float(np.cos(angle)), 6), round(float(np.sin(angle)), 6)
-    x = spot[0] + along * (distance + size[0] / 2)
-    y = spot[1] + up * (distance + size[1] / 2)
-    return (x - size[0] / 2, y - size[1] / 2, x + size[0] / 2, y + size[1] / 2)
+def _beside(spot: np.ndarray, radius: float, size: tuple[float, float]) -> np.ndarray:
+    """Return the boxes of a label of a size around a point of a radius: (places, 4)."""
+    away = np.array([[radius + distance] for distance, _ in _PLACES]) + np.array(size) / 2
+    direction = np.array([(np.cos(angle), np.sin(angle)) for _, angle in _PLACES]).round(6)
+    middle = spot + direction * away
+    return np.concatenate([middle - np.array(size) / 2, middle + np.array(size) / 2], axis=1)
 
 
-def _area(box: Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
+def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the areas that boxes (n, 4) and boxes (m, 4) share: (n, m)."""
+    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
+    return np.asarray(sides.clip(0).prod(-1))
 
 
-def _overlap(a: Box, b: Box) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return width * height if width > 0 and height > 0 else 0.0
-
-
-def _crosses(spot: tuple[float, ...], label: Box, other: Box) -> bool:
-    """Say whether the line from a point to the middle of its label runs through another label."""
-    end = ((label[0] + label[2]) / 2, (label[1] + label[3]) / 2)
+def _crossed(spot: np.ndarray, boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Count the other labels (m, 4) through which the line from a point to the middle of a box (n, 4) runs: (n,)."""
     steps = np.linspace(0.0, 1.0, 12)[:, None]
-    path = np.array(spot) * (1 - steps) + np.array(end) * steps
-    inside = (path[:, 0] > other[0]) & (path[:, 0] < other[2]) & (path[:, 1] > other[1]) & (path[:, 1] < other[3])
-    return bool(inside.any())
+    path = spot * (1 - steps) + ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None] * steps  # (n, 12, 2)
+    inside = (path[:, :, None] > others[None, None, :, :2]) & (path[:, :, None] < others[None, None, :, 2:])
+    return np.asarray(inside.all(-1).any(1).sum(1))

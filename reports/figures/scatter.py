@@ -22,6 +22,8 @@ POINT = 26.0
 """Area of a point of the Pareto front, in square points."""
 LARGEST_BUBBLE = 300.0
 """Area of the largest bubble, in square points."""
+CENTRE = 9.0
+"""Area of the marker in the middle of a bubble, in square points."""
 
 
 def medians(frame: pd.DataFrame) -> pd.DataFrame:
@@ -49,15 +51,18 @@ def bubbles(frame: pd.DataFrame, where: str) -> Figure:
     figure = new_figure(2.2 + 0.1 * len(rows))
     axes = figure.subplots()
     area = LARGEST_BUBBLE * rows["memory"] / rows["memory"].max()
-    colours = _colours(frame, rows)
+    styles = [looks(frame)[str(label)] for label in rows.index]
+    colours = [look.colour for look in styles]
     axes.scatter(rows["speed"], rows["accuracy"], s=area, c=colours, alpha=0.4, edgecolors=colours, linewidths=0.8)
+    for look, x, y in zip(styles, rows["speed"], rows["accuracy"], strict=True):
+        axes.scatter([x], [y], s=CENTRE, c=look.colour, marker=look.marker, linewidths=0)
     axes.set(xscale="log", xlabel="training speed (tokens/s)", ylabel="test accuracy (%)")
     axes.margins(0.25)
     plain_ticks(axes.xaxis, *axes.get_xlim())
     write_title(figure, "Area: peak memory", where)
     mark_preview(axes, int(rows["seeds"].max()))
     names = [f"{wrapped(label, LABEL)}\n{row.memory:,.0f} MiB" for label, row in rows.iterrows()]
-    label_points(axes, rows["speed"], rows["accuracy"], names, np.sqrt(area / np.pi), colours)
+    label_points([(axes, rows["speed"])], rows["accuracy"], names, np.sqrt(area / np.pi), colours)
     return figure
 
 
@@ -71,30 +76,28 @@ def pareto(frame: pd.DataFrame, where: str) -> Figure:
     rows = medians(frame)
     figure = new_figure(3.6 + 0.14 * len(rows))
     panels = figure.subplots(2, 1)
-    colours = _colours(frame, rows)
+    styles = [looks(frame)[str(label)] for label in rows.index]
+    colours = [look.colour for look in styles]
     costs = (("time per 1000 tokens (ms)", 1e6 / rows["speed"]), ("peak memory (MiB)", rows["memory"]))
     for axes, (text, cost) in zip(panels, costs, strict=True):
         on_front = front(cost.to_numpy(), rows["accuracy"].to_numpy())
         best = np.flatnonzero(on_front)[np.argsort(cost.to_numpy()[on_front])]
         corners = np.repeat(np.column_stack([cost.iloc[best], rows["accuracy"].iloc[best]]), 2, axis=0)
         axes.plot(corners[1:, 0], corners[:-1, 1], color="#999999", linewidth=0.9, zorder=1)  # across, then up
-        faces = [colour if held else "white" for colour, held in zip(colours, on_front, strict=True)]
-        axes.scatter(cost, rows["accuracy"], s=POINT, c=faces, edgecolors=colours, linewidths=0.9, zorder=2)
+        for look, x, y, held in zip(styles, cost, rows["accuracy"], on_front, strict=True):
+            face = look.colour if held else "white"
+            axes.scatter(
+                [x], [y], s=POINT, c=face, edgecolors=look.colour, marker=look.marker, linewidths=0.9, zorder=2
+            )
         axes.set(xscale="log", xlabel=text, ylabel="test accuracy (%)")
         axes.margins(0.25)
         plain_ticks(axes.xaxis, *axes.get_xlim())
         mark_preview(axes, int(rows["seeds"].max()))
     write_title(figure, "Filled: nothing is cheaper and better", where)
     names = [wrapped(label, LABEL) for label in rows.index]
-    radii = [math.sqrt(POINT / math.pi)] * len(rows)
-    for axes, (_, cost) in zip(panels, costs, strict=True):
-        label_points(axes, cost, rows["accuracy"], names, radii, colours, [steps.get_xydata() for steps in axes.lines])
+    panels_with_costs = [(axes, cost) for axes, (_, cost) in zip(panels, costs, strict=True)]
+    label_points(panels_with_costs, rows["accuracy"], names, math.sqrt(POINT / 2), colours)  # a diamond is the widest
     return figure
-
-
-def _colours(frame: pd.DataFrame, rows: pd.DataFrame) -> list[str]:
-    styles = looks(frame)
-    return [styles[str(label)].colour for label in rows.index]
 
 
 def front(cost: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -125,7 +128,10 @@ def seed_dots(results: ResultSet, frame: pd.DataFrame, where: str) -> Figure:
         group = frame[frame["label"] == label]
         scores = group["accuracy"].dropna()
         offsets = np.linspace(-0.18, 0.18, len(scores)) if len(scores) > 1 else np.zeros(len(scores))
-        axes.scatter(scores, row + offsets, s=14, color=styles[label].colour, alpha=0.8, linewidths=0, zorder=3)
+        look = styles[label]
+        axes.scatter(
+            scores, row + offsets, s=14, color=look.colour, marker=look.marker, alpha=0.8, linewidths=0, zorder=3
+        )
         if len(scores) > 1:
             axes.vlines(scores.mean(skipna=False), row - 0.32, row + 0.32, color="#777777", linewidth=1.4, zorder=2)
         lost = group["status"][group["accuracy"].isna()].value_counts().sort_index()

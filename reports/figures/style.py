@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,8 +44,10 @@ IN_ORDER = (
     "multiscale_conv", "lion", "mra",
 )  # fmt: skip
 """Variants in the order of their colours, so that those that are often drawn together differ. New ones come last."""
-MARKERS = "osD^vP*"
-DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", (0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+MARKERS = "osD^vP*<X>p"
+DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = (
+    "-", (0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)), (0, (2, 3)),
+)  # fmt: skip
 _SETTINGS: dict[Any, Any] = {
     "font.size": 7,
     "axes.titlesize": 7.5,
@@ -82,30 +85,40 @@ class Look:
     dash: str | tuple[int, tuple[int, ...]]
 
 
-def look_of(variant: str, nth: int = 0) -> Look:
-    """Return the look of a variant, which is the same in every figure and depends on its registered name alone.
-
-    Args:
-        variant: Registered name.
-        nth: Position among the labels of this variant in a figure; they share the colour.
-    """
-    if variant == REFERENCE:
-        return Look(colour=REFERENCE_COLOUR, marker=MARKERS[nth % len(MARKERS)], dash=DASHES[nth % len(DASHES)])
-    place = IN_ORDER.index(variant) if variant in IN_ORDER else crc32(variant.encode())
-    turn = place // len(COLOURS) + nth + 1  # the first turn differs from full attention in more than its colour
-    return Look(
-        colour=COLOURS[place % len(COLOURS)], marker=MARKERS[turn % len(MARKERS)], dash=DASHES[turn % len(DASHES)]
-    )
+def look_of(variant: str) -> Look:
+    """Return the look of a variant, which is the same in every figure and depends on its registered name alone."""
+    return _look(*_colour_and_turn(variant))
 
 
 def looks(frame: pd.DataFrame) -> dict[str, Look]:
-    """Return the look of each label of a frame with the columns `label` and `variant`."""
-    found: dict[str, Look] = {}
-    counts: dict[str, int] = {}
-    for variant, label in sorted(set(zip(frame["variant"], frame["label"], strict=True))):
-        found[label] = look_of(variant, counts.get(variant, 0))
-        counts[variant] = counts.get(variant, 0) + 1
+    """Return the look of each label of a frame with the columns `label` and `variant`.
+
+    All labels of a variant have its colour. Its first label has its look, if no other label of the figure has it; the
+    others take the markers and dashes that are used least in this colour. So as many labels of one colour differ as
+    there are markers.
+    """
+    labels = sorted(set(zip(frame["variant"], frame["label"], strict=True)))
+    first = dict(reversed(labels))
+    used, found = Counter[Look](), dict[str, Look]()
+    for variant, label in sorted(labels, key=lambda each: (first[each[0]] != each[1], each[0] not in IN_ORDER, each)):
+        colour, own = _colour_and_turn(variant)
+        turn = min(range(len(MARKERS)), key=lambda turn: (used[_look(colour, turn)], turn != own, turn))
+        found[label] = _look(colour, turn)
+        used[found[label]] += 1
     return found
+
+
+def _colour_and_turn(variant: str) -> tuple[str, int]:
+    """Return the colour of a variant, and its place among the variants of this colour."""
+    if variant == REFERENCE:
+        return REFERENCE_COLOUR, 0
+    place = IN_ORDER.index(variant) if variant in IN_ORDER else crc32(variant.encode())
+    turn = place // len(COLOURS) + 1  # the first differs from full attention in more than its colour
+    return COLOURS[place % len(COLOURS)], turn % len(MARKERS)
+
+
+def _look(colour: str, turn: int) -> Look:
+    return Look(colour=colour, marker=MARKERS[turn], dash=DASHES[turn % len(DASHES)])
 
 
 @contextmanager

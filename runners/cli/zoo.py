@@ -75,6 +75,8 @@ def check(name: str, overrides: tuple[str, ...]) -> None:
     usually helps. Begin with the first one; it often explains the others. The exit code is 1 if a check fails.
     """
     spec = find(name)
+    import torch
+
     from attention_zoo import OptionError
     from attention_zoo.checks import contract_checks, verdict, with_options
     from lra.config.resolve import parse_override
@@ -86,6 +88,7 @@ def check(name: str, overrides: tuple[str, ...]) -> None:
         checks = contract_checks(with_options(spec, options) if options else spec)
     except (OptionError, ValueError) as error:
         raise UsageError(f"{spec.name}: {error}") from error
+    torch.set_num_threads(1)  # threads that wait for each other at small tensors take minutes on a busy machine
     bar = progress_bar(checks, title=spec.name, unit="check", shown=True, keep=False)
     problems = {check_name: verdict(check_name, run) for check_name, run in bar}
     shown: set[str] = set()

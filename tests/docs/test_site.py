@@ -42,6 +42,15 @@ def test_the_site_has_every_page_of_the_docs(site):
         assert name.stem == "README" or f'href="{address}/"' in index
 
 
+def test_the_notebook_is_a_page_that_other_pages_link(site):
+    page = (site / "notebook" / "index.html").read_text(encoding="utf-8")
+    assert "The harness in ten cells" in page
+    assert "torch.Size([2, 50, 32])" in page  # what a cell printed
+    assert 'href="../notebook/"' in (site / "trained-models" / "index.html").read_text(encoding="utf-8")
+    assert (site / "notebook.ipynb").is_file()
+    assert not (site / "notebook_page.py").exists()
+
+
 def test_the_reference_has_the_public_names(site):
     import attention_zoo
     import contextpool
@@ -72,7 +81,8 @@ def test_a_broken_page_is_an_error(line, complaint, tmp_path):
     (tmp_path / "docs" / "protocol.md").write_text("# Protocol\n")
     (tmp_path / "docs" / "index.md").write_text(f"# Index\n\n{line}\n")
     settings, _, _ = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")
-    (tmp_path / "mkdocs.yml").write_text(settings.replace("paths: [.]", f"paths: [{ROOT}]"))
+    settings = settings.replace("paths: [.]", f"paths: [{ROOT}]").replace("hooks: [docs/notebook_page.py]", "")
+    (tmp_path / "mkdocs.yml").write_text(settings)
     done = build(tmp_path, tmp_path / "site")
     assert done.returncode != 0
     assert complaint in done.stderr

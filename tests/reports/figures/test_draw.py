@@ -4,11 +4,13 @@ import re
 import shutil
 
 import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
 
 from lra.errors import UsageError
 from reports.cli import FIGURES
 from reports.figures import all_figures, draw_all
-from reports.figures.style import REFERENCE_COLOUR, save
+from reports.figures.style import IN_ORDER, REFERENCE_COLOUR, save
 from reports.result_set import load_stores
 from tests.reports.figures.helpers import clipped, is_tick, overlapping
 from tests.reports.synthetic import HOSTILE, add_run, five_tasks
@@ -65,8 +67,8 @@ def test_long_names_that_differ_at_their_end_look_different(tmp_path):
         elif title.startswith("learning"):
             names = [text.get_text() for text in figure.axes[0].texts if "PREVIEW" not in text.get_text()]
         else:
-            # Eighteen names of four lines at one place find no room; `test_labels.py` has crowds that do.
             names = [text.get_text() for text in figure.axes[0].texts if "PREVIEW" not in text.get_text()]
+            assert overlapping(figure, figure.axes[0].texts) == []
         names = [re.sub(r"\n[\d,]+ MiB|\s", "", name) for name in names]
         assert len(set(names)) == len(names) >= 4, title
         checked += len(names)
@@ -119,6 +121,23 @@ def test_no_label_lies_on_another(drawn):
 
 
 @pytest.mark.nightly
+def test_points_of_all_variants_differ_in_colour_or_marker(tmp_path):
+    variants = ("full", *IN_ORDER)
+    for number, variant in enumerate(variants):
+        add_run(tmp_path, 300 + 5 * number, variant=variant, memory=16 * (number + 1), speed=900 - 30 * number)
+    figures = {title.partition(":")[0]: figure for title, figure in all_figures(load_stores([tmp_path]))}
+    for kind in ("seeds", "speed, score and memory", "front"):
+        axes = figures[kind].axes[0]
+        points = [
+            dots for dots in axes.collections if isinstance(dots, PathCollection) and len(dots.get_offsets()) == 1
+        ]
+        assert len(points) == len(variants), kind
+        looks = {(to_hex(dots.get_edgecolor()[0]), dots.get_paths()[0].vertices.tobytes()) for dots in points}
+        assert len(looks) == len(variants), kind
+        assert overlapping(figures[kind], axes.texts) == [], kind
+
+
+@pytest.mark.nightly
 def test_titles_are_drawn_on_demand(results):
     part = results.for_profile("quick", "open")
     plain, titled = list(all_figures(part)), list(all_figures(part, titled=True))
@@ -134,6 +153,21 @@ def test_full_attention_is_in_every_figure_of_curves(drawn):
     for figure in curves:
         assert [text.get_text() for text in figure.axes[0].texts].count("full (3)") == 1
         assert [line.get_color() for line in figure.axes[0].lines].count(REFERENCE_COLOUR) == 1
+
+
+def test_full_attention_is_drawn_beside_a_selection_without_it(tmp_path):
+    for variant in ("full", "local", "mine"):
+        add_run(tmp_path, 400, variant=variant)
+        add_run(tmp_path, 400, variant=variant, seed=1)
+    add_run(tmp_path, 400, variant="full", task="text")  # a task without the selected variant
+    results = load_stores([tmp_path])
+    chosen = results.filter(lambda config: config.variant.name == "mine")
+    assert len(chosen.with_full().records) == 4
+    assert len(results.with_full().records) == len(results.records)
+    drawn = dict(all_figures(chosen))
+    assert all("ListOps" in title for title in drawn)
+    (curves,) = (figure for title, figure in drawn.items() if title.startswith("learning"))
+    assert [text.get_text() for text in curves.axes[0].texts] == ["full (2)", "mine (2)"]
 
 
 @pytest.mark.nightly

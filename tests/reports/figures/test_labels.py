@@ -25,7 +25,7 @@ def crowd(count):
 def test_names_of_points_in_a_crowd_do_not_overlap_and_stay_inside():
     figure, axes, x, y = crowd(12)
     names = [f"Variant number {k}" for k in range(12)]
-    label_points(axes, x, y, names, [2.5] * 12, ["#D55E00"] * 12)
+    label_points([(axes, x)], y, names, 2.5, ["#D55E00"] * 12)
     assert [text.get_text() for text in axes.texts] == names
     assert overlapping(figure, axes.texts) == []
     assert overlapping(figure, axes.texts, np.column_stack([x, y])) == []
@@ -51,7 +51,9 @@ def test_a_name_does_not_cover_a_line():
         figure = new_figure(2.0)
         axes = figure.subplots()
         axes.set(xlim=(0, 10), ylim=(0, 10))
-        label_points(axes, [5], [5], ["A variant"], [2.5], ["#000000"], lines)
+        for line in lines:
+            axes.plot(*line.T)
+        label_points([(axes, [5])], [5], ["A variant"], 2.5, ["#000000"])
         figure.draw_without_rendering()
         text = axes.texts[0]
         box = super(type(text), text).get_window_extent().transformed(axes.transData.inverted())

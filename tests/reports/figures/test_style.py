@@ -2,11 +2,12 @@
 
 import itertools
 
+import pandas as pd
 import pytest
 
 from attention_zoo import available
 from attention_zoo.registry import plugin_origin
-from reports.figures.style import COLOURS, IN_ORDER, REFERENCE_COLOUR, look_of, new_figure, plain_ticks
+from reports.figures.style import COLOURS, IN_ORDER, REFERENCE_COLOUR, look_of, looks, new_figure, plain_ticks
 
 
 @pytest.mark.parametrize(
@@ -29,10 +30,20 @@ def test_every_variant_of_this_project_has_its_place_among_the_colours():
 
 
 def test_no_two_variants_of_this_project_look_alike():
-    looks = [look_of(name) for name in ("full", *IN_ORDER)]
-    assert len(set(looks)) == len(IN_ORDER) + 1
-    assert [look.colour for look in looks].count(REFERENCE_COLOUR) == 1
+    drawn = [look_of(name) for name in ("full", *IN_ORDER)]
+    assert len(set(drawn)) == len(IN_ORDER) + 1
+    assert [look.colour for look in drawn].count(REFERENCE_COLOUR) == 1
     assert look_of("unheard_of") == look_of("unheard_of")
     assert look_of("unheard_of").colour in COLOURS
-    assert look_of("local", 1) != look_of("local")
-    assert look_of("local", 1).colour == look_of("local").colour
+    assert len({(look.colour, look.marker) for look in drawn}) == len({(x.colour, x.dash) for x in drawn}) == len(drawn)
+
+
+def test_labels_of_one_variant_share_its_colour_and_differ_in_their_marker():
+    labels = [("full", "full"), ("local", "local"), ("s4d", "s4d"), *(("mine", f"mine [{k}]") for k in range(9))]
+    labels += [("local", f"local [{k}]") for k in range(5)]
+    frame = pd.DataFrame(labels, columns=["variant", "label"])
+    found = looks(frame)
+    assert {found[label].colour for variant, label in labels if variant == "local"} == {look_of("local").colour}
+    assert len({(look.colour, look.marker) for look in found.values()}) == len(labels)
+    assert {name: found[name] for name in ("full", "local", "s4d")} == {n: look_of(n) for n in ("full", "local", "s4d")}
+    assert len(set(looks(frame[frame["variant"] == "mine"][:7]).values())) == 7
