@@ -7,7 +7,19 @@ import torch
 
 from attention_zoo import LayerDims, get_variant
 
-NAMES = ("nystrom", "performer", "linear", "cosformer", "linformer", "luna", "synthesizer", "fnet", "skyformer", "lion")
+NAMES = (
+    "nystrom",
+    "performer",
+    "linear",
+    "cosformer",
+    "linformer",
+    "luna",
+    "synthesizer",
+    "fnet",
+    "skyformer",
+    "lion",
+    "lru",
+)
 
 
 @pytest.mark.nightly  # the tests of `full` compile one variant every day

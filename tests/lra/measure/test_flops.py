@@ -241,6 +241,15 @@ def s4d(n, d, state=64):
     return linear(BATCH * n, d, 2 * d) + exponentials(n, d, state)
 
 
+def diagonal_system(n, d, states):
+    """Maps into complex states and out of those of two directions; the scan has no formula."""
+    return linear(BATCH * n, d, 2 * states) + linear(BATCH * n, 2 * 2 * states, d)
+
+
+def lru(n, d):
+    return diagonal_system(n, d, d // 3) + linear(BATCH * n, d, 2 * d)
+
+
 def multiscale_conv(n, d):
     """The Fourier transforms have no formula; the interpolation of the pieces is a product with a constant."""
     size = max(size for size in range(2, n // 8 + 1) if size * scales(size, n) <= d)
@@ -345,6 +354,7 @@ FORMS = {
     "lion": lion,
     "local": local,
     "longformer": longformer,
+    "lru": lru,
     "luna": luna,
     "mega": mega,
     "mlp_only": mlp_only,
