@@ -39,7 +39,7 @@ def decayed_attention(
     length = q.shape[2]
     chunk = min(chunk, length)
     # (batch, num_heads, chunks, chunk, features); zeros at the end add nothing and do not decay.
-    q, k, v, steps = (_chunks(each, chunk) for each in (q, k, v, log_decay[..., None]))
+    q, k, v, steps = (split_chunks(each, chunk) for each in (q, k, v, log_decay[..., None]))
     steps = steps[..., 0]
     since = steps.cumsum(dim=-1)  # from the start of the chunk up to and with a token
     whole = since[..., -1]  # (batch, num_heads, chunks)
@@ -67,9 +67,10 @@ def decay_weights(log_decay: Tensor, *, causal: bool = False) -> Tensor:
     return torch.where(later, before[..., None, :] - before[..., :, None], past).exp()
 
 
-def _chunks(x: Tensor, chunk: int) -> Tensor:
+def split_chunks(x: Tensor, chunk: int) -> Tensor:
     """Cut (batch, num_heads, length, features) into (batch, num_heads, chunks, chunk, features), zeros at the end."""
-    return F.pad(x, (0, 0, 0, -x.shape[2] % chunk)).unflatten(2, (-1, chunk))
+    missing = -x.shape[2] % chunk
+    return (F.pad(x, (0, 0, 0, missing)) if missing else x).unflatten(2, (-1, chunk))  # padding by nothing would copy
 
 
 def _states(written: Tensor, log_kept: Tensor) -> Tensor:
@@ -83,8 +84,8 @@ def _states(written: Tensor, log_kept: Tensor) -> Tensor:
     """
     count, group = written.shape[2], min(_GROUP, written.shape[2])
     # (batch, num_heads, groups, group, key_dim * value_dim) and (batch, num_heads, groups, group)
-    flat = _chunks(written.flatten(3), group)
-    steps = _chunks(log_kept[..., None], group)[..., 0]
+    flat = split_chunks(written.flatten(3), group)
+    steps = split_chunks(log_kept[..., None], group)[..., 0]
     since = steps.cumsum(dim=-1)
     before = since - steps
     # From the end of a chunk to the start of a later one: (batch, num_heads, groups, group, group)

@@ -30,7 +30,6 @@ direction, narrow keys, and a norm and a gate behind each head.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +43,7 @@ from attention_zoo.kernels.linear_attention import SMALLEST, float_features, lin
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
+from attention_zoo.selective_decay import SelectiveDecay
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,14 +87,9 @@ class Lion(SequenceMixer):
         if config.decay == "fixed":
             # sigmoid(log(2^(5 + head) - 1)) = 1 - 2^(-5 - head)
             exponents = 5.0 + torch.arange(dims.num_heads, dtype=torch.float64)
-            self.decay = nn.Parameter((2.0**exponents - 1.0).log().float())  # (num_heads,)
+            self.fixed = nn.Parameter((2.0**exponents - 1.0).log().float())  # (num_heads,)
         elif config.decay == "selective":
-            self.step = nn.Linear(dims.dim, dims.num_heads)
-            self.log_rate = nn.Parameter((1.0 + 15.0 * torch.rand(dims.num_heads)).log())
-            low, high = math.log(1e-3), math.log(1e-1)
-            first = (low + (high - low) * torch.rand(dims.num_heads)).exp()
-            with torch.no_grad():
-                self.step.bias.copy_(first.expm1().log())  # softplus(log(exp(first) - 1)) = first
+            self.decay = SelectiveDecay(dims.dim, dims.num_heads)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
@@ -119,11 +114,11 @@ class Lion(SequenceMixer):
     def log_decay(self, x: Tensor) -> Tensor:
         """Compute log λ of each token, (batch, length, num_heads), in float32 at least."""
         if self.config.decay == "selective":
-            # -softplus(z) as logsigmoid(-z): under torch.compile the gradient of F.softplus gets wrong strides.
-            return float_features(self.log_rate).exp() * F.logsigmoid(-float_features(self.step(x)))
+            decay: Tensor = self.decay(x)
+            return decay
         shape = (*x.shape[:2], self.dims.num_heads)
         if self.config.decay == "fixed":
-            return F.logsigmoid(float_features(self.decay)).expand(shape)
+            return F.logsigmoid(float_features(self.fixed)).expand(shape)
         return float_features(x.new_zeros(shape))
 
     def resolved_backend(self, device: torch.device) -> str:  # noqa: ARG002

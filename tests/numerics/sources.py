@@ -22,6 +22,7 @@ COMPUTES = (
     "attention_zoo/huggingface.py",
     "attention_zoo/masking.py",
     "attention_zoo/projections.py",
+    "attention_zoo/selective_decay.py",
     "attention_zoo/kernels/**/*.py",
     "attention_zoo/variants/**/*.py",
     "contextpool/**/*.py",

@@ -19,6 +19,8 @@ NAMES = (
     "skyformer",
     "lion",
     "lru",
+    "gated_delta",
+    "tnn",
 )
 
 

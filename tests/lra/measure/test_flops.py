@@ -206,6 +206,26 @@ def lion(n, d, chunk=64):
     return projections(n, d) + gate + BATCH * HEADS * (count * (near + 2 * far) + 2 * between)
 
 
+def gated_delta(n, d, chunk=32, taps=7):
+    """Both directions of chunks that solve a triangular system, and a tree of the maps of chunks.
+
+    Solving has no formula, but its gradient by the matrix is a product. The root of the tree is made and not used.
+    """
+    narrow, wide = d // HEADS // 2, d // HEADS
+    maps = 2 * linear(BATCH * n, d, d // 2) + 3 * linear(BATCH * n, d, d) + 2 * linear(BATCH * n, d, 2 * HEADS)
+    solved = product(chunk, narrow, chunk) + 2 * chunk * chunk * (narrow + wide)
+    near = product(chunk, narrow, chunk) + product(chunk, chunk, wide)
+    far = product(narrow, chunk, narrow + wide) + 2 * product(chunk, narrow, wide)
+    count = blocks_of(n, chunk)
+    total = count * (solved + near + far)
+    while count > 1:
+        count = blocks_of(count, 2)
+        sides = 2 if count > 1 else 0
+        total += count * (product(narrow, narrow, narrow, sides) + product(narrow, narrow, wide, sides))
+        total += count * product(narrow, narrow, wide, sides=2 if count > 1 else 1)
+    return maps + product(BATCH * n, taps, 2 * d) + 2 * BATCH * HEADS * total
+
+
 def h_transformer_1d(n, d, block=16):
     count = blocks_of(n, block)
     total = projections(n, d) + BATCH * count * softmax(block, 3 * block, d)
@@ -259,6 +279,13 @@ def multiscale_conv(n, d):
 
 def scales(size, length):
     return 1 + math.ceil(math.log2(length / size))
+
+
+def tnn(n, d, hidden=32, layers=3):
+    """The network sees each distance to both sides; the Fourier transforms have no formula."""
+    width = max(8, round((4 * d * d - layers * hidden**2) / (3 * d + hidden) / 8) * 8)
+    network = product(2 * n, 1, hidden, sides=1) + layers * linear(2 * n, hidden, hidden) + linear(2 * n, hidden, width)
+    return 3 * linear(BATCH * n, d, width) + network
 
 
 def nystrom(n, d, landmarks=64, iterations=6, kernel=35):
@@ -347,6 +374,7 @@ FORMS = {
     "cosformer": cosformer,
     "fnet": fnet,
     "full": full,
+    "gated_delta": gated_delta,
     "gated_linear": gated_linear,
     "h_transformer_1d": h_transformer_1d,
     "linear": linear_attention,
@@ -368,6 +396,7 @@ FORMS = {
     "skyformer": skyformer,
     "sparse": sparse,
     "synthesizer": synthesizer,
+    "tnn": tnn,
     "transformer_ls": transformer_ls,
 }
 
