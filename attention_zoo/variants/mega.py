@@ -11,6 +11,11 @@ multiplies its result, and an update gate mixes that with the stream (section 3.
 
 With `chunk`, attention stays within chunks of that many tokens, and only the averages go further.
 
+`form="code"` is the authors' code where it differs from the paper's equations: x' = silu(EMA(x) + ω x) with a learned ω
+for each feature, the average of the future has the token itself too, and parameters start as there: κ, the vectors of
+the bias and the weights of all linear maps from a normal distribution with standard deviation 0.02, ω from one with
+standard deviation 1. So attention starts nearly uniform: q·k is below a thousandth.
+
 Departures from the paper:
 
 - Only softmax is offered, not the Laplace function. The relative bias of the scores is the rotary one, the dot product
@@ -21,13 +26,14 @@ Departures from the paper:
 - Keys are as wide as one head of full attention. Values are so wide that the mixer has about the weights of full
   attention; the paper's values are twice as wide as the stream (`value_dim`).
 - The averages of the past and of the future have parameters of their own and are added, as in the authors' code. The
-  average of the future leaves out the token itself. Causal models look back only.
+  average of the future leaves out the token itself, but for `form="code"`. Causal models look back only.
 - Masked tokens count as zeros in the averages.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +46,8 @@ from attention_zoo.masking import zero_masked
 from attention_zoo.projections import Rotary
 from attention_zoo.registry import register_variant
 
+_STD = 0.02
+"""Standard deviation from which the weights of the authors' code start."""
 _FASTEST = 1.0 - 1e-6
 """Largest share alpha * delta that an average loses in a step. The logarithm of 1 - 1 would have no gradient."""
 
@@ -56,6 +64,7 @@ class MegaConfig(VariantConfig):
     num_averages: int = option(16, "number of moving averages of a feature (h in the paper)")
     key_dim: int = option(0, "width of queries and keys, even (z in the paper); 0 means that of one head")
     value_dim: int = option(0, "width of values (v in the paper); 0 gives as many weights as full attention has")
+    form: Literal["paper", "code"] = option("paper", "the paper's equations, or what the authors' code computes")
     backend: Backend = option("auto", BACKEND_HELP)
 
     def __post_init__(self) -> None:
@@ -84,7 +93,8 @@ class Mega(SequenceMixer):
         # value, reset and out have dim * value_dim weights each, update and candidate dim² each, shared dim * key_dim:
         # 3 dim value_dim + 2 dim² + dim key_dim = 4 dim², rounded to a multiple of 8.
         value_dim = config.value_dim or max(8, round((2 * dim - key_dim) / 24) * 8)
-        self.average = MovingAverage(dim, config.num_averages, causal=dims.causal)
+        as_code = config.form == "code"
+        self.average = MovingAverage(dim, config.num_averages, causal=dims.causal, skip=as_code)
         self.shared = nn.Linear(dim, key_dim, bias=dims.qkv_bias)
         # κ and μ, for queries and for keys: (2, key_dim)
         self.scale, self.shift = nn.Parameter(torch.ones(2, key_dim)), nn.Parameter(torch.zeros(2, key_dim))
@@ -95,6 +105,13 @@ class Mega(SequenceMixer):
         self.update = nn.Linear(dim, dim, bias=dims.qkv_bias)
         self.candidate = nn.Linear(dim, dim, bias=dims.qkv_bias)
         self.out = nn.Linear(value_dim, dim, bias=False)
+        if as_code:
+            linears = self.shared, self.value, self.reset, self.update, self.candidate, self.out
+            for parameter in (self.scale, self.bias, *(linear.weight for linear in linears)):
+                nn.init.normal_(parameter, std=_STD)
+            for linear in linears:
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Average, attend and gate; see `SequenceMixer.forward`."""
@@ -153,10 +170,11 @@ class MovingAverage(nn.Module):
 
     A feature x is expanded to `num_averages` states, h_t = alpha beta x_t + (1 - alpha delta) h_{t-1}, with alpha and
     delta in (0, 1), and read as eta·h_t. This is a convolution with K_l = sum_n eta alpha beta (1 - alpha delta)^l. It
-    is computed in float32 (float64 for float64 inputs), under autocast too.
+    is computed in float32 (float64 for float64 inputs), under autocast too. With `skip` both directions read the token
+    itself, and the result is silu(averages + omega x).
     """
 
-    def __init__(self, dim: int, num_averages: int, *, causal: bool) -> None:
+    def __init__(self, dim: int, num_averages: int, *, causal: bool, skip: bool) -> None:
         super().__init__()
         shape = (1 if causal else 2, dim, num_averages)  # the first axis is the direction
         self.alpha = nn.Parameter(torch.randn(shape) * 0.2)
@@ -165,13 +183,24 @@ class MovingAverage(nn.Module):
         signs = 1.0 - 2.0 * (torch.arange(num_averages) % 2)
         self.beta = nn.Parameter(signs + torch.randn(shape) * 0.02)
         self.eta = nn.Parameter(torch.randn(shape) * num_averages**-0.5)
+        self.omega = nn.Parameter(torch.randn(dim)) if skip else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Average (batch, length, dim) to the same shape."""
         with torch.autocast(x.device.type, enabled=False):
             signal = x.to(torch.promote_types(x.dtype, torch.float32))
-            averaged = long_convolution(signal, *self.kernels(x.shape[1], signal.dtype))
+            if self.omega is None:
+                averaged = long_convolution(signal, *self.kernels(x.shape[1], signal.dtype))
+            else:
+                averaged = F.silu(self._with_itself(signal, self.omega.to(signal.dtype)))
         return averaged.to(x.dtype)
+
+    def _with_itself(self, signal: Tensor, omega: Tensor) -> Tensor:
+        """Return the averages of both directions, each with the token itself, plus omega times the signal."""
+        past, *future = self.kernels(signal.shape[1] + 1, signal.dtype)
+        itself = omega + sum(kernel[:, 0] for kernel in future)
+        # `long_convolution` begins the future at the next token, to which the kernel gives its second weight.
+        return long_convolution(signal, past[:, :-1], *(kernel[:, 1:] for kernel in future)) + itself * signal
 
     def kernels(self, length: int, dtype: torch.dtype) -> list[Tensor]:
         """Compute the kernel of each direction, (dim, length)."""

@@ -9,13 +9,22 @@ in one softmax. The matrix has one entry for each pair of blocks.
 Departures from the paper:
 
 - The sorting network is linear, one for each head, and reads keys.
+- By default columns are normalised before rows, so that the rows, the weights of a sorted block, sum to exactly 1. The
+  paper and the code of others normalise rows first (`first="rows"`). For normal scores at the default temperature the
+  two differ by 0.2 % with 8 blocks and 0.001 % with 40.
 - Blocks without any real token take no part in the sorting, so that padding changes nothing. A sorted token that is a
   mixture of real and masked ones counts the masked ones as zeros.
+
+The published row of Long Range Arena comes from another function. In its code a block holds the tokens that are equal
+modulo the number of blocks, not neighbours. Its sorting weights have one normalisation and are then raised to at least
+1/e, so that with many blocks a sorted block is close to the sum of all blocks, divided by e: nothing is sorted. Two
+softmaxes, one of each block, are added, and there is no noise. None of this is offered.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +47,7 @@ class SinkhornConfig(QkvConfig):
     block_size: int = option(50, "tokens in a block")
     temperature: float = option(0.75, "divisor of the sorting scores; lower values are closer to a hard permutation")
     num_iterations: int = option(8, "Sinkhorn normalisations of rows and columns")
+    first: Literal["columns", "rows"] = option("columns", "what is normalised first in each round; rows in the paper")
     backend: Backend = option("auto", BACKEND_HELP)
 
     def __post_init__(self) -> None:
@@ -116,7 +126,11 @@ class SinkhornAttention(SequenceMixer):
         # Blocks that hold a real token, (batch, blocks), and pairs of such blocks, (batch, 1, places, blocks)
         held = None if real is None else real.unflatten(1, (-1, size)).any(dim=2)
         pairs = None if held is None else (held[:, None, :, None] & held[:, None, None, :])
-        return sinkhorn(scores / self.config.temperature, pairs, self.config.num_iterations).to(k.dtype)
+        scores, rounds = scores / self.config.temperature, self.config.num_iterations
+        if self.config.first == "rows":  # the columns of the transposed matrix
+            pairs = None if pairs is None else pairs.transpose(-2, -1)
+            return sinkhorn(scores.transpose(-2, -1), pairs, rounds).transpose(-2, -1).to(k.dtype)
+        return sinkhorn(scores, pairs, rounds).to(k.dtype)
 
     def resolved_backend(self, device: torch.device) -> str:
         """Name the implementation in training; see `attention_zoo.kernels.softmax.resolve_backend`."""

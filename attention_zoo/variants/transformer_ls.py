@@ -6,15 +6,21 @@ summaries of the sequence (long range), in one softmax over both. A summary is a
 average of all values, with weights P = softmax(K W) over the tokens that the keys themselves decide (dynamic
 projection). Two layer norms, one for the window and one for the summaries, bring both to the same scale (DualLN).
 
+`summaries="input"` is the authors' code for Long Range Arena: the weights come from the input of the layer, with a
+bias, P = softmax(x W + b), and keys and values are normalised before they are averaged, and again after it.
+
 Departures from the paper:
 
 - Masked tokens have no weight in a summary.
 - With rotary positions, the summaries are of rotated keys.
+- A CLS token is a token like any other. In the authors' code it is one more summary, and reads the results of the
+  others.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +29,7 @@ from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
 from attention_zoo.kernels.block_sparse import Pattern, block_sparse_attention
 from attention_zoo.kernels.blocks import neighbours, pad_mask, pad_to_blocks, seen_keys
 from attention_zoo.masking import masked_softmax
-from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.projections import HeadProjections, QkvConfig, initialise
 from attention_zoo.registry import register_variant
 
 _QUERIES = 64
@@ -40,6 +46,9 @@ class TransformerLsConfig(QkvConfig):
 
     window: int = option(8, "tokens in a segment, even; half a segment on either side is seen too")
     rank: int = option(32, "number of summaries of the sequence in each head (r in the paper)")
+    summaries: Literal["keys", "input"] = option(
+        "keys", "keys: weights from the keys, as in the paper; input: from the layer's input, as in the authors' code"
+    )
 
     def __post_init__(self) -> None:
         if self.window < 2 or self.window % 2 or self.rank < 1:
@@ -62,8 +71,9 @@ class TransformerLs(SequenceMixer):
         super().__init__(config, dims)
         width = dims.num_heads * dims.head_dim
         self.projections = HeadProjections(dims, rotary=config.rotary)
-        self.summary = nn.Linear(width, dims.num_heads * config.rank, bias=False)
-        nn.init.xavier_uniform_(self.summary.weight)
+        from_input = config.summaries == "input"
+        self.summary = nn.Linear(dims.dim if from_input else width, dims.num_heads * config.rank, bias=from_input)
+        initialise(self.summary)
         self.norm_local = nn.LayerNorm(width)
         self.norm_global = nn.LayerNorm(width)
 
@@ -71,15 +81,15 @@ class TransformerLs(SequenceMixer):
         """Attend; see `SequenceMixer.forward`."""
         length, window = x.shape[1], self.config.window
         q, k, v = self.projections.split(x)
-        weights = self._summary_weights(k, mask)
+        from_input = self.config.summaries == "input"
+        weights = self._summary_weights(x if from_input else _together(k), mask)
+        near_k, near_v = self._normalise(k, self.norm_local), self._normalise(v, self.norm_local)
         # Summaries of the keys and of the values, each (batch, num_heads, rank, head_dim)
-        summaries = [self._normalise(weights @ heads, self.norm_global) for heads in (k, v)]
+        averaged = (near_k, near_v) if from_input else (k, v)
+        summaries = [self._normalise(weights @ heads, self.norm_global) for heads in averaged]
         # A block of queries is several segments, so the blocks beside it hold all of its windows.
         size = window * -(-_QUERIES // window)
-        q, *near = (
-            pad_to_blocks(heads, size)
-            for heads in (q, self._normalise(k, self.norm_local), self._normalise(v, self.norm_local))
-        )
+        q, *near = (pad_to_blocks(heads, size) for heads in (q, near_k, near_v))
         index, exists = neighbours(q.shape[2] // size, 1, 1, x.device)
         # Key position minus the start of the query's segment, (size, 3 * size)
         segment = torch.arange(size, device=x.device)[:, None] // window * window
@@ -97,9 +107,9 @@ class TransformerLs(SequenceMixer):
         heads, _ = block_sparse_attention(q, k, v, pattern, dropout=dropout)
         return self.projections.merge(heads[:, :, :length], mask)
 
-    def _summary_weights(self, k: Tensor, mask: Tensor | None) -> Tensor:
+    def _summary_weights(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Return the weights of the tokens in each summary, (batch, num_heads, rank, length); rows sum to 1."""
-        scores = self.summary(_together(k)).unflatten(2, (self.dims.num_heads, self.config.rank)).permute(0, 2, 3, 1)
+        scores = self.summary(tokens).unflatten(2, (self.dims.num_heads, self.config.rank)).permute(0, 2, 3, 1)
         return masked_softmax(scores, None if mask is None else mask[:, None, None])
 
     def _normalise(self, heads: Tensor, norm: nn.LayerNorm) -> Tensor:

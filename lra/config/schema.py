@@ -37,10 +37,14 @@ ADDED_LATER: dict[str, Any] = {
     "data.pathfinder64.touching": "refused",
     "data.pathx.touching": "refused",
     "data.pathx256.touching": "refused",
+    "variant.adaptive_span.span_rate": 10.0,
+    "variant.mega.form": "paper",
     "variant.performer.stabiliser": 0.0,
     "variant.performer.temperature": 1.0,
     "variant.reformer.scores": "scaled",
+    "variant.sinkhorn.first": "columns",
     "variant.synthesizer.dot_product": False,
+    "variant.transformer_ls.summaries": "keys",
 }
 """Settings that came after the first records, each with the value that means "as before".
 

@@ -114,11 +114,12 @@ def test_after_step_clamps_into_the_unit_interval():
     assert mixer.statistics()["span_longest"] == LENGTH
 
 
-def test_spans_learn_ten_times_as_fast():
+def test_spans_learn_ten_times_as_fast_or_at_the_rate_of_the_authors():
     for span in ("static", "dynamic"):
         mixer = make(span=span)
         (name,) = mixer.learning_rate_scales()
         assert mixer.learning_rate_scales() == {name: 10.0}
+        assert make(span=span, span_rate=1.0).learning_rate_scales() == {name: 1.0}
         assert name in dict(mixer.named_parameters())
 
 
@@ -239,7 +240,9 @@ def test_a_span_of_zero_can_grow_on_short_sequences(max_length):
 
 
 @pytest.mark.parametrize(
-    "options", [{"ramp": -1}, {"ramp": 1}, {"initial_span": 1.5}, {"penalty": -1.0}, {"span": "both"}], ids=str
+    "options",
+    [{"ramp": -1}, {"ramp": 1}, {"initial_span": 1.5}, {"penalty": -1.0}, {"span": "both"}, {"span_rate": 0.0}],
+    ids=str,
 )
 def test_wrong_values_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -15,6 +15,8 @@ from attention_zoo.variants.mega import Mega, MovingAverage
 from tests.attention_zoo.variants.helpers import (
     assert_equals_definition,
     assert_keeps_the_contract,
+    inputs,
+    make,
     share_of_full_attention,
 )
 
@@ -33,8 +35,11 @@ def naive_average(average: MovingAverage, signal: Tensor, causal: bool) -> Tenso
             outputs[place] = (average.eta[d] * (state if itself else before)).sum(-1)
         return torch.stack([outputs[place] for place in range(LENGTH)], dim=1)
 
-    forward = scan(list(range(LENGTH)), 0, itself=True)
-    return forward if causal else forward + scan(list(range(LENGTH))[::-1], 1, itself=False)
+    code = average.omega is not None
+    total = scan(list(range(LENGTH)), 0, itself=True)
+    if not causal:
+        total = total + scan(list(range(LENGTH))[::-1], 1, itself=code)
+    return F.silu(total + average.omega * signal) if code else total
 
 
 def naive_mega(mixer: Mega, x: Tensor, mask: Tensor) -> Tensor:
@@ -63,14 +68,31 @@ def naive_mega(mixer: Mega, x: Tensor, mask: Tensor) -> Tensor:
 @pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
 @pytest.mark.parametrize(
     "options",
-    [{"num_averages": 3}, {"chunk": 8, "value_dim": 24, "key_dim": 4}, {"chunk": 8, "backend": "fused"}],
+    [
+        {"num_averages": 3},
+        {"chunk": 8, "value_dim": 24, "key_dim": 4},
+        {"chunk": 8, "backend": "fused"},
+        {"num_averages": 3, "form": "code"},
+    ],
     ids=str,
 )
 def test_equals_its_definition_in_outputs_and_gradients(options, causal):
     assert_equals_definition("mega", naive_mega, length=LENGTH, causal=causal, **options)
 
 
-@pytest.mark.parametrize("options", [{"chunk": 32}], ids=str)
+def test_the_form_of_the_code_starts_with_attention_that_is_nearly_uniform():
+    """The paper's form is told apart: its scores start at the size of those of full attention."""
+    spread = {}
+    for form in ("paper", "code"):
+        mixer = make("mega", length=LENGTH, dim=64, form=form)
+        shared = F.silu(mixer.shared(mixer.average(inputs(LENGTH, dim=64)[0])))
+        q, k = (shared * scale for scale in mixer.scale)
+        spread[form] = (q @ k.transpose(1, 2) / math.sqrt(shared.shape[-1])).std().item()
+        assert (mixer.average.omega is not None) == (form == "code")
+    assert spread["code"] < 1e-3 < 0.02 < spread["paper"]
+
+
+@pytest.mark.parametrize("options", [{"chunk": 32}, {"form": "code"}], ids=str)
 def test_other_options_keep_the_contract(options):
     assert_keeps_the_contract("mega", options)
 

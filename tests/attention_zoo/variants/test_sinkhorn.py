@@ -7,16 +7,29 @@ import torch
 
 from attention_zoo.functional import attention
 from attention_zoo.variants.sinkhorn import sinkhorn
-from tests.attention_zoo.variants.helpers import assert_same, inputs_with_tokens, make
+from tests.attention_zoo.variants.helpers import assert_keeps_the_contract, assert_same, inputs_with_tokens, make
 
 
+@pytest.mark.parametrize("first", ["columns", "rows"])
 @pytest.mark.parametrize(("length", "block_size"), [(1, 4), (5, 5), (16, 4), (37, 8)])
-def test_sinkhorn_attends_to_its_block_and_to_the_sorted_one(length, block_size):
-    mixer = make("sinkhorn", length=length, dim=12, block_size=block_size).eval()
+def test_sinkhorn_attends_to_its_block_and_to_the_sorted_one(length, block_size, first):
+    options = {"block_size": block_size, "first": first, "num_iterations": 2}
+    mixer = make("sinkhorn", length=length, dim=12, **options).eval()
     x, mask = inputs_with_tokens(length)
     mask[0, : length // 2] = False
     for used in (None, mask):
         assert_same(mixer, sinkhorn_reference, x, used, tolerance=1e-9)
+
+
+def test_the_order_of_the_normalisations_is_told_apart():
+    twins = [make("sinkhorn", length=37, dim=12, block_size=8, first=first).eval() for first in ("columns", "rows")]
+    x, _ = inputs_with_tokens(37)
+    with pytest.raises(AssertionError):
+        assert_same(twins[0], lambda _, x, mask: sinkhorn_reference(twins[1], x, mask), x, None, tolerance=1e-9)
+
+
+def test_rows_first_keeps_the_contract():
+    assert_keeps_the_contract("sinkhorn", {"first": "rows"})
 
 
 def sinkhorn_reference(mixer, x, mask):
@@ -31,8 +44,8 @@ def sinkhorn_reference(mixer, x, mask):
         matrix = torch.stack([k[b, h, own].sum(0) @ mixer.sort[h][:, columns] for own in held])
         matrix = (matrix / mixer.config.temperature).exp()
         for _ in range(mixer.config.num_iterations):
-            matrix = matrix / matrix.sum(0, keepdim=True)
-            matrix = matrix / matrix.sum(1, keepdim=True)
+            for axis in (0, 1) if mixer.config.first == "columns" else (1, 0):
+                matrix = matrix / matrix.sum(axis, keepdim=True)
         out = torch.zeros_like(q[b, h])
         for place, own in enumerate(held):
             filled = sorted({i % size for tokens in held for i in tokens})
