@@ -21,6 +21,7 @@ NAMES = (
     "lru",
     "gated_delta",
     "tnn",
+    "hgrn",
 )
 
 

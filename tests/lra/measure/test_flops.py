@@ -266,6 +266,11 @@ def diagonal_system(n, d, states):
     return linear(BATCH * n, d, 2 * states) + linear(BATCH * n, 2 * 2 * states, d)
 
 
+def hgrn(n, d):
+    states = round(4 * d / 7 / HEADS) * HEADS
+    return 3 * linear(BATCH * n, d, 2 * states) + linear(BATCH * n, d, states)
+
+
 def lru(n, d):
     return diagonal_system(n, d, d // 3) + linear(BATCH * n, d, 2 * d)
 
@@ -377,6 +382,7 @@ FORMS = {
     "gated_delta": gated_delta,
     "gated_linear": gated_linear,
     "h_transformer_1d": h_transformer_1d,
+    "hgrn": hgrn,
     "linear": linear_attention,
     "linformer": linformer,
     "lion": lion,
