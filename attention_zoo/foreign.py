@@ -223,13 +223,13 @@ class ForeignMixer(SequenceMixer):
         """Return the layout of q, k and v: the first that the module accepts in a trial.
 
         Raises:
-            ForeignError: It accepts none.
+            ForeignError: It accepts none, or what it gives has a wrong shape.
         """
         if config.layout != "auto":
             return config.layout
         dims, length = self.dims, min(PROBE_LENGTH, self.dims.max_length)
         shapes = {"heads": (2, dims.num_heads, length, dims.head_dim), "tokens": (2, length, dims.dim)}
-        problems = []
+        problems, wrong_result = list[str](), None
         was_training = self.inner.training
         self.inner.eval()
         # The trial draws nothing from the generators of the run.
@@ -238,11 +238,15 @@ class ForeignMixer(SequenceMixer):
                 x = torch.zeros(shape)
                 try:
                     self._call(x, x, x, mask=torch.ones(2, length, dtype=torch.bool, device=x.device))
+                except ForeignError as error:
+                    wrong_result = error
                 except Exception as error:  # noqa: BLE001 - whatever a foreign module raises on a wrong shape
                     problems.append(f"with {layout} of {shape}: {_first_line(error)}")
                 else:
                     self.inner.train(was_training)
                     return layout
+        if wrong_result is not None:
+            raise wrong_result
         raise ForeignError(f"{self._name}.forward takes neither layout of q, k, v; {'; '.join(problems)}")
 
     def _arguments(self, config: ForeignConfig, dims: LayerDims) -> tuple[dict[str, Any], bool]:
