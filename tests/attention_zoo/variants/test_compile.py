@@ -22,6 +22,7 @@ NAMES = (
     "gated_delta",
     "tnn",
     "hgrn",
+    "mamba",
 )
 
 

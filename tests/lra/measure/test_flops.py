@@ -275,6 +275,16 @@ def lru(n, d):
     return diagonal_system(n, d, d // 3) + linear(BATCH * n, d, 2 * d)
 
 
+def mamba(n, d, state=16, kernel=4):
+    """The selective scan itself has no formula."""
+    rank = math.ceil(d / 16)
+    inner = max(4, round(d * d / (3 * d + 2 * (2 * rank + 3 * state + kernel + 3))) * 4)
+    direction = (
+        product(BATCH * n, kernel, inner) + linear(BATCH * n, inner, rank + 2 * state) + linear(BATCH * n, rank, inner)
+    )
+    return linear(BATCH * n, d, 2 * inner) + 2 * direction + linear(BATCH * n, inner, d)
+
+
 def multiscale_conv(n, d):
     """The Fourier transforms have no formula; the interpolation of the pieces is a product with a constant."""
     size = max(size for size in range(2, n // 8 + 1) if size * scales(size, n) <= d)
@@ -390,6 +400,7 @@ FORMS = {
     "longformer": longformer,
     "lru": lru,
     "luna": luna,
+    "mamba": mamba,
     "mega": mega,
     "mlp_only": mlp_only,
     "mra": mra,
