@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which program a variant of a third party is: its files, found by loading it where nothing else is loaded.
 
-Only Python knows which files an import takes, so the variant is imported, and tried once, in a clean process. That is
-forked for each question from a process with torch and this package, which starts with the first question and ends with
-this process.
+Only Python knows which files an import takes, so the variant is imported, and trained for a moment with its options, in
+a clean process. That is forked for each question from a process with torch and this package, which starts with the
+first question and ends with this process.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import hashlib
+import inspect
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attention_zoo.source_digest import Program, libraries, loaded_program, owners_of, user_modules
+from attention_zoo.source_digest import Program, file_digest, libraries, loaded_program, owners_of, user_modules
 
 DIGITS = 16
 """Digits of a digest in a configuration."""
+TRIAL_SIZES = {"vocabulary_size": 32, "max_length": 16, "num_classes": 2}
+"""With which a whole model is built when it is tried."""
 _START = """
 import json, sys
 sys.path[:] = json.loads(sys.stdin.buffer.readline())
@@ -46,17 +48,17 @@ def remember_imports() -> None:
         path = str(spec.origin)
         if path not in _imported:
             with contextlib.suppress(OSError):  # in a zip archive, or gone already
-                _imported[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+                _imported[path] = file_digest(path)
 
 
 def check_programs(texts: str) -> None:
-    """Check that programs are what this process runs; call it once all that they need is imported.
+    """Check that programs are what this process runs; call it once all that they need is imported and read.
 
     Args:
         texts: What `program_text` gave for them, in one text.
 
     Raises:
-        ProgramError: A file has changed since it was hashed, and this process may have imported either.
+        ProgramError: A file has changed since it was hashed, and this process may have taken either.
     """
     programs = [program for text, program in _asked.items() if text in texts]
     if programs:
@@ -65,18 +67,22 @@ def check_programs(texts: str) -> None:
         _compare(program)
 
 
-def program_text(label: str, modules: Sequence[str], variant: str = "") -> str:
+def program_text(
+    label: str, modules: Sequence[str], variant: str = "", options: Mapping[str, Any] | None = None
+) -> str:
     """Return a short text for a program: a label and the beginning of its digest.
 
     Args:
         label: Whose program it is, such as a distribution with its version.
         modules: Modules or files to import, such as `package.module` or `folder/file.py`.
         variant: A variant that they define, which is tried, so that what it imports and reads then counts too.
+        options: Its options, which may name files.
 
     Raises:
         ProgramError: It cannot be imported alone, or has changed since this process imported it.
     """
-    program = program_of(tuple(modules), variant, tuple(sys.path), str(Path.cwd()))
+    written = json.dumps(dict(options or {}), sort_keys=True)
+    program = program_of(tuple(modules), variant, written, tuple(sys.path), str(Path.cwd()))
     _compare(program)
     text = f"{label} source {program.digest[:DIGITS]}"
     _asked[text] = program
@@ -84,12 +90,13 @@ def program_text(label: str, modules: Sequence[str], variant: str = "") -> str:
 
 
 @functools.cache  # the code that runs is the code that was imported, once per process
-def program_of(modules: tuple[str, ...], variant: str, path: tuple[str, ...], folder: str) -> Program:
+def program_of(modules: tuple[str, ...], variant: str, options: str, path: tuple[str, ...], folder: str) -> Program:
     """Return the program of modules, and of a variant in them, as a clean process finds it.
 
     Args:
         modules: Modules or files to import; `__main__` is taken from this process, since it cannot be imported.
         variant: Name of the variant, or empty.
+        options: Its options, as JSON.
         path: Where Python looks for modules.
         folder: The working folder.
 
@@ -101,7 +108,8 @@ def program_of(modules: tuple[str, ...], variant: str, path: tuple[str, ...], fo
             return loaded_program((), {})
         except (OSError, ImportError) as error:
             raise ProgramError(str(error)) from error
-    answer = _ask({"modules": modules, "variant": variant, "path": path, "folder": folder})
+    request = {"modules": modules, "variant": variant, "options": json.loads(options), "path": path, "folder": folder}
+    answer = _ask(request)
     if "error" in answer:
         raise ProgramError(answer["error"])
     return Program(answer["digest"], answer["files"])
@@ -109,8 +117,9 @@ def program_of(modules: tuple[str, ...], variant: str, path: tuple[str, ...], fo
 
 def _compare(program: Program) -> None:
     for path, digest in program.files.items():
-        if _imported.get(path, digest) != digest:
-            raise ProgramError(f"{path} has changed since it was imported; start again")
+        here = _imported.get(path) or (file_digest(path) if Path(path).is_file() else digest)
+        if here != digest:
+            raise ProgramError(f"{path} has changed since it was imported or read; start again")
 
 
 def _ask(request: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +191,7 @@ def _forked(request: dict[str, Any], quiet: int) -> bytes:
     return content
 
 
-def _find(modules: list[str], variant: str, path: list[str], folder: str) -> dict[str, Any]:
+def _find(modules: list[str], variant: str, options: Mapping[str, Any], path: list[str], folder: str) -> dict[str, Any]:
     from attention_zoo.faults import fault_line
     from attention_zoo.foreign import import_place
 
@@ -190,10 +199,9 @@ def _find(modules: list[str], variant: str, path: list[str], folder: str) -> dic
     names: dict[str, str] = {}
 
     def note(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(arguments[0], str):
-            mode, flags = arguments[1:]
-            if mode.startswith("r") if mode else flags & os.O_ACCMODE == os.O_RDONLY:
-                read.append(arguments[0])
+        if event == "sqlite3.connect" or (event == "open" and _reads(*arguments[1:])):
+            with contextlib.suppress(TypeError):  # a file descriptor
+                read.append(os.fsdecode(arguments[0]))
 
     try:
         os.chdir(folder)
@@ -204,7 +212,8 @@ def _find(modules: list[str], variant: str, path: list[str], folder: str) -> dic
             if module.endswith(".py"):
                 names[imported.__name__] = Path(module).name
         if variant:
-            _try(variant)
+            with contextlib.suppress(Exception):
+                _try(variant, options)
         distributions = {owner for module in modules if not module.endswith(".py") for owner in owners_of(module)}
         program = loaded_program(distributions, names, read)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises
@@ -212,14 +221,40 @@ def _find(modules: list[str], variant: str, path: list[str], folder: str) -> dic
     return {"digest": program.digest, "files": program.files}
 
 
-def _try(variant: str) -> None:
-    """Build a variant and call it, so that it imports and reads what it needs; whether that works does not matter."""
+def _reads(mode: str | None, flags: int) -> bool:
+    """Say whether a file is opened to be read, by Python's text for that or by the flags of the system."""
+    return mode.startswith("r") if mode else flags & os.O_ACCMODE != os.O_WRONLY
+
+
+def _try(variant: str, options: Mapping[str, Any]) -> None:
+    """Build a variant and train it for a moment, so that it imports and reads what it needs."""
     import torch
 
     from attention_zoo.base import LayerDims
     from attention_zoo.registry import get_variant
 
     torch.set_num_threads(1)
-    with contextlib.suppress(Exception), torch.no_grad():
-        spec = get_variant(variant)
-        spec.build(spec.config(), LayerDims(dim=64, num_heads=4, max_length=16))(torch.randn(2, 16, 64))
+    spec = get_variant(variant)
+    config = spec.config.from_dict(options)
+    builds: list[Callable[[], Any]]
+    if spec.whole_model:
+        named = inspect.signature(spec.program).parameters
+        sizes = {name: size for name, size in TRIAL_SIZES.items() if name in named}
+        builds = [lambda: spec.program(**sizes, **config.to_dict())]
+        x = torch.randint(1, 32, (2, 16))
+    else:
+        grids: list[tuple[int, int] | None] = [None, (4, 4)]
+        layers = [LayerDims(dim=64, num_heads=4, max_length=16, grid=grid) for grid in grids]
+        builds = [functools.partial(spec.build, config, dims) for dims in layers]
+        x = torch.randn(2, 16, 64, requires_grad=True)
+    mask = torch.arange(16) < torch.tensor([[16], [9]])  # (2, 16)
+    for build in builds:
+        with contextlib.suppress(Exception):
+            module = build()
+            for training in (True, False):
+                module.train(training)
+                for seen in (None, mask):
+                    with contextlib.suppress(Exception):
+                        result = module(x, seen)
+                        if training:
+                            result.sum().backward()

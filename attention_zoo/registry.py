@@ -299,11 +299,11 @@ def program_origin(name: str, config: VariantConfig) -> str:
     if spec.origin:
         origins.insert(0, spec.origin)
     elif not is_own(name):
-        origins.insert(0, _third_party(normalise(name), spec))
+        origins.insert(0, _third_party(normalise(name), spec, config))
     return "; ".join(filter(None, origins))
 
 
-def _third_party(name: str, spec: VariantSpec) -> str:
+def _third_party(name: str, spec: VariantSpec, config: VariantConfig) -> str:
     point, maker = _plugins().get(spec.name), spec.program or spec.mixer
     place, _, thing = name.rpartition(":")
     if place:
@@ -313,7 +313,7 @@ def _third_party(name: str, spec: VariantSpec) -> str:
     else:
         label, modules, tried = maker.__module__, [spec.registered_in, maker.__module__], ""
     try:
-        return program_text(label, modules, tried)
+        return program_text(label, modules, tried, config.to_dict())
     except ProgramError as error:
         raise RegistrationError(
             f"{name}: its source cannot be found, so its runs could not be told from those of a changed program; "

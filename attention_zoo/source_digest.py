@@ -11,7 +11,9 @@ What counts:
   zip archive; and modules that a function would import later;
 - of distributions in an installation folder, the code of those that the program is from, and name and version of those
   that it imports from;
-- files that were read below the folders of the code.
+- files that were read, by Python, when the code was imported and tried: below the folders of the code with their paths
+  there, and from elsewhere with their names. What is in hidden or temporary folders, and what is of Python, of
+  installed distributions or of the system, does not count.
 
 The standard library, this project, torch and numpy do not count: the numerics version and the environment in each
 record cover them.
@@ -28,6 +30,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -42,6 +45,7 @@ _APPLICATIONS = ("runners", "reports")
 libraries: set[str] = set()
 """Modules that are known to be none of the user's, so that their place is not looked up again."""
 _SILENT_FIELDS = ("ctx", "kind", "type_comment")
+_SYSTEM = tuple(map(Path, ("/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/lib64", "/run", "/var")))
 
 
 class StaleCodeError(ImportError):
@@ -87,11 +91,10 @@ def loaded_program(distribution: Iterable[str], names: Mapping[str, str], read: 
     specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
     modules = {str(spec.origin) for spec in specs if isinstance(spec, ModuleSpec)}
     for path in {os.path.abspath(_source_of(path)) for path in read} - modules:  # noqa: PTH100 - links keep their names
-        near = max((folder for folder in folders if folder in Path(path).parents), key=_depth, default=None)
-        inside = Path(path).relative_to(near).parts if near is not None else ()
-        if inside and Path(path).is_file() and not any(map(_is_bookkeeping, inside)):
-            files[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-            parts.add((f"file {Path(*inside)}", files[path]))
+        shown = _shown(Path(path), folders)
+        if shown and Path(path).is_file():
+            files[path] = file_digest(path)
+            parts.add((f"file {shown}", files[path]))
     return Program(hashlib.sha256(repr(sorted(parts)).encode()).hexdigest(), files)
 
 
@@ -101,6 +104,27 @@ def _source_of(path: str) -> str:
         return importlib.util.source_from_cache(path)
     except (ValueError, NotImplementedError):
         return path
+
+
+def file_digest(path: str) -> str:
+    """Return the SHA-256 of a file, in hex.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _shown(path: Path, folders: Iterable[Path]) -> str:
+    """Return what a file that was read is called in the digest; empty if it does not count."""
+    near = max((folder for folder in folders if folder in path.parents), key=_depth, default=None)
+    if near is not None:
+        inside = path.relative_to(near)
+        return "" if any(map(_is_bookkeeping, inside.parts[:-1])) else str(inside)
+    others = {Path(sys.prefix), Path(sys.base_prefix), Path(tempfile.gettempdir()), *_our_folders(), *_SYSTEM}
+    others |= {Path(entry) for entry in sys.path if _is_installation(Path(entry))}
+    return "" if others & set(path.parents) or any(map(_is_bookkeeping, path.parts)) else path.name
 
 
 def _depth(folder: Path) -> int:

@@ -155,10 +155,7 @@ def run(
         # The model.
         memory = PeakMemory(device)
         model = build_model(config, info.vocab_size, info.num_classes).to(device)
-        try:
-            check_programs(f"{config.variant.origin}; {config.model.pool_origin}")  # all that it imports is imported
-        except ProgramError as error:
-            raise UsageError(str(error)) from error
+        check_own_program(config)  # all that it imports is imported
         layers = list(mixers(model))
         optimizer = build_optimizer(model, config)
         state = TrainState()
@@ -270,6 +267,7 @@ def run(
             detail = str(diverged)
 
         # The record.
+        check_own_program(config)  # a variant may read a file in each step
         if ranks.is_main:
             if outcome is not None and (repeated or store.find(run_id) is None):
                 weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
@@ -310,6 +308,18 @@ def run(
         record = broadcast(record, ranks)
         assert record is not None
         return record
+
+
+def check_own_program(config: RunConfig) -> None:
+    """Check that this process runs the programs that a configuration names.
+
+    Raises:
+        UsageError: A file of one has changed.
+    """
+    try:
+        check_programs(f"{config.variant.origin}; {config.model.pool_origin}")
+    except ProgramError as error:
+        raise UsageError(str(error)) from error
 
 
 def joined(earlier: list[dict[str, Any]], now: dict[str, Any], options: RunOptions) -> list[dict[str, Any]]:

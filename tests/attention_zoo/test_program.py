@@ -5,6 +5,7 @@ import py_compile
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from attention_zoo import program
 from attention_zoo.program import ProgramError, check_programs, program_of, program_text
+from attention_zoo.source_digest import loaded_program
 
 MIXER = """
     import torch
@@ -41,10 +43,10 @@ def mixer(imports="", built="", called=""):
     return textwrap.dedent(MIXER).format(imports=imports, built=built or "pass", called=called or "pass")
 
 
-def digest(*modules, variant=""):
+def digest(*modules, variant="", **options):
     program_of.cache_clear()
     program._imported.clear()  # each call stands for a new process
-    return program_text("p", modules, variant)
+    return program_text("p", modules, variant, options)
 
 
 FILE, PACKAGE = ["mine.py"], ["pack.mine"]
@@ -126,6 +128,82 @@ def test_what_a_variant_imports_and_reads_when_it_is_built_and_called_counts(tmp
         (tmp_path / edited).write_text("S = 1\n")
         found.add(digest("mine.py", variant="mine.py:Mine"))
     assert len(found) == 3
+
+
+READ = "open('scale.txt').read()"
+IN_BACKWARD = f"""
+class Reading(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        {READ}
+        return gradient
+"""
+MOMENTS = {
+    "in-training": mixer(called=f"self.training and {READ}"),
+    "in-evaluation": mixer(called=f"self.training or {READ}"),
+    "of-padded-sequences": mixer(called=f"mask is None or {READ}"),
+    "in-the-backward-pass": mixer(called="x = Reading.apply(x)") + IN_BACKWARD,
+    "on-a-grid-alone": f"""
+        from attention_zoo import LayerDims, SequenceMixer, VariantConfig
+
+        class Mine(SequenceMixer):
+            def __init__(self, config: VariantConfig, dims: LayerDims) -> None:
+                super().__init__(config, dims)
+                rows, columns = dims.grid
+                {READ}
+
+            def forward(self, x, mask=None):
+                return x
+        """,
+    "by-an-option": mixer(built="table is None or open(table).read()").replace(
+        "(self, dim)", "(self, dim, table=None)"
+    ),
+    "in-a-whole-model": f"""
+        import torch
+
+        def Mine(vocabulary_size, max_length, num_classes):
+            {READ}
+            return torch.nn.Linear(max_length, num_classes)
+        """,
+    "of-a-database": mixer(built="sqlite3.connect('scale.txt')", imports="import sqlite3"),
+    "under-a-hidden-name": mixer(built="open('.scale.txt').read()"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_file_counts_whenever_a_variant_reads_it(moment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"mine.py": MOMENTS[moment], "scale.txt": "0\n", ".scale.txt": "0\n"})
+    options = {"table": "scale.txt"} if moment == "by-an-option" else {}
+    before = digest("mine.py", variant="mine.py:Mine", **options)
+    assert digest("mine.py", variant="mine.py:Mine", **options) == before
+    write(tmp_path, {"scale.txt": "1\n", ".scale.txt": "1\n"})
+    assert digest("mine.py", variant="mine.py:Mine", **options) != before
+
+
+def test_files_in_other_folders_count_but_not_what_is_temporary_or_hidden(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    files = [tmp_path / place / "table.txt" for place in ("data", "temporary", ".cache")]
+    found = []
+    for edited in (None, *files):
+        for file in files:
+            write(tmp_path, {str(file.relative_to(tmp_path)): "1" if file == edited else "0"})
+        found.append(loaded_program((), {}, map(str, files)).digest)
+    assert found[1] != found[0] == found[2] == found[3]
+
+
+def test_a_file_that_is_edited_between_the_plan_and_the_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"mine.py": mixer(built=READ), "scale.txt": "0\n"})
+    text = digest("mine.py", variant="mine.py:Mine")
+    check_programs(text)
+    write(tmp_path, {"scale.txt": "1\n"})
+    with pytest.raises(ProgramError, match=r"scale\.txt has changed since it was imported or read"):
+        check_programs(text)
 
 
 def test_a_swap_of_namesakes_counts_and_the_folder_does_not(tmp_path, monkeypatch):
