@@ -135,7 +135,8 @@ def load_run(run: str | Path, store: str | Path = "lra-results") -> TrainedRun:
     if path.suffix == ".json":
         if not path.is_file():
             raise UsageError(f"{path}: no such record")
-        return TrainedRun(record=read_record(path), store=Store(path.absolute().parents[2]))
+        record = read_record(path)
+        return _in_store(record, Store(path.absolute().parent.parent.parent), path.absolute())
     root = Path(store)
     ids = sorted(file.stem for file in root.glob("results/*/*.json") if ".conflict-" not in file.name)
     found = [run_id for run_id in ids if run_id.startswith(str(run).lower())]
@@ -143,4 +144,12 @@ def load_run(run: str | Path, store: str | Path = "lra-results") -> TrainedRun:
         begins = {run_id[: len(str(run))] for run_id in ids}
         hint = f"; {len(found)} do" if found else f"; {suggest(str(run), begins)}" if ids else ""
         raise UsageError(f"no single record in {root} begins with {str(run)!r}{hint}")
-    return TrainedRun(record=read_record(Store(root).record_path(found[0])), store=Store(root))
+    path = Store(root).record_path(found[0])
+    return _in_store(read_record(path), Store(root), path)
+
+
+def _in_store(record: RunRecord, store: Store, path: Path) -> TrainedRun:
+    """Return a run after a check of its record against its arrays, if it stands in its place in a store."""
+    if path == store.record_path(record.run_id):
+        store.find(record.run_id)
+    return TrainedRun(record=record, store=store)

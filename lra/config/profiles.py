@@ -18,6 +18,7 @@ from lra.names import fold, suggest, suggest_path
 from lra.reading import reading
 
 S = TypeVar("S", bound=Section)
+_SHAPES = {ord("0"): "o", ord("1"): "l", ord("i"): "l", ord("_"): "", ord("."): ""}
 PROFILE_NAME = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -42,7 +43,7 @@ class Profile(Section):
     """A published recipe: which sizes, which optimiser, for how long."""
 
     name: Annotated[str, Field(pattern=PROFILE_NAME)]
-    """Plain letters, so that no name looks like another one in a table."""
+    """Plain letters, so that no name looks like a built-in one in a table: see `look_alike`."""
     title: str
     source: str
     """Where the figures come from."""
@@ -84,7 +85,7 @@ def load_profile(name: str) -> Profile:
             profile still has its name, under which tables would show its runs beside the built-in ones.
     """
     profile = load_builtin("profiles", name, Profile)
-    taken = next((own for own in profile_names() if fold(own) == fold(profile.name)), None)
+    taken = look_alike(profile.name)
     if taken is not None and taken != name:
         own = load_builtin("profiles", taken, Profile)
         if (profile.name, profile.tasks, profile.variants, profile.families) != (
@@ -94,10 +95,20 @@ def load_profile(name: str) -> Profile:
             own.families,
         ):
             raise UsageError(
-                f"{name}: `name: {profile.name}` is the name of a built-in profile, and this file has other settings; "
-                "give it a name of its own"
+                f"{name}: `name: {profile.name}` is the name of a built-in profile, or looks like it, and this file "
+                "has other settings; give it a name of its own"
             )
     return profile
+
+
+def look_alike(name: str) -> str | None:
+    """Return the built-in profile of a name, or the one that it could be taken for in a table."""
+    return next((own for own in profile_names() if _skeleton(own) == _skeleton(name)), None)
+
+
+def _skeleton(name: str) -> str:
+    """Return what is left of a name without case, dots and dashes, with one letter for all of a shape."""
+    return fold(name).translate(_SHAPES).replace("rn", "m")
 
 
 def load_builtin(kind: Literal["profiles", "suites"], name: str, section: type[S]) -> S:

@@ -135,6 +135,7 @@ def resolve(
     if model is not None and not model.head_dim and model.dim % model.num_heads:
         problems.append(f"model.num_heads: dim {model.dim} is not a multiple of {model.num_heads}; give head_dim")
     if model is not None:
+        model = _in_one_form(model, the_task.info.vocab_size)
         problems += family_problems(model, the_task.info, variant, has_options=bool(options), whole_model=whole_model)
     if whole_model and track == "matched":
         problems.append(f"{variant} builds a whole model, which no profile has; {OPEN_TRACK}")
@@ -160,6 +161,16 @@ def resolve(
         ),
         config,
     )
+
+
+def _in_one_form(model: ModelConfig, vocab_size: int) -> ModelConfig:
+    """Return a model without sizes that spell out what it would have anyway, so that equal runs have one id."""
+    same: dict[str, int | None] = {}
+    if model.head_dim * model.num_heads == model.dim:
+        same["head_dim"] = 0
+    if model.embedding_rows == vocab_size:
+        same["embedding_rows"] = None
+    return model.model_copy(update=same)
 
 
 def with_programs(config: RunConfig, typed: VariantConfig | None = None) -> RunConfig:

@@ -146,13 +146,11 @@ class VariantChoice(Section):
         """
         from attention_zoo.registry import program_origin  # here, since it imports torch, which --help does without
 
-        choice = cls(name=name, options=typed.to_dict(), origin=program_origin(name, typed))
-        choice.__dict__["typed"] = typed  # fills the cached property below, so that nothing is parsed again
-        return choice
+        return cls(name=name, options=typed.to_dict(), origin=program_origin(name, typed))
 
     @cached_property
     def typed(self) -> VariantConfig:
-        """The options as an instance of the variant's own class, parsed once.
+        """The options as an instance of the variant's own class, made from what is hashed, so that a run is its id's.
 
         Raises:
             OptionError: The variant refuses an option.

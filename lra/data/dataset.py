@@ -35,18 +35,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lra.atomic_io import build_folder, file_digest
 from lra.config.schema import canonical_json
 from lra.errors import DataError, refusals_as
-from lra.names import rename_fields
 from lra.reading import check_regular, read_file, reading, reason
 
 SCHEMA = 4
 """Raised when the layout of a prepared folder changes; newer folders are refused, not guessed at."""
-RENAMED_IN_SCHEMA_2 = {"edition": "dataset", "maker": "generated_by", "rails": "baselines"}
-"""All that schema 2 changed in the manifest. Arrays and digests stayed, so a folder of schema 1 is still read.
-
-Schema 3 added the checksum of the manifest itself. Nothing else can show that the token offset or a baseline was
-changed, so these are believed in older folders. Schema 4 added `sources`.
-"""
-FIRST_WITH_CHECKSUM = 3
+OLDEST_SCHEMA = 3
+"""It added the checksum of the manifest. Nothing else can show that the token offset or a baseline was changed, so
+older folders are refused: prepared again, they have the same digest. Schema 4 added `sources`."""
 CHUNK_BYTES = 8 * 2**20
 """Read at a time while data is hashed."""
 MANIFEST = "manifest.json"
@@ -129,24 +124,25 @@ def read_manifest(path: Path) -> Manifest:
     data = read_file(file, MANIFEST_LIMIT)
     try:
         schema = _SchemaOnly.model_validate_json(data).schema_number
-        if not 1 <= schema <= SCHEMA:
-            age = "a newer" if schema > SCHEMA else "an older"
-            raise DataError(f"{path}: written by {age} version (schema {schema}; this version reads 1 to {SCHEMA})")
+        if schema > SCHEMA:
+            raise DataError(f"{path}: written by a newer version (schema {schema}; this version reads up to {SCHEMA})")
+        if schema < OLDEST_SCHEMA:
+            raise DataError(
+                f"{path}: written by an older version (schema {schema}), whose manifests have no checksum; remove the "
+                "folder and prepare it again"
+            )
         body = json.loads(data)
-        checksum = body.pop("checksum", None) if schema >= FIRST_WITH_CHECKSUM else None
-        written = dict(body)
-        if schema == 1:
-            body = rename_fields(body, RENAMED_IN_SCHEMA_2)
+        checksum = body.pop("checksum", None)
         manifest = Manifest.model_validate_json(json.dumps(body | {"schema_number": SCHEMA}))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"
         raise DataError(f"{file}: not a manifest; {where}: {first['msg']}") from error
-    except (ValueError, RecursionError) as error:  # of the renaming, and of nesting that JSON cannot read
+    except (ValueError, RecursionError) as error:  # of nesting that JSON cannot read, for one
         raise DataError(f"{file}: not a manifest; {reason(error)}") from error
     if set(manifest.splits) != set(SPLITS) or set(manifest.files) != {f"{s}-{k}.npy" for s in SPLITS for k in ARRAYS}:
         raise DataError(f"{file}: not a manifest; splits or files are not the expected ones")
-    if schema >= FIRST_WITH_CHECKSUM and checksum != hashlib.sha256(canonical_json(written)).hexdigest():
+    if checksum != hashlib.sha256(canonical_json(body)).hexdigest():
         raise DataError(f"{file}: damaged, its checksum does not match; remove the folder and prepare it again")
     return manifest
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import os
 import re
@@ -259,6 +260,10 @@ def fetch(
 def _append(transfer: Transfer, part: Path) -> None:
     """Write what is missing of a file behind what there is of it."""
     with part.open("ab") as handle, contextlib.closing(transfer.chunks(handle.tell())) as chunks:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{part}: another process is fetching it") from error
         for chunk in chunks:
             handle.write(chunk)
         handle.flush()

@@ -28,8 +28,13 @@ def sole_owner(folder: Path) -> Iterator[None]:
 
 def in_progress(folder: Path) -> bool:
     """Say whether a process works in a folder for work in progress now."""
+    return is_locked(folder / "lock")
+
+
+def is_locked(file: Path) -> bool:
+    """Say whether a process holds the lock of a file now."""
     try:
-        with (folder / "lock").open("rb") as lock:
+        with file.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

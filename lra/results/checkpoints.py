@@ -31,7 +31,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     Args:
         folder: The run's own folder.
         step: Steps done.
-        state: Tensors and plain values only: `run_id`, `state` with its `step`, and what else the run needs.
+        state: Tensors and plain values only: `run_id`, `environments`, `state` with its `step`, and what else the run
+            needs.
 
     Raises:
         StoreError: The disk refuses; earlier checkpoints are as they were.
@@ -118,6 +119,8 @@ def newest_checkpoint(folder: Path, run_id: str) -> tuple[dict[str, Any] | None,
                     raise DamagedFileError(f"{path} is of another run, {str(state['run_id'])[:12]}")
                 if state["state"]["step"] != step:
                     raise DamagedFileError(f"{path} is of step {state['state']['step']}")
+                if not state.get("environments"):
+                    raise DamagedFileError(f"{path} does not say in which environment it was saved")
             return state, passed_over
         except StoreError as error:
             passed_over.append(str(error))

@@ -19,6 +19,7 @@ import io
 import json
 import math
 import os
+import re
 import socket
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -310,12 +311,17 @@ class Store:
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read and check one record; its id has to be the hash of what it says of the run.
+    """Read and check one record; its id is the hash of what it says of the run, and the name of a file in a store.
+
+    Its arrays, which say some of it again, are not read: see `Store.find`.
 
     Raises:
         DamagedFileError: The file is damaged, foreign, or of a newer schema.
     """
-    return _read_record(path)[0]
+    record, _ = _read_record(path)
+    if re.fullmatch("[0-9a-f]{64}", path.stem) and path.stem != record.run_id:
+        raise DamagedFileError(f"{path} holds the record of another run, {record.run_id[:12]}")
+    return record
 
 
 def _read_record(path: Path) -> tuple[RunRecord, dict[str, Any]]:

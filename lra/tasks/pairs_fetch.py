@@ -71,13 +71,18 @@ class Fetched(BaseModel):
         """SHA-256 of the files on the server, by name, where they are known."""
         return {name: state.sha256 for name, state in self.files.items() if state.sha256 is not None}
 
+    @property
+    def complete(self) -> bool:
+        """Whether all of every file was read."""
+        return bool(self.files) and all(state.complete for state in self.files.values())
+
     def check(self, folder: Path, max_length: int) -> None:
         """Check that all is there that a dataset variant needs.
 
         Raises:
             DataError: A file is not complete, or documents are kept to a shorter length.
         """
-        if not self.files or not all(state.complete for state in self.files.values()):
+        if not self.complete:
             raise DataError(f"{folder}: not complete; lra-data fetch retrieval goes on with it")
         if max_length > self.first_bytes:
             raise DataError(

@@ -90,7 +90,7 @@ def list_command(data_dir: Path | None, *, as_json: bool) -> None:
     if left := leftovers(home):
         echo(f"Left behind by commands that were killed: {len(left)}")
         echo("\n".join(f"  {path.relative_to(home)}  {size_of(path) / 1e6:.1f} MB" for path in left))
-        echo(f"Remove them with: lra-data remove {LEFTOVERS}. A generation that was killed goes on if they stay.")
+        echo(f"Remove them with: lra-data remove {LEFTOVERS}. What was generated or fetched goes on if they stay.")
 
 
 @main.command(epilog=PREPARE_EXAMPLES)
@@ -423,13 +423,28 @@ def prepared_folders(home: Path) -> list[Path]:
 
 
 def leftovers(home: Path) -> list[Path]:
-    """List what killed commands left: temporary files and folders, and generations that nobody works on now."""
+    """List what killed commands left: temporary files and folders, and what nobody generates or fetches now."""
     from lra.atomic_io import leftovers as temporary
     from lra.data.raw_files import FOLDER
-    from lra.data.work_folder import in_progress
+    from lra.data.work_folder import in_progress, is_locked
 
     generations = sorted(path for path in home.glob(".*.work") if not in_progress(path))
-    return [*generations, *temporary(home), *temporary(home / FOLDER)]
+    fetched = [path for path in sorted((home / FOLDER).glob("*")) if not path.is_symlink()]
+    fetches = [path for path in fetched if path.suffix == ".part" and not is_locked(path)]
+    fetches += [path for path in fetched if path.is_dir() and not in_progress(path) and is_half_fetched(path)]
+    return [*generations, *fetches, *temporary(home), *temporary(home / FOLDER)]
+
+
+def is_half_fetched(folder: Path) -> bool:
+    """Say whether a command that was killed has fetched a part of the files of a folder."""
+    from lra.errors import DataError
+    from lra.tasks.pairs_fetch import read_state
+
+    try:
+        state = read_state(folder)
+    except DataError:
+        return True
+    return (folder / "lock").is_file() if state is None else not state.complete
 
 
 def size_of(path: Path) -> int:

@@ -18,7 +18,7 @@ from attention_zoo.foreign import ForeignError
 from attention_zoo.registry import normalise
 from lra.config.builtin import profile_names
 from lra.config.labels import row_name
-from lra.config.profiles import PROFILE_NAME, FamilyRecipe, Profile, load_profile
+from lra.config.profiles import PROFILE_NAME, FamilyRecipe, Profile, load_profile, look_alike
 from lra.config.resolve import check_variant_names, resolve, with_programs
 from lra.config.schema import ModelConfig, RunConfig, TrainConfig, canonical_json, valid_section
 from lra.config.suites import check_number_of_runs
@@ -28,7 +28,6 @@ from lra.errors import DataError, UsageError
 from lra.models.convnet import VARIANT as CONVNET_VARIANT
 from lra.models.foreign import ForeignModel
 from lra.models.transformer import build_model
-from lra.names import fold
 from lra.reading import reading
 from lra.results.records import read_record
 from lra.tasks import BENCHMARK, get_task, task_name
@@ -223,7 +222,7 @@ def _check_recipe(config: RunConfig, source: str) -> None:
     Raises:
         UsageError: It has other settings, under which a table would show it as a run of that profile.
     """
-    own = next((name for name in profile_names() if fold(name) == fold(config.profile)), config.profile)
+    own = look_alike(config.profile) or config.profile
     if own != config.profile or not re.fullmatch(PROFILE_NAME, config.profile):
         raise UsageError(f"{source}: `profile: {config.profile}` could be taken for another one; take plain letters")
     if config.track == "open" or config.profile not in profile_names():

@@ -155,7 +155,7 @@ def run(
         # The model.
         memory = PeakMemory(device)
         model = build_model(config, info.vocab_size, info.num_classes).to(device)
-        check_own_program(config)  # all that it imports is imported
+        check_process(config)  # all that it imports is imported
         layers = list(mixers(model))
         optimizer = build_optimizer(model, config)
         state = TrainState()
@@ -267,7 +267,7 @@ def run(
             detail = str(diverged)
 
         # The record.
-        check_own_program(config)  # a variant may read a file in each step
+        check_process(config)  # a variant may read a file in each step
         if ranks.is_main:
             if outcome is not None and (repeated or store.find(run_id) is None):
                 weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
@@ -310,12 +310,17 @@ def run(
         return record
 
 
-def check_own_program(config: RunConfig) -> None:
-    """Check that this process runs the programs that a configuration names.
+def check_process(config: RunConfig) -> None:
+    """Check that this process runs the programs that a configuration names, and computes in float32.
 
     Raises:
-        UsageError: A file of one has changed.
+        UsageError: A file of a program has changed, or something set another default type for this whole process.
     """
+    if torch.get_default_dtype() != torch.float32:
+        raise UsageError(
+            f"torch's default type is {torch.get_default_dtype()} in this process, and runs compute in torch.float32; "
+            "if a plug-in sets it, which changes all variants, give the tensors of the plug-in their type instead"
+        )
     try:
         check_programs(f"{config.variant.origin}; {config.model.pool_origin}")
     except ProgramError as error:

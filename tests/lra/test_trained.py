@@ -10,10 +10,12 @@ import torch
 import lra
 from attention_zoo import available, get_variant
 from lra.errors import DataError, StoreError, UsageError
+from lra.results.envelope import pack_envelope
 from lra.results.records import Store
 from lra.tasks.listops.vocabulary import render
 from lra.trained import TrainedRun
 from runners.train.evaluate import evaluate
+from runners.train.plan import read_config
 from tests.runners.tiny_runs import execute, tiny, tiny_data
 
 DEFAULT = ("full", "contextpool", "reformer")
@@ -55,6 +57,29 @@ def test_the_recorded_count_comes_again(variant, data, tmp_path):
     score, right = answers(lra.load_run(Store(tmp_path).record_path(record.run_id)), data)
     assert score.correct == record.outcome.test.correct
     assert np.array_equal(right, Store(tmp_path).arrays(record.run_id)["test_correct"])
+
+
+@pytest.mark.parametrize("by", ["id", "file"])
+@pytest.mark.parametrize("fault", ["another seed", "another count"])
+def test_a_record_that_is_not_what_was_asked_for_is_refused(data, tmp_path, by, fault):
+    store = Store(tmp_path)
+    ours, theirs = (execute(tiny(seed=seed), data, store) for seed in (0, 1))
+    file = store.record_path(ours.run_id)
+    asked = ours.run_id[:8] if by == "id" else file
+    assert lra.load_run(asked, tmp_path).record == ours
+    if fault == "another seed":
+        file.write_bytes(store.record_path(theirs.run_id).read_bytes())
+    else:
+        body = ours.model_dump()
+        body["outcome"]["test"]["correct"] += 1
+        file.write_bytes(pack_envelope("record", body))
+    with pytest.raises(StoreError, match=r"holds the record of another run|is not the record that"):
+        lra.load_run(asked, tmp_path)
+    if fault == "another seed":
+        with pytest.raises(StoreError, match="holds the record of another run"):
+            read_config(str(file))
+    with pytest.raises(UsageError, match="no such record"):
+        lra.load_run("/x.json")
 
 
 def test_all_shipped_variants_are_among_them():

@@ -144,11 +144,11 @@ def test_whichever_call_fails_the_last_checkpoint_is_readable(tmp_path, monkeypa
     for number in range(1, 60):
         folder = tmp_path / str(number)
         for step in (1, 2):
-            save_checkpoint(folder, step, {"run_id": "a", "state": {"step": step}})
+            save_checkpoint(folder, step, {"run_id": "a", "environments": [{}], "state": {"step": step}})
         with monkeypatch.context() as patch:
             faults = FailNth(patch, number, 5)
             try:
-                save_checkpoint(folder, 3, {"run_id": "a", "state": {"step": 3}})
+                save_checkpoint(folder, 3, {"run_id": "a", "environments": [{}], "state": {"step": 3}})
                 expected = {3}
             except (StoreError, OSError):
                 expected = {2, 3}

@@ -279,6 +279,9 @@ def own_profile(tmp_path, **changes):
     return str(path)
 
 
+LOOK_ALIKES = ["quick-", "quick_", "qu.ick", "qulck", "qu1ck", "0fficial", "officiaI", "0ff1c1al", "m0dern", "rnodem"]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -289,6 +292,7 @@ def own_profile(tmp_path, **changes):
         {"tasks__listops__variants__local__window": 4},
         {"families__convnet__train__lr": 0.5},
         {"name": "Quick"},
+        *({"name": name, "source": "elsewhere"} for name in LOOK_ALIKES),
     ],
     ids=str,
 )

@@ -167,10 +167,30 @@ def test_a_record_from_before_a_setting_has_the_id_of_one_with_it(path):
         ("train.betas", [[0, 0.9], [-0.0, 0.9], (0.0, 0.9)]),
         ("model.dropout", [0, -0.0]),
         ("train.clip_norm", [1, 1.0]),
+        ("model.head_dim", [0, 16]),
+        ("model.embedding_rows", [None, 16]),
     ],
 )
 def test_equal_settings_are_one_run(path, values):
     assert len({quick(**{path: value}).run_id("d") for value in values}) == 1
+
+
+def test_an_option_without_a_type_is_passed_as_it_is_hashed(tmp_path, monkeypatch):
+    """A module can tell 0.0 from -0.0, which have one id; 1 and 1.0 have two."""
+    monkeypatch.chdir(tmp_path)
+    source = "from torch import nn\nclass M(nn.Linear):\n    def __init__(self, dim, a=None): ...\n"
+    (tmp_path / "any.py").write_text(source)
+
+    def given(value):
+        overrides = {"variant.a": value}
+        made = resolve(
+            task="listops", variant="any.py:M", profile=load_profile("quick"), seed=0, track="open", overrides=overrides
+        )
+        return made.run_id("d"), repr(made.variant.typed.a)
+
+    for one, other in ((0.0, -0.0), ([0.0], (-0.0,)), ({"b": 0.0}, {"b": -0.0})):
+        assert given(one) == given(other)
+    assert given(1)[0] != given(1.0)[0]
 
 
 def test_a_variant_by_its_file_is_the_same_run_in_every_folder_and_no_other_name_is_cut():

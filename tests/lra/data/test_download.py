@@ -1,5 +1,6 @@
 """Downloads from a server on this machine that breaks off, lies and forgets."""
 
+import fcntl
 import hashlib
 import re
 import time
@@ -79,6 +80,14 @@ def test_an_answer_that_leaves_a_gap_is_refused(server, tmp_path):
     server.behaviours = ["later"]
     with pytest.raises(DataError, match="does not go on where the file ends"):
         get(server, tmp_path)
+
+
+def test_two_commands_do_not_write_into_one_part(server, tmp_path):
+    with (tmp_path / "f.tar.gz.part").open("ab") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match=r"f\.tar\.gz\.part: another process is fetching it"):
+            get(server, tmp_path)
+    assert get(server, tmp_path).read_bytes() == CONTENT
 
 
 def test_a_part_that_is_complete_needs_nothing_more(server, tmp_path):

@@ -24,6 +24,7 @@ RUN = "ab" * 32
 def state(step, run_id=RUN):
     return {
         "run_id": run_id,
+        "environments": [{"threads": 1}],
         "state": {"step": step},
         "step": step,
         "model": {"w": torch.full((64,), float(step))},
@@ -71,6 +72,8 @@ def test_every_flip_and_truncation_is_detected_and_the_older_one_used(tmp_path):
         ({"step": 2}, "another file than expected: 'run_id'"),
         ({"run_id": RUN, "state": 3}, "another file than expected"),
         ([RUN], "another file than expected"),
+        (state(2) | {"environments": []}, "does not say in which environment it was saved"),
+        ({"run_id": RUN, "state": {"step": 2}}, "does not say in which environment it was saved"),
     ],
 )
 def test_a_whole_checkpoint_of_another_run_or_step_is_passed_over(tmp_path, wrong, message):

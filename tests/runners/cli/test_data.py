@@ -1,6 +1,7 @@
 """`lra-data` as a user meets it."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -279,21 +280,35 @@ def leave(home):
     (home / f".at-work.{os.getpid()}-0123abcd.tmp").mkdir()
     (home / "sources").mkdir(exist_ok=True)
     (home / "sources" / f".text.{dead.pid}-0123abcd.tmp").symlink_to("gone")
-    return [".pathfinder-hard-0.work", f".listops-x.{dead.pid}-0123abcd.tmp", f"sources/.text.{dead.pid}-0123abcd.tmp"]
+    for name, state in {
+        "pairs-first-10": '{"first_bytes": 10, "files": {"a": {"size": 9, "position": 3}}}',
+        "pairs-first-20": '{"first_bytes": 20, "files": {"a": {"size": 9, "position": 9}}}',
+        "pairs-first-30": "damaged",
+        "of-the-user": None,
+    }.items():
+        (home / "sources" / name).mkdir()
+        if state is not None:
+            (home / "sources" / name / "lock").touch()
+            (home / "sources" / name / "fetched.json").write_text(state)
+    (home / "sources" / "cifar.tar.gz.part").write_bytes(b"half")
+    half = ["sources/cifar.tar.gz.part", "sources/pairs-first-10", "sources/pairs-first-30"]
+    temporary = [f".listops-x.{dead.pid}-0123abcd.tmp", f"sources/.text.{dead.pid}-0123abcd.tmp"]
+    return [".pathfinder-hard-0.work", *half, *temporary]
 
 
 def test_what_killed_commands_left_is_listed_and_removed(run, home, folder):
     names = leave(home)
-    with sole_owner(home / ".pathfinder-easy-0.work"):
+    with sole_owner(home / ".pathfinder-easy-0.work"), (home / "sources" / "now.part").open("ab") as now:
+        fcntl.flock(now, fcntl.LOCK_EX)
         listed = run("list").stdout
         assert all(f"  {name}  " in listed for name in names)
         assert "pathfinder-hard-0.work  2.0 MB" in listed
         assert "pathfinder-easy" not in listed
-        assert "at-work" not in listed
+        assert not any(name in listed for name in ("at-work", "now.part", "pairs-first-20", "of-the-user"))
         assert run("remove", names[0], "--yes").exit_code == 0
         assert not (home / names[0]).exists()
         removed = run("remove", "leftovers", "--yes")
-        assert removed.stdout.splitlines() == [*names[1:], "Removed 2"]
+        assert removed.stdout.splitlines() == [*names[1:], "Removed 5"]
         assert (home / ".pathfinder-easy-0.work").is_dir()
         assert "Nothing is left behind" in run("remove", "leftovers", "--yes").stdout
     assert folder.is_dir()

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig
 from lra.data.dataset import PreparedData, open_prepared
-from lra.errors import DataError, StoreError
+from lra.errors import DataError, StoreError, UsageError
 from lra.results.checkpoints import list_checkpoints
 from lra.results.records import EARLIER, ConflictError, Store
 from lra.schedules import learning_rate
@@ -474,3 +475,47 @@ def test_a_note_that_cannot_be_written_costs_a_warning(data, tmp_path, monkeypat
     assert record.status == "ok"
     assert Store(tmp_path).find(record.run_id) == record
     assert capsys.readouterr().err == "Warning: the attempt (ok) is not logged: no room\n"
+
+
+def test_another_default_type_of_the_process_is_refused(data, tmp_path):
+    """A plug-in that sets it would give every other variant of a grid another number under the same id."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(UsageError, match=r"default type is torch\.float64 in this process"):
+            execute(tiny(), data, tmp_path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert list(Store(tmp_path).records()) == []
+
+
+SCALED = """
+from pathlib import Path
+from torch import nn
+class M(nn.Linear):
+    def __init__(self, dim):
+        super().__init__(dim, dim)
+        self.scale = float(Path("scale.txt").read_text())
+    def forward(self, x, mask=None):
+        return super().forward(x) * self.scale
+"""
+
+
+def test_a_file_that_a_plug_in_reads_and_that_changes_gives_no_number(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("scaled.py").write_text(SCALED)
+    Path("scale.txt").write_text("1.0")
+    first = tiny("scaled.py:M")
+    second = first.model_copy(update={"seed": 1})
+    execute(first, data, tmp_path / "store")
+    Path("scale.txt").write_text("2.0")
+    with pytest.raises(UsageError, match=r"scale\.txt has changed"):
+        execute(second, data, tmp_path / "store")
+
+    def change_and_go_on():
+        Path("scale.txt").write_text("2.0")
+        return False
+
+    Path("scale.txt").write_text("1.0")
+    with pytest.raises(UsageError, match=r"scale\.txt has changed"):
+        execute(second, data, tmp_path / "store", change_and_go_on)
+    assert len(list(Store(tmp_path / "store").records())) == 1
