@@ -359,6 +359,14 @@ def bigbird(n, d, block=64, random=3):
     return projections(n, d) + BATCH * (count * softmax(block, (2 + 3 + random) * block, d) + ends)
 
 
+def block_topk(n, d, block=32, chosen=4, tile=32):
+    count = blocks_of(n, block)
+    padded = count * block
+    tiles = padded * (chosen - 1) // tile + count
+    scores = product(padded, d, count, sides=0)
+    return projections(n, d) + BATCH * (scores + softmax(padded + tiles * tile, block, d))
+
+
 def mra(n, d, block=32, row=8):
     count = blocks_of(n, block)
     coarse = 2 * product(count, count, d)  # scores of the means, and what their weights read
@@ -383,6 +391,7 @@ def contextpool(n, d):
 FORMS = {
     "adaptive_span": adaptive_span,
     "bigbird": bigbird,
+    "block_topk": block_topk,
     "contextpool": contextpool,
     "contextpool_conv_only": convolutions_and_full,
     "conv": conv,
