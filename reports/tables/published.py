@@ -4,22 +4,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 from pydantic import Field
 
+from lra.config.labels import fits, split_row
 from lra.config.schema import Section, validate_section
 from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
 
 from ..result_set import ResultSet
 from .accuracy import accuracy_cell
-from .captions import NOT_RUN, preview, provenance_notes, table_caption
+from .captions import FIVE, NOT_RUN, SIX, preview, provenance_notes, table_caption
 from .table import Table, Term, plain_table
 
 OTHER_RECIPE = "other recipe"
+AVERAGES = (("A5", FIVE), ("A6", SIX))
+"""Averages of this project, and their tasks."""
+Average = Literal["A5", "A6", "A6_as_zero"]
+"""Mean of the five tasks; of six, with Path-X counted as 50 where it failed; of six, with it counted as 0."""
 
 
 class Published(Section):
@@ -35,14 +41,25 @@ class Published(Section):
     row_flags: dict[str, list[str]] = Field(default_factory=dict)
     """Further reasons that apply to single rows."""
     notes: dict[str, str] = Field(default_factory=dict)
+    """What else there is to say of single rows; printed below the table."""
     columns: list[str]
     """Tasks, in the order of the rows' values."""
     rows: dict[str, list[float | None]]
-    """By registered name; null where the source says that the model failed."""
-    average: Literal["A5", "A6"] = "A5"
-    """Mean of the five tasks, or of six with Path-X counted as 50 where it failed."""
+    """By registered name, if need be with options, `lion [decay=none]`; null where the source says that it failed."""
+    average: Average = "A5"
+    """Over what the source averages."""
+    row_averages: dict[str, Average] = Field(default_factory=dict)
+    """Over what it averages single rows, where it mixes several averages in one column."""
     printed_averages: dict[str, float]
-    """Averages as the source prints them, misprints included."""
+    """Averages as the source prints them, misprints included; for checks only. Tables have averages over the same tasks
+    for all rows."""
+
+    def mean(self, row: str, tasks: Collection[str]) -> float | None:
+        """Average a row over tasks; None unless it has a number for each of them."""
+        numbers = dict(zip(self.columns, self.rows[row], strict=True))
+        chosen = [numbers.get(task) for task in tasks]
+        found = [number for number in chosen if number is not None]
+        return sum(found) / len(found) if found and len(found) == len(chosen) else None
 
 
 def load_published() -> list[Published]:
@@ -64,33 +81,40 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
     """Tabulate our mean test accuracy and published numbers, with the difference and the source of each.
 
     All numbers of a source with the profile's sizes are listed. Of other sources, only variants that were run here are
-    listed, and without a difference, which would compare recipes rather than variants.
+    listed, and without a difference, which would compare recipes rather than variants. The averages A5 and A6 are
+    computed from the rows of both sides, over the same tasks, and only where each task has a number.
 
     Raises:
         UsageError: Nothing comparable was published.
     """
     frame = results.for_profile(profile, track).frame()
     seeds = len(results.seeds)
-    ours: dict[tuple[str, str], list[pd.DataFrame]] = {}
-    for (variant, task, _, _), group in frame.groupby(["variant", "task", "column", "label"]):
-        ours.setdefault((str(variant), str(task)), []).append(group)
-    rows, used = [], []
+    rows, used, remarks = [], [], list[str]()
     for source in load_published():
         comparable = source.profile == profile and track == "matched"
-        for variant, numbers in source.rows.items():
-            for task, published in zip(source.columns, numbers, strict=True):
-                found = [_row(source, published, group, seeds, comparable) for group in ours.get((variant, task), [])]
-                if comparable and not found:
-                    found = [_row(source, published, frame[:0], seeds, comparable) | {"task": task, "variant": variant}]
-                rows += found
-                used += [source] if found else []
+        for name in source.rows:
+            variant, options = split_row(name)
+            ours = frame[
+                (frame["variant"] == variant) & frame["settings"].map(lambda each, text=options: fits(each, text))
+            ]
+            found = [row for part in (_row_of_tasks, _averages) for row in part(source, name, ours, seeds, comparable)]
+            rows += found
+            if found:
+                used.append(source)
+                remarks += [f"{source.title}, {name}: {source.notes[name]}."] if name in source.notes else []
     if not rows:
         known = ", ".join(sorted({source.profile for source in load_published() if source.profile}))
         raise UsageError(
             f"nothing published has the sizes of profile {profile!r} or one of its variants; there is {known}"
         )
     rows.sort(key=lambda row: (row["task"], row["variant"], row["source"]))
-    notes = [f"{s.title}: {s.source}; {', '.join(s.flags)}." for s in {s.name: s for s in used}.values()]
+    notes = [f"{s.title}: {s.source}; {', '.join(s.flags)}." for s in {s.name: s for s in used}.values()] + remarks
+    shown = {row["task"] for row in rows}
+    notes += [
+        Term(f"{name}: mean of {len(members)} tasks, for both sides; only where each task has a number.")
+        for name, members in AVERAGES
+        if name in shown
+    ]
     notes.append(
         Term(f"{OTHER_RECIPE}: the source's model, data rules or training differ from the profile; no difference.")
     )
@@ -102,22 +126,63 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
     return plain_table(title, rows, preview(frame) + notes + provenance_notes(frame), frame)
 
 
-def _row(
+def _row_of_tasks(
     source: Published,
-    published: float | None,
-    group: pd.DataFrame,
+    name: str,
+    ours: pd.DataFrame,
     seeds: int,
     comparable: bool,  # noqa: FBT001
+) -> list[dict[str, str]]:
+    """Write the numbers of a published row beside our runs of its variant; beside nothing only if comparable."""
+    rows = []
+    for task, published in zip(source.columns, source.rows[name], strict=True):
+        groups = ours[ours["task"] == task].groupby(["column", "label"])
+        found = [(str(column), str(label), *accuracy_cell(group, seeds)) for (column, label), group in groups]
+        found = found or ([(task, name, NOT_RUN, math.nan)] if comparable else [])
+        rows += [_row(source, name, published, *each, comparable) for each in found]
+    return rows
+
+
+def _averages(
+    source: Published,
+    name: str,
+    ours: pd.DataFrame,
+    seeds: int,
+    comparable: bool,  # noqa: FBT001
+) -> list[dict[str, str]]:
+    """Write the averages of a published row beside ours over the same tasks; beside nothing only if comparable."""
+    rows = []
+    for average, members in AVERAGES:
+        published = source.mean(name, members)
+        if published is None:
+            continue
+        found = []
+        for label, group in ours[ours["task"].isin(members)].groupby("label"):
+            means = [accuracy_cell(part, seeds)[1] for _, part in group.groupby("column")]
+            # Each task once: with two dataset variants of one task there is no single average.
+            if group["task"].nunique() == len(means) == len(members) and not any(map(math.isnan, means)):
+                mean = sum(means) / len(means)
+                found.append((average, str(label), f"{mean:.2f}", mean))
+        found = found or ([(average, name, NOT_RUN, math.nan)] if comparable else [])
+        rows += [_row(source, name, published, *each, comparable) for each in found]
+    return rows
+
+
+def _row(
+    source: Published,
+    name: str,
+    published: float | None,
+    heading: str,
+    label: str,
+    text: str,
+    mean: float,
+    comparable: bool,  # noqa: FBT001
 ) -> dict[str, str]:
-    """Write one row; `group` has our runs of one label under one heading, or none."""
-    text, mean, label, column, flags = NOT_RUN, math.nan, "", "", list[str]()
-    if len(group):
-        text, mean = accuracy_cell(group, seeds)
-        label, column = group["label"].iloc[0], group["column"].iloc[0]
-        flags = source.row_flags.get(group["variant"].iloc[0], [])
+    """Write one row: a published number, and ours as `text` and as a number, which is NaN if there is none."""
+    flags = source.row_flags.get(name, [])
     difference = NOT_RUN if math.isnan(mean) or published is None else f"{mean - published:+.2f}"
     return {
-        "task": column,
+        "task": heading,
         "variant": label,
         "source": source.title + (f" ({', '.join(flags)})" if flags else ""),
         "published (%)": "fails" if published is None else f"{published:.2f}",
