@@ -13,9 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
+LIBRARY_SETTINGS = (
+    "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG",
+)  # fmt: skip
+"""Environment variables by which the libraries below torch choose other instructions, and so other last bits."""
+
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return plain values that describe software and hardware; no host name, no paths, no environment variables."""
+    """Return plain values that describe software and hardware; no host name, no paths.
+
+    Of the environment variables, only those of `LIBRARY_SETTINGS` are named.
+    """
     return {
         "lra_harness": package_version(),
         "python": platform.python_version(),
@@ -30,28 +39,32 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 2),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "library_settings": " ".join(f"{name}={os.environ[name]}" for name in LIBRARY_SETTINGS if os.environ.get(name)),
     }
 
 
 def decisive(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of an environment that the last bits of a result depend on.
 
-    These are the versions of torch and NumPy, torch's modes, the number of processes and the kind of device. On the
-    CPU, the kind is that of the processor with the instructions that torch uses of it, and the number of threads counts
-    as well, since it decides in which order terms are added.
+    These are the versions of torch and NumPy, torch's modes, the settings of the libraries below it if there are any
+    (older environments have none), the number of processes and the kind of device. On the CPU, the kind is that of the
+    processor with the instructions that torch uses of it, and the number of threads counts as well, since it decides in
+    which order terms are added.
     """
     names = ["torch", "numpy", "device", "processes", "float32_matmul_precision", "deterministic_algorithms"]
     if environment.get("device") == "cpu":
         names += ["cpu", "cpu_capability", "threads"]
+    if environment.get("library_settings"):
+        names.append("library_settings")
     return {name: environment.get(name) for name in names}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Say in what the decisive parts of two environments differ: `threads 1 there, 2 here`."""
     return ", ".join(
-        f"{name} {before.get(name, 'unknown')} there, {value} here"
-        for name, value in now.items()
-        if before.get(name) != value
+        f"{name} {before.get(name, 'unknown')} there, {now.get(name, 'unknown')} here"
+        for name in {**now, **before}
+        if before.get(name) != now.get(name)
     )
 
 
