@@ -81,12 +81,14 @@ def linear_attention_in_blocks(
     values = _values(v, mask)
     state = v.new_zeros(())  # becomes Σ_j φ(k_j) [v_j, 1]ᵀ, (batch, num_heads, num_features, head_dim + 1)
     for keys, block in zip(k.split(_BLOCK, dim=2), values.split(_BLOCK, dim=2), strict=True):
-        state = state + _again(lambda keys, block: k_map(keys).transpose(-2, -1) @ block, keys, block)
-    both = torch.cat([_again(lambda block: q_map(block) @ state, block) for block in q.split(_BLOCK, dim=2)], dim=2)
+        state = state + computed_again(lambda keys, block: k_map(keys).transpose(-2, -1) @ block, keys, block)
+    both = torch.cat(
+        [computed_again(lambda block: q_map(block) @ state, block) for block in q.split(_BLOCK, dim=2)], dim=2
+    )
     return _normalise(both)
 
 
-def _again(compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+def computed_again(compute: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """Compute now, keep only the arguments, and compute again in backward."""
     result: Tensor = checkpoint(compute, *tensors, use_reentrant=False, preserve_rng_state=False)
     return result

@@ -23,6 +23,9 @@ NAMES = (
     "tnn",
     "hgrn",
     "mamba",
+    "gau",
+    "differential",
+    "hrrformer",
 )
 
 

@@ -296,6 +296,22 @@ def scales(size, length):
     return 1 + math.ceil(math.log2(length / size))
 
 
+def gau(n, d, key=128, bias=32):
+    """Scores are made again in backward: four products of queries by keys, and three of weights by values."""
+    width = max(8, round((4 * d - key) / 24) * 8)
+    maps = linear(BATCH * n, d, key) + 3 * linear(BATCH * n, d, width)
+    return maps + BATCH * 2 * n * n * (4 * (key + bias) + 3 * width)
+
+
+def differential(n, d):
+    """Two maps, whose queries and keys are made as wide as the values by zeros."""
+    return projections(n, d) + 2 * BATCH * softmax(n, n, d)
+
+
+def hrrformer(n, d):
+    return projections(n, d)  # binding is Fourier transforms and products entry by entry
+
+
 def tnn(n, d, hidden=32, layers=3):
     """The network sees each distance to both sides; the Fourier transforms have no formula."""
     width = max(8, round((4 * d * d - layers * hidden**2) / (3 * d + hidden) / 8) * 8)
@@ -396,12 +412,15 @@ FORMS = {
     "contextpool_conv_only": convolutions_and_full,
     "conv": conv,
     "cosformer": cosformer,
+    "differential": differential,
     "fnet": fnet,
     "full": full,
     "gated_delta": gated_delta,
     "gated_linear": gated_linear,
+    "gau": gau,
     "h_transformer_1d": h_transformer_1d,
     "hgrn": hgrn,
+    "hrrformer": hrrformer,
     "linear": linear_attention,
     "linformer": linformer,
     "lion": lion,
