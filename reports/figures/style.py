@@ -42,7 +42,7 @@ IN_ORDER = (
     "linformer", "bigbird", "s4d", "reformer", "sparse", "synthesizer", "sinkhorn", "mlp_only",
     "transformer_ls", "luna", "cosformer", "fnet", "mega", "conv", "skyformer", "gated_linear", "h_transformer_1d",
     "multiscale_conv", "lion", "mra", "lru", "gated_delta", "tnn", "hgrn", "mamba", "block_topk",
-    "gau", "differential", "hrrformer",
+    "gau", "differential", "hrrformer", "s5",
 )  # fmt: skip
 """Variants in the order of their colours, so that those that are often drawn together differ. New ones come last."""
 MARKERS = "osD^vP*<X>p"

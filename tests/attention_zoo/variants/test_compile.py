@@ -26,6 +26,7 @@ NAMES = (
     "gau",
     "differential",
     "hrrformer",
+    "s5",
 )
 
 

@@ -266,6 +266,11 @@ def diagonal_system(n, d, states):
     return linear(BATCH * n, d, 2 * states) + linear(BATCH * n, 2 * 2 * states, d)
 
 
+def s5(n, d, blocks=8):
+    states = blocks * round(d / (2 * blocks))
+    return diagonal_system(n, d, states) + linear(BATCH * n, d, d)
+
+
 def hgrn(n, d):
     states = round(4 * d / 7 / HEADS) * HEADS
     return 3 * linear(BATCH * n, d, 2 * states) + linear(BATCH * n, d, states)
@@ -437,6 +442,7 @@ FORMS = {
     "performer": linear_attention,  # its default kernel makes features without a projection
     "reformer": reformer,
     "s4d": s4d,
+    "s5": s5,
     "sinkhorn": sinkhorn,
     "skyformer": skyformer,
     "sparse": sparse,
