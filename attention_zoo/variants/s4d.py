@@ -7,7 +7,9 @@ of its own, by zero-order hold (the input is constant within a step), it is a co
     K_l = 2 Re sum_n C_n (exp(A_n step) - 1) / A_n exp(A_n step l),
 
 which is computed by FFT. The states come in conjugate pairs, of which one is kept; hence 2 Re. A starts as S4D-Lin,
-A_n = -1/2 + i pi n. GELU, a linear layer and a gate (GLU) follow, as in the authors' block.
+A_n = -1/2 + i pi n, or with `initialisation="legs"` as S4D-LegS: with the eigenvalues of the HiPPO-N matrix. These have
+the same real part; with 64 states their frequencies reach from 0.26 to 1,303 in place of 0 to 97. GELU, a linear layer
+and a gate (GLU) follow, as in the authors' block.
 
 Departures from the paper:
 
@@ -24,12 +26,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
+from attention_zoo.kernels.hippo import hippo_normal
 from attention_zoo.kernels.long_convolution import exponential_kernel, long_convolution
 from attention_zoo.masking import zero_masked
 from attention_zoo.registry import register_variant
@@ -46,6 +50,9 @@ class S4DConfig(VariantConfig):
     state_size: int = option(64, "states of a channel (N), conjugates included; even; 4 on text in the authors' runs")
     min_step: float = option(1e-3, "shortest step at the start of training; 1e-4 for 16,384 tokens")
     max_step: float = option(1e-1, "longest step at the start of training")
+    initialisation: Literal["lin", "legs"] = option(
+        "lin", "frequencies of A at the start: evenly spaced (S4D-Lin), or the eigenvalues of HiPPO-N (S4D-LegS)"
+    )
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -79,7 +86,10 @@ class S4D(SequenceMixer):
         self.log_step = nn.Parameter(low + (high - low) * torch.rand(dims.dim))
         # A = -exp(log_decay) + i frequency, (dim, states): the real part stays negative, so no state grows.
         self.log_decay = nn.Parameter(torch.full((dims.dim, states), math.log(0.5)))
-        self.frequency = nn.Parameter(math.pi * torch.arange(states, dtype=torch.float32).repeat(dims.dim, 1))
+        frequency = math.pi * torch.arange(states, dtype=torch.float32)
+        if config.initialisation == "legs":
+            frequency = hippo_normal(config.state_size)[0].imag.float()  # the real part is -1/2 there, too
+        self.frequency = nn.Parameter(frequency.repeat(dims.dim, 1))
         # C, of variance 1 as a complex number
         self.readout = nn.Parameter(torch.randn(directions, dims.dim, states, 2) * 0.5**0.5)
         self.skip = nn.Parameter(torch.randn(dims.dim))

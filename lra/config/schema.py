@@ -42,6 +42,7 @@ ADDED_LATER: dict[str, Any] = {
     "variant.performer.stabiliser": 0.0,
     "variant.performer.temperature": 1.0,
     "variant.reformer.scores": "scaled",
+    "variant.s4d.initialisation": "lin",
     "variant.sinkhorn.first": "columns",
     "variant.synthesizer.dot_product": False,
     "variant.transformer_ls.summaries": "keys",

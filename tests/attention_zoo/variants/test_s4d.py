@@ -13,6 +13,7 @@ from attention_zoo.variants.s4d import S4D
 from tests.attention_zoo.variants.helpers import (
     assert_equals_definition,
     assert_keeps_the_contract,
+    make,
     share_of_full_attention,
 )
 
@@ -44,9 +45,24 @@ def naive_s4d(mixer: S4D, x: Tensor, mask: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
-@pytest.mark.parametrize("options", [{"state_size": 6, "max_step": 0.5}], ids=str)
+@pytest.mark.parametrize("options", [{"state_size": 6, "max_step": 0.5}, {"initialisation": "legs"}], ids=str)
 def test_equals_its_definition_in_outputs_and_gradients(options, causal):
     assert_equals_definition("s4d", naive_s4d, length=LENGTH, causal=causal, **options)
+
+
+def test_legs_starts_from_the_eigenvalues_of_hippo_n_and_differs_in_nothing_else():
+    size = 10
+    place = torch.arange(size, dtype=torch.float64)
+    legs = -torch.outer((2 * place + 1).sqrt(), (2 * place + 1).sqrt()).tril(-1) - torch.diag(place + 1)
+    values = torch.linalg.eigvals(legs + torch.outer((place + 0.5).sqrt(), (place + 0.5).sqrt()))
+    lin, started = (
+        make("s4d", length=8, state_size=size, initialisation=initialisation).state_dict()
+        for initialisation in ("lin", "legs")
+    )
+    expected = values.imag[values.imag > 0].sort().values
+    torch.testing.assert_close(started["frequency"], expected.expand(16, 5), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(started["log_decay"].exp(), -values.real[:5].expand(16, 5), rtol=1e-5, atol=1e-5)
+    assert [name for name in lin if not torch.equal(lin[name], started[name])] == ["frequency"]
 
 
 @pytest.mark.parametrize("options", [{"state_size": 4}], ids=str)
