@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the fast backends cut their work: tokens into tiles of 16, tiles into chunks, features into slabs."""
+"""How the fast backends cut their work: tokens into tiles of 16, tiles into chunks, features into slabs.
+
+On a CPU the sizes are those that the values ask for, and pieces stay in the cache. A GPU works behind the host, which
+would have to wait before it could read a value, so there the sizes are bounds that the shapes give, and pieces are as
+large as memory allows, because each costs a launch.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,13 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 TILE = 16
 """Tokens that are handled together, as the rows of one small matrix product."""
-SLAB = 64
-"""Features that one thread handles at a time. Wider slabs are no faster there, and their buffers cost page faults."""
+SLAB = {"cpu": 64, "cuda": 256}
+"""Features that one thread, or a GPU, handles at a time. Wider slabs are no faster on a CPU, where their buffers cost
+page faults."""
 CHUNK = {"cpu": 64, "cuda": 4096}
 """Tiles handled at a time: their nodes stay in the cache of a CPU; on a GPU (a guess) they are enough to fill it."""
 
@@ -22,65 +29,93 @@ class TiledTokens:
     """Tokens sorted by an integer key and cut into tiles of 16, so that all tokens of a tile have the same key.
 
     The key says what a token reads (which level, sequence and block of nodes), so a tile gathers its nodes once and
-    multiplies them by a matrix of 16 rows. The last tile of a key may have empty slots.
+    multiplies them by a matrix of 16 rows. The last tile of a key may have empty slots. On a GPU tiles without any
+    token may follow the others.
     """
 
     key: Tensor
-    """(tiles,)."""
+    """(tiles,). A tile without tokens has one that occurs, or the largest possible."""
     token: Tensor
     """(tiles, 16): index into the flattened (batch * length) tokens; 0 in an empty slot."""
     filled: Tensor
-    """(tiles, 16): 1 in a slot with a token, 0 in an empty one; in the dtype of the sums."""
+    """(tiles, 16), bool: whether a slot holds a token."""
     slot: Tensor
     """(batch * length,): the inverse of `token`; tiles * 16, one past the last slot, for a token left out."""
 
     def tiled(self, values: Tensor) -> Tensor:
         """Gather (batch, length) into (tiles, 16), zero in empty slots."""
-        return values.flatten()[self.token] * self.filled
+        return torch.where(self.filled, values.flatten()[self.token], 0.0)
 
     def untiled(self, values: Tensor) -> Tensor:
         """Gather (tiles, 16) into (batch * length,), zero for a token left out."""
-        return torch.cat((values.flatten(), values.new_zeros(1)))[self.slot]
+        return F.pad(values.flatten(), (0, 1))[self.slot]
 
 
-def sort_into_tiles(key: Tensor, valid: Tensor, dtype: torch.dtype) -> TiledTokens:
+def sort_into_tiles(key: Tensor, valid: Tensor, keys: int) -> TiledTokens:
     """Group tokens (batch, length) by an integer key, leaving out those that are not valid.
 
     Args:
-        key: (batch, length), integer.
+        key: (batch, length), integer, 0 ... keys - 1.
         valid: (batch, length), bool.
-        dtype: Of `TiledTokens.filled`.
+        keys: How many keys there may be.
     """
-    token = valid.flatten().nonzero()[:, 0]  # (valid tokens,)
-    # Stable, so that a tile holds its tokens in the order of the sequence, and the same ones every time.
-    sorted_key, order = key.flatten()[token].sort(stable=True)
-    token = token[order]
-    distinct_key, count = sorted_key.unique_consecutive(return_counts=True)  # (keys,) each
-    tiles_of = (count + TILE - 1) // TILE
-    # (keys,): empty slots before a key's first tile, since the tiles of every key before it are rounded up.
-    gap = (tiles_of.cumsum(0) - tiles_of) * TILE - (count.cumsum(0) - count)
-    sorted_slot = torch.arange(token.shape[0], device=key.device) + gap.repeat_interleave(count)  # (valid tokens,)
-    tile_key = distinct_key.repeat_interleave(tiles_of)
-    slots = tile_key.shape[0] * TILE
+    device, tokens = key.device, key.numel()
+    # Those left out come last, as one more key. Stable, so that a tile holds its tokens in the order of the sequence.
+    sorted_key, order = torch.where(valid, key, keys).flatten().sort(stable=True)
+    # Where each key begins among the sorted tokens, (keys + 1,), and where its tiles end, (keys,).
+    first = torch.searchsorted(sorted_key, torch.arange(keys + 1, device=device))
+    tiles_end = ((first.diff() + TILE - 1) // TILE).cumsum(0)
+    # At most 15 slots are empty for each key that occurs.
+    tiles = size_on_host(tiles_end[-1], (tokens + (TILE - 1) * min(keys, tokens)) // TILE)
+    tiles_begin = F.pad(tiles_end, (1, 0))  # (keys + 1,): first tile of each key, then the first without tokens
+
+    tile = torch.arange(tiles, device=device)
+    tile_key = torch.searchsorted(tiles_end, tile, right=True)  # (tiles,); `keys` for a tile without tokens
+    # Which of the sorted tokens stands in each slot, (tiles, 16); beyond the key's last one the slot is empty.
+    rank = (first[tile_key] + (tile - tiles_begin[tile_key]) * TILE)[:, None] + torch.arange(TILE, device=device)
+    filled = rank < first[(tile_key + 1).clamp_max(keys)][:, None]
+    # A key's first slot less its first token, and past all slots for those left out.
+    shift = tiles_begin * TILE - first
+    shift[-1].fill_(tiles * TILE)
+    sorted_slot = (shift[sorted_key] + torch.arange(tokens, device=device)).clamp_max_(tiles * TILE)
     return TiledTokens(
-        key=tile_key,
-        token=token.new_zeros(slots).index_copy_(0, sorted_slot, token).view(-1, TILE),
-        filled=torch.zeros(slots, dtype=dtype, device=key.device).index_fill_(0, sorted_slot, 1.0).view(-1, TILE),
-        slot=torch.full((key.numel(),), slots, device=key.device).index_copy_(0, token, sorted_slot),
+        key=tile_key.clamp_max(keys - 1),
+        token=order[rank.clamp_max(tokens - 1)].masked_fill_(~filled, 0),
+        filled=filled,
+        slot=torch.empty_like(order).scatter_(0, order, sorted_slot),
     )
 
 
-def tiles_per_chunk(device: torch.device) -> int:
-    """Return how many tiles to handle at a time."""
-    return CHUNK.get(device.type, CHUNK["cpu"])
+def readable(device: torch.device) -> bool:
+    """Say whether the host can read a device's values without waiting for it."""
+    return device.type == "cpu"
 
 
-def slabs(dim: int) -> list[tuple[int, int]]:
+def size_on_host(exact: Tensor, bound: int) -> int:
+    """Return a size that depends on values, a scalar, as a number: exactly if it can be read, else its upper bound."""
+    return int(exact) if readable(exact.device) else bound
+
+
+def lanes(batch: int, device: torch.device) -> int:
+    """Return in how many parts to handle a batch: sequence by sequence on a CPU, all at once on a GPU."""
+    return batch if readable(device) else 1
+
+
+def tiles_per_chunk(device: torch.device, columns: int = SLAB["cuda"]) -> int:
+    """Return how many tiles to handle at a time, each with so many columns."""
+    size = CHUNK.get(device.type, CHUNK["cuda"])
+    return size if readable(device) else max(1, size * SLAB["cuda"] // columns)
+
+
+def slabs(dim: int, device: torch.device) -> list[tuple[int, int]]:
     """Cut the features into slabs of nearly equal width, as (first, end).
 
     A slab's nodes are a buffer (nodes, features of the slab) that is built, read and forgotten, so memory does not grow
     with dim. Two threads or more get slabs twice as wide: fewer operators, each with enough work to share.
     """
-    count = -(-dim // (SLAB if torch.get_num_threads() == 1 else 2 * SLAB))
+    width = SLAB.get(device.type, SLAB["cuda"])
+    if device.type == "cpu" and torch.get_num_threads() > 1:
+        width *= 2
+    count = -(-dim // width)
     bounds = [dim * i // count for i in range(count + 1)]
     return list(pairwise(bounds))

@@ -12,15 +12,19 @@ from torch import Tensor
 from contextpool.backends.pyramid.stencils import BLOCK, coarsen_adjoint_stencil, coarsen_stencil
 
 LEFT, RIGHT = 3, 4
-"""Zero blocks kept before and after the blocks of each sequence and level, so that every window stays inside."""
+"""Zero blocks kept before and after the blocks of each level, so that every window stays inside."""
+WINDOW = 3 * BLOCK
+"""Nodes that a token reads: the block under it, and one on either side."""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Where the nodes of all sequences lie in a buffer (blocks, 16, columns), level by level, sequence by sequence.
+    """Where the nodes of all sequences lie in a buffer (nodes, columns), level by level, lane by lane.
 
-    One buffer for all, so that a tile finds its three blocks by one index, whatever its level and sequence. In it, a
-    sequence at level l is LEFT blocks of zeros, `blocks[l]` blocks that hold tokens, and RIGHT blocks of zeros.
+    One buffer for all, so that a tile finds its nodes by one index, whatever its level and sequence. In it, a lane of a
+    level is LEFT blocks of zeros, `blocks[level]` blocks that hold tokens, and RIGHT blocks of zeros. A lane is a
+    sequence on a CPU, whose nodes are then together in memory. On a GPU it is the whole batch, as so many more columns:
+    all sequences have the same stencils, and one product a level serves them all.
 
     A level computes one block of nodes more on either side than hold tokens: a token reads that far. Nodes beyond stay
     zero; they are at least 13 blurs away from any token.
@@ -28,31 +32,37 @@ class Levels:
 
     batch: int
     length: int
+    lanes: int
     blocks: list[int]
-    """Per level: blocks of one sequence that hold tokens; LEFT + blocks + RIGHT are stored."""
+    """Per level: blocks of one lane that hold tokens; LEFT + blocks + RIGHT are stored."""
     offset: list[int]
     """Per level: its first block in the buffer."""
     total: int
     """Blocks in the buffer."""
 
     @classmethod
-    def of(cls, batch: int, length: int, top: int) -> Levels:
+    def of(cls, batch: int, length: int, top: int, lanes: int) -> Levels:
         """Lay out levels 0 ... top."""
         # The last token stands over node (length - 1) >> level, rounded down.
         blocks = [((length - 1) >> level) // BLOCK + 1 for level in range(top + 1)]
-        sizes = [batch * (LEFT + count + RIGHT) for count in blocks]
-        return cls(batch, length, blocks, [sum(sizes[:level]) for level in range(top + 1)], sum(sizes))
+        sizes = [lanes * (LEFT + count + RIGHT) for count in blocks]
+        return cls(batch, length, lanes, blocks, [sum(sizes[:level]) for level in range(top + 1)], sum(sizes))
+
+    @property
+    def width(self) -> int:
+        """Sequences of one lane."""
+        return self.batch // self.lanes
 
     def tokens(self, buffer: Tensor) -> Tensor:
-        """View level 0 as (batch, length, columns)."""
+        """View level 0, where a node is a token, as (batch, length, columns)."""
         stored = LEFT + self.blocks[0] + RIGHT
-        # (batch, nodes stored per sequence, columns); level 0 comes first in the buffer, and a node there is a token.
-        rows = buffer[: self.batch * stored].view(self.batch, stored * BLOCK, -1)
-        return rows[:, LEFT * BLOCK : LEFT * BLOCK + self.length]
+        # (lanes, nodes stored per lane, sequences of a lane, columns); level 0 comes first in the buffer.
+        rows = buffer[: self.lanes * stored * BLOCK * self.width].view(self.lanes, stored * BLOCK, self.width, -1)
+        return rows[:, LEFT * BLOCK : LEFT * BLOCK + self.length].transpose(1, 2).flatten(0, 1)
 
-    def nodes(self, level: int, sequence: int) -> int:
-        """Return where the nodes of a level and sequence begin in the buffer, those kept before them included."""
-        return (self.offset[level] + sequence * (LEFT + self.blocks[level] + RIGHT)) * BLOCK
+    def node(self, level: int, lane: int, block: int) -> int:
+        """Return the first node of a block, where block 0 is the first that holds tokens."""
+        return (self.offset[level] + lane * (LEFT + self.blocks[level] + RIGHT) + LEFT + block) * BLOCK
 
 
 class Nodes:
@@ -64,12 +74,19 @@ class Nodes:
     def __init__(self, levels: Levels, columns: int, like: Tensor) -> None:
         """Make room for nodes of some columns, all zero, in the dtype and on the device of `like`."""
         self._levels, self.columns = levels, columns
-        self.buffer = like.new_zeros(levels.total, BLOCK, columns)
-        """(blocks, 16, columns)."""
+        self.buffer = like.new_zeros(levels.total * BLOCK * levels.width, columns)
+        """(nodes * sequences of a lane, columns)."""
         self.tokens = levels.tokens(self.buffer)
         """Level 0, (batch, length, columns)."""
-        self.windows = self._view(0, levels.total - 2, step=BLOCK, size=3 * BLOCK)
-        """Each three blocks that follow each other, (blocks - 2, 48, columns)."""
+        self.windows = self.buffer.as_strided(
+            (len(self.buffer) - (WINDOW - 1) * levels.width, WINDOW, columns), (columns, levels.width * columns, 1)
+        )
+        """Each 48 nodes of a sequence that follow each other, by the row of the first, (rows, 48, columns)."""
+
+    def add_(self, first: Tensor, values: Tensor) -> None:
+        """Add to windows, which may overlap, values (tiles, 48, columns); `first` is what `targets` returned."""
+        groups = self.buffer.view(-1, _group(self._levels), self.columns)
+        groups.index_add_(0, first, values.view(-1, *groups.shape[1:]))
 
     def build(self) -> None:
         """Fill levels 1 ... top from level 0: block q above comes from the nodes 32 q - 16 ... 32 q + 47 below."""
@@ -86,21 +103,17 @@ class Nodes:
 
     @cached_property
     def _ups(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Stencils, what each block above comes from, and the blocks above, for each level and sequence."""
+        """Stencils, what each block above comes from, and the blocks above, for each level and lane."""
         levels, views = self._levels, []
         for level, above in enumerate(levels.blocks[1:]):
             count = above + 2  # one block more on either side: tokens read that far
             # One matrix for all blocks, since the stencil is the same everywhere: (count, 16, 64) without a copy.
             stencil = coarsen_stencil(level, self.buffer.dtype, self.buffer.device).expand(count, -1, -1)
-            for sequence in range(levels.batch):
+            for lane in range(levels.lanes):
                 # Block -1 above, the one before those that hold tokens, reads from node -48 below on.
-                first = levels.nodes(level, sequence) + (LEFT - 3) * BLOCK
-                target = levels.nodes(level + 1, sequence) + (LEFT - 1) * BLOCK
-                views.append((
-                    stencil,
-                    self._view(first, count, step=2 * BLOCK, size=4 * BLOCK),
-                    self._view(target, count, step=BLOCK, size=BLOCK),
-                ))  # fmt: skip
+                sources = self._view(levels.node(level, lane, -3), count, step=2 * BLOCK, size=4 * BLOCK)
+                target = self._view(levels.node(level + 1, lane, -1), count, step=BLOCK, size=BLOCK)
+                views.append((stencil, sources, target))
         return views
 
     @cached_property
@@ -112,22 +125,35 @@ class Nodes:
             below = levels.blocks[level]
             count = (below + 1) // 2 + 2  # pairs of blocks, from the pair before those that hold tokens on
             stencil = coarsen_adjoint_stencil(level, self.buffer.dtype, self.buffer.device).expand(count, -1, -1)
-            for sequence in range(levels.batch):
-                first = levels.nodes(level, sequence)
+            for lane in range(levels.lanes):
                 # The pair q = -1 below, nodes -32 ... -1, gathers from node -24 above on.
-                source = levels.nodes(level + 1, sequence) + (LEFT - 1) * BLOCK - BLOCK // 2
-                # Pairs may reach a block beyond those that `build` computes; `collapse` makes that zero again.
-                end = LEFT + below + 1
+                source = levels.node(level + 1, lane, -1) - BLOCK // 2
                 views.append((
                     stencil,
                     self._view(source, count, step=BLOCK, size=2 * BLOCK),
-                    self._view(first + (LEFT - 2) * BLOCK, count, step=2 * BLOCK, size=2 * BLOCK),
-                    self._view(first, LEFT - 1, step=BLOCK, size=BLOCK),
-                    self._view(first + end * BLOCK, LEFT + below + RIGHT - end, step=BLOCK, size=BLOCK),
+                    self._view(levels.node(level, lane, -2), count, step=2 * BLOCK, size=2 * BLOCK),
+                    # Pairs may reach a block beyond those that `build` computes; `collapse` makes that zero again.
+                    self._view(levels.node(level, lane, -LEFT), LEFT - 1, step=BLOCK, size=BLOCK),
+                    self._view(levels.node(level, lane, below + 1), RIGHT - 1, step=BLOCK, size=BLOCK),
                 ))  # fmt: skip
         return views
 
     def _view(self, start: int, count: int, *, step: int, size: int) -> Tensor:
-        """View windows of nodes, which may overlap, as (count, size, columns)."""
-        columns = self.columns
-        return self.buffer.as_strided((count, size, columns), (step * columns, columns, 1), start * columns)
+        """View runs of nodes, which may overlap, as (count, size, columns of all sequences of a lane)."""
+        width = self._levels.width * self.columns
+        return self.buffer.as_strided((count, size, width), (step * width, width, 1), start * width)
+
+
+def targets(levels: Levels, first: Tensor) -> Tensor:
+    """Return what `Nodes.add_` takes to add to the windows that begin at rows `first`, (tiles,), with a block.
+
+    A block is added at once where its nodes are together in memory, else node by node: (tiles * 3,) or (tiles * 48,).
+    """
+    group = _group(levels)
+    node = torch.arange(0, WINDOW, group, device=first.device)
+    return ((first[:, None] + node * levels.width) // group).flatten()
+
+
+def _group(levels: Levels) -> int:
+    """Return how many nodes of a sequence, from the first of a block on, are together in memory."""
+    return BLOCK if levels.width == 1 else 1

@@ -21,13 +21,9 @@ from torch import Tensor
 
 from contextpool.backends.custom_op import Gradients, Saved, register_custom_op
 from contextpool.backends.log_weights import exp_or_zero, reciprocal
-from contextpool.backends.pyramid.levels import Nodes
-from contextpool.backends.pyramid.stencils import BLOCK
+from contextpool.backends.pyramid.levels import WINDOW, Nodes, targets
 from contextpool.backends.pyramid.tiles import Tiles, make_tiles
 from contextpool.backends.tiling import TILE, slabs, tiles_per_chunk
-
-WINDOW = 3 * BLOCK
-"""Nodes that a tile reads: the block under its tokens, and one on either side."""
 
 
 def _forward(x: Tensor, weight: Tensor, sigma: Tensor, *, normalized: bool) -> tuple[Tensor, Tensor]:
@@ -46,12 +42,13 @@ def _forward(x: Tensor, weight: Tensor, sigma: Tensor, *, normalized: bool) -> t
 
     y = torch.empty_like(x)
     rows = y.view(-1, x.shape[2])  # (batch * length, dim)
-    size = tiles_per_chunk(x.device)
-    chunks = list(zip(kernel.split(size), tiles.tokens.key.split(size), strict=True))
+    bounds = slabs(x.shape[2], x.device)
+    size = tiles_per_chunk(x.device, bounds[-1][1] - bounds[-1][0])
+    chunks = list(zip(kernel.split(size), tiles.first.split(size), strict=True))
     # `sums` holds the results in the order of the slots, (tiles * 16 + 1, features of the slab). Its last row stays
     # zero: masked tokens point there. Both buffers are used again for the next slab.
     sums, nodes = weight.new_empty(0), None
-    for start, stop in slabs(x.shape[2]):
+    for start, stop in bounds:
         nodes = _filled(nodes, tiles, x[:, :, start:stop], weight)
         sums = sums.resize_(tiles.tokens.token.numel() + 1, stop - start)
         sums[-1] = 0.0
@@ -79,29 +76,30 @@ def _backward(grad: Tensor, saved: Saved, *, normalized: bool) -> Gradients:
     grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
     product = torch.zeros_like(kernel)  # S, (tiles, 16, 48), summed up slab by slab
     grad_rows = grad.reshape(-1, x.shape[2])  # (batch * length, dim)
-    size, key, token = tiles_per_chunk(x.device), tiles.tokens.key, tiles.tokens.token.view(-1)
-    blocks = _blocks(key)
-    # Per chunk: P transposed, S, the first block of each tile, all its blocks, and its tokens.
+    bounds = slabs(x.shape[2], x.device)
+    size, token = tiles_per_chunk(x.device, bounds[-1][1] - bounds[-1][0]), tiles.tokens.token.view(-1)
+    target = targets(tiles.levels, tiles.first)
+    # Per chunk: P transposed, S, the first node of each tile, where its gradients go, and its tokens.
     chunks = list(
         zip(
-            kernel.transpose(1, 2).split(size), product.split(size), key.split(size),
-            blocks.split(3 * size), token.split(TILE * size), strict=True,
+            kernel.transpose(1, 2).split(size), product.split(size), tiles.first.split(size),
+            target.split(target.numel() // max(1, len(kernel)) * size), token.split(TILE * size), strict=True,
         )
     )  # fmt: skip
     nodes = grad_nodes = None
-    for start, stop in slabs(x.shape[2]):
+    for start, stop in bounds:
         features, columns = x[:, :, start:stop], stop - start
         nodes = _filled(nodes, tiles, features, weight)
         if grad_nodes is None or grad_nodes.columns != columns:
             grad_nodes = Nodes(tiles.levels, columns, weight)
         grad_nodes.buffer.zero_()
         grad_slab = grad_rows[:, start:stop]
-        for adjoint, part, first, targets, tokens in chunks:
+        for adjoint, part, first, windows, tokens in chunks:
             # (tiles, 16, features). An empty slot repeats token 0, which its zero row of P makes harmless.
             upstream = grad_slab.index_select(0, tokens).to(weight.dtype).view(-1, TILE, columns)
             part.baddbmm_(upstream, nodes.windows.index_select(0, first).transpose(1, 2))
-            # Tiles read overlapping windows, so their gradients are added block by block.
-            grad_nodes.buffer.index_add_(0, targets, torch.bmm(adjoint, upstream).view(-1, BLOCK, columns))
+            # Tiles read overlapping windows, so their gradients are added up.
+            grad_nodes.add_(windows, torch.bmm(adjoint, upstream))
         grad_nodes.collapse()
         # Level 0 is w x: its gradient goes to both factors.
         grad_weight += (grad_nodes.tokens * features).sum(dim=2)
@@ -112,7 +110,7 @@ def _backward(grad: Tensor, saved: Saved, *, normalized: bool) -> Gradients:
         # Through the normaliser: the weight column is a pyramid of its own, with one feature.
         product -= dot[:, :, None] * _weight_nodes(tiles, weight)
         grad_column = Nodes(tiles.levels, 1, weight)
-        grad_column.buffer.index_add_(0, blocks, -(kernel.transpose(1, 2) @ dot[:, :, None]).view(-1, BLOCK, 1))
+        grad_column.add_(target, -(kernel.transpose(1, 2) @ dot[:, :, None]))
         grad_column.collapse()
         grad_weight += grad_column.tokens[:, :, 0]
     # (i - k h)^2 is in nodes here: h^2 sum_k P S (place - k)^2 sigma / a^4, since `residual` is a^2.
@@ -128,9 +126,8 @@ def _filled(nodes: Nodes | None, tiles: Tiles, features: Tensor, weight: Tensor)
     if nodes is None or nodes.columns != features.shape[2]:
         nodes = Nodes(tiles.levels, features.shape[2], weight)
     torch.mul(features, weight[:, :, None], out=nodes.tokens)
-    if tiles.masked[0].numel() > 0:
-        # Whatever stands at a masked position, even if it is not a number.
-        nodes.tokens[tiles.masked] = 0.0
+    # Whatever stands at a masked position, even if it is not a number.
+    nodes.buffer.index_fill_(0, tiles.masked, 0.0)
     nodes.build()
     return nodes
 
@@ -138,7 +135,7 @@ def _filled(nodes: Nodes | None, tiles: Tiles, features: Tensor, weight: Tensor)
 def _weight_nodes(tiles: Tiles, weight: Tensor) -> Tensor:
     """Return the weight column of the nodes that tiles read: (tiles, 1, 48)."""
     ones = torch.ones_like(weight)[:, :, None]
-    return _filled(None, tiles, ones, weight).windows.index_select(0, tiles.tokens.key).transpose(1, 2)
+    return _filled(None, tiles, ones, weight).windows.index_select(0, tiles.first).transpose(1, 2)
 
 
 def _squares(tiles: Tiles) -> Tensor:
@@ -150,11 +147,6 @@ def _squares(tiles: Tiles) -> Tensor:
 def _residual_gaussians(tiles: Tiles) -> Tensor:
     """Return (tiles, 16, 48)."""
     return exp_or_zero(_squares(tiles).mul_(tiles.slope[:, :, None]))
-
-
-def _blocks(first: Tensor) -> Tensor:
-    """Return the three blocks that each tile reads, (tiles * 3,)."""
-    return (first[:, None] + torch.arange(3, device=first.device)).flatten()
 
 
 pyramid_pool = register_custom_op("pyramid", _forward, _backward)
