@@ -30,9 +30,9 @@ def _forward(x: Tensor, log_weight: Tensor, sigma: Tensor, *, normalized: bool) 
     """Return the pooled tokens and L_i, (batch, length), infinite for masked tokens."""
     y, log_total = torch.empty_like(x), torch.empty_like(sigma)
     source = clean(x, log_weight)
-    for query in _chunks(x):
-        pooled, log_total[:, query] = pool_rows(source, log_weight, sigma, query)
-        y[:, query] = (pooled * row_factor(log_weight, log_total, normalized=normalized)[:, query, None]).to(x.dtype)
+    for query, rows in _chunks(x):
+        pooled, log_total[:, rows] = pool_rows(source, log_weight, sigma, query, rows.stop)
+        y[:, rows] = pooled * row_factor(log_weight[:, rows], log_total[:, rows], normalized=normalized)[:, :, None]
     return y, log_total
 
 
@@ -52,9 +52,9 @@ def _backward(grad: Tensor, saved: Saved, *, normalized: bool) -> Gradients:
     upstream = grad * row_factor(log_weight, log_total, normalized=normalized)[:, :, None]  # u, (batch, length, dim)
     # `spread` is sum_i p_ij delta_i, (batch, keys); `moment` is sigma_i^3 times the gradient of sigma_i.
     grad_x, spread, moment = torch.zeros_like(source), torch.zeros_like(sigma), torch.zeros_like(sigma)
-    for query in _chunks(x):
-        moment[:, query] = differentiate_rows(
-            upstream[:, query], source, log_weight, sigma, log_total[:, query], query,
+    for query, rows in _chunks(x):
+        moment[:, rows] = differentiate_rows(
+            upstream[:, rows], source, log_weight, sigma, log_total[:, rows], query, rows.stop,
             (grad_x, spread), normalized=normalized,
         )  # fmt: skip
     return grad_x.to(x.dtype), (grad_x * source).sum(dim=2) - spread, moment / sigma**3
@@ -73,26 +73,27 @@ def row_factor(log_weight: Tensor, log_total: Tensor, *, normalized: bool) -> Te
     return (log_weight + log_total).masked_fill(masked, -torch.inf).exp()
 
 
-def pool_rows(x: Tensor, log_weight: Tensor, sigma: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Pool some positions of a sequence, normalised.
+def pool_rows(x: Tensor, log_weight: Tensor, sigma: Tensor, query: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """Pool some positions of each sequence, normalised.
 
     Args:
         x: (batch, length, dim), from `clean`.
         log_weight: (batch, length).
         sigma: (batch, length).
-        query: (queries,), positions, ascending. Keys beyond the last of them are in no row's past and are not read.
+        query: Positions, (batch, queries).
+        reach: More than any of them. Keys from there on are in no row's past and are not read.
 
     Returns:
         Their means, (batch, queries, dim), and L_i, (batch, queries).
     """
-    exponent, _ = _exponents(log_weight, sigma, query)  # (batch, queries, keys)
+    exponent, _ = _exponents(log_weight, sigma, query, reach)  # (batch, queries, keys)
     row_max = exponent.amax(dim=2, keepdim=True)  # (batch, queries, 1)
-    masked = log_weight[:, query, None] == -torch.inf
+    masked = log_weight.gather(1, query)[:, :, None] == -torch.inf
     # Shifted by the row's maximum, the largest term is 1. A masked row is shifted by infinity, which makes it zero.
     kernel = exp_shifted_(exponent, row_max.masked_fill(masked, torch.inf))
     total = kernel.sum(dim=2, keepdim=True).masked_fill(masked, 1.0)
     log_total = (row_max + total.log()).masked_fill(masked, torch.inf)
-    return kernel @ x[:, : kernel.shape[2]] / total, log_total[:, :, 0]
+    return kernel @ x[:, :reach] / total, log_total[:, :, 0]
 
 
 def differentiate_rows(
@@ -102,6 +103,7 @@ def differentiate_rows(
     sigma: Tensor,
     log_total: Tensor,
     query: Tensor,
+    reach: int,
     sums: tuple[Tensor, Tensor],
     *,
     normalized: bool,
@@ -113,8 +115,9 @@ def differentiate_rows(
         x: (batch, length, dim), from `clean`.
         log_weight: (batch, length).
         sigma: (batch, length).
-        log_total: L_i at the positions, (batch, queries).
-        query: (queries,), ascending.
+        log_total: L_i at the positions, (batch, queries); where it is infinite, they contribute nothing.
+        query: Positions, (batch, queries).
+        reach: More than any of them.
         sums: The gradient of x, (batch, length, dim), and sum_i p_ij delta_i, (batch, length); both are added to.
         normalized: Whether there is a delta.
 
@@ -122,8 +125,7 @@ def differentiate_rows(
         sigma^3 times the gradient of sigma at the positions, (batch, queries).
     """
     grad_x, spread = sums
-    exponent, square = _exponents(log_weight, sigma, query)
-    reach = exponent.shape[2]
+    exponent, square = _exponents(log_weight, sigma, query, reach)
     kernel = exp_shifted_(exponent, log_total[:, :, None])  # p, (batch, queries, keys)
     grad_x[:, :reach] += kernel.transpose(1, 2) @ upstream
     product = upstream @ x[:, :reach].transpose(1, 2)  # u_i . x_j, (batch, queries, keys)
@@ -147,20 +149,24 @@ def self_log_weight(log_weight: Tensor) -> Tensor:
     return log_weight.masked_fill(log_weight == -torch.inf, 0.0)
 
 
-def _exponents(log_weight: Tensor, sigma: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Return e_ij (batch, queries, keys), -inf for masked and future keys, and (i - j)^2 (queries, keys)."""
-    reach = int(query[-1]) + 1  # keys from here on are in the future of every query
-    offset = query[:, None] - torch.arange(reach, device=sigma.device)
+def _exponents(log_weight: Tensor, sigma: Tensor, query: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """Return e_ij, -inf for masked and future keys, and (i - j)^2; both (batch, queries, keys)."""
+    offset = query[:, :, None] - torch.arange(reach, device=sigma.device)
     square = offset.to(sigma.dtype).square_()
-    slope = 0.5 / sigma[:, query, None].square()
+    slope = 0.5 / sigma.gather(1, query)[:, :, None].square()
     # The difference of log-weights comes first: equal ones cancel exactly, whatever their size.
-    exponent = log_weight[:, None, :reach] - self_log_weight(log_weight[:, query])[:, :, None]
+    exponent = log_weight[:, None, :reach] - self_log_weight(log_weight.gather(1, query))[:, :, None]
     return exponent.addcmul_(square, slope, value=-1.0).masked_fill_(offset < 0, -torch.inf), square
 
 
-def _chunks(x: Tensor) -> Iterator[Tensor]:
-    """List the positions of the sequence in chunks, (queries,) each."""
-    yield from torch.arange(x.shape[1], device=x.device).split(queries_per_chunk(x))
+def _chunks(x: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    """List the positions of the sequences in chunks, as (batch, queries) and as a slice."""
+    batch, length = x.shape[:2]
+    size = queries_per_chunk(x)
+    position = torch.arange(length, device=x.device).expand(batch, -1)
+    for start in range(0, length, size):
+        rows = slice(start, min(start + size, length))
+        yield position[:, rows], rows
 
 
 dense_causal_pool = register_custom_op("dense_causal", _forward, _backward)

@@ -23,6 +23,9 @@ page faults."""
 CHUNK = {"cpu": 64, "cuda": 4096}
 """Tiles handled at a time: their nodes stay in the cache of a CPU; on a GPU (a guess) they are enough to fill it."""
 
+READABLE = ("cpu",)
+"""Types of devices whose values the host reads without a wait."""
+
 
 @dataclass(frozen=True)
 class TiledTokens:
@@ -34,9 +37,10 @@ class TiledTokens:
     """
 
     key: Tensor
-    """(tiles,). A tile without tokens has one that occurs, or the largest possible."""
+    """(tiles,); the largest possible one for a tile without tokens."""
     token: Tensor
-    """(tiles, 16): index into the flattened (batch * length) tokens; 0 in an empty slot."""
+    """(tiles, 16): index into the flattened (batch * length) tokens; an empty slot has that of one that is not left
+    out, if there is any."""
     filled: Tensor
     """(tiles, 16), bool: whether a slot holds a token."""
     slot: Tensor
@@ -44,11 +48,11 @@ class TiledTokens:
 
     def tiled(self, values: Tensor) -> Tensor:
         """Gather (batch, length) into (tiles, 16), zero in empty slots."""
-        return torch.where(self.filled, values.flatten()[self.token], 0.0)
+        return values.flatten()[self.token] * self.filled
 
     def untiled(self, values: Tensor) -> Tensor:
         """Gather (tiles, 16) into (batch * length,), zero for a token left out."""
-        return F.pad(values.flatten(), (0, 1))[self.slot]
+        return torch.cat((values.flatten(), values.new_zeros(1)))[self.slot]
 
 
 def sort_into_tiles(key: Tensor, valid: Tensor, keys: int) -> TiledTokens:
@@ -62,38 +66,33 @@ def sort_into_tiles(key: Tensor, valid: Tensor, keys: int) -> TiledTokens:
     device, tokens = key.device, key.numel()
     # Those left out come last, as one more key. Stable, so that a tile holds its tokens in the order of the sequence.
     sorted_key, order = torch.where(valid, key, keys).flatten().sort(stable=True)
-    # Where each key begins among the sorted tokens, (keys + 1,), and where its tiles end, (keys,).
-    first = torch.searchsorted(sorted_key, torch.arange(keys + 1, device=device))
-    tiles_end = ((first.diff() + TILE - 1) // TILE).cumsum(0)
     # At most 15 slots are empty for each key that occurs.
-    tiles = size_on_host(tiles_end[-1], (tokens + (TILE - 1) * min(keys, tokens)) // TILE)
-    tiles_begin = F.pad(tiles_end, (1, 0))  # (keys + 1,): first tile of each key, then the first without tokens
-
-    tile = torch.arange(tiles, device=device)
-    tile_key = torch.searchsorted(tiles_end, tile, right=True)  # (tiles,); `keys` for a tile without tokens
-    # Which of the sorted tokens stands in each slot, (tiles, 16); beyond the key's last one the slot is empty.
-    rank = (first[tile_key] + (tile - tiles_begin[tile_key]) * TILE)[:, None] + torch.arange(TILE, device=device)
-    filled = rank < first[(tile_key + 1).clamp_max(keys)][:, None]
-    # A key's first slot less its first token, and past all slots for those left out.
-    shift = tiles_begin * TILE - first
+    tiles = (tokens + (TILE - 1) * min(keys, tokens)) // TILE
+    count = torch.arange(max(keys + 1, tiles * TILE, tokens), device=device)
+    # Where each key begins among the sorted tokens, (keys + 1,), and where its tiles end, (keys,).
+    first = torch.searchsorted(sorted_key, count[: keys + 1])
+    tiles_end = ((first.diff() + TILE - 1) // TILE).cumsum(0)
+    if readable(device):
+        tiles = int(tiles_end[-1])
+    # A key's first slot less its first token, and past all slots for those left out, (keys + 1,).
+    shift = F.pad(tiles_end, (1, 0)) * TILE - first
     shift[-1].fill_(tiles * TILE)
-    sorted_slot = (shift[sorted_key] + torch.arange(tokens, device=device)).clamp_max_(tiles * TILE)
+
+    tile_key = torch.searchsorted(tiles_end, count[:tiles], right=True)  # (tiles,); `keys` for a tile without tokens
+    # Which of the sorted tokens stands in each slot, (tiles, 16); beyond the key's last one the slot is empty.
+    rank = count[: tiles * TILE].view(tiles, TILE) - shift[tile_key][:, None]
+    filled = rank < F.pad(first[1:], (0, 1), value=-tiles * TILE)[tile_key][:, None]
     return TiledTokens(
-        key=tile_key.clamp_max(keys - 1),
-        token=order[rank.clamp_max(tokens - 1)].masked_fill_(~filled, 0),
+        key=tile_key.clamp_max_(keys - 1),
+        token=order[rank * filled],
         filled=filled,
-        slot=torch.empty_like(order).scatter_(0, order, sorted_slot),
+        slot=torch.empty_like(order).scatter_(0, order, (shift[sorted_key] + count[:tokens]).clamp_max_(tiles * TILE)),
     )
 
 
 def readable(device: torch.device) -> bool:
     """Say whether the host can read a device's values without waiting for it."""
-    return device.type == "cpu"
-
-
-def size_on_host(exact: Tensor, bound: int) -> int:
-    """Return a size that depends on values, a scalar, as a number: exactly if it can be read, else its upper bound."""
-    return int(exact) if readable(exact.device) else bound
+    return device.type in READABLE
 
 
 def lanes(batch: int, device: torch.device) -> int:

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from contextpool.backends.dense import queries_per_chunk
 from contextpool.backends.grid.pyramid import pyramid_sums
 from contextpool.backends.log_weights import SIGMA_MAX, exp_or_zero, plain_weights, reciprocal
 from contextpool.reference import SIGMA_MIN
 
-_CHUNK_ELEMENTS = 2**18
-"""Elements of one chunk's (batch, queries, positions) tensor: about a core's second-level cache in float32."""
 BACKENDS = ("auto", "reference", "dense", "pyramid")
 DENSE_UP_TO = 4096
 """Positions of the largest grid for which `auto` takes the dense form.
@@ -73,8 +72,8 @@ def grid_pool(
         return x[:, centres] * 1.0
     dtype = torch.promote_types(x.dtype, torch.float32)  # of weights and sums
     weight, shift = plain_weights(log_weight.to(dtype), mask)
-    width = sigma.to(dtype)[:, centres].clamp(SIGMA_MIN, SIGMA_MAX)
-    visible = None if mask is None else mask[:, centres]
+    width = _at_centres(sigma.to(dtype), grid, stride).clamp(SIGMA_MIN, SIGMA_MAX)
+    visible = None if mask is None else _at_centres(mask, grid, stride)
     if visible is not None:
         width = width.masked_fill(~visible, 1.0)
     source = x if mask is None else x.masked_fill(~mask[:, :, None], 0.0)
@@ -96,6 +95,11 @@ def grid_pool(
         y = y * (shift.exp() / count)[:, :, None]  # `plain_weights` divided the weights by exp(shift)
     y = y.to(x.dtype)
     return y if visible is None else y.masked_fill(~visible[:, :, None], 0.0)
+
+
+def _at_centres(values: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
+    """Return (batch, centres) of (batch, rows * columns), by slices: the gradient of an index would be sorted first."""
+    return values.unflatten(1, grid)[:, ::stride, ::stride].flatten(1)
 
 
 def resolve_grid_backend(grid: tuple[int, int], backend: str) -> str:
@@ -186,8 +190,8 @@ class _GridPool(torch.autograd.Function):
 
 
 def _chunks(x: Tensor, centres: Tensor) -> list[slice]:
-    """Cut the queries so that a chunk's kernel stays in the cache."""
-    size = max(16, _CHUNK_ELEMENTS // (x.shape[0] * x.shape[1]))
+    """Cut the queries so that a chunk's kernel stays in the cache of a CPU, or fills a GPU."""
+    size = queries_per_chunk(x)
     return [slice(start, start + size) for start in range(0, len(centres), size)]
 
 

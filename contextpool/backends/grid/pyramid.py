@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from contextpool.backends.log_weights import exp_or_zero
 from contextpool.backends.pyramid.stencils import BETA
-from contextpool.backends.tiling import TiledTokens, sort_into_tiles
+from contextpool.backends.tiling import TiledTokens, readable, sort_into_tiles
 
 REACH = 4.7
 """Residual widths at least that are summed over: erfc(REACH / sqrt(2)) = 3e-6 of the mass of an axis."""
@@ -36,7 +36,7 @@ _MARGIN = 8
 """Nodes of a coarse raster beyond each edge of the grid: 6.4 blurs."""
 _TILE = 16
 """Side, in nodes, of the squares whose positions read the same window."""
-_CHUNK_ELEMENTS = 2**20
+_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
 """Elements of the windows that are gathered at a time."""
 _SMALLEST_EXPONENT = -43.0
 """Of an axis: the product of two stays a normal number (2e-19 squared)."""
@@ -72,30 +72,75 @@ def pyramid_sums(
     coordinates = torch.stack((centres // width, centres % width)).to(sigma.dtype)  # (2, centres): row and column
     chosen = torch.ones_like(level, dtype=torch.bool) if visible is None else visible
 
-    # Level by level: the sums of its points, (points, features), and where they belong, (points,) each.
+    # Raster by raster: the sums of its points, (points, features), and where they belong, (points,) each.
     parts, sequences, queries = [columns.new_zeros(0, columns.shape[2])], [centres[:0]], [centres[:0]]
-    for number in range(top + 1):
-        sequence, query = (chosen & (level == number)).nonzero(as_tuple=True)
-        if len(query) == 0:
-            continue
-        full, place = widths[:, sequence, query], coordinates[:, query]  # (2, points) each
-        if number == 0:
-            # The image itself, without a blur.
-            points = _Points.plan(image, sequence, place, full.detach())
-            part = _Sample.apply(image, full, points)  # type: ignore[no-untyped-call]
-        else:
-            spacing = 2**number
-            raster = _coarsen(image, number)
-            # In nodes of the raster, as are the places; node _MARGIN stands over row or column 0.
-            residual = (full.square() - (spacing / BETA) ** 2).sqrt() / spacing
-            points = _Points.plan(raster, sequence, place / spacing + _MARGIN, residual.detach())
-            factor = (full / residual).prod(dim=0)[:, None]  # C_i: h / a is 1 / residual here
-            part = factor * _Sample.apply(raster, residual, points)  # type: ignore[no-untyped-call]
-        parts.append(part)
-        sequences.append(sequence)
-        queries.append(query)
     sums = columns.new_zeros(*sigma.shape, columns.shape[2])
+    for number in range(top + 1):
+        raster, here = _Raster(image, number, last=number == top), chosen & (level == number)
+        if readable(columns.device):
+            sequence, query = here.nonzero(as_tuple=True)
+            if len(query) > 0:
+                parts.append(raster.sums(sequence, coordinates[:, query], widths[:, sequence, query], None))
+                sequences.append(sequence)
+                queries.append(query)
+        else:
+            # Every centre is a point of every raster, but valid in one. Other widths might be too narrow for it.
+            sequence = torch.arange(len(sigma), device=sigma.device)[:, None].expand_as(level).flatten()
+            place = coordinates[:, None].expand_as(widths).flatten(1)
+            wide = widths.masked_fill(~here, raster.spacing * _KAPPA / BETA).flatten(1)
+            sums = sums + raster.sums(sequence, place, wide, here.flatten()).view_as(sums)
+    if not readable(columns.device):
+        return sums
     return sums.index_put((torch.cat(sequences), torch.cat(queries)), torch.cat(parts))
+
+
+@dataclass(frozen=True)
+class _Raster:
+    """An image, blurred and sampled; made when its first points are summed."""
+
+    image: Tensor
+    """(batch, rows, columns, features)."""
+    level: int
+    """0 for the image itself."""
+    last: bool
+    """Whether it is the coarsest, which all wider Gaussians read."""
+
+    @property
+    def spacing(self) -> int:
+        """Rows or columns of the image from node to node: h."""
+        return 1 << self.level
+
+    def sums(self, sequence: Tensor, place: Tensor, wide: Tensor, valid: Tensor | None) -> Tensor:
+        """Sum what points read here.
+
+        Args:
+            sequence: (points,), index into the batch.
+            place: (2, points), row and column of the image.
+            wide: (2, points), widths along rows and columns, in rows and columns.
+            valid: (points,), bool: which points there are, the others get zero; None = all.
+
+        Returns:
+            (points, features).
+        """
+        if self.level == 0:
+            # Without a blur.
+            points = _Points.plan(self.image, self, sequence, place, wide.detach(), valid)
+            return cast(Tensor, _Sample.apply(self.image, wide, points))  # type: ignore[no-untyped-call]
+        nodes = _coarsen(self.image, self.level)
+        # In nodes, as are the places; node _MARGIN stands over row or column 0.
+        residual = (wide.square() - (self.spacing / BETA) ** 2).sqrt() / self.spacing
+        points = _Points.plan(nodes, self, sequence, place / self.spacing + _MARGIN, residual.detach(), valid)
+        factor = (wide / residual).prod(dim=0)[:, None]  # C_i: h / a is 1 / residual here
+        return factor * cast(Tensor, _Sample.apply(nodes, residual, points))  # type: ignore[no-untyped-call]
+
+    def largest_window(self, nodes: Tensor) -> tuple[int, int]:
+        """Return side and reach of windows that serve all points; those of all nodes, if these are no larger."""
+        rows, columns = self.image.shape[1:3]
+        # A width is below twice the least of its level, times the grid's proportion along the longer side.
+        width = 2.0 * _KAPPA / BETA * max(rows / columns, columns / rows)
+        residual = math.sqrt(width**2 - (BETA**-2 if self.level else 0.0))
+        reach, whole = math.ceil(REACH * residual * (1.0 + 1e-5)), max(nodes.shape[1:3])
+        return (whole, 0) if self.last or whole <= _TILE + 2 * reach else (_TILE, reach)
 
 
 def _coarsen(image: Tensor, level: int) -> Tensor:
@@ -116,38 +161,83 @@ def _coarsen(image: Tensor, level: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Points:
-    """Scattered points on a raster, grouped into tiles that read the same window, by the size of their windows."""
+    """Scattered points on a raster, grouped by the size of their windows."""
 
     place: Tensor
     """(2, points): row and column, in nodes."""
-    kinds: list[tuple[int, TiledTokens, Tensor, Tensor]]
-    """Per reach in nodes: the reach, tiles of 16 points, and per tile its sequence, (tiles,), and the first row
-    and column of its square, (tiles, 2). The window that a tile reads is its square and `reach` nodes on each side."""
+    kinds: list[_Kind]
 
     @classmethod
-    def plan(cls, raster: Tensor, sequence: Tensor, place: Tensor, residual: Tensor) -> _Points:
-        """Group points by sequence, square of `_TILE` nodes and reach.
+    def plan(
+        cls,
+        nodes: Tensor,
+        raster: _Raster,
+        sequence: Tensor,
+        place: Tensor,
+        residual: Tensor,
+        valid: Tensor | None,
+    ) -> _Points:
+        """Group points by sequence, square and reach; on a GPU, all have the largest reach that the level allows.
 
         Args:
-            raster: (batch, rows, columns, features).
+            nodes: Those of the raster, (batch, rows, columns, features).
+            raster: The raster.
             sequence: (points,), index into the batch.
             place: (2, points), in nodes.
             residual: (2, points), in nodes.
+            valid: (points,), bool, which points there are; None = all.
         """
-        most = max(raster.shape[1:3])
-        square = (place / _TILE).floor().long()
-        reach = (residual.amax(dim=0) * REACH).ceil().nan_to_num(0.0).clamp(1, most).long()
+        valid = torch.ones_like(sequence, dtype=torch.bool) if valid is None else valid
+        if not readable(nodes.device):
+            return cls(place, [_Kind.of(nodes, sequence, place, valid, *raster.largest_window(nodes))])
+        reach = (residual.amax(dim=0) * REACH).ceil().nan_to_num(0.0).clamp(1, max(nodes.shape[1:3])).long()
         # Reaches are rounded up in steps of a quarter or less, so that there are few sizes of windows.
         step = (2 ** (reach.clamp_min(4).to(place.dtype).log2().floor() - 2)).long()
         reach = -(-reach // step) * step
+        sizes = [int(size) for size in reach.unique().tolist()]
+        return cls(place, [_Kind.of(nodes, sequence, place, valid & (reach == size), _TILE, size) for size in sizes])
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Tiles of 16 points whose windows have one size: a square of `side` nodes, and `reach` nodes around it."""
+
+    side: int
+    reach: int
+    tiles: TiledTokens
+    sequence: Tensor
+    """(tiles,)."""
+    corner: Tensor
+    """(tiles, 2): first row and column of the square."""
+
+    @classmethod
+    def of(cls, raster: Tensor, sequence: Tensor, place: Tensor, valid: Tensor, side: int, reach: int) -> _Kind:
+        """Group the valid points, (points,), by sequence and square."""
+        squares = -(-max(raster.shape[1:3]) // side)
+        square = (place / side).floor().long()
         # One number for (sequence, row of the square, column of the square), taken apart again below.
-        key = (sequence * most + square[0]) * most + square[1]
-        kinds = []
-        for size in reach.unique().tolist():
-            tiles = sort_into_tiles(key[None], (reach == size)[None], place.dtype)
-            corner = torch.stack((tiles.key // most % most, tiles.key % most), dim=1) * _TILE
-            kinds.append((int(size), tiles, tiles.key // most**2, corner))
-        return cls(place, kinds)
+        key = (sequence * squares + square[0]) * squares + square[1]
+        tiles = sort_into_tiles(key[None], valid[None], len(raster) * squares**2)
+        corner = torch.stack((tiles.key // squares % squares, tiles.key % squares), dim=1) * side
+        return cls(side, reach, tiles, tiles.key // squares**2, corner)
+
+    @property
+    def window(self) -> int:
+        """Side of the window."""
+        return self.side + 2 * self.reach
+
+    def padding(self, raster: Tensor) -> list[int]:
+        """Return what `F.pad` needs for windows to stay inside (batch, rows, columns, features)."""
+        rows, columns = raster.shape[1:3]
+        # From the last axis backwards, (before, after) each; squares at the far edges are made whole.
+        before, after = self.reach, [self.reach + -size % self.side for size in (columns, rows)]
+        return [0, 0, before, after[0], before, after[1]]
+
+    def chunks(self, raster: Tensor) -> list[slice]:
+        """Cut the tiles so that the windows gathered at a time have about `_CHUNK_ELEMENTS`."""
+        elements = _CHUNK_ELEMENTS.get(raster.device.type, _CHUNK_ELEMENTS["cuda"])
+        size = max(1, elements // (self.window**2 * raster.shape[3]))
+        return [slice(start, start + size) for start in range(0, len(self.tiles.key), size)]
 
 
 class _Sample(torch.autograd.Function):
@@ -157,16 +247,15 @@ class _Sample(torch.autograd.Function):
     def forward(ctx: Any, raster: Tensor, residual: Tensor, points: _Points) -> Tensor:
         # (points + 1, features): the last row takes what empty slots sum, and is dropped.
         out = raster.new_zeros(points.place.shape[1] + 1, raster.shape[3])
-        for size, tiles, sequence, corner in points.kinds:
-            side = _TILE + 2 * size
-            padded = F.pad(raster, _padding(raster, size))  # a corner of the raster is now the corner of its window
-            for part in _chunks(len(tiles.key), side**2 * raster.shape[3]):
-                token = tiles.token[part]
-                kernel = _kernel(points.place, residual, token, corner[part], size)[0]  # (tiles, 16, side * side)
-                # (tiles, side * side, features)
-                window = padded.flatten(0, 2)[_rows(padded, sequence[part], corner[part], side)]
+        for kind in points.kinds:
+            padded = F.pad(raster, kind.padding(raster))  # a corner of the raster is now the corner of its window
+            for part in kind.chunks(raster):
+                token = kind.tiles.token[part]
+                kernel = _kernel(points.place, residual, kind, part)[0]  # (tiles, 16, window * window)
+                # (tiles, window * window, features)
+                window = padded.flatten(0, 2)[_rows(padded, kind, part)]
                 sums = torch.bmm(kernel, window)
-                target = torch.where(tiles.filled[part] > 0, token, len(out) - 1)
+                target = torch.where(kind.tiles.filled[part], token, len(out) - 1)
                 out[target.flatten()] = sums.flatten(0, 1)
         ctx.save_for_backward(raster, residual)
         ctx.points = points
@@ -178,14 +267,14 @@ class _Sample(torch.autograd.Function):
         raster, residual = ctx.saved_tensors
         points: _Points = ctx.points
         grad_raster, grad_residual = torch.zeros_like(raster), torch.zeros_like(residual)
-        for size, tiles, sequence, corner in points.kinds:
-            side, padding = _TILE + 2 * size, _padding(raster, size)
+        for kind in points.kinds:
+            padding = kind.padding(raster)
             padded = F.pad(raster, padding)
-            grad_padded = torch.zeros_like(padded)
-            for part in _chunks(len(tiles.key), side**2 * raster.shape[3]):
-                token, filled = tiles.token[part], tiles.filled[part]
-                kernel, *squares = _kernel(points.place, residual, token, corner[part], size)
-                rows = _rows(padded, sequence[part], corner[part], side)
+            grad_padded = padded.new_zeros(padded.shape)  # contiguous, whatever the raster is: added to as rows
+            for part in kind.chunks(raster):
+                token, filled = kind.tiles.token[part], kind.tiles.filled[part]
+                kernel, *squares = _kernel(points.place, residual, kind, part)
+                rows = _rows(padded, kind, part)
                 upstream = grad[token] * filled[:, :, None]  # (tiles, 16, features)
                 # Windows overlap, so their gradients are added node by node.
                 grad_padded.flatten(0, 2).index_add_(
@@ -193,7 +282,7 @@ class _Sample(torch.autograd.Function):
                 )
                 product = torch.bmm(upstream, padded.flatten(0, 2)[rows].transpose(1, 2)).mul_(kernel)
                 # Per axis: a^-3 sum_k (distance along the axis)^2 product_ik, summed over the other axis first.
-                table = product.unflatten(2, (side, side))
+                table = product.unflatten(2, (kind.window, kind.window))
                 for axis, square in enumerate(squares):
                     moment = (table.sum(dim=3 - axis) * square).sum(dim=2) / residual[axis, token] ** 3
                     grad_residual[axis].index_add_(0, token.flatten(), (moment * filled).flatten())
@@ -201,33 +290,22 @@ class _Sample(torch.autograd.Function):
         return grad_raster, grad_residual, None
 
 
-def _padding(raster: Tensor, size: int) -> list[int]:
-    """Return what `F.pad` needs for windows to stay inside (batch, rows, columns, features)."""
-    rows, columns = raster.shape[1:3]
-    # From the last axis backwards, (before, after) each; squares at the far edges are made whole.
-    return [0, 0, size, size + -columns % _TILE, size, size + -rows % _TILE]
-
-
-def _rows(padded: Tensor, sequence: Tensor, corner: Tensor, side: int) -> Tensor:
-    """Return the rows (tiles, side * side) of each tile's nodes in the padded raster, its first axes flattened."""
+def _rows(padded: Tensor, kind: _Kind, part: slice) -> Tensor:
+    """Return the rows (tiles, window * window) of tiles' nodes in the padded raster, its first axes flattened."""
     rows, columns = padded.shape[1:3]
-    step = torch.arange(side, device=padded.device)
-    first = (sequence * rows + corner[:, 0]) * columns + corner[:, 1]
+    step, corner = torch.arange(kind.window, device=padded.device), kind.corner[part]
+    first = (kind.sequence[part] * rows + corner[:, 0]) * columns + corner[:, 1]
     return (first[:, None, None] + step[:, None] * columns + step).flatten(1)
 
 
-def _kernel(place: Tensor, residual: Tensor, token: Tensor, corner: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Gaussians (tiles, 16, side * side) and squared distances along each axis (tiles, 16, side)."""
-    step = torch.arange(-size, _TILE + size, device=place.device)  # (side,): nodes of the window from the corner on
+def _kernel(place: Tensor, residual: Tensor, kind: _Kind, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Return Gaussians (tiles, 16, window * window) and squared distances along each axis (tiles, 16, window)."""
+    token, corner = kind.tiles.token[part], kind.corner[part]
+    # (window,): nodes of the window from the corner on.
+    step = torch.arange(-kind.reach, kind.side + kind.reach, device=place.device)
     squares = [(place[axis, token][:, :, None] - corner[:, axis, None, None] - step).square() for axis in (0, 1)]
     row, column = (
         exp_or_zero(square * (-0.5 / residual[axis, token].square())[:, :, None], _SMALLEST_EXPONENT)
         for axis, square in enumerate(squares)
     )
     return (row[:, :, :, None] * column[:, :, None, :]).flatten(2), squares[0], squares[1]
-
-
-def _chunks(tiles: int, elements: int) -> list[slice]:
-    """Cut tiles so that the windows gathered at a time have about `_CHUNK_ELEMENTS`."""
-    size = max(1, _CHUNK_ELEMENTS // elements)
-    return [slice(start, start + size) for start in range(0, tiles, size)]

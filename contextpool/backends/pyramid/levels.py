@@ -33,9 +33,9 @@ class Levels:
     batch: int
     length: int
     lanes: int
-    blocks: list[int]
+    blocks: tuple[int, ...]
     """Per level: blocks of one lane that hold tokens; LEFT + blocks + RIGHT are stored."""
-    offset: list[int]
+    offset: tuple[int, ...]
     """Per level: its first block in the buffer."""
     total: int
     """Blocks in the buffer."""
@@ -44,9 +44,9 @@ class Levels:
     def of(cls, batch: int, length: int, top: int, lanes: int) -> Levels:
         """Lay out levels 0 ... top."""
         # The last token stands over node (length - 1) >> level, rounded down.
-        blocks = [((length - 1) >> level) // BLOCK + 1 for level in range(top + 1)]
+        blocks = tuple(((length - 1) >> level) // BLOCK + 1 for level in range(top + 1))
         sizes = [lanes * (LEFT + count + RIGHT) for count in blocks]
-        return cls(batch, length, lanes, blocks, [sum(sizes[:level]) for level in range(top + 1)], sum(sizes))
+        return cls(batch, length, lanes, blocks, tuple(sum(sizes[:level]) for level in range(top + 1)), sum(sizes))
 
     @property
     def width(self) -> int:
@@ -94,12 +94,12 @@ class Nodes:
             torch.bmm(stencil, sources, out=above)
 
     def collapse(self) -> None:
-        """Apply the adjoint of `build` to the gradients of all nodes, in place; level 0 then holds the tokens'."""
-        for stencil, gradients, below, before, after in self._downs:
+        """Apply the adjoint of `build` to the gradients of all nodes, in place; level 0 then holds the tokens'.
+
+        Nodes that `build` leaves at zero get something, too. It reaches no other node: stencils end before.
+        """
+        for stencil, gradients, below in self._downs:
             below.baddbmm_(stencil, gradients)
-            # The nodes that `build` leaves at zero have no gradient.
-            before.zero_()
-            after.zero_()
 
     @cached_property
     def _ups(self) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -117,25 +117,19 @@ class Nodes:
         return views
 
     @cached_property
-    def _downs(self) -> list[tuple[Tensor, ...]]:
-        """Stencils, what pairs of blocks below get their gradient from, the pairs, and the blocks around them."""
-        levels = self._levels
-        views: list[tuple[Tensor, ...]] = []
+    def _downs(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Stencils, what pairs of blocks below get their gradient from, and the pairs, for each level and lane."""
+        levels, views = self._levels, []
         for level in range(len(levels.blocks) - 2, -1, -1):
-            below = levels.blocks[level]
-            count = (below + 1) // 2 + 2  # pairs of blocks, from the pair before those that hold tokens on
+            count = (
+                levels.blocks[level] + 1
+            ) // 2 + 2  # pairs of blocks, from the pair before those that hold tokens on
             stencil = coarsen_adjoint_stencil(level, self.buffer.dtype, self.buffer.device).expand(count, -1, -1)
             for lane in range(levels.lanes):
                 # The pair q = -1 below, nodes -32 ... -1, gathers from node -24 above on.
-                source = levels.node(level + 1, lane, -1) - BLOCK // 2
-                views.append((
-                    stencil,
-                    self._view(source, count, step=BLOCK, size=2 * BLOCK),
-                    self._view(levels.node(level, lane, -2), count, step=2 * BLOCK, size=2 * BLOCK),
-                    # Pairs may reach a block beyond those that `build` computes; `collapse` makes that zero again.
-                    self._view(levels.node(level, lane, -LEFT), LEFT - 1, step=BLOCK, size=BLOCK),
-                    self._view(levels.node(level, lane, below + 1), RIGHT - 1, step=BLOCK, size=BLOCK),
-                ))  # fmt: skip
+                source = self._view(levels.node(level + 1, lane, -1) - BLOCK // 2, count, step=BLOCK, size=2 * BLOCK)
+                target = self._view(levels.node(level, lane, -2), count, step=2 * BLOCK, size=2 * BLOCK)
+                views.append((stencil, source, target))
         return views
 
     def _view(self, start: int, count: int, *, step: int, size: int) -> Tensor:

@@ -134,8 +134,10 @@ def _filled(nodes: Nodes | None, tiles: Tiles, features: Tensor, weight: Tensor)
 
 def _weight_nodes(tiles: Tiles, weight: Tensor) -> Tensor:
     """Return the weight column of the nodes that tiles read: (tiles, 1, 48)."""
-    ones = torch.ones_like(weight)[:, :, None]
-    return _filled(None, tiles, ones, weight).windows.index_select(0, tiles.first).transpose(1, 2)
+    nodes = Nodes(tiles.levels, 1, weight)
+    nodes.tokens.copy_(weight[:, :, None])
+    nodes.build()
+    return nodes.windows.index_select(0, tiles.first).transpose(1, 2)
 
 
 def _squares(tiles: Tiles) -> Tensor:

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from contextpool.backends.pyramid.levels import LEFT, RIGHT, Levels
 from contextpool.backends.pyramid.stencils import BETA, BLOCK
-from contextpool.backends.tiling import TiledTokens, lanes, readable, size_on_host, sort_into_tiles
+from contextpool.backends.tiling import TiledTokens, lanes, readable, sort_into_tiles
 
 KAPPA = 1.38
 """A token reads the highest level whose blur is at most sigma / KAPPA.
@@ -34,7 +36,7 @@ class Tiles:
     first: Tensor
     """(tiles,): row of the first node that a tile reads, see `Nodes.windows`."""
     masked: Tensor
-    """Rows of `Nodes.buffer` that belong to masked tokens, which no tile holds, or to none."""
+    """Rows of `Nodes.buffer` that belong to masked tokens, which no tile holds; on a GPU also row 0, a zero anyway."""
     place: Tensor
     """(tiles, 16)."""
     slope: Tensor
@@ -59,32 +61,22 @@ def make_tiles(sigma: Tensor, weight: Tensor) -> Tiles:
     # The highest level with blur 2^l / BETA <= sigma / KAPPA, (batch, length); -1 and less become level 0, the tokens.
     # A width that is not a number gives a result that is not a number; it must not give an index out of range.
     level = torch.log2(sigma * (BETA / KAPPA)).floor().clamp(0, cap).nan_to_num(0.0).long() * valid
-    levels = Levels.of(batch, length, size_on_host(level.max(), cap), lanes(batch, device))
-    spacing = (1 << level).to(sigma.dtype)  # h
-    blur = torch.where(level > 0, (spacing / BETA).square(), 0.0)
+    levels = Levels.of(batch, length, int(level.max()) if readable(device) else cap, lanes(batch, device))
+    tables, width = _tables(levels, sigma.dtype, device), levels.width
+    spacing, blur = tables.spacing[level], tables.blur[level]
     residual = sigma.square() - blur
 
-    position = torch.arange(length, device=device)
-    block = (position >> level) // BLOCK  # of the node under the token, (batch, length)
-    # Blocks stored for each level, and `Levels.offset`, computed there: a table would be copied for every length.
-    stored = ((length - 1) >> torch.arange(len(levels.blocks), device=device)) // BLOCK + 1 + LEFT + RIGHT
-    offset = (stored.cumsum(0) - stored) * levels.lanes
-    # Where the tokens of a sequence begin in each level, in blocks of the buffer, then sequences of a lane.
-    sequence, width = torch.arange(batch, device=device)[:, None], levels.width
-    begin = (offset + sequence // width * stored + LEFT) * width + sequence % width  # (batch, levels)
-    # Of the three blocks block - 1 ... block + 1, the first.
-    key = (begin - width).gather(1, level).add_(block, alpha=width)
-    tokens = sort_into_tiles(key, valid, (levels.total - 2) * width)
-    # The rows of tokens as nodes, (batch, length). Row 0 is a zero before them.
-    rows = _first_row(begin[:, :1], width) + position * width
+    block = (tables.position >> level) // BLOCK  # of the node under the token, (batch, length)
+    tokens = sort_into_tiles(tables.begin.gather(1, level).add_(block, alpha=width), valid, (levels.total - 2) * width)
     # The token's distance from the first node of its own block, in nodes, plus one block: 16 <= place < 32.
-    place = (position - (block << level) * BLOCK) / spacing + BLOCK
-    slope = -0.5 * spacing.square() / residual
+    place = (tables.position / spacing).sub_(block, alpha=BLOCK).add_(BLOCK)
+    slope = tables.slope[level] / residual
     return Tiles(
         levels=levels,
         tokens=tokens,
-        first=_first_row(tokens.key, width),
-        masked=rows[~valid] if readable(device) else torch.where(valid, 0, rows).flatten(),
+        # From blocks, times the sequences of a lane, plus the sequence, to rows of nodes.
+        first=tokens.key.add(tokens.key // width, alpha=(BLOCK - 1) * width),
+        masked=tables.row[~valid] if readable(device) else (tables.row * ~valid).flatten(),
         place=tokens.tiled(place),
         slope=tokens.tiled(slope),
         spacing=spacing,
@@ -93,6 +85,39 @@ def make_tiles(sigma: Tensor, weight: Tensor) -> Tiles:
     )
 
 
-def _first_row(block: Tensor, width: int) -> Tensor:
-    """Turn blocks of the buffer, times the sequences of a lane, plus the sequence, into rows of `Nodes.buffer`."""
-    return block // width * (BLOCK * width) + block % width
+class _Tables(NamedTuple):
+    """What depends on shapes alone."""
+
+    position: Tensor
+    """(length,): 0, 1, 2, ..."""
+    row: Tensor
+    """(batch, length): the rows of tokens in `Nodes.buffer`."""
+    begin: Tensor
+    """(batch, levels): the key of the first tokens of a sequence in each level."""
+    spacing: Tensor
+    """(levels,): h."""
+    blur: Tensor
+    """(levels,): b^2."""
+    slope: Tensor
+    """(levels,): -h^2 / 2."""
+
+
+@lru_cache(maxsize=32)
+def _tables(levels: Levels, dtype: torch.dtype, device: torch.device) -> _Tables:
+    """Make the tables on the device; those of a size that comes again are there already."""
+    level, position = (torch.arange(size, device=device) for size in (len(levels.blocks), levels.length))
+    sequence, width = torch.arange(levels.batch, device=device)[:, None], levels.width
+    # Blocks stored for each level, and `Levels.offset`.
+    stored = ((levels.length - 1) >> level) // BLOCK + 1 + LEFT + RIGHT
+    offset = (stored.cumsum(0) - stored) * levels.lanes
+    # The first of the three blocks that the first tokens read, in blocks of the buffer; then the sequence of the lane.
+    block = offset + sequence // width * stored + LEFT - 1
+    spacing = (1 << level).to(dtype)
+    return _Tables(
+        position=position,
+        row=((block[:, :1] + 1) * BLOCK + position) * width + sequence % width,
+        begin=block * width + sequence % width,
+        spacing=spacing,
+        blur=torch.where(level > 0, (spacing / BETA).square(), 0.0),
+        slope=-0.5 * spacing.square(),
+    )

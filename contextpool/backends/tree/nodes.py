@@ -49,6 +49,12 @@ class Tree:
         starts = [WINDOW, *(end + WINDOW for end in ends[:-1])]
         return cls(batch, length, padded, blocks, starts, ends[-1])
 
+    def first_row(self, level: Tensor) -> Tensor:
+        """Return the first row of levels, as `offset` has it, -1 for the tokens: a tensor like `level`."""
+        tokens = self.batch * self.padded
+        # Above each level's rows come half as many, and before each the zeros.
+        return (level + 2) * WINDOW + 2 * tokens - (2 * tokens >> (level + 1))
+
     def tokens(self, buffer: Tensor) -> Tensor:
         """View the tokens as (batch, padded, columns)."""
         return buffer[WINDOW : WINDOW + self.batch * self.padded].view(self.batch, self.padded, -1)
@@ -101,6 +107,7 @@ class Tree:
             self.groups(buffer, level - 1).baddbmm_(merges[level].transpose(1, 2), self.level(buffer, level))
 
 
+@lru_cache(maxsize=8)
 def chebyshev(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the 8 Chebyshev nodes of (-1, 1), ascending."""
     k = torch.arange(NODES, dtype=torch.float64)

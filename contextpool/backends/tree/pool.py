@@ -33,7 +33,7 @@ from contextpool.backends.causal_dense import (
     self_log_weight,
 )
 from contextpool.backends.custom_op import Gradients, Saved, register_custom_op
-from contextpool.backends.tiling import slabs, sort_into_tiles, tiles_per_chunk
+from contextpool.backends.tiling import readable, slabs, sort_into_tiles, tiles_per_chunk
 from contextpool.backends.tree.interactions import FarField, Interaction, NearField, Sibling
 from contextpool.backends.tree.nodes import LEAF, NODES, WINDOW, Tree, chebyshev
 from contextpool.backends.tree.truncation import log_truncation_bound
@@ -46,6 +46,9 @@ ROUNDING = 2e-7
 """Relative error of a node, over which its polynomials, of either sign, lose digits."""
 LARGEST_TRUNCATION = 1e-6
 """Most that may be cut off, over the row's total."""
+ROWS = 64
+"""Most rows of a sequence that are pooled by the formula on a GPU, which must know the number beforehand; any others
+keep what the tree gives."""
 ROW_CHUNK = 2**18
 """Elements of the (queries, keys) tensor of rows that are pooled by the formula together."""
 
@@ -67,7 +70,8 @@ class Plan:
 
 def _forward(x: Tensor, log_weight: Tensor, sigma: Tensor, *, normalized: bool) -> tuple[Tensor, Tensor]:
     """Return the pooled tokens and L_i: infinite for masked tokens, and -1 - L_i for those pooled by the formula."""
-    plan = _plan(log_weight, sigma)
+    bounds = slabs(x.shape[2], x.device)
+    plan = _plan(log_weight, sigma, bounds[0][1])
     tree, masked = plan.tree, log_weight == -torch.inf
     # The largest exponent of each row over all that it reads, (batch * padded, 1). Every real token reads itself, whose
     # exponent is 0, so it is never less.
@@ -83,16 +87,22 @@ def _forward(x: Tensor, log_weight: Tensor, sigma: Tensor, *, normalized: bool) 
     # Rows for the formula: the terms cancel, interpolation errs too much, or too much is cut off.
     formula = (total < ROUNDING / TOLERANCE) | (plan.error > log_total + math.log(TOLERANCE))
     formula = (formula | (plan.truncation > log_total + math.log(LARGEST_TRUNCATION))) & ~masked
+    if not readable(x.device):
+        excess = (plan.error - math.log(TOLERANCE)).maximum(plan.truncation - math.log(LARGEST_TRUNCATION)) - log_total
+        formula = _worst(formula, excess)
     log_total = log_total.masked_fill(masked, torch.inf)
     scale = row_factor(log_weight, log_total, normalized=normalized) / total.masked_fill(masked, 1.0)
     y = torch.empty_like(x)
-    for start, stop in slabs(x.shape[2]):
+    for start, stop in bounds:
         y[:, :, start:stop] = _sum(plan, _fill(plan, source[:, :, start:stop])) * scale[:, :, None]
-    for batch, query in _rows(formula):
-        one = slice(batch, batch + 1)
-        pooled, log_total[one, query] = pool_rows(source[one], log_weight[one], sigma[one], query)
-        factor = row_factor(log_weight[one, query], log_total[one, query], normalized=normalized)
-        y[one, query] = (pooled * factor[:, :, None]).to(x.dtype)
+    for some, query, reach in _rows(formula):
+        pooled, totals = pool_rows(source[some], log_weight[some], sigma[some], query, reach)
+        factor = row_factor(log_weight[some].gather(1, query), totals, normalized=normalized)
+        chosen = formula[some].gather(1, query)
+        log_total[some].scatter_(1, query, totals.where(chosen, log_total[some].gather(1, query)))
+        index = query[:, :, None].expand(-1, -1, x.shape[2])
+        pooled = (pooled * factor[:, :, None]).to(x.dtype)
+        y[some].scatter_(1, index, pooled.where(chosen[:, :, None], y[some].gather(1, index)))
     # L_i is 0 or more, so that a negative number can mark the rows of the formula for the backward pass.
     return y, torch.where(formula, -1.0 - log_total, log_total)
 
@@ -103,7 +113,8 @@ def _backward(grad: Tensor, saved: Saved, *, normalized: bool) -> Gradients:
     What is there a sum over keys j is here one over nodes k, and the gradients of nodes are handed down the tree.
     """
     x, log_weight, sigma, log_total = saved
-    plan = _plan(log_weight, sigma)
+    bounds = slabs(x.shape[2], x.device)
+    plan = _plan(log_weight, sigma, bounds[0][1])
     tree, formula = plan.tree, log_total < -0.5
     log_total = torch.where(formula, -1.0 - log_total, log_total)
     # A shift of infinity makes a row of the kernel zero: masked rows, those of the formula, and padding.
@@ -115,7 +126,7 @@ def _backward(grad: Tensor, saved: Saved, *, normalized: bool) -> Gradients:
     upstream = grad * row_factor(log_weight, log_total, normalized=normalized)[:, :, None]  # u, (batch, length, dim)
     # `spread` is sum_i p_ij delta_i, (batch, length); `moment` is sigma_i^3 times the gradient of sigma_i.
     grad_x, spread, moment = torch.empty_like(source), torch.zeros_like(sigma), torch.zeros_like(sigma)
-    for start, stop in slabs(x.shape[2]):
+    for start, stop in bounds:
         buffer = _fill(plan, source[:, :, start:stop])
         rows = _pad(tree, upstream[:, :, start:stop])
         for part in plan.interactions:
@@ -135,17 +146,19 @@ def _backward(grad: Tensor, saved: Saved, *, normalized: bool) -> Gradients:
     for part in plan.interactions:
         part.add_rows_(sums, part.product.mul_(part.kernel).mul_(part.square).sum(dim=2, keepdim=True))
     moment += _unpad(tree, sums)
-    for batch, query in _rows(formula):
-        one = slice(batch, batch + 1)
-        moment[one, query] = differentiate_rows(
-            upstream[one, query], source[one], log_weight[one], sigma[one], log_total[one, query], query,
-            (grad_x[one], spread[one]), normalized=normalized,
+    for some, query, reach in _rows(formula):
+        chosen = formula[some].gather(1, query)
+        moments = differentiate_rows(
+            upstream[some].gather(1, query[:, :, None].expand(-1, -1, x.shape[2])), source[some], log_weight[some],
+            sigma[some], log_total[some].gather(1, query).masked_fill_(~chosen, torch.inf), query, reach,
+            (grad_x[some], spread[some]), normalized=normalized,
         )  # fmt: skip
+        moment[some].scatter_(1, query, moments.where(chosen, moment[some].gather(1, query)))
     return grad_x.to(x.dtype), (grad_x * source).sum(dim=2) - spread, moment / sigma**3
 
 
-def _plan(log_weight: Tensor, sigma: Tensor) -> Plan:
-    """Choose a level for each token and make the interactions."""
+def _plan(log_weight: Tensor, sigma: Tensor, columns: int) -> Plan:
+    """Choose a level for each token and make the interactions, for sums of so many features at a time."""
     batch, length = sigma.shape
     device, dtype = sigma.device, sigma.dtype
     # A window of 8 blocks of the level `cap` spans the sequence; wider Gaussians need no longer blocks.
@@ -153,7 +166,7 @@ def _plan(log_weight: Tensor, sigma: Tensor) -> Plan:
     # (batch, length). A width that is not a number must not give an index out of range.
     level = torch.log2(sigma * (ETA / LEAF)).floor().clamp(-1, cap).nan_to_num(-1.0).long()
     level = level.masked_fill(log_weight == -torch.inf, -1)
-    tree = Tree.of(batch, length, int(level.max()))
+    tree = Tree.of(batch, length, int(level.max()) if readable(device) else cap)
     scale = tree.scales(log_weight)  # (rows of the tree, 1)
     self_weight = self_log_weight(log_weight)
     # As padded rows, (batch * padded, 1).
@@ -181,7 +194,7 @@ def _plan(log_weight: Tensor, sigma: Tensor) -> Plan:
     block = torch.arange(length, device=device) // size
     window = torch.where(level < 0, WINDOW, WINDOW // NODES * size)  # tokens that 64 nodes stand for
     truncation = log_truncation_bound(log_weight, sigma, block * size - window) - self_weight
-    interactions += _far_field(tree, level, block, scale, self_weight, sigma)
+    interactions += _far_field(tree, level, block, scale, self_weight, sigma, columns)
     error = _pad(tree, torch.full_like(sigma, -torch.inf)[:, :, None])
     for part in interactions[1:]:  # the near field interpolates nothing
         part.maximum_rows_(error, _log_error(part.kernel))
@@ -190,7 +203,7 @@ def _plan(log_weight: Tensor, sigma: Tensor) -> Plan:
 
 
 def _far_field(
-    tree: Tree, level: Tensor, block: Tensor, scale: Tensor, self_weight: Tensor, sigma: Tensor
+    tree: Tree, level: Tensor, block: Tensor, scale: Tensor, self_weight: Tensor, sigma: Tensor, columns: int
 ) -> list[Interaction]:
     """Make the interactions that read 64 nodes before each token's block, some tiles at a time.
 
@@ -201,18 +214,21 @@ def _far_field(
         scale: (rows of the tree, 1): the units of the nodes.
         self_weight: (batch, length): the tokens' own log-weights.
         sigma: (batch, length).
+        columns: Features that are summed at a time.
     """
     device, dtype = sigma.device, sigma.dtype
     size = LEAF << level.clamp_min(0)
     position = torch.arange(tree.length, device=device)
     sequence = torch.arange(tree.batch, device=device)[:, None]
-    rows_per_block = torch.where(level < 0, LEAF, NODES)
-    # The window ends where the block's own nodes begin. Counted in rows of the level, then in eights of the buffer.
-    first_row = (sequence * (tree.padded // size) + block) * rows_per_block - WINDOW
-    first = (torch.tensor(tree.offset, device=device)[level + 1] + first_row) // NODES
+    # The block's number in its level, and the blocks of all levels one after the other: leaves as tokens come first.
+    leaves = tree.batch * tree.padded // LEAF
+    number = sequence * (tree.padded // size) + block
+    key = number + torch.where(level < 0, 0, 3 * leaves - (2 * leaves >> level.clamp_min(0)))
+    # The window ends where the block's own nodes begin. Counted in rows of the buffer, then in eights.
+    first = (tree.first_row(level) + number * torch.where(level < 0, LEAF, NODES) - WINDOW) // NODES
     # A token in the first block of its sequence has nothing before it, and a masked one, of weight 0, sums nothing.
     real = tree.tokens(scale)[:, : tree.length, 0] != -torch.inf
-    tiled = sort_into_tiles(first, real & (block > 0), dtype)
+    tiled = sort_into_tiles(key, real & (block > 0), 3 * leaves)
 
     # Where the 64 nodes stand, counted from the first token of the block: (1 + levels, 64), first for tokens as nodes.
     raw = torch.arange(WINDOW, device=device, dtype=dtype) - WINDOW
@@ -225,18 +241,19 @@ def _far_field(
     start = (block * size).flatten()
     slope = _slope(sigma).flatten()
     interactions: list[Interaction] = []
-    tiles = tiles_per_chunk(device)
+    tiles = tiles_per_chunk(device, columns)
     for begin in range(0, tiled.key.shape[0], tiles):
         chunk = slice(begin, begin + tiles)
         tokens = tiled.token[chunk]  # (tiles, 16)
-        # All tokens of a tile have one level and one block, so the first speaks for them: (tiles, 1, 64).
-        nodes = tables[level.flatten()[tokens[:, 0]] + 1][:, None, :]
+        # All tokens of a tile have one level and one block, so the first speaks for them.
+        speaker = tokens[:, 0]
+        nodes = tables[level.flatten()[speaker] + 1][:, None, :]  # (tiles, 1, 64)
         square = (offset[tokens].to(dtype)[:, :, None] - nodes).square_()  # (tiles, 16, 64)
-        far = FarField(square, tiled.key[chunk], token[chunk].flatten())
+        far = FarField(square, first.flatten()[speaker], token[chunk].flatten())
         exponents = _exponents(far, scale, self_weight.flatten()[tokens][:, :, None], slope[tokens][:, :, None])
         # A window may begin before its sequence; what stands there belongs to another one, or is empty.
-        before = nodes < -0.5 - start[tokens[:, :1]][:, :, None]
-        far.kernel = exponents.masked_fill_(before | (tiled.filled[chunk][:, :, None] == 0.0), -torch.inf)
+        before = nodes < -0.5 - start[speaker][:, None, None]
+        far.kernel = exponents.masked_fill_(before | ~tiled.filled[chunk][:, :, None], -torch.inf)
         interactions.append(far)
     return interactions
 
@@ -291,13 +308,25 @@ def _spread(plan: Plan, rows: Tensor) -> Tensor:
     return plan.tree.tokens(buffer)[:, : plan.tree.length]
 
 
-def _rows(formula: Tensor) -> list[tuple[int, Tensor]]:
-    """List sequences and ascending positions to be pooled by the formula, some at a time."""
-    rows = max(16, ROW_CHUNK // formula.shape[1])
+def _worst(formula: Tensor, excess: Tensor) -> Tensor:
+    """Keep at most `ROWS` positions (batch, length) of each sequence, those of the largest excess."""
+    worst = excess.nan_to_num(torch.inf).masked_fill(~formula, -torch.inf).topk(min(ROWS, formula.shape[1])).indices
+    return torch.zeros_like(formula).scatter_(1, worst, formula.gather(1, worst))
+
+
+def _rows(formula: Tensor) -> list[tuple[slice, Tensor, int]]:
+    """List what is to be pooled by the formula: sequences, positions (sequences, queries), and more than any of them.
+
+    On a GPU, `ROWS` positions of each sequence, those of the formula among them.
+    """
+    batch, length = formula.shape
+    if not readable(formula.device):
+        return [(slice(0, batch), formula.float().topk(min(ROWS, length)).indices, length)]
+    rows = max(16, ROW_CHUNK // length)
     return [
-        (batch, query)
-        for batch in formula.any(dim=1).nonzero()[:, 0].tolist()
-        for query in formula[batch].nonzero()[:, 0].split(rows)
+        (slice(i, i + 1), query[None], int(query[-1]) + 1)
+        for i in formula.any(dim=1).nonzero()[:, 0].tolist()
+        for query in formula[i].nonzero()[:, 0].split(rows)
     ]
 
 

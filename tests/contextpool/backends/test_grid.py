@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from contextpool import context_pool
+from contextpool.backends import tiling
 from contextpool.backends.grid import pool as grid_module
 from contextpool.backends.grid.pool import grid_pool
 
@@ -92,6 +93,23 @@ def test_float32_is_as_good_as_the_tolerances_ask(backend, grid, stride):
     ):
         if grid != (1, 1):  # a lone position has gradients of nothing but rounding
             assert relative(actual, exact) < tolerance
+
+
+@pytest.mark.parametrize("grid", [(28, 28), (72, 70), (17, 64), (3, 70), (1, 1)])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_pyramid_that_reads_no_values_gives_the_same_numbers(monkeypatch, grid, normalized):
+    """On a GPU every raster has all points, and windows are as large as its widths may ask for."""
+    inputs, mask = draw(grid, batch=2, dim=2)
+    with torch.no_grad():
+        inputs[2] *= 3.0
+    results = []
+    for readable in (("cpu",), ()):
+        monkeypatch.setattr(tiling, "READABLE", readable)
+        y = grid_pool(*inputs, mask, grid=grid, normalized=normalized, backend="pyramid")
+        results.append((y, *gradients(inputs, y)))
+    for actual, expected, tolerance in zip(*results, (2e-7, 2e-7, 2e-7, 2e-6), strict=True):
+        if grid != (1, 1):  # a lone position has gradients of nothing but rounding
+            assert relative(actual, expected) < tolerance
 
 
 @pytest.mark.parametrize("normalized", [True, False])

@@ -17,26 +17,31 @@ def test_stencils_have_unit_mass(level):
     assert torch.allclose(mass, torch.ones_like(mass), atol=1e-8)
 
 
+LANES = pytest.mark.parametrize("lanes", [2, 1], ids=["sequence by sequence", "side by side"])
+
+
+@LANES
 @pytest.mark.parametrize("token", [0, 200, 399])
-def test_every_level_holds_the_sequence_blurred_by_its_own_width(token):
-    levels = Levels.of(2, 400, 4)
+def test_every_level_holds_the_sequence_blurred_by_its_own_width(token, lanes):
+    levels = Levels.of(2, 400, 4, lanes)
     nodes = Nodes(levels, 1, DOUBLE)
     nodes.tokens[1, token] = 1.0
     nodes.build()
     for level in range(1, 5):
         spacing = 2**level
         blur = spacing / BETA
-        first = levels.nodes(level, 1) + 3 * 16
+        first = levels.node(level, lanes - 1, 0)
         node = torch.arange(-16, 16 * (levels.blocks[level] + 1))
-        values = nodes.buffer.flatten()[first + node]
+        values = nodes.buffer.view(-1, levels.width)[first + node, levels.width - 1]
         offset = node.double() * spacing - token
         expected = torch.exp(-offset.square() / (2 * blur**2)) / (blur * math.sqrt(2 * math.pi))
         assert (values - expected).abs().max() < 1e-7 * expected.max()
 
 
-def test_collapse_is_the_transpose_of_build():
+@LANES
+def test_collapse_is_the_transpose_of_build(lanes):
     draw = torch.Generator().manual_seed(0)
-    levels = Levels.of(2, 400, 4)
+    levels = Levels.of(2, 400, 4, lanes)
     up, down = Nodes(levels, 3, DOUBLE), Nodes(levels, 3, DOUBLE)
     up.tokens.fill_(1.0)
     up.build()
