@@ -75,7 +75,8 @@ def context_pool(
             3e-7 of the result, in float64 too. The pyramid cuts off tails, so where whole stretches of a sequence weigh
             10^5 times as much as the next stretch or more, the error near the border grows with that factor. In it and
             in the two-sided `dense`, no token weighs less than exp(-60) of the sequence's heaviest; in `triton` and in
-            causal forms, where only the tokens up to it count, none less than exp(-1000).
+            causal forms, where only the tokens up to it count, none less than exp(-1000). On a GPU the tree gives NaN
+            where more than 64 tokens of a sequence have weights too far apart for it.
 
     Returns:
         (batch, length, dim); zeros at masked positions, whose gradients are zero too.

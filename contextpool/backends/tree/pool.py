@@ -47,8 +47,10 @@ ROUNDING = 2e-7
 LARGEST_TRUNCATION = 1e-6
 """Most that may be cut off, over the row's total."""
 ROWS = 64
-"""Most rows of a sequence that are pooled by the formula on a GPU, which must know the number beforehand; any others
-keep what the tree gives."""
+"""Most rows of a sequence that are pooled by the formula on a GPU, whose host must know the number beforehand.
+
+Any others that need it become NaN, since what the tree gives may be far off.
+"""
 ROW_CHUNK = 2**18
 """Elements of the (queries, keys) tensor of rows that are pooled by the formula together."""
 
@@ -89,7 +91,8 @@ def _forward(x: Tensor, log_weight: Tensor, sigma: Tensor, *, normalized: bool) 
     formula = (formula | (plan.truncation > log_total + math.log(LARGEST_TRUNCATION))) & ~masked
     if not readable(x.device):
         excess = (plan.error - math.log(TOLERANCE)).maximum(plan.truncation - math.log(LARGEST_TRUNCATION)) - log_total
-        formula = _worst(formula, excess)
+        needed, formula = formula, _worst(formula, excess)
+        total = total.masked_fill(needed & ~formula, torch.nan)
     log_total = log_total.masked_fill(masked, torch.inf)
     scale = row_factor(log_weight, log_total, normalized=normalized) / total.masked_fill(masked, 1.0)
     y = torch.empty_like(x)

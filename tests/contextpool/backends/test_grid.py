@@ -7,6 +7,7 @@ import torch
 
 from contextpool import context_pool
 from contextpool.backends import tiling
+from contextpool.backends.dense import CHUNK_ELEMENTS
 from contextpool.backends.grid import pool as grid_module
 from contextpool.backends.grid.pool import grid_pool
 
@@ -66,7 +67,7 @@ def test_reference_is_the_formula(normalized):
 @pytest.mark.parametrize("grid", [(7, 10), (1, 13), (13, 1), (1, 1), (16, 16)])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_dense_equals_reference_with_all_gradients(normalized, masked, grid, stride, monkeypatch):
-    monkeypatch.setattr(grid_module, "_CHUNK_ELEMENTS", 5000)  # several chunks, the last one cut short
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 5000)  # several chunks, the last one cut short
     inputs, mask = draw(grid)
     results = [
         grid_pool(*inputs, mask if masked else None, grid=grid, normalized=normalized, backend=backend, stride=stride)
@@ -107,7 +108,7 @@ def test_a_pyramid_that_reads_no_values_gives_the_same_numbers(monkeypatch, grid
         monkeypatch.setattr(tiling, "READABLE", readable)
         y = grid_pool(*inputs, mask, grid=grid, normalized=normalized, backend="pyramid")
         results.append((y, *gradients(inputs, y)))
-    for actual, expected, tolerance in zip(*results, (2e-7, 2e-7, 2e-7, 2e-6), strict=True):
+    for actual, expected, tolerance in zip(*results, (2e-7, 2e-7, 2e-7, 5e-6), strict=True):
         if grid != (1, 1):  # a lone position has gradients of nothing but rounding
             assert relative(actual, expected) < tolerance
 

@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 
+from contextpool.backends import tiling
 from contextpool.backends.tree import pool as tree_pool
 from contextpool.backends.tree.nodes import LEAF, Tree, chebyshev, merge_matrix
 from contextpool.backends.tree.truncation import log_truncation_bound
@@ -50,6 +51,22 @@ def test_the_check_catches_a_tree_that_trusts_itself(monkeypatch, limit, name):
     monkeypatch.setattr(tree_pool, limit, 1e30)
     with pytest.raises(AssertionError):
         cases.check_wide_range(functools.partial(context_pool, backend="tree"), name, "paper")
+
+
+def test_on_a_gpu_some_rows_take_the_formula_and_what_is_too_much_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(tiling, "READABLE", ())
+    pool = functools.partial(context_pool, backend="tree")
+    seen, rows = [], tree_pool._rows
+    monkeypatch.setattr(tree_pool, "_rows", lambda formula: seen.append(int(formula.sum(dim=1).max())) or rows(formula))
+    cases.check_wide_range(pool, "steps", "tiny")
+    assert 0 < max(seen) < tree_pool.ROWS
+    y = cases.run(cases.over_a_wide_range(pool, "falling"), cases.Case(cases.WIDE_LENGTH, sigma="paper", causal=True))[
+        0
+    ]
+    assert y.isnan().any()
+    assert max(seen) == tree_pool.ROWS
+    monkeypatch.setattr(tree_pool, "ROWS", cases.WIDE_LENGTH)
+    cases.check_wide_range(pool, "falling", "paper")
 
 
 def test_ordinary_weights_leave_nothing_to_the_formula(monkeypatch):
