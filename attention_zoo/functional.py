@@ -22,6 +22,7 @@ def attention(
     *,
     causal: bool = False,
     weight_factor: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Compute softmax(q kᵀ / sqrt(head_dim)) v (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
 
@@ -33,6 +34,7 @@ def attention(
         causal: Query i sees keys 0..i only.
         weight_factor: Multiplies the weights after the softmax, such as a scaled dropout mask; broadcastable to
             (batch, num_heads, queries, keys).
+        bias: Added to the scores; broadcastable to (batch, num_heads, queries, keys).
 
     Returns:
         (batch, num_heads, queries, value_dim); zeros for a query that may see no key.
@@ -40,6 +42,8 @@ def attention(
     # (batch, num_heads, queries, keys). A dot product of head_dim terms of variance 1 has the variance head_dim; the
     # scale brings it back to 1, so that the softmax does not start out saturated.
     scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
+    if bias is not None:
+        scores = scores + bias
     allowed = score_mask(mask)  # broadcastable to the scores
     if causal:
         past = causal_mask(q.shape[2], k.shape[2], q.device)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.functional import attention, causal_mask, score_mask
-from attention_zoo.kernels.blockwise import blockwise_attention
+from attention_zoo.kernels.blockwise import blockwise_attention, by_pair
 
 Backend = Literal["auto", "fused", "blockwise", "reference"]
 BACKEND_HELP = "implementation; auto is blockwise on CPU with attention dropout, and fused elsewhere"
@@ -20,15 +20,15 @@ _MASKED_SCORE = -1e4
 """Far enough below any score for its weight to underflow to zero, and finite in half precision."""
 
 
-def resolve_backend(backend: Backend, device: torch.device, *, dropout: float) -> str:
+def resolve_backend(backend: Backend, device: torch.device, *, dropout: float, biased: bool = False) -> str:
     """Name the implementation that `attend` uses in training.
 
     On CPU torch's fused kernel has no dropout. It falls back to a form that writes out the whole queries-by-keys
-    matrix, so "auto" is "blockwise" there.
+    matrix, so "auto" is "blockwise" there. With a bias it would need the biases of all pairs written out.
     """
     if backend != "auto":
         return backend
-    return "blockwise" if device.type == "cpu" and dropout > 0.0 else "fused"
+    return "blockwise" if biased or (device.type == "cpu" and dropout > 0.0) else "fused"
 
 
 def attend(
@@ -41,6 +41,7 @@ def attend(
     dropout: float = 0.0,
     training: bool = False,
     backend: Backend = "auto",
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Compute softmax attention from queries to keys, as `attention_zoo.functional.attention` does.
 
@@ -55,12 +56,19 @@ def attend(
         dropout: Probability of dropping a weight, in training only.
         training: Whether to drop weights.
         backend: "fused" is torch's own kernel, "blockwise" recomputes in backward, "reference" is plain torch.
+        bias: (num_heads, queries + keys - 1), added to the scores by place: to that of query i and key j entry
+            j - i + queries - 1; None = none. The fused kernel takes none.
 
     Returns:
         (batch, num_heads, queries, value_dim); zeros for a query that may see no key.
+
+    Raises:
+        ValueError: The fused kernel is asked for a bias.
     """
     rate = dropout if training else 0.0
-    chosen = resolve_backend(backend, q.device, dropout=rate)
+    chosen = resolve_backend(backend, q.device, dropout=rate, biased=bias is not None)
+    if chosen == "fused" and bias is not None:
+        raise ValueError("the fused kernel takes no bias")
     allowed = score_mask(mask)
     if allowed is not None and causal and allowed.shape[2] > 1:
         # The mask has an axis of queries already, so that causality joins it without making it larger.
@@ -70,7 +78,8 @@ def attend(
         if rate > 0.0:
             # Dropout of ones: 0 or 1 / (1 - rate) for each weight, (batch, num_heads, queries, keys).
             factor = F.dropout(torch.ones((), dtype=q.dtype, device=q.device).expand(*q.shape[:3], k.shape[2]), rate)
-        return attention(q, k, v, allowed, causal=causal, weight_factor=factor)
+        pairs = None if bias is None else by_pair(bias, q.shape[2])
+        return attention(q, k, v, allowed, causal=causal, weight_factor=factor, bias=pairs)
     sees_a_key = None
     if allowed is not None:
         sees_a_key = _sees_a_key(allowed, queries=q.shape[2], causal=causal)
@@ -78,7 +87,7 @@ def attend(
             # Kernels differ on a query that sees no key (zeros, NaN). It is shown all keys, and its result set to zero.
             allowed = allowed | ~sees_a_key
     if chosen == "blockwise":
-        out = blockwise_attention(q, k, v, allowed, causal=causal, dropout=rate)
+        out = blockwise_attention(q, k, v, allowed, causal=causal, dropout=rate, bias=bias)
     elif causal and allowed is not None and q.device.type != "cpu":
         out = _fused_causal_masked(q, k, v, allowed, dropout=rate)
     else:

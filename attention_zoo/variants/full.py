@@ -11,17 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
-from attention_zoo.kernels.softmax import BACKEND_HELP, Backend, attend, resolve_backend
-from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.base import LayerDims, SequenceMixer, Traits
+from attention_zoo.kernels.softmax import attend, resolve_backend
+from attention_zoo.position_bias import PositionBiasConfig, make_bias
+from attention_zoo.projections import HeadProjections
 from attention_zoo.registry import register_variant
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FullConfig(QkvConfig):
+class FullConfig(PositionBiasConfig):
     """Options of full attention."""
-
-    backend: Backend = option("auto", BACKEND_HELP)
 
 
 @register_variant(
@@ -42,6 +41,7 @@ class FullAttention(SequenceMixer):
     def __init__(self, config: FullConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
+        self.bias = make_bias(config, dims)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
@@ -55,9 +55,10 @@ class FullAttention(SequenceMixer):
             dropout=self.dims.dropout,
             training=self.training,
             backend=self.config.backend,
+            bias=None if self.bias is None else self.bias(x.shape[1], x.shape[1]),
         )
         return self.projections.merge(heads, mask)
 
     def resolved_backend(self, device: torch.device) -> str:
         """Name the implementation in training; see `attention_zoo.kernels.softmax.resolve_backend`."""
-        return resolve_backend(self.config.backend, device, dropout=self.dims.dropout)
+        return resolve_backend(self.config.backend, device, dropout=self.dims.dropout, biased=self.bias is not None)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lra.config.builtin import profile_names
-from lra.config.schema import ADDED_LATER, RunConfig, canonical_json
+from lra.config.schema import ADDED_LATER, VARIANT_POSITIONS, RunConfig, canonical_json
 
 Settings = Mapping[str, Any]
 """Settings of one run by path: `variant.rank`, `model.num_layers`, `train.lr` ..."""
@@ -91,8 +91,7 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
         own.setdefault(variant, set()).update(name for name in varying(group) if _of_variant(name))
     names = []
     for row in rows:
-        rotary = row.settings.get("model.positions") == "rotary"
-        defaults = default_options(row.variant, row.profile, row.task, rotary=rotary)
+        defaults = default_options(row.variant, row.profile, row.task, str(row.settings.get("model.positions")))
         named = shared[row.variant] | {
             name
             for name in row.settings
@@ -106,14 +105,14 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
 
 
 @functools.cache
-def default_options(variant: str, profile: str, task: str, *, rotary: bool) -> dict[str, str]:
+def default_options(variant: str, profile: str, task: str, positions: str) -> dict[str, str]:
     """Return the options that a variant has if none is set, by path and as text; empty if it cannot be imported.
 
     Args:
         variant: Its name.
         profile: A built-in profile may give options to variants,
         task: and others on this task.
-        rotary: Whether the model has rotary positions, which are an option of each variant.
+        positions: Those of the model; some are an option of the variant.
     """
     from attention_zoo.registry import get_variant, is_known  # here, since it imports torch
     from lra.config.profiles import load_profile
@@ -122,7 +121,9 @@ def default_options(variant: str, profile: str, task: str, *, rotary: bool) -> d
         return {}
     try:
         options = load_profile(profile).options(variant, task) if profile in profile_names() else {}
-        typed = get_variant(variant).config.from_dict(({"rotary": True} if rotary else {}) | options)
+        typed = get_variant(variant).config.from_dict(
+            dict([VARIANT_POSITIONS[positions]] if positions in VARIANT_POSITIONS else []) | options
+        )
     except Exception:  # noqa: BLE001 - whatever another's plug-in raises: a table of records does without it
         return {}
     return {f"variant.{name}": _text(value) for name, value in typed.to_dict().items()}

@@ -15,6 +15,7 @@ from attention_zoo import (
 )
 from lra.config.profiles import Profile
 from lra.config.schema import (
+    VARIANT_POSITIONS,
     ModelConfig,
     RunConfig,
     Track,
@@ -139,8 +140,10 @@ def resolve(
         problems += family_problems(model, the_task.info, variant, has_options=bool(options), whole_model=whole_model)
     if whole_model and track == "matched":
         problems.append(f"{variant} builds a whole model, which no profile has; {OPEN_TRACK}")
-    if model is not None and model.positions == "rotary" and not whole_model:
-        options.setdefault("rotary", True)
+    if model is not None and model.positions in VARIANT_POSITIONS and not whole_model:
+        name, value = VARIANT_POSITIONS[model.positions]
+        if name not in options:
+            _set_option(options, name, value, origins, f"model.positions={model.positions}")
     if "pool_origin" in sections["model"]:
         problems.append("model.pool_origin: filled in from the layer that model.pool names, never set")
     config = _variant_config(variant, options, origins, problems)
@@ -217,7 +220,15 @@ def _variant_config(
     known = [name for name, *_ in section.describe()]
     unknown = [name for name in options if name not in known]
     problems += [
-        f"{origins.get(name, f'variant.{name}')}: no option of {variant}; {suggest(name, known)}" for name in unknown
+        f"{origins.get(name, f'variant.{name}')}: no option of {variant}; {suggest(name, known)}"
+        for name in unknown
+        if not origins.get(name, "").startswith("model.positions")
+    ]
+    problems += [
+        f"{origins[name]}: {variant} cannot have these positions, since it has no option {name}; "
+        "every variant has none, sinusoidal and learned ones"
+        for name in unknown
+        if origins.get(name, "").startswith("model.positions")
     ]
     try:
         config = section.from_dict({name: value for name, value in options.items() if name in known})

@@ -24,6 +24,13 @@ Track = Literal["matched", "open"]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
+VARIANT_POSITIONS: dict[str, tuple[str, Any]] = {
+    "rotary": ("rotary", True),
+    "alibi": ("bias", "alibi"),
+    "t5": ("bias", "t5"),
+}
+"""Values of `model.positions` that are an option of the variant, with its name and value."""
+
 NUMERICS_VERSION = 1
 """Raised with every change of the code that changes numbers; part of each run id."""
 
@@ -38,6 +45,10 @@ ADDED_LATER: dict[str, Any] = {
     "data.pathx.touching": "refused",
     "data.pathx256.touching": "refused",
     "variant.adaptive_span.span_rate": 10.0,
+    "variant.full.bias": "none",
+    "variant.local.bias": "none",
+    "variant.local.layout": "blocks",
+    "variant.local.look_around": 0,
     "variant.mega.form": "paper",
     "variant.performer.stabiliser": 0.0,
     "variant.performer.temperature": 1.0,
@@ -87,7 +98,9 @@ class ModelConfig(Section):
     """Longest sequence; also the rows of a learned position table and the padded length of `padding: fixed`."""
     dropout: Share = 0.1
     attention_dropout: Share = 0.1
-    positions: Literal["none", "sinusoidal", "learned", "rotary"] = "sinusoidal"
+    positions: Literal["none", "sinusoidal", "learned", "rotary", "alibi", "t5"] = "sinusoidal"
+    """`sinusoidal` and `learned` are added to the embedding. The last three are the variant's: they set its option
+    `rotary` or `bias`, and a variant without it is refused."""
     pooling: Literal["cls", "first", "masked_mean", "padded_mean"] = "masked_mean"
     """`cls` reads a learnt token put in front, `first` the first token of the text; `padded_mean` divides the sum over
     real tokens by `max_length`."""

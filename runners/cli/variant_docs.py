@@ -36,7 +36,9 @@ This page lists the attention variants: what they compute, and how they depart f
 
 `lra-zoo describe NAME` explains every option, `--set variant.NAME=VALUE` sets one, and `lra-zoo check NAME` runs the
 contract checks. `lra-zoo docs` generates this page. The option `rotary` rotates queries and keys by their position
-(RoPE, arXiv:2104.09864).
+(RoPE, arXiv:2104.09864), and `bias` adds a number to each score that depends on the distance (ALiBi, arXiv:2108.12409,
+or T5's buckets, arXiv:1910.10683). `--set model.positions=rotary`, `alibi` or `t5` sets them, in place of positions
+that are added to the embedding.
 
 - **time** is the claim of the paper, with n the length. Memory of a training step grows linearly with the length unless
   a section says otherwise. A check measures it.

@@ -54,6 +54,11 @@ MISTAKES = [
     (f"{OPEN} train.stepps=10", 2, "train.stepps: unknown key; did you mean 'steps'"),
     (f"{OPEN} model.num_heads=5 --dry-run", 2, "model.num_heads: dim 64 is not a multiple of 5"),
     (f"{OPEN} model.head_dim=3 --set model.positions=rotary --dry-run", 2, "need an even head_dim, got 3"),
+    (
+        "lra-run --attn linear --task listops --track open --set model.positions=t5",
+        2,
+        "linear cannot have these positions",
+    ),
     (f"{RUN} --set variants.contextpol.placement=stream", 2, "'contextpol' is not among the variants; known: full"),
     (
         "lra-run --attn full,local --task listops --set variant.window=8",
@@ -93,7 +98,7 @@ MISTAKES = [
     ("lra-sweep plan nowhere.yaml", 2, "nowhere.yaml: no such file"),
     ("lra-sweep plan suite.yaml --probee", 2, "No such option '--probee'"),
     ("lra-sweep plan no-variant.yaml", 2, "unknown variant 'fulll'; did you mean 'full'?"),
-    ("lra-sweep plan no-option.yaml", 2, "variant.x: no option of full; known: backend, rotary"),
+    ("lra-sweep plan no-option.yaml", 2, "variant.x: no option of full; known: backend, bias, rotary"),
     ("lra-sweep plan no-task.yaml", 2, "unknown task 'listop'; did you mean 'listops'?"),
     ("lra-sweep plan no-profile.yaml", 2, "unknown profile 'quik'; did you mean 'quick'?"),
     ("lra-sweep plan no-open-track.yaml", 2, "in a suite: `track: open`"),

@@ -47,7 +47,8 @@ def test_a_run_alone_is_named_by_what_is_not_its_default(overrides, name):
 def test_the_options_that_a_profile_gives_and_its_rotary_positions_are_the_default():
     assert row_name(config("linformer", "nystromformer", "matched")) == "linformer"
     assert row_name(config("linformer", "nystromformer", "matched", **{"variant.rank": 8})) == "linformer [rank=8]"
-    assert row_name(config("full", **{"model.positions": "rotary"})) == "full"
+    for positions in ("rotary", "alibi", "t5"):
+        assert row_name(config("full", **{"model.positions": positions})) == "full"
     assert row_name(config("full", **{"model.positions": "rotary", "variant.rotary": False})) == "full [rotary=False]"
 
 
@@ -86,7 +87,7 @@ def test_of_a_variant_that_is_not_here_the_options_are_named_in_which_its_rows_d
         settings = {"variant.window": window, "variant.wide": True, "variant.origin": origin}
         return Row(variant="gone", shown="gone", heading="", profile="quick", task="text", settings=settings)
 
-    assert default_options("gone", "quick", "text", rotary=False) == {}
+    assert default_options("gone", "quick", "text", "sinusoidal") == {}
     assert row_names([row(1, "a"), row(2, "a")]) == ["gone [window=1]", "gone [window=2]"]
     assert row_names([row(1, "a"), row(1, "b")]) == ["gone [origin=a]", "gone [origin=b]"]
 
@@ -111,7 +112,7 @@ def test_a_row_fits_what_is_typed_in_brackets(text, fit):
 def test_a_table_of_records_runs_no_file_that_a_record_names(tmp_path):
     file = tmp_path / "theirs.py"
     file.write_text("raise SystemExit('it ran')\n")
-    assert default_options(f"{file}:Theirs", "quick", "text", rotary=False) == {}
+    assert default_options(f"{file}:Theirs", "quick", "text", "sinusoidal") == {}
     with pytest.raises(RegistrationError, match=r"theirs.py:1: `raise SystemExit\('it ran'\)`: SystemExit: it ran"):
         get_variant(f"{file}:Theirs")
 

@@ -24,7 +24,7 @@ def test_parameter_counts_are_the_published_ones(profile, parameters):
         assert count_parameters(build_model(config(profile), vocab_size=16, num_classes=10)) == parameters
 
 
-@pytest.mark.parametrize("positions", ["none", "sinusoidal", "learned", "rotary"])
+@pytest.mark.parametrize("positions", ["none", "sinusoidal", "learned", "rotary", "alibi", "t5"])
 @pytest.mark.parametrize("pooling", ["cls", "masked_mean", "padded_mean"])
 def test_padding_never_reaches_the_logits(positions, pooling):
     model = build_model(small(**{"model.positions": positions, "model.pooling": pooling}), 16, 10).double().eval()
@@ -51,7 +51,7 @@ def test_the_padded_mean_is_the_masked_one_scaled_by_the_share_of_real_tokens():
     assert not torch.allclose(masked[1], x[1].mean(dim=0), rtol=1e-3, atol=1e-3)  # padding would show
 
 
-@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary", "t5"])  # ALiBi is the same read backwards
 def test_positions_matter_and_none_means_none(positions):
     tokens = torch.tensor([[3, 4, 5, 6, 7, 8]])
     flipped = tokens.flip(1)
@@ -89,3 +89,5 @@ def test_sinusoids_are_the_papers():
 
 def test_rotary_asks_the_variant_and_refuses_one_without_heads():
     assert small(**{"model.positions": "rotary"}).variant.options["rotary"] is True
+    assert small(**{"model.positions": "alibi"}).variant.options["bias"] == "alibi"
+    assert small(**{"model.positions": "t5"}).variant.options["bias"] == "t5"
