@@ -129,7 +129,9 @@ def test_the_figures_are_what_the_records_give(tmp_path):
 def test_the_figures_of_the_verdicts_are_in_the_tables():
     verdicts, tables = evidence.PAGE.read_text(encoding="utf-8").split("## Verdicts")[1].split("## The variants", 1)
     rows = tables.replace("\\[", "[").replace("\\]", "]")
-    claimed = re.findall(r"([+-]\d+\.\d\d) (\[[+-]\d+\.\d\d, [+-]\d+\.\d\d\])", verdicts)
+    claimed = re.findall(  # a line of the text may end between a difference and its interval
+        r"([+-]\d+\.\d\d) (\[[+-]\d+\.\d\d, [+-]\d+\.\d\d\])", " ".join(verdicts.split())
+    )
     assert len(claimed) == verdicts.count("[") == 23
     for difference, interval in claimed:
         assert re.search(rf"\| {re.escape(difference)} +\| {re.escape(interval)} +\|", rows), difference
