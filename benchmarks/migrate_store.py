@@ -35,7 +35,9 @@ def migrate_run(store: Store, path: Path) -> bool:
         return False
     record = read_record(path)
     title = get_variant(record.config.variant.name).title
-    record = record.model_copy(update={"run_id": record.config.run_id(record.data_digest), "variant_title": title})
+    record = record.model_copy(
+        update={"run_id": record.config.run_id(record.data_digest, record.numerics_version), "variant_title": title}
+    )
     new = plain(record)
     back = rename_fields(new, {new: old for old, new in RENAMED_IN_SCHEMA_2.items()})
     del back["variant_title"]

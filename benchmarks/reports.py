@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
-from lra.config.schema import VariantChoice, canonical_json
+from lra.config.schema import NUMERICS_VERSION, VariantChoice, canonical_json
 from lra.results.records import Cost, Count, Outcome, RunRecord, Store
 from reports.render import FORMATS, render
 from reports.result_set import load_stores
@@ -42,7 +42,7 @@ def fill(folder: Path, count: int) -> None:
             run_id=config.run_id("d" * 64),
             status="ok",
             config=config,
-            numerics_version=1,
+            numerics_version=NUMERICS_VERSION,
             task_title=task,
             variant_title=config.variant.name,
             dataset="made up",

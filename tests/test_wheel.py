@@ -55,7 +55,7 @@ site, evidence, task = sys.argv[1:]
 assert lra.__file__.startswith(site) and contextpool.__file__.startswith(site), lra.__file__
 found = {}
 for record in Store(Path(evidence)).records():  # raises where one is an error
-    found[record.run_id] = record.config.run_id(record.data_digest)
+    found[record.run_id] = record.config.run_id(record.data_digest, record.numerics_version)
 def run_id(variant):
     return resolve(task=task, variant=variant, profile=load_profile("quick"), seed=0, overrides={}).run_id("d" * 64)
 variants = {name: run_id(name) for name in ("contextpool", "contextpool_conv_only", "full")}

@@ -24,10 +24,10 @@ from torch.autograd.function import once_differentiable
 from attention_zoo.kernels.blocks import cut
 from attention_zoo.kernels.blockwise import prepare
 
-_QUERIES = 64
+_QUERIES = {"cpu": 64, "cuda": 1024}
 """Queries in a block. The number is fixed, so that the scores of a block grow linearly with the band."""
-_SCORES = 2**18
-"""Scores in a block that takes in several sequences."""
+_SCORES = {"cpu": 2**18, "cuda": 2**28}
+"""Scores in a block that takes in several sequences: those of a CPU stay in its cache, those of a GPU fill it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,12 +112,12 @@ class _Spanned(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tensor | None, band: Band) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             queries, keys, values = prepare(q, k, v)
-            spans = span.to(values.dtype)
+            spans, hidden = span.to(values.dtype), _hidden(mask, values.dtype)
             dropout, fade = _Dropout(band, q.device), _Fade(spans, q.shape[2], band, backward=False)
             out = torch.empty_like(values)
-            for block in _blocks(q.shape[0], q.shape[1], q.shape[2], band):
+            for block in _blocks(q, band):
                 # (sequences, num_heads, queries of the block, prefix + keys of the band)
-                weights = _weights(queries, keys, mask, fade.of(block)[0], block)
+                weights = _weights(queries, keys, hidden, fade.of(block)[0], block)
                 out[block.sequences, :, block.queries] = dropout.apply_(weights) @ block.take(values)
             out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, span, mask, out)
@@ -130,17 +130,17 @@ class _Spanned(torch.autograd.Function):
         q, k, v, span, mask, out = ctx.saved_tensors
         band: Band = ctx.band
         queries, keys, values = prepare(q, k, v)
-        spans = span.to(values.dtype)
+        spans, hidden = span.to(values.dtype), _hidden(mask, values.dtype)
         dropout, fade = _Dropout(band, q.device), _Fade(spans, q.shape[2], band, backward=True)
         grad = grad_out.to(values.dtype)
         mean = (grad * out).sum(dim=-1, keepdim=True)  # rowsum(dO O), (batch, num_heads, length, 1)
         grad_q, grad_k, grad_v = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
         grad_span = torch.zeros_like(spans)
-        for block in _blocks(q.shape[0], q.shape[1], q.shape[2], band):
+        for block in _blocks(q, band):
             b, i = block.sequences, block.queries
             log_m, slope = fade.of(block)
             assert slope is not None
-            weights = _weights(queries, keys, mask, log_m, block)
+            weights = _weights(queries, keys, hidden, log_m, block)
             keep = dropout.draw(weights)
             # dP, then dS = P (dP - rowsum(dO O)): (sequences, num_heads, queries, keys)
             grad_weights = grad[b, :, i] @ block.take(values).transpose(-2, -1)
@@ -157,19 +157,21 @@ class _Spanned(torch.autograd.Function):
         return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_span.to(span.dtype), None, None
 
 
-def _blocks(batch: int, num_heads: int, length: int, band: Band) -> Iterator[_Block]:
+def _blocks(q: Tensor, band: Band) -> Iterator[_Block]:
     """Cut the band into blocks: prefix tokens first, with all keys, then a few queries at a time with their band."""
+    (batch, num_heads, length, _), device = q.shape, q.device.type
+    size, most = (each.get(device, each["cuda"]) for each in (_QUERIES, _SCORES))
     # The prefix is at distance 0 of everything, so as queries its tokens meet all keys.
     prefix = min(band.num_prefix, length)
-    starts = range(prefix, length, _QUERIES)
+    starts = range(prefix, length, size)
     ranges = [(slice(0, prefix), slice(prefix, length))] if prefix else []
     for start in starts:
-        stop = min(start + _QUERIES, length)
+        stop = min(start + size, length)
         last = stop if band.causal else min(stop + band.radius, length)
         ranges.append((slice(start, stop), slice(max(prefix, start - band.radius), last)))
     for queries, keys in ranges:
         scores = num_heads * (queries.stop - queries.start) * (prefix + keys.stop - keys.start)
-        together = max(1, _SCORES // scores)
+        together = max(1, most // scores)
         for row in range(0, batch, together):
             yield _Block(slice(row, row + together), queries, keys, prefix)
 
@@ -227,13 +229,17 @@ class _Fade:
         return log_m, slope
 
 
-def _weights(queries: Tensor, keys: Tensor, mask: Tensor | None, log_m: Tensor, block: _Block) -> Tensor:
+def _hidden(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return what is added to the scores of masked keys, shaped as keys are: (batch, 1, length, 1)."""
+    return None if mask is None else mask.logical_not()[:, None, :, None].to(dtype) * (torch.finfo(dtype).min / 4)
+
+
+def _weights(queries: Tensor, keys: Tensor, hidden: Tensor | None, log_m: Tensor, block: _Block) -> Tensor:
     """Return the softmax of the scores of one block: (sequences, num_heads, queries, keys)."""
     scores = queries[block.sequences, :, block.queries] @ block.take(keys).transpose(-2, -1)
     scores += log_m
-    if mask is not None:
-        real = mask[block.sequences][:, block.positions(mask.device)][:, None, None, :]
-        scores += real.logical_not().to(scores.dtype) * (torch.finfo(scores.dtype).min / 4)
+    if hidden is not None:
+        scores += block.take(hidden).transpose(-2, -1)
     return torch.softmax(scores, dim=-1)
 
 

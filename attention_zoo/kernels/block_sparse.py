@@ -11,6 +11,7 @@ with weights P, d L / d S = P, so dS = P (dP - rowsum(P dP)) + P dL.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,11 +21,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attention_zoo.kernels.blocks import cut
-from attention_zoo.kernels.blockwise import DropoutBits
+from attention_zoo.kernels.dropout import DropoutBits
 
 _NUMBERS_CPU = 3 * 2**16
 """Scores, or features of keys, that are computed at a time (768 KiB in float32) if several blocks fit."""
-_NUMBERS_GPU = 2**25
+_NUMBERS_GPU = 2**27
+"""512 MiB in float32, so that a step needs few kernels."""
 
 HIDDEN = torch.finfo(torch.float32).min / 4
 """Added to a hidden score: the weight underflows to zero. The sum of three of them is still a finite number."""
@@ -102,14 +104,14 @@ def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     Returns:
         The same of the union.
     """
-    # A part whose scores sum to exp(L_i) has the share exp(L_i) / sum_j exp(L_j) of the common softmax, which is the
-    # softmax over the parts: (parts, batch, num_heads, queries).
-    log_sums = torch.stack([log_sum for _, log_sum in parts])
-    shares = log_sums.softmax(dim=0)
-    merged = parts[0][0] * shares[0].unsqueeze(-1).to(parts[0][0].dtype)
-    for (out, _), share in zip(parts[1:], shares[1:], strict=True):
-        merged = torch.addcmul(merged, out, share.unsqueeze(-1).to(out.dtype))
-    return merged, log_sums.logsumexp(dim=0)
+    return functools.reduce(_merge_two, parts)
+
+
+def _merge_two(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    (out, log_sum), (other_out, other_sum) = one, other
+    # A part whose scores sum to exp(L) has the share exp(L') / (exp(L) + exp(L')) of the common softmax.
+    share = (other_sum - log_sum).sigmoid().unsqueeze(-1).to(out.dtype)
+    return out.lerp(other_out, share), torch.logaddexp(log_sum, other_sum)
 
 
 class _Shape(NamedTuple):

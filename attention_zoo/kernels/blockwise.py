@@ -16,7 +16,6 @@ backward can visit one block after the other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,13 +25,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attention_zoo.kernels.blocks import cut
+from attention_zoo.kernels.dropout import DropoutBits
 
 _QUERIES = 64
 """Queries in a block. The number is fixed, so that the scores of a block grow linearly with the keys."""
 _SCORES = 2**17
 """Scores in a block (512 KiB in float32) that takes in several heads or sequences."""
-_LEVELS = 2**16
-"""Number of values of the 16 random bits that decide whether one weight is dropped."""
 
 Block = tuple[slice, slice, slice, slice]
 """Which sequences, heads, queries and keys."""
@@ -218,35 +216,3 @@ def _weights(
         diagonal = scores[..., block[2].start :]
         diagonal += diagonal.new_full(diagonal.shape[-2:], lowest).triu_(1)
     return torch.softmax(scores, dim=-1)
-
-
-class DropoutBits:
-    """Drops weights of block after block; the same seed and the same blocks in the same order drop the same weights.
-
-    Drawing random words is the most expensive part of dropout, so each 64-bit word decides on four weights, with 16
-    bits each. The rate is therefore a multiple of 2^-16, and `scale` makes up for the rate as rounded.
-    """
-
-    def __init__(self, dropout: float, seed: int, like: Tensor) -> None:
-        self.dropped = round(dropout * _LEVELS)  # of 2^16 values, this many mean "drop"
-        self.scale = _LEVELS / (_LEVELS - self.dropped)
-        self.generator = torch.Generator(like.device).manual_seed(seed)
-        self.keep = torch.empty(0, dtype=like.dtype, device=like.device)
-        self.words = torch.empty(0, dtype=torch.int64, device=like.device)
-
-    def draw(self, shape: torch.Size) -> None:
-        """Draw the decisions on the weights of the next block into `keep`: 1 or 0."""
-        if self.dropped == 0:
-            return
-        count = math.prod(shape)
-        if self.keep.shape != shape:
-            self.keep = self.keep.new_empty(shape)
-            self.words = self.words.new_empty(-(-count // 4))  # both buffers are used again for blocks of equal size
-        self.words.random_(-(2**63), None, generator=self.generator)
-        # Read as int16, the bits are uniform over -2^15 .. 2^15 - 1: a share dropped / 2^16 lies below the threshold.
-        threshold = self.dropped - _LEVELS // 2
-        torch.ge(self.words.view(torch.int16)[:count].view(shape), threshold, out=self.keep)
-
-    def drop_(self, weights: Tensor) -> Tensor:
-        """Set the dropped weights of the block last drawn to zero, in place. The caller multiplies by `scale`."""
-        return weights.mul_(self.keep) if self.dropped else weights

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear attention whose weights decay with the tokens in between: in chunks, and written out.
 
-    o_i = Σ_j w_ij (q_i·k_j) v_j,    w_ij = λ_{j+1} ... λ_i for j <= i,    w_ij = λ_i ... λ_{j-1} for j > i.
+    o_i = Σ_j w_ij (q_i·k_j) v_j,    w_ij = λ_{j+1} ... λ_i for j <= i,    w_ij = μ_i ... μ_{j-1} for j > i.
 
-This is the sum of two recurrences S_i = λ_i S_{i∓1} + k_i v_iᵀ, one from each end, in which a token counts itself once.
+This is the sum of two recurrences, S_i = λ_i S_{i-1} + k_i v_iᵀ and the same with μ from the other end, in which a
+token counts itself once. The decays λ towards the past and μ towards the future may be the same.
+
 Within a chunk the tokens meet directly. What lies in other chunks is read from the state at the border. All exponents
 are sums of logarithms of decays and never positive, so that nothing overflows.
 """
@@ -19,7 +21,7 @@ _GROUP = 16
 
 
 def decayed_attention(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, *, chunk: int, causal: bool = False
+    q: Tensor, k: Tensor, v: Tensor, past: Tensor, future: Tensor | None = None, *, chunk: int
 ) -> Tensor:
     """Compute the sums chunk by chunk; time and memory are linear in the length.
 
@@ -29,9 +31,9 @@ def decayed_attention(
         q: (batch, num_heads, length, key_dim).
         k: (batch, num_heads, length, key_dim).
         v: (batch, num_heads, length, value_dim).
-        log_decay: log λ, at most 0, (batch, num_heads, length).
+        past: log λ, at most 0, (batch, num_heads, length).
+        future: log μ, at most 0, like `past`; None leaves j > i out.
         chunk: Tokens that meet directly.
-        causal: Leave out j > i.
 
     Returns:
         (batch, num_heads, length, value_dim).
@@ -39,32 +41,34 @@ def decayed_attention(
     length = q.shape[2]
     chunk = min(chunk, length)
     # (batch, num_heads, chunks, chunk, features); zeros at the end add nothing and do not decay.
-    q, k, v, steps = (split_chunks(each, chunk) for each in (q, k, v, log_decay[..., None]))
-    steps = steps[..., 0]
-    since = steps.cumsum(dim=-1)  # from the start of the chunk up to and with a token
+    q, k, v = (split_chunks(each, chunk) for each in (q, k, v))
+    past = split_chunks(past[..., None], chunk)[..., 0]
+    future = None if future is None else split_chunks(future[..., None], chunk)[..., 0]
+    near = ((q @ k.transpose(-2, -1)) * decay_weights(past, future)) @ v
+    since = past.cumsum(dim=-1)  # from the start of the chunk up to and with a token
     whole = since[..., -1]  # (batch, num_heads, chunks)
-    near = ((q @ k.transpose(-2, -1)) * decay_weights(steps, causal=causal)) @ v
     # The decay from j to i in a later chunk: from j to the end of its chunk, the chunks between, up to and with i.
     states = _states((k * (whole[..., None] - since).exp()[..., None]).transpose(-2, -1) @ v, whole)
     sums = near + (q * since.exp()[..., None]) @ states
-    if not causal:
+    if future is not None:
         # From the other end: without j, but with i.
-        before = since - steps
+        until = future.cumsum(dim=-1)
+        before, whole = until - future, until[..., -1]
         written = (k * before.exp()[..., None]).transpose(-2, -1) @ v
         states = _states(written.flip(2), whole.flip(2)).flip(2)
         sums = sums + (q * (whole[..., None] - before).exp()[..., None]) @ states
     return sums.flatten(2, 3)[:, :, :length]
 
 
-def decay_weights(log_decay: Tensor, *, causal: bool = False) -> Tensor:
-    """Write out w_ij: (..., length) gives (..., length, length), with zeros for j > i if causal."""
-    since = log_decay.cumsum(dim=-1)
-    past = since[..., :, None] - since[..., None, :]
-    later = torch.ones(past.shape[-2:], dtype=torch.bool, device=past.device).triu(1)
-    if causal:
-        return past.masked_fill(later, -torch.inf).exp()
-    before = since - log_decay
-    return torch.where(later, before[..., None, :] - before[..., :, None], past).exp()
+def decay_weights(past: Tensor, future: Tensor | None = None) -> Tensor:
+    """Write out w_ij: (..., length) gives (..., length, length), with zeros for j > i without a decay for them."""
+    since = past.cumsum(dim=-1)
+    apart = since[..., :, None] - since[..., None, :]
+    later = torch.ones(apart.shape[-2:], dtype=torch.bool, device=apart.device).triu(1)
+    if future is None:
+        return apart.masked_fill(later, -torch.inf).exp()
+    before = future.cumsum(dim=-1) - future
+    return torch.where(later, before[..., None, :] - before[..., :, None], apart).exp()
 
 
 def split_chunks(x: Tensor, chunk: int) -> Tensor:

@@ -33,6 +33,6 @@ def diagonal_system(u: Tensor, factor: Tensor, drive: Tensor, *readouts: Tensor)
     states, weights = [], []
     for direction, readout in enumerate(readouts):
         states.append(torch.view_as_real(linear_scan(factor, driven, reverse=direction == 1)).flatten(2))
-        # Re(C h) = Re C Re h - Im C Im h
-        weights.append((readout * readout.new_tensor((1.0, -1.0))).flatten(1))
+        # Re(C h) = Re C Re h - Im C Im h: the numbers of the conjugate of C
+        weights.append(torch.view_as_real(torch.view_as_complex(readout).conj_physical()).flatten(1))
     return torch.cat(states, dim=2) @ torch.cat(weights, dim=1).T

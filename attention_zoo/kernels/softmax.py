@@ -91,11 +91,13 @@ def attend(
     elif causal and allowed is not None and q.device.type != "cpu":
         out = _fused_causal_masked(q, k, v, allowed, dropout=rate)
     else:
-        # The fused kernels take only values as wide as the keys; otherwise torch writes out all scores. Both are padded
-        # with zeros to the larger width, which changes no score. The scale stays that of the true width.
+        # The fused kernels take only values as wide as the keys, those of CUDA only multiples of eight; otherwise torch
+        # writes out all scores. Zeros are added up to such a width: they change no score. The scale is the true one's.
         scale, width = q.shape[-1] ** -0.5, v.shape[-1]
-        if q.shape[-1] != width:  # padding by nothing would copy
-            q, k, v = (F.pad(x, (0, max(q.shape[-1], width) - x.shape[-1])) for x in (q, k, v))
+        wide = max(q.shape[-1], width)
+        wide = wide if q.device.type == "cpu" else -(-wide // 8) * 8
+        if not q.shape[-1] == width == wide:  # padding by nothing would copy
+            q, k, v = (F.pad(x, (0, wide - x.shape[-1])) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal, dropout_p=rate, scale=scale)
         out = out[..., :width]
     return out if sees_a_key is None else out * sees_a_key  # masked_fill is far slower with a broadcast mask

@@ -21,10 +21,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits
+from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.linear_attention import float_features, linear_attention
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
@@ -59,7 +59,7 @@ class Cosformer(SequenceMixer):
         """Attend; see `SequenceMixer.forward`."""
         q, k, v = self.projections.split(x)
         heads = linear_attention(self._features(q), self._features(k), v, mask, causal=self.dims.causal)
-        return self.projections.merge(F.dropout(heads, self.dims.dropout, self.training), mask)
+        return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)
 
     def _features(self, x: Tensor) -> Tensor:
         """Return (batch, num_heads, length, 2 * head_dim): relu(x) by the cosine and by the sine of its position."""

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.kernels.decayed_attention import decay_weights, split_chunks
+from attention_zoo.kernels.dropout import dropout
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import initialise
 from attention_zoo.registry import register_variant
@@ -123,7 +124,7 @@ class GatedDelta(SequenceMixer):
             heads = self.norm(read.to(self.norm.weight.dtype)).to(x.dtype).transpose(1, 2).flatten(2)
         if self.config.gate:
             heads = F.silu(self.output_gate(x)) * heads
-        return zero_masked(self.out(F.dropout(heads, self.dims.dropout, self.training)), mask)
+        return zero_masked(self.out(dropout(heads, self.dims.dropout, training=self.training)), mask)
 
     def _near(self, features: Tensor) -> Tensor:
         """Convolve (batch, length, channels) over a few tokens."""
@@ -170,7 +171,7 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, step: Tensor, log_decay: Tensor,
     q, k, v, step, log_decay = (split_chunks(each, chunk) for each in (q, k, v, step[..., None], log_decay[..., None]))
     log_decay = log_decay[..., 0]
     since = log_decay.cumsum(dim=-1)[..., None]  # log Λ, (batch, num_heads, chunks, chunk, 1)
-    ratio = decay_weights(log_decay, causal=True)  # Λ_t / Λ_i for i <= t, (batch, num_heads, chunks, chunk, chunk)
+    ratio = decay_weights(log_decay)  # Λ_t / Λ_i for i <= t, (batch, num_heads, chunks, chunk, chunk)
     # A; what stands on its diagonal is not read.
     overlap = step * ratio * (k @ k.transpose(-2, -1))
     solved = torch.linalg.solve_triangular(

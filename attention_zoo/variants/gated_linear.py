@@ -31,6 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
+from attention_zoo.kernels.decayed_attention import decayed_attention
+from attention_zoo.kernels.dropout import dropout
 from attention_zoo.masking import zero_masked
 from attention_zoo.registry import register_variant
 
@@ -96,80 +98,12 @@ class GatedLinear(SequenceMixer):
         past, *future = zero_masked(gates, mask).transpose(1, 2).split(self.dims.num_heads, dim=1)
         with torch.autocast(x.device.type, enabled=False):
             q, k, v = q.to(dtype) * q.shape[-1] ** -0.5, k.to(dtype), v.to(dtype)
-            read = gated_linear_attention(q, k, v, past, *future, chunk=self.config.chunk)
+            read = decayed_attention(q, k, v, past, *future, chunk=self.config.chunk)
             # (batch, num_heads, length, head_dim), normalised over each head
             read = self.norm(read.to(self.norm.weight.dtype)).to(x.dtype)
         gated = F.silu(self.output_gate(x)) * read.transpose(1, 2).flatten(2)
-        return zero_masked(self.out(F.dropout(gated, self.dims.dropout, self.training)), mask)
+        return zero_masked(self.out(dropout(gated, self.dims.dropout, training=self.training)), mask)
 
     def _heads(self, x: Tensor) -> Tensor:
         """Reshape (batch, length, features) to (batch, num_heads, length, head_dim)."""
         return x.unflatten(2, (self.dims.num_heads, -1)).transpose(1, 2)
-
-
-def gated_linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, past: Tensor, future: Tensor | None = None, *, chunk: int
-) -> Tensor:
-    """Compute o_i = sum_j w_ij (q_i . k_j) v_j, chunk by chunk.
-
-    For j <= i, log w_ij = past_{j+1} + ... + past_i: what j wrote has decayed at every later token up to i. For j > i,
-    log w_ij = future_i + ... + future_{j-1}, in the same way from the other side.
-
-    Args:
-        q: (batch, num_heads, length, key_dim).
-        k: (batch, num_heads, length, key_dim).
-        v: (batch, num_heads, length, value_dim).
-        past: Logarithm of the decay, at most 0, (batch, num_heads, length).
-        future: The same for j > i; None leaves j > i out.
-        chunk: Tokens that meet directly.
-
-    Returns:
-        (batch, num_heads, length, value_dim).
-    """
-    length = q.shape[2]
-    chunk = min(chunk, length)
-    q, k, v = (_chunks(each, chunk) for each in (q, k, v))  # (batch, num_heads, chunks, chunk, features)
-    # log of the decay from the start of the chunk to each token: (batch, num_heads, chunks, chunk)
-    since = _chunks(past[..., None], chunk)[..., 0].cumsum(dim=-1)
-    # log w_ij within a chunk, for j <= i: (batch, num_heads, chunks, chunk, chunk)
-    apart = since[..., :, None] - since[..., None, :]
-    later = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).triu(1)
-    # Across chunks the decay from j to i has three factors: from j to the end of its chunk (write), through the
-    # chunks between (kept), and from the start of i's chunk to i (read).
-    read, write, kept = since.exp(), (since[..., -1:] - since).exp(), since[..., -1].exp()
-    far = (q * read[..., None]) @ _states((k * write[..., None]).transpose(-2, -1) @ v, kept)
-    if future is None:
-        apart = apart.masked_fill(later, -torch.inf)  # exp gives zero: the future is not seen
-    else:
-        # The same from the end. `before` sums the gates of the chunk in front of a token, so that the decay from j > i
-        # to i is before_j - before_i.
-        steps = _chunks(future[..., None], chunk)[..., 0]
-        until = steps.cumsum(dim=-1)
-        before = until - steps
-        apart = torch.where(later, before[..., None, :] - before[..., :, None], apart)
-        read, write, kept = (until[..., -1:] - before).exp(), before.exp(), until[..., -1].exp()
-        written = (k * write[..., None]).transpose(-2, -1) @ v
-        far = far + (q * read[..., None]) @ _states(written.flip(2), kept.flip(2)).flip(2)
-    # All exponents are sums of decays and never positive, so that nothing overflows.
-    near = ((q @ k.transpose(-2, -1)) * apart.exp()) @ v
-    return (near + far).flatten(2, 3)[:, :, :length]
-
-
-def _chunks(x: Tensor, chunk: int) -> Tensor:
-    """Cut (batch, num_heads, length, features) into (batch, num_heads, chunks, chunk, features), zeros at the end."""
-    missing = -x.shape[2] % chunk
-    return (F.pad(x, (0, 0, 0, missing)) if missing else x).unflatten(2, (-1, chunk))
-
-
-def _states(written: Tensor, kept: Tensor) -> Tensor:
-    """Run state = kept * state + written over the chunks, from zero, and return the state before each chunk.
-
-    Args:
-        written: (batch, num_heads, chunks, key_dim, value_dim).
-        kept: (batch, num_heads, chunks).
-    """
-    state, states = torch.zeros_like(written[:, :, 0]), []
-    for number in range(written.shape[2]):
-        states.append(state)
-        state = kept[:, :, number, None, None] * state + written[:, :, number]
-    return torch.stack(states, dim=2)

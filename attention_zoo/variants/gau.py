@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
+from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.linear_attention import computed_again
 from attention_zoo.kernels.softmax import attend
 from attention_zoo.masking import zero_masked
@@ -104,7 +105,9 @@ class Gau(SequenceMixer):
         else:
             # relu(q·k / sqrt(n))² = relu(q·k)² / n: no sum grows with the length.
             read = squared_relu_attention(q * _seen(x, mask, causal=causal).rsqrt().to(q.dtype), k, v, causal=causal)
-        return zero_masked(self.out(F.dropout(F.silu(self.gate(x)) * read, self.dims.dropout, self.training)), mask)
+        return zero_masked(
+            self.out(dropout(F.silu(self.gate(x)) * read, self.dims.dropout, training=self.training)), mask
+        )
 
     def _queries_and_keys(self, shared: Tensor) -> tuple[Tensor, Tensor]:
         """Make queries and keys of z whose dot products are the scores, b included: (batch, length, features)."""

@@ -16,6 +16,7 @@ Departures from the paper:
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
 from attention_zoo.kernels.block_sparse import HIDDEN, Pattern, block_sparse_attention, merge
-from attention_zoo.kernels.blocks import neighbours, pad_to_blocks, seen_keys
+from attention_zoo.kernels.blocks import neighbours, pad_to_blocks
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
@@ -64,13 +65,19 @@ class HTransformer1d(SequenceMixer):
         length, size = x.shape[1], self.config.block_size
         # Level 0 has one token at each position: the mask is the number of tokens, 1 or 0.
         real = torch.ones(1, length, dtype=torch.bool, device=x.device) if mask is None else mask
-        level = _Level(*self.projections.split(x), real.to(torch.promote_types(x.dtype, torch.float32)), size)
+        heads = torch.cat(self.projections.split(x), dim=1)
+        finest = _Level(heads, real.to(torch.promote_types(x.dtype, torch.float32)), size)
         dropout = self.dims.dropout if self.training else 0.0
-        parts = [level.attend(_near(level.blocks, x.device), dropout)]
+        parts = [_attend([finest], neighbours(finest.blocks, 1, 1, x.device), None, dropout)]
         # With two blocks all have met; until then each level halves their number.
-        while level.blocks > 2:
-            level = level.coarser()
-            parts.append(level.attend(_far(level.blocks, size, x.device), dropout))
+        levels = [finest]
+        while levels[-1].blocks > 2:
+            levels.append(levels[-1].coarser())
+        if coarse := levels[1:]:
+            # All coarser levels are attended to in one call, as if they were one sequence of blocks.
+            out, log_sum = _attend(coarse, *_far(coarse, x.device), dropout)
+            sizes = [level.blocks * size for level in coarse]
+            parts += zip(out.split(sizes, dim=2), log_sum.split(sizes, dim=2), strict=True)
         # From the coarsest level down: the result of a coarse query belongs to both finer queries, and is merged with
         # the results of these.
         out, log_sum = parts.pop()
@@ -86,69 +93,67 @@ class HTransformer1d(SequenceMixer):
 class _Level:
     """Queries, keys and values at one level: a position stands for 2^level tokens, as the average of the real ones."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, count: Tensor, size: int) -> None:
+    def __init__(self, heads: Tensor, count: Tensor, size: int) -> None:
         """Pad to whole blocks.
 
         Args:
-            q: (batch, num_heads, positions, head_dim), as are `k` and `v`.
-            k: Keys.
-            v: Values.
+            heads: Queries, keys and values, one after the other: (batch, 3 * num_heads, positions, head_dim).
             count: (batch or 1, positions): number of real tokens at a position.
             size: Positions in a block.
         """
-        self.q, self.k, self.v = (pad_to_blocks(heads, size) for heads in (q, k, v))
+        self.heads = pad_to_blocks(heads, size)
         self.count = pad_to_blocks(count[:, None, :, None], size)[:, 0, :, 0]
         self.size = size
-        self.blocks = self.q.shape[2] // size
+        self.blocks = self.heads.shape[2] // size
 
     def coarser(self) -> _Level:
         """Put two positions together."""
         pairs = self.count.unflatten(1, (-1, 2))  # (batch or 1, positions / 2, 2)
         count = pairs.sum(dim=2)
         # The average over the tokens of both, so each counts with its share of them; no tokens at all give zeros.
-        shares = (pairs / count.clamp_min(1).unsqueeze(2))[:, None, :, None].to(self.q.dtype)
-        # (batch or 1, 1, positions / 2, 1, 2) @ (batch, num_heads, positions / 2, 2, head_dim)
-        q, k, v = ((shares @ heads.unflatten(2, (-1, 2))).squeeze(3) for heads in (self.q, self.k, self.v))
-        return _Level(q, k, v, count, self.size)
-
-    def attend(self, where: tuple[Tensor, Tensor, Tensor | None], dropout: float) -> tuple[Tensor, Tensor]:
-        """Attend to the positions of other blocks, each of which counts as often as it has tokens.
-
-        Args:
-            where: Block numbers (blocks, slots), which of them exist, and a pattern within blocks or None.
-            dropout: Probability of dropping a weight.
-
-        Returns:
-            Outputs and log-sum-exp, see `block_sparse_attention`.
-        """
-        # The paper's values are sums: n exp(s) times the average value. Averages with log n added to the score s give
-        # the same numerator, and a normaliser that counts tokens.
-        index, exists, relative = where
-        seen = seen_keys(index[None], exists[None], self.count > 0, self.size)
-        weight = self.count.clamp_min(1).log().unflatten(1, (self.blocks, -1))[:, index].flatten(2)
-        pattern = Pattern(
-            index=index[None],
-            key_size=self.size,
-            bias=weight.masked_fill(~seen, HIDDEN),
-            relative=relative,
-        )
-        return block_sparse_attention(self.q, self.k, self.v, pattern, dropout=dropout)
+        shares = (pairs / count.clamp_min(1).unsqueeze(2))[:, None, :, None].to(self.heads.dtype)
+        # (batch or 1, 1, positions / 2, 1, 2) @ (batch, 3 * num_heads, positions / 2, 2, head_dim)
+        return _Level((shares @ self.heads.unflatten(2, (-1, 2))).squeeze(3), count, self.size)
 
 
-def _near(blocks: int, device: torch.device) -> tuple[Tensor, Tensor, None]:
-    """Return the pattern of level 0: the own block and those beside it."""
-    return *neighbours(blocks, 1, 1, device), None
+def _attend(
+    levels: list[_Level], where: tuple[Tensor, Tensor], relative: Tensor | None, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """Attend to the positions of other blocks, each of which counts as often as it has tokens.
 
+    Args:
+        levels: The levels, whose blocks are numbered one after the other.
+        where: Block numbers (blocks, slots), and which of them exist.
+        relative: A pattern within blocks, or None.
+        dropout: Probability of dropping a weight.
 
-def _far(blocks: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the pattern of a coarser level: the blocks beside, except for the pairs that met at the finer level.
-
-    A block of this level is two of the finer one, its early and its late half. Across a border the two halves that
-    touch were neighbours at the finer level; the other three pairs of halves were not.
+    Returns:
+        Outputs and log-sum-exp, see `block_sparse_attention`.
     """
-    index, exists = neighbours(blocks, 1, 1, device)
+    # The paper's values are sums: n exp(s) times the average value. Averages with log n added to the score s give
+    # the same numerator, and a normaliser that counts tokens.
+    index, exists = where
+    q, k, v = torch.cat([level.heads for level in levels], dim=2).chunk(3, dim=1)
+    count, size = torch.cat([level.count for level in levels], dim=1), levels[0].size
+    weight = count.log().clamp_min(HIDDEN).unflatten(1, (-1, size))[:, index]  # (batch or 1, blocks, slots, size)
+    bias = weight.masked_fill(~exists[..., None], HIDDEN).flatten(2)
+    pattern = Pattern(index=index[None], key_size=size, bias=bias, relative=relative)
+    return block_sparse_attention(q, k, v, pattern, dropout=dropout)
+
+
+def _far(levels: list[_Level], device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Return the pattern of the coarser levels: the blocks beside, except for the pairs that met at the finer level.
+
+    A block of a level is two of the finer one, its early and its late half. Across a border the two halves that touch
+    were neighbours at the finer level; the other three pairs of halves were not.
+    """
+    index, exists = neighbours(sum(level.blocks for level in levels), 1, 1, device)
+    for border in itertools.accumulate(level.blocks for level in levels[:-1]):
+        for block, side in ((border - 1, 2), (border, 0)):
+            exists[block, side].fill_(False)  # noqa: FBT003 - the block on this side is of another level
+    size = levels[0].size
     late_query = torch.arange(size, device=device)[:, None] >= size // 2
     late_key = torch.arange(size, device=device) >= size // 2
     # Columns: the block before, where early queries touch late keys, then the block behind, where late touch early.
     touching = torch.cat((~late_query & late_key, late_query & ~late_key), dim=1)
-    return index[:, [0, 2]], exists[:, [0, 2]], ~touching
+    return (index[:, ::2], exists[:, ::2]), ~touching

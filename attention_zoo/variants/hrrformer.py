@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig
+from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.linear_attention import float_features
 from attention_zoo.masking import masked_softmax
 from attention_zoo.projections import HeadProjections
@@ -67,4 +68,4 @@ class Hrrformer(SequenceMixer):
             match = F.cosine_similarity(values, found, dim=-1)  # (batch, num_heads, length)
             weight = masked_softmax(match, None if mask is None else mask[:, None, :])
             heads = (weight[..., None] * values).to(v.dtype)
-        return self.projections.merge(F.dropout(heads, self.dims.dropout, self.training), mask)
+        return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)

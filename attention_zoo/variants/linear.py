@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits
+from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.linear_attention import float_features, linear_attention
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
@@ -48,7 +48,7 @@ class LinearAttention(SequenceMixer):
         q, k, v = self.projections.split(x)
         # φ(q) and φ(k) are (batch, num_heads, length, head_dim): as many features as a head is wide.
         heads = linear_attention(feature_map(q), feature_map(k), v, mask, causal=self.dims.causal)
-        return self.projections.merge(F.dropout(heads, self.dims.dropout, self.training), mask)
+        return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)
 
 
 def feature_map(x: Tensor) -> Tensor:

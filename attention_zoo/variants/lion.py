@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
 from attention_zoo.kernels.decayed_attention import decay_weights, decayed_attention
+from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.linear_attention import SMALLEST, float_features, linear_attention
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import HeadProjections, QkvConfig
@@ -99,17 +100,18 @@ class Lion(SequenceMixer):
             heads = linear_attention(q, k, v, mask, causal=causal)
         else:
             log_decay = zero_masked(self.log_decay(x), mask).transpose(1, 2)  # (batch, num_heads, length)
+            future = None if causal else log_decay
             if mask is not None:
                 k = k.masked_fill(~mask[:, None, :, None], 0.0)
             # A column of ones behind the values makes the normaliser one more column of the sums.
             values = F.pad(float_features(v), (0, 1), value=1.0)
             with torch.autocast(x.device.type, enabled=False):
                 if self.config.backend == "reference":
-                    sums = (q @ k.transpose(-2, -1) * decay_weights(log_decay, causal=causal)) @ values
+                    sums = (q @ k.transpose(-2, -1) * decay_weights(log_decay, future)) @ values
                 else:
-                    sums = decayed_attention(q, k, values, log_decay, chunk=self.config.chunk, causal=causal)
+                    sums = decayed_attention(q, k, values, log_decay, future, chunk=self.config.chunk)
             heads = (sums[..., :-1] / sums[..., -1:].clamp_min(SMALLEST)).to(v.dtype)
-        return self.projections.merge(F.dropout(heads, self.dims.dropout, self.training), mask)
+        return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)
 
     def log_decay(self, x: Tensor) -> Tensor:
         """Compute log λ of each token, (batch, length, num_heads), in float32 at least."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig
+from attention_zoo.kernels.dropout import dropout
 from attention_zoo.masking import zero_masked
 from attention_zoo.registry import register_variant
 
@@ -46,5 +47,5 @@ class MlpOnly(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Transform each token; see `SequenceMixer.forward`."""
-        hidden = F.dropout(F.gelu(self.expand(x)), self.dims.dropout, self.training)
+        hidden = dropout(F.gelu(self.expand(x)), self.dims.dropout, training=self.training)
         return zero_masked(self.out(hidden), mask)

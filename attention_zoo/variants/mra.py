@@ -26,12 +26,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
 from attention_zoo.kernels.block_sparse import Pattern, block_sparse_attention
 from attention_zoo.kernels.blocks import block_means, pad_mask, pad_to_blocks, seen_keys
+from attention_zoo.kernels.dropout import dropout as drop
 from attention_zoo.kernels.linear_attention import float_features
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
@@ -128,7 +128,9 @@ class Mra(SequenceMixer):
                 met = torch.zeros_like(scores, dtype=torch.bool).flatten(1).scatter(1, pair, exact).view_as(scores)
                 hidden = met | (count == 0).unsqueeze(1)
                 scores = (scores + weight).masked_fill(hidden, torch.finfo(scores.dtype).min / 4)
-                far = F.dropout(scores.softmax(dim=-1), dropout) @ v_means  # (batch * num_heads, blocks, head_dim)
+                far = (
+                    drop(scores.softmax(dim=-1), dropout, training=True) @ v_means
+                )  # (batch * num_heads, blocks, head_dim)
                 rest = far.flatten(0, 1), scores.logsumexp(dim=-1).flatten()
             heads = _merge_by_row(parts, target, rest, batch * num_heads * blocks)
         heads = heads.view(batch, num_heads, -1, q.shape[2])[:, :, :length].to(v.dtype)

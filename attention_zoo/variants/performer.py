@@ -42,6 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
+from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.linear_attention import float_features, linear_attention, linear_attention_in_blocks
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
@@ -118,7 +119,7 @@ class Performer(SequenceMixer):
                     float_features(q), float_features(k), float_features(v), float_features(self.features), mask
                 ).to(v.dtype)
         # heads: (batch, num_heads, length, head_dim)
-        return self.projections.merge(F.dropout(heads, self.dims.dropout, self.training), mask)
+        return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)
 
     def _estimate(self, q: Tensor, k: Tensor, v: Tensor, directions: Tensor, mask: Tensor | None) -> Tensor:
         """Attend with random features; shapes are as in `estimate_relu`."""
@@ -136,7 +137,7 @@ class Performer(SequenceMixer):
             return
         self._steps += 1
         if self._steps % self.config.redraw_interval == 0:
-            self.features.copy_(self._draw())
+            self.features.copy_(self._draw().to(self.features.dtype), non_blocking=True)
 
     def get_extra_state(self) -> Tensor:
         """Return (seed, steps taken)."""

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.kernels.diagonal_system import diagonal_system
+from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.hippo import hippo_normal
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import initialise
@@ -110,8 +111,8 @@ class S5(SequenceMixer):
             signal = signal.to(torch.promote_types(x.dtype, torch.float32))
             mixed = diagonal_system(signal, *self.sampled(signal.dtype)) + self.skip * signal
         mixed = mixed.to(x.dtype)
-        gate = self.gate(F.dropout(F.gelu(mixed), self.dims.dropout, self.training))
-        return zero_masked(F.dropout(mixed * gate.sigmoid(), self.dims.dropout, self.training), mask)
+        gate = self.gate(dropout(F.gelu(mixed), self.dims.dropout, training=self.training))
+        return zero_masked(dropout(mixed * gate.sigmoid(), self.dims.dropout, training=self.training), mask)
 
     def sampled(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Return the factors of the states, the sampled B, and 2 C of each direction; see `diagonal_system`."""

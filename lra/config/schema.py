@@ -31,7 +31,7 @@ VARIANT_POSITIONS: dict[str, tuple[str, Any]] = {
 }
 """Values of `model.positions` that are an option of the variant, with its name and value."""
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Raised with every change of the code that changes numbers; part of each run id."""
 
 ADDED_LATER: dict[str, Any] = {

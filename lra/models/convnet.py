@@ -22,6 +22,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attention_zoo.kernels.dropout import Dropout
 from attention_zoo.masking import zero_masked
 from lra.config.schema import ModelConfig
 from lra.models.downsamplers import UnknownDownsamplerError, get_downsampler
@@ -84,7 +85,7 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(channels, channels, 3, padding=1),
             _norm(channels, config),
             activation(),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
 

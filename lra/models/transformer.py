@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo import LayerDims, SequenceMixer, get_variant
+from attention_zoo.kernels.dropout import Dropout
 from attention_zoo.masking import masked_mean, zero_masked
 from lra.config.schema import ModelConfig, RunConfig
 from lra.models.convnet import ConvNet
@@ -84,7 +85,7 @@ class Embedding(nn.Module):
         else:
             table = sinusoid_table(rows, config.dim) if config.positions == "sinusoidal" else torch.zeros(0)
             self.register_buffer("positions", table, persistent=False)  # computed again, so not in checkpoints
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Embed (batch, length) tokens as (batch, length [+ 1 with CLS], dim), and extend the mask in the same way."""
@@ -105,14 +106,14 @@ class Block(nn.Module):
         super().__init__()
         self.mixer_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.mixer = mixer
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.mlp_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.mlp = nn.Sequential(
             nn.Linear(config.dim, config.mlp_dim),
             _ACTIVATIONS[config.activation](),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Linear(config.mlp_dim, config.dim),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
         )
         for module in self.mlp:
             if isinstance(module, nn.Linear):

@@ -189,7 +189,7 @@ def read_config(source: str) -> RunConfig:
     if isinstance(values, dict) and values.keys() == {"record", "sha256"}:
         record = read_record(path)
         config = record.config
-        same = config.run_id(record.data_digest) == record.run_id
+        same = config.run_id(record.data_digest, record.numerics_version) == record.run_id
     else:
         if isinstance(values, dict) and "tasks" in values:
             raise UsageError(f"{source}: {_grid_hint(values, source)}")

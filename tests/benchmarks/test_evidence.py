@@ -53,7 +53,7 @@ def test_every_section_resolves_to_its_runs():
 def test_every_record_is_whole_and_named_by_what_it_ran():
     store = Store(evidence.STORE)
     for record in records():
-        assert record.run_id == record.config.run_id(record.data_digest)
+        assert record.run_id == record.config.run_id(record.data_digest, record.numerics_version)
         if record.outcome is not None:
             assert recounted(store, record) == (record.outcome.test.correct, record.outcome.test.total)
 

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import migrate_store
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
-from lra.config.schema import RunConfig
+from lra.config.schema import NUMERICS_VERSION, RunConfig
 from lra.results import bench_records
 from lra.results.bench_records import MIB, BenchRecord, MemoryMeasurement, Timing, read_bench_record, settings_id
 from lra.results.envelope import pack_envelope, read_envelope
@@ -35,7 +35,8 @@ def add_run(store: Store, variant: str) -> str:
     config = versioned(choice(variant))
     score = Count(correct=3, total=4, loss=0.5)
     record = RunRecord(
-        run_id=config.run_id("d" * 64), status="ok", config=config, numerics_version=1, task_title="ListOps",
+        run_id=config.run_id("d" * 64), status="ok", config=config, numerics_version=NUMERICS_VERSION,
+        task_title="ListOps",
         variant_title="", dataset="short", data_digest="d" * 64, baselines={"chance": 10.0},
         outcome=Outcome(test=score, validation=score, selected_step=5, weights_digest="e" * 64),
         cost=Cost(
@@ -105,7 +106,7 @@ def test_configuration_counts_and_bits_stay_and_ids_are_new(store, monkeypatch, 
     for name, before in (("contextpool", old[ours]), ("full", old[theirs])):
         record = records[name]
         assert record.config == choice(name)
-        assert record.run_id == record.config.run_id(record.data_digest)
+        assert record.run_id == record.config.run_id(record.data_digest, record.numerics_version)
         assert record.schema_version == 2
         assert record.outcome.model_dump() == before["outcome"]
         assert record.cost.model_dump() == before["cost"]

@@ -4,7 +4,7 @@ import numpy as np
 
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
-from lra.config.schema import VariantChoice
+from lra.config.schema import NUMERICS_VERSION, VariantChoice
 from lra.results.bench_records import (
     MIB,
     BenchRecord,
@@ -75,7 +75,8 @@ def add_run(
         resumed=0,
     )  # fmt: skip
     record = RunRecord(
-        run_id=config.run_id(digest), status="ok" if outcome else "diverged", config=config, numerics_version=1,
+        run_id=config.run_id(digest), status="ok" if outcome else "diverged", config=config,
+        numerics_version=NUMERICS_VERSION,
         task_title=title or TITLES[config.task], variant_title=variant_title or config.variant.name, dataset=dataset,
         data_digest=digest,
         baselines={"chance": 10.0, "majority": 11.0} if baselines is None else baselines, outcome=outcome, cost=cost,

@@ -61,7 +61,7 @@ def rewritten(data: PreparedData, folder: Path, splits) -> PreparedData:
 
 
 def execute(config, data, store, stop=lambda: False, **settings):
-    options = RunOptions(device=torch.device("cpu"), progress=False, **{"checkpoint_seconds": 1e9} | settings)
+    options = RunOptions(**{"device": torch.device("cpu"), "progress": False, "checkpoint_seconds": 1e9} | settings)
     return run(config, data, store, options, stop)
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from attention_zoo import get_variant
+from attention_zoo.kernels.decayed_attention import decayed_attention
 from attention_zoo.masking import zero_masked
-from attention_zoo.variants.gated_linear import GatedLinear, gated_linear_attention
+from attention_zoo.variants.gated_linear import GatedLinear
 from tests.attention_zoo.variants.helpers import assert_equals_definition, share_of_full_attention
 
 LENGTH = 37
@@ -54,7 +55,7 @@ def test_fast_forgetting_neither_overflows_nor_loses_gradients():
     q, k, v = torch.randn(3, 1, 1, 64, 8)
     decay = torch.full((1, 1, 64), -60.0, requires_grad=True)  # 64 of them: exp(3840) if written as a quotient
     for future in (None, decay):
-        out = gated_linear_attention(q, k, v, decay, future, chunk=64)
+        out = decayed_attention(q, k, v, decay, future, chunk=64)
         torch.testing.assert_close(out, (q * k).sum(-1, keepdim=True) * v)
         (gradient,) = torch.autograd.grad(out.sum(), decay)
         assert gradient.isfinite().all()

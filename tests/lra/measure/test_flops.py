@@ -189,11 +189,13 @@ def luna(n, d, memory=256):
 
 
 def gated_linear(n, d, chunk=32):
-    narrow, wide = d // HEADS // 2, d // HEADS
+    """As `lion`, with narrow keys, no column for a normaliser, and two gates."""
+    narrow, wide, count = d // HEADS // 2, d // HEADS, blocks_of(n, chunk)
     maps = 2 * linear(BATCH * n, d, d // 2) + 3 * linear(BATCH * n, d, d) + linear(BATCH * n, d, 2 * HEADS)
-    states = 2 * (product(narrow, chunk, wide) + product(chunk, narrow, wide))  # of two directions
     near = product(chunk, narrow, chunk) + product(chunk, chunk, wide)
-    return maps + BATCH * HEADS * blocks_of(n, chunk) * (states + near)
+    far = product(narrow, chunk, wide) + product(chunk, narrow, wide)
+    between = product(count, count, narrow * wide)
+    return maps + BATCH * HEADS * (count * (near + 2 * far) + 2 * between)
 
 
 def lion(n, d, chunk=64):

@@ -10,7 +10,7 @@ import pytest
 
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
-from lra.config.schema import RunConfig, VariantChoice
+from lra.config.schema import NUMERICS_VERSION, RunConfig, VariantChoice
 from lra.errors import DamagedFileError, StoreError
 from lra.results import records
 from lra.results.envelope import pack_envelope, read_envelope
@@ -39,7 +39,8 @@ CELL = config().run_id("d" * 64)
 def record(**changes) -> RunRecord:
     score = Count(correct=3, total=4, loss=0.5)
     values = {
-        "run_id": CELL, "status": "ok", "config": config(), "numerics_version": 1, "task_title": "ListOps",
+        "run_id": CELL, "status": "ok", "config": config(), "numerics_version": NUMERICS_VERSION,
+        "task_title": "ListOps",
         "variant_title": "Full attention",
         "dataset": "short", "data_digest": "d" * 64, "baselines": {"chance": 10.0},
         "outcome": Outcome(test=score, validation=score, selected_step=5, weights_digest="e" * 64),
@@ -276,7 +277,7 @@ def edited(store, path, value, seal=True):
 
 EDITS = {
     "run_id": "f" * 64, "status": "diverged", "config.seed": 7, "config.train.lr": 0.5, "config.variant.name": "linear",
-    "numerics_version": 2, "data_digest": "a" * 64, "outcome.test.correct": 4, "outcome.test.total": 5,
+    "numerics_version": 3, "data_digest": "a" * 64, "outcome.test.correct": 4, "outcome.test.total": 5,
     "outcome.validation.correct": 4, "outcome.selected_step": 6, "outcome.validation.loss": 1e308,
     "outcome.test.loss": -1.0, "outcome.weights_digest": "none", "outcome": None, "cost.parameters": 0,
     "cost.wall_seconds": -2.0, "cost.tokens_per_second": -1.0, "cost.peak_memory_bytes": -1, "baselines.chance": 101.0,

@@ -1,0 +1,110 @@
+"""What would fail, wait or crawl on a CUDA device, found without one: see `tests.pretended_cuda.device`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attention_zoo import available
+
+ROOT = Path(__file__).parents[2]
+NEEDED = shutil.which("g++") is not None and sys.platform.startswith("linux")
+pytestmark = pytest.mark.skipif(not NEEDED, reason="the pretended device needs g++ on Linux")
+
+MAY_WAIT = {"attention_zoo/variants/adaptive_span.py:_ceil"}
+"""The longest span bounds which keys are multiplied at all; it is read once a step, after the optimiser."""
+MOST_LAUNCHES = 1_000
+MORE_LAUNCHES = {
+    # Each token has a span of its own, so that the mask of every block is computed from all of them.
+    "adaptive_span {'span': 'dynamic'}",
+    # New features are orthogonalised in each step; by default in every 1,000th.
+    "performer {'kernel': 'softmax', 'redraw_interval': 1}",
+}
+"""Cases above the limit, with reasons."""
+TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
+TABLE = json.loads((Path(__file__).parent / "launches.json").read_text())
+"""Launches of one training step, as measured: `python -m tests.pretended_cuda`."""
+GROUPS = 4
+
+
+def of_group(number: int) -> list[str]:
+    return sorted(available())[number::GROUPS]
+
+
+def run(kind: str, variants: list[str] | None = None) -> list[dict]:
+    """Run cases in a process of its own, which the pretended device changes for good."""
+    command = [sys.executable, "-m", "tests.pretended_cuda.cases", kind, *(variants or ())]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    if "pretended-cuda" in done.stderr and "g++" in done.stderr:
+        pytest.skip(f"the guard does not compile with this torch: {done.stderr[-300:]}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(lines: list[dict]) -> None:
+    """Refuse errors, tensors left on the CPU, waits without a reason, and attention that no fused kernel takes."""
+    assert [line for line in lines if "raised" in line] == []
+    assert [(line["case"], line["on the CPU"]) for line in lines if line.get("on the CPU")] == []
+    events = [(line["case"], event) for line in lines for event in line.get("events", ())]
+    assert [each for each in events if each[1]["kind"] in ("mixed", "unsupported", "unfused")] == []
+    waits = [each for each in events if each[1]["kind"] == "wait"]
+    assert [each for each in waits if each[1]["function"] not in MAY_WAIT] == []
+
+
+def check_launches(kind: str, lines: list[dict]) -> None:
+    counts = {line["case"]: line["launches"] for line in lines}
+    assert {case: n for case, n in counts.items() if n > 1.05 * TABLE[kind].get(case, 0)} == {}, (
+        "more than in the table"
+    )
+    if kind == "large":
+        assert {case: n for case, n in counts.items() if n > MOST_LAUNCHES and case not in MORE_LAUNCHES} == {}
+
+
+def check_results(lines: list[dict]) -> None:
+    """Compare the first step's logits with those of the CPU."""
+    errors = [(line["case"], line["error"]) for line in lines if "error" in line]
+    assert errors
+    assert [each for each in errors if not each[1] <= TOLERANCE[each[0].split()[-1]]] == []
+
+
+def test_two_variants_train_without_a_fault():
+    lines = run("small", ["full", "conv"])
+    check(lines)
+    check_launches("small", lines)
+    check_results(lines)
+
+
+def test_each_planted_fault_is_found():
+    lines = run("planted")
+    assert len(lines) > 10
+    assert [line for line in lines if line["kinds"] != [line["found_by"]] * bool(line["found_by"])] == []
+    assert all("planted.py" not in where or line["found_by"] for line in lines for where in line["where"])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_every_variant_trains_without_a_fault(group):
+    lines = run("small", of_group(group))
+    check(lines)
+    check_launches("small", lines)
+    check_results(lines)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_a_step_at_length_needs_few_launches(group):
+    lines = run("large", of_group(group))
+    check(lines)
+    check_launches("large", lines)
+
+
+@pytest.mark.nightly
+def test_models_of_every_profile_train_and_a_stopped_run_goes_on():
+    lines = run("models")
+    check(lines)
+    resumed = [line for line in lines if "resumed" in line]
+    assert [(line["resumed"], line["same"], line["mixed"]) for line in resumed] == [(1, True, [])] * 2
