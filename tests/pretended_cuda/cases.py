@@ -196,7 +196,8 @@ def models(_: list[str]) -> Iterator[Job]:
     for profile in profile_names():
         for task in load_profile(profile).tasks:
             config = configured(task, "full", profile, **{"train.precision": "bfloat16", "model.num_layers": 1})
-            length = 96 if get_task(task).info.grid is None else config.model.max_length
+            longest = config.model.max_length
+            length = min(96, longest) if get_task(task).info.grid is None else longest
             yield f"{task} of {profile}", partial(case, config, count=3, length=length, values=False, compare=False)
     for pool in ("contextpool", "max"):
         config = configured("image", "conv", **{"model.family": "convnet", "model.pool": pool, "model.dropout": 0.0})

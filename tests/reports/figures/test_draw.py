@@ -124,7 +124,7 @@ def test_no_label_lies_on_another(drawn):
 def test_points_of_all_variants_differ_in_colour_or_marker(tmp_path):
     variants = ("full", *IN_ORDER)
     for number, variant in enumerate(variants):
-        add_run(tmp_path, 300 + 5 * number, variant=variant, memory=16 * (number + 1), speed=900 - 30 * number)
+        add_run(tmp_path, 300 + 5 * number, variant=variant, memory=16 * (number + 1), speed=900 - 20 * number)
     figures = {title.partition(":")[0]: figure for title, figure in all_figures(load_stores([tmp_path]))}
     for kind in ("seeds", "speed, score and memory", "front"):
         axes = figures[kind].axes[0]
