@@ -170,7 +170,7 @@ def test_shipped_profiles_and_suites_and_variants_are_found(site, tmp_path):
     "code",
     [
         "from contextpool import ContextPool; assert ContextPool(16)(torch.randn(1, 9, 16)).shape == (1, 9, 16)",
-        "from attention_zoo import available, get_variant; assert len([*map(get_variant, available())]) >= 28",
+        "from attention_zoo import available, get_variant; assert len([*map(get_variant, available())]) >= 39",
         "from contextpool.conv2d import ContextPool2d; ContextPool2d(4, stride=2)(torch.randn(1, 4, 8, 8))",
     ],
 )
@@ -195,7 +195,7 @@ def test_another_version_finds_every_committed_record_under_the_same_ids(site, t
     )
     assert (now["version"], later["version"]) == (PROJECT["project"]["version"], "0.2.0")
     committed = {path.stem for path in (store / "results").glob("*/*.json")}
-    assert len(committed) >= 283
+    assert len(committed) >= 393
     assert later["found"] == {run_id: run_id for run_id in committed}
     assert later["ids"] == now["ids"]
     assert later["measured"] == len(list((store / "bench").glob("*.json")))

@@ -86,7 +86,7 @@ def test_a_registered_class_is_found_with_its_options():
 def test_every_own_variant_has_a_title_of_its_own():
     specs = [get_variant(name) for name in available() if not plugin_origin(name)]
     titles = [spec.title for spec in specs]
-    assert len(titles) >= 28
+    assert len(titles) >= 39
     assert len({title.casefold() for title in titles}) == len(titles)
     for spec in specs:  # written beside the name: a derived title would be a forgotten one
         source = Path(sys.modules[spec.mixer.__module__].__file__).read_text()
@@ -254,7 +254,7 @@ def test_a_variant_around_a_plug_in_has_its_program(site):
 
 def test_own_variants_have_no_program_but_the_numerics_version():
     own = [name for name in available() if not plugin_origin(name)]
-    assert len(own) >= 28
+    assert len(own) >= 39
     assert {program_origin(name, get_variant(name).config()) for name in own} == {""}
 
 
@@ -302,7 +302,7 @@ def test_a_mixer_is_built_by_name_without_a_harness():
 
 def test_every_variant_of_this_project_has_a_family_and_a_foreign_one_is_other(tmp_path):
     families = {name: get_variant(name).family for name in available() if not plugin_origin(name)}
-    assert len(families) >= 28
+    assert len(families) >= 39
     assert set(families.values()) == set(get_args(Family)) - {"other"}
     assert families["contextpool_conv_only"] == families["mlp_only"] == "control"
     (tmp_path / "mine.py").write_text(
