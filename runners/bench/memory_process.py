@@ -13,6 +13,8 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -83,14 +85,13 @@ def measure(request: MemoryRequest) -> MemoryReply:
     """Measure in this process, which must be new: earlier allocations would change what the kernel reports."""
     device = torch.device(request.device)
     torch.set_num_threads(request.threads)
-    if device.type == "cpu":
-        _limit_memory(request.memory_limit)
     try:
-        work = Workload(request.config, device)
-        flops = count_flops(work.step)
-        work.step()
-        memory = _measure_memory(work, device)
-        work.clear()
+        with _memory_limit(request.memory_limit) if device.type == "cpu" else nullcontext():
+            work = Workload(request.config, device)
+            flops = count_flops(work.step)
+            work.step()
+            memory = _measure_memory(work, device)
+            work.clear()
         return MemoryReply(
             status="ok", parameters=count_parameters(work.model), backend=work.backend, memory=memory, flops=flops
         )
@@ -140,14 +141,24 @@ def _measure_memory(work: Workload, device: torch.device) -> MemoryMeasurement:
     )
 
 
-def _limit_memory(limit: int | None) -> None:
-    """Limit the address space, so that a step that does not fit raises an error before the kernel kills a process."""
-    torch.ones(64, 64) @ torch.ones(64, 64)  # the threads and libraries reserve their address space before the limit
+@contextmanager
+def _memory_limit(limit: int | None) -> Iterator[None]:
+    """Limit the address space inside the block: what does not fit raises an error before the kernel kills a process.
+
+    The limit ends with the block, so that an error can be described, which takes memory too.
+    """
+    # The threads and libraries, and the modules that torch's optimisers import, take their memory before the limit.
+    torch.optim.AdamW([torch.ones(64, 64) @ torch.ones(64, 64)])
     if limit is None:
         limit = size_in_proc("MemAvailable", Path("/proc/meminfo"))
     taken = size_in_proc("VmSize")
+    before = resource.getrlimit(resource.RLIMIT_AS)
     if limit is not None and taken is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (taken + limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (taken + limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 if __name__ == "__main__":
