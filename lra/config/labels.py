@@ -2,7 +2,8 @@
 """The names of rows: a variant, followed in brackets by what tells its runs from others in the same place.
 
 The default of a variant is its bare name, everywhere. An option is named if it differs from the default. A setting that
-is not the variant's, such as a learning rate, is named where runs under one heading differ in it.
+is not the variant's, such as a learning rate, is named where runs under one heading differ in it. Compiled code and
+mixed precision are named always.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ Settings = Mapping[str, Any]
 """Settings of one run by path: `variant.rank`, `model.num_layers`, `train.lr` ..."""
 
 
+_EXECUTION = {"train.compile": False, "train.precision": "float32"}
+"""How a run computes. Another value than this is named in every row, also where it is the same in all of them."""
 _NO_TEXTS = ("True", "False", "None")
 
 
@@ -98,6 +101,7 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
             if _of_variant(name)
             and (name in own[row.variant] if name not in defaults else _text(row.settings[name]) != defaults[name])
         }
+        named |= {name for name, usual in _EXECUTION.items() if row.settings.get(name, usual) != usual}
         shown = [name for name in sorted(named) if name in row.settings and name not in leave_out]
         text = ", ".join(f"{short_name(name)}={_shown(row.settings[name])}" for name in shown)
         names.append(f"{row.shown} [{text}]" if text else row.shown)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from lra.config.builtin import config_folder, profile_names
-from lra.config.schema import Section, valid_section
+from lra.config.schema import Precision, Section, valid_section
 from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
 from lra.names import fold, suggest, suggest_path
@@ -19,6 +19,8 @@ from lra.reading import reading
 
 S = TypeVar("S", bound=Section)
 _SHAPES = {ord("0"): "o", ord("1"): "l", ord("i"): "l", ord("_"): "", ord("."): ""}
+_WHAT_RUNS = ("name", "tasks", "variants", "families", "precisions")
+"""The fields of a profile in which a copy of a built-in one may not differ under its name."""
 PROFILE_NAME = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -53,6 +55,8 @@ class Profile(Section):
     """Options of variants as the source sets them, by variant."""
     families: dict[str, FamilyRecipe] = Field(default_factory=dict)
     """Settings of a model family that replace those of the task, by family."""
+    precisions: list[Precision] = Field(default_factory=list)
+    """What `train.precision` may be on the matched track besides what the recipe says, since the source trains so."""
     tasks: dict[str, TaskRecipe]
 
     def recipe(self, task: str, family: str = "") -> TaskRecipe:
@@ -66,6 +70,10 @@ class Profile(Section):
         recipe = self.tasks[task]
         special = self.families.get(family or recipe.model.get("family", ""), FamilyRecipe())
         return recipe.model_copy(update={"model": recipe.model | special.model, "train": recipe.train | special.train})
+
+    def admits(self, path: str, value: Any) -> bool:
+        """Say whether the matched track admits a value of a setting that is not the variant's."""
+        return path == "train.precision" and value in self.precisions
 
     def options(self, variant: str, task: str) -> dict[str, Any]:
         """Return the options that the source gives to a variant on a task; empty for a task without a recipe."""
@@ -88,12 +96,7 @@ def load_profile(name: str) -> Profile:
     taken = look_alike(profile.name)
     if taken is not None and taken != name:
         own = load_builtin("profiles", taken, Profile)
-        if (profile.name, profile.tasks, profile.variants, profile.families) != (
-            own.name,
-            own.tasks,
-            own.variants,
-            own.families,
-        ):
+        if any(getattr(profile, part) != getattr(own, part) for part in _WHAT_RUNS):
             raise UsageError(
                 f"{name}: `name: {profile.name}` is the name of a built-in profile, or looks like it, and this file "
                 "has other settings; give it a name of its own"

@@ -119,7 +119,7 @@ def resolve(
         head, _, rest = path.partition(".")
         if head in sections and rest:
             sections[head][rest] = value
-            if track == "matched":
+            if track == "matched" and not profile.admits(path, value):
                 problems.append(f"{path}: fixed by the profile on the matched track; {OPEN_TRACK}")
         elif head == "variant" and rest and rest.count(".") <= 1:
             _set_option(options, rest, value, origins, path)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=BaseModel)
 Track = Literal["matched", "open"]
+Precision = Literal["float32", "bfloat16"]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -136,7 +137,7 @@ class TrainConfig(Section):
     """`bucketed` puts examples of similar length together and pads to the longest of the batch."""
     accumulation: Count = 1
     """Parts that a batch is cut into, one after the other, to save memory."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """`bfloat16` runs the forward pass under autocast; weights and optimiser stay float32."""
     compile: bool = False
     """Whether the model goes through torch.compile."""

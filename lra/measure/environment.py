@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "cpu_count": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
+        **(_of_cuda() if device.type == "cuda" else {}),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "library_settings": " ".join(f"{name}={os.environ[name]}" for name in LIBRARY_SETTINGS if os.environ.get(name)),
@@ -49,14 +51,22 @@ def decisive(environment: Mapping[str, Any]) -> dict[str, Any]:
     These are the versions of torch and NumPy, torch's modes, the settings of the libraries below it if there are any
     (older environments have none), the number of processes and the kind of device. On the CPU, the kind is that of the
     processor with the instructions that torch uses of it, and the number of threads counts as well, since it decides in
-    which order terms are added.
+    which order terms are added. On CUDA, the versions of CUDA and cuDNN count, and where TF32 is allowed.
     """
     names = ["torch", "numpy", "device", "processes", "float32_matmul_precision", "deterministic_algorithms"]
-    if environment.get("device") == "cpu":
-        names += ["cpu", "cpu_capability", "threads"]
+    names += ["cpu", "cpu_capability", "threads"] if environment.get("device") == "cpu" else ["cuda", "cudnn", "tf32"]
     if environment.get("library_settings"):
         names.append("library_settings")
     return {name: environment.get(name) for name in names}
+
+
+def same_bits(environments: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether what was computed in these environments, one after the other, gives the same bits when repeated.
+
+    It does in a single environment on the CPU. On CUDA it does with deterministic algorithms only.
+    """
+    first, *others = environments
+    return not others and bool(first["device"] == "cpu" or first["deterministic_algorithms"])
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -74,6 +84,20 @@ def package_version() -> str:
         return version("lra-harness")
     except PackageNotFoundError:
         return "unknown"
+
+
+def _of_cuda() -> dict[str, Any]:
+    """Return the versions below torch on CUDA, and for what TF32 is allowed in place of float32."""
+    driver = Path("/proc/driver/nvidia/version")
+    version_line = driver.read_text(errors="replace") if driver.is_file() else ""
+    found = re.search(r"\d+\.\d+(\.\d+)?", version_line)
+    tf32 = {"products": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32}
+    return {
+        "cuda": torch.version.cuda or "unknown",
+        "cudnn": torch.backends.cudnn.version() or 0,
+        "driver": found.group() if found else "unknown",
+        "tf32": ", ".join(name for name, allowed in tf32.items() if allowed) or "off",
+    }
 
 
 def _cpu_model() -> str:

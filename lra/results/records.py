@@ -103,6 +103,8 @@ class Cost(Section):
     """All attempts together, everything included, as far as they were checkpointed."""
     peak_memory_bytes: Natural | None
     peak_memory_method: str
+    peak_reserved_bytes: Natural | None = None
+    """What torch held of a CUDA device at most, in use or kept for later; None elsewhere, and in older records."""
     resumed: Natural
     """How often the run was continued from a checkpoint."""
 

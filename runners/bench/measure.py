@@ -18,6 +18,7 @@ from lra.measure.environment import describe_environment
 from lra.results.bench_format import REFERENCE
 from lra.results.bench_records import BenchRecord, Timing, settings_id
 
+from ..arithmetic import set_arithmetic
 from ..train.run import is_out_of_memory
 from .memory_process import MemoryReply, MemoryRequest, measure_in_subprocess
 from .timing import WARMUP_STEPS, TimingPlan, speed_ratio, time_in_turns
@@ -82,6 +83,7 @@ def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[
         say: Prints what is being measured.
     """
     torch.set_num_threads(plan.threads)
+    set_arithmetic()
     replies: dict[str, MemoryReply] = {}
     for config in configs:
         name = config.variant.name

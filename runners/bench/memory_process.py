@@ -25,6 +25,7 @@ from lra.measure.flops import FlopCount, count_flops
 from lra.models.transformer import count_parameters
 from lra.results.bench_records import MemoryMeasurement
 
+from ..arithmetic import set_arithmetic
 from ..train.peak_memory import size_in_proc
 from ..train.run import is_out_of_memory
 from .memory import (
@@ -85,6 +86,7 @@ def measure(request: MemoryRequest) -> MemoryReply:
     """Measure in this process, which must be new: earlier allocations would change what the kernel reports."""
     device = torch.device(request.device)
     torch.set_num_threads(request.threads)
+    set_arithmetic()
     try:
         with _memory_limit(request.memory_limit) if device.type == "cpu" else nullcontext():
             work = Workload(request.config, device)

@@ -179,6 +179,7 @@ def command(
     from lra.results.records import ConflictError, Store
     from lra.trained import load_run
 
+    from ..arithmetic import set_arithmetic
     from ..progress import words
     from ..train.distributed import destroy, init, local_device, rank_info
     from ..train.evaluate_again import evaluate_again
@@ -200,6 +201,7 @@ def command(
 
     # Plan.
     torch.set_num_threads(threads or default_threads())
+    set_arithmetic()
     ranks = rank_info()
     device = local_device(pick_device(device_name), ranks)
     if evaluated is not None:

@@ -28,7 +28,7 @@ def measured_cost(
 ) -> Cost:
     """Return the cost of a run that has ended."""
     timed = state.timed_seconds > 0
-    peak = memory.read()  # before the counting below takes memory of its own
+    memory.update()  # before the counting below takes memory of its own
     return Cost(
         parameters=count_parameters(model),
         parameters_full=parameters_with_full(config, info.vocab_size, info.num_classes),
@@ -37,7 +37,8 @@ def measured_cost(
         examples_per_second=state.timed_examples / state.timed_seconds if timed else None,
         tokens_per_second=state.timed_tokens / state.timed_seconds if timed else None,
         wall_seconds=state.wall_seconds,
-        peak_memory_bytes=peak,
+        peak_memory_bytes=memory.used,
+        peak_reserved_bytes=memory.reserved,
         peak_memory_method=memory.method,
         resumed=state.resumed,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ class RankInfo:
 
 
 SINGLE = RankInfo()
+
+_ENDED = re.compile("remote process|remote peer|closed by peer|reset by peer|broken pipe", re.IGNORECASE)
+"""What NCCL says when another process is gone. Its other errors are of this process, and keep their names."""
 
 
 def rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo:
@@ -103,9 +107,18 @@ def communication() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):  # gloo raises a plain RuntimeError
+        if _is_of_another(error):
             raise LostProcessError("another process of this run has ended") from error
         raise
+
+
+def _is_of_another(error: RuntimeError) -> bool:
+    """Say whether an error comes from the end of another process."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    if isinstance(error, dist.DistBackendError):
+        return _ENDED.search(str(error)) is not None
+    return isinstance(error, dist.DistError) or "gloo" in str(error)  # gloo raises a plain RuntimeError
 
 
 def all_reduce(values: Tensor, ranks: RankInfo, operation: Any = dist.ReduceOp.SUM) -> Tensor:

@@ -18,6 +18,7 @@ from lra.config.schema import RunConfig
 from lra.data.batching import TrainingBatches
 from lra.errors import LraError
 from lra.metrics import Score
+from lra.results.checkpoints import weights_digest
 from lra.schedules import learning_rate
 from lra.seeding import seed_torch
 
@@ -46,6 +47,9 @@ class TrainState:
     best_step: int = -1
     best_score: Score | None = None
     best_weights: dict[str, Tensor] | None = None
+    best_digest: str = ""
+    evaluated_digest: str = ""
+    """Of the weights that the last evaluation scored."""
     curve: dict[str, list[float]] = field(default_factory=dict)
     """Columns; one row per evaluation."""
     sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
@@ -139,10 +143,11 @@ def train(
         last = state.step == recipe.steps
         if (last or state.step % recipe.eval_every == 0) and state.step > state.evaluated_step:
             loss_sum, right_sum, seen = collect_sums(state, ranks)
+            state.evaluated_digest = weights_digest(model.state_dict())
             score = callbacks.validate()
             extend_curve(state, mixers, rate_of(state.step - 1), loss_sum / seen, right_sum / seen, score)
             if state.best_score is None or score.correct > state.best_score.correct:
-                state.best_step, state.best_score = state.step, score
+                state.best_step, state.best_score, state.best_digest = state.step, score, state.evaluated_digest
                 state.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
             if last:
                 callbacks.save()

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,26 +16,46 @@ _STATUS = Path("/proc/self/status")
 class PeakMemory:
     """Peak from construction on: the CUDA allocator's, or the kernel's high-water mark of this process on Linux.
 
-    The second counts the whole process, libraries included; `lra-bench` measures training steps alone.
+    Evaluation is left out: it has batches of another size. The mark of the kernel counts the whole process, libraries
+    included; `lra-bench` measures training steps alone.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.used: int | None = None
+        """Highest number of bytes in use so far, up to the last pause; None where it cannot be measured."""
+        self.reserved: int | None = None
+        """Highest number of bytes that torch held of a CUDA device so far, in use or kept for later."""
+        self.method = "not measured on this platform"
         if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self.method = "CUDA allocator, max_memory_allocated"
+            self.method = "CUDA allocator, max_memory_allocated, without evaluation"
         elif reset_high_water_mark():
-            self.method = "process, kernel high-water mark (VmHWM)"
-        else:
-            self.method = "not measured on this platform"
+            self.method = "process, kernel high-water mark (VmHWM), without evaluation"
+        self._start_again()
 
-    def read(self) -> int | None:
-        """Return the peak in bytes, None where it cannot be measured."""
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what happens inside the context."""
+        self.update()
+        try:
+            yield
+        finally:
+            self._start_again()
+
+    def update(self) -> None:
+        """Take in what has happened since the start or the last pause."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        if "VmHWM" not in self.method:
-            return None
-        return size_in_proc("VmHWM")
+            self.used = max(self.used or 0, torch.cuda.max_memory_allocated(self.device))
+            self.reserved = max(self.reserved or 0, torch.cuda.max_memory_reserved(self.device))
+        elif "VmHWM" in self.method:
+            self.used = max(self.used or 0, size_in_proc("VmHWM") or 0) or None
+
+    def _start_again(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # or what a pause has left there would count as reserved
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif "VmHWM" in self.method:
+            reset_high_water_mark()
 
 
 def reset_high_water_mark() -> bool:

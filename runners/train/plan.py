@@ -227,7 +227,8 @@ def _check_recipe(config: RunConfig, source: str) -> None:
         raise UsageError(f"{source}: `profile: {config.profile}` could be taken for another one; take plain letters")
     if config.track == "open" or config.profile not in profile_names():
         return
-    recipe = load_profile(config.profile).recipe(config.task, config.model.family)
+    profile = load_profile(config.profile)
+    recipe = profile.recipe(config.task, config.model.family)
     sections = {
         "data": get_task(config.task).options.model_validate(recipe.data).model_dump(),
         "model": ModelConfig.model_validate(recipe.model).model_copy(update={"pool_origin": config.model.pool_origin}),
@@ -239,6 +240,7 @@ def _check_recipe(config: RunConfig, source: str) -> None:
         for section in ("data", "model", "train")
         for name in sorted({*theirs[section], *ours[section]})
         if theirs[section].get(name) != ours[section].get(name)
+        and not profile.admits(f"{section}.{name}", theirs[section].get(name))
     ]
     if wrong:
         raise UsageError(

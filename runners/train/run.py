@@ -24,7 +24,7 @@ from lra.config.schema import NUMERICS_VERSION, RunConfig
 from lra.data.batching import TrainingBatches
 from lra.data.dataset import PreparedData, SplitName
 from lra.errors import LraError, StoreError, UsageError, refusals_as
-from lra.measure.environment import decisive, describe_environment, differences
+from lra.measure.environment import decisive, describe_environment, differences, same_bits
 from lra.metrics import Score
 from lra.models.transformer import build_model, mixers
 from lra.results.checkpoints import newest_checkpoint, save_checkpoint, weights_digest, write_state
@@ -194,7 +194,7 @@ def run(
         def score(split: SplitName, title: str, *, before: Callable[[], None]) -> tuple[Score, np.ndarray]:
             """Score the model; `before` saves the state, where it is not saved yet, before a stop ends the run."""
             examples = data.split(split)
-            with line.sub(title, len(examples)) as advance:
+            with line.sub(title, len(examples)) as advance, memory.paused():
 
                 def advance_or_stop(count: int) -> None:
                     advance(count)
@@ -241,16 +241,21 @@ def run(
         try:
             train(network, model, layers, optimizer, batches, config, state, callbacks, device, ranks)
 
-            # The weights that validation chose. They have to score again what was recorded of them.
-            selected_step, expected = state.step, int(state.curve["validation_correct"][-1])
+            # The weights that validation chose. Where bits can be repeated, they have to score again what was recorded
+            # of them; elsewhere that could fail a sound run, each time it is tried.
+            selected_step, digest = state.step, state.evaluated_digest
+            expected = int(state.curve["validation_correct"][-1])
             if recipe.selection == "best":
                 assert state.best_weights is not None
                 assert state.best_score is not None
                 model.load_state_dict(state.best_weights)
-                selected_step, expected = state.best_step, state.best_score.correct
+                selected_step, digest, expected = state.best_step, state.best_digest, state.best_score.correct
+            chosen = weights_digest(model.state_dict())
+            if chosen != digest:
+                raise RuntimeError(f"the weights to score are not those that validation scored at step {selected_step}")
             # From here on the model is not in the state to go on from, which was saved after the last step.
             validation, _ = score("validation", "checking the chosen weights", before=lambda: None)
-            if validation.correct != expected:
+            if same_bits(environments) and validation.correct != expected:
                 raise RuntimeError(
                     f"the chosen weights answer {validation.correct} of validation, not the recorded {expected}"
                 )
@@ -261,7 +266,7 @@ def run(
                 test=Count(correct=test.correct, total=test.total, loss=test.loss),
                 validation=Count(correct=validation.correct, total=validation.total, loss=validation.loss),
                 selected_step=selected_step,
-                weights_digest=weights_digest(model.state_dict()),
+                weights_digest=chosen,
             )
         except DivergedError as diverged:
             detail = str(diverged)
@@ -407,7 +412,7 @@ class AttemptLog:
             raise PreemptedRunError(f"{error}; run the same command again to continue") from error
         if not isinstance(error, Exception) or isinstance(error, LraError):
             return
-        summary = (str(error).splitlines() or [type(error).__name__])[0]
+        summary = in_one_line(error)
         if is_out_of_memory(error):
             self.add("oom", str(error))
             raise RunError("oom", f"out of memory: {summary}") from error
@@ -418,8 +423,15 @@ class AttemptLog:
         raise RunError("failed", f"{type(error).__name__}: {summary} (traceback in {folder})") from error
 
 
+def in_one_line(error: BaseException) -> str:
+    """Return the first line of what an error says, and the line in which NCCL names it, if it is one of NCCL."""
+    first, *others = str(error).splitlines() or [type(error).__name__]
+    return "; ".join([first, *(line for line in others if line.startswith("nccl"))])
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error is a lack of memory, on the host or on a device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    signs = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

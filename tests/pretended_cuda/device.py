@@ -412,6 +412,8 @@ def pretended_cuda(root: Path, *, values: bool = True) -> Iterator[PretendedCuda
             (cuda, "synchronize", lambda *_: None),
             (cuda, "reset_peak_memory_stats", lambda *_: None),
             (cuda, "max_memory_allocated", lambda *_: 0),
+            (cuda, "max_memory_reserved", lambda *_: 0),
+            (cuda, "empty_cache", lambda: None),
             (cuda, "manual_seed_all", lambda _: None),
             (cuda, "is_current_stream_capturing", lambda: False),
             (cuda.amp.common, "amp_definitely_not_available", lambda: False),

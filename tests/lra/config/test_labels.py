@@ -37,6 +37,8 @@ def names(*configs, leave_out=()):
         ({"variant.placement": "stream"}, "contextpool [placement=stream]"),
         ({"variant.sigma_min": 0.5, "variant.base": "local"}, "contextpool [base=local, sigma_min=0.5]"),
         ({"train.lr": 0.5}, "contextpool"),
+        ({"train.precision": "bfloat16"}, "contextpool [precision=bfloat16]"),
+        ({"train.compile": True, "variant.sigma_min": 0.5}, "contextpool [compile=True, sigma_min=0.5]"),
     ],
 )
 def test_a_run_alone_is_named_by_what_is_not_its_default(overrides, name):

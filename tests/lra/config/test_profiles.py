@@ -291,6 +291,7 @@ LOOK_ALIKES = ["quick-", "quick_", "qu.ick", "qulck", "qu1ck", "0fficial", "offi
         {"variants__local__window": 4},
         {"tasks__listops__variants__local__window": 4},
         {"families__convnet__train__lr": 0.5},
+        {"precisions": ["bfloat16"]},
         {"name": "Quick"},
         *({"name": name, "source": "elsewhere"} for name in LOOK_ALIKES),
     ],
@@ -308,6 +309,16 @@ def test_a_changed_copy_of_a_built_in_profile_needs_a_name_of_its_own(tmp_path, 
 def test_a_name_that_could_be_taken_for_another_is_refused(tmp_path, name):
     with pytest.raises(UsageError, match="name: string should match pattern"):
         load_profile(own_profile(tmp_path, name=name))
+
+
+def test_the_matched_track_admits_the_precisions_that_the_source_trains_in():
+    mixed = config("nystromformer", "listops", **{"train.precision": "bfloat16"})
+    assert (mixed.track, mixed.train.precision) == ("matched", "bfloat16")
+    assert config("nystromformer", "listops").train.precision == "float32"
+    with pytest.raises(UsageError, match=r"train\.precision: fixed by the profile on the matched track"):
+        config("quick", "listops", **{"train.precision": "bfloat16"})
+    with pytest.raises(UsageError, match=r"train\.lr: fixed by the profile on the matched track"):
+        config("nystromformer", "listops", **{"train.lr": 1.0})
 
 
 def test_an_unchanged_copy_keeps_the_name(tmp_path):

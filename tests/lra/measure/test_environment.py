@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lra.measure.environment import decisive, describe_environment, differences
+from lra.measure.environment import decisive, describe_environment, differences, same_bits
 
 HERE = describe_environment(torch.device("cpu")) | {"processes": 1}
 
@@ -27,3 +27,20 @@ def test_settings_of_the_libraries_below_torch_decide_in_both_directions(name, m
 
 def test_the_load_and_the_version_of_this_project_decide_nothing():
     assert decisive(HERE | {"load_average": 9.0, "lra_harness": "9.9"}) == decisive(HERE)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cudnn", "tf32", "torch"])
+def test_on_cuda_the_versions_below_torch_decide_and_processor_and_threads_do_not(name):
+    there = HERE | {"device": "a GPU", "cuda": "12.4", "cudnn": 90100, "tf32": "off"}
+    assert differences(decisive(there | {name: "another"}), decisive(there)).startswith(f"{name} another there, ")
+    assert decisive(there | {"cpu": "another", "threads": 99, "driver": "another"}) == decisive(there)
+
+
+def test_bits_repeat_in_one_environment_of_the_cpu_or_with_deterministic_algorithms():
+    here = decisive(HERE)
+    gpu = here | {"device": "a GPU"}
+    assert same_bits([here])
+    assert not same_bits([gpu])
+    assert same_bits([gpu | {"deterministic_algorithms": True}])
+    assert not same_bits([here, gpu])
+    assert not same_bits([gpu, here])

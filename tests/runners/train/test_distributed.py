@@ -23,12 +23,14 @@ from lra.results.records import Store
 from runners.train import loop, run
 from runners.train.distributed import (
     SINGLE,
+    LostProcessError,
     RankInfo,
     Replica,
     all_equal,
     all_reduce,
     all_reduce_or,
     broadcast,
+    communication,
     local_device,
     rank_info,
 )
@@ -296,6 +298,25 @@ def test_an_error_in_a_process_that_is_not_the_main_one_is_logged(data, tmp_path
     ]
     notes = [json.loads(path.read_text()) for path in tmp_path.glob("attempts/*/*.json")]
     assert [(note["status"], note["environment"]["processes"]) for note in notes] == [("oom", 2)]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), True),
+        (dist.DistNetworkError("Connection reset"), True),
+        (dist.DistBackendError("NCCL error\nncclRemoteError: .. a remote process exiting prematurely."), True),
+        (dist.DistBackendError("NCCL error\nLast error:\nNet : Connection closed by remote peer"), True),
+        (dist.DistBackendError("NCCL error, invalid usage\nLast error:\nDuplicate GPU detected"), False),
+        (dist.DistBackendError("NCCL error\nncclUnhandledCudaError: .. Cuda failure 'out of memory'"), False),
+        (torch.OutOfMemoryError("CUDA out of memory, in a call below gloo"), False),
+        (RuntimeError("shapes do not fit"), False),
+    ],
+)
+def test_only_the_end_of_another_process_is_called_that(error, is_lost):
+    with pytest.raises(LostProcessError if is_lost else type(error)) as caught, communication():
+        raise error
+    assert is_lost or caught.value is error
 
 
 def test_divergence_ends_all(data, tmp_path):

@@ -2,11 +2,13 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from attention_zoo import Traits, VariantConfig, register_variant, registry
 from attention_zoo.base import LayerDims
@@ -361,6 +363,7 @@ def test_infinite_loss_is_diverged_and_has_no_number(data, tmp_path):
         (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "oom"),
         (MemoryError(), "oom"),
+        (dist.DistBackendError("NCCL error\nncclUnhandledCudaError: ..\nCuda failure 'out of memory'"), "oom"),
         (ZeroDivisionError("broken variant"), "failed"),
     ],
 )
@@ -377,6 +380,12 @@ def test_errors_inside_a_run_become_attempts_with_a_status(data, tmp_path, monke
     assert len(notes) == 1
     assert f'"status": "{status}"' in notes[0].read_text()
     assert not list((tmp_path / "results").glob("*/*"))
+
+
+def test_errors_of_nccl_keep_their_name():
+    text = "NCCL error in: ProcessGroupNCCL.cpp:1, invalid usage\nncclInvalidUsage: invalid usage\nLast error:\n"
+    assert run_module.in_one_line(RuntimeError(text)) == f"{text.splitlines()[0]}; ncclInvalidUsage: invalid usage"
+    assert run_module.in_one_line(KeyError()) == "KeyError"
 
 
 def test_noise_in_the_test_labels_changes_neither_weights_nor_choice(data, tmp_path):
@@ -404,7 +413,7 @@ def test_all_examples_are_scored_whatever_the_size_of_a_batch(data, tmp_path):
         assert outcome.selected_step == outcomes[0].selected_step
 
 
-def test_weights_that_do_not_score_as_recorded_stop_the_run(data, tmp_path, monkeypatch):
+def test_other_weights_than_the_chosen_ones_stop_the_run(data, tmp_path, monkeypatch):
     """The check before the test set is read: here the choice is spoilt on purpose."""
 
     def spoil(*arguments):
@@ -414,8 +423,38 @@ def test_weights_that_do_not_score_as_recorded_stop_the_run(data, tmp_path, monk
 
     train = run_module.train
     monkeypatch.setattr(run_module, "train", spoil)
+    with pytest.raises(RunError, match="not those that validation scored"):
+        execute(tiny(), data, tmp_path)
+
+
+def miscounting(monkeypatch):
+    """Let every evaluation find one right answer fewer than the one before, as rounding on another device might."""
+    evaluate, calls = run_module.evaluate, []
+
+    def fewer(*arguments, **settings):
+        calls.append(None)
+        score, correct = evaluate(*arguments, **settings)
+        return replace(score, correct=score.total - len(calls)), correct
+
+    monkeypatch.setattr(run_module, "evaluate", fewer)
+
+
+def test_weights_that_do_not_score_as_recorded_stop_the_run(data, tmp_path, monkeypatch):
+    miscounting(monkeypatch)
     with pytest.raises(RunError, match="not the recorded"):
         execute(tiny(), data, tmp_path)
+
+
+def test_a_run_that_changed_its_device_does_not_fail_for_good(data, tmp_path, monkeypatch):
+    """There the same weights may answer otherwise, and would whenever the run is tried again."""
+    stopped(tiny(), data, tmp_path, look=8)
+    real = run_module.describe_environment
+    monkeypatch.setattr(run_module, "describe_environment", lambda device: real(device) | {"device": "a GPU"})
+    miscounting(monkeypatch)
+    record = execute(tiny(), data, tmp_path, allow_other_environment=True)
+    assert record.status == "ok"
+    assert record.outcome.validation.correct < len(data.split("validation")) - 1
+    assert len(record.environment[EARLIER]) == 1
 
 
 class HookedFull(FullAttention):

@@ -141,6 +141,17 @@ def test_a_configuration_of_another_run_is_refused(tmp_path, old, new, message):
         read_config(edited(tmp_path, old, new))
 
 
+def test_a_precision_that_the_profile_admits_stays_on_the_matched_track(tmp_path):
+    words = ["--attn", "full", "--task", "listops", "--profile"]
+    printed = dry_run(*words, "nystromformer", "--set", "train.precision=bfloat16")
+    (tmp_path / "run.yaml").write_text(printed)
+    config = read_config(str(tmp_path / "run.yaml"))
+    assert (config.track, config.train.precision) == ("matched", "bfloat16")
+    (tmp_path / "run.yaml").write_text(printed.replace("profile: nystromformer", "profile: paper"))
+    with pytest.raises(UsageError, match=r"train\.precision"):
+        read_config(str(tmp_path / "run.yaml"))
+
+
 def test_the_open_track_or_another_name_admits_any_recipe(tmp_path):
     path = edited(tmp_path, "lr: 0.001", "lr: 0.002")
     for old, new in (("track: matched", "track: open"), ("profile: quick", "profile: mine")):

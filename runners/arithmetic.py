@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a process computes: what float32 means, and whether sums have a fixed order."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def set_arithmetic(*, deterministic: bool = False) -> None:
+    """Compute in true float32 on CUDA, and on request with torch's deterministic algorithms only.
+
+    By default, torch lets convolutions on CUDA round their inputs to the 10 bits of TF32. A run whose precision is
+    float32 would then have less than that. cuDNN takes the algorithm that it would take for the sizes at hand, and
+    measures none, since a measurement may choose another one the next time.
+
+    Args:
+        deterministic: An operator that has no deterministic algorithm then raises a RuntimeError.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(deterministic)
