@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import torch
 
@@ -23,4 +24,10 @@ def set_arithmetic(*, deterministic: bool = False) -> None:
     torch.backends.cudnn.benchmark = False
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-    torch.use_deterministic_algorithms(deterministic)
+        torch.use_deterministic_algorithms(mode=True)
+
+
+def refused_operator(error: BaseException) -> str | None:
+    """Return the operator that torch refused because it has no deterministic algorithm; None for any other error."""
+    match = re.match(r"(.+?) does not have a deterministic implementation", str(error))
+    return match.group(1) if match and torch.are_deterministic_algorithms_enabled() else None

@@ -78,6 +78,18 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     )
 
 
+def why_other_bits(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return a note on why what a record of one environment says may differ here; empty if it should not differ.
+
+    Args:
+        before: The decisive part of the record's environment.
+        now: That of this one.
+    """
+    if other := differences(before, now):
+        return f"; the record is from another environment ({other})"
+    return "" if same_bits([now]) else "; on CUDA the same bits are certain with --deterministic only"
+
+
 def package_version() -> str:
     """Return the installed version of this project, `unknown` in a copy that was never installed."""
     try:

@@ -37,6 +37,12 @@ allow_other_environment_option = click.option(
     is_flag=True,
     help="Continue a run that was stopped under another number of threads, device or version of torch.",
 )
+deterministic_option = click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Take only the deterministic algorithms of torch, so that a run on CUDA gives the same bits again. Some are "
+    "slower, and a variant that needs an operator without one is refused. On the CPU, bits repeat without it.",
+)
 THREADS_DEFAULT = "[default: OMP_NUM_THREADS, else CPU cores divided by the default slots of a sweep]"
 
 

@@ -24,6 +24,7 @@ from .options import (
     FiniteRange,
     allow_other_environment_option,
     data_dir_option,
+    deterministic_option,
     store_option,
 )
 
@@ -98,6 +99,7 @@ Examples:
 )
 @click.option("--device", "device_name", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=AT_A_TIME, help=f"CPU threads.  {THREADS_DEFAULT}")
+@deterministic_option
 @store_option
 @data_dir_option
 @click.option(
@@ -143,6 +145,7 @@ def command(
     evaluated: str | None,
     device_name: str,
     threads: int | None,
+    deterministic: bool,
     store_folder: Path,
     data_dir: Path | None,
     dry_run: bool,
@@ -164,7 +167,8 @@ def command(
         raise click.UsageError("--config is a whole run: it goes without --attn, --model, --task, --profile, --set ...")
     if evaluated is not None and any((*grid, config_file, force, dry_run, trackers)):
         raise click.UsageError(
-            "--evaluate takes a run as it is; only --store, --data-dir, --device, --threads and --quiet go with it"
+            "--evaluate takes a run as it is; only --store, --data-dir, --device, --threads, --deterministic and "
+            "--quiet go with it"
         )
     if config_file is None and evaluated is None and not (task and (attn or model or overrides)):
         raise click.UsageError(missing(attn, task))
@@ -201,7 +205,7 @@ def command(
 
     # Plan.
     torch.set_num_threads(threads or default_threads())
-    set_arithmetic()
+    set_arithmetic(deterministic=deterministic)
     ranks = rank_info()
     device = local_device(pick_device(device_name), ranks)
     if evaluated is not None:

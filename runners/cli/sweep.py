@@ -22,6 +22,7 @@ from .options import (
     FiniteRange,
     allow_other_environment_option,
     data_dir_option,
+    deterministic_option,
     store_option,
 )
 
@@ -168,6 +169,7 @@ def plan(
     metavar="KEY=VALUE",
     help="A parameter of submitit, such as slurm_partition=gpu; may be repeated.",
 )
+@deterministic_option
 @allow_other_environment_option
 @one_line_errors
 def run(
@@ -186,6 +188,7 @@ def run(
     trackers: tuple[str, ...],
     ray_address: str | None,
     slurm: tuple[str, ...],
+    deterministic: bool,
     allow_other_environment: bool,
 ) -> None:
     """Execute the runs of a suite that are not finished yet."""
@@ -209,6 +212,7 @@ def run(
         arguments=(
             *("--store", str(store.root), "--data-dir", str(home), "--device", device, "--threads", str(threads)),
             *("--checkpoint-seconds", str(checkpoint_seconds), "--quiet"),
+            *(["--deterministic"] if deterministic else []),
             *(["--allow-other-environment"] if allow_other_environment else []),
             *(argument for name in trackers for argument in ("--tracker", name)),
         ),

@@ -8,7 +8,7 @@ from pathlib import Path
 from lra.config.labels import row_name
 from lra.data.dataset import SplitName
 from lra.errors import LraError
-from lra.measure.environment import decisive, describe_environment, differences
+from lra.measure.environment import decisive, describe_environment, why_other_bits
 from lra.terminal import progress_bar
 from lra.trained import TrainedRun
 
@@ -68,7 +68,6 @@ def evaluate_again(run: TrainedRun, options: RunOptions, data_dir: Path | None) 
         lines.append(f"{split}: {answered} of {len(examples)} right, as recorded")
     if wrong:
         here = describe_environment(options.device) | {"processes": options.ranks.size}
-        other = differences(decisive(run.record.environment), decisive(here))
-        note = f"; the record is from another environment ({other})" if other else ""
+        note = why_other_bits(decisive(run.record.environment), decisive(here))
         raise OtherScoreError(f"{lines[0]}: right answers in {'; in '.join(wrong)}{note}")
     return lines

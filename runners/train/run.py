@@ -24,7 +24,7 @@ from lra.config.schema import NUMERICS_VERSION, RunConfig
 from lra.data.batching import TrainingBatches
 from lra.data.dataset import PreparedData, SplitName
 from lra.errors import LraError, StoreError, UsageError, refusals_as
-from lra.measure.environment import decisive, describe_environment, differences, same_bits
+from lra.measure.environment import decisive, describe_environment, differences, same_bits, why_other_bits
 from lra.metrics import Score
 from lra.models.transformer import build_model, mixers
 from lra.results.checkpoints import newest_checkpoint, save_checkpoint, weights_digest, write_state
@@ -42,6 +42,7 @@ from lra.results.records import (
 from lra.tasks import get_task
 from lra.terminal import echo
 
+from ..arithmetic import refused_operator
 from ..progress import ProgressLine
 from .cost import examples_to_score, measured_cost
 from .distributed import SINGLE, RankInfo, Replica, all_equal, broadcast
@@ -302,8 +303,7 @@ def run(
                 if repeated:
                     folder.rename(folder.with_name(f"conflict-{conflict.number}"))
                 kept = store.find(run_id)
-                other = "" if kept is None else differences(decisive(kept.environment), environments[-1])
-                note = f"; it was made under another environment ({other})" if other else ""
+                note = "" if kept is None else why_other_bits(decisive(kept.environment), environments[-1])
                 raise ConflictError(f"{conflict}{note}", conflict.number) from conflict
             if repeated:
                 if outcome is not None and not (folder.parent / "chosen.pt").exists():
@@ -417,6 +417,13 @@ class AttemptLog:
             self.add("oom", str(error))
             raise RunError("oom", f"out of memory: {summary}") from error
         self.add("failed", "".join(traceback.format_exception(error)))
+        operator = refused_operator(error)
+        if operator is not None:
+            raise RunError(
+                "failed",
+                f"--deterministic: {self.config.variant.name} uses {operator}, which has no deterministic algorithm on "
+                f"{self.environment['device']}; run it without --deterministic",
+            ) from error
         if is_in_variant(error):
             raise RunError("failed", fault_line(error)) from error
         folder = self.store.root / "attempts" / self.run_id

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from lra.measure.environment import _of_cuda
-from runners.arithmetic import set_arithmetic
+from runners.arithmetic import refused_operator, set_arithmetic
 
 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(mode=False)
     set_arithmetic()
 
 
@@ -30,5 +30,9 @@ def test_an_operator_in_no_fixed_order_is_refused_on_request_only(monkeypatch):
     set_arithmetic()
     x.put_(index, torch.ones(2))
     set_arithmetic(deterministic=True)
-    with pytest.raises(RuntimeError, match="put_ does not have a deterministic implementation"):
+    with pytest.raises(RuntimeError) as caught:
         x.put_(index, torch.ones(2))
+    assert refused_operator(caught.value) == "put_"
+    assert refused_operator(RuntimeError("of another kind")) is None
+    torch.use_deterministic_algorithms(mode=False)
+    assert refused_operator(caught.value) is None

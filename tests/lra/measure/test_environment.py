@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lra.measure.environment import decisive, describe_environment, differences, same_bits
+from lra.measure.environment import decisive, describe_environment, differences, same_bits, why_other_bits
 
 HERE = describe_environment(torch.device("cpu")) | {"processes": 1}
 
@@ -44,3 +44,12 @@ def test_bits_repeat_in_one_environment_of_the_cpu_or_with_deterministic_algorit
     assert same_bits([gpu | {"deterministic_algorithms": True}])
     assert not same_bits([here, gpu])
     assert not same_bits([gpu, here])
+
+
+def test_it_is_told_why_a_record_may_have_other_bits():
+    here = decisive(HERE)
+    gpu = here | {"device": "a GPU"}
+    assert why_other_bits(here, here) == ""
+    assert why_other_bits(gpu, here).startswith("; the record is from another environment (device a GPU there")
+    assert why_other_bits(gpu, gpu).endswith("with --deterministic only")
+    assert why_other_bits(gpu | {"deterministic_algorithms": True}, gpu | {"deterministic_algorithms": True}) == ""

@@ -22,6 +22,7 @@ from lra.results.checkpoints import list_checkpoints
 from lra.results.records import EARLIER, ConflictError, Store
 from lra.schedules import learning_rate
 from lra.tasks import get_task
+from runners.arithmetic import set_arithmetic
 from runners.train import run as run_module
 from runners.train.loop import TrainState
 from runners.train.run import OtherEnvironmentError, PreemptedRunError, RunError, RunOptions, run
@@ -380,6 +381,27 @@ def test_errors_inside_a_run_become_attempts_with_a_status(data, tmp_path, monke
     assert len(notes) == 1
     assert f'"status": "{status}"' in notes[0].read_text()
     assert not list((tmp_path / "results").glob("*/*"))
+
+
+@pytest.fixture
+def _deterministic(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    set_arithmetic(deterministic=True)
+    yield
+    torch.use_deterministic_algorithms(mode=False)
+
+
+@pytest.mark.usefixtures("_deterministic")
+def test_a_variant_that_cannot_be_deterministic_is_named_with_its_operator(data, tmp_path, monkeypatch):
+    record = execute(tiny(), data, tmp_path)
+    assert record.environment["deterministic_algorithms"] is True
+
+    def unordered(self, x, mask=None):
+        return x.clone().put_(torch.zeros(1, dtype=torch.int64), torch.ones(1))
+
+    monkeypatch.setattr(FullAttention, "forward", unordered)
+    with pytest.raises(RunError, match="--deterministic: full uses put_, which has no deterministic algorithm on cpu"):
+        execute(tiny(), data, tmp_path, force=True)
 
 
 def test_errors_of_nccl_keep_their_name():
