@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import operator
 import sys
 import types
 import typing
@@ -72,9 +73,39 @@ def suggest(name: str, known: Iterable[str], number: int = 1) -> str:
     return f"known: {', '.join(known) or 'none'}"
 
 
-def option(default: T, help: str) -> T:  # noqa: A002 - the field's word for it
-    """Return a dataclass field with a default and the help text that `describe` prints for it."""
-    return field(default=default, metadata={"help": help})
+_RANGES: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "least": (operator.ge, "at least {}"),
+    "above": (operator.gt, "above {}"),
+    "most": (operator.le, "at most {}"),
+    "below": (operator.lt, "below {}"),
+    "parity": (lambda value, parity: value == 0 or value % 2 == (parity == "odd"), "{}"),
+}
+"""Limits that `option` takes: what has to hold of a value and the limit, and its text."""
+
+
+def option(
+    default: T,
+    help: str,  # noqa: A002 - the field's word for it
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    parity: Literal["even", "odd"] | None = None,
+) -> T:
+    """Return a dataclass field of a `VariantConfig`.
+
+    Args:
+        default: The value unless the experimenter chooses another one.
+        help: The text that `describe` prints for it.
+        least: The smallest value.
+        above: All values are above it.
+        most: The largest value.
+        below: All values are below it.
+        parity: Which integers are allowed; 0, which often stands for none, passes as both.
+    """
+    limits = {"least": least, "above": above, "most": most, "below": below, "parity": parity}
+    return field(default=default, metadata={"help": help, **limits})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +113,19 @@ class VariantConfig:
     """The options of a variant, which the experimenter chooses.
 
     Each variant has one subclass, with a field made by `option` for each option.
+
+    Raises:
+        ValueError: A value is out of the range that its `option` gives. None is in every range.
     """
+
+    def __post_init__(self) -> None:
+        """Check the ranges; a subclass that has a check of its own calls this one first."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            for name, (holds, text) in _RANGES.items():
+                limit = f.metadata.get(name)
+                if limit is not None and value is not None and not holds(value, limit):
+                    raise ValueError(f"{f.name} must be {text.format(limit)}, got {value!r}")
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> Self:

@@ -48,6 +48,7 @@ class PositionBiasConfig(QkvConfig):
 
     def __post_init__(self) -> None:
         """Refuse the fused kernel, which would need the biases of all pairs written out."""
+        QkvConfig.__post_init__(self)
         if self.bias != "none" and self.backend == "fused":
             raise ValueError(f"backend: the fused kernel takes no bias ({self.bias}); leave it at auto")
 

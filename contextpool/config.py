@@ -12,31 +12,18 @@ from contextpool.functional import Backend
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictorConfig(VariantConfig):
-    """Options of the two convolutions that look at a token's neighbours.
+    """Options of the two convolutions that look at a token's neighbours."""
 
-    Raises:
-        ValueError: A size is out of its range.
-    """
-
-    hidden: int = option(0, "width between the two convolutions; 0: an eighth of dim, at least 16")
-    kernel_size: int = option(3, "positions that each convolution sees, itself in the middle (causal: last); odd")
+    hidden: int = option(0, "width between the two convolutions; 0: an eighth of dim, at least 16", least=0)
+    kernel_size: int = option(
+        3, "positions that each convolution sees, itself in the middle (causal: last); odd", least=1, parity="odd"
+    )
     input_norm: bool = option(True, "normalise the predictor's input (LayerNorm), for streams that grow with depth")
-
-    def __post_init__(self) -> None:
-        """Check the sizes."""
-        if self.hidden < 0 or self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(
-                f"hidden may not be negative, kernel_size is odd and positive, got {self.hidden}, {self.kernel_size}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolConfig(PredictorConfig):
-    """Options of adaptive context pooling; see `contextpool.module.ContextPool` for the formulas.
-
-    Raises:
-        ValueError: A value is out of its range.
-    """
+    """Options of adaptive context pooling; see `contextpool.module.ContextPool` for the formulas."""
 
     weights: Literal["exp", "sigmoid", "softmax", "uniform"] = option(
         "exp", "how a token's predicted logit becomes its weight; normalised, exp and softmax are the same function"
@@ -46,25 +33,18 @@ class PoolConfig(PredictorConfig):
     initial_sigma: float = option(
         1.0,
         "width at the start of training, in tokens (on a grid: rows), at most half the widest; if fixed, the width",
+        above=0.0,
     )
     initial_length: int = option(
         0,
         "length at which the width starts at initial_sigma, in proportion at others; 0: starts there at every length",
+        least=0,
     )
-    sigma_fraction: float = option(0.1, "widest learned sigma as a fraction of the reference length (r)")
-    sigma_min: float = option(0.3, "narrowest learned sigma, in tokens")
+    sigma_fraction: float = option(0.1, "widest learned sigma as a fraction of the reference length (r)", above=0.0)
+    sigma_min: float = option(0.3, "narrowest learned sigma, in tokens", above=0.0)
     reference_length: int = option(
         0,
         "length that sigma_fraction refers to; 0: each sequence's number of real tokens, if causal the longest length",
+        least=0,
     )
     backend: Backend = option("auto", "implementation of the pooling, see `contextpool.context_pool`")
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        PredictorConfig.__post_init__(self)
-        widths = (self.initial_sigma, self.sigma_min, self.sigma_fraction)
-        if min(widths) <= 0.0:
-            raise ValueError("initial_sigma, sigma_min, sigma_fraction are positive, not {}, {}, {}".format(*widths))
-        lengths = (self.initial_length, self.reference_length)
-        if min(lengths) < 0:
-            raise ValueError("initial_length, reference_length are not negative, not {}, {}".format(*lengths))

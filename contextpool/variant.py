@@ -50,6 +50,7 @@ class WrapperConfig(VariantConfig):
 
         `base_options` keeps what differs from the defaults of the base, and `rotary` is never in it.
         """
+        VariantConfig.__post_init__(self)
         spec, options = self.base_spec(), self.base_config().to_dict()
         defaults = spec.config().to_dict()
         object.__setattr__(self, "base", spec.name)
@@ -93,20 +94,10 @@ class WrapperConfig(VariantConfig):
 class ContextPoolConfig(WrapperConfig, PoolConfig):
     """Options of pooling in front of a variant."""
 
-    def __post_init__(self) -> None:
-        """Check both halves."""
-        PoolConfig.__post_init__(self)
-        WrapperConfig.__post_init__(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ConvOnlyConfig(WrapperConfig, PredictorConfig):
     """Options of the control."""
-
-    def __post_init__(self) -> None:
-        """Check both halves."""
-        PredictorConfig.__post_init__(self)
-        WrapperConfig.__post_init__(self)
 
 
 class _WrappedMixer(SequenceMixer):

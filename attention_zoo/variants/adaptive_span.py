@@ -48,19 +48,18 @@ class AdaptiveSpanConfig(QkvConfig):
     """
 
     span: Literal["static", "dynamic"] = option("static", "one span for each head, or one for each head and token")
-    ramp: int = option(0, "tokens over which the mask falls from 1 to 0 (R); 0 means 32, or 1/16 of short lengths")
-    initial_span: float = option(
-        0.0, "span at the start as a fraction of the longest length; 1 starts as full attention"
+    ramp: int = option(
+        0, "tokens over which the mask falls from 1 to 0 (R); 0 means 32, or 1/16 of short lengths", least=0
     )
-    penalty: float = option(2e-6, "weight of the mean span, in tokens, in the loss of a layer")
-    span_rate: float = option(10.0, "factor of the learning rate of the spans; 1 in the authors' code")
+    initial_span: float = option(
+        0.0, "span at the start as a fraction of the longest length; 1 starts as full attention", least=0.0, most=1.0
+    )
+    penalty: float = option(2e-6, "weight of the mean span, in tokens, in the loss of a layer", least=0.0)
+    span_rate: float = option(10.0, "factor of the learning rate of the spans; 1 in the authors' code", above=0.0)
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.ramp < 0 or self.penalty < 0.0 or not 0.0 <= self.initial_span <= 1.0:
-            raise ValueError(f"ramp and penalty may not be negative, initial_span is in [0, 1]: {self}")
-        if self.span_rate <= 0.0:
-            raise ValueError(f"span_rate must be positive, got {self.span_rate}")
+        """Check the options together."""
+        QkvConfig.__post_init__(self)
         if self.ramp == 1 and self.span == "static" and self.initial_span == 0.0:
             raise ValueError(
                 "ramp 1 with initial_span 0 never sees a neighbour and cannot learn to; use 0, or 2 or more"

@@ -29,18 +29,10 @@ from attention_zoo.registry import register_variant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BigBirdConfig(QkvConfig):
-    """Options of BigBird.
+    """Options of BigBird."""
 
-    Raises:
-        ValueError: The block is empty, or the number of random blocks negative.
-    """
-
-    block_size: int = option(64, "tokens in a block")
-    num_random: int = option(3, "number of random blocks that each block attends to")
-
-    def __post_init__(self) -> None:
-        if self.block_size < 1 or self.num_random < 0:
-            raise ValueError(f"block_size must be positive and num_random at least 0, got {self}")
+    block_size: int = option(64, "tokens in a block", least=1)
+    num_random: int = option(3, "number of random blocks that each block attends to", least=0)
 
 
 @register_variant(

@@ -45,20 +45,11 @@ _QUERIES = 512
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockTopkConfig(QkvConfig):
-    """Options of top-k block attention.
+    """Options of top-k block attention."""
 
-    Raises:
-        ValueError: A number is not positive.
-    """
-
-    block_size: int = option(32, "tokens in a block")
-    num_blocks: int = option(4, "blocks that a query attends to, its own one included")
+    block_size: int = option(32, "tokens in a block", least=1)
+    num_blocks: int = option(4, "blocks that a query attends to, its own one included", least=1)
     compressed: bool = option(False, "add attention to the means of all blocks, through learned gates")
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if self.block_size < 1 or self.num_blocks < 1:
-            raise ValueError(f"block_size and num_blocks must be positive, got {self}")
 
 
 @register_variant(

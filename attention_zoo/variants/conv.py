@@ -27,18 +27,11 @@ from attention_zoo.registry import register_variant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvConfig(VariantConfig):
-    """Options of the convolution.
+    """Options of the convolution."""
 
-    Raises:
-        ValueError: The kernel has no centre.
-    """
-
-    kernel_size: int = option(5, "positions that a token sees, with itself in the middle; odd; 61 for the wide control")
-
-    def __post_init__(self) -> None:
-        """Refuse kernels without a centre."""
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd and positive, got {self.kernel_size}")
+    kernel_size: int = option(
+        5, "positions that a token sees, with itself in the middle; odd; 61 for the wide control", least=1, parity="odd"
+    )
 
 
 @register_variant(

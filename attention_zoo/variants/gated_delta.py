@@ -51,22 +51,13 @@ from attention_zoo.selective_decay import SelectiveDecay
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatedDeltaConfig(VariantConfig):
-    """Options of the delta rule.
-
-    Raises:
-        ValueError: A size is out of its range.
-    """
+    """Options of the delta rule."""
 
     gate: bool = option(True, "forget by λ and gate the heads (Gated DeltaNet); without, it is DeltaNet")
-    conv_size: int = option(4, "tokens that the short convolution sees, itself and those before; 0 leaves it out")
-    chunk: int = option(32, "tokens that meet directly, without the state; affects speed but not results")
-
-    def __post_init__(self) -> None:
-        """Check the sizes."""
-        if self.conv_size < 0:
-            raise ValueError(f"conv_size may not be negative, got {self.conv_size}")
-        if self.chunk < 1:
-            raise ValueError(f"chunk must be positive, got {self.chunk}")
+    conv_size: int = option(
+        4, "tokens that the short convolution sees, itself and those before; 0 leaves it out", least=0
+    )
+    chunk: int = option(32, "tokens that meet directly, without the state; affects speed but not results", least=1)
 
 
 @register_variant(

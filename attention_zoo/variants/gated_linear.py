@@ -42,19 +42,10 @@ _TEMPERATURE = 16.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GatedLinearConfig(VariantConfig):
-    """Options of gated linear attention.
+    """Options of gated linear attention."""
 
-    Raises:
-        ValueError: The chunk is empty.
-    """
-
-    chunk: int = option(32, "tokens that meet directly, without the state; affects speed but not results")
+    chunk: int = option(32, "tokens that meet directly, without the state; affects speed but not results", least=1)
     gate_bias: float = option(4.0, "bias of the gates at the start: memories of about 16 exp(gate_bias) tokens")
-
-    def __post_init__(self) -> None:
-        """Check the size of a chunk."""
-        if self.chunk < 1:
-            raise ValueError(f"chunk must be positive, got {self.chunk}")
 
 
 @register_variant(

@@ -48,23 +48,14 @@ _QUERIES = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GauConfig(VariantConfig):
-    """Options of the gated attention unit.
-
-    Raises:
-        ValueError: A size is out of its range.
-    """
+    """Options of the gated attention unit."""
 
     kernel: Literal["relu2", "softmax"] = option("relu2", "weights from scores: squared ReLU, or softmax")
     bias: bool = option(True, "add a learned bias of the distance to the scores (b)")
-    key_dim: int = option(128, "width of queries and keys (s)")
-    width: int = option(0, "width of values and gate (e in the paper); 0 gives as many weights as full attention has")
-
-    def __post_init__(self) -> None:
-        """Check the sizes."""
-        if self.key_dim < 1:
-            raise ValueError(f"key_dim must be positive, got {self.key_dim}")
-        if self.width < 0:
-            raise ValueError(f"width may not be negative, got {self.width}")
+    key_dim: int = option(128, "width of queries and keys (s)", least=1)
+    width: int = option(
+        0, "width of values and gate (e in the paper); 0 gives as many weights as full attention has", least=0
+    )
 
 
 @register_variant(

@@ -31,17 +31,11 @@ from attention_zoo.registry import register_variant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HTransformer1dConfig(QkvConfig):
-    """Options of H-Transformer-1D.
+    """Options of H-Transformer-1D."""
 
-    Raises:
-        ValueError: The block is odd or below 2.
-    """
-
-    block_size: int = option(16, "tokens in a block at every level, even (the paper's numerical rank)")
-
-    def __post_init__(self) -> None:
-        if self.block_size < 2 or self.block_size % 2:
-            raise ValueError(f"block_size must be even and positive, got {self.block_size}")
+    block_size: int = option(
+        16, "tokens in a block at every level, even (the paper's numerical rank)", least=2, parity="even"
+    )
 
 
 @register_variant(

@@ -59,21 +59,12 @@ _LEAST = 2.5e-7
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HGRNConfig(VariantConfig):
-    """Options of gated linear recurrences.
-
-    Raises:
-        ValueError: The size is negative.
-    """
+    """Options of gated linear recurrences."""
 
     kind: Literal["hgrn", "rg_lru"] = option("hgrn", "complex states of HGRN, or the real ones of Griffin's RG-LRU")
     state_size: int = option(
-        0, "states of the layer; 0 gives as many weights as full attention; for rg_lru a multiple of the heads"
+        0, "states of the layer; 0 gives as many weights as full attention; for rg_lru a multiple of the heads", least=0
     )
-
-    def __post_init__(self) -> None:
-        """Check the size."""
-        if self.state_size < 0:
-            raise ValueError(f"state_size may not be negative, got {self.state_size}")
 
 
 @register_variant(

@@ -33,23 +33,14 @@ from attention_zoo.registry import register_variant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinformerConfig(QkvConfig):
-    """Options of the Linformer.
+    """Options of the Linformer."""
 
-    Raises:
-        ValueError: The rank is not positive.
-    """
-
-    rank: int = option(16, "number of mixtures of keys and of values that queries attend to (k in the paper)")
+    rank: int = option(16, "number of mixtures of keys and of values that queries attend to (k in the paper)", least=1)
     share: Literal["none", "heads", "key_value", "key_value_by_head"] = option(
         "heads",
         "none: each head has its own E and F; heads: all heads share them; key_value: F is E as well; "
         "key_value_by_head: each head has its own E, and F is E",
     )
-
-    def __post_init__(self) -> None:
-        """Check the rank."""
-        if self.rank < 1:
-            raise ValueError(f"rank must be positive, got {self.rank}")
 
 
 @register_variant(

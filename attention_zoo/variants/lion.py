@@ -49,22 +49,13 @@ from attention_zoo.selective_decay import SelectiveDecay
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LionConfig(QkvConfig):
-    """Options of LION.
-
-    Raises:
-        ValueError: The chunk is empty.
-    """
+    """Options of LION."""
 
     decay: Literal["none", "fixed", "selective"] = option(
         "selective", "how weights decay with the distance: not, by a factor of the head, or by one of each token"
     )
-    chunk: int = option(64, "tokens that meet directly, without the state; affects speed but not results")
+    chunk: int = option(64, "tokens that meet directly, without the state; affects speed but not results", least=1)
     backend: Literal["chunked", "reference"] = option("chunked", "linear time, or all weights written out")
-
-    def __post_init__(self) -> None:
-        """Check the size of a chunk."""
-        if self.chunk < 1:
-            raise ValueError(f"chunk must be positive, got {self.chunk}")
 
 
 @register_variant(

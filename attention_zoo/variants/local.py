@@ -44,19 +44,15 @@ class LocalConfig(PositionBiasConfig):
         ValueError: A number is out of range, or strided blocks are to look around.
     """
 
-    window: int = option(50, "tokens in a block")
-    look_around: int = option(0, "blocks before and after its own that a block sees, too")
+    window: int = option(50, "tokens in a block", least=1)
+    look_around: int = option(0, "blocks before and after its own that a block sees, too", least=0)
     layout: Literal["blocks", "strided"] = option(
         "blocks", "blocks of neighbours, or interleaved ones as in the benchmark's own code"
     )
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the options together."""
         PositionBiasConfig.__post_init__(self)
-        if self.window < 1:
-            raise ValueError(f"window must be positive, got {self.window}")
-        if self.look_around < 0:
-            raise ValueError(f"look_around must be at least 0, got {self.look_around}")
         if self.look_around and self.layout == "strided":
             raise ValueError("look_around: strided blocks have no neighbours; set layout=blocks")
 

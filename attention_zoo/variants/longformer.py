@@ -34,18 +34,10 @@ _BLOCK = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LongformerConfig(QkvConfig):
-    """Options of Longformer.
+    """Options of Longformer."""
 
-    Raises:
-        ValueError: The window is below 2, or the number of global tokens negative.
-    """
-
-    window: int = option(512, "tokens in the sliding window, half of them on either side")
-    num_global: int = option(0, "number of leading tokens that are global; prefix tokens (CLS) always are")
-
-    def __post_init__(self) -> None:
-        if self.window < 2 or self.num_global < 0:
-            raise ValueError(f"window must be at least 2 and num_global at least 0, got {self}")
+    window: int = option(512, "tokens in the sliding window, half of them on either side", least=2)
+    num_global: int = option(0, "number of leading tokens that are global; prefix tokens (CLS) always are", least=0)
 
 
 @register_variant(

@@ -47,20 +47,22 @@ class LRUConfig(VariantConfig):
     """
 
     state_size: int = option(
-        0, "complex states of the layer (N in the paper); 0 gives as many weights as full attention"
+        0, "complex states of the layer (N in the paper); 0 gives as many weights as full attention", least=0
     )
-    min_radius: float = option(0.0, "least absolute value of λ at the start; nearer to 1 for long sequences")
-    max_radius: float = option(0.99, "largest absolute value of λ at the start; below 1")
-    max_phase: float = option(2 * math.pi, "largest phase of λ at the start; π / 10 for the longest tasks in the paper")
+    min_radius: float = option(0.0, "least absolute value of λ at the start; nearer to 1 for long sequences", least=0.0)
+    max_radius: float = option(0.99, "largest absolute value of λ at the start; below 1", below=1.0)
+    max_phase: float = option(
+        2 * math.pi,
+        "largest phase of λ at the start; π / 10 for the longest tasks in the paper",
+        above=0.0,
+        most=2 * math.pi,
+    )
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.state_size < 0:
-            raise ValueError(f"state_size may not be negative, got {self.state_size}")
-        if not 0.0 <= self.min_radius < self.max_radius < 1.0:
-            raise ValueError(f"0 <= min_radius < max_radius < 1 must hold: {self.min_radius}, {self.max_radius}")
-        if not 0.0 < self.max_phase <= 2 * math.pi:
-            raise ValueError(f"max_phase must be above 0 and at most 2 π, got {self.max_phase}")
+        """Check the options together."""
+        VariantConfig.__post_init__(self)
+        if self.min_radius >= self.max_radius:
+            raise ValueError(f"min_radius must be below max_radius: {self.min_radius}, {self.max_radius}")
 
 
 @register_variant(

@@ -33,18 +33,11 @@ from attention_zoo.registry import register_variant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LunaConfig(QkvConfig):
-    """Options of Luna.
+    """Options of Luna."""
 
-    Raises:
-        ValueError: There are no vectors.
-    """
-
-    num_memory: int = option(256, "vectors that the tokens are packed into; the paper has results for 16, 128 and 256")
-
-    def __post_init__(self) -> None:
-        """Check the number of vectors."""
-        if self.num_memory < 1:
-            raise ValueError(f"num_memory must be positive, got {self.num_memory}")
+    num_memory: int = option(
+        256, "vectors that the tokens are packed into; the paper has results for 16, 128 and 256", least=1
+    )
 
 
 @register_variant(

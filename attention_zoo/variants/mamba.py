@@ -42,20 +42,13 @@ _SHORTEST, _LONGEST = 1e-3, 1e-1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MambaConfig(VariantConfig):
-    """Options of Mamba.
+    """Options of Mamba."""
 
-    Raises:
-        ValueError: A size is out of its range.
-    """
-
-    state_size: int = option(16, "states of a channel (N in the paper); time grows with it")
-    inner_size: int = option(0, "channels; 0 gives as many weights as full attention; twice the width in the paper")
-    kernel_size: int = option(4, "tokens that the convolution reads, the token itself and those before it")
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if min(self.state_size, self.kernel_size) < 1 or self.inner_size < 0:
-            raise ValueError(f"state_size and kernel_size must be positive, inner_size not negative: {self}")
+    state_size: int = option(16, "states of a channel (N in the paper); time grows with it", least=1)
+    inner_size: int = option(
+        0, "channels; 0 gives as many weights as full attention; twice the width in the paper", least=0
+    )
+    kernel_size: int = option(4, "tokens that the convolution reads, the token itself and those before it", least=1)
 
 
 @register_variant(

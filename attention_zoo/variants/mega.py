@@ -55,25 +55,20 @@ _FASTEST = 1.0 - 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MegaConfig(VariantConfig):
-    """Options of Mega.
+    """Options of Mega."""
 
-    Raises:
-        ValueError: A size is out of its range.
-    """
-
-    chunk: int | None = option(None, "tokens that attend to each other; none means all; 128 in the paper's Mega-chunk")
-    num_averages: int = option(16, "number of moving averages of a feature (h in the paper)")
-    key_dim: int = option(0, "width of queries and keys, even (z in the paper); 0 means that of one head")
-    value_dim: int = option(0, "width of values (v in the paper); 0 gives as many weights as full attention has")
+    chunk: int | None = option(
+        None, "tokens that attend to each other; none means all; 128 in the paper's Mega-chunk", least=1
+    )
+    num_averages: int = option(16, "number of moving averages of a feature (h in the paper)", least=1)
+    key_dim: int = option(
+        0, "width of queries and keys, even (z in the paper); 0 means that of one head", least=0, parity="even"
+    )
+    value_dim: int = option(
+        0, "width of values (v in the paper); 0 gives as many weights as full attention has", least=0
+    )
     form: Literal["paper", "code"] = option("paper", "the paper's equations, or what the authors' code computes")
     backend: Backend = option("auto", BACKEND_HELP)
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"chunk must be positive, got {self.chunk}")
-        if self.num_averages < 1 or min(self.key_dim, self.value_dim) < 0 or self.key_dim % 2:
-            raise ValueError(f"widths may not be negative, key_dim is even, num_averages positive: {self}")
 
 
 @register_variant(

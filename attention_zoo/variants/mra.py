@@ -45,20 +45,19 @@ class MraConfig(QkvConfig):
         ValueError: A number is out of range, or more blocks are always exact than may be exact.
     """
 
-    block_size: int = option(32, "tokens in a block")
-    blocks_per_row: int = option(8, "blocks that are exact, on average over the rows of blocks")
+    block_size: int = option(32, "tokens in a block", least=1)
+    blocks_per_row: int = option(8, "blocks that are exact, on average over the rows of blocks", least=1)
     coarse: bool = option(True, "read all other blocks at coarse resolution (MRA-2); without it, not at all (MRA-2-s)")
-    first_blocks: int = option(0, "first rows and columns of blocks, which are always exact (authors: 1 on LRA)")
-    diagonal_blocks: int = option(0, "blocks around the diagonal that are always exact, odd or 0; 1 is the diagonal")
+    first_blocks: int = option(
+        0, "first rows and columns of blocks, which are always exact (authors: 1 on LRA)", least=0
+    )
+    diagonal_blocks: int = option(
+        0, "blocks around the diagonal that are always exact, odd or 0; 1 is the diagonal", least=0, parity="odd"
+    )
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
-        if self.block_size < 1 or self.blocks_per_row < 1:
-            raise ValueError(f"block_size and blocks_per_row must be positive, got {self}")
-        if self.first_blocks < 0 or (self.diagonal_blocks != 0 and self.diagonal_blocks % 2 != 1):
-            raise ValueError(f"first_blocks must be at least 0, and diagonal_blocks odd or 0, got {self}")
-        if self.diagonal_blocks < 0:
-            raise ValueError(f"diagonal_blocks must be at least 0, got {self.diagonal_blocks}")
+        """Check the options together."""
+        QkvConfig.__post_init__(self)
         if 2 * self.first_blocks + self.diagonal_blocks > self.blocks_per_row:
             raise ValueError(
                 f"2 * first_blocks + diagonal_blocks must be at most blocks_per_row ({self.blocks_per_row}), "

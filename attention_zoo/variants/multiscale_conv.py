@@ -56,18 +56,19 @@ class MultiscaleConvConfig(VariantConfig):
 
     kind: Literal["interpolated", "dilated"] = option("interpolated", "stretch the short kernels, or put gaps in them")
     kernel_size: int = option(
-        0, "weights of a channel at each scale (d); 0 gives as many as full attention has, in four scales or more"
+        0,
+        "weights of a channel at each scale (d); 0 gives as many as full attention has, in four scales or more",
+        least=0,
     )
-    decay: float = option(0.5, "factor of the weights from one scale to the next, above 0 and at most 1")
+    decay: float = option(
+        0.5, "factor of the weights from one scale to the next, above 0 and at most 1", above=0.0, most=1.0
+    )
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.kernel_size < 0:
-            raise ValueError(f"kernel_size may not be negative, got {self.kernel_size}")
+        """Check the options together."""
+        VariantConfig.__post_init__(self)
         if self.kernel_size == 1 and self.kind == "dilated":
             raise ValueError("kernel_size 1 sees only the token itself when dilated; give 2 or more")
-        if not 0.0 < self.decay <= 1.0:
-            raise ValueError(f"decay must be above 0 and at most 1, got {self.decay}")
 
 
 @register_variant(

@@ -33,22 +33,13 @@ from attention_zoo.registry import register_variant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NystromConfig(QkvConfig):
-    """Options of Nyström attention.
+    """Options of Nyström attention."""
 
-    Raises:
-        ValueError: A number is out of range.
-    """
-
-    num_landmarks: int = option(64, "number of segment means that stand for the tokens (m in the paper)")
-    pinv_iterations: int = option(6, "iterations of the pseudo-inverse")
-    conv_kernel: int = option(35, "taps of the depth-wise convolution of the values, odd; 0 for none")
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if min(self.num_landmarks, self.pinv_iterations) < 1:
-            raise ValueError(f"num_landmarks and pinv_iterations must be positive: {self}")
-        if self.conv_kernel < 0 or (self.conv_kernel and self.conv_kernel % 2 == 0):
-            raise ValueError(f"conv_kernel must be odd, or 0 for none, got {self.conv_kernel}")
+    num_landmarks: int = option(64, "number of segment means that stand for the tokens (m in the paper)", least=1)
+    pinv_iterations: int = option(6, "iterations of the pseudo-inverse", least=1)
+    conv_kernel: int = option(
+        35, "taps of the depth-wise convolution of the values, odd; 0 for none", least=0, parity="odd"
+    )
 
 
 @register_variant(

@@ -64,17 +64,16 @@ class PerformerConfig(QkvConfig):
     """
 
     kernel: Literal["relu", "softmax"] = option("relu", "relu(x) + 0.001, or positive features that estimate softmax")
-    num_features: int = option(0, "number of random features; 0 means none for relu and 256 for softmax")
-    stabiliser: float = option(0.0, "added to each feature of the softmax kernel, whose largest value is 1")
-    temperature: float = option(1.0, "divisor of the scores of the softmax kernel, beside sqrt(head_dim)")
-    redraw_interval: int = option(0, "training steps after which new features are drawn; 0 keeps the first ones")
+    num_features: int = option(0, "number of random features; 0 means none for relu and 256 for softmax", least=0)
+    stabiliser: float = option(0.0, "added to each feature of the softmax kernel, whose largest value is 1", least=0.0)
+    temperature: float = option(1.0, "divisor of the scores of the softmax kernel, beside sqrt(head_dim)", above=0.0)
+    redraw_interval: int = option(
+        0, "training steps after which new features are drawn; 0 keeps the first ones", least=0
+    )
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.num_features < 0 or self.redraw_interval < 0:
-            raise ValueError(f"num_features and redraw_interval may not be negative: {self}")
-        if self.stabiliser < 0.0 or self.temperature <= 0.0:
-            raise ValueError(f"stabiliser may not be negative, and temperature is positive: {self}")
+        """Check the options together."""
+        QkvConfig.__post_init__(self)
         if self.kernel == "relu" and (self.stabiliser, self.temperature) != (0.0, 1.0):
             raise ValueError("stabiliser and temperature belong to the softmax kernel; add kernel=softmax")
         if self.redraw_interval and self.kernel == "relu" and self.num_features == 0:

@@ -48,23 +48,15 @@ from attention_zoo.registry import register_variant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReformerConfig(QkvConfig):
-    """Options of the Reformer.
+    """Options of the Reformer."""
 
-    Raises:
-        ValueError: A number is not positive, or that of the buckets is odd.
-    """
-
-    chunk_size: int = option(10, "tokens in a chunk of the sorted sequence")
-    num_buckets: int = option(10, "number of buckets of a hash, even")
-    num_hashes: int = option(1, "rounds of hashing")
+    chunk_size: int = option(10, "tokens in a chunk of the sorted sequence", least=1)
+    num_buckets: int = option(10, "number of buckets of a hash, even", least=2, parity="even")
+    num_hashes: int = option(1, "rounds of hashing", least=1)
     scores: Literal["scaled", "unit", "lra"] = option(
         "scaled",
         "q·k / (|k| sqrt(d)); unit: without sqrt(d), as in trax and transformers; lra: q·k sqrt(d), and itself",
     )
-
-    def __post_init__(self) -> None:
-        if min(self.chunk_size, self.num_buckets, self.num_hashes) < 1 or self.num_buckets % 2:
-            raise ValueError(f"sizes must be positive, and num_buckets even, got {self}")
 
 
 @register_variant(

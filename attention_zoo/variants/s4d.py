@@ -48,19 +48,20 @@ class S4DConfig(VariantConfig):
         ValueError: A value is out of its range.
     """
 
-    state_size: int = option(64, "states of a channel (N), conjugates included; even; 4 on text in the authors' runs")
-    min_step: float = option(1e-3, "shortest step at the start of training; 1e-4 for 16,384 tokens")
+    state_size: int = option(
+        64, "states of a channel (N), conjugates included; even; 4 on text in the authors' runs", least=2, parity="even"
+    )
+    min_step: float = option(1e-3, "shortest step at the start of training; 1e-4 for 16,384 tokens", above=0.0)
     max_step: float = option(1e-1, "longest step at the start of training")
     initialisation: Literal["lin", "legs"] = option(
         "lin", "frequencies of A at the start: evenly spaced (S4D-Lin), or the eigenvalues of HiPPO-N (S4D-LegS)"
     )
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.state_size < 2 or self.state_size % 2:
-            raise ValueError(f"state_size must be even and positive, got {self.state_size}")
-        if not 0.0 < self.min_step <= self.max_step:
-            raise ValueError(f"min_step must be positive and at most max_step: {self.min_step}, {self.max_step}")
+        """Check the options together."""
+        VariantConfig.__post_init__(self)
+        if self.min_step > self.max_step:
+            raise ValueError(f"min_step must be at most max_step: {self.min_step}, {self.max_step}")
 
 
 @register_variant(

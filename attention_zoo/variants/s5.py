@@ -53,18 +53,21 @@ class S5Config(VariantConfig):
     """
 
     state_size: int = option(
-        0, "states of the layer, conjugates included, a multiple of 2 blocks; 0 gives as many weights as full attention"
+        0,
+        "states of the layer, conjugates included, a multiple of 2 blocks; 0 gives as many weights as full attention",
+        least=0,
     )
-    blocks: int = option(8, "HiPPO matrices that the states start from (J in the paper)")
-    min_step: float = option(1e-3, "shortest step at the start of training; 1e-4 for 16,384 tokens")
+    blocks: int = option(8, "HiPPO matrices that the states start from (J in the paper)", least=1)
+    min_step: float = option(1e-3, "shortest step at the start of training; 1e-4 for 16,384 tokens", above=0.0)
     max_step: float = option(1e-1, "longest step at the start of training")
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.blocks < 1 or self.state_size < 0 or self.state_size % (2 * self.blocks):
+        """Check the options together."""
+        VariantConfig.__post_init__(self)
+        if self.state_size % (2 * self.blocks):
             raise ValueError(f"state_size must be a multiple of 2 blocks: {self.state_size}, {self.blocks}")
-        if not 0.0 < self.min_step <= self.max_step:
-            raise ValueError(f"min_step must be positive and at most max_step: {self.min_step}, {self.max_step}")
+        if self.min_step > self.max_step:
+            raise ValueError(f"min_step must be at most max_step: {self.min_step}, {self.max_step}")
 
 
 @register_variant(

@@ -38,21 +38,15 @@ from attention_zoo.registry import register_variant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SinkhornConfig(QkvConfig):
-    """Options of Sinkhorn attention.
+    """Options of Sinkhorn attention."""
 
-    Raises:
-        ValueError: A size or the temperature is not positive.
-    """
-
-    block_size: int = option(50, "tokens in a block")
-    temperature: float = option(0.75, "divisor of the sorting scores; lower values are closer to a hard permutation")
-    num_iterations: int = option(8, "Sinkhorn normalisations of rows and columns")
+    block_size: int = option(50, "tokens in a block", least=1)
+    temperature: float = option(
+        0.75, "divisor of the sorting scores; lower values are closer to a hard permutation", above=0.0
+    )
+    num_iterations: int = option(8, "Sinkhorn normalisations of rows and columns", least=1)
     first: Literal["columns", "rows"] = option("columns", "what is normalised first in each round; rows in the paper")
     backend: Backend = option("auto", BACKEND_HELP)
-
-    def __post_init__(self) -> None:
-        if min(self.block_size, self.num_iterations) < 1 or self.temperature <= 0:
-            raise ValueError(f"sizes and temperature must be positive, got {self}")
 
 
 @register_variant(

@@ -36,22 +36,15 @@ from attention_zoo.registry import register_variant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SkyformerConfig(QkvConfig):
-    """Options of Skyformer.
+    """Options of Skyformer."""
 
-    Raises:
-        ValueError: A number is out of range.
-    """
-
-    num_landmarks: int = option(128, "number of rows of W, half of them queries and half keys; even (d in the paper)")
-    inverse_iterations: int = option(6, "iterations of the inverse")
-    ridge: float = option(1e-3, "number added to the diagonal of the matrix that is inverted (gamma in the paper)")
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.num_landmarks < 2 or self.num_landmarks % 2:
-            raise ValueError(f"num_landmarks must be even and positive, got {self.num_landmarks}")
-        if self.inverse_iterations < 1 or self.ridge <= 0.0:
-            raise ValueError(f"inverse_iterations and ridge must be positive: {self}")
+    num_landmarks: int = option(
+        128, "number of rows of W, half of them queries and half keys; even (d in the paper)", least=2, parity="even"
+    )
+    inverse_iterations: int = option(6, "iterations of the inverse", least=1)
+    ridge: float = option(
+        1e-3, "number added to the diagonal of the matrix that is inverted (gamma in the paper)", above=0.0
+    )
 
 
 @register_variant(

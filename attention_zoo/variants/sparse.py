@@ -54,11 +54,15 @@ class SparseConfig(QkvConfig):
         "fixed", "which pair of patterns; lra: fixed to the left only, with a CLS token that sees all"
     )
     stride: int = option(50, "tokens in a block (fixed), or distance between the tokens seen (strided); l in the paper")
-    num_summary: int = option(10, "tokens at the end of each block that all tokens see (not strided); c in the paper")
+    num_summary: int = option(
+        10, "tokens at the end of each block that all tokens see (not strided); c in the paper", least=1
+    )
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_summary <= self.stride:
-            raise ValueError(f"num_summary must be from 1 to stride, got {self}")
+        """Check the options together."""
+        QkvConfig.__post_init__(self)
+        if self.num_summary > self.stride:
+            raise ValueError(f"num_summary must be at most stride, got {self}")
 
 
 @register_variant(

@@ -45,22 +45,13 @@ from attention_zoo.registry import register_variant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SynthesizerConfig(VariantConfig):
-    """Options of the Synthesizer.
-
-    Raises:
-        ValueError: The rank is not positive.
-    """
+    """Options of the Synthesizer."""
 
     kind: Literal["factorised", "random", "dense"] = option(
         "factorised", "weights from two learned tables, from one learned matrix, or from the token of the query"
     )
-    rank: int = option(32, "number of columns of the tables of the factorised kind (k in the paper)")
+    rank: int = option(32, "number of columns of the tables of the factorised kind (k in the paper)", least=1)
     dot_product: bool = option(False, "add q·k / sqrt(head_dim) to the scores, as the code of Long Range Arena does")
-
-    def __post_init__(self) -> None:
-        """Check the rank."""
-        if self.rank < 1:
-            raise ValueError(f"rank must be positive, got {self.rank}")
 
 
 @register_variant(

@@ -37,27 +37,18 @@ from attention_zoo.registry import register_variant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TnnConfig(VariantConfig):
-    """Options of the Toeplitz neural network.
+    """Options of the Toeplitz neural network."""
 
-    Raises:
-        ValueError: A value is out of its range.
-    """
-
-    decay: float = option(0.99, "factor of the weights from one distance to the next (λ), above 0 and at most 1")
-    position_dim: int = option(32, "width of the network that computes the weights; 16 or 32 in the authors' runs")
-    position_layers: int = option(3, "hidden layers of that network; 0 on images in the authors' runs")
-    width: int = option(0, "channels that the Toeplitz matrices mix; 0 gives as many weights as full attention has")
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if not 0.0 < self.decay <= 1.0:
-            raise ValueError(f"decay must be above 0 and at most 1, got {self.decay}")
-        if self.position_dim < 1:
-            raise ValueError(f"position_dim must be positive, got {self.position_dim}")
-        if self.position_layers < 0:
-            raise ValueError(f"position_layers may not be negative, got {self.position_layers}")
-        if self.width < 0:
-            raise ValueError(f"width may not be negative, got {self.width}")
+    decay: float = option(
+        0.99, "factor of the weights from one distance to the next (λ), above 0 and at most 1", above=0.0, most=1.0
+    )
+    position_dim: int = option(
+        32, "width of the network that computes the weights; 16 or 32 in the authors' runs", least=1
+    )
+    position_layers: int = option(3, "hidden layers of that network; 0 on images in the authors' runs", least=0)
+    width: int = option(
+        0, "channels that the Toeplitz matrices mix; 0 gives as many weights as full attention has", least=0
+    )
 
 
 @register_variant(

@@ -39,21 +39,15 @@ _QUERIES = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransformerLsConfig(QkvConfig):
-    """Options of the Long-short Transformer.
+    """Options of the Long-short Transformer."""
 
-    Raises:
-        ValueError: The window is odd or below 2, or the rank not positive.
-    """
-
-    window: int = option(8, "tokens in a segment, even; half a segment on either side is seen too")
-    rank: int = option(32, "number of summaries of the sequence in each head (r in the paper)")
+    window: int = option(
+        8, "tokens in a segment, even; half a segment on either side is seen too", least=2, parity="even"
+    )
+    rank: int = option(32, "number of summaries of the sequence in each head (r in the paper)", least=1)
     summaries: Literal["keys", "input"] = option(
         "keys", "keys: weights from the keys, as in the paper; input: from the layer's input, as in the authors' code"
     )
-
-    def __post_init__(self) -> None:
-        if self.window < 2 or self.window % 2 or self.rank < 1:
-            raise ValueError(f"window must be even and positive, and rank positive, got {self}")
 
 
 @register_variant(

@@ -1,5 +1,6 @@
 """Options of a variant and dimensions of a layer: what is accepted, refused and reported."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,21 +13,17 @@ from attention_zoo import LayerDims, OptionError, VariantConfig, get_variant, op
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config(VariantConfig):
-    window: int = option(64, "tokens on each side")
-    ramp: float = option(0.5, "width of the ramp")
+    window: int = option(64, "tokens on each side", least=1)
+    ramp: float = option(0.5, "width of the ramp", above=0.0, most=9.0)
     shared: bool = option(False, "one span for all heads")
     kind: Literal["static", "dynamic"] = option("static", "how spans are found")
-    rank: int | None = option(None, "None takes the window")
-
-    def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"window must be positive, got {self.window}")
+    rank: int | None = option(None, "None takes the window", least=2, below=8, parity="even")
 
 
 def test_plain_values_become_options():
-    options = {"window": 8, "ramp": 1, "shared": True, "kind": "dynamic", "rank": 3}
+    options = {"window": 8, "ramp": 1, "shared": True, "kind": "dynamic", "rank": 4}
     config = Config.from_dict(options)
-    assert config == Config(window=8, ramp=1.0, shared=True, kind="dynamic", rank=3)
+    assert config == Config(window=8, ramp=1.0, shared=True, kind="dynamic", rank=4)
     assert isinstance(config.ramp, float)
     assert Config.from_dict(config.to_dict()) == config
     assert Config.from_dict({}) == Config()
@@ -69,8 +66,31 @@ def test_all_mistakes_are_reported_at_once():
 
 
 def test_a_refusal_of_the_configuration_itself_is_an_option_error():
-    with pytest.raises(OptionError, match="window must be positive, got 0"):
+    with pytest.raises(OptionError, match="window must be at least 1, got 0"):
         Config.from_dict({"window": 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limit"),
+    [
+        ("window", 0, "at least 1"),
+        ("ramp", 0.0, "above 0.0"),
+        ("ramp", 9.1, "at most 9.0"),
+        ("ramp", math.nan, "above 0.0"),
+        ("rank", 0, "at least 2"),
+        ("rank", 8, "below 8"),
+        ("rank", 3, "even"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(name, value, limit):
+    with pytest.raises(ValueError, match=f"^{name} must be {limit}, got {value!r}$"):
+        Config(**{name: value})
+
+
+def test_the_ends_of_a_range_and_none_are_accepted():
+    for options in ({"window": 1}, {"ramp": 9.0}, {"rank": 2}, {"rank": 6}, {"rank": None}):
+        assert Config(**options).to_dict().items() >= options.items()
+    assert get_variant("nystrom").config.from_dict({"conv_kernel": 0}).conv_kernel == 0  # odd, or 0 for none
 
 
 def test_options_describe_themselves():

@@ -187,8 +187,8 @@ def test_without_an_interval_the_features_stay():
     ("options", "message"),
     [
         ({"stabiliser": 1e-4}, "belong to the softmax kernel"),
-        ({"kernel": "softmax", "temperature": 0.0}, "temperature is positive"),
-        ({"kernel": "softmax", "stabiliser": -1.0}, "stabiliser may not be negative"),
+        ({"kernel": "softmax", "temperature": 0.0}, "temperature must be above 0.0"),
+        ({"kernel": "softmax", "stabiliser": -1.0}, "stabiliser must be at least 0.0"),
     ],
 )
 def test_options_without_a_meaning_are_refused(options, message):
