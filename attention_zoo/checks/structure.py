@@ -76,8 +76,9 @@ def check_causal(spec: VariantSpec) -> None:
     mixer = build(spec, make_dims(causal=True))
     for length in (SHORT, LONG):
         for mask in (None, scattered_mask(length)):
-            for cut in (1, length // 2, length - 1):
-                leak = _dependence(mixer, length, mask, outputs=slice(0, cut), inputs=slice(cut, None))
+            cuts = (1, length // 2, length - 1)
+            leaks = _dependences(mixer, length, mask, *((slice(0, cut), slice(cut, None)) for cut in cuts))
+            for cut, leak in zip(cuts, leaks, strict=True):
                 assert leak <= EXACT, f"length {length}: outputs before {cut} depend on later inputs, by {leak:.1e}"
 
 
@@ -90,9 +91,8 @@ def check_reach(spec: VariantSpec) -> None:
         mixer = build(spec, make_dims(causal=causal))
         form = "causal form" if causal else "plain form"
         for length in (SHORT, LONG):
-            middle = length // 2
-            past = _dependence(mixer, length, None, outputs=slice(middle, None), inputs=slice(0, middle))
-            future = _dependence(mixer, length, None, outputs=slice(0, middle), inputs=slice(middle, None))
+            before, after = slice(0, length // 2), slice(length // 2, None)
+            past, future = _dependences(mixer, length, None, (after, before), (before, after))
             if spec.traits.mixes_tokens:
                 assert past > EXACT, f"{form}, length {length}: no output depends on an earlier position"
                 assert causal or future > EXACT, f"{form}, length {length}: no output depends on a later position"
@@ -100,13 +100,23 @@ def check_reach(spec: VariantSpec) -> None:
                 assert max(past, future) <= EXACT, "set mixes_tokens=True: outputs depend on other tokens"
 
 
-def _dependence(mixer: SequenceMixer, length: int, mask: Tensor | None, *, outputs: slice, inputs: slice) -> float:
-    """Return the largest derivative of some outputs by some inputs, relative to that of all outputs by all inputs."""
+def _dependences(mixer: SequenceMixer, length: int, mask: Tensor | None, *places: tuple[slice, slice]) -> list[float]:
+    """Return the largest derivative of some outputs by some inputs, relative to that of all outputs by all inputs.
+
+    Args:
+        mixer: The mixer.
+        length: Tokens.
+        mask: (3, length), or None.
+        places: Positions of the outputs and of the inputs, for each number that is asked for.
+    """
     x = tokens(length)
     real = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
-    chosen = torch.zeros_like(real)
-    chosen[:, outputs] = True
-    some = input_gradient(mixer, x, mask, where=real & chosen)[:, inputs]
-    every = input_gradient(mixer, x, mask, where=real)
-    assert some.isfinite().all(), f"length {length}: the gradient of the input is not finite"
-    return float(some.abs().max() / every.abs().max().clamp_min(1e-12))
+    every = input_gradient(mixer, x, mask, where=real).abs().max().clamp_min(1e-12)
+    found = []
+    for outputs, inputs in places:
+        chosen = torch.zeros_like(real)
+        chosen[:, outputs] = True
+        some = input_gradient(mixer, x, mask, where=real & chosen)[:, inputs]
+        assert some.isfinite().all(), f"length {length}: the gradient of the input is not finite"
+        found.append(float(some.abs().max() / every))
+    return found
