@@ -8,6 +8,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; two workers sha
 import pytest
 import torch
 
+from runners.train import cost
+
 gc.disable()  # until all is imported and collected
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -20,6 +22,30 @@ def seeded():
     torch.default_generator.manual_seed(0)  # `torch.manual_seed` takes 4 ms under pytest
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def counted_once():
+    """Count the cost of a configuration once in a process: its seeds share it, and it is a third of a tiny run.
+
+    A test of the counting itself imports the functions by name, and so has them as they are.
+    """
+
+    def remembering(count):
+        known = {}
+
+        def counted(config, *rest):
+            key = (config.model_copy(update={"seed": 0}).model_dump_json(), repr(rest))
+            if key not in known:
+                known[key] = count(config, *rest)
+            return known[key]
+
+        return counted
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("flops_of_example", "parameters_with_full"):
+            patch.setattr(cost, name, remembering(getattr(cost, name)))
+        yield
 
 
 def pytest_collection_finish():
