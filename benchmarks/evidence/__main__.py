@@ -10,6 +10,7 @@ A section is a suite: one of benchmarks/evidence/suites, or a built-in one. Work
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -203,11 +204,17 @@ def status_table() -> str:
 def count_runs(suite: str) -> tuple[int, int]:
     """Count the runs of a suite that have a record, whatever dataset variant they used, and all its runs."""
     from lra.config.suites import expand, load_suite
-    from lra.results.records import RunRecord, Store
 
     runs = {config.key() for config in expand(load_suite(suite))}
-    records = [entry for entry in Store(STORE).records() if isinstance(entry, RunRecord)]
-    return len(runs & {record.config.key() for record in records}), len(runs)
+    return len(runs & recorded_keys(STORE)), len(runs)
+
+
+@functools.cache
+def recorded_keys(store: Path) -> frozenset[bytes]:
+    """Read the keys of all records, once for all sections: this takes seconds."""
+    from lra.results.records import RunRecord, Store
+
+    return frozenset(entry.config.key() for entry in Store(store).records() if isinstance(entry, RunRecord))
 
 
 def render_page() -> str:

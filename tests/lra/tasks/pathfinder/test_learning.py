@@ -1,6 +1,7 @@
 """The task can be learnt from the images, and not from anything else."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ class Network(nn.Module):
         return self.head(torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1))
 
 
+@functools.cache
 def easy_images(length, count, purpose):
     recipe = dataclasses.replace(make_recipe(32, "easy"), contour_length=length)
     images, scenes = generate_scenes(recipe, count, numpy_generator(0, purpose, length))
