@@ -25,7 +25,7 @@ from runners.train.run import PreemptedRunError
 from tests.reports.synthetic import add_measurement
 from tests.runners.tiny_runs import execute, sweep_run, tiny, tiny_data
 
-ATTACKS, NIGHTLY = 40, 700
+ATTACKS, NIGHTLY = 40, 250
 COUNTS = [10, pytest.param(NIGHTLY, marks=pytest.mark.nightly)]
 ODD = [None, True, 0, 1, -1, 3, 2**70, 0.5, -0.0, 1e308, "", "x", "0" * 64, "\ud800", [], {}, [[[]]], {"a": {"b": [1]}}]
 PRESETS = ("accuracy", "seeds", "cost", "efficiency", "ranks", "depth")

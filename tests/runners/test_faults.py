@@ -68,7 +68,7 @@ def publish_for_ever(root, record, arrays, acknowledge):
         os.write(acknowledge, run_id.encode())
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.nightly)])
 def test_kills_while_publishing_lose_nothing(example, tmp_path, kills):
     record, arrays = example
     rng, store, acknowledged = random.Random(3), Store(tmp_path), []
@@ -241,7 +241,7 @@ def sabotage(config):
     FullAttention.forward = broken
 
 
-@pytest.mark.parametrize("faults", [4, pytest.param(100, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("faults", [4, pytest.param(30, marks=pytest.mark.nightly)])
 @pytest.mark.usefixtures("example")  # a run before the forks, so that no child pays for torch's late imports
 def test_broken_runs_of_a_sweep_leave_the_others_alone(data, tmp_path, monkeypatch, faults):
     monkeypatch.setattr(driver_module, "POLL_SECONDS", 0.01)
