@@ -70,7 +70,11 @@ class ResultSet:
         found: dict[tuple[str, str], dict[bytes, dict[str, Any]]] = {}
         for config in self._run_configs():
             if config.track == "matched":
-                recipe = {name: value for name, value in settings_of(config).items() if not name.startswith("variant.")}
+                recipe = {
+                    name: value
+                    for name, value in settings_of(config).items()
+                    if not name.startswith(("variant.", "pretrain."))
+                }
                 found.setdefault((config.profile, config.task), {})[canonical_json(recipe)] = recipe
         return {key: varying(recipes.values()) for key, recipes in found.items() if len(recipes) > 1}
 

@@ -79,12 +79,12 @@ class ProgressLine:
         if self.bar is not None:
             self.bar.close()
 
-    def report(self, state: TrainState, loss: float, accuracy: float) -> None:
-        """Show how far the run is."""
+    def report(self, state: TrainState, loss: float, accuracy: float, phase: str = "train") -> None:
+        """Show how far the run is; the phase is `train` or `pretrain`."""
         left = self._left(state)
         if self.bar is not None:
             speed = state.timed_examples / state.timed_seconds if state.timed_seconds > 0 else 0.0
-            numbers = [f"loss {loss:.3f}", f"train {100 * accuracy:.1f} %"]
+            numbers = [f"loss {loss:.3f}", f"{phase} {100 * accuracy:.1f} %"]
             if state.best_score is not None:
                 numbers.append(f"best val {100 * state.best_score.accuracy:.1f} %")
             rest = [left, f"step {state.step}/{self.steps}", f"{speed:.0f} examples/s" if speed else ""]
@@ -94,7 +94,9 @@ class ProgressLine:
             self.bar.bar_format = TEXT_AND_BAR if columns - len(text) >= LEAST_BAR else "{desc}"
             self.bar.set_description_str(text)
         elif self._line_due() or state.step == self.steps:
-            self.say(f"step {state.step}/{self.steps}  loss {loss:.3f}  train accuracy {100 * accuracy:.1f} %  {left}")
+            self.say(
+                f"step {state.step}/{self.steps}  loss {loss:.3f}  {phase} accuracy {100 * accuracy:.1f} %  {left}"
+            )
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

@@ -2,8 +2,8 @@
 """The names of rows: a variant, followed in brackets by what tells its runs from others in the same place.
 
 The default of a variant is its bare name, everywhere. An option is named if it differs from the default. A setting that
-is not the variant's, such as a learning rate, is named where runs under one heading differ in it. Compiled code and
-mixed precision are named always.
+is not the variant's, such as a learning rate, is named where runs under one heading differ in it. Compiled code, mixed
+precision and pretraining are named always.
 """
 
 from __future__ import annotations
@@ -55,7 +55,20 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     settings["variant.origin"] = config.variant.origin
     for section in ("data", "model", "train"):
         settings |= {f"{section}.{name}": value for name, value in hashed[section].items()}
-    return settings
+    return settings | _pretraining(config)
+
+
+def _pretraining(config: RunConfig) -> dict[str, Any]:
+    """Return the share of pretraining, and what else of it is not what the task has by default; empty without it."""
+    from lra.config.resolve import pretraining  # here, since it imports torch
+    from lra.tasks import get_task
+
+    if config.pretrain is None:
+        return {}
+    default, _ = pretraining(get_task(config.task).info, {"share": config.pretrain.share})
+    assert default is not None
+    values, defaults = config.pretrain.model_dump(), default.model_dump()
+    return {f"pretrain.{name}": value for name, value in values.items() if name == "share" or value != defaults[name]}
 
 
 def row_name(config: RunConfig, shown: str = "") -> str:
@@ -98,8 +111,11 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
         named = shared[row.variant] | {
             name
             for name in row.settings
-            if _of_variant(name)
-            and (name in own[row.variant] if name not in defaults else _text(row.settings[name]) != defaults[name])
+            if name.startswith("pretrain.")
+            or (
+                _of_variant(name)
+                and (name in own[row.variant] if name not in defaults else _text(row.settings[name]) != defaults[name])
+            )
         }
         named |= {name for name, usual in _EXECUTION.items() if row.settings.get(name, usual) != usual}
         shown = [name for name in sorted(named) if name in row.settings and name not in leave_out]

@@ -30,6 +30,7 @@ class TaskRecipe(Section):
     data: dict[str, Any] = Field(default_factory=dict)
     model: dict[str, Any]
     train: dict[str, Any]
+    pretrain: dict[str, Any] = Field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Options of variants that the source sets on this task alone, by variant; they go before those of the profile."""
 
@@ -73,6 +74,8 @@ class Profile(Section):
 
     def admits(self, path: str, value: Any) -> bool:
         """Say whether the matched track admits a value of a setting that is not the variant's."""
+        if path == "pretrain.share":  # with it, a run has the same steps
+            return True
         return path == "train.precision" and value in self.precisions
 
     def options(self, variant: str, task: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from lra.config.profiles import Profile
 from lra.config.schema import (
     VARIANT_POSITIONS,
     ModelConfig,
+    PretrainConfig,
     RunConfig,
     Track,
     TrainConfig,
@@ -29,6 +30,7 @@ from lra.models.convnet import family_problems
 from lra.models.downsamplers import UnknownDownsamplerError, downsampler_origin
 from lra.names import suggest
 from lra.tasks import get_task
+from lra.tasks.base import TaskInfo
 
 OPEN_TRACK = "--track open admits it (in a suite: `track: open`)"
 
@@ -110,6 +112,7 @@ def resolve(
     problems: list[str] = []
     the_task, recipe = get_task(task), profile.recipe(task, str(overrides.get("model.family", "")))
     sections = {"data": dict(recipe.data), "model": dict(recipe.model), "train": dict(recipe.train)}
+    sections["pretrain"] = dict(recipe.pretrain)
     whole_model = is_whole_model(variant)
     if whole_model:
         sections["model"]["family"] = "foreign"
@@ -128,16 +131,26 @@ def resolve(
         elif head == "variants" and "." in rest and not rest.startswith(f"{variant}."):
             pass  # of another variant
         else:
-            problems.append(f"{path}: unknown key; paths begin with data., model., train., variant. or variants.NAME.")
+            problems.append(
+                f"{path}: unknown key; paths begin with data., model., train., pretrain., variant. or variants.NAME."
+            )
     data, data_problems = validate_section(the_task.options, sections["data"], "data")
     model, model_problems = validate_section(ModelConfig, sections["model"], "model")
     train, train_problems = validate_section(TrainConfig, sections["train"], "train")
-    problems += data_problems + model_problems + train_problems
+    pretrain, pretrain_problems = pretraining(the_task.info, sections["pretrain"])
+    if pretrain is None and not pretrain_problems:
+        ours = [path for path in overrides if path.startswith("pretrain.") and path != "pretrain.share"]
+        problems += [f"{path}: without effect, since pretrain.share is 0" for path in ours]
+    problems += data_problems + model_problems + train_problems + pretrain_problems
     if model is not None and not model.head_dim and model.dim % model.num_heads:
         problems.append(f"model.num_heads: dim {model.dim} is not a multiple of {model.num_heads}; give head_dim")
     if model is not None:
         model = _in_one_form(model, the_task.info.vocab_size)
         problems += family_problems(model, the_task.info, variant, has_options=bool(options), whole_model=whole_model)
+    if pretrain is not None and model is not None:
+        problems += _pretraining_problems(model, sections["data"])
+    if model is not None and model.causal:
+        problems += _causal_problems(model, variant)
     if whole_model and track == "matched":
         problems.append(f"{variant} builds a whole model, which no profile has; {OPEN_TRACK}")
     if model is not None and model.positions in VARIANT_POSITIONS and not whole_model:
@@ -160,10 +173,59 @@ def resolve(
             variant=VariantChoice(name=variant, options=config.to_dict()),
             model=model,
             train=train,
+            pretrain=pretrain,
             seed=seed,
         ),
         config,
     )
+
+
+def pretraining(info: TaskInfo, values: Mapping[str, Any]) -> tuple[PretrainConfig | None, list[str]]:
+    """Complete the section `pretrain` for a task.
+
+    Returns:
+        The section, None if nothing is denoised; and one line per mistake.
+    """
+    given = {"mask_rate": info.mask_rate, "loss": info.denoising_loss} | dict(values)
+    section, problems = validate_section(PretrainConfig, given, "pretrain")
+    if section is None:
+        return None, problems
+    if not section.share:
+        return None, []
+    if section.loss == "l1" and info.normalisation is None:
+        return None, [
+            f"pretrain.loss: l1 is a distance of values, and task {info.name!r} has ids; cross_entropy is for it"
+        ]
+    return section, []
+
+
+def _pretraining_problems(model: ModelConfig, data: Mapping[str, Any]) -> list[str]:
+    """List why a run cannot pretrain, one line each."""
+    problems = []
+    if model.family != "transformer":
+        problems.append(
+            f"pretrain.share: a model of family {model.family!r} gives nothing for single places to denoise"
+        )
+    if data.get("validation") == "test":
+        problems.append(
+            "pretrain.share: the validation split of this dataset is its test split, whose inputs pretraining may not "
+            "see; --track open --set data.validation=held_out holds out a part of the training split"
+        )
+    return problems
+
+
+def _causal_problems(model: ModelConfig, variant: str) -> list[str]:
+    """List why a model cannot be causal, one line each."""
+    try:
+        has_form = get_variant(variant).traits.causal
+    except (UnknownVariantError, RegistrationError):
+        return []  # told elsewhere
+    problems = [] if has_form else [f"model.causal: {variant} has no causal form"]
+    if model.pooling in ("cls", "first"):
+        problems.append(
+            f"model.causal: with model.pooling={model.pooling}, the first place is read, which sees no other"
+        )
+    return problems
 
 
 def _in_one_form(model: ModelConfig, vocab_size: int) -> ModelConfig:

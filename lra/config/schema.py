@@ -36,6 +36,8 @@ NUMERICS_VERSION = 2
 """Raised with every change of the code that changes numbers; part of each run id."""
 
 ADDED_LATER: dict[str, Any] = {
+    "pretrain": None,
+    "model.causal": False,
     "model.pool_origin": "",
     "data.image.gray_levels": "nearest",
     "data.image.source": "archive",
@@ -105,6 +107,8 @@ class ModelConfig(Section):
     pooling: Literal["cls", "first", "masked_mean", "padded_mean"] = "masked_mean"
     """`cls` reads a learnt token put in front, `first` the first token of the text; `padded_mean` divides the sum over
     real tokens by `max_length`."""
+    causal: bool = False
+    """Whether no token sees a later one; a variant without a causal form is refused."""
     pair_head: Literal["paper", "code"] = "paper"
     """For tasks on pairs: `paper` classifies [x1, x2, x1 * x2, x1 - x2] with one hidden layer, `code` classifies
     [x1, x2] with two, the second half as wide."""
@@ -141,6 +145,28 @@ class TrainConfig(Section):
     """`bfloat16` runs the forward pass under autocast; weights and optimiser stay float32."""
     compile: bool = False
     """Whether the model goes through torch.compile."""
+
+
+class PretrainConfig(Section):
+    """Denoising of the training inputs, in a phase before the task: see `lra.models.denoiser`.
+
+    The phase has its own optimiser, and the schedule of `train` over its own steps. The task then begins with the
+    weights that have the least loss on held-out inputs.
+    """
+
+    share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.0
+    """Share of `train.steps` that the phase takes from the task."""
+    mask_rate: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Probability that a place is hidden; from the task, if it is not set. A causal model hides none."""
+    mask_span: Count = 1
+    """Length of the spans that are hidden; 1 hides each place on its own."""
+    loss: Literal["cross_entropy", "l1"]
+    """Of ids, `cross_entropy`. Of values, `cross_entropy` over 256 levels, or `l1`, the distance of the normalised
+    values; from the task, if it is not set."""
+    lr_scale: Annotated[float, Field(gt=0.0)] = 1.0
+    """Factor of `train.lr` in this phase."""
+    warmup: Annotated[int, Field(ge=0)] | None = None
+    """Steps of warm-up of this phase; None: `train.warmup_steps`."""
 
 
 class VariantChoice(Section):
@@ -186,7 +212,16 @@ class RunConfig(Section):
     variant: VariantChoice
     model: ModelConfig
     train: TrainConfig
+    pretrain: PretrainConfig | None = None
+    """None if nothing is denoised."""
     seed: Annotated[int, Field(ge=0)]
+
+    @property
+    def pretrain_steps(self) -> int:
+        """Steps of pretraining: a share of all, at least one, and at most all but one; 0 without."""
+        if self.pretrain is None or not self.pretrain.share:
+            return 0
+        return min(max(1, round(self.pretrain.share * self.train.steps)), self.train.steps - 1)
 
     def hashed(self) -> dict[str, Any]:
         """Return all settings as plain values, without those that came later and are as before: see `ADDED_LATER`."""

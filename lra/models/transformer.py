@@ -87,10 +87,17 @@ class Embedding(nn.Module):
             self.register_buffer("positions", table, persistent=False)  # computed again, so not in checkpoints
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Embed (batch, length) tokens as (batch, length [+ 1 with CLS], dim), and extend the mask in the same way."""
+    def forward(
+        self, tokens: Tensor, mask: Tensor | None, hidden: Tensor | None = None, substitute: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embed (batch, length) tokens as (batch, length [+ 1 with CLS], dim), and extend the mask in the same way.
+
+        Where `hidden`, (batch, length), is True, `substitute`, (dim,), takes the place of the vector of the token.
+        """
         tokens, mask = hide_padding(tokens, mask, zero_is_padding=self.zero_is_padding)
         x = self.tokens(tokens)
+        if hidden is not None and substitute is not None:
+            x = torch.where(hidden.unsqueeze(-1), substitute.to(x.dtype), x)
         if self.cls is not None:
             x = torch.cat((self.cls.to(x.dtype).expand(len(x), 1, -1), x), dim=1)
             mask = mask if mask is None else F.pad(mask, (1, 0), value=True)
@@ -184,10 +191,19 @@ class Classifier(nn.Module):
         """
         if tokens.dim() == 3:  # both documents of a pair go through one encoder, as 2 * batch sequences
             tokens, mask = tokens.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
-        x, mask = self.embedding(tokens, mask)
+        return self.head(*self.encode(tokens, mask))
+
+    def encode(
+        self, tokens: Tensor, mask: Tensor | None, hidden: Tensor | None = None, substitute: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what the blocks make of (batch, length) tokens, (batch, length [+ 1 with CLS], dim), and the mask.
+
+        Where `hidden`, (batch, length), is True, `substitute`, (dim,), takes the place of the vector of the token.
+        """
+        x, mask = self.embedding(tokens, mask, hidden, substitute)
         for block in self.blocks:
             x = block(x, mask)
-        return self.head(x, mask)
+        return x, mask
 
 
 def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classifier | ConvNet | ForeignModel:
@@ -233,6 +249,7 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
             head_dim=model.head_dim,
             max_length=model.max_length + num_prefix,
             qkv_bias=model.qkv_bias,
+            causal=model.causal,
             dropout=model.attention_dropout,
             grid=info.grid,
             num_prefix=num_prefix,

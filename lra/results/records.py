@@ -85,6 +85,20 @@ class Outcome(Section):
     """SHA-256 of those weights."""
 
 
+class Pretrained(Section):
+    """What pretraining gave."""
+
+    steps: Positive
+    """Steps of the phase."""
+    selected_step: Positive
+    """Step whose weights the task began with: those of the least loss on held-out inputs."""
+    validation: Count
+    """Hidden places of the held-out inputs, and how many of them were predicted rightly; the loss is a mean over
+    them."""
+    weights_digest: Digest
+    """SHA-256 of those weights."""
+
+
 class Cost(Section):
     """What the run took."""
 
@@ -127,6 +141,8 @@ class RunRecord(Section):
     """Accuracies, in percent, of answers that need no model."""
     outcome: Outcome | None
     """None unless the status is `ok`."""
+    pretrained: Pretrained | None = None
+    """None without pretraining, and of a run that diverged in it."""
     cost: Cost
     backend: str
     environment: dict[str, Any]
@@ -145,8 +161,14 @@ class RunRecord(Section):
     def _check(self) -> Self:
         if (self.status == "ok") != (self.outcome is not None):
             raise ValueError(f"status {self.status} {'without' if self.outcome is None else 'with'} an outcome")
-        if self.outcome is not None and self.outcome.selected_step > self.config.train.steps:
-            raise ValueError(f"step {self.outcome.selected_step} of {self.config.train.steps} was chosen")
+        steps, first = self.config.train.steps, self.config.pretrain_steps
+        if self.outcome is not None and not first < self.outcome.selected_step <= steps:
+            raise ValueError(f"step {self.outcome.selected_step} of {first + 1} to {steps} was chosen")
+        before = self.pretrained
+        if before is not None and not before.selected_step <= before.steps == first:
+            raise ValueError(f"step {before.selected_step} of {before.steps} of pretraining was chosen, of {first}")
+        if self.outcome is not None and first and before is None:
+            raise ValueError("it does not say what pretraining gave")
         earlier = self.environment.get(EARLIER, [{}])
         if not isinstance(earlier, list) or not earlier or not all(isinstance(each, dict) for each in earlier):
             raise ValueError(f"{EARLIER} is no list of environments")
@@ -377,9 +399,20 @@ def check_arrays(record: RunRecord, arrays: Mapping[str, np.ndarray]) -> None:
     if (bits is None) != (outcome is None):
         raise ValueError("the bits of the test examples belong to a run with a number, and to no other")
     columns = {name: column for name, column in arrays.items() if name != "test_correct"}
-    rows = {column.shape for column in columns.values()}
-    if not all(name.startswith("curve.") for name in columns) or len(rows) > 1 or any(len(row) != 1 for row in rows):
+    for curve in ("curve.", "pretrain."):
+        rows = {column.shape for name, column in columns.items() if name.startswith(curve)}
+        if len(rows) > 1 or any(len(row) != 1 for row in rows):
+            raise ValueError("its learning curve is not one")
+    if not all(name.startswith(("curve.", "pretrain.")) for name in columns):
         raise ValueError("its learning curve is not one")
+    before = record.pretrained
+    if not record.config.pretrain_steps and any(name.startswith("pretrain.") for name in columns):
+        raise ValueError("it has a curve of pretraining, and no pretraining")
+    if before is not None:
+        losses = columns["pretrain.validation_loss"]
+        chosen = int(losses.argmin())  # the first of equals
+        if (columns["pretrain.step"][chosen], losses[chosen]) != (before.selected_step, before.validation.loss):
+            raise ValueError("the curve does not have the chosen step of pretraining and its score")
     if outcome is None:
         return
     if bits is None or bits.dtype != bool or bits.shape != (outcome.test.total,) or bits.sum() != outcome.test.correct:
@@ -405,6 +438,8 @@ def seal(body: Mapping[str, Any]) -> np.ndarray:
         (32,), uint8.
     """
     said = {name: body[name] for name in ("run_id", "status", "outcome", "dataset", "data_digest", "baselines")}
+    if body.get("pretrained") is not None:
+        said["pretrained"] = body["pretrained"]
     return np.frombuffer(hashlib.sha256(canonical_json(said)).digest(), dtype=np.uint8)
 
 

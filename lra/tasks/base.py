@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -58,6 +58,10 @@ class TaskInfo:
     """Whether the harness makes the data itself when the option `source` says so."""
     normalisation: tuple[float, float] | None = None
     """Mean and standard deviation of value / 255, for tasks whose values enter through a linear map, not a table."""
+    mask_rate: float = 0.15
+    """Share of places that pretraining hides, as in arXiv:2310.02980."""
+    denoising_loss: Literal["cross_entropy", "l1"] = "cross_entropy"
+    """Loss of pretraining, as there."""
 
 
 class Task(ABC, Generic[OptionsT]):

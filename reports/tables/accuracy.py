@@ -144,8 +144,8 @@ def _reference_row(results: ResultSet, headings_of_runs: Mapping[str, str]) -> d
 def _recipe(record: RunRecord) -> str:
     """Return everything that must be the same in two runs that differ in variant and seed alone."""
     config = record.config
-    parts = (config.profile, config.track, config.task, config.data, config.model, config.train, record.data_digest)
-    return repr(parts)
+    parts = (config.profile, config.track, config.task, config.data, config.model, config.train, config.pretrain)
+    return repr((*parts, record.data_digest))
 
 
 def is_trained(results: ResultSet, run_id: str) -> bool:

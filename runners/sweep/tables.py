@@ -133,7 +133,7 @@ def plan_table(rows: Sequence[dict[str, Any]], probe: Probe | None = None) -> st
 def _examples_left(config: RunConfig, step: int, home: Path) -> float:
     """Count the examples to train on and to score; one that is scored counts a third: forward without backward."""
     splits = read_manifest(data_folder(config, home)).splits
-    scored = examples_to_score(config.train, step, splits["validation"].examples, splits["test"].examples)
+    scored = examples_to_score(config, step, splits["validation"].examples, splits["test"].examples)
     return (config.train.steps - step) * config.train.batch_size + scored / 3
 
 

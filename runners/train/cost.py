@@ -10,7 +10,7 @@ from torch import nn
 from attention_zoo import get_variant
 from attention_zoo.faults import fault_line, is_in_variant
 from attention_zoo.foreign import ForeignError
-from lra.config.schema import RunConfig, TrainConfig, VariantChoice
+from lra.config.schema import RunConfig, VariantChoice
 from lra.errors import UsageError
 from lra.measure.flops import count_flops
 from lra.models.transformer import build_model, count_parameters
@@ -44,18 +44,20 @@ def measured_cost(
     )
 
 
-def examples_to_score(train: TrainConfig, step: int, validation: int, test: int) -> int:
+def examples_to_score(config: RunConfig, step: int, validation: int, test: int) -> int:
     """Count the examples that a run scores after a step: validations, the check of the chosen weights, and the test.
 
     Args:
-        train: The recipe.
+        config: The configuration of the run.
         step: Steps done.
         validation: Examples of the validation split.
         test: Examples of the test split.
     """
-    # At multiples of eval_every from this step on, and after the last step.
+    # At multiples of eval_every from this step on, and after the last step of each phase.
+    train, switch = config.train, config.pretrain_steps
     validations = train.steps // train.eval_every - max(0, step - 1) // train.eval_every
     validations += train.steps % train.eval_every != 0
+    validations += switch >= max(1, step) and switch % train.eval_every != 0
     return (validations + 1) * validation + test
 
 

@@ -172,14 +172,14 @@ class _ModelWithPenalties(nn.Module):
         # DDP warns if it looks for unused parameters and finds none. This one is never used.
         self.unused = nn.Parameter(torch.zeros(1, device=next(model.parameters()).device))
 
-    def forward(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """Return (batch, num_classes) logits and the penalties that there are."""
-        logits = self.model(tokens, mask)
-        return logits, [term for mixer in self.mixers if (term := mixer.auxiliary_loss()) is not None]
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> tuple[Any, list[Tensor]]:
+        """Return what the model gives, and the penalties that there are."""
+        output = self.model(tokens, mask)
+        return output, [term for mixer in self.mixers if (term := mixer.auxiliary_loss()) is not None]
 
 
 class Replica(DistributedDataParallel):
-    """A model that averages its gradients over all processes. It takes tokens and mask, and returns logits.
+    """A model that averages its gradients over all processes. It takes tokens and mask.
 
     A parameter that no process uses keeps None as its gradient, so the optimiser leaves it alone as it does with one
     process. This needs `find_unused_parameters`, and the penalties as outputs, because a parameter may occur in nothing
@@ -192,7 +192,7 @@ class Replica(DistributedDataParallel):
             warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers gets another name in torch 2.13
             super().__init__(_ModelWithPenalties(model, mixers), broadcast_buffers=False, find_unused_parameters=True)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Return (batch, num_classes) logits."""
-        outputs: tuple[Tensor, list[Tensor]] = super().forward(tokens, mask)  # type: ignore[no-untyped-call]
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> Any:
+        """Return what the model gives: (batch, num_classes) logits, or what a denoiser found."""
+        outputs: tuple[Any, list[Tensor]] = super().forward(tokens, mask)  # type: ignore[no-untyped-call]
         return outputs[0]

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Score a model on a whole split."""
+"""Score a model on a whole split: the answers of a task, or hidden places."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from lra.data.batching import evaluation_batches
+from lra.data.batching import Batch, evaluation_batches
 from lra.data.dataset import Split
 from lra.metrics import Score
+from lra.models.denoiser import Denoised, hidden_places
+from lra.seeding import numpy_generator
 
 from .distributed import SINGLE, RankInfo, all_reduce
 
@@ -25,6 +28,53 @@ class DivergedError(Exception):
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return the context of a forward pass: bfloat16 autocast, or none."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+class Answers(NamedTuple):
+    """What a model made of a batch."""
+
+    loss_sum: Tensor
+    """()."""
+    right: Tensor
+    """(batch,), right answers of each example."""
+    answers: Tensor
+    """(), answers of the batch."""
+    finite: Tensor
+    """(), bool, whether no output is NaN or infinite."""
+
+
+Answer = Callable[[nn.Module, Batch, np.ndarray], Answers]
+"""Answers a batch: takes the model, the batch, and the positions of its examples in the split."""
+
+
+def classify(model: nn.Module, batch: Batch, indices: np.ndarray) -> Answers:  # noqa: ARG001 - one of `Answer`
+    """Give one answer for each example, the most likely class."""
+    logits = model(batch.tokens, batch.mask).float()
+    right = logits.argmax(dim=1) == batch.labels
+    loss_sum = F.cross_entropy(logits, batch.labels, reduction="sum")
+    return Answers(loss_sum, right, torch.full_like(batch.labels[0], len(batch.labels)), logits.isfinite().all())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Denoise:
+    """Predicts the hidden places of each example of a split, which are the same each time; labels are not read."""
+
+    split: Split
+    seed: int
+    rate: float
+    span: int
+
+    def __call__(self, model: nn.Module, batch: Batch, indices: np.ndarray) -> Answers:
+        """Predict with a `Denoiser`."""
+        *documents, length = batch.tokens.shape  # (batch, length), or (batch, 2, length)
+        uniform = np.ones((len(indices), self.split.documents, length + self.span - 1))  # 1 hides nothing
+        for row, index in enumerate(indices.tolist()):
+            for document, end in enumerate(self.split.document_lengths[index]):
+                drawn = numpy_generator(self.seed, "hidden", index, document).random(end + self.span - 1)
+                uniform[row, document, : len(drawn)] = drawn
+        hidden = hidden_places(torch.from_numpy(uniform), self.rate, self.span).reshape(*documents, length)
+        found: Denoised = model(batch.tokens, batch.mask, hidden.to(batch.tokens.device))
+        return Answers(found.losses.sum(), found.right, found.places.sum(), found.losses.isfinite().all())
 
 
 @torch.no_grad()
@@ -39,11 +89,12 @@ def evaluate(
     max_tokens: int,
     progress: Callable[[int], None] = lambda _: None,
     ranks: RankInfo = SINGLE,
+    answer: Answer = classify,
 ) -> tuple[Score, np.ndarray]:
-    """Classify every example of a split, once each.
+    """Answer every example of a split, once each.
 
     Args:
-        model: Takes (tokens, mask), gives logits. Left in eval mode.
+        model: What `answer` takes; for `classify`, it takes (tokens, mask) and gives logits. Left in eval mode.
         split: The examples.
         device: Where the model is.
         precision: `float32` or `bfloat16`.
@@ -52,16 +103,17 @@ def evaluate(
         max_tokens: Padded tokens per batch.
         progress: Called with the number of examples that all processes have scored since the last call.
         ranks: This process among those that share the work. All of them get the score of the whole split.
+        answer: Answers a batch.
 
     Returns:
-        The score, and one bool per example, in the order of the split: whether the answer was right.
+        The score, and one bool per example, in the order of the split: whether an answer was right.
 
     Raises:
-        DivergedError: A logit is not finite. The argmax of NaNs is class 0, which would count as an answer.
+        DivergedError: An output is not finite. The argmax of NaNs is class 0, which would count as an answer.
     """
     model.eval()
-    correct = np.zeros(len(split), dtype=bool)
-    order, right, losses, finite = [], [], [], []
+    correct = np.zeros(len(split), dtype=np.int64)
+    order, found = [], list[Answers]()
     ahead = len(split)
     for indices, batch in evaluation_batches(
         split,
@@ -72,26 +124,24 @@ def evaluate(
         share=(ranks.rank, ranks.size),
     ):
         with autocast(device, precision):
-            logits = model(batch.tokens, batch.mask)
-        logits = logits.float()
-        finite.append(logits.isfinite().all())
-        losses.append(F.cross_entropy(logits, batch.labels, reduction="sum").double())
-        right.append(logits.argmax(dim=1) == batch.labels)
+            found.append(answer(model, batch, indices))
         order.append(indices)
         done = min(ahead, ranks.size * len(indices))
         ahead -= done
         progress(done)
-    loss_sum, seen, broken = 0.0, 0, False
+    loss_sum, seen, count, broken = 0.0, 0, 0, False
     if order:  # with many processes, one may get no batch
-        correct[np.concatenate(order)] = torch.cat(right).cpu().numpy()
-        loss_sum, seen = float(torch.stack(losses).sum()), sum(map(len, order))
-        broken = not bool(torch.stack(finite).all())
-    sums = torch.tensor((loss_sum, seen, broken), dtype=torch.float64)
-    loss_sum, all_seen, any_broken = all_reduce(sums, ranks).tolist()
+        correct[np.concatenate(order)] = torch.cat([each.right for each in found]).cpu().numpy()
+        loss_sum = float(torch.stack([each.loss_sum.double() for each in found]).sum())
+        seen, count = sum(map(len, order)), int(torch.stack([each.answers for each in found]).sum())
+        broken = not bool(torch.stack([each.finite for each in found]).all())
+    sums = torch.tensor((loss_sum, seen, count, broken), dtype=torch.float64)
+    loss_sum, all_seen, answers, any_broken = all_reduce(sums, ranks).tolist()
     if any_broken:
         raise DivergedError("the model's outputs are not finite")
     if all_seen != len(split):
         raise RuntimeError(f"{all_seen:.0f} of {len(split)} examples were evaluated")
-    # Each process has set the bits of its own examples; the array shares its memory with the tensor.
-    all_reduce(torch.from_numpy(correct.view(np.uint8)), ranks, dist.ReduceOp.MAX)
-    return Score(correct=int(correct.sum()), total=len(split), loss=loss_sum / len(split)), correct
+    # Each process has the counts of its own examples; the array shares its memory with the tensor.
+    all_reduce(torch.from_numpy(correct), ranks)
+    total = max(1, int(answers))
+    return Score(correct=int(correct.sum()), total=total, loss=loss_sum / total), correct > 0

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop of a run."""
+"""The training loop of a run: its phases, which are one or two, and the steps of each."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo import SequenceMixer
-from lra.config.schema import RunConfig
-from lra.data.batching import TrainingBatches
+from lra.config.schema import RunConfig, TrainConfig
+from lra.data.batching import Batch, TrainingBatches
 from lra.errors import LraError
 from lra.metrics import Score
+from lra.models.denoiser import Denoised
 from lra.results.checkpoints import weights_digest
 from lra.schedules import learning_rate
 from lra.seeding import seed_torch
@@ -39,11 +40,69 @@ class PreemptedRunError(LraError):
     exit_code = 75
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """Steps of a run that share a loss, an optimiser and a schedule."""
+
+    name: Literal["pretrain", "train"]
+    start: int
+    """The first step."""
+    stop: int
+    """One after the last step."""
+    lr: float
+    warmup_steps: int
+
+    @property
+    def denoises(self) -> bool:
+        """Whether the phase learns the inputs, and no labels."""
+        return self.name == "pretrain"
+
+    def rate(self, recipe: TrainConfig, step: int) -> float:
+        """Return the learning rate of a step of the run."""
+        return learning_rate(recipe.schedule, self.lr, step - self.start, self.stop - self.start, self.warmup_steps)
+
+    def improves(self, score: Score, best: Score | None) -> bool:
+        """Say whether weights are better than the best so far: right answers of a task, loss of denoising."""
+        if best is None:
+            return True
+        return score.loss < best.loss if self.denoises else score.correct > best.correct
+
+    def loss(self, network: nn.Module, part: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return of a part of a batch the mean loss, the number of right answers, and the number of answers.
+
+        Args:
+            network: Gives logits; or, for denoising, what a `Denoiser` gives.
+            part: The part. Denoising does not read its labels.
+        """
+        if self.denoises:
+            found: Denoised = network(part.tokens, part.mask)
+            return found.mean_loss(), found.right.sum(), found.places.sum()
+        logits = network(part.tokens, part.mask).float()
+        loss = F.cross_entropy(logits, part.labels)
+        with torch.no_grad():
+            right = (logits.argmax(dim=1) == part.labels).sum()
+        return loss, right, torch.full_like(loss, len(part.labels), requires_grad=False)
+
+
+def phases_of(config: RunConfig) -> list[Phase]:
+    """Return the phases of a run: the task, and before it pretraining if the configuration says so."""
+    recipe, switch = config.train, config.pretrain_steps
+    phases = [Phase(name="train", start=switch, stop=recipe.steps, lr=recipe.lr, warmup_steps=recipe.warmup_steps)]
+    if switch and config.pretrain is not None:
+        own = config.pretrain
+        warmup = recipe.warmup_steps if own.warmup is None else own.warmup
+        first = Phase(name="pretrain", start=0, stop=switch, lr=recipe.lr * own.lr_scale, warmup_steps=warmup)
+        phases.insert(0, first)
+    return phases
+
+
 @dataclass(kw_only=True)
 class TrainState:
     """The progress of a run, saved in its checkpoints beside the states of the model and the optimiser."""
 
     step: int = 0
+    phase: int = 0
+    """Number of the phase, from 0."""
     best_step: int = -1
     best_score: Score | None = None
     best_weights: dict[str, Tensor] | None = None
@@ -53,17 +112,28 @@ class TrainState:
     curve: dict[str, list[float]] = field(default_factory=dict)
     """Columns; one row per evaluation."""
     sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
-    """(3,): loss, right answers and examples, summed since the last evaluation."""
+    """(3,): loss, right answers and answers, summed since the last evaluation."""
+    pretrained: dict[str, Any] | None = None
+    """What pretraining gave, once it is over: the fields of `lra.results.records.Pretrained`."""
+    pretrain_curve: dict[str, list[float]] = field(default_factory=dict)
+    """The curve of pretraining, once it is over."""
     timed_seconds: float = 0.0
     timed_examples: int = 0
     timed_tokens: int = 0
     wall_seconds: float = 0.0
     resumed: int = 0
 
-    @property
-    def evaluated_step(self) -> int:
-        """The step of the last evaluation, 0 before the first."""
-        return int(self.curve["step"][-1]) if self.curve else 0
+    def end_pretraining(self) -> None:
+        """Keep what pretraining gave, and begin the phase of the task."""
+        assert self.best_score is not None
+        self.pretrained = {
+            "steps": self.step,
+            "selected_step": self.best_step,
+            "validation": asdict(self.best_score),
+            "weights_digest": self.best_digest,
+        }
+        self.phase, self.pretrain_curve, self.curve = self.phase + 1, self.curve, {}
+        self.best_step, self.best_score, self.best_weights, self.best_digest = -1, None, None, ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain values and tensors, for a checkpoint."""
@@ -81,7 +151,7 @@ class TrainState:
 class Callbacks:
     """What the loop calls outside itself."""
 
-    validate: Callable[[], Score]
+    validate: Callable[[Phase], Score]
     """Score the model on the validation split."""
     save: Callable[[], None]
     """Write a checkpoint."""
@@ -89,8 +159,8 @@ class Callbacks:
     """Return whether it is time for a checkpoint."""
     stop_requested: Callable[[], bool]
     """Return whether the process has been asked to end."""
-    report: Callable[[TrainState, float, float], None]
-    """Show progress: the state, mean loss and accuracy since the last evaluation."""
+    report: Callable[[Phase, TrainState, float, float], None]
+    """Show progress: the phase, the state, mean loss and accuracy since the last evaluation."""
 
 
 def train(
@@ -100,23 +170,25 @@ def train(
     optimizer: torch.optim.Optimizer,
     batches: TrainingBatches,
     config: RunConfig,
+    phase: Phase,
     state: TrainState,
     callbacks: Callbacks,
     device: torch.device,
     ranks: RankInfo,
 ) -> None:
-    """Train from `state.step` to `train.steps`, changing model, optimiser and state in place.
+    """Train from `state.step` to the end of a phase, changing model, optimiser and state in place.
 
     Everything random in a step is a function of (seed, step), so a run that continues from a checkpoint does exactly
     what an unbroken one does.
 
     Args:
-        network: Computes the logits in training: the model itself, or with several processes the replica around it.
-        model: The model.
+        network: Computes a batch in training: the model itself, or with several processes the replica around it.
+        model: What the phase trains: the model of the run, or the denoiser around it.
         mixers: The mixers of the model.
         optimizer: The optimiser of the model's parameters.
         batches: The batches of the run, the same in all processes. Each process computes its shard of each.
         config: The configuration of the run.
+        phase: The phase.
         state: The state to go on from.
         callbacks: What the loop calls.
         device: Where the model is.
@@ -128,10 +200,6 @@ def train(
         LostProcessError: Another process of the run has ended.
     """
     recipe, seed = config.train, config.seed
-
-    def rate_of(step: int) -> float:
-        return learning_rate(recipe.schedule, recipe.lr, step, recipe.steps, recipe.warmup_steps)
-
     # Parts of a shard, as many for each process: N processes with accumulation N compute one part each.
     num_parts = -(-recipe.accumulation // ranks.size)
     # The first step with a loss that is not finite, kept on the device so that no step waits for it; NEVER if none.
@@ -140,13 +208,14 @@ def train(
     first_step = state.step
     clock = time.perf_counter()
     while True:
-        last = state.step == recipe.steps
-        if (last or state.step % recipe.eval_every == 0) and state.step > state.evaluated_step:
-            loss_sum, right_sum, seen = collect_sums(state, ranks)
+        last = state.step == phase.stop
+        evaluated = state.curve["step"][-1] if state.curve else phase.start
+        if (last or state.step % recipe.eval_every == 0) and state.step > evaluated:
+            loss_so_far, accuracy = collect_means(state, ranks)
             state.evaluated_digest = weights_digest(model.state_dict())
-            score = callbacks.validate()
-            extend_curve(state, mixers, rate_of(state.step - 1), loss_sum / seen, right_sum / seen, score)
-            if state.best_score is None or score.correct > state.best_score.correct:
+            score = callbacks.validate(phase)
+            extend_curve(state, mixers, phase.rate(recipe, state.step - 1), loss_so_far, accuracy, score)
+            if phase.improves(score, state.best_score):
                 state.best_step, state.best_score, state.best_digest = state.step, score, state.evaluated_digest
                 state.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
             if last:
@@ -156,7 +225,7 @@ def train(
         if last:
             return
         step = state.step
-        rate = rate_of(step)
+        rate = phase.rate(recipe, step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         model.train()
@@ -171,13 +240,10 @@ def train(
             last_part = number + 1 == len(parts)
             with communication() if last_part or not isinstance(network, Replica) else network.no_sync():
                 with autocast(device, recipe.precision):
-                    logits = network(part.tokens, part.mask).float()
-                    loss = F.cross_entropy(logits, part.labels)
+                    loss, right, count = phase.loss(network, part)
                 objective = sum((term for mixer in mixers if (term := mixer.auxiliary_loss()) is not None), loss)
                 (objective * share).backward()
             with torch.no_grad():
-                right = (logits.argmax(dim=1) == part.labels).sum()
-                count = torch.full_like(loss, len(part.labels))
                 state.sums += torch.stack((loss.detach() * count, right, count)).double()
                 first_bad = torch.where((first_bad == NEVER) & ~objective.isfinite(), step, first_bad)
         if recipe.clip_norm is not None:
@@ -190,7 +256,7 @@ def train(
         if step - first_step >= WARM_STEPS:
             state.timed_examples += len(batch.labels)
             state.timed_tokens += batch.num_tokens
-        evaluation_due = state.step == recipe.steps or state.step % recipe.eval_every == 0
+        evaluation_due = state.step == phase.stop or state.step % recipe.eval_every == 0
         stopping, saving = all_reduce_or([callbacks.stop_requested(), callbacks.save_due()], ranks)
         warm = step - first_step == WARM_STEPS - 1
         if not (evaluation_due or stopping or saving or warm or state.step % CHECK_EVERY == 0):
@@ -205,8 +271,7 @@ def train(
         clock = time.perf_counter()
         if bad_step != NEVER:
             raise DivergedError(f"the loss is not finite at step {bad_step}")
-        loss_sum, right_sum, seen = collect_sums(state, ranks)
-        callbacks.report(state, loss_sum / seen, right_sum / seen)
+        callbacks.report(phase, state, *collect_means(state, ranks))
         if saving or stopping:
             callbacks.save()
         state.wall_seconds += time.perf_counter() - clock
@@ -215,12 +280,13 @@ def train(
             raise PreemptedRunError(f"stopped after step {state.step} with the state saved")
 
 
-def collect_sums(state: TrainState, ranks: RankInfo) -> list[float]:
-    """Return the sums over all processes, and leave them with the main one, whose state is saved."""
-    totals: list[float] = all_reduce(state.sums, ranks).tolist()
+def collect_means(state: TrainState, ranks: RankInfo) -> tuple[float, float]:
+    """Return mean loss and accuracy over all processes, and leave the sums with the main one, whose state is saved."""
+    loss_sum, right, answers = all_reduce(state.sums, ranks).tolist()
     if not ranks.is_main:
         state.sums.zero_()
-    return totals
+    answers = max(1.0, answers)  # by chance, few short sequences may have no hidden place
+    return loss_sum / answers, right / answers
 
 
 def extend_curve(

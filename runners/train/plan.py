@@ -19,7 +19,7 @@ from attention_zoo.registry import normalise
 from lra.config.builtin import profile_names
 from lra.config.labels import row_name
 from lra.config.profiles import PROFILE_NAME, FamilyRecipe, Profile, load_profile, look_alike
-from lra.config.resolve import check_variant_names, resolve, with_programs
+from lra.config.resolve import check_variant_names, pretraining, resolve, with_programs
 from lra.config.schema import ModelConfig, RunConfig, TrainConfig, canonical_json, valid_section
 from lra.config.suites import check_number_of_runs
 from lra.config.yaml_loader import MAX_BYTES, SeveralDocumentsError, load_file, load_text
@@ -234,13 +234,15 @@ def _check_recipe(config: RunConfig, source: str) -> None:
         "model": ModelConfig.model_validate(recipe.model).model_copy(update={"pool_origin": config.model.pool_origin}),
         "train": TrainConfig.model_validate(recipe.train),
     }
+    share = {} if config.pretrain is None else {"share": config.pretrain.share}
+    sections["pretrain"], _ = pretraining(get_task(config.task).info, recipe.pretrain | share)
     theirs, ours = config.hashed(), config.model_copy(update=sections).hashed()
     wrong = [
         f"{section}.{name}"
-        for section in ("data", "model", "train")
-        for name in sorted({*theirs[section], *ours[section]})
-        if theirs[section].get(name) != ours[section].get(name)
-        and not profile.admits(f"{section}.{name}", theirs[section].get(name))
+        for section in ("data", "model", "train", "pretrain")
+        for name in sorted({*theirs.get(section, {}), *ours.get(section, {})})
+        if theirs.get(section, {}).get(name) != ours.get(section, {}).get(name)
+        and not profile.admits(f"{section}.{name}", theirs.get(section, {}).get(name))
     ]
     if wrong:
         raise UsageError(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from attention_zoo import get_variant
 from attention_zoo.faults import fault_line, is_in_variant
@@ -26,7 +28,8 @@ from lra.data.dataset import PreparedData, SplitName
 from lra.errors import LraError, StoreError, UsageError, refusals_as
 from lra.measure.environment import decisive, describe_environment, differences, same_bits, why_other_bits
 from lra.metrics import Score
-from lra.models.transformer import build_model, mixers
+from lra.models.denoiser import Denoiser
+from lra.models.transformer import Classifier, build_model, mixers
 from lra.results.checkpoints import newest_checkpoint, save_checkpoint, weights_digest, write_state
 from lra.results.lease import Progress, acquire, holder
 from lra.results.records import (
@@ -36,6 +39,7 @@ from lra.results.records import (
     ConflictError,
     Count,
     Outcome,
+    Pretrained,
     RunRecord,
     Store,
 )
@@ -46,8 +50,8 @@ from ..arithmetic import refused_operator
 from ..progress import ProgressLine
 from .cost import examples_to_score, measured_cost
 from .distributed import SINGLE, RankInfo, Replica, all_equal, broadcast
-from .evaluate import DivergedError, evaluate
-from .loop import Callbacks, PreemptedRunError, TrainState, train
+from .evaluate import Answer, Denoise, DivergedError, classify, evaluate
+from .loop import Callbacks, Phase, PreemptedRunError, TrainState, phases_of, train
 from .optimizer import build_optimizer
 from .peak_memory import PeakMemory
 from .trackers import Trackers, open_trackers
@@ -123,7 +127,7 @@ def run(
     line = ProgressLine(
         f"{options.title_prefix}{row_name(config)}, seed {config.seed}",
         recipe.steps,
-        lambda step: examples_to_score(recipe, step, splits["validation"].examples, splits["test"].examples),
+        lambda step: examples_to_score(config, step, splits["validation"].examples, splits["test"].examples),
         shown=options.progress and ranks.is_main,
     )
 
@@ -158,19 +162,16 @@ def run(
         model = build_model(config, info.vocab_size, info.num_classes).to(device)
         check_process(config)  # all that it imports is imported
         layers = list(mixers(model))
-        optimizer = build_optimizer(model, config)
+        denoiser = (
+            Denoiser(model, config, info).to(device) if isinstance(model, Classifier) and config.pretrain else None
+        )
         state = TrainState()
         if saved is not None:
-            model.load_state_dict(saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
             state = TrainState.from_dict(saved["state"])
             state.resumed += 1
             if not ranks.is_main:
                 state.sums.zero_()  # they are the sums of all processes, which the main one keeps
             line.say(f"continuing from step {state.step}")
-        if recipe.compile:
-            model.compile()
-        network = model if ranks.size == 1 else Replica(model, layers)
 
         # What the loop calls.
         padded_length = config.model.max_length if recipe.padding == "fixed" else None
@@ -183,18 +184,28 @@ def run(
         def save() -> None:
             nonlocal last_save
             if ranks.is_main:
-                content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": state.to_dict()}
+                content = {"model": trained.state_dict(), "optimizer": optimizer.state_dict(), "state": state.to_dict()}
                 save_checkpoint(folder, state.step, content | {"run_id": run_id, "environments": environments})
                 last_save = time.monotonic()
 
-        def report(state: TrainState, loss: float, accuracy: float) -> None:
+        def report(phase: Phase, state: TrainState, loss: float, accuracy: float) -> None:
             progress.step = state.step
-            line.report(state, loss, accuracy)
-            trackers.log(state.step, {"train/loss": loss, "train/accuracy": accuracy})
+            line.report(state, loss, accuracy, phase.name)
+            trackers.log(state.step, {f"{phase.name}/loss": loss, f"{phase.name}/accuracy": accuracy})
 
-        def score(split: SplitName, title: str, *, before: Callable[[], None]) -> tuple[Score, np.ndarray]:
-            """Score the model; `before` saves the state, where it is not saved yet, before a stop ends the run."""
+        def score(
+            split: SplitName, title: str, *, before: Callable[[], None], denoise: bool = False
+        ) -> tuple[Score, np.ndarray]:
+            """Score the model, or the denoiser.
+
+            `before` saves the state, where it is not saved yet, before a stop ends the run.
+            """
             examples = data.split(split)
+            scored: nn.Module = model
+            answer: Answer = classify
+            if denoise and denoiser is not None:
+                scored = denoiser
+                answer = Denoise(split=examples, seed=config.seed, rate=denoiser.rate, span=denoiser.span)
             with line.sub(title, len(examples)) as advance, memory.paused():
 
                 def advance_or_stop(count: int) -> None:
@@ -204,7 +215,7 @@ def run(
                         raise PreemptedRunError(f"stopped during {title} after step {state.step} with the state saved")
 
                 return evaluate(
-                    model,
+                    scored,
                     examples,
                     device=device,
                     precision=recipe.precision,
@@ -213,13 +224,15 @@ def run(
                     max_tokens=options.evaluation_tokens,
                     progress=advance_or_stop,
                     ranks=ranks,
+                    answer=answer,
                 )
 
-        def validate() -> Score:
+        def validate(phase: Phase) -> Score:
             if ranks.size > 1 and not all_equal(weights_digest(model.state_dict()), ranks):
                 raise RuntimeError(f"the {ranks.size} processes do not hold the same weights after step {state.step}")
-            result, _ = score("validation", "validation", before=save)
-            trackers.log(state.step, {"validation/loss": result.loss, "validation/accuracy": result.accuracy})
+            result, _ = score("validation", "validation", before=save, denoise=phase.denoises)
+            place = "pretrain/validation_" if phase.denoises else "validation/"
+            trackers.log(state.step, {f"{place}loss": result.loss, f"{place}accuracy": result.accuracy})
             return result
 
         callbacks = Callbacks(
@@ -240,7 +253,24 @@ def run(
         outcome: Outcome | None = None
         detail, arrays = "", dict[str, np.ndarray]()
         try:
-            train(network, model, layers, optimizer, batches, config, state, callbacks, device, ranks)
+            phases = phases_of(config)
+            for phase in phases[state.phase :]:
+                trained = model if denoiser is None or not phase.denoises else denoiser
+                optimizer = build_optimizer(trained, config)
+                if saved is not None:
+                    trained.load_state_dict(saved["model"])
+                    optimizer.load_state_dict(saved["optimizer"])
+                    saved = None
+                if recipe.compile:
+                    trained.compile()
+                network = trained if ranks.size == 1 else Replica(trained, layers)
+                train(network, trained, layers, optimizer, batches, config, phase, state, callbacks, device, ranks)
+                if ranks.size > 1:
+                    del network
+                    gc.collect()  # a replica in a cycle of references would exchange gradients in the next phase too
+                if phase.denoises and state.best_weights is not None:
+                    trained.load_state_dict(state.best_weights)
+                    state.end_pretraining()
 
             # The weights that validation chose. Where bits can be repeated, they have to score again what was recorded
             # of them; elsewhere that could fail a sound run, each time it is tried.
@@ -278,7 +308,11 @@ def run(
             if outcome is not None and (repeated or store.find(run_id) is None):
                 weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
                 write_state(folder / "chosen.pt", {"run_id": run_id, "model": weights, "step": outcome.selected_step})
-            arrays |= {f"curve.{name}": np.asarray(column) for name, column in state.curve.items()}
+            curves = {"pretrain": state.pretrain_curve, "curve": state.curve}
+            if config.pretrain_steps and state.phase == 0:  # it diverged before the task
+                curves = {"pretrain": state.curve}
+            for place, curve in curves.items():
+                arrays |= {f"{place}.{name}": np.asarray(column) for name, column in curve.items()}
             record = RunRecord(
                 run_id=run_id,
                 status="ok" if outcome is not None else "diverged",
@@ -291,6 +325,7 @@ def run(
                 data_digest=data.digest,
                 baselines=dict(data.manifest.baselines),
                 outcome=outcome,
+                pretrained=None if state.pretrained is None else Pretrained.model_validate(state.pretrained),
                 cost=measured_cost(config, state, model, memory, info, device),
                 backend=", ".join(dict.fromkeys(layer.resolved_backend(device) for layer in layers)),
                 environment=attempts.environment | ({EARLIER: environments[:-1]} if len(environments) > 1 else {}),

@@ -32,7 +32,7 @@ from lra.results.records import Store
 from lra.tasks import get_task
 from runners.train.distributed import SINGLE
 from runners.train.evaluate import autocast
-from runners.train.loop import Callbacks, PreemptedRunError, TrainState, train
+from runners.train.loop import Callbacks, PreemptedRunError, TrainState, phases_of, train
 from runners.train.optimizer import build_optimizer
 from tests.pretended_cuda.device import OnCuda, PretendedCuda, pretended_cuda
 from tests.pretended_cuda.planted import MODULES, WIDTH, Right, SumsInNoOrder
@@ -112,7 +112,7 @@ def steps(
 
     model.register_forward_hook(lambda _, __, out: seen["logits"].append(out.detach()))
     callbacks = Callbacks(
-        validate=lambda: None,
+        validate=lambda _: None,
         save=lambda: None,
         save_due=lambda: False,
         stop_requested=after_step,
@@ -120,7 +120,8 @@ def steps(
     )
     layers, optimizer = list(mixers(model)), build_optimizer(model, config)
     with contextlib.suppress(EnoughError):
-        train(model, model, layers, optimizer, batches, config, TrainState(), callbacks, device, SINGLE)
+        (phase,) = phases_of(config)
+        train(model, model, layers, optimizer, batches, config, phase, TrainState(), callbacks, device, SINGLE)
     if pretended is not None:
         seen["on the CPU"] = [
             f"{path}.{name}"

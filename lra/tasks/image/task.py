@@ -130,7 +130,13 @@ class Image(_Pixels[ImageOptions]):
     """The Image task: gray levels as tokens."""
 
     info: ClassVar[TaskInfo] = TaskInfo(
-        name="image", title="Image", version=VERSION, vocab_size=257, num_classes=10, grid=(SIDE, SIDE)
+        name="image",
+        title="Image",
+        version=VERSION,
+        vocab_size=257,
+        num_classes=10,
+        grid=(SIDE, SIDE),
+        mask_rate=0.5,
     )
     options: ClassVar[type[TaskOptions]] = ImageOptions
 
@@ -183,6 +189,8 @@ class ImageContinuous(_Pixels[PixelOptions]):
         num_classes=10,
         grid=(SIDE, SIDE),
         normalisation=(GRAY_MEAN, GRAY_STD),
+        mask_rate=0.5,
+        denoising_loss="l1",
     )
     options: ClassVar[type[TaskOptions]] = PixelOptions
 

@@ -80,7 +80,13 @@ class ListOps(Task[ListOpsOptions]):
     """The ListOps task."""
 
     info: ClassVar[TaskInfo] = TaskInfo(
-        name="listops", title="ListOps", version=1, vocab_size=VOCAB_SIZE, num_classes=10, generated=True
+        name="listops",
+        title="ListOps",
+        version=1,
+        vocab_size=VOCAB_SIZE,
+        num_classes=10,
+        generated=True,
+        mask_rate=0.1,
     )
     options: ClassVar[type[TaskOptions]] = ListOpsOptions
 

@@ -235,6 +235,7 @@ def _info(name: str, title: str, size: int) -> TaskInfo:
         num_classes=2,
         grid=(size, size),
         generated=True,
+        mask_rate=0.5,
     )
 
 
@@ -258,6 +259,7 @@ class PathfinderContinuous(_Family[ImageSetOptions]):
         num_classes=2,
         grid=(size, size),
         generated=True,
+        mask_rate=0.5,
         normalisation=(LEVEL_MEAN, LEVEL_STD),
     )
 

@@ -155,7 +155,8 @@ def test_a_record_from_before_a_setting_has_the_id_of_one_with_it(path):
     task, variant = (owner if section == kind else other for kind, other in (("data", "listops"), ("variant", "full")))
     config = resolve(task=task, variant=variant, profile=load_profile("quick"), seed=0, overrides={})
     values = config.model_dump()
-    del (values["variant"]["options"] if section == "variant" else values[section])[name]
+    sections = values | {"": values, "variant": values["variant"]["options"]}
+    del sections[section][name]
     assert RunConfig.model_validate(values).run_id("d") == config.run_id("d")
 
 

@@ -6,6 +6,7 @@ import torch
 import runners.train.cost
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
+from lra.config.schema import PretrainConfig
 from lra.tasks import get_task
 from runners.train.cost import examples_to_score, flops_of_example
 
@@ -52,4 +53,13 @@ def test_a_count_that_fails_is_missing_not_zero(monkeypatch):
 )
 def test_examples_to_score_are_the_validations_due_the_check_and_the_test(steps, eval_every, step, validations):
     train = config(1).train.model_copy(update={"steps": steps, "eval_every": eval_every})
-    assert examples_to_score(train, step, 1000, 7) == (validations + 1) * 1000 + 7
+    run = config(1).model_copy(update={"train": train})
+    assert examples_to_score(run, step, 1000, 7) == (validations + 1) * 1000 + 7
+
+
+@pytest.mark.parametrize(("step", "validations"), [(0, 4), (4, 4), (5, 3), (6, 2), (10, 2), (11, 1), (12, 1)])
+def test_the_end_of_pretraining_is_scored_too(step, validations):
+    train = config(1).train.model_copy(update={"steps": 12, "eval_every": 5})
+    own = PretrainConfig(share=0.33, mask_rate=0.1, loss="cross_entropy")  # 4 of 12 steps
+    run = config(1).model_copy(update={"train": train, "pretrain": own})
+    assert examples_to_score(run, step, 1000, 7) == (validations + 1) * 1000 + 7
