@@ -329,6 +329,21 @@ class SequenceMixer(nn.Module, ABC):
         """
         return {}
 
+    def state_size(self, length: int) -> int | None:  # noqa: ARG002
+        """Return how many numbers the layer keeps of a sequence, to go on without reading its tokens again.
+
+        Of attention these are the keys and values that later tokens may meet; of a recurrence, the states of all its
+        directions, a complex one being two numbers; of a convolution, the other tokens under the kernel, with their
+        channels or their `dim` features, whichever are fewer.
+
+        Args:
+            length: Tokens that were read, at most `dims.max_length`.
+
+        Returns:
+            Numbers for each layer and sequence; None if there is no such form, or unless overridden.
+        """
+        return None
+
     def resolved_backend(self, device: torch.device) -> str:  # noqa: ARG002
         """Return the name of the implementation that `forward` uses in training on this device, for the record."""
         return "torch"

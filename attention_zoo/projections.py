@@ -51,6 +51,10 @@ class HeadProjections(nn.Module):
         """Project (batch, num_heads, length, head_dim) back to (batch, length, dim), zero where masked."""
         return zero_masked(self.out(heads.transpose(1, 2).flatten(2)), mask)
 
+    def cache_size(self, tokens: int) -> int:
+        """Count the numbers in the keys and values of so many tokens."""
+        return 2 * tokens * self.num_heads * self.head_dim
+
 
 def initialise(*linears: nn.Linear) -> None:
     """Draw Xavier uniform weights for each linear map, and set its bias, if it has one, to zero."""

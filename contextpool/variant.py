@@ -217,6 +217,11 @@ class ContextPoolMixer(_WrappedMixer):
         pooling = resolve_backend(self.max_tokens(), device, causal=dims.causal, backend=self.config.backend)
         return f"{pooling} + {base}"
 
+    def state_size(self, length: int) -> int | None:
+        """What the base keeps, and all tokens, which the Gaussians reach."""
+        base = self.base.state_size(length)
+        return base if base is None or self.front is None else base + length * self.dims.dim
+
 
 @register_variant(
     "contextpool_conv_only",
@@ -236,6 +241,16 @@ class ContextPoolConvOnly(_WrappedMixer):
     def build_front(self) -> Gate:
         """Build the gate."""
         return Gate(self.config, self.dims, self.grid())
+
+    def state_size(self, length: int) -> int | None:
+        """What the base keeps, and the other tokens under the two convolutions."""
+        base = self.base.state_size(length)
+        if base is None or not isinstance(self.front, Gate):
+            return base
+        # On a grid, read row by row, a token is a row and a column away from the next tap.
+        grid, taps = self.grid(), self.config.kernel_size - 1
+        under = min(length, taps * (1 if grid is None else grid[1] + 1))
+        return base + under * (self.dims.dim + self.front.predictor.inner.out_channels)
 
 
 class Gate(nn.Module):

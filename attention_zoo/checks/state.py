@@ -137,6 +137,10 @@ def check_hooks(spec: VariantSpec) -> None:
         assert value.dim() == 0, f"statistic {name} must be a scalar, has shape {tuple(value.shape)}"
         assert not value.requires_grad, f"detach statistic {name}: it requires a gradient"
     assert isinstance(mixer.resolved_backend(out.device), str), "resolved_backend must return a name"
+    kept = [mixer.state_size(length) for length in (SHORT, LONG)]
+    assert kept == [None, None] or all(type(size) is int and size >= 0 for size in kept), (
+        f"state_size must return a number that is not negative, or None at every length, got {kept}"
+    )
     mixer.after_step()
     mixer.eval()
     once = mix(mixer, tokens(LONG))

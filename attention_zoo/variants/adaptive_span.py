@@ -114,6 +114,10 @@ class AdaptiveSpan(SequenceMixer):
         )
         return self.projections.merge(spanned_attention(q, k, v, span, mask, band), mask)
 
+    def state_size(self, length: int) -> int:
+        """Keys and values of all tokens, since spans can grow to the longest length."""
+        return self.projections.cache_size(length)
+
     def auxiliary_loss(self) -> Tensor | None:
         """Return the penalty on the mean span in tokens; for dynamic spans, that of the last pass in training."""
         mean = self.span.mean()

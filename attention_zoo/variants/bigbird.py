@@ -85,6 +85,10 @@ class BigBird(SequenceMixer):
         at_ends = attend(q.gather(2, position), k, v, whole, dropout=dropout, training=self.training)
         return self.projections.merge(heads.scatter(2, position, at_ends)[:, :, :length], mask)
 
+    def state_size(self, length: int) -> int:
+        """Keys and values of all tokens: a later block may meet any of them."""
+        return self.projections.cache_size(length)
+
     def _met_blocks(self, blocks: int, last: Tensor) -> tuple[Tensor, Tensor]:
         """Number the blocks that each block meets, apart from the first and the last one.
 

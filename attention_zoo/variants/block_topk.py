@@ -109,6 +109,10 @@ class BlockTopk(SequenceMixer):
             heads = gates[0] * heads + gates[1] * far.unflatten(0, (batch, -1))[:, :, :length]
         return self.projections.merge(heads, mask)
 
+    def state_size(self, length: int) -> int:
+        """Keys and values of all tokens: a later query may choose any block."""
+        return self.projections.cache_size(length)
+
     @torch.no_grad()
     def choose(self, q: Tensor, k_means: Tensor, held: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Choose the other blocks of each query, those with the highest q·mean(k).

@@ -67,3 +67,7 @@ class Conv(SequenceMixer):
         mixed = self.kernel(F.pad(signal, padding)).transpose(1, 2)
         hidden = dropout(F.gelu(mixed), self.dims.dropout, training=self.training)
         return zero_masked(self.out(hidden), mask)
+
+    def state_size(self, length: int) -> int:
+        """The other tokens under the kernel."""
+        return min(length, self.config.kernel_size - 1) * self.dims.dim

@@ -61,6 +61,10 @@ class Cosformer(SequenceMixer):
         heads = linear_attention(self._features(q), self._features(k), v, mask, causal=self.dims.causal)
         return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)
 
+    def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
+        """The sum of keys times values, and the normaliser; a key has two features for each of its numbers."""
+        return self.dims.num_heads * 2 * self.dims.head_dim * (self.dims.head_dim + 1)
+
     def _features(self, x: Tensor) -> Tensor:
         """Return (batch, num_heads, length, 2 * head_dim): relu(x) by the cosine and by the sine of its position."""
         positive = float_features(x).relu()  # (batch, num_heads, length, head_dim)

@@ -85,6 +85,10 @@ class DifferentialAttention(SequenceMixer):
         heads = self.norm((first - self.share().to(first.dtype) * second).to(self.norm.weight.dtype)).to(v.dtype)
         return self.projections.merge((1.0 - self.first_share) * heads, mask)
 
+    def state_size(self, length: int) -> int:
+        """Keys and values of all tokens."""
+        return self.projections.cache_size(length)
+
     def share(self) -> Tensor:
         """Compute λ, in float32 at least."""
         contrast = self.contrast.to(torch.promote_types(self.contrast.dtype, torch.float32))

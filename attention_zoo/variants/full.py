@@ -59,6 +59,10 @@ class FullAttention(SequenceMixer):
         )
         return self.projections.merge(heads, mask)
 
+    def state_size(self, length: int) -> int:
+        """Keys and values of all tokens."""
+        return self.projections.cache_size(length)
+
     def resolved_backend(self, device: torch.device) -> str:
         """Name the implementation in training; see `attention_zoo.kernels.softmax.resolve_backend`."""
         return resolve_backend(self.config.backend, device, dropout=self.dims.dropout, biased=self.bias is not None)

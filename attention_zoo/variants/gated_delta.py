@@ -117,6 +117,13 @@ class GatedDelta(SequenceMixer):
             heads = F.silu(self.output_gate(x)) * heads
         return zero_masked(self.out(dropout(heads, self.dims.dropout, training=self.training)), mask)
 
+    def state_size(self, length: int) -> int:
+        """The state of each direction, and the tokens that the short convolution reads."""
+        directions = 1 if self.dims.causal else 2
+        states = self.widths[0] * self.dims.head_dim  # key_dim by value_dim in each head
+        near = min(length, max(0, self.config.conv_size - 1)) * min(self.dims.dim, sum(self.widths))
+        return directions * (states + near)
+
     def _near(self, features: Tensor) -> Tensor:
         """Convolve (batch, length, channels) over a few tokens."""
         reach = self.config.conv_size - 1

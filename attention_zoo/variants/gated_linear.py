@@ -95,6 +95,11 @@ class GatedLinear(SequenceMixer):
         gated = F.silu(self.output_gate(x)) * read.transpose(1, 2).flatten(2)
         return zero_masked(self.out(dropout(gated, self.dims.dropout, training=self.training)), mask)
 
+    def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
+        """The state of each direction."""
+        key_dim = max(1, self.dims.head_dim // 2)
+        return self.directions * self.dims.num_heads * key_dim * self.dims.head_dim
+
     def _heads(self, x: Tensor) -> Tensor:
         """Reshape (batch, length, features) to (batch, num_heads, length, head_dim)."""
         return x.unflatten(2, (self.dims.num_heads, -1)).transpose(1, 2)

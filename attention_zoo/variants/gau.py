@@ -100,6 +100,10 @@ class Gau(SequenceMixer):
             self.out(dropout(F.silu(self.gate(x)) * read, self.dims.dropout, training=self.training)), mask
         )
 
+    def state_size(self, length: int) -> int:
+        """Shared vector, of which the key is made, and value of all tokens."""
+        return length * (self.shared.out_features + self.value.out_features)
+
     def _queries_and_keys(self, shared: Tensor) -> tuple[Tensor, Tensor]:
         """Make queries and keys of z whose dot products are the scores, b included: (batch, length, features)."""
         q, k = (shared * scale + shift for scale, shift in zip(self.scale, self.shift, strict=True))

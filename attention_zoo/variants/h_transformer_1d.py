@@ -24,7 +24,7 @@ from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
 from attention_zoo.kernels.block_sparse import HIDDEN, Pattern, block_sparse_attention, merge
-from attention_zoo.kernels.blocks import neighbours, pad_to_blocks
+from attention_zoo.kernels.blocks import neighbours, num_blocks, pad_to_blocks
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
 
@@ -82,6 +82,15 @@ class HTransformer1d(SequenceMixer):
             )
             out, log_sum = merge([finer, (coarse_out, coarse_sum)])
         return self.projections.merge(out[:, :, :length], mask)
+
+    def state_size(self, length: int) -> int:
+        """At each level, keys and values of a block and of those beside it."""
+        size, kept, positions = self.config.block_size, 0, length
+        while True:
+            kept += min(positions, 3 * size)
+            if positions <= 2 * size:
+                return self.projections.cache_size(kept)
+            positions = num_blocks(positions, size) * size // 2
 
 
 class _Level:

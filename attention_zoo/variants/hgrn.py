@@ -94,6 +94,10 @@ class HGRN(SequenceMixer):
         hidden = self.cell(x, mask).to(x.dtype)
         return zero_masked(self.out(dropout(hidden, self.dims.dropout, training=self.training)), mask)
 
+    def state_size(self, length: int) -> int:
+        """The states of each direction (hgrn: a complex one is two numbers; rg_lru: with the tokens it convolves)."""
+        return self.cell.state_size(length)
+
 
 class HGRU(nn.Module):
     """The complex recurrence of HGRN with its gates; (batch, length, dim) to (batch, length, 2 states)."""
@@ -132,6 +136,10 @@ class HGRU(nn.Module):
                 states = states + linear_scan(_one_where_masked(factor, mask), added, reverse=direction == 1)
             hidden = torch.cat((states.real, states.imag), dim=2).to(self.norm.weight.dtype)
         return F.silu(self.output_gate(x)) * self.norm(hidden).to(x.dtype)
+
+    def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
+        """Count real and imaginary parts of the states of all directions."""
+        return 2 * self.angle.numel()
 
 
 class RGLRU(nn.Module):
@@ -182,6 +190,10 @@ class RGLRU(nn.Module):
             if self.directions == 2:
                 states = states + linear_scan(factor, added, reverse=True)
         return F.gelu(self.output_gate(x)) * states.to(x.dtype)
+
+    def state_size(self, length: int) -> int:
+        """Count the states of all directions, and what the convolution reads of other tokens."""
+        return self.directions * self.width + min(length, _KERNEL - 1) * min(self.value.in_features, self.width)
 
 
 def _one_where_masked(factor: Tensor, mask: Tensor | None) -> Tensor:

@@ -69,3 +69,7 @@ class Hrrformer(SequenceMixer):
             weight = masked_softmax(match, None if mask is None else mask[:, None, :])
             heads = (weight[..., None] * values).to(v.dtype)
         return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)
+
+    def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
+        """The sum of bound pairs, and the normaliser of the weights, in each head."""
+        return self.dims.num_heads * (self.dims.head_dim + 1)

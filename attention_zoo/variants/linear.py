@@ -50,6 +50,10 @@ class LinearAttention(SequenceMixer):
         heads = linear_attention(feature_map(q), feature_map(k), v, mask, causal=self.dims.causal)
         return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)
 
+    def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
+        """The sum of keys times values, and the normaliser, in each head."""
+        return self.dims.num_heads * self.dims.head_dim * (self.dims.head_dim + 1)
+
 
 def feature_map(x: Tensor) -> Tensor:
     """Return elu(x) + 1, which is positive everywhere (the paper's equation 7)."""

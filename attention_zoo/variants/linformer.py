@@ -77,6 +77,10 @@ class Linformer(SequenceMixer):
         heads = attend(q, of_keys @ k, of_values @ v, dropout=self.dims.dropout, training=self.training)
         return self.projections.merge(heads, mask)
 
+    def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
+        """The mixtures of keys and of values, which are sums over the tokens."""
+        return self.projections.cache_size(self.config.rank)
+
     def resolved_backend(self, device: torch.device) -> str:
         """Name the implementation in training; see `attention_zoo.kernels.softmax.resolve_backend`."""
         return resolve_backend("auto", device, dropout=self.dims.dropout)

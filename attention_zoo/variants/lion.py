@@ -104,6 +104,11 @@ class Lion(SequenceMixer):
             heads = (sums[..., :-1] / sums[..., -1:].clamp_min(SMALLEST)).to(v.dtype)
         return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)
 
+    def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
+        """The sum of keys times values, and the normaliser, of each direction; without decay both are one."""
+        directions = 1 if self.dims.causal or self.config.decay == "none" else 2
+        return directions * self.dims.num_heads * self.dims.head_dim * (self.dims.head_dim + 1)
+
     def log_decay(self, x: Tensor) -> Tensor:
         """Compute log λ of each token, (batch, length, num_heads), in float32 at least."""
         if self.config.decay == "selective":

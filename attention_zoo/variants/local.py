@@ -112,6 +112,11 @@ class LocalAttention(SequenceMixer):
             heads = unfold_blocks(heads, batch, length)
         return self.projections.merge(heads, mask)
 
+    def state_size(self, length: int) -> int:
+        """Keys and values of one block and those it looks at; strided blocks hold tokens from everywhere."""
+        seen = length if self.config.layout == "strided" else (2 * self.config.look_around + 1) * self.config.window
+        return self.projections.cache_size(min(length, seen))
+
     def resolved_backend(self, device: torch.device) -> str:
         """Name the implementation in training; see `attention_zoo.kernels.softmax.resolve_backend`."""
         return resolve_backend(self.config.backend, device, dropout=self.dims.dropout, biased=self.bias is not None)

@@ -75,6 +75,14 @@ class Longformer(SequenceMixer):
             heads = torch.cat((glob, heads[:, :, num_global:]), dim=2)
         return self.projections.merge(heads, mask)
 
+    def state_size(self, length: int) -> int:
+        """Keys and values of the window and of the global tokens, and what these have read."""
+        num_global = min(length, max(self.config.num_global, self.dims.num_prefix))
+        kept = min(length, 2 * (self.config.window // 2) + num_global)
+        # A running softmax of a global token: a sum of values and its normaliser in each head
+        read = num_global * self.dims.num_heads * (self.dims.head_dim + 1)
+        return self.projections.cache_size(kept) + read
+
 
 def _window_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, radius: int, num_global: int, dropout: float

@@ -114,3 +114,7 @@ class LRU(SequenceMixer):
             mixed = diagonal_system(signal, factor, drive * scale.exp()[:, None, None], *readout) + self.skip * signal
         hidden = dropout(F.gelu(mixed.to(x.dtype)), self.dims.dropout, training=self.training)
         return zero_masked(F.glu(self.out(hidden)), mask)
+
+    def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
+        """The states of each direction; a complex one is two numbers."""
+        return self.readout.shape[0] * 2 * len(self.log_decay)

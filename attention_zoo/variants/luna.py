@@ -73,6 +73,10 @@ class Luna(SequenceMixer):
         # Unpack: keys and values of the packed vectors, (batch, num_heads, num_memory, head_dim); none is masked.
         return self.projections.merge(attend(q, keys, values, dropout=dropout, training=training), mask)
 
+    def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
+        """What each memory vector has read in each head: a sum of values and its normaliser."""
+        return self.config.num_memory * self.dims.num_heads * (self.dims.head_dim + 1)
+
     def resolved_backend(self, device: torch.device) -> str:
         """Name the implementation in training; see `attention_zoo.kernels.softmax.resolve_backend`."""
         return resolve_backend("auto", device, dropout=self.dims.dropout)

@@ -87,6 +87,12 @@ class Mamba(SequenceMixer):
         hidden = dropout(mixed * F.silu(gate), self.dims.dropout, training=self.training)
         return zero_masked(self.out(hidden), mask)
 
+    def state_size(self, length: int) -> int:
+        """The states of each channel in each direction, and the tokens that its convolution reads."""
+        inner = self.out.in_features
+        near = min(length, self.config.kernel_size - 1) * min(self.dims.dim, inner)
+        return (1 if self.dims.causal else 2) * (inner * self.config.state_size + near)
+
 
 class SelectiveStateSpace(nn.Module):
     """One direction: convolution, SiLU and S6 on (batch, length, inner)."""

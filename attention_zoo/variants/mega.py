@@ -117,6 +117,12 @@ class Mega(SequenceMixer):
         candidate = F.silu(self.candidate(averaged) + self.out(F.silu(self.reset(averaged)) * read))
         return zero_masked(self.update(averaged).sigmoid() * (candidate - signal), mask)
 
+    def state_size(self, length: int) -> int:
+        """The averages of each direction, and key and value of each token (of a chunk)."""
+        directions, dim, averages = self.average.alpha.shape
+        attended = min(length, self.config.chunk or length)
+        return directions * dim * averages + attended * (self.shared.out_features + self.value.out_features)
+
     def resolved_backend(self, device: torch.device) -> str:
         """Name the implementation of the attention; see `attention_zoo.kernels.softmax.resolve_backend`."""
         return resolve_backend(self.config.backend, device, dropout=self.dims.dropout)

@@ -49,3 +49,7 @@ class MlpOnly(SequenceMixer):
         """Transform each token; see `SequenceMixer.forward`."""
         hidden = dropout(F.gelu(self.expand(x)), self.dims.dropout, training=self.training)
         return zero_masked(self.out(hidden), mask)
+
+    def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
+        """Nothing."""
+        return 0

@@ -135,6 +135,10 @@ class Mra(SequenceMixer):
         heads = heads.view(batch, num_heads, -1, q.shape[2])[:, :, :length].to(v.dtype)
         return self.projections.merge(heads, mask)
 
+    def state_size(self, length: int) -> int:
+        """Keys and values of all tokens: any block may become an exact one."""
+        return self.projections.cache_size(length)
+
     @torch.no_grad()
     def choose(self, scores: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the blocks of scores that are exact.

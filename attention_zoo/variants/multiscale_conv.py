@@ -111,6 +111,12 @@ class MultiscaleConv(SequenceMixer):
         hidden = dropout(F.gelu(mixed.to(x.dtype)), self.dims.dropout, training=self.training)
         return zero_masked(F.glu(self.out(hidden)), mask)
 
+    def state_size(self, length: int) -> int:
+        """All tokens that the kernels reach: their weights follow no recurrence."""
+        directions, scales, dim, size = self.weight.shape
+        reach = length if self.config.kind == "interpolated" else directions * (size - 1) * 2 ** (scales - 1)
+        return min(length, reach) * dim
+
     def kernels(self, length: int, dtype: torch.dtype) -> Tensor:
         """Compute the kernels, (directions, dim, length); a shorter one is the start of a longer one."""
         weights = [each * self.config.decay**scale for scale, each in enumerate(self.weight.to(dtype).unbind(1))]

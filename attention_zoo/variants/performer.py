@@ -120,6 +120,10 @@ class Performer(SequenceMixer):
         # heads: (batch, num_heads, length, head_dim)
         return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)
 
+    def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
+        """The sum of the features of keys times values, and the normaliser, in each head."""
+        return self.dims.num_heads * (self.num_features or self.dims.head_dim) * (self.dims.head_dim + 1)
+
     def _estimate(self, q: Tensor, k: Tensor, v: Tensor, directions: Tensor, mask: Tensor | None) -> Tensor:
         """Attend with random features; shapes are as in `estimate_relu`."""
         if self.config.kernel == "relu":

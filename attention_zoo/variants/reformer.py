@@ -104,6 +104,10 @@ class Reformer(SequenceMixer):
         )
         return self.projections.merge(heads.unflatten(0, (batch, num_heads))[:, :, :length], mask)
 
+    def state_size(self, length: int) -> int:
+        """Queries, which are the keys, and values of all tokens: any of them may share a bucket with a later one."""
+        return self.projections.cache_size(length)
+
     @torch.no_grad()
     def _sort(self, q: Tensor, real: Tensor | None) -> Tensor:
         """Sort tokens by bucket, then by position, masked ones last.

@@ -106,6 +106,10 @@ class S4D(SequenceMixer):
         hidden = dropout(F.gelu(mixed.to(x.dtype)), self.dims.dropout, training=self.training)
         return zero_masked(F.glu(self.out(hidden)), mask)
 
+    def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
+        """The states of each channel in each direction; a complex one is two numbers."""
+        return self.readout.shape[0] * self.dims.dim * self.config.state_size
+
     def kernels(self, length: int, dtype: torch.dtype) -> list[Tensor]:
         """Compute the kernel of each direction, (dim, length), sampled by zero-order hold."""
         poles = torch.complex(-self.log_decay.to(dtype).exp(), self.frequency.to(dtype))

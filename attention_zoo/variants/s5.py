@@ -117,6 +117,10 @@ class S5(SequenceMixer):
         gate = self.gate(dropout(F.gelu(mixed), self.dims.dropout, training=self.training))
         return zero_masked(dropout(mixed * gate.sigmoid(), self.dims.dropout, training=self.training), mask)
 
+    def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
+        """The states of each direction; a complex one is two numbers."""
+        return self.readout.shape[0] * 2 * len(self.log_step)
+
     def sampled(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Return the factors of the states, the sampled B, and 2 C of each direction; see `diagonal_system`."""
         log_decay, frequency, log_step, drive, readout = (

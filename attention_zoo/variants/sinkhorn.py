@@ -102,6 +102,10 @@ class SinkhornAttention(SequenceMixer):
         )
         return self.projections.merge(unfold_blocks(heads, batch, length), mask)
 
+    def state_size(self, length: int) -> int:
+        """Keys and values of all tokens, from which the sorted blocks are mixed."""
+        return self.projections.cache_size(length)
+
     def _permutation(self, k: Tensor, real: Tensor | None) -> Tensor:
         """Compute the soft permutation (batch, num_heads, places, blocks) of the blocks of keys.
 

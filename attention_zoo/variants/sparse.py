@@ -96,6 +96,15 @@ class SparseTransformer(SequenceMixer):
             heads, _ = merge([near, _columns(q, k, v, real, stride=stride, dropout=dropout)])
         return self.projections.merge(heads[:, :, :length], mask)
 
+    def state_size(self, length: int) -> int:
+        """Keys and values of a block and of all summary tokens (strided: of all tokens)."""
+        stride, summary = self.config.stride, self.config.num_summary
+        if self.config.pattern == "strided":
+            return self.projections.cache_size(length)
+        if self.config.pattern == "lra":  # the first token of a block is a summary token, too
+            summary = min(stride, summary + 1)
+        return self.projections.cache_size(min(length, stride + length // stride * summary))
+
     def _left_only(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attend under the pattern of Long Range Arena; tensors are (batch, num_heads, length, head_dim)."""
         first, dropout = min(self.dims.num_prefix, q.shape[2]), self.dims.dropout if self.training else 0.0

@@ -117,6 +117,10 @@ class Synthesizer(SequenceMixer):
             )
         return zero_masked(self.out(heads.transpose(1, 2).flatten(2)), mask)
 
+    def state_size(self, length: int) -> int:
+        """Values of all tokens, and with `dot_product` their keys."""
+        return length * self.value.out_features * (2 if self.config.dot_product else 1)
+
     def resolved_backend(self, device: torch.device) -> str:
         """Name the implementation in training; see `attention_zoo.kernels.softmax.resolve_backend`."""
         return resolve_backend(

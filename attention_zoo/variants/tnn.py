@@ -87,6 +87,10 @@ class Tnn(SequenceMixer):
         hidden = dropout(F.silu(self.gate(x)) * mixed, self.dims.dropout, training=self.training)
         return zero_masked(self.out(hidden), mask)
 
+    def state_size(self, length: int) -> int:
+        """All tokens: weights by distance follow no recurrence."""
+        return length * min(self.dims.dim, self.value.out_features)
+
     def kernels(self, length: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Compute t_0, t_1, ... and, unless causal, t_-1, t_-2, ..., each (width, length)."""
         places = torch.arange(length, dtype=dtype, device=self.out.weight.device)

@@ -102,6 +102,12 @@ class TransformerLs(SequenceMixer):
         heads, _ = block_sparse_attention(q, k, v, pattern, dropout=dropout)
         return self.projections.merge(heads[:, :, :length], mask)
 
+    def state_size(self, length: int) -> int:
+        """Keys and values of a segment and half a segment on either side, and the sums behind the summaries."""
+        # A summary is a running softmax: a key, a value and a normaliser in each head
+        summaries = self.config.rank * self.dims.num_heads * (2 * self.dims.head_dim + 1)
+        return self.projections.cache_size(min(length, 2 * self.config.window)) + summaries
+
     def _summary_weights(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         """Return the weights of the tokens in each summary, (batch, num_heads, rank, length); rows sum to 1."""
         scores = self.summary(tokens).unflatten(2, (self.dims.num_heads, self.config.rank)).permute(0, 2, 3, 1)

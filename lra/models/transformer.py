@@ -218,7 +218,6 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
     """
     model = config.model
     spec = get_variant(config.variant.name)
-    num_prefix = int(model.pooling == "cls")  # tokens in front that are not pixels of the grid
     info = get_task(config.task).info
     if model.family == "foreign":
         head = None
@@ -243,24 +242,30 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
     embedding = Embedding(model, tokens, zero_is_padding=zero_is_padding)
     blocks = []
     for layer in range(model.num_layers):
-        dims = LayerDims(
-            dim=model.dim,
-            num_heads=model.num_heads,
-            head_dim=model.head_dim,
-            max_length=model.max_length + num_prefix,
-            qkv_bias=model.qkv_bias,
-            causal=model.causal,
-            dropout=model.attention_dropout,
-            grid=info.grid,
-            num_prefix=num_prefix,
-            layer=layer,
-        )
         seed_torch(config.seed, "init", "mixer", layer)
-        mixer = spec.build(config.variant.typed, dims)
+        mixer = spec.build(config.variant.typed, layer_dims(config, layer))
         seed_torch(config.seed, "init", "block", layer)
         blocks.append(Block(model, mixer))
     seed_torch(config.seed, "init", "head")
     return Classifier(embedding, blocks, Head(model, num_classes, paired=info.paired))
+
+
+def layer_dims(config: RunConfig, layer: int) -> LayerDims:
+    """Return the dimensions that the model of a run prescribes to the mixer of a layer, counted from 0."""
+    model = config.model
+    num_prefix = int(model.pooling == "cls")  # tokens in front that are not pixels of the grid
+    return LayerDims(
+        dim=model.dim,
+        num_heads=model.num_heads,
+        head_dim=model.head_dim,
+        max_length=model.max_length + num_prefix,
+        qkv_bias=model.qkv_bias,
+        causal=model.causal,
+        dropout=model.attention_dropout,
+        grid=get_task(config.task).info.grid,
+        num_prefix=num_prefix,
+        layer=layer,
+    )
 
 
 def mixers(model: nn.Module) -> Iterator[SequenceMixer]:

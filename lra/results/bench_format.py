@@ -14,6 +14,7 @@ REFERENCE = "full"
 NOISY, FLAGGED, MISSING = "~", "!", "-"
 """Marks: unsteady times, memory that must not be quoted, and no measurement."""
 NOISY_NOTE = f"{NOISY} noisy: the interquartile range of the step times is above 10 % of the median."
+STATE_NOTE = "state: numbers that one layer keeps of a sequence to go on to the next token; -: it has no such form."
 STATUS_WORDS = {"oom": "OOM"}
 """How statuses are written where they have a spelling of their own."""
 PARAMETER_RULE = 0.10
@@ -59,6 +60,14 @@ def memory_text(record: BenchRecord, full: BenchRecord | None) -> str:
     if full is not None and full.memory is not None and not full.memory.problem:
         ratio = f" ({record.memory.total / full.memory.total:.2f})"
     return f"{record.memory.total / 1e9:.3f}{ratio}"
+
+
+def state_text(record: BenchRecord) -> str:
+    """Write the numbers that one layer keeps of a sequence of this length."""
+    from lra.measure.state_size import state_size  # here, since it imports torch
+
+    size = state_size(record.config)
+    return MISSING if size is None else f"{size:,}"
 
 
 def machine(record: BenchRecord) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lra.errors import UsageError
+from lra.measure.state_size import state_size
 from lra.results.bench_format import REFERENCE
 from lra.results.dataframe import label_rows
 
@@ -17,13 +19,14 @@ from ..result_set import ResultSet
 from ..tables.captions import headings
 from ..tables.efficiency import describe, labels_in_order, measurement_groups
 from .lines import LINES_PER_PANEL, depth_curves, learning_curves, scaling_curves
-from .scatter import bubbles, pareto, seed_dots
+from .scatter import bubbles, pareto, seed_dots, state_front
 from .style import house_style, save, slug
 
 FIGURES = {
     "seeds": "Dots: runs; bar: mean; dashed: trivial baselines.",
     "speed, score and memory": "Area: peak memory.",
     "front": "Filled: nothing is cheaper and better.",
+    "state": "Filled: nothing keeps less and is better. Left out: what keeps nothing, or has no recurrent form.",
     "learning": "Line: mean of seeds (n); band: from the lowest to the highest of them.",
     "depth": "Dots: runs; line: mean.",
     "scaling": "In brackets: slope of the line.",
@@ -123,6 +126,10 @@ def _of_task(results: ResultSet, frame: pd.DataFrame, where: str, *, titled: boo
         if group["peak_bytes"].notna().all():
             yield f"speed, score and memory: {title}", bubbles(group, title if titled else "")
             yield f"front: {title}", pareto(group, title if titled else "")
+    scored = frame.dropna(subset=["accuracy"])
+    kept = scored["run_id"].map(lambda run_id: state_size(results.records[run_id].config) or math.nan)
+    if kept.notna().any():
+        yield f"state: {where}", state_front(scored.assign(state=kept), where if titled else "")
     panels = pd.Series(curve_titles(frame, where), index=frame.index)
     reference = frame["label"].isin(_reference_labels(frame))  # in every figure
     for title in sorted(panels.unique(), key=lambda title: (len(title), title)):

@@ -74,12 +74,31 @@ def pareto(frame: pd.DataFrame, where: str) -> Figure:
         where: What the rows have in common, for the title; empty for none.
     """
     rows = medians(frame)
-    figure = new_figure(3.6 + 0.14 * len(rows))
-    panels = figure.subplots(2, 1)
+    costs = {"time per 1000 tokens (ms)": 1e6 / rows["speed"], "peak memory (MiB)": rows["memory"]}
+    return _fronts(frame, rows, costs, "Filled: nothing is cheaper and better", where)
+
+
+def state_front(frame: pd.DataFrame, where: str) -> Figure:
+    """Draw accuracy against the numbers that a layer keeps of a sequence, with the Pareto front.
+
+    Args:
+        frame: Rows of one task with numbers, and a column `state`; rows without a state are left out.
+        where: What the rows have in common, for the title; empty for none.
+    """
+    frame = frame.dropna(subset=["state"])
+    rows = medians(frame)
+    kept = frame.groupby("label")["state"].first().reindex(rows.index)
+    costs = {"state (numbers per layer and sequence)": kept}
+    return _fronts(frame, rows, costs, "Filled: nothing keeps less and is better", where)
+
+
+def _fronts(frame: pd.DataFrame, rows: pd.DataFrame, costs: dict[str, pd.Series], title: str, where: str) -> Figure:
+    """Draw one panel for each cost; `rows` are the medians of the frame, and the costs have their index."""
+    figure = new_figure(len(costs) * (1.8 + 0.07 * len(rows)))
+    panels = np.ravel(figure.subplots(len(costs), 1))
     styles = [looks(frame)[str(label)] for label in rows.index]
     colours = [look.colour for look in styles]
-    costs = (("time per 1000 tokens (ms)", 1e6 / rows["speed"]), ("peak memory (MiB)", rows["memory"]))
-    for axes, (text, cost) in zip(panels, costs, strict=True):
+    for axes, (text, cost) in zip(panels, costs.items(), strict=True):
         on_front = front(cost.to_numpy(), rows["accuracy"].to_numpy())
         best = np.flatnonzero(on_front)[np.argsort(cost.to_numpy()[on_front])]
         corners = np.repeat(np.column_stack([cost.iloc[best], rows["accuracy"].iloc[best]]), 2, axis=0)
@@ -93,9 +112,9 @@ def pareto(frame: pd.DataFrame, where: str) -> Figure:
         axes.margins(0.25)
         plain_ticks(axes.xaxis, *axes.get_xlim())
         mark_preview(axes, int(rows["seeds"].max()))
-    write_title(figure, "Filled: nothing is cheaper and better", where)
+    write_title(figure, title, where)
     names = [wrapped(label, LABEL) for label in rows.index]
-    panels_with_costs = [(axes, cost) for axes, (_, cost) in zip(panels, costs, strict=True)]
+    panels_with_costs = list(zip(panels, costs.values(), strict=True))
     label_points(panels_with_costs, rows["accuracy"], names, math.sqrt(POINT / 2), colours)  # a diamond is the widest
     return figure
 

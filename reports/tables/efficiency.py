@@ -15,11 +15,13 @@ from lra.results.bench_format import (
     FLAGGED,
     NOISY_NOTE,
     REFERENCE,
+    STATE_NOTE,
     highest_load,
     machine,
     memory_text,
     short_length,
     speed_text,
+    state_text,
     table_2_columns,
 )
 from lra.results.bench_records import BenchRecord
@@ -72,7 +74,7 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
 
 
 def efficiency(measurements: pd.DataFrame) -> Table:
-    """Tabulate steps per second and peak memory by length, each with its ratio to full attention.
+    """Tabulate speed and peak memory by length, each with its ratio to full attention, and the state at the longest.
 
     Args:
         measurements: One of the frames of `measurement_groups`.
@@ -80,7 +82,8 @@ def efficiency(measurements: pd.DataFrame) -> Table:
     lengths = sorted(measurements["length"].unique())
     labels = labels_in_order(measurements)
     speeds, memories = table_2_columns(lengths)
-    columns = [*speeds, *memories]
+    state = f"state {short_length(lengths[-1])}"
+    columns = [*speeds, *memories, state]
     cells = pd.DataFrame(NOT_RUN, index=labels, columns=columns, dtype=object)
     values = pd.DataFrame(np.nan, index=labels, columns=columns)
     full = {record.length: record for record in measurements["measurement"][measurements["is_reference"]]}
@@ -89,6 +92,8 @@ def efficiency(measurements: pd.DataFrame) -> Table:
         speed, memory = speeds[place], memories[place]
         cells.loc[label, speed] = speed_text(row["measurement"])
         cells.loc[label, memory] = memory_text(row["measurement"], full.get(row["length"]))
+        if row["length"] == lengths[-1]:
+            cells.loc[label, state] = state_text(row["measurement"])
         values.loc[label, speed] = 1.0 / row["seconds"]
         values.loc[label, memory] = -row["bytes"] / 1e6
     variants = dict(zip(measurements["label"], measurements["variant"], strict=True))
@@ -98,6 +103,7 @@ def efficiency(measurements: pd.DataFrame) -> Table:
         Term("In brackets: relative to full attention; for speed measured in turns with it."),
         Term("steps/s: median of single steps with forward, backward and optimiser."),
         Term("GB: peak of a step with parameters and optimiser state, 10^9 bytes."),
+        Term(STATE_NOTE),
         *_remarks(measurements),
     ]
     ids = [measurement.settings_id for measurement in measurements["measurement"]]

@@ -12,10 +12,12 @@ from lra.results.bench_format import (
     MISSING,
     NOISY_NOTE,
     REFERENCE,
+    STATE_NOTE,
     highest_load,
     machine,
     memory_text,
     speed_text,
+    state_text,
     table_2_columns,
 )
 from lra.results.bench_records import MIB, BenchRecord
@@ -29,10 +31,10 @@ def full_report(records: Sequence[BenchRecord]) -> str:
     full = {record.length: record for record in records if record.variant == REFERENCE}
     rows = [_row(record, full.get(record.length)) for record in records]
     headers = [
-        "variant", "length", "batch", "steps/s", "tokens/s", "x full", "MiB step", "x full", "MiB state", "GFLOP",
-        "x full",
+        "variant", "length", "batch", "steps/s", "tokens/s", "x full", "MiB step", "x full", "MiB model", "GFLOP",
+        "x full", "state",
     ]  # fmt: skip
-    parts = [caption(records), _table(rows, headers)]
+    parts = [caption(records), _table(rows, headers), STATE_NOTE]
     others = {name: title for name, title in _titles(records).items() if name != REFERENCE}
     if others:
         parts += [
@@ -123,7 +125,7 @@ def memory_crossing(records: Sequence[BenchRecord], name: str) -> Crossover:
 def _row(record: BenchRecord, full: BenchRecord | None) -> list[str]:
     head = [record.variant_title, str(record.length), str(record.batch_size)]
     if record.status != "ok" or record.timing is None or record.memory is None or record.flops is None:
-        return [*head, speed_text(record), *[MISSING] * 7]
+        return [*head, speed_text(record), *[MISSING] * 7, state_text(record)]
     rate = 1.0 / record.timing.median
     memory_ratio = flop_ratio = MISSING
     if full is not None and full.memory and not full.memory.problem and not record.memory.problem:
@@ -140,6 +142,7 @@ def _row(record: BenchRecord, full: BenchRecord | None) -> list[str]:
         f"{record.memory.state_bytes / MIB:.1f}",
         f"{record.flops.total / 1e9:.2f}",
         flop_ratio,
+        state_text(record),
     ]
 
 

@@ -11,22 +11,23 @@ from importlib.metadata import entry_points
 import torch
 from tabulate import tabulate
 
-from attention_zoo import LayerDims, RegistrationError, VariantSpec, available, get_variant
+from attention_zoo import LayerDims, RegistrationError, SequenceMixer, VariantSpec, available, get_variant
 from attention_zoo.checks.numerics import backends
 from attention_zoo.faults import fault_line
 from attention_zoo.registry import ENTRY_POINT_GROUP, OWN_DISTRIBUTION, plugin_origin
 
 OFFICIAL_LISTOPS = LayerDims(dim=512, num_heads=8, max_length=2000, qkv_bias=False)
-"""One layer of the official ListOps configuration, for which the parameters are counted."""
+"""One layer of the official ListOps configuration, for which parameters and state are counted."""
 
 COLUMNS = (
-    "variant", "display name", "family", "paper", "time", "memory", "parameters", "causal", "backends", "options",
+    "variant", "display name", "family", "paper", "time", "memory", "parameters", "state", "causal", "backends",
+    "options",
 )  # fmt: skip
 LISTED = ("variant", "display name", "family", "time")
 """The columns of `lra-zoo list`, which fit 100 characters; `lra-zoo describe` has them all."""
 
 EXACT = "equals full attention at length 2048 with"
-ON_THE_PAGE = ("variant", "display name", "family", "time", "parameters", "causal")
+ON_THE_PAGE = ("variant", "display name", "family", "time", "parameters", "state", "causal")
 """The columns of the table of docs/variants.md."""
 
 _INTRODUCTION = """\
@@ -43,6 +44,10 @@ that are added to the embedding.
 - **time** is the claim of the paper, with n the length. Memory of a training step grows linearly with the length unless
   a section says otherwise. A check measures it.
 - **parameters** are those of one layer of the official ListOps model relative to `full`.
+- **state** counts the numbers that this layer keeps of 2,000 tokens to go on to the next one without reading them
+  again: keys and values that a later token may meet, or the states of a recurrence in all its directions. A `-` marks a
+  variant without such a form, since each new token changes what all others read (landmarks, Fourier transforms). The
+  method `state_size` of a mixer gives the number at other lengths and sizes.
 """
 
 
@@ -75,10 +80,19 @@ def _full_parameters() -> int:
     return _parameters(get_variant("full"))
 
 
-def _parameters(spec: VariantSpec) -> int:
+def _layer(spec: VariantSpec) -> SequenceMixer:
     with torch.random.fork_rng(devices=[]):
-        mixer = spec.build(spec.config(), OFFICIAL_LISTOPS)
-    return sum(parameter.numel() for parameter in mixer.parameters() if parameter.requires_grad)
+        return spec.build(spec.config(), OFFICIAL_LISTOPS)
+
+
+def _parameters(spec: VariantSpec) -> int:
+    return sum(parameter.numel() for parameter in _layer(spec).parameters() if parameter.requires_grad)
+
+
+def _state(spec: VariantSpec) -> str:
+    """Write the numbers that one layer keeps of the longest sequence."""
+    size = _layer(spec).state_size(OFFICIAL_LISTOPS.max_length)
+    return "-" if size is None else f"{size:,}"
 
 
 def row(spec: VariantSpec) -> tuple[str, ...]:
@@ -91,6 +105,7 @@ def row(spec: VariantSpec) -> tuple[str, ...]:
         spec.traits.complexity,
         spec.traits.memory,
         f"{relative_parameters(spec):.2f}",
+        _state(spec),
         "yes" if spec.traits.causal else "no",
         ", ".join(backends(spec.config)) or "torch",
         ", ".join(name for name, *_ in spec.config.describe()) or "none",
@@ -143,6 +158,8 @@ def _remarks(spec: VariantSpec) -> list[str]:
         said.append(f"Memory: {spec.traits.memory}.")
     if not spec.traits.padding_length_invariant:
         said.append("The result depends on the amount of padding.")
+    if spec.mixer.state_size is not SequenceMixer.state_size:
+        said.append(f"State: {' '.join((inspect.getdoc(spec.mixer.state_size) or '').split())}")
     return said + [f"Waived check: {name}, because {reason}." for name, reason in spec.traits.waivers.items()]
 
 
@@ -163,6 +180,7 @@ def _claims(spec: VariantSpec) -> list[tuple[str, str]]:
         ("time", traits.complexity),
         ("memory", traits.memory),
         ("parameters against full", f"{relative_parameters(spec):.3f}"),
+        ("state at length 2000", _state(spec)),
         ("causal form", "yes" if traits.causal else "no"),
         ("mixes tokens", "yes" if traits.mixes_tokens else "no"),
         ("depends on the order of tokens", order),

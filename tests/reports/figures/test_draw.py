@@ -92,7 +92,8 @@ def test_equal_records_give_equal_bytes(results, tmp_path, form):
 def test_draw_all_names_its_files_after_the_figures(results, tmp_path):
     paths = draw_all(results.for_profile("quick", "open"), tmp_path, "svg")
     where = "listops-profile-quick-open-track"
-    names = [f"seeds-{where}", f"speed-score-and-memory-{where}-cpu", f"front-{where}-cpu", f"learning-{where}"]
+    names = [f"seeds-{where}", f"speed-score-and-memory-{where}-cpu", f"front-{where}-cpu"]
+    names += [f"state-{where}", f"learning-{where}"]
     assert [path.name for path in paths] == [f"{name}.svg" for name in [*names, f"depth-{where}"]]
 
 

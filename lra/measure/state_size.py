@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of a layer: how many numbers it keeps of a sequence to go on; see `SequenceMixer.state_size`."""
+
+from __future__ import annotations
+
+import torch
+
+from attention_zoo import get_variant
+from attention_zoo.registry import is_known
+from lra.config.schema import RunConfig
+from lra.models.transformer import layer_dims
+
+
+def state_size(config: RunConfig) -> int | None:
+    """Count the numbers that the last layer of a model keeps of one sequence of the longest length.
+
+    Returns:
+        None if the variant has no such form, does not say, or is not here; or if the model has no layers of this kind.
+    """
+    if config.model.family != "transformer" or not is_known(config.variant.name):
+        return None
+    dims = layer_dims(config, config.model.num_layers - 1)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # shapes alone; nothing is allocated
+            mixer = get_variant(config.variant.name).build(config.variant.typed, dims)
+        return mixer.state_size(dims.max_length)
+    except Exception:  # noqa: BLE001 - whatever another's plug-in raises: a table of records does without it
+        return None
