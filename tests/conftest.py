@@ -7,8 +7,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; two workers sha
 
 import pytest
 import torch
-
-from runners.train import cost
+from click.testing import CliRunner
 
 gc.disable()  # until all is imported and collected
 torch.set_num_threads(1)
@@ -42,10 +41,30 @@ def counted_once():
 
         return counted
 
+    from runners.train import cost  # after the settings above
+
     with pytest.MonkeyPatch.context() as patch:
         for name in ("flops_of_example", "parameters_with_full"):
             patch.setattr(cost, name, remembering(getattr(cost, name)))
         yield
+
+
+@pytest.fixture
+def home(tmp_path):
+    """The folder of the data that a test prepares."""
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def lra_data(home):
+    """Run `lra-data` with that folder."""
+
+    from runners.cli.data import main
+
+    def invoke(*arguments, **settings):
+        return CliRunner().invoke(main, list(map(str, arguments)), env={"LRA_HOME": str(home)}, **settings)
+
+    return invoke
 
 
 def pytest_collection_finish():

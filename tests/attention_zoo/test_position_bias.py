@@ -14,7 +14,15 @@ from attention_zoo.kernels import blockwise
 from attention_zoo.kernels.blockwise import by_pair, by_place
 from attention_zoo.kernels.softmax import attend
 from attention_zoo.position_bias import t5_bucket
-from tests.attention_zoo.variants.helpers import assert_keeps_the_contract, assert_same, inputs, make, pairs, perturb
+from tests.attention_zoo.variants.helpers import (
+    BOTH,
+    assert_keeps_the_contract,
+    assert_same,
+    inputs,
+    make,
+    pairs,
+    perturb,
+)
 
 KINDS = pytest.mark.parametrize("kind", ["alibi", "t5"])
 
@@ -50,7 +58,7 @@ def dense(mixer: SequenceMixer, x: Tensor, mask: Tensor | None, allowed: Tensor)
 
 
 @KINDS
-@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+@BOTH
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_full_attention_equals_the_scores_with_their_biases_in_outputs_and_gradients(
     kind, causal, backend, monkeypatch
@@ -98,7 +106,7 @@ def test_local_attention_equals_the_scores_with_their_biases_in_outputs_and_grad
         )
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+@BOTH
 def test_t5_buckets_are_those_of_the_paper(causal):
     distance = torch.arange(-300, 301)
     expected = [bucket(int(each), causal=causal) for each in distance]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -14,6 +15,11 @@ from attention_zoo.functional import attention
 
 LENGTHS = (1, 5, 16, 37)
 """Lengths at which the block-wise patterns are written out pair by pair."""
+LENGTH = 37
+"""The length at which recurrences and convolutions are written out; no multiple of a chunk."""
+TOLERANCE = 1e-9
+BOTH = pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+"""Both forms: to both sides, and causal."""
 
 Naive = Callable[[SequenceMixer, Tensor, Tensor | None], Tensor]
 
@@ -160,3 +166,8 @@ def share_of_full_attention(name: str) -> float:
     spec = get_variant(name)
     count = sum(parameter.numel() for parameter in spec.build(spec.config(), dims).parameters())
     return count / (4 * 512 * 512)
+
+
+def silu(x: Tensor) -> Tensor:
+    """Compute x sigmoid(x) as the formula says."""
+    return x * x.sigmoid()

@@ -13,6 +13,7 @@ from attention_zoo.kernels.block_routing import make_tiles
 from attention_zoo.variants import block_topk
 from attention_zoo.variants.block_topk import BlockTopk
 from tests.attention_zoo.variants.helpers import (
+    BOTH,
     assert_keeps_the_contract,
     assert_same,
     inputs_with_tokens,
@@ -20,7 +21,6 @@ from tests.attention_zoo.variants.helpers import (
     perturb,
 )
 
-BOTH = pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
 OPTIONS = (
     {"block_size": 4, "num_blocks": 1},
     {"block_size": 4, "num_blocks": 3},

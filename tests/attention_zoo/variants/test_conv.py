@@ -11,14 +11,14 @@ from attention_zoo import get_variant
 from attention_zoo.masking import zero_masked
 from attention_zoo.variants.conv import Conv
 from tests.attention_zoo.variants.helpers import (
+    BOTH,
+    LENGTH,
     assert_equals_definition,
     assert_keeps_the_contract,
     inputs,
     make,
     share_of_full_attention,
 )
-
-LENGTH = 37
 
 
 def naive_conv(mixer: Conv, x: Tensor, mask: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def naive_conv(mixer: Conv, x: Tensor, mask: Tensor) -> Tensor:
     return zero_masked(mixer.out(F.gelu(torch.stack(rows, dim=1))), mask)
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+@BOTH
 @pytest.mark.parametrize("options", [{}, {"kernel_size": 61}], ids=str)
 def test_equals_its_definition_in_outputs_and_gradients(options, causal):
     assert_equals_definition("conv", naive_conv, length=LENGTH, causal=causal, **options)

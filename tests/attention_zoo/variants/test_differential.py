@@ -12,6 +12,9 @@ from attention_zoo import LayerDims, get_variant
 from attention_zoo.masking import zero_masked
 from attention_zoo.variants.differential import DifferentialAttention
 from tests.attention_zoo.variants.helpers import (
+    BOTH,
+    LENGTH,
+    TOLERANCE,
     assert_keeps_the_contract,
     assert_same,
     inputs,
@@ -21,8 +24,6 @@ from tests.attention_zoo.variants.helpers import (
     softmax,
 )
 
-LENGTH = 37
-TOLERANCE = 1e-9
 HALF = 4
 
 
@@ -67,7 +68,7 @@ def naive(mixer: DifferentialAttention, x: Tensor, mask: Tensor | None) -> Tenso
     return zero_masked(mixer.projections.out(torch.cat(heads, dim=-1)), mask)
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+@BOTH
 @pytest.mark.parametrize("options", [{}, {"rotary": True}, {"backend": "blockwise"}], ids=str)
 def test_equals_the_difference_of_two_maps_in_outputs_and_gradients(options, causal):
     mixer = make("differential", length=LENGTH, causal=causal, **options)

@@ -11,22 +11,19 @@ from attention_zoo.masking import zero_masked
 from attention_zoo.variants import gated_delta as module
 from attention_zoo.variants.gated_delta import GatedDelta, delta_rule
 from tests.attention_zoo.variants.helpers import (
+    BOTH,
+    LENGTH,
+    TOLERANCE,
     assert_keeps_the_contract,
     assert_same,
     inputs,
     make,
     perturb,
     share_of_full_attention,
+    silu,
 )
 
-LENGTH = 37
-TOLERANCE = 1e-9
-BOTH = pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
 GATES = pytest.mark.parametrize("gate", [True, False], ids=["gated", "plain"])
-
-
-def silu(x: Tensor) -> Tensor:
-    return x * x.sigmoid()
 
 
 def unit(x: Tensor) -> Tensor:

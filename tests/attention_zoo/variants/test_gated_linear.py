@@ -12,9 +12,7 @@ from attention_zoo import get_variant
 from attention_zoo.kernels.decayed_attention import decayed_attention
 from attention_zoo.masking import zero_masked
 from attention_zoo.variants.gated_linear import GatedLinear
-from tests.attention_zoo.variants.helpers import assert_equals_definition, share_of_full_attention
-
-LENGTH = 37
+from tests.attention_zoo.variants.helpers import BOTH, LENGTH, assert_equals_definition, share_of_full_attention
 
 
 def naive_recurrence(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, itself: bool = True) -> Tensor:
@@ -44,7 +42,7 @@ def naive_gated_linear(mixer: GatedLinear, x: Tensor, mask: Tensor) -> Tensor:
     return zero_masked(mixer.out(gate * gate.sigmoid() * read.transpose(1, 2).flatten(2)), mask)
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+@BOTH
 @pytest.mark.parametrize("options", [{"chunk": 8, "gate_bias": -3.0}, {"chunk": 64}], ids=str)
 def test_equals_its_definition_in_outputs_and_gradients(options, causal):
     assert_equals_definition("gated_linear", naive_gated_linear, length=LENGTH, causal=causal, **options)

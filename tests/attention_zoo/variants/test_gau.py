@@ -11,20 +11,17 @@ from attention_zoo.masking import zero_masked
 from attention_zoo.variants import gau as module
 from attention_zoo.variants.gau import Gau
 from tests.attention_zoo.variants.helpers import (
+    BOTH,
+    LENGTH,
+    TOLERANCE,
     assert_keeps_the_contract,
     assert_same,
     inputs,
     make,
     perturb,
     share_of_full_attention,
+    silu,
 )
-
-LENGTH = 37
-TOLERANCE = 1e-9
-
-
-def silu(x: Tensor) -> Tensor:
-    return x * x.sigmoid()
 
 
 def bias(mixer: Gau, i: int, j: int) -> Tensor:
@@ -62,7 +59,7 @@ def naive(mixer: Gau, x: Tensor, mask: Tensor | None) -> Tensor:
     return zero_masked(mixer.out(silu(mixer.gate(x)) * read), mask)
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+@BOTH
 @pytest.mark.parametrize("options", [{}, {"kernel": "softmax", "key_dim": 6}, {"bias": False, "width": 5}], ids=str)
 def test_equals_its_definition_in_outputs_and_gradients(options, causal, monkeypatch):
     monkeypatch.setattr(module, "_QUERIES", 4)

@@ -12,6 +12,8 @@ from attention_zoo.masking import zero_masked
 from attention_zoo.variants import hgrn
 from attention_zoo.variants.hgrn import HGRN
 from tests.attention_zoo.variants.helpers import (
+    BOTH,
+    LENGTH,
     assert_equals_definition,
     assert_keeps_the_contract,
     assert_same,
@@ -21,8 +23,6 @@ from tests.attention_zoo.variants.helpers import (
     share_of_full_attention,
 )
 
-LENGTH = 37
-BOTH = pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
 KINDS = pytest.mark.parametrize("kind", ["hgrn", "rg_lru"])
 
 

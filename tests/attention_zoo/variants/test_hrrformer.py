@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from attention_zoo.variants.hrrformer import Hrrformer
-from tests.attention_zoo.variants.helpers import assert_same, inputs, make, perturb, share_of_full_attention
+from tests.attention_zoo.variants.helpers import TOLERANCE, assert_same, inputs, make, perturb, share_of_full_attention
 
 LENGTH = 13
-TOLERANCE = 1e-9
 
 
 def bind(x: Tensor, y: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ from attention_zoo.kernels import decayed_attention as kernel
 from attention_zoo.masking import zero_masked
 from attention_zoo.variants.lion import Lion
 from tests.attention_zoo.variants.helpers import (
+    BOTH,
+    LENGTH,
+    TOLERANCE,
     assert_keeps_the_contract,
     assert_same,
     inputs,
@@ -19,9 +22,6 @@ from tests.attention_zoo.variants.helpers import (
     share_of_full_attention,
 )
 
-LENGTH = 37
-TOLERANCE = 1e-9
-BOTH = pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
 DECAYS = pytest.mark.parametrize("decay", ["none", "fixed", "selective"])
 
 

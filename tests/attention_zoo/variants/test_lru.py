@@ -14,13 +14,12 @@ from attention_zoo.kernels import diagonal_system as kernel
 from attention_zoo.masking import zero_masked
 from attention_zoo.variants.lru import LRU
 from tests.attention_zoo.variants.helpers import (
+    BOTH,
+    LENGTH,
     assert_equals_definition,
     assert_keeps_the_contract,
     share_of_full_attention,
 )
-
-LENGTH = 37
-BOTH = pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
 
 
 def naive(mixer: LRU, x: Tensor, mask: Tensor | None) -> Tensor:

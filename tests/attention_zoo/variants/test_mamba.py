@@ -11,6 +11,8 @@ from attention_zoo.masking import zero_masked
 from attention_zoo.variants import mamba
 from attention_zoo.variants.mamba import Mamba, SelectiveStateSpace
 from tests.attention_zoo.variants.helpers import (
+    BOTH,
+    LENGTH,
     assert_equals_definition,
     assert_keeps_the_contract,
     assert_same,
@@ -19,9 +21,6 @@ from tests.attention_zoo.variants.helpers import (
     perturb,
     share_of_full_attention,
 )
-
-LENGTH = 37
-BOTH = pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
 
 
 def silu(x: Tensor) -> Tensor:

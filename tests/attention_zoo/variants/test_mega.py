@@ -13,14 +13,14 @@ from attention_zoo import get_variant
 from attention_zoo.masking import zero_masked
 from attention_zoo.variants.mega import Mega, MovingAverage
 from tests.attention_zoo.variants.helpers import (
+    BOTH,
+    LENGTH,
     assert_equals_definition,
     assert_keeps_the_contract,
     inputs,
     make,
     share_of_full_attention,
 )
-
-LENGTH = 37
 
 
 def naive_average(average: MovingAverage, signal: Tensor, causal: bool) -> Tensor:
@@ -65,7 +65,7 @@ def naive_mega(mixer: Mega, x: Tensor, mask: Tensor) -> Tensor:
     return zero_masked(mixer.update(averaged).sigmoid() * (candidate - signal), mask)
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+@BOTH
 @pytest.mark.parametrize(
     "options",
     [

@@ -13,6 +13,8 @@ from attention_zoo import LayerDims, get_variant
 from attention_zoo.masking import zero_masked
 from attention_zoo.variants.multiscale_conv import MultiscaleConv, _largest_size, _num_scales, _stretch
 from tests.attention_zoo.variants.helpers import (
+    BOTH,
+    LENGTH,
     assert_equals_definition,
     assert_keeps_the_contract,
     inputs,
@@ -21,7 +23,6 @@ from tests.attention_zoo.variants.helpers import (
     share_of_full_attention,
 )
 
-LENGTH = 37
 BOTH_KINDS = pytest.mark.parametrize("kind", ["interpolated", "dilated"])
 
 
@@ -71,7 +72,7 @@ def naive(mixer: MultiscaleConv, x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @BOTH_KINDS
-@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+@BOTH
 @pytest.mark.parametrize("options", [{}, {"kernel_size": 3, "decay": 0.8}, {"kernel_size": LENGTH}], ids=str)
 def test_equals_a_dense_toeplitz_product_in_outputs_and_gradients(kind, options, causal):
     assert_equals_definition("multiscale_conv", naive, length=LENGTH, causal=causal, kind=kind, **options)
@@ -89,7 +90,7 @@ def test_a_short_sequence_is_read_by_the_start_of_the_same_kernel(kind, length):
 
 
 @BOTH_KINDS
-@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+@BOTH
 def test_kernels_start_with_a_norm_of_one_and_reach_the_whole_length(kind, causal):
     mixer = make("multiscale_conv", length=100, dim=12, kind=kind, causal=causal)
     kernels = mixer.kernels(100, torch.float64)

@@ -11,13 +11,13 @@ from attention_zoo import get_variant
 from attention_zoo.masking import zero_masked
 from attention_zoo.variants.s4d import S4D
 from tests.attention_zoo.variants.helpers import (
+    BOTH,
+    LENGTH,
     assert_equals_definition,
     assert_keeps_the_contract,
     make,
     share_of_full_attention,
 )
-
-LENGTH = 37
 
 
 def naive_s4d(mixer: S4D, x: Tensor, mask: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def naive_s4d(mixer: S4D, x: Tensor, mask: Tensor) -> Tensor:
     return zero_masked(value * gate.sigmoid(), mask)
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+@BOTH
 @pytest.mark.parametrize("options", [{"state_size": 6, "max_step": 0.5}, {"initialisation": "legs"}], ids=str)
 def test_equals_its_definition_in_outputs_and_gradients(options, causal):
     assert_equals_definition("s4d", naive_s4d, length=LENGTH, causal=causal, **options)

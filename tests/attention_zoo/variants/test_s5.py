@@ -12,13 +12,12 @@ from attention_zoo.masking import zero_masked
 from attention_zoo.variants import s5
 from attention_zoo.variants.s5 import S5
 from tests.attention_zoo.variants.helpers import (
+    BOTH,
+    LENGTH,
     assert_equals_definition,
     assert_keeps_the_contract,
     share_of_full_attention,
 )
-
-LENGTH = 37
-BOTH = pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
 
 
 def naive(mixer: S5, x: Tensor, mask: Tensor | None) -> Tensor:

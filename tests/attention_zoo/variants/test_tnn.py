@@ -11,19 +11,16 @@ from attention_zoo.masking import zero_masked
 from attention_zoo.variants import tnn as module
 from attention_zoo.variants.tnn import Tnn
 from tests.attention_zoo.variants.helpers import (
+    BOTH,
+    LENGTH,
     assert_equals_definition,
     assert_keeps_the_contract,
     inputs,
     make,
     perturb,
     share_of_full_attention,
+    silu,
 )
-
-LENGTH = 37
-
-
-def silu(x: Tensor) -> Tensor:
-    return x * x.sigmoid()
 
 
 def entry(mixer: Tnn, distance: int) -> Tensor:
@@ -46,7 +43,7 @@ def naive(mixer: Tnn, x: Tensor, mask: Tensor | None) -> Tensor:
     return zero_masked(mixer.out(silu(mixer.gate(x)) * mixed), mask)
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+@BOTH
 @pytest.mark.parametrize("options", [{}, {"decay": 1.0, "position_layers": 0, "position_dim": 5, "width": 6}], ids=str)
 def test_equals_a_dense_toeplitz_product_in_outputs_and_gradients(options, causal):
     assert_equals_definition("tnn", naive, length=LENGTH, causal=causal, **options)

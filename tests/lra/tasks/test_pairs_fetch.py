@@ -59,19 +59,6 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def home(tmp_path):
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def run(home):
-    def run(*arguments):
-        return CliRunner().invoke(main, list(map(str, arguments)), env={"LRA_HOME": str(home)})
-
-    return run
-
-
-@pytest.fixture
 def from_files(tmp_path, server):
     """The data as it is prepared from the files themselves, under their top folder."""
     folder = tmp_path / "lra_release" / "lra_release" / "tsv_data"
@@ -90,8 +77,8 @@ def prepared(home):
     return open_prepared(folder, verify=True)
 
 
-def refused(run):
-    done = run("fetch", "retrieval", "--quiet")
+def refused(lra_data):
+    done = lra_data("fetch", "retrieval", "--quiet")
     assert done.exit_code == 3
     assert done.stderr.count("\n") == 1
     return done.stderr.removeprefix("Error: ").rstrip("\n")
@@ -101,8 +88,8 @@ def digests(*names):
     return {name: hashlib.sha256(CONTENT[name]).hexdigest() for name in names}
 
 
-def test_what_is_fetched_is_what_the_files_give_and_a_fraction_is_kept(run, home, server, from_files):
-    done = run("fetch", "retrieval")
+def test_what_is_fetched_is_what_the_files_give_and_a_fraction_is_kept(lra_data, home, server, from_files):
+    done = lra_data("fetch", "retrieval")
     assert (done.exit_code, done.stderr) == (0, "")
     assert "(72 pairs, the first 4,000 bytes of each document)" in done.stdout
     data = prepared(home)
@@ -113,67 +100,67 @@ def test_what_is_fetched_is_what_the_files_give_and_a_fraction_is_kept(run, home
     assert data.manifest.sources == from_files.manifest.sources == digests(*CONTENT)
     for digest in [data.digest, *data.manifest.sources.values()]:
         assert f"  {digest}  " in done.stdout
-    assert run("verify").stdout.startswith(f"{data.path.name}: sound, SHA-256 of the content {data.digest}\n")
+    assert lra_data("verify").stdout.startswith(f"{data.path.name}: sound, SHA-256 of the content {data.digest}\n")
     sizes = [file.stat().st_size for file in home.rglob("*") if file.is_file()]
     assert sum(sizes) < 1.3 * sum(file.stat().st_size for file in data.path.iterdir())
     assert list(home.rglob("*.tmp")) == []
 
 
-def test_later_dataset_variants_need_no_network_unless_they_are_longer(run, home, server):
-    assert run("fetch", "retrieval").exit_code == 0
+def test_later_dataset_variants_need_no_network_unless_they_are_longer(lra_data, home, server):
+    assert lra_data("fetch", "retrieval").exit_code == 0
     asked = len(server.ranges)
-    assert run("prepare", "retrieval", "--set", "max_length=100").exit_code == 0
-    assert run("fetch", "retrieval").exit_code == 0
+    assert lra_data("prepare", "retrieval", "--set", "max_length=100").exit_code == 0
+    assert lra_data("fetch", "retrieval").exit_code == 0
     assert len(server.ranges) == asked
-    longer = run("prepare", "retrieval", "--set", "max_length=4001")
+    longer = lra_data("prepare", "retrieval", "--set", "max_length=4001")
     assert longer.exit_code == 3
     kept = home / "sources" / "new_aan_pairs-first-4000"
     problem = f"Error: {kept}: the first 4,000 bytes of each document were kept; "
     assert longer.stderr == f"{problem}lra-data fetch retrieval --set max_length=4001 fetches more\n"
-    assert run("fetch", "retrieval", "--set", "max_length=4001").exit_code == 0
+    assert lra_data("fetch", "retrieval", "--set", "max_length=4001").exit_code == 0
     assert len(server.ranges) == asked + 3
 
 
 @pytest.mark.parametrize("then", ["good", "no range", "earlier"])
-def test_a_fetch_that_broke_off_goes_on_where_it_was(run, home, server, from_files, then):
+def test_a_fetch_that_broke_off_goes_on_where_it_was(lra_data, home, server, from_files, then):
     server.behaviours = ["good", "good", "break"]
-    assert refused(run).endswith("; the same command goes on where this one ended")
+    assert refused(lra_data).endswith("; the same command goes on where this one ended")
     folder = home / "sources" / "new_aan_pairs-first-4000"
     state = json.loads((folder / "fetched.json").read_text())["files"][TRAIN]
     assert 0 < state["position"] < state["size"] == len(CONTENT[TRAIN])
     assert len(gzip.decompress((folder / f"{TRAIN}.gz").read_bytes()).splitlines()) == state["rows"] > 0
-    incomplete = run("prepare", "retrieval", "--from", folder)
+    incomplete = lra_data("prepare", "retrieval", "--from", folder)
     assert incomplete.stderr == f"Error: {folder}: not complete; lra-data fetch retrieval goes on with it\n"
     with (folder / f"{TRAIN}.gz").open("ab") as file:
         file.write(b"a piece that a kill left without a note")
     server.behaviours, asked = [then], len(server.ranges)
-    assert run("fetch", "retrieval").exit_code == 0
+    assert lra_data("fetch", "retrieval").exit_code == 0
     assert server.ranges[asked:] == [f"bytes={state['position']}-"]
     assert prepared(home).digest == from_files.digest
     # no command read all of the training file, so no digest of it is known
     assert prepared(home).manifest.sources == digests(NAMES["validation"], NAMES["test"])
 
 
-def test_breaks_within_one_command_lose_nothing(run, home, server, from_files):
+def test_breaks_within_one_command_lose_nothing(lra_data, home, server, from_files):
     server.behaviours = ["break", "good", "good", "break", "break", "good"]
-    assert run("fetch", "retrieval", "--quiet").exit_code == 0
+    assert lra_data("fetch", "retrieval", "--quiet").exit_code == 0
     assert server.pauses == [4.0, 4.0, 16.0]
     assert prepared(home).manifest == from_files.manifest.model_copy(
         update={"generated_by": prepared(home).manifest.generated_by}
     )
 
 
-def test_a_redirection_of_the_hub_is_followed_and_its_digest_believed_only_if_it_is_true(run, home, server):
+def test_a_redirection_of_the_hub_is_followed_and_its_digest_believed_only_if_it_is_true(lra_data, home, server):
     other = server.url.replace("127.0.0.1", "localhost")
     first = NAMES["validation"]
     server.linked = {"X-Linked-Size": str(len(CONTENT[first])), "X-Linked-ETag": '"' + "0" * 64 + '"'}
     server.behaviours = [f"redirect {other}/{first}", "good"]
-    message = refused(run)
+    message = refused(lra_data)
     assert message.startswith(f"{server.url}/{first}: the SHA-256 is {digests(first)[first]}, but the server stated")
     assert message.endswith("; nothing of it was kept")
     server.linked["X-Linked-ETag"] = f'"{digests(first)[first]}"'
     server.behaviours, asked = [f"redirect {other}/{first}", "good"], len(server.ranges)
-    assert run("fetch", "retrieval").exit_code == 0
+    assert lra_data("fetch", "retrieval").exit_code == 0
     assert server.ranges[asked:] == [None] * 4
 
 
@@ -194,18 +181,18 @@ def test_a_redirection_of_the_hub_is_followed_and_its_digest_believed_only_if_it
         ("break", "; the same command goes on where this one ended"),
     ],
 )
-def test_each_bad_day_of_a_server_is_one_line_and_leaves_no_data(run, home, server, behaviour, message):
+def test_each_bad_day_of_a_server_is_one_line_and_leaves_no_data(lra_data, home, server, behaviour, message):
     server.behaviours = [behaviour]
-    assert message in refused(run)
+    assert message in refused(lra_data)
     assert list(home.glob("retrieval-*")) == []
 
 
-def test_a_file_that_changed_its_size_is_not_gone_on_with(run, server, home):
+def test_a_file_that_changed_its_size_is_not_gone_on_with(lra_data, server, home):
     server.behaviours = ["good", "good", "break"]
-    assert "the same command" in refused(run)
+    assert "the same command" in refused(lra_data)
     server.behaviours, server.content = ["good"], CONTENT | {TRAIN: CONTENT[TRAIN] + b"\n"}
     before, now = len(CONTENT[TRAIN]), len(CONTENT[TRAIN]) + 1
-    assert refused(run) == f"{server.url}/{TRAIN}: {now:,} bytes, but an earlier answer had {before:,}"
+    assert refused(lra_data) == f"{server.url}/{TRAIN}: {now:,} bytes, but an earlier answer had {before:,}"
 
 
 @pytest.mark.parametrize(
@@ -216,32 +203,32 @@ def test_a_file_that_changed_its_size_is_not_gone_on_with(run, server, home):
         ((b"0.0\tP00-1\tP00-2\ttest 4", b"\n0.0\tP00-1\tP00-2\ttest4"), ":5: expected 5 fields, got 1"),
     ],
 )
-def test_broken_rows_are_named_by_their_line(run, server, change, message):
+def test_broken_rows_are_named_by_their_line(lra_data, server, change, message):
     name = NAMES["test"]
     server.content = CONTENT | {name: CONTENT[name].replace(*change)}
     assert server.content[name] != CONTENT[name]
-    assert refused(run) == f"{name}{message}"
+    assert refused(lra_data) == f"{name}{message}"
 
 
-def test_a_file_of_another_number_of_rows_is_refused_when_it_is_prepared(run, server, home, monkeypatch):
+def test_a_file_of_another_number_of_rows_is_refused_when_it_is_prepared(lra_data, server, home, monkeypatch):
     monkeypatch.setattr(module, "OFFICIAL_COUNTS", COUNTS | {"train": 61})
-    assert "60 / 7 / 5 pairs, but the benchmark has 61 / 7 / 5" in refused(run)
+    assert "60 / 7 / 5 pairs, but the benchmark has 61 / 7 / 5" in refused(lra_data)
     assert list(home.glob("retrieval-*")) == []
 
 
-def test_kept_rows_that_were_damaged_are_one_line(run, server, home):
-    assert run("fetch", "retrieval").exit_code == 0
+def test_kept_rows_that_were_damaged_are_one_line(lra_data, server, home):
+    assert lra_data("fetch", "retrieval").exit_code == 0
     folder = home / "sources" / "new_aan_pairs-first-4000"
     file = folder / f"{TRAIN}.gz"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    damaged = run("prepare", "retrieval", "--set", "max_length=9")
+    damaged = lra_data("prepare", "retrieval", "--set", "max_length=9")
     assert damaged.exit_code == 3
     assert damaged.stderr.startswith(f"Error: {file}")
     assert damaged.stderr.count("\n") == 1
     (folder / "fetched.json").write_text("{")
-    damaged = run("prepare", "retrieval", "--set", "max_length=9")
+    damaged = lra_data("prepare", "retrieval", "--set", "max_length=9")
     assert damaged.stderr == f"Error: {folder / 'fetched.json'}: damaged; remove the folder and fetch again\n"
 
 

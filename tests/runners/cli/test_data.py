@@ -8,14 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from lra.config.profiles import load_profile
 from lra.config.resolve import parse_override, resolve
 from lra.data.dataset import open_prepared
 from lra.data.work_folder import sole_owner
 from lra.tasks import TASKS
-from runners.cli.data import main, screenful
+from runners.cli.data import screenful
 from tests.lra.data.archive_cases import review_members, tar_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -24,27 +23,14 @@ SET_TINY = [argument for setting in TINY for argument in ("--set", setting)]
 
 
 @pytest.fixture
-def home(tmp_path):
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def run(home):
-    def run(*arguments):
-        return CliRunner().invoke(main, list(map(str, arguments)), env={"LRA_HOME": str(home)})
-
-    return run
-
-
-@pytest.fixture
-def folder(run, home):
-    assert run("prepare", "listops", *SET_TINY).exit_code == 0
+def folder(lra_data, home):
+    assert lra_data("prepare", "listops", *SET_TINY).exit_code == 0
     (folder,) = home.iterdir()
     return folder
 
 
-def test_prepare_prints_what_it_made_and_where(run, home):
-    first, again = run("prepare", "listops", *SET_TINY), run("prepare", "ListOps", *SET_TINY)
+def test_prepare_prints_what_it_made_and_where(lra_data, home):
+    first, again = lra_data("prepare", "listops", *SET_TINY), lra_data("prepare", "ListOps", *SET_TINY)
     assert (first.exit_code, again.exit_code) == (0, 0)
     (folder,) = home.iterdir()
     assert first.stdout.splitlines()[0] == f"Prepared: {folder}"
@@ -55,8 +41,8 @@ def test_prepare_prints_what_it_made_and_where(run, home):
     assert first.stderr == ""  # no progress bar outside a terminal
 
 
-def test_a_small_dataset_variant_has_its_own_folder_and_description(run, home):
-    full, small = run("prepare", "listops", *SET_TINY), run("prepare", "listops", *SET_TINY, "--small", 30)
+def test_a_small_dataset_variant_has_its_own_folder_and_description(lra_data, home):
+    full, small = lra_data("prepare", "listops", *SET_TINY), lra_data("prepare", "listops", *SET_TINY, "--small", 30)
     assert (full.exit_code, small.exit_code) == (0, 0), small.stderr
     assert len(list(home.iterdir())) == 2
     assert "60 / 20 / 20 examples" in full.stdout
@@ -64,17 +50,17 @@ def test_a_small_dataset_variant_has_its_own_folder_and_description(run, home):
 
 
 @pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.info.generated])
-def test_generate_overrides_a_dataset_variant_that_is_read(run, task):
+def test_generate_overrides_a_dataset_variant_that_is_read(lra_data, task):
     tiny = SET_TINY if task == "listops" else ["--set", "difficulty=easy", "--small", "8"]
-    assert run("prepare", task, "--set", "source=official", *tiny).exit_code != 0
-    result = run("prepare", task, "--set", "source=official", "--generate", *tiny)
+    assert lra_data("prepare", task, "--set", "source=official", *tiny).exit_code != 0
+    result = lra_data("prepare", task, "--set", "source=official", "--generate", *tiny)
     assert result.exit_code == 0, result.stderr
     assert f"{task}, " in result.stdout
     assert "generated" in result.stdout
 
 
-def test_prepare_for_a_profile_makes_what_the_profile_reads(run, home):
-    result = run("prepare", "listops", "--profile", "quick", "--small", 200)
+def test_prepare_for_a_profile_makes_what_the_profile_reads(lra_data, home):
+    result = lra_data("prepare", "listops", "--profile", "quick", "--small", 200)
     assert result.exit_code == 0, result.stderr
     *_, advice = result.stdout.splitlines()
     command = advice.removeprefix("Train on it with: lra-run --attn NAME ").split()
@@ -88,16 +74,16 @@ def test_prepare_for_a_profile_makes_what_the_profile_reads(run, home):
     assert folder.name == task.folder_name(task.options.model_validate(options.data))
 
 
-def test_data_dir_wins_over_the_variable(run, home, tmp_path):
-    assert run("prepare", "listops", "--data-dir", tmp_path / "there", *SET_TINY).exit_code == 0
+def test_data_dir_wins_over_the_variable(lra_data, home, tmp_path):
+    assert lra_data("prepare", "listops", "--data-dir", tmp_path / "there", *SET_TINY).exit_code == 0
     assert not home.exists()
     assert len(list((tmp_path / "there").iterdir())) == 1
 
 
-def test_list_shows_what_is_there_and_nothing_half_built(run, home, folder):
+def test_list_shows_what_is_there_and_nothing_half_built(lra_data, home, folder):
     (home / f".listops-short-0.{os.getpid()}-0123abcd.tmp").mkdir()  # its process is at work
     (home / "something-else").mkdir()
-    lines = run("list").stdout.splitlines()
+    lines = lra_data("list").stdout.splitlines()
     assert lines[0] == f"Prepared data in {home}: 1"
     assert len(lines) == 4
     digest = open_prepared(folder, verify=False).digest[:12]
@@ -112,21 +98,21 @@ def test_list_shows_what_is_there_and_nothing_half_built(run, home, folder):
         assert word in lines[-1]
 
 
-def test_list_of_nothing(run, home):
-    result = run("list")
+def test_list_of_nothing(lra_data, home):
+    result = lra_data("list")
     assert (result.exit_code, result.stdout) == (0, f"Prepared data in {home}: none\n")
     assert not home.exists()
 
 
-def test_list_survives_damage(run, folder):
+def test_list_survives_damage(lra_data, folder):
     (folder / "manifest.json").write_text("{")
-    result = run("list")
+    result = lra_data("list")
     assert result.exit_code == 0
     assert "unusable" in result.stdout
 
 
-def test_verify_finds_a_flipped_bit(run, folder):
-    sound = run("verify")
+def test_verify_finds_a_flipped_bit(lra_data, folder):
+    sound = lra_data("verify")
     digest = open_prepared(folder, verify=False).digest
     first = f"{folder.name}: sound, SHA-256 of the content {digest}"
     assert (sound.exit_code, sound.stdout.splitlines()[0]) == (0, first)
@@ -135,37 +121,37 @@ def test_verify_finds_a_flipped_bit(run, folder):
     data[-1] ^= 1
     file.write_bytes(data)
     for arguments in (["verify"], ["verify", "listops"]):
-        damaged = run(*arguments)
+        damaged = lra_data(*arguments)
         assert damaged.exit_code == 3
         assert damaged.stderr == f"Error: {file}: damaged, its SHA-256 is not the manifest's\n"
         assert damaged.stdout == ""
 
 
-def test_verify_checks_the_rest_after_a_damaged_one(run, home, folder):
-    assert run("prepare", "listops", *SET_TINY, "--set", "seed=1").exit_code == 0
+def test_verify_checks_the_rest_after_a_damaged_one(lra_data, home, folder):
+    assert lra_data("prepare", "listops", *SET_TINY, "--set", "seed=1").exit_code == 0
     (folder / "manifest.json").unlink()
-    result = run("verify")
+    result = lra_data("verify")
     assert result.exit_code == 3
     assert result.stdout.count(": sound") == 1
     assert result.stderr.count("\n") == 1
 
 
-def test_verify_of_a_task_without_data(run):
-    result = run("verify", "listops")
+def test_verify_of_a_task_without_data(lra_data):
+    result = lra_data("verify", "listops")
     assert result.exit_code == 3
     assert result.stderr.startswith("Error: no data of listops is prepared in ")
 
 
-def test_damaged_data_is_not_used(run, folder):
+def test_damaged_data_is_not_used(lra_data, folder):
     (folder / "train-labels.npy").unlink()
-    result = run("prepare", "listops", *SET_TINY)
+    result = lra_data("prepare", "listops", *SET_TINY)
     assert result.exit_code == 3
     assert "train-labels.npy" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
-def test_show_prepares_and_renders(run):
-    result = run("show", "listops", "--split", "test", "--index", 3, *SET_TINY)
+def test_show_prepares_and_renders(lra_data):
+    result = lra_data("show", "listops", "--split", "test", "--index", 3, *SET_TINY)
     assert result.exit_code == 0
     head, root, *nodes = result.stdout.splitlines()
     assert head.startswith("test example 3: ")
@@ -211,8 +197,8 @@ def test_a_long_example_fits_the_screen():
         (["prepare", "listops", "--set", "max_depth=3"], 2, "no tree of this depth and width"),
     ],
 )
-def test_mistakes_are_one_line_on_stderr(run, arguments, exit_code, message):
-    result = run(*arguments)
+def test_mistakes_are_one_line_on_stderr(lra_data, arguments, exit_code, message):
+    result = lra_data(*arguments)
     assert result.exit_code == exit_code
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
@@ -220,31 +206,31 @@ def test_mistakes_are_one_line_on_stderr(run, arguments, exit_code, message):
 
 
 @pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.info.generated])
-def test_a_generated_dataset_variant_takes_no_file_even_when_it_exists(run, task, tmp_path):
+def test_a_generated_dataset_variant_takes_no_file_even_when_it_exists(lra_data, task, tmp_path):
     tiny = SET_TINY if task == "listops" else ["--set", "difficulty=easy", "--small", "8"]
-    assert run("prepare", task, *tiny).exit_code == 0
+    assert lra_data("prepare", task, *tiny).exit_code == 0
     for source in (tmp_path, tmp_path / "nowhere"):
-        refused = run("prepare", task, *tiny, "--from", source)
+        refused = lra_data("prepare", task, *tiny, "--from", source)
         assert (refused.exit_code, refused.stdout) == (2, "")
         assert refused.stderr == f"Error: {task} is generated; --set source=official reads it from --from\n"
 
 
-def test_several_mistakes_come_together(run):
-    result = run("prepare", "listops", "--set", "seed=x", "--set", "data.tran=1")
+def test_several_mistakes_come_together(lra_data):
+    result = lra_data("prepare", "listops", "--set", "seed=x", "--set", "data.tran=1")
     assert result.exit_code == 2
     assert result.stderr.count("Error: data.") == 2
 
 
-def test_missing_official_files(run, tmp_path):
-    result = run("prepare", "listops", "--set", "source=official", "--from", tmp_path)
+def test_missing_official_files(lra_data, tmp_path):
+    result = lra_data("prepare", "listops", "--set", "source=official", "--from", tmp_path)
     assert result.exit_code == 3
     assert result.stderr.count("\n") == 3
     assert "basic_train.tsv, basic_val.tsv, basic_test.tsv not found" in result.stderr
 
 
-def test_an_unwritable_place(run, tmp_path):
+def test_an_unwritable_place(lra_data, tmp_path):
     (tmp_path / "file").write_text("")
-    result = run("prepare", "listops", "--data-dir", tmp_path / "file" / "home", *SET_TINY)
+    result = lra_data("prepare", "listops", "--data-dir", tmp_path / "file" / "home", *SET_TINY)
     assert result.exit_code == 3
     assert result.stderr.count("\n") == 1
 
@@ -296,35 +282,35 @@ def leave(home):
     return [".pathfinder-hard-0.work", *half, *temporary]
 
 
-def test_what_killed_commands_left_is_listed_and_removed(run, home, folder):
+def test_what_killed_commands_left_is_listed_and_removed(lra_data, home, folder):
     names = leave(home)
     with sole_owner(home / ".pathfinder-easy-0.work"), (home / "sources" / "now.part").open("ab") as now:
         fcntl.flock(now, fcntl.LOCK_EX)
-        listed = run("list").stdout
+        listed = lra_data("list").stdout
         assert all(f"  {name}  " in listed for name in names)
         assert "pathfinder-hard-0.work  2.0 MB" in listed
         assert "pathfinder-easy" not in listed
         assert not any(name in listed for name in ("at-work", "now.part", "pairs-first-20", "of-the-user"))
-        assert run("remove", names[0], "--yes").exit_code == 0
+        assert lra_data("remove", names[0], "--yes").exit_code == 0
         assert not (home / names[0]).exists()
-        removed = run("remove", "leftovers", "--yes")
+        removed = lra_data("remove", "leftovers", "--yes")
         assert removed.stdout.splitlines() == [*names[1:], "Removed 5"]
         assert (home / ".pathfinder-easy-0.work").is_dir()
-        assert "Nothing is left behind" in run("remove", "leftovers", "--yes").stdout
+        assert "Nothing is left behind" in lra_data("remove", "leftovers", "--yes").stdout
     assert folder.is_dir()
 
 
-def test_a_link_to_prepared_data_is_removed_and_the_data_stays(run, home, folder, tmp_path):
+def test_a_link_to_prepared_data_is_removed_and_the_data_stays(lra_data, home, folder, tmp_path):
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
-    assert run("list").stdout.splitlines()[-1].startswith(folder.name)
-    assert run("remove", folder.name, "--yes").exit_code == 0
+    assert lra_data("list").stdout.splitlines()[-1].startswith(folder.name)
+    assert lra_data("remove", folder.name, "--yes").exit_code == 0
     assert not folder.is_symlink()
     assert list(home.iterdir()) == []
     assert open_prepared(tmp_path / "elsewhere", verify=True).manifest.task == "listops"
 
 
-def test_a_file_system_without_links_costs_a_warning(run, home, tmp_path, monkeypatch):
+def test_a_file_system_without_links_costs_a_warning(lra_data, home, tmp_path, monkeypatch):
     archive = tmp_path / "imdb.tgz"
     archive.write_bytes(tar_bytes(review_members(train=10, test=4)))
 
@@ -333,8 +319,8 @@ def test_a_file_system_without_links_costs_a_warning(run, home, tmp_path, monkey
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
     few = ["--set", "train_reviews=10", "--set", "test_reviews=4"]
-    done = run("prepare", "text", "--from", archive, *few)
+    done = lra_data("prepare", "text", "--from", archive, *few)
     assert done.exit_code == 0
     assert "Warning: cannot make a link" in done.stderr
     assert "need --from again" in done.stderr
-    assert "Already prepared" in run("prepare", "text", *few).stdout
+    assert "Already prepared" in lra_data("prepare", "text", *few).stdout

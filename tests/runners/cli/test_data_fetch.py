@@ -3,29 +3,14 @@
 import hashlib
 
 import pytest
-from click.testing import CliRunner
 
 from lra.data import places
 from lra.data.download import Remote
-from runners.cli.data import main
 from tests.lra.data.archive_cases import review_members, tar_bytes
 from tests.lra.data.loopback import Server
 
 CONTENT = tar_bytes(review_members())
 SMALL = ["--set", "train_reviews=10", "--set", "test_reviews=4"]
-
-
-@pytest.fixture
-def home(tmp_path):
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def run(home):
-    def run(*arguments, **options):
-        return CliRunner().invoke(main, list(map(str, arguments)), env={"LRA_HOME": str(home)}, **options)
-
-    return run
 
 
 @pytest.fixture
@@ -39,21 +24,21 @@ def server(monkeypatch):
     running.close()
 
 
-def test_fetch_downloads_and_prepares_and_later_dataset_variants_need_no_network(run, home, server):
-    result = run("fetch", "text", "--mirror", server.url, *SMALL)
+def test_fetch_downloads_and_prepares_and_later_dataset_variants_need_no_network(lra_data, home, server):
+    result = lra_data("fetch", "text", "--mirror", server.url, *SMALL)
     assert (result.exit_code, result.stderr) == (0, "")
     assert "of the known SHA-256" in result.stdout
     assert "train: 9 examples" in result.stdout
     assert (home / "sources" / "aclImdb_v1.tar.gz").read_bytes() == CONTENT
-    again = run("prepare", "text", "--set", "max_length=9", *SMALL)
+    again = lra_data("prepare", "text", "--set", "max_length=9", *SMALL)
     assert again.exit_code == 0
     assert "first 9 bytes" in again.stdout
     assert len(server.ranges) == 1
 
 
-def test_a_wrong_file_is_one_line_and_exit_3(run, home, server):
+def test_a_wrong_file_is_one_line_and_exit_3(lra_data, home, server):
     server.behaviours = ["wrong"]
-    result = run("fetch", "text", "--mirror", server.url, *SMALL)
+    result = lra_data("fetch", "text", "--mirror", server.url, *SMALL)
     assert result.exit_code == 3
     assert len(result.stderr.splitlines()) == 1
     assert list((home / "sources").iterdir()) == []
@@ -68,99 +53,99 @@ def test_a_wrong_file_is_one_line_and_exit_3(run, home, server):
         (["txt"], "did you mean 'text'"),
     ],
 )
-def test_what_cannot_be_fetched_is_a_usage_error(run, arguments, message):
-    result = run("fetch", *arguments)
+def test_what_cannot_be_fetched_is_a_usage_error(lra_data, arguments, message):
+    result = lra_data("fetch", *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
 
 
-def test_missing_data_is_three_lines_and_exit_3(run):
-    result = run("prepare", "text")
+def test_missing_data_is_three_lines_and_exit_3(lra_data):
+    result = lra_data("prepare", "text")
     assert result.exit_code == 3
     assert len(result.stderr.splitlines()) == 3
     assert "lra-data fetch text" in result.stderr
 
 
-def test_prepare_from_remembers_the_file(run, home, tmp_path):
+def test_prepare_from_remembers_the_file(lra_data, home, tmp_path):
     file = tmp_path / "by-hand"
     file.write_bytes(CONTENT)
-    assert run("prepare", "text", "--from", file, *SMALL).exit_code == 0
+    assert lra_data("prepare", "text", "--from", file, *SMALL).exit_code == 0
     assert (home / "sources" / "text").resolve() == file
-    assert run("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 0
+    assert lra_data("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 0
 
 
-def test_a_source_that_was_not_read_is_not_remembered(run, home, tmp_path):
+def test_a_source_that_was_not_read_is_not_remembered(lra_data, home, tmp_path):
     file, other = tmp_path / "by-hand", tmp_path / "by-hands"
     file.write_bytes(CONTENT)
-    assert run("prepare", "text", "--from", file, *SMALL).exit_code == 0
-    missing = run("prepare", "text", "--from", other, *SMALL)
+    assert lra_data("prepare", "text", "--from", file, *SMALL).exit_code == 0
+    missing = lra_data("prepare", "text", "--from", other, *SMALL)
     assert (missing.exit_code, missing.stdout) == (3, "")
     assert missing.stderr == f"Error: {other}: no such file or folder; did you mean {str(file)!r}?\n"
     other.write_bytes(b"not an archive")
-    unread = run("prepare", "text", "--from", other, *SMALL)
+    unread = lra_data("prepare", "text", "--from", other, *SMALL)
     assert unread.exit_code == 0
     (folder,) = home.glob("text-*")
     assert unread.stdout.splitlines()[0] == f"Already prepared: {folder}; --from was not read"
-    assert run("prepare", "text", "--from", other, "--set", "seed=5", *SMALL).exit_code == 3
+    assert lra_data("prepare", "text", "--from", other, "--set", "seed=5", *SMALL).exit_code == 3
     assert (home / "sources" / "text").resolve() == file
-    assert run("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 0
+    assert lra_data("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 0
 
 
-def test_a_fetched_file_is_remembered_though_the_data_was_prepared(run, home, tmp_path, server):
+def test_a_fetched_file_is_remembered_though_the_data_was_prepared(lra_data, home, tmp_path, server):
     file = tmp_path / "by-hand"
     file.write_bytes(CONTENT)
-    assert run("prepare", "text", "--from", file, *SMALL).exit_code == 0
+    assert lra_data("prepare", "text", "--from", file, *SMALL).exit_code == 0
     file.unlink()
-    assert run("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 3
-    fetched = run("fetch", "text", "--mirror", server.url, *SMALL)
+    assert lra_data("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 3
+    fetched = lra_data("fetch", "text", "--mirror", server.url, *SMALL)
     assert fetched.exit_code == 0
     assert "Already prepared: " in fetched.stdout
-    assert run("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 0
+    assert lra_data("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 0
 
 
-def test_without_a_network_fetch_says_how_to_go_on(run, home, server, monkeypatch):
+def test_without_a_network_fetch_says_how_to_go_on(lra_data, home, server, monkeypatch):
     monkeypatch.setattr("lra.data.download.TRIES", 1)
     server.behaviours = ["break"]
-    broken = run("fetch", "text", "--mirror", server.url, *SMALL)
+    broken = lra_data("fetch", "text", "--mirror", server.url, *SMALL)
     part = home / "sources" / "aclImdb_v1.tar.gz.part"
     assert broken.stderr.endswith("; the same command goes on where this one ended\n")
     part.unlink()
     server.behaviours = [503]
     for place in ([], ["--data-dir", home / "other"]):
-        refused = run("fetch", "text", "--mirror", server.url, *SMALL, *place)
+        refused = lra_data("fetch", "text", "--mirror", server.url, *SMALL, *place)
         command = " ".join(["lra-data prepare text --from FILE", *map(str, place)])
         assert refused.exit_code == 3
         assert refused.stderr.endswith(f"; lra-data where text lists other places; {command} reads a copy\n")
         assert refused.stderr.count("\n") == 1
 
 
-def test_remove_takes_dataset_variants_by_task_or_name_and_asks_first(run, home, tmp_path):
+def test_remove_takes_dataset_variants_by_task_or_name_and_asks_first(lra_data, home, tmp_path):
     file = tmp_path / "by-hand"
     file.write_bytes(CONTENT)
     for seed in range(3):
-        assert run("prepare", "text", "--from", file, "--set", f"seed={seed}", *SMALL).exit_code == 0
+        assert lra_data("prepare", "text", "--from", file, "--set", f"seed={seed}", *SMALL).exit_code == 0
     first, second, third = sorted(home.glob("text-*"))
-    assert run("remove", first.name, input="n\n").exit_code == 1
+    assert lra_data("remove", first.name, input="n\n").exit_code == 1
     assert first.is_dir()
-    assert run("remove", first.name, input="y\n").exit_code == 0
+    assert lra_data("remove", first.name, input="y\n").exit_code == 0
     assert sorted(home.glob("text-*")) == [second, third]
-    assert run("remove", "text", "--yes").stdout.splitlines()[-1] == "Removed 2"
+    assert lra_data("remove", "text", "--yes").stdout.splitlines()[-1] == "Removed 2"
     assert [entry.name for entry in home.iterdir()] == ["sources"]
-    missing = run("remove", "text", "--yes")
+    missing = lra_data("remove", "text", "--yes")
     assert missing.exit_code == 3
     assert "nothing named 'text'" in missing.stderr
     assert file.read_bytes() == CONTENT
 
 
-def test_remove_never_leaves_the_folder_of_data(run, home, tmp_path):
+def test_remove_never_leaves_the_folder_of_data(lra_data, home, tmp_path):
     outside = tmp_path / "text-outside"
     outside.mkdir()
     home.mkdir()
     for name in ("../text-outside", str(outside), ".", "sources"):
-        assert run("remove", name, "--yes").exit_code == 3
+        assert lra_data("remove", name, "--yes").exit_code == 3
     assert outside.is_dir()
 
 
-def test_only_images_have_a_contact_sheet(run, tmp_path):
-    result = run("show", "text", "--out", tmp_path / "sheet.png")
+def test_only_images_have_a_contact_sheet(lra_data, tmp_path):
+    result = lra_data("show", "text", "--out", tmp_path / "sheet.png")
     assert (result.exit_code, result.stderr) == (2, "Error: --out draws images, and text has none\n")
