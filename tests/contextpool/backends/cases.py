@@ -184,11 +184,19 @@ def over_a_wide_range(pool, name):
     return wide
 
 
+def _wide_case(sigma):
+    return Case(WIDE_LENGTH, sigma=sigma, causal=True)
+
+
+@functools.cache
+def _wide_truth(name, sigma):
+    return run(over_a_wide_range(reference_pool, name), _wide_case(sigma), torch.float64)
+
+
 def _wide_errors(pool, name, sigma, dtype=torch.float32):
     """Return relative errors of y and the gradients of x, log_weight and sigma, and that of the worst row of y."""
-    case = Case(WIDE_LENGTH, sigma=sigma, causal=True)
-    actual = run(over_a_wide_range(pool, name), case, dtype)
-    expected = run(over_a_wide_range(reference_pool, name), case, torch.float64)
+    actual = run(over_a_wide_range(pool, name), _wide_case(sigma), dtype)
+    expected = _wide_truth(name, sigma)
     norms = [float((ours - theirs).norm() / theirs.norm()) for ours, theirs in zip(actual, expected, strict=True)]
     rows = (actual[0] - expected[0]).norm(dim=2) / expected[0].norm(dim=2).clamp_min(1e-2)
     return [*norms, float(rows.max())]

@@ -24,8 +24,9 @@ PROJECTIONS = 3 * 2 * 4 * TOKENS * DIM * DIM
 """Four linear maps, forward and two products each in backward."""
 
 
-SIZES = [(length, dim) for length in (128, 500) for dim in (32, 48)]
-"""500 is no multiple of any block."""
+SIZES = [(128, 48), (500, 32)]
+"""Length and width, which vary both, so that a form with one in place of the other fits neither; 500 is no multiple of
+any block."""
 
 
 def counted(variant, length=LENGTH, dim=DIM, dropout=0.0, **options):
