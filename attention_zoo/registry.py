@@ -25,8 +25,6 @@ from attention_zoo.program import ProgramError, program_text, remember_imports
 ENTRY_POINT_GROUP = "attention_zoo.variants"
 OWN_DISTRIBUTION = "lra-harness"
 """The distribution of this project, which announces ContextPool by entry point, as a third party would."""
-
-OWN_PACKAGES = frozenset({"attention_zoo", "contextpool"})
 Family = Literal[
     "attention", "sparse", "low rank", "kernel", "state space", "convolution", "gated recurrence", "other", "control"
 ]

@@ -64,33 +64,13 @@ from attention_zoo.registry import VariantSpec
 
 Check = Callable[[VariantSpec], None]
 
-CHECKS: dict[str, Check] = {
-    "shape": check_shape,
-    "determinism": check_determinism,
-    "batch_independence": check_batch_independence,
-    "suffix_padding": check_suffix_padding,
-    "scattered_padding": check_scattered_padding,
-    "padding_gradient": check_padding_gradient,
-    "padding_values": check_padding_values,
-    "mask_none": check_mask_none,
-    "empty_rows": check_empty_rows,
-    "padding_length": check_padding_length,
-    "permutation": check_permutation,
-    "causal": check_causal,
-    "reach": check_reach,
-    "gradients": check_gradients,
-    "state_dict": check_state_dict,
-    "independent_instances": check_independent_instances,
-    "lengths": check_lengths,
-    "empty_input": check_empty_input,
-    "memory": check_memory,
-    "dtypes": check_dtypes,
-    "inference": check_inference,
-    "config": check_config,
-    "hooks": check_hooks,
-    "exact_limit": check_exact_limit,
-    "backends": check_backends,
-}
+CHECKS: dict[str, Check] = {check.__name__.removeprefix("check_"): check for check in (
+    check_shape, check_determinism, check_batch_independence, check_suffix_padding, check_scattered_padding,
+    check_padding_gradient, check_padding_values, check_mask_none, check_empty_rows, check_padding_length,
+    check_permutation, check_causal, check_reach, check_gradients, check_state_dict, check_independent_instances,
+    check_lengths, check_empty_input, check_memory, check_dtypes, check_inference, check_config, check_hooks,
+    check_exact_limit, check_backends,
+)}  # fmt: skip
 """All checks by name; `Traits.waivers` uses the same names. What explains the failure of others comes first."""
 
 

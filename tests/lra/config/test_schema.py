@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field
 
 from attention_zoo import available, get_variant
-from attention_zoo.registry import OWN_PACKAGES
+from attention_zoo.registry import is_own
 from lra.config import schema
 from lra.config.profiles import Profile, load_profile
 from lra.config.resolve import resolve
@@ -80,7 +80,7 @@ def settings() -> dict[str, object]:
         add(f"data.{task}.", get_task(task).options)
     for name in available():
         spec = get_variant(name)
-        if spec.mixer.__module__.partition(".")[0] in OWN_PACKAGES:
+        if is_own(name):
             found |= {f"variant.{name}.{option}": default for option, _, default, _ in spec.config.describe()}
     return found
 
