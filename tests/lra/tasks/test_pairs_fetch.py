@@ -221,7 +221,7 @@ def test_kept_rows_that_were_damaged_are_one_line(lra_data, server, home):
     folder = home / "sources" / "new_aan_pairs-first-4000"
     file = folder / f"{TRAIN}.gz"
     content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 2] ^= 0xFF
     file.write_bytes(content)
     damaged = lra_data("prepare", "retrieval", "--set", "max_length=9")
     assert damaged.exit_code == 3
