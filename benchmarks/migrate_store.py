@@ -25,7 +25,8 @@ from lra.errors import DamagedFileError
 from lra.names import rename_fields
 from lra.results.bench_records import BENCH_SCHEMA_VERSION, read_bench_record, settings_id, upgrade_bench_record
 from lra.results.envelope import pack_envelope, read_envelope
-from lra.results.records import RENAMED_IN_SCHEMA_2, SCHEMA_VERSION, Store, read_record
+from lra.results.records import SCHEMA_VERSION, Store, read_record
+from lra.results.upgrades import RENAMED_IN_SCHEMA_2
 
 
 def migrate_run(store: Store, path: Path) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lra.data.dataset import Split
+from lra.data.split import Split
 from lra.seeding import numpy_generator
 
 POOL_BATCHES = 64

@@ -23,7 +23,8 @@ from lra.measure.flops import FlopCount
 from lra.names import rename_fields
 from lra.reading import reading, visible
 from lra.results.envelope import pack_envelope, read_envelope
-from lra.results.records import Measure, Natural, Positive, title_from_name, without_own_version
+from lra.results.records import Measure, Natural, Positive
+from lra.results.upgrades import title_from_name, without_own_version
 
 BENCH_SCHEMA_VERSION = 3
 RENAMED_IN_SCHEMA_2 = {
@@ -214,7 +215,7 @@ def read_bench_record(path: Path) -> BenchRecord:
 
 
 def upgrade_bench_record(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body of a bench record in the current schema; see `lra.results.records.upgrade_record`."""
+    """Return the body of a bench record in the current schema; see `lra.results.upgrades.upgrade_record`."""
     new = {"schema_version": BENCH_SCHEMA_VERSION, "memory_limit": None}
     if body["schema_version"] == 2:
         return body | new

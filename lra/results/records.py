@@ -15,13 +15,11 @@ Layout of a store:
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
 import re
 import socket
-import zipfile
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -31,20 +29,17 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from lra.atomic_io import atomic_write, create_exclusive
-from lra.config.schema import NUMERICS_VERSION, RunConfig, Section, canonical_json
+from lra.config.schema import NUMERICS_VERSION, RunConfig, Section
 from lra.errors import DamagedFileError, StoreError, refusals_as
 from lra.names import rename_fields
 from lra.reading import read_file, reading, visible
+from lra.results.arrays import ARRAYS_LIMIT, SEAL, pack_arrays, seal, unpack_arrays
 from lra.results.envelope import pack_envelope, read_envelope, read_json
+from lra.results.upgrades import title_from_name, upgrade_record, without_own_version
 
 SCHEMA_VERSION = 2
-ARRAYS_LIMIT = 64 << 20
-"""Bytes of the arrays of a run, packed and unpacked; those of 20,000 test examples have 100,000."""
-RENAMED_IN_SCHEMA_2 = {"cell_id": "run_id", "data_edition": "dataset", "rails": "baselines"}
 EARLIER = "earlier_environments"
 """Key in the environment of a record that was continued under another one, which its last bits may depend on."""
-SEAL = "seal"
-"""Name of the array that says which record the arrays belong to; older ones have none."""
 
 FinalStatus = Literal["ok", "diverged"]
 AttemptStatus = Literal["ok", "diverged", "oom", "failed", "timeout", "preempted"]
@@ -424,68 +419,3 @@ def check_arrays(record: RunRecord, arrays: Mapping[str, np.ndarray]) -> None:
     scored = (steps[chosen], correct[chosen]) == (outcome.selected_step, outcome.validation.correct)
     if not (scored and math.isclose(loss, outcome.validation.loss, rel_tol=1e-3, abs_tol=1e-6)):
         raise ValueError("the curve does not have the chosen step and its score")
-
-
-def seal(body: Mapping[str, Any]) -> np.ndarray:
-    """Return a digest of what a record says, to be kept with its arrays: an edited record then fits them no more.
-
-    It covers what is the same whenever the run is repeated, so that equal runs have equal arrays.
-
-    Args:
-        body: The plain values of the record, as its file has them.
-
-    Returns:
-        (32,), uint8.
-    """
-    said = {name: body[name] for name in ("run_id", "status", "outcome", "dataset", "data_digest", "baselines")}
-    if body.get("pretrained") is not None:
-        said["pretrained"] = body["pretrained"]
-    return np.frombuffer(hashlib.sha256(canonical_json(said)).digest(), dtype=np.uint8)
-
-
-def upgrade_record(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body of a record in the current schema.
-
-    Schema 1 had other names for three fields, and the version of this project in the origin of its own variants. The id
-    of a run hashed that version, so a record of schema 1 keeps an id of its own until `benchmarks.migrate_store` has
-    renamed it.
-    """
-    if body["schema_version"] != 1:
-        return body
-    body = rename_fields(body, RENAMED_IN_SCHEMA_2)
-    config = without_own_version(body["config"])
-    return body | {"schema_version": 2, "config": config, "variant_title": title_from_name(config["variant"]["name"])}
-
-
-def title_from_name(name: str) -> str:
-    """Return a name to show for a variant whose own title is not known here."""
-    return name.replace("_", " ").capitalize()
-
-
-def without_own_version(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration of schema 1 without the version of this project in the origin of its own variants."""
-    variant = config["variant"]
-    own = variant["origin"].startswith("lra-harness ")
-    return config | {"variant": variant | {"origin": ""}} if own else config
-
-
-def unpack_arrays(content: bytes) -> dict[str, np.ndarray]:
-    """Take back what `pack_arrays` gave.
-
-    Raises:
-        ValueError: It unpacks to more than `ARRAYS_LIMIT`, or is not an .npz file.
-        BadZipFile: The same.
-    """
-    with zipfile.ZipFile(io.BytesIO(content)) as members:
-        if sum(member.file_size for member in members.infolist()) > ARRAYS_LIMIT:
-            raise ValueError(f"it unpacks to more than {ARRAYS_LIMIT:,} bytes")
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-def pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:
-    """Serialise arrays to the bytes of an .npz file; equal arrays give equal bytes."""
-    assert not any(array.dtype.hasobject for array in arrays.values())  # NumPy 2.0 takes `allow_pickle` for an array
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stubs take every name for allow_pickle
-    return buffer.getvalue()

@@ -17,10 +17,11 @@ from pydantic import BaseModel, ConfigDict
 from lra.atomic_io import scratch_folder
 from lra.config.schema import ADDED_LATER
 from lra.data import download
-from lra.data.dataset import PreparedData, Split, SplitName, open_prepared, write_prepared
+from lra.data.dataset import PreparedData, open_prepared, write_prepared
 from lra.data.pickled_rows import Ids
 from lra.data.places import REMOTES
 from lra.data.raw_files import check_source, digests_of, keep_source, kept_source
+from lra.data.split import Split, SplitName
 from lra.errors import DataError, UsageError
 from lra.reading import reading
 from lra.tasks import pickles
@@ -145,7 +146,7 @@ class Task(ABC, Generic[OptionsT]):
         raise UsageError(f"there are no {pickles.NAME} of task {self.info.name}")
 
     def pickle_offset(self, options: OptionsT) -> int:  # noqa: ARG002
-        """Return the token offset of data from these pickles, see `lra.data.dataset.Split`."""
+        """Return the token offset of data from these pickles, see `lra.data.split.Split`."""
         return 1
 
     def describe_pickles(self, splits: Mapping[SplitName, Split]) -> list[str]:  # noqa: ARG002

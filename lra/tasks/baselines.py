@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from lra.data.dataset import Split, SplitName
+from lra.data.split import Split, SplitName
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lra.data.dataset import PreparedData, SplitName
+from lra.data.dataset import PreparedData
+from lra.data.split import SplitName
 from lra.errors import DataError, UsageError, refusals_as
 
 SHADES = " .:-=+*#%@"

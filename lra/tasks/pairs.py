@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from lra.data.archives import read_lines, stream_members
-from lra.data.dataset import SPLITS, Split, SplitName, write_split
 from lra.data.raw_files import places_in_release
+from lra.data.split import SPLITS, Split, SplitName, write_split
 from lra.errors import DataError
 from lra.reading import check_regular, is_hidden, reading, visible
 from lra.terminal import progress_bar

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lra.data.dataset import SPLITS, Split, SplitName, write_split
 from lra.data.pickled_rows import Ids, read_pickled_rows
+from lra.data.split import SPLITS, Split, SplitName, write_split
 from lra.errors import DataError
 from lra.terminal import progress_bar
 

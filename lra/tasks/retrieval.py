@@ -10,11 +10,12 @@ import numpy as np
 from pydantic import Field
 
 from lra.atomic_io import scratch_folder
-from lra.data.dataset import SPLITS, PreparedData, Split, SplitName
+from lra.data.dataset import PreparedData
 from lra.data.download import Remote, Transfer
 from lra.data.pickled_rows import Ids
 from lra.data.places import REMOTES
 from lra.data.raw_files import missing
+from lra.data.split import SPLITS, Split, SplitName
 from lra.errors import DataError
 from lra.tasks import pickles
 from lra.tasks.base import Task, TaskInfo, TaskOptions

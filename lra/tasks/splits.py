@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from lra.data.dataset import Split, SplitName
+from lra.data.split import Split, SplitName
 from lra.seeding import numpy_generator
 from lra.tasks.base import TaskOptions, in_proportion
 

@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from lra.data.batching import collate
-from lra.data.dataset import Split
+from lra.data.split import Split
 from lra.errors import UsageError
 from lra.models.transformer import mixers
 from lra.results.records import RunRecord, Store

@@ -17,8 +17,9 @@ from lra.terminal import echo, terminal_size
 from .options import AT_A_TIME, data_dir_option
 
 if TYPE_CHECKING:
-    from lra.data.dataset import PreparedData, SplitName
+    from lra.data.dataset import PreparedData
     from lra.data.places import Place
+    from lra.data.split import SplitName
     from lra.tasks.base import Task, TaskOptions
 
 PREPARE_EXAMPLES = """

@@ -13,7 +13,7 @@ from typing import Any
 from tabulate import tabulate
 
 from lra.config.schema import RunConfig, canonical_json
-from lra.data.dataset import read_manifest
+from lra.data.manifest import read_manifest
 from lra.results.records import Cost, Store
 
 from ..train.cost import examples_to_score, parameters_of

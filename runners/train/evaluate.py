@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lra.data.batching import Batch, evaluation_batches
-from lra.data.dataset import Split
+from lra.data.split import Split
 from lra.metrics import Score
 from lra.models.denoiser import Denoised, hidden_places
 from lra.seeding import numpy_generator

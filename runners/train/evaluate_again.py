@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lra.config.labels import row_name
-from lra.data.dataset import SplitName
+from lra.data.split import SplitName
 from lra.errors import LraError
 from lra.measure.environment import decisive, describe_environment, why_other_bits
 from lra.terminal import progress_bar

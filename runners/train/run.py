@@ -24,7 +24,8 @@ from lra.atomic_io import remove_folder
 from lra.config.labels import row_name
 from lra.config.schema import NUMERICS_VERSION, RunConfig
 from lra.data.batching import TrainingBatches
-from lra.data.dataset import PreparedData, SplitName
+from lra.data.dataset import PreparedData
+from lra.data.split import SplitName
 from lra.errors import LraError, StoreError, UsageError, refusals_as
 from lra.measure.environment import decisive, describe_environment, differences, same_bits, why_other_bits
 from lra.metrics import Score

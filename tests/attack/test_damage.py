@@ -5,6 +5,7 @@ thing in it, and reads it again.
 """
 
 import contextlib
+import hashlib
 import json
 import random
 import shutil
@@ -12,9 +13,11 @@ import shutil
 import numpy as np
 import pytest
 
-from lra.data.dataset import SPLITS, open_prepared
+from lra.data.dataset import open_prepared
+from lra.data.split import SPLITS
 from lra.errors import DataError, StoreError, UsageError
 from lra.results import records as records_module
+from lra.results.arrays import SEAL, pack_arrays, seal
 from lra.results.checkpoints import list_checkpoints, newest_checkpoint, weights_digest
 from lra.results.envelope import pack_envelope
 from lra.results.records import RunRecord, Store
@@ -99,10 +102,10 @@ def forge_arrays(store, path, rng):
     body["outcome"]["test"][name] += rng.choice((-1, 1))
     file = store.arrays_path(body["run_id"])
     with np.load(file) as archive:
-        arrays = {key: archive[key] for key in archive.files} | {records_module.SEAL: records_module.seal(body)}
-    content = records_module.pack_arrays(arrays)
+        arrays = {key: archive[key] for key in archive.files} | {SEAL: seal(body)}
+    content = pack_arrays(arrays)
     file.write_bytes(content)
-    body["arrays_sha256"] = records_module.hashlib.sha256(content).hexdigest()
+    body["arrays_sha256"] = hashlib.sha256(content).hexdigest()
     path.write_bytes(pack_envelope("record", body))
 
 

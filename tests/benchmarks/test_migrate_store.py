@@ -10,9 +10,10 @@ from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import NUMERICS_VERSION, RunConfig
 from lra.results import bench_records
+from lra.results.arrays import pack_arrays
 from lra.results.bench_records import MIB, BenchRecord, MemoryMeasurement, Timing, read_bench_record, settings_id
 from lra.results.envelope import pack_envelope, read_envelope
-from lra.results.records import Cost, Count, Outcome, RunRecord, Store, pack_arrays
+from lra.results.records import Cost, Count, Outcome, RunRecord, Store
 
 OLD_NAMES = {"run_id": "cell_id", "dataset": "data_edition", "baselines": "rails"}
 OLD_COUNTERS = {new: old for old, new in bench_records.RENAMED_IN_SCHEMA_2.items()}

@@ -9,10 +9,11 @@ from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from lra.data.dataset import PreparedData, Split, SplitName
+from lra.data.dataset import PreparedData
 from lra.data.parquet import PARQUET_ORDER, source_files
 from lra.data.pickled_rows import Ids
 from lra.data.raw_files import digests_of, missing
+from lra.data.split import Split, SplitName
 from lra.errors import DataError
 from lra.tasks import pickles
 from lra.tasks.base import Task, TaskInfo, TaskOptions

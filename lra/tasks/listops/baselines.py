@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from lra.data.dataset import Split, SplitName
+from lra.data.split import Split, SplitName
 from lra.errors import DataError
 from lra.tasks.listops.vocabulary import VOCAB_SIZE
 

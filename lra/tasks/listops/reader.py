@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lra.data.archives import read_lines
-from lra.data.dataset import Split, SplitName
+from lra.data.split import Split, SplitName
 from lra.errors import DataError
 from lra.reading import check_regular, reading
 from lra.tasks.listops.evaluator import MALFORMED, tree_values

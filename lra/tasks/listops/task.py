@@ -11,9 +11,10 @@ from typing import Annotated, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from lra.data.dataset import SPLITS, PreparedData, Split, SplitName
+from lra.data.dataset import PreparedData
 from lra.data.pickled_rows import Ids
 from lra.data.raw_files import digests_of, places_in_release
+from lra.data.split import SPLITS, Split, SplitName
 from lra.errors import DataError, UsageError
 from lra.tasks import pickles
 from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion

@@ -12,8 +12,9 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 import numpy as np
 from pydantic import Field
 
-from lra.data.dataset import PreparedData, Split, SplitName, open_prepared
+from lra.data.dataset import PreparedData, open_prepared
 from lra.data.pickled_rows import Ids
+from lra.data.split import Split, SplitName
 from lra.data.work_folder import sole_owner
 from lra.errors import DataError, UsageError
 from lra.tasks import pickles

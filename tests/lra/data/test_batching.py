@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lra.data.batching import POOL_BATCHES, TrainingBatches, collate, evaluation_batches
-from lra.data.dataset import Split
+from lra.data.split import Split
 
 CPU = torch.device("cpu")
 

@@ -10,18 +10,9 @@ import numpy as np
 import pytest
 
 from lra.config.schema import canonical_json
-from lra.data.dataset import (
-    ARRAYS,
-    MANIFEST,
-    SCHEMA,
-    SPLITS,
-    Split,
-    content_digest,
-    data_home,
-    open_prepared,
-    write_prepared,
-    write_split,
-)
+from lra.data.dataset import data_home, open_prepared, write_prepared
+from lra.data.manifest import MANIFEST, SCHEMA
+from lra.data.split import ARRAYS, SPLITS, Split, content_digest, write_split
 from lra.errors import DataError
 
 
@@ -373,7 +364,7 @@ def test_what_was_verified_cannot_change_under_its_reader(folder):
 
 def test_documents_are_hashed_in_pieces_of_any_size(folder, monkeypatch):
     for size in (1, 7, 10**6):
-        monkeypatch.setattr("lra.data.dataset.CHUNK_BYTES", size)
+        monkeypatch.setattr("lra.data.split.CHUNK_BYTES", size)
         data = open_prepared(folder, verify=False).verified()
         for name, split in make_splits().items():
             for index in range(len(split)):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lra.data import parquet
-from lra.data.dataset import SPLITS
+from lra.data.split import SPLITS
 from lra.errors import DataError, UsageError
 from lra.tasks import get_task
 from tests.lra.data.archive_cases import cifar_arrays, cifar_members, review_members, tar_bytes

@@ -13,19 +13,9 @@ from lra.config.resolve import resolve
 from lra.config.schema import NUMERICS_VERSION, RunConfig, VariantChoice
 from lra.errors import DamagedFileError, StoreError
 from lra.results import records
+from lra.results.arrays import pack_arrays, unpack_arrays
 from lra.results.envelope import pack_envelope, read_envelope
-from lra.results.records import (
-    AttemptedRun,
-    Cost,
-    Count,
-    Outcome,
-    RunRecord,
-    Store,
-    pack_arrays,
-    read_attempt,
-    read_record,
-    unpack_arrays,
-)
+from lra.results.records import AttemptedRun, Cost, Count, Outcome, RunRecord, Store, read_attempt, read_record
 
 
 def config(**changes) -> RunConfig:

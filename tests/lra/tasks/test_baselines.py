@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lra.data.dataset import Split
+from lra.data.split import Split
 from lra.tasks import TASKS, get_task
 from lra.tasks.baselines import LinearClassifier, linear, majority, pixels, token_counts
 

@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from lra.data import places
-from lra.data.dataset import SPLITS, open_prepared
+from lra.data.dataset import open_prepared
 from lra.data.download import Remote, Transfer
+from lra.data.split import SPLITS
 from lra.tasks import pairs_fetch
 from lra.tasks import retrieval as module
 from runners.cli.data import main

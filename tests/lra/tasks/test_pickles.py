@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lra.data import pickled_rows
-from lra.data.dataset import SPLITS, open_prepared
+from lra.data.dataset import open_prepared
 from lra.data.pickled_rows import read_pickled_rows
+from lra.data.split import SPLITS
 from lra.errors import DataError, UsageError
 from lra.tasks import get_task
 

@@ -10,7 +10,8 @@ from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.data import archives
 from lra.data.batching import collate, evaluation_batches
-from lra.data.dataset import SPLITS, open_prepared
+from lra.data.dataset import open_prepared
+from lra.data.split import SPLITS
 from lra.errors import DataError, UsageError
 from lra.models.transformer import build_model
 from lra.tasks import get_task

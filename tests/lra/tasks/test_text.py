@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lra.data.dataset import SPLITS
+from lra.data.split import SPLITS
 from lra.errors import DataError, UsageError
 from lra.tasks import get_task
 from tests.lra.data.archive_cases import link, review_members, tar_bytes

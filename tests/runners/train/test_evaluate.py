@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lra.data.dataset import Split
+from lra.data.split import Split
 from runners.train import evaluate as evaluate_module
 from runners.train.distributed import RankInfo
 from runners.train.evaluate import DivergedError, evaluate

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.data.batching import collate
-from lra.data.dataset import SPLITS
+from lra.data.split import SPLITS
 from lra.errors import DataError, UsageError
 from lra.models.transformer import build_model
 from lra.tasks import get_task

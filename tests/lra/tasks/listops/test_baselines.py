@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lra.data.dataset import Split
+from lra.data.split import Split
 from lra.errors import DataError
 from lra.tasks.listops import baselines
 from lra.tasks.listops.generator import Grammar, generate_chunk

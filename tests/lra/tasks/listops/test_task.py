@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from lra.data.dataset import SPLITS, open_prepared
+from lra.data.dataset import open_prepared
+from lra.data.split import SPLITS
 from lra.errors import DataError, UsageError
 from lra.tasks import get_task
 from lra.tasks.listops.baselines import KNOWN_MAJORITY, KNOWN_ROOT_ONLY

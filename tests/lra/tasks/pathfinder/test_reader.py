@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lra.data.dataset import SPLITS
+from lra.data.split import SPLITS
 from lra.errors import DataError
 from lra.tasks import get_task
 from lra.tasks.pathfinder.reader import find_dataset, read_entries, read_png, split_order

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from lra.data.batching import collate
-from lra.data.dataset import SPLITS, Split, open_prepared, write_prepared
+from lra.data.dataset import open_prepared, write_prepared
+from lra.data.split import SPLITS, Split
 
 
 def one_split(offset):
