@@ -20,7 +20,7 @@ from lra.models.transformer import Classifier, build_model
 from lra.names import suggest
 from lra.results.checkpoints import read_state, weights_digest
 from lra.results.records import RunRecord, Store, read_record
-from lra.tasks import get_task
+from lra.tasks import get_task, info_of
 
 PREDICTION_TOKENS = 65_536
 """Padded tokens per batch of predictions."""
@@ -66,7 +66,7 @@ class TrainedRun:
                 f"run {record.run_id[:12]} was made with another program: {record.config.variant.origin or 'our own'}; "
                 f"here it is {here.variant.origin or 'our own'}"
             )
-        info = get_task(record.config.task).info
+        info = info_of(record.config)
         model = build_model(record.config, info.vocab_size, info.num_classes)
         model.load_state_dict(weights)
         return model.to(device).eval()

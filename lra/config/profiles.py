@@ -16,6 +16,7 @@ from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
 from lra.names import fold, suggest, suggest_path
 from lra.reading import reading
+from lra.tasks import TASKS, get_task
 
 S = TypeVar("S", bound=Section)
 _SHAPES = {ord("0"): "o", ord("1"): "l", ord("i"): "l", ord("_"): "", ord("."): ""}
@@ -63,12 +64,15 @@ class Profile(Section):
     def recipe(self, task: str, family: str = "") -> TaskRecipe:
         """Return the recipe of a task, with the settings of a model family in place of the task's own.
 
+        A task that is named by its file may stand in the profile under the name that it has in its facts. A generated
+        task that the profile does not have comes with a recipe of its own.
+
         Raises:
-            UsageError: The profile does not define the task.
+            UsageError: The profile does not define the task, and the task has no recipe.
         """
-        if task not in self.tasks:
+        recipe = self._find(task)
+        if recipe is None:
             raise UsageError(f"profile {self.name!r} does not define task {task!r}; {suggest(task, self.tasks)}")
-        recipe = self.tasks[task]
         special = self.families.get(family or recipe.model.get("family", ""), FamilyRecipe())
         return recipe.model_copy(update={"model": recipe.model | special.model, "train": recipe.train | special.train})
 
@@ -80,8 +84,18 @@ class Profile(Section):
 
     def options(self, variant: str, task: str) -> dict[str, Any]:
         """Return the options that the source gives to a variant on a task; empty for a task without a recipe."""
-        own = self.tasks[task].variants if task in self.tasks else {}
+        recipe = self._find(task)
+        own = {} if recipe is None else recipe.variants
         return self.variants.get(variant, {}) | own.get(variant, {})
+
+    def _find(self, task: str) -> TaskRecipe | None:
+        if task in self.tasks:
+            return self.tasks[task]
+        if ":" not in task and task in TASKS:
+            return None
+        the_task = get_task(task)
+        own = the_task.default_recipe()
+        return self.tasks.get(the_task.info.name) or (None if own is None else TaskRecipe.model_validate(own))
 
 
 _load_once = functools.cache(load_file)

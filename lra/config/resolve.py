@@ -135,6 +135,8 @@ def resolve(
                 f"{path}: unknown key; paths begin with data., model., train., pretrain., variant. or variants.NAME."
             )
     data, data_problems = validate_section(the_task.options, sections["data"], "data")
+    if data is not None and "max_length" not in sections["model"]:
+        sections["model"]["max_length"] = the_task.max_length(data)
     model, model_problems = validate_section(ModelConfig, sections["model"], "model")
     train, train_problems = validate_section(TrainConfig, sections["train"], "train")
     pretrain, pretrain_problems = pretraining(the_task.info, sections["pretrain"])
@@ -145,8 +147,9 @@ def resolve(
     if model is not None and not model.head_dim and model.dim % model.num_heads:
         problems.append(f"model.num_heads: dim {model.dim} is not a multiple of {model.num_heads}; give head_dim")
     if model is not None:
-        model = _in_one_form(model, the_task.info.vocab_size)
-        problems += family_problems(model, the_task.info, variant, has_options=bool(options), whole_model=whole_model)
+        info = the_task.info if data is None else the_task.info_for(data)
+        model = _in_one_form(model, info.vocab_size)
+        problems += family_problems(model, info, variant, has_options=bool(options), whole_model=whole_model)
     if pretrain is not None and model is not None:
         problems += _pretraining_problems(model, sections["data"])
     if model is not None and model.causal:
@@ -254,7 +257,7 @@ def with_programs(config: RunConfig, typed: VariantConfig | None = None) -> RunC
     except (UnknownVariantError, RegistrationError, OptionError, UnknownDownsamplerError) as error:
         raise UsageError(f"variant: {error.args[0]}") from error
     model = config.model.model_copy(update={"pool_origin": origin})
-    return config.model_copy(update={"variant": choice, "model": model})
+    return config.model_copy(update={"variant": choice, "model": model, "task_origin": get_task(config.task).origin})
 
 
 def _set_option(options: dict[str, Any], key: str, value: Any, origins: dict[str, str], path: str) -> None:

@@ -36,6 +36,7 @@ NUMERICS_VERSION = 2
 """Raised with every change of the code that changes numbers; part of each run id."""
 
 ADDED_LATER: dict[str, Any] = {
+    "task_origin": "",
     "pretrain": None,
     "model.causal": False,
     "model.pool_origin": "",
@@ -205,6 +206,8 @@ class RunConfig(Section):
     """Everything that can change the number of one run."""
 
     task: str
+    task_origin: str = ""
+    """Program of a third party's task, like the origin of a variant; filled in, never set. Empty for our own tasks."""
     profile: str
     track: Track
     data: dict[str, Any]
@@ -226,12 +229,14 @@ class RunConfig(Section):
     def hashed(self) -> dict[str, Any]:
         """Return all settings as plain values, without those that came later and are as before: see `ADDED_LATER`."""
         values = self.model_dump()
-        # A variant that is named by its file is identified by its content, wherever the file is.
+        # A variant or task that is named by its file is identified by its content, wherever the file is.
         place, _, name = self.variant.name.rpartition(":")
         if place.endswith(".py"):
             values["variant"]["name"] = self.variant.name.rpartition("/")[2]
         elif place == "hf":
             values["variant"]["name"] = f"hf:{name.rpartition('/')[2]}"
+        if ".py:" in self.task:
+            values["task"] = self.task.rpartition("/")[2]
         sections = {"": values, "model": values["model"], "train": values["train"]}
         sections |= {f"data.{self.task}": values["data"], f"variant.{self.variant.name}": values["variant"]["options"]}
         for path, as_before in ADDED_LATER.items():

@@ -19,7 +19,7 @@ from lra.models.convnet import ConvNet
 from lra.models.foreign import ForeignModel
 from lra.models.padding import hide_padding
 from lra.seeding import seed_torch
-from lra.tasks import get_task
+from lra.tasks import info_of
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -218,7 +218,7 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
     """
     model = config.model
     spec = get_variant(config.variant.name)
-    info = get_task(config.task).info
+    info = info_of(config)
     if model.family == "foreign":
         head = None
         if info.paired:
@@ -262,7 +262,7 @@ def layer_dims(config: RunConfig, layer: int) -> LayerDims:
         qkv_bias=model.qkv_bias,
         causal=model.causal,
         dropout=model.attention_dropout,
-        grid=get_task(config.task).info.grid,
+        grid=info_of(config).grid,
         num_prefix=num_prefix,
         layer=layer,
     )

@@ -1,20 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tasks of the arena: one module or package each."""
+"""The tasks of the arena, one module or package each; the probes; and tasks of others."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lra.errors import UsageError
 from lra.names import fold, suggest
 from lra.tasks.base import Task, TaskInfo, TaskOptions
+from lra.tasks.generated import GeneratedOptions, GeneratedTask
 from lra.tasks.image.task import Image, ImageContinuous
 from lra.tasks.listops.task import ListOps
 from lra.tasks.pathfinder.task import Pathfinder, Pathfinder64, PathfinderContinuous, PathX, PathX256
+from lra.tasks.plugins import announced, load_task
+from lra.tasks.probes import ALL as _PROBES
 from lra.tasks.retrieval import Retrieval
 from lra.tasks.text import Text
 
-__all__ = ["BENCHMARK", "TASKS", "Task", "TaskInfo", "TaskOptions", "get_task", "task_name"]
+if TYPE_CHECKING:
+    from lra.config.schema import RunConfig
+
+__all__ = [
+    "BENCHMARK",
+    "PROBES",
+    "TASKS",
+    "GeneratedOptions",
+    "GeneratedTask",
+    "Task",
+    "TaskInfo",
+    "TaskOptions",
+    "get_task",
+    "info_of",
+    "task_name",
+]
 
 _ALL: tuple[Task[Any], ...] = (
     ListOps(),
@@ -29,6 +47,8 @@ _ALL: tuple[Task[Any], ...] = (
     PathX256(),
 )
 TASKS: dict[str, Task[Any]] = {task.info.name: task for task in _ALL}
+PROBES: dict[str, Task[Any]] = {task.info.name: task for task in _PROBES}
+"""Tasks that measure one ability each, with a certified distance: see `lra.tasks.probes`."""
 BENCHMARK = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
 """The six tasks of the Long Range Arena, in its order. The others are variants of these."""
 _DATASETS = {"imdb": "text", "aan": "retrieval", "cifar10": "image", "cifar_10": "image"}
@@ -36,17 +56,33 @@ _DATASETS = {"imdb": "text", "aan": "retrieval", "cifar10": "image", "cifar_10":
 
 
 def task_name(name: str) -> str:
-    """Return the registered form of what a user writes for a task, known or not; `imdb` is `text`."""
-    return _DATASETS.get(fold(name), fold(name))
+    """Return the registered form of what a user writes for a task, known or not; `imdb` is `text`.
+
+    A reference to a file or module, such as `my_task.py:MyTask`, stays.
+    """
+    return name.strip() if ":" in name else _DATASETS.get(fold(name), fold(name))
 
 
 def get_task(name: str) -> Task[Any]:
-    """Find a task by its name or that of its data; `-` and case fold.
+    """Find a task by its name, that of its data, or `file.py:Class`; `-` and case fold.
 
     Raises:
-        UsageError: With the closest names.
+        UsageError: There is none, with the closest names; or a task of others cannot be imported.
     """
     key = task_name(name)
-    if key not in TASKS:
-        raise UsageError(f"unknown task {name!r}; {suggest(key, TASKS)}")
-    return TASKS[key]
+    own = TASKS | PROBES
+    if key in own:
+        return own[key]
+    if ":" in key or key in announced():
+        return load_task(key, frozenset(own))
+    raise UsageError(f"unknown task {name!r}; {suggest(key, own | announced())}")
+
+
+def info_of(config: RunConfig) -> TaskInfo:
+    """Return the facts of a run's task, with the vocabulary and the classes that its options give it.
+
+    Raises:
+        UsageError: See `get_task`.
+    """
+    task = get_task(config.task)
+    return task.info_for(task.options.model_validate(config.data))

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -70,6 +70,16 @@ class Task(ABC, Generic[OptionsT]):
 
     info: ClassVar[TaskInfo]
     options: ClassVar[type[TaskOptions]]
+    origin: str = ""
+    """What identifies the program of a third party's task: see `lra.tasks.plugins`. Empty for our own."""
+
+    def info_for(self, options: OptionsT) -> TaskInfo:  # noqa: ARG002
+        """Return the facts with the vocabulary and the classes of a dataset variant, if options decide these."""
+        return self.info
+
+    def default_recipe(self) -> dict[str, dict[str, Any]] | None:
+        """Return the sections of a recipe for profiles that do not define the task; None if there is none."""
+        return None
 
     @abstractmethod
     def dataset_name(self, options: OptionsT) -> str:
@@ -248,7 +258,7 @@ class Task(ABC, Generic[OptionsT]):
             baselines: Further accuracies in % that the task measured, by name.
             dataset: What tables call the data, if not `dataset_name(options)`.
         """
-        classes = self.info.num_classes
+        classes = self.info_for(options).num_classes
         measured = {**majority(splits, classes), **(baselines or {})}
         for name, features in self.baseline_features().items():
             measured[name] = linear(features, splits, classes)
@@ -266,7 +276,7 @@ class Task(ABC, Generic[OptionsT]):
 
     def folder_name(self, options: OptionsT) -> str:
         """Name the folder of a dataset variant: readable, with a hash of the options and the task's version."""
-        identity = f"{self.info.version}\n{options.model_dump_json(exclude=self._as_before(options))}"
+        identity = f"{self.info.version}\n{options.model_dump_json(exclude=self._as_before(options))}{self.origin}"
         return f"{self.info.name}-{self.short_name(options)}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     def _as_before(self, options: OptionsT) -> set[str]:

@@ -14,7 +14,7 @@ from lra.config.schema import RunConfig
 from lra.errors import UsageError
 from lra.models.transformer import build_model, mixers
 from lra.seeding import seed_torch
-from lra.tasks import get_task
+from lra.tasks import get_task, info_of
 
 from ..train.evaluate import autocast
 from ..train.optimizer import build_optimizer
@@ -53,7 +53,7 @@ class Workload:
     """
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
-        info = get_task(config.task).info
+        info = info_of(config)
         self.config, self.device = config, device
         self.model: nn.Module = build_model(config, info.vocab_size, info.num_classes).to(device)
         self.layers: list[SequenceMixer] = list(mixers(self.model))

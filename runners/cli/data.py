@@ -130,11 +130,11 @@ def prepare(
     """
     from lra.data.dataset import data_home
     from lra.errors import UsageError
-    from lra.tasks import get_task
+    from lra.tasks import GeneratedTask, get_task
 
     if generate and source is not None:
         raise UsageError("--generate makes data and --from reads it; give one of them")
-    if generate:
+    if generate and not isinstance(get_task(task_name), GeneratedTask):
         name = get_task(task_name).info.name
         if not get_task(task_name).info.generated:
             raise UsageError(f"{name} is not generated; lra-data fetch {name} fetches its file")
@@ -358,9 +358,10 @@ def resolve(task_name: str, settings: tuple[str, ...], profile: str | None = Non
     from lra.config.yaml_loader import load_text
     from lra.errors import UsageError
     from lra.tasks import get_task
+    from lra.tasks import task_name as registered
 
-    task = get_task(task_name)
-    values: dict[str, Any] = {} if profile is None else dict(load_profile(profile).recipe(task.info.name).data)
+    task, task_name = get_task(task_name), registered(task_name)
+    values: dict[str, Any] = {} if profile is None else dict(load_profile(profile).recipe(task_name).data)
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator or not key:
@@ -416,11 +417,14 @@ def describe(data: PreparedData, *, present: bool, unread_source: bool = False) 
 
 def prepared_folders(home: Path) -> list[Path]:
     """List the folders of prepared data; temporary folders, whose names begin with a dot, are not included."""
-    from lra.tasks import TASKS
+    from lra.data.manifest import MANIFEST
+    from lra.tasks import PROBES, TASKS
 
     if not home.is_dir():
         return []
-    return sorted(path for path in home.iterdir() if path.is_dir() and task_of(path) in TASKS)
+    folders = (path for path in home.iterdir() if path.is_dir() and not path.name.startswith("."))
+    known = TASKS | PROBES
+    return sorted(path for path in folders if task_of(path) in known or (path / MANIFEST).is_file())  # or of others
 
 
 def leftovers(home: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from lra.errors import UsageError
 from lra.measure.flops import count_flops
 from lra.models.transformer import build_model, count_parameters
 from lra.results.records import Cost
-from lra.tasks import get_task
+from lra.tasks import info_of
 from lra.tasks.base import TaskInfo
 
 from .evaluate import autocast
@@ -88,7 +88,7 @@ def parameters_of(config: RunConfig) -> tuple[int, int]:
     Raises:
         UsageError: The variant refuses the sizes of the model, or cannot be built.
     """
-    info = get_task(config.task).info
+    info = info_of(config)
     try:
         # What a whole model of somebody else does while it is built may need numbers.
         with torch.device("cpu" if config.model.family == "foreign" else "meta"):

@@ -30,7 +30,7 @@ from lra.models.foreign import ForeignModel
 from lra.models.transformer import build_model
 from lra.reading import reading
 from lra.results.records import read_record
-from lra.tasks import BENCHMARK, get_task, task_name
+from lra.tasks import BENCHMARK, get_task, info_of, task_name
 
 from .cost import parameters_of
 
@@ -134,7 +134,7 @@ def check_models(configs: Sequence[RunConfig], device: torch.device) -> None:
     """
     first = {(config.task, canonical_json(config.hashed()["variant"])): config for config in reversed(configs)}
     for config in first.values():
-        info = get_task(config.task).info
+        info = info_of(config)
         try:
             if config.model.family == "foreign":
                 model = build_model(config, info.vocab_size, info.num_classes).to(device)
@@ -229,9 +229,12 @@ def _check_recipe(config: RunConfig, source: str) -> None:
         return
     profile = load_profile(config.profile)
     recipe = profile.recipe(config.task, config.model.family)
+    task = get_task(config.task)
+    data = task.options.model_validate(recipe.data)
+    model = {"max_length": task.max_length(data)} | recipe.model
     sections = {
-        "data": get_task(config.task).options.model_validate(recipe.data).model_dump(),
-        "model": ModelConfig.model_validate(recipe.model).model_copy(update={"pool_origin": config.model.pool_origin}),
+        "data": data.model_dump(),
+        "model": ModelConfig.model_validate(model).model_copy(update={"pool_origin": config.model.pool_origin}),
         "train": TrainConfig.model_validate(recipe.train),
     }
     share = {} if config.pretrain is None else {"share": config.pretrain.share}
@@ -273,6 +276,7 @@ def runnable(config: RunConfig) -> RunConfig:
     if _lacks(config.model_dump(), typed.hashed()):
         problems.append("a configuration names every option of task and variant; this one leaves some out")
     for what, there, here in (
+        (f"task {config.task!r}", config.task_origin, typed.task_origin),
         (f"variant {config.variant.name!r}", config.variant.origin, typed.variant.origin),
         (f"pool {config.model.pool!r}", config.model.pool_origin, typed.model.pool_origin),
     ):

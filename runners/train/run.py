@@ -44,7 +44,7 @@ from lra.results.records import (
     RunRecord,
     Store,
 )
-from lra.tasks import get_task
+from lra.tasks import get_task, info_of
 from lra.terminal import echo
 
 from ..arithmetic import refused_operator
@@ -122,7 +122,7 @@ def run(
     """
     run_id = config.run_id(data.digest)
     device, recipe, ranks = options.device, config.train, options.ranks
-    info = get_task(config.task).info
+    info = info_of(config)
     progress = Progress(steps=recipe.steps)
     splits = data.manifest.splits
     line = ProgressLine(
@@ -363,7 +363,7 @@ def check_process(config: RunConfig) -> None:
             "if a plug-in sets it, which changes all variants, give the tensors of the plug-in their type instead"
         )
     try:
-        check_programs(f"{config.variant.origin}; {config.model.pool_origin}")
+        check_programs(f"{config.variant.origin}; {config.model.pool_origin}; {config.task_origin}")
     except ProgramError as error:
         raise UsageError(str(error)) from error
 

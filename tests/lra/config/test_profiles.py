@@ -26,8 +26,8 @@ def parameters(profile, task):
         return count_parameters(build_model(config(profile, task), info.vocab_size, info.num_classes))
 
 
-def test_the_profiles_are_the_five():
-    assert profile_names() == ["modern", "nystromformer", "official", "paper", "quick"]
+def test_the_profiles_are_the_five_and_that_of_the_probes():
+    assert profile_names() == ["modern", "nystromformer", "official", "paper", "probes", "quick"]
     assert len(CELLS) >= 30
 
 

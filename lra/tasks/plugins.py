@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks of others: announced under the entry-point group `lra.tasks`, or named by `file.py:Class`.
+
+They are loaded, and their source is hashed, as variants of others are: see `attention_zoo.program`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import PurePath
+from typing import Any
+
+from lra.errors import UsageError
+from lra.names import fold
+from lra.tasks.base import Task, TaskInfo, TaskOptions
+
+ENTRY_POINT_GROUP = "lra.tasks"
+
+
+def announced() -> dict[str, EntryPoint]:
+    """Return the entry points of installed tasks, by name."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+@functools.cache
+def load_task(name: str, taken: Collection[str]) -> Task[Any]:
+    """Import a task of others and make it, once per process.
+
+    Args:
+        name: `file.py:Class`, `package.module:Class`, or the name of an entry point.
+        taken: Names of the tasks of this project, which no other task may have.
+
+    Raises:
+        UsageError: There is none, or it is not a task; in one line.
+    """
+    from attention_zoo.faults import fault_line  # here, since it imports torch, which lra-data does without
+    from attention_zoo.foreign import ForeignError, import_place
+    from attention_zoo.program import ProgramError, program_text, remember_imports
+
+    point = announced().get(name)
+    place, _, thing = (name if point is None else point.value).partition(" ")[0].rpartition(":")
+    try:
+        found = getattr(import_place(place), thing, None)
+    except ForeignError as error:
+        raise UsageError(f"--task {name}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"--task {name} cannot be imported: {fault_line(error)}") from error
+    remember_imports()
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise UsageError(f"--task {name}: {thing} is not a class of lra.tasks.GeneratedTask, but {found!r}")
+    _check(name, found, taken)
+    task = found()
+    if point is not None and task.info.name != name:
+        raise UsageError(f"--task {name}: the entry point has another name than its task, {task.info.name!r}")
+    distribution = None if point is None else point.dist
+    label = f"{PurePath(place).name}:{thing}" if distribution is None else f"{distribution.name} {distribution.version}"
+    try:
+        task.origin = program_text(label, list(dict.fromkeys((place, found.__module__))) if point else [place])
+    except ProgramError as error:
+        raise UsageError(f"--task {name}: its source cannot be found: {error}") from error
+    return task
+
+
+def _check(name: str, found: type[Task[Any]], taken: Collection[str]) -> None:
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    info, options = getattr(found, "info", None), getattr(found, "options", None)
+    if missing:
+        problem = f"define {', '.join(missing)}"
+    elif not isinstance(info, TaskInfo):
+        problem = "give it `info = TaskInfo(name=..., title=..., version=1, vocab_size=..., num_classes=...)`"
+    elif not (isinstance(options, type) and issubclass(options, TaskOptions)):
+        problem = "give it `options`, a class of GeneratedOptions"
+    elif not info.name.isidentifier() or info.name != fold(info.name):
+        problem = f"its name {info.name!r} must be lower snake case"
+    elif info.name in taken:
+        problem = f"its name {info.name!r} is that of a task of this project"
+    else:
+        return
+    raise UsageError(f"--task {name}: {found.__name__}: {problem}")

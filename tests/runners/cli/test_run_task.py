@@ -1,0 +1,195 @@
+"""`lra-run --task my_task.py:MyTask`: a task in one file outside of the project, from its file to a table."""
+
+import json
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from lra.results.records import Store
+from lra.tasks import get_task, plugins
+from reports.cli import command as lra_report
+from runners.cli.data import main as lra_data
+from runners.cli.run import command as lra_run
+
+TASK = '''
+"""Is there more of one letter than of the other?"""
+from typing import ClassVar
+
+from lra.tasks import GeneratedOptions, GeneratedTask, TaskInfo
+
+
+class MajorityOptions(GeneratedOptions):
+    length: int = 9
+    train: int = 400
+    validation: int = 100
+    test: int = 100
+    letters: int = 2
+
+
+class Majority(GeneratedTask[MajorityOptions]):
+    info = TaskInfo(name="majority", title="Majority", version=1, vocab_size=3, num_classes=2)
+    options = MajorityOptions
+    recipe = {"model": {"dim": 8, "mlp_dim": 8, "num_layers": 1}, "train": {"steps": 150, "eval_every": 50, "lr": 1e-2}}
+
+    def example(self, options, length, generator):
+        tokens = generator.integers(1, 1 + options.letters, length)
+        return tokens, int((tokens == 2).sum() > length / 2)
+
+    def baselines(self, options, splits):
+        return {"first letter": 61.0}
+'''
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with the file of a task."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_task.py").write_text(TASK)
+    plugins.load_task.cache_clear()
+    return tmp_path
+
+
+def run(*words):
+    common = ["--data-dir", "home", "--store", "store", "--device", "cpu", "--threads", "1", "--quiet"]
+    return CliRunner().invoke(lra_run, ["--attn", "mlp_only", *common, *words], catch_exceptions=False)
+
+
+def test_a_task_of_one_file_is_trained_and_reported(folder):
+    done = run("--task", "my_task.py:Majority")
+    assert done.exit_code == 0, done.output
+    (record,) = Store(folder / "store").records()
+    assert record.outcome.test.correct > 85, "counting letters is not learnt"
+    assert re.fullmatch(r"my_task.py:Majority source [0-9a-f]{16}", record.config.task_origin)
+    assert record.config.model.max_length == 9
+    assert record.config.train.steps == 150
+    assert record.baselines["first letter"] == 61.0
+    assert record.baselines["bag of tokens"] > 95
+    table = CliRunner().invoke(lra_report, ["table", "accuracy", "--store", "store"])
+    assert table.exit_code == 0, table.output
+    assert "Majority" in table.stdout
+    assert "First letter" in table.stdout
+    config = run("--task", "my_task.py:Majority", "--dry-run").stdout
+    assert f"run id: {record.run_id}" in config
+    (folder / "run.yaml").write_text(config)
+    again = CliRunner().invoke(lra_run, ["--config", "run.yaml", "--dry-run", "--data-dir", "home"])
+    assert again.stdout == config
+
+
+def test_the_data_command_knows_it(folder):
+    def data(*words):
+        done = CliRunner().invoke(lra_data, [*words, "--data-dir", "home"], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    assert "first letter 61.0" in data("prepare", "my_task.py:Majority")
+    assert "train example 0: 9 tokens, label" in data("show", "my_task.py:Majority")
+    (shown,) = json.loads(data("list", "--json"))
+    assert shown["task"] == "majority"
+    assert "length 9" in shown["dataset"]
+    assert "1 of 1 sound" in data("verify", "my_task.py:Majority")
+    small = data("prepare", "my_task.py:Majority", "--small", "100")
+    assert "train: 100 examples" in small
+    data("remove", "majority", "--yes")
+    assert json.loads(data("list", "--json")) == []
+
+
+def test_another_program_is_another_run_on_other_data(folder):
+    def state():
+        plugins.load_task.cache_clear()
+        task = get_task("my_task.py:Majority")
+        return task.origin, task.folder_name(task.options())
+
+    first = state()
+    (folder / "sub").mkdir()
+    (folder / "sub" / "my_task.py").write_text(TASK.replace('"""Is there', '"""Are there') + "# a comment\n")
+    plugins.load_task.cache_clear()
+    other = get_task("sub/my_task.py:Majority")
+    assert (other.origin, other.folder_name(other.options())) == first
+    (folder / "sub2").mkdir()
+    (folder / "sub2" / "my_task.py").write_text(TASK.replace("length / 2", "length / 3"))
+    changed = get_task("sub2/my_task.py:Majority")
+    assert changed.origin != first[0]
+    assert changed.folder_name(changed.options()) != first[1]
+
+
+def test_a_file_that_changes_during_a_run_ends_it(folder):
+    from runners.train import run as training
+
+    config = run("--task", "my_task.py:Majority", "--dry-run")
+    assert config.exit_code == 0
+    task = get_task("my_task.py:Majority")
+
+    class Config:
+        class variant:  # noqa: N801
+            origin = ""
+
+        class model:  # noqa: N801
+            pool_origin = ""
+
+        task_origin = task.origin
+
+    training.check_process(Config)
+    (folder / "my_task.py").write_text(TASK.replace("length / 2", "length / 4"))
+    training.check_process(Config)  # what runs is what was imported
+    from attention_zoo import program
+
+    path = str(folder / "my_task.py")
+    program._imported[path] = "0" * 64
+    with pytest.raises(training.UsageError, match=r"my_task\.py has changed"):
+        training.check_process(Config)
+    del program._imported[path]
+
+
+def test_a_profile_may_have_it(folder):
+    (folder / "mine.yaml").write_text(
+        "name: mine\ntitle: mine\nsource: mine\ntasks:\n  majority:\n    data: {length: 7, test_length: [7, 21]}\n"
+        "    model: {dim: 8, num_layers: 1, num_heads: 2, mlp_dim: 8}\n"
+        "    train: {batch_size: 4, steps: 3, lr: 1e-3, eval_every: 3}\n"
+    )
+    assert run("--task", "my_task.py:Majority", "--profile", "mine.yaml").exit_code == 0
+    (record,) = Store(folder / "store").records()
+    assert record.config.model.max_length == 21
+    assert record.outcome.test.total == 200
+
+
+@pytest.mark.parametrize(
+    ("reference", "change", "message"),
+    [
+        ("my_task.py:Majorty", None, "--task my_task.py:Majorty: Majorty is not a class of lra.tasks.GeneratedTask"),
+        ("my_tsk.py:Majority", None, "no such file; did you mean 'my_task.py'"),
+        ("my_task.py:Majority", ("import ClassVar", "import ClasVar"), "my_task.py:3"),
+        ("my_task.py:Majority", ("def example", "def exmple"), "Majority: define example"),
+        ("my_task.py:Majority", ('name="majority"', 'name="listops"'), "'listops' is that of a task of this project"),
+        ("my_task.py:Majority", ('name="majority"', 'name="My-Task"'), "must be lower snake case"),
+        ("my_task.py:Majority", ("integers(1,", "integers(0,"), "tokens 0 to 2; with vocab_size=3 they are 1 to 2"),
+        ("my_task.py:Majority", ("> length / 2)", "> length / 2) + 1"), "gave label 2; with num_classes=2"),
+        ("my_task.py:Majority", ("letters, length", "letters, length + 1"), "shape (10,)"),
+        ("majorty", None, "unknown task 'majorty'"),
+    ],
+)
+def test_a_mistake_is_one_line(folder, reference, change, message):
+    if change:
+        assert TASK.count(change[0]) == 1
+        (folder / "my_task.py").write_text(TASK.replace(*change))
+    done = run("--task", reference)
+    assert done.exit_code in (2, 3)
+    assert message in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("Error: ")]) == 1
+    assert not (folder / "store" / "results").exists()
+
+
+def test_an_installed_task_is_found_by_its_entry_point(folder, monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    (folder / "installed_majority.py").write_text(TASK)
+    monkeypatch.syspath_prepend(str(folder))
+    point = EntryPoint(name="majority", value="installed_majority:Majority", group=plugins.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(plugins, "entry_points", lambda *, group: [point] if group == "lra.tasks" else [])
+    task = get_task("majority")
+    assert task.info.title == "Majority"
+    assert "source" in task.origin
+    wrong = EntryPoint(name="minority", value="installed_majority:Majority", group=plugins.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(plugins, "entry_points", lambda *, group: [wrong])
+    with pytest.raises(Exception, match="another name than its task, 'majority'"):
+        get_task("minority")
