@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,13 +50,20 @@ class Batch:
         share = len(self.labels) // size
         return self._examples(slice(rank * share, (rank + 1) * share))
 
+    def staged(self, device: torch.device) -> Batch:
+        """Return the batch, which is on the host, in memory that a device copies from while the host goes on."""
+        return self._mapped(Tensor.pin_memory) if device.type == "cuda" else self
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device; the copy may still be under way, and what is asked of the device waits."""
+        return self._mapped(lambda values: values.to(device, non_blocking=True))
+
     def _examples(self, part: slice) -> Batch:
-        return Batch(
-            tokens=self.tokens[part],
-            mask=None if self.mask is None else self.mask[part],
-            labels=self.labels[part],
-            lengths=self.lengths[part],
-        )
+        return replace(self._mapped(lambda values: values[part]), lengths=self.lengths[part])
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        mask = None if self.mask is None else change(self.mask)
+        return replace(self, tokens=change(self.tokens), mask=mask, labels=change(self.labels))
 
 
 def collate(split: Split, indices: Sequence[int], padded_length: int | None, limit: int, device: torch.device) -> Batch:
@@ -73,18 +80,15 @@ def collate(split: Split, indices: Sequence[int], padded_length: int | None, lim
     if split.documents == 1:
         tokens, mask = tokens[:, 0], None if mask is None else mask[:, 0]
     labels = split.labels[np.asarray(indices)].astype(np.int64)
-    # Bytes travel to the device; ids above 255, which need int16, are made there.
-    real = None if mask is None else torch.from_numpy(mask).to(device, non_blocking=True)
-    ids = torch.from_numpy(tokens).to(device, non_blocking=True)
-    if split.token_offset:
-        ids = ids.to(torch.int16) + split.token_offset
-        ids = ids if real is None else ids * real  # the offset was added to padding as well
+    if split.token_offset:  # ids above 255 need int16; NumPy adds, so that no second thread starts threads of torch
+        ids = tokens.astype(np.int16) + np.int16(split.token_offset)
+        tokens = ids if mask is None else ids * mask  # the offset was added to padding as well
     return Batch(
-        tokens=ids,
-        mask=real,
-        labels=torch.from_numpy(labels).to(device, non_blocking=True),
+        tokens=torch.from_numpy(tokens),
+        mask=None if mask is None else torch.from_numpy(mask),
+        labels=torch.from_numpy(labels),
         lengths=lengths.sum(axis=1),
-    )
+    ).to(device)
 
 
 class TrainingBatches:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lra.data.ahead import CPU, Ahead
 from lra.data.batching import Batch, evaluation_batches
 from lra.data.split import Split
 from lra.metrics import Score
@@ -114,21 +115,23 @@ def evaluate(
     model.eval()
     correct = np.zeros(len(split), dtype=np.int64)
     order, found = [], list[Answers]()
-    ahead = len(split)
-    for indices, batch in evaluation_batches(
+    left = len(split)
+    made = evaluation_batches(
         split,
         max_tokens=max_tokens,
         padded_length=padded_length,
         limit=limit,
-        device=device,
+        device=CPU,
         share=(ranks.rank, ranks.size),
-    ):
-        with autocast(device, precision):
-            found.append(answer(model, batch, indices))
-        order.append(indices)
-        done = min(ahead, ranks.size * len(indices))
-        ahead -= done
-        progress(done)
+    )
+    with Ahead((indices, batch.staged(device)) for indices, batch in made) as batches:
+        for indices, batch in batches:
+            with autocast(device, precision):
+                found.append(answer(model, batch.to(device), indices))
+            order.append(indices)
+            done = min(left, ranks.size * len(indices))
+            left -= done
+            progress(done)
     loss_sum, seen, count, broken = 0.0, 0, 0, False
     if order:  # with many processes, one may get no batch
         correct[np.concatenate(order)] = torch.cat([each.right for each in found]).cpu().numpy()

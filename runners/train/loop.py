@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from attention_zoo import SequenceMixer
 from lra.config.schema import RunConfig, TrainConfig
-from lra.data.batching import Batch, TrainingBatches
+from lra.data.ahead import Batches
+from lra.data.batching import Batch
 from lra.errors import LraError
 from lra.metrics import Score
 from lra.models.denoiser import Denoised
@@ -168,7 +169,7 @@ def train(
     model: nn.Module,
     mixers: list[SequenceMixer],
     optimizer: torch.optim.Optimizer,
-    batches: TrainingBatches,
+    batches: Batches,
     config: RunConfig,
     phase: Phase,
     state: TrainState,

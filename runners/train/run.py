@@ -23,6 +23,7 @@ from attention_zoo.program import ProgramError, check_programs
 from lra.atomic_io import remove_folder
 from lra.config.labels import row_name
 from lra.config.schema import NUMERICS_VERSION, RunConfig
+from lra.data.ahead import BatchesAhead
 from lra.data.batching import TrainingBatches
 from lra.data.dataset import PreparedData
 from lra.data.split import SplitName
@@ -243,13 +244,14 @@ def run(
             stop_requested=stop_requested,
             report=report,
         )
-        batches = TrainingBatches(
+        stream = TrainingBatches(
             data.split("train"),
             batch_size=recipe.batch_size,
             seed=config.seed,
             padded_length=padded_length,
             limit=config.model.max_length,
         )
+        batches = stack.enter_context(BatchesAhead(stream, device))
 
         outcome: Outcome | None = None
         detail, arrays = "", dict[str, np.ndarray]()

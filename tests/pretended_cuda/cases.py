@@ -26,6 +26,7 @@ from attention_zoo import available
 from lra.config.profiles import load_profile, profile_names
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig
+from lra.data.ahead import CPU, BatchesAhead
 from lra.data.batching import Batch
 from lra.models import build_model, mixers
 from lra.results.records import Store
@@ -119,9 +120,9 @@ def steps(
         report=lambda *_: None,
     )
     layers, optimizer = list(mixers(model)), build_optimizer(model, config)
-    with contextlib.suppress(EnoughError):
+    with contextlib.suppress(EnoughError), BatchesAhead(batches, device) as ahead:
         (phase,) = phases_of(config)
-        train(model, model, layers, optimizer, batches, config, phase, TrainState(), callbacks, device, SINGLE)
+        train(model, model, layers, optimizer, ahead, config, phase, TrainState(), callbacks, device, SINGLE)
     if pretended is not None:
         seen["on the CPU"] = [
             f"{path}.{name}"
@@ -131,7 +132,7 @@ def steps(
         ]
         model.eval()
         pretended.reset()
-        batch = batches.batch(0, device)
+        batch = batches.batch(0, CPU).staged(device).to(device)
         with torch.no_grad(), autocast(device, config.train.precision):
             model(batch.tokens, batch.mask)
         for event, count in pretended.events.items():

@@ -194,6 +194,13 @@ class _Generator(torch.Generator):
         return out
 
 
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """Stand in for `Tensor.pin_memory`."""
+    out = tensor.clone()
+    out.is_pinned_memory = True
+    return out
+
+
 class PretendedCuda(TorchDispatchMode):
     """Runs what is asked of `cuda` on the CPU and notes what a GPU would not do, or would wait for."""
 
@@ -333,7 +340,7 @@ class PretendedCuda(TorchDispatchMode):
             self.note("wait", name, "device to host")
         elif not non_blocking:
             self.note("wait", name, "host to device, blocking")
-        else:
+        elif not hasattr(source, "is_pinned_memory"):
             large = source.numel() * source.element_size() > STAGED_AT_ONCE
             self.note("pageable", name, "waits for the stream: more than 64 KiB" if large else "")
 
@@ -415,6 +422,7 @@ def pretended_cuda(root: Path, *, values: bool = True) -> Iterator[PretendedCuda
             (cuda, "max_memory_reserved", lambda *_: 0),
             (cuda, "empty_cache", lambda: None),
             (cuda, "manual_seed_all", lambda _: None),
+            (torch.Tensor, "pin_memory", _pinned),
             (cuda, "is_current_stream_capturing", lambda: False),
             (cuda.amp.common, "amp_definitely_not_available", lambda: False),
             (torch.nn.utils.clip_grad, "_has_foreach_support", lambda *_: True),  # it asks for plain tensors

@@ -25,6 +25,9 @@ MORE_LAUNCHES = {
     "performer {'kernel': 'softmax', 'redraw_interval': 1}",
 }
 """Cases above the limit, with reasons."""
+NO_DETERMINISTIC_ALGORITHM = {"cumsum", "cumsum_", "put_", "kthvalue", "histc", "grid_sampler_2d_backward"}
+"""Operators that torch.use_deterministic_algorithms refuses on CUDA, by its own list; cumsum of reals only."""
+NOT_DETERMINISTIC = {"gated_delta", "gated_linear", "lion"}
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
 TABLE = json.loads((Path(__file__).parent / "launches.json").read_text())
 """Launches of one training step, as measured: `python -m tests.pretended_cuda`."""
@@ -46,11 +49,11 @@ def run(kind: str, variants: list[str] | None = None) -> list[dict]:
 
 
 def check(lines: list[dict]) -> None:
-    """Refuse errors, tensors left on the CPU, waits without a reason, and attention that no fused kernel takes."""
+    """Refuse errors, tensors on the CPU, waits without a reason, unpinned copies, and attention that is not fused."""
     assert [line for line in lines if "raised" in line] == []
     assert [(line["case"], line["on the CPU"]) for line in lines if line.get("on the CPU")] == []
     events = [(line["case"], event) for line in lines for event in line.get("events", ())]
-    assert [each for each in events if each[1]["kind"] in ("mixed", "unsupported", "unfused")] == []
+    assert [each for each in events if each[1]["kind"] in ("mixed", "unsupported", "unfused", "pageable")] == []
     waits = [each for each in events if each[1]["kind"] == "wait"]
     assert [each for each in waits if each[1]["function"] not in MAY_WAIT] == []
 
@@ -62,6 +65,19 @@ def check_launches(kind: str, lines: list[dict]) -> None:
     )
     if kind == "large":
         assert {case: n for case, n in counts.items() if n > MOST_LAUNCHES and case not in MORE_LAUNCHES} == {}
+
+
+def check_deterministic(lines: list[dict], variants: list[str]) -> None:
+    """Compare which variants need an operator without a deterministic algorithm with those that the docs name."""
+    needing = {
+        line["case"].split()[0]
+        for line in lines
+        for event in line["events"]
+        if event["kind"] == "unordered" and event["operator"] in NO_DETERMINISTIC_ALGORITHM
+    }
+    assert needing == NOT_DETERMINISTIC & set(variants)
+    page = (ROOT / "docs" / "protocol.md").read_text()
+    assert all(f"`{variant}`" in page for variant in needing)
 
 
 def check_results(lines: list[dict]) -> None:
@@ -99,6 +115,7 @@ def test_every_variant_trains_without_a_fault(group):
 def test_a_step_at_length_needs_few_launches(group):
     lines = run("large", of_group(group))
     check(lines)
+    check_deterministic(lines, of_group(group))
     check_launches("large", lines)
 
 

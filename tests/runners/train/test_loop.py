@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from attention_zoo.variants.full import FullAttention, FullConfig
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig
+from lra.data.batching import TrainingBatches
 from lra.data.dataset import PreparedData, open_prepared
 from lra.errors import DataError, StoreError, UsageError
 from lra.results.checkpoints import list_checkpoints
@@ -402,6 +404,20 @@ def test_a_variant_that_cannot_be_deterministic_is_named_with_its_operator(data,
     monkeypatch.setattr(FullAttention, "forward", unordered)
     with pytest.raises(RunError, match="--deterministic: full uses put_, which has no deterministic algorithm on cpu"):
         execute(tiny(), data, tmp_path, force=True)
+
+
+def test_an_error_while_batches_are_made_ends_the_run(data, tmp_path, monkeypatch):
+    make = TrainingBatches.batch
+
+    def broken(self, step, device):
+        if step == 3:
+            raise ValueError("token 7 of example 3")
+        return make(self, step, device)
+
+    monkeypatch.setattr(TrainingBatches, "batch", broken)
+    with pytest.raises(RunError, match="ValueError: token 7 of example 3"):
+        execute(tiny(), data, tmp_path)
+    assert [thread for thread in threading.enumerate() if thread.name == "batches ahead"] == []
 
 
 def test_errors_of_nccl_keep_their_name():
