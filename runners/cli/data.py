@@ -58,14 +58,13 @@ def main() -> None:
 @json_option
 @data_dir_option
 @one_line_errors
-def list_command(data_dir: Path | None, *, as_json: bool) -> None:
+def list_command(home: Path, *, as_json: bool) -> None:
     """List the prepared data."""
     from tabulate import tabulate
 
-    from lra.data.dataset import data_home, open_prepared
+    from lra.data.dataset import open_prepared
     from lra.errors import DataError
 
-    home = data_home(data_dir)
     rows, facts = [], list[dict[str, Any]]()
     for folder in prepared_folders(home):
         size = size_of(folder)
@@ -122,13 +121,12 @@ def prepare(
     quiet: bool,
     profile: str | None,
     settings: tuple[str, ...],
-    data_dir: Path | None,
+    home: Path,
 ) -> None:
     """Prepare the data of TASK: read or generate it, tokenize it and store it in the data folder.
 
     Data that is prepared already is left as it is.
     """
-    from lra.data.dataset import data_home
     from lra.errors import UsageError
     from lra.tasks import GeneratedTask, get_task
 
@@ -143,7 +141,6 @@ def prepare(
     if small is not None:
         settings = (*settings, *(f"{key}={value}" for key, value in task.small(options, small).items()))
         task, options = resolve(task_name, settings, profile)
-    home = data_home(data_dir)
     present = is_prepared(task, options, home)
     data = task.prepare(options, home, source=source, workers=workers, progress=not quiet)
     describe(data, present=present, unread_source=present and source is not None)
@@ -180,13 +177,12 @@ def where(task_name: str | None, *, as_json: bool) -> None:
 @set_option
 @data_dir_option
 @one_line_errors
-def fetch(task_name: str, mirror: str | None, *, quiet: bool, settings: tuple[str, ...], data_dir: Path | None) -> None:
+def fetch(task_name: str, mirror: str | None, *, quiet: bool, settings: tuple[str, ...], home: Path) -> None:
     """Download the files that TASK reads, and prepare the data.
 
     If a download was interrupted, the same command continues it. Of the files of retrieval, 10.6 GB, only what the task
     reads is kept.
     """
-    from lra.data.dataset import data_home
     from lra.data.places import REMOTES
     from lra.data.raw_files import FOLDER, keep_source, read_command
     from lra.errors import UsageError
@@ -199,7 +195,6 @@ def fetch(task_name: str, mirror: str | None, *, quiet: bool, settings: tuple[st
         raise UsageError(
             f"there is no known address of this dataset variant; lra-data prepare {name} --from reads a copy"
         )
-    home = data_home(data_dir)
     for remote in REMOTES[key]:
         echo(f"Fetching {remote.file_name} from {mirror or remote.url}")
     otherwise = f"lra-data where {name} lists other places; {read_command(name, home)} reads a copy"
@@ -216,7 +211,7 @@ def fetch(task_name: str, mirror: str | None, *, quiet: bool, settings: tuple[st
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @data_dir_option
 @one_line_errors
-def remove(names: tuple[str, ...], data_dir: Path | None, *, yes: bool) -> None:
+def remove(names: tuple[str, ...], home: Path, *, yes: bool) -> None:
     """Remove prepared data.
 
     Each NAME is a folder as `list` shows it, or a task, which stands for all its dataset variants, or the word
@@ -225,12 +220,10 @@ def remove(names: tuple[str, ...], data_dir: Path | None, *, yes: bool) -> None:
     The files that the data was read from stay.
     """
     from lra.atomic_io import remove_folder
-    from lra.data.dataset import data_home
     from lra.errors import DataError, refusals_as
     from lra.names import suggest
     from lra.tasks import TASKS
 
-    home = data_home(data_dir)
     present = {folder.name: folder for folder in prepared_folders(home)}
     left = {str(path.relative_to(home)): path for path in leftovers(home)}
     to_delete: dict[str, Path] = {}
@@ -262,13 +255,12 @@ def remove(names: tuple[str, ...], data_dir: Path | None, *, yes: bool) -> None:
 @click.argument("task_name", metavar="[TASK]", required=False)
 @data_dir_option
 @one_line_errors
-def verify(task_name: str | None, data_dir: Path | None) -> None:
+def verify(task_name: str | None, home: Path) -> None:
     """Check the prepared data of all tasks, or of TASK, against its checksums."""
-    from lra.data.dataset import data_home, open_prepared
+    from lra.data.dataset import open_prepared
     from lra.errors import DataError
     from lra.tasks import get_task
 
-    home = data_home(data_dir)
     name = None if task_name is None else get_task(task_name).info.name
     folders = [folder for folder in prepared_folders(home) if name is None or name == task_of(folder)]
     if task_name is not None and not folders:
@@ -314,19 +306,18 @@ def show(
     everything: bool,
     profile: str | None,
     settings: tuple[str, ...],
-    data_dir: Path | None,
+    home: Path,
 ) -> None:
     """Show one example of TASK in readable form, after preparing the data if necessary.
 
     On a terminal, it shows as much of a long example as fits the screen.
     """
-    from lra.data.dataset import data_home
     from lra.errors import UsageError
 
     task, options = resolve(task_name, settings, profile)
     if out is not None and task.info.grid is None:
         raise UsageError(f"--out draws images, and {task.info.name} has none")
-    data = task.prepare(options, data_home(data_dir))
+    data = task.prepare(options, home)
     if out is None:
         text = task.show(data, split, index)
         echo(text if everything or not sys.stdout.isatty() else screenful(text, *terminal_size(sys.stdout)))

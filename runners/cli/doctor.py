@@ -39,7 +39,7 @@ PACKAGES = (
 @store_option
 @data_dir_option
 @one_line_errors
-def command(*, store_folder: Path, data_dir: Path | None) -> None:
+def command(*, store_folder: Path, home: Path) -> None:
     """Show versions, devices, folders and prepared data, and test the installation in about ten seconds.
 
     Paste the output into a bug report. The exit code is 1 if a test fails.
@@ -59,7 +59,7 @@ def command(*, store_folder: Path, data_dir: Path | None) -> None:
         rows.append((f"GPU {number}", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"))
     if not torch.cuda.is_available():
         rows.append(("GPU", "none that torch can use; runs take the CPU and profile quick by default"))
-    rows += [("results", _folder(store_folder)), ("prepared data", _data(data_dir))]
+    rows += [("results", _folder(store_folder)), ("prepared data", _data(home))]
     echo(tabulate(rows, tablefmt="plain", disable_numparse=True))
     echo()
     if not self_test():
@@ -98,12 +98,9 @@ def _folder(folder: Path) -> str:
     return f"{folder} ({'can be written' if os.access(here, os.W_OK) else 'CANNOT BE WRITTEN'})"
 
 
-def _data(data_dir: Path | None) -> str:
-    from lra.data.dataset import data_home
-
+def _data(home: Path) -> str:
     from .data import prepared_folders
 
-    home = data_home(data_dir)
     return f"{home}: {', '.join(folder.name for folder in prepared_folders(home)) or 'none yet'}"
 
 

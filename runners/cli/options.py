@@ -24,9 +24,19 @@ store_option = click.option(
     show_envvar=True,
     help="Folder of records, checkpoints and measurements.",
 )
+
+
+def _default_home() -> Path:
+    from lra.data.dataset import data_home
+
+    return data_home()
+
+
 data_dir_option = click.option(
     "--data-dir",
+    "home",
     type=click.Path(path_type=Path, file_okay=False),
+    default=_default_home,
     envvar="LRA_HOME",
     show_envvar=True,
     help="Folder of prepared data.  [default: the platform's cache folder]",

@@ -147,7 +147,7 @@ def command(
     threads: int | None,
     deterministic: bool,
     store_folder: Path,
-    data_dir: Path | None,
+    home: Path,
     dry_run: bool,
     limit_steps: int | None,
     force: bool,
@@ -178,7 +178,6 @@ def command(
     from lra.config.labels import row_name
     from lra.config.profiles import load_profile
     from lra.config.resolve import parse_override
-    from lra.data.dataset import data_home
     from lra.errors import DamagedFileError, DataError
     from lra.results.records import ConflictError, Store
     from lra.trained import load_run
@@ -211,9 +210,9 @@ def command(
     if evaluated is not None:
         options = RunOptions(device=device, progress=not quiet)
         with signals.stop_at_once():
-            echo("\n".join(evaluate_again(load_run(evaluated, store_folder), options, data_dir)))
+            echo("\n".join(evaluate_again(load_run(evaluated, store_folder), options, home)))
         return
-    home, store = data_home(data_dir), Store(store_folder)
+    store = Store(store_folder)
     if config_file is not None:
         configs = [read_config(config_file)]
     else:

@@ -97,7 +97,7 @@ def plan(
     as_json: bool,
     suite: str,
     store_folder: Path,
-    data_dir: Path | None,
+    home: Path,
     probe: bool,
     device: str,
     slots: int | None,
@@ -107,10 +107,10 @@ def plan(
     from ..sweep.tables import Probe, plan_rows, plan_table
 
     signals.uninstall()
-    runs = _runs(suite, data_dir, prepare=probe)
+    runs = _runs(suite, home, prepare=probe)
     slots, threads = slots_and_threads(slots, threads, len(_gpus(device)))
     probed = Probe(slots=slots, threads=threads, device=device) if probe else None
-    rows = plan_rows(runs, store_folder, _home(data_dir), probed)
+    rows = plan_rows(runs, store_folder, home.resolve(), probed)
     if as_json:
         echo_json(rows)
     else:
@@ -176,7 +176,7 @@ def run(
     *,
     suite: str,
     store_folder: Path,
-    data_dir: Path | None,
+    home: Path,
     launcher: str,
     slots: int | None,
     threads: int | None,
@@ -203,8 +203,8 @@ def run(
         if given and launcher != wanted:
             raise click.UsageError(f"{option} needs --launcher {wanted}, not {launcher}")
     check_trackers(trackers)
-    store, home = Store(store_folder.resolve()), _home(data_dir)
-    runs = _runs(suite, data_dir, prepare=True)
+    store, home = Store(store_folder.resolve()), home.resolve()
+    runs = _runs(suite, home, prepare=True)
     store.check_writable()
     gpus = _gpus(device) if launcher == "local" else []
     slots, threads = slots_and_threads(slots, threads, len(gpus) * per_gpu)
@@ -236,7 +236,7 @@ def run(
 @suite_command
 @json_option
 @one_line_errors
-def status(*, suite: str, store_folder: Path, data_dir: Path | None, as_json: bool) -> None:
+def status(*, suite: str, store_folder: Path, home: Path, as_json: bool) -> None:
     """Print the state of each run; also while the sweep runs, and on another host with the same store."""
     from lra.results.records import Store
 
@@ -244,7 +244,7 @@ def status(*, suite: str, store_folder: Path, data_dir: Path | None, as_json: bo
 
     signals.uninstall()
     store = _existing_store(store_folder) or Store(store_folder)
-    rows = status_rows(_runs(suite, data_dir, prepare=False), store)
+    rows = status_rows(_runs(suite, home, prepare=False), store)
     if as_json:
         echo_json(rows)
     else:
@@ -254,12 +254,12 @@ def status(*, suite: str, store_folder: Path, data_dir: Path | None, as_json: bo
 @command.command()
 @suite_command
 @one_line_errors
-def retry(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
+def retry(*, suite: str, store_folder: Path, home: Path) -> None:
     """Clear failed attempts (failed, oom, timeout), so that `run` tries those runs again."""
     from ..sweep.state import clear_failures
 
     signals.uninstall()
-    runs = _runs(suite, data_dir, prepare=False)
+    runs = _runs(suite, home, prepare=False)
     if store := _existing_store(store_folder):
         cleared = [run.label for run in runs if clear_failures(store, run)]
         echo("\n".join([*cleared, f"{len(cleared)} runs will be tried again"]))
@@ -268,14 +268,14 @@ def retry(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
 @command.command()
 @suite_command
 @one_line_errors
-def gc(*, suite: str, store_folder: Path, data_dir: Path | None) -> None:
+def gc(*, suite: str, store_folder: Path, home: Path) -> None:
     """Remove checkpoints, logs and temporary files that finished runs no longer need; the scored weights stay."""
     from lra.errors import StoreError, refusals_as
 
     from ..sweep.state import collect_garbage
 
     signals.uninstall()
-    runs = _runs(suite, data_dir, prepare=False)
+    runs = _runs(suite, home, prepare=False)
     if store := _existing_store(store_folder):
         with refusals_as(StoreError, f"cannot tidy up {store_folder}"):
             freed = sum(collect_garbage(store, run) for run in runs)
@@ -292,20 +292,14 @@ def _existing_store(folder: Path) -> Store | None:
     return None
 
 
-def _home(data_dir: Path | None) -> Path:
-    from lra.data.dataset import data_home
-
-    return data_home(data_dir).resolve()
-
-
-def _runs(suite: str, data_dir: Path | None, *, prepare: bool) -> list[SweepRun]:
+def _runs(suite: str, home: Path, *, prepare: bool) -> list[SweepRun]:
     """Expand the suite; with `prepare`, also prepare the data of every run."""
     from lra.config.suites import expand, load_suite
 
     from ..sweep.state import data_folder, sweep_runs
     from ..train.prepare_data import prepare as prepare_data
 
-    configs, home = expand(load_suite(suite)), _home(data_dir)
+    configs, home = expand(load_suite(suite)), home.resolve()
     if prepare:
         for config in {data_folder(config, home): config for config in configs}.values():
             prepare_data(config, home, progress=True)

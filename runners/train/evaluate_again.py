@@ -22,13 +22,13 @@ class OtherScoreError(LraError):
     exit_code = 4
 
 
-def evaluate_again(run: TrainedRun, options: RunOptions, data_dir: Path | None) -> list[str]:
+def evaluate_again(run: TrainedRun, options: RunOptions, home: Path) -> list[str]:
     """Score validation and test, and compare the right answers with those of the record.
 
     Args:
         run: The run.
         options: The device, the size of the batches, and whether to show progress.
-        data_dir: Folder of prepared data; None takes the default one.
+        home: Folder of prepared data.
 
     Returns:
         What to print: the run, and one line for each split.
@@ -42,7 +42,7 @@ def evaluate_again(run: TrainedRun, options: RunOptions, data_dir: Path | None) 
     model = run.model(str(options.device))
     config, outcome = run.record.config, run.record.outcome
     assert outcome is not None  # the model has the weights of one
-    data = run.data(data_dir)
+    data = run.data(home)
     splits: dict[SplitName, int] = {"validation": outcome.validation.correct, "test": outcome.test.correct}
     lines = [f"{row_name(config)}, seed {config.seed}, weights of step {outcome.selected_step}"]
     wrong = []
