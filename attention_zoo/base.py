@@ -17,6 +17,7 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from attention_zoo.kernels.dropout import dropout
 from attention_zoo.masking import zero_masked
 
 T = TypeVar("T")
@@ -302,6 +303,10 @@ class SequenceMixer(nn.Module, ABC):
             (batch, length, dim). The values at masked positions are finite and otherwise unspecified. A sequence
             without any real token gives zeros.
         """
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """Apply the dropout of the layer, which acts in training only."""
+        return dropout(x, self.dims.dropout, training=self.training)
 
     def transform_stream(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Change the residual stream itself before the block's norm; returns it unchanged unless overridden."""

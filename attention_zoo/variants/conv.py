@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.masking import zero_masked
 from attention_zoo.registry import register_variant
 
@@ -65,7 +64,7 @@ class Conv(SequenceMixer):
         padding = (reach, 0) if self.dims.causal else (reach // 2, reach // 2)
         signal = zero_masked(self.expand(x), mask).transpose(1, 2)  # (batch, channels, length)
         mixed = self.kernel(F.pad(signal, padding)).transpose(1, 2)
-        hidden = dropout(F.gelu(mixed), self.dims.dropout, training=self.training)
+        hidden = self.dropped(F.gelu(mixed))
         return zero_masked(self.out(hidden), mask)
 
     def state_size(self, length: int) -> int:

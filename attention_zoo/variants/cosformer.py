@@ -18,21 +18,14 @@ Departures from the paper:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.linear_attention import float_features, linear_attention
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CosformerConfig(QkvConfig):
-    """Options of cosFormer: only those of all variants with queries, keys and values."""
 
 
 @register_variant(
@@ -45,10 +38,10 @@ class CosformerConfig(QkvConfig):
 class Cosformer(SequenceMixer):
     """Attention whose weights are products of ReLU features that fade with the distance, normalised."""
 
-    config: CosformerConfig
+    config: QkvConfig
     angles: Tensor
 
-    def __init__(self, config: CosformerConfig, dims: LayerDims) -> None:
+    def __init__(self, config: QkvConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
         # π i / 2M; the buffer is (2, max_length), the cosines and the sines
@@ -59,7 +52,7 @@ class Cosformer(SequenceMixer):
         """Attend; see `SequenceMixer.forward`."""
         q, k, v = self.projections.split(x)
         heads = linear_attention(self._features(q), self._features(k), v, mask, causal=self.dims.causal)
-        return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)
+        return self.projections.merge(self.dropped(heads), mask)
 
     def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
         """The sum of keys times values, and the normaliser; a key has two features for each of its numbers."""

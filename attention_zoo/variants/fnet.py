@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.masking import real_first, zero_masked
 from attention_zoo.registry import register_variant
 
@@ -64,7 +63,7 @@ class Fnet(SequenceMixer):
                 mixed = torch.fft.fft(spectrum, dim=1, norm="ortho").real
             else:
                 mixed = transform_real_tokens(spectrum, mask).real
-        return zero_masked(dropout(mixed.to(x.dtype), self.dims.dropout, training=self.training), mask)
+        return zero_masked(self.dropped(mixed.to(x.dtype)), mask)
 
 
 def transform_real_tokens(x: Tensor, mask: Tensor) -> Tensor:

@@ -42,7 +42,6 @@ from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.kernels.decayed_attention import decay_weights, split_chunks
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import initialise
 from attention_zoo.registry import register_variant
@@ -115,7 +114,7 @@ class GatedDelta(SequenceMixer):
             heads = self.norm(read.to(self.norm.weight.dtype)).to(x.dtype).transpose(1, 2).flatten(2)
         if self.config.gate:
             heads = F.silu(self.output_gate(x)) * heads
-        return zero_masked(self.out(dropout(heads, self.dims.dropout, training=self.training)), mask)
+        return zero_masked(self.out(self.dropped(heads)), mask)
 
     def state_size(self, length: int) -> int:
         """The state of each direction, and the tokens that the short convolution reads."""

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.kernels.decayed_attention import decayed_attention
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.masking import zero_masked
 from attention_zoo.registry import register_variant
 
@@ -93,7 +92,7 @@ class GatedLinear(SequenceMixer):
             # (batch, num_heads, length, head_dim), normalised over each head
             read = self.norm(read.to(self.norm.weight.dtype)).to(x.dtype)
         gated = F.silu(self.output_gate(x)) * read.transpose(1, 2).flatten(2)
-        return zero_masked(self.out(dropout(gated, self.dims.dropout, training=self.training)), mask)
+        return zero_masked(self.out(self.dropped(gated)), mask)
 
     def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
         """The state of each direction."""

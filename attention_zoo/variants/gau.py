@@ -33,7 +33,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.linear_attention import computed_again
 from attention_zoo.kernels.softmax import attend
 from attention_zoo.masking import zero_masked
@@ -96,9 +95,7 @@ class Gau(SequenceMixer):
         else:
             # relu(q·k / sqrt(n))² = relu(q·k)² / n: no sum grows with the length.
             read = squared_relu_attention(q * _seen(x, mask, causal=causal).rsqrt().to(q.dtype), k, v, causal=causal)
-        return zero_masked(
-            self.out(dropout(F.silu(self.gate(x)) * read, self.dims.dropout, training=self.training)), mask
-        )
+        return zero_masked(self.out(self.dropped(F.silu(self.gate(x)) * read)), mask)
 
     def state_size(self, length: int) -> int:
         """Shared vector, of which the key is made, and value of all tokens."""

@@ -43,7 +43,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.scan import linear_scan
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import initialise
@@ -92,7 +91,7 @@ class HGRN(SequenceMixer):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run the recurrence; see `SequenceMixer.forward`."""
         hidden = self.cell(x, mask).to(x.dtype)
-        return zero_masked(self.out(dropout(hidden, self.dims.dropout, training=self.training)), mask)
+        return zero_masked(self.out(self.dropped(hidden)), mask)
 
     def state_size(self, length: int) -> int:
         """The states of each direction (hgrn: a complex one is two numbers; rg_lru: with the tokens it convolves)."""

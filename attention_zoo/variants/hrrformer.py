@@ -19,23 +19,15 @@ Departures:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.linear_attention import float_features
 from attention_zoo.masking import masked_softmax
 from attention_zoo.projections import HeadProjections
 from attention_zoo.registry import register_variant
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HrrformerConfig(VariantConfig):
-    """The Hrrformer has no options."""
 
 
 @register_variant(
@@ -51,7 +43,7 @@ class Hrrformer(SequenceMixer):
     Transforms, sums and weights are computed in float32 (float64 for float64 inputs), under autocast too.
     """
 
-    def __init__(self, config: HrrformerConfig, dims: LayerDims) -> None:
+    def __init__(self, config: VariantConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         self.projections = HeadProjections(dims)
 
@@ -68,7 +60,7 @@ class Hrrformer(SequenceMixer):
             match = F.cosine_similarity(values, found, dim=-1)  # (batch, num_heads, length)
             weight = masked_softmax(match, None if mask is None else mask[:, None, :])
             heads = (weight[..., None] * values).to(v.dtype)
-        return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)
+        return self.projections.merge(self.dropped(heads), mask)
 
     def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
         """The sum of bound pairs, and the normaliser of the weights, in each head."""

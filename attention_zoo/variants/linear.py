@@ -11,20 +11,12 @@ Departures from the paper:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.linear_attention import float_features, linear_attention
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LinearConfig(QkvConfig):
-    """Options of linear attention: only those of all variants with queries, keys and values."""
 
 
 @register_variant(
@@ -37,9 +29,9 @@ class LinearConfig(QkvConfig):
 class LinearAttention(SequenceMixer):
     """Attention whose weights are φ(q)·φ(k) with φ = elu + 1, normalised over the real keys."""
 
-    config: LinearConfig
+    config: QkvConfig
 
-    def __init__(self, config: LinearConfig, dims: LayerDims) -> None:
+    def __init__(self, config: QkvConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
 
@@ -48,7 +40,7 @@ class LinearAttention(SequenceMixer):
         q, k, v = self.projections.split(x)
         # φ(q) and φ(k) are (batch, num_heads, length, head_dim): as many features as a head is wide.
         heads = linear_attention(feature_map(q), feature_map(k), v, mask, causal=self.dims.causal)
-        return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)
+        return self.projections.merge(self.dropped(heads), mask)
 
     def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
         """The sum of keys times values, and the normaliser, in each head."""

@@ -39,7 +39,6 @@ from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
 from attention_zoo.kernels.decayed_attention import decay_weights, decayed_attention
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.linear_attention import SMALLEST, float_features, linear_attention
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import HeadProjections, QkvConfig
@@ -102,7 +101,7 @@ class Lion(SequenceMixer):
                 else:
                     sums = decayed_attention(q, k, values, log_decay, future, chunk=self.config.chunk)
             heads = (sums[..., :-1] / sums[..., -1:].clamp_min(SMALLEST)).to(v.dtype)
-        return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)
+        return self.projections.merge(self.dropped(heads), mask)
 
     def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
         """The sum of keys times values, and the normaliser, of each direction; without decay both are one."""

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.kernels.diagonal_system import diagonal_system
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import initialise
 from attention_zoo.registry import register_variant
@@ -112,7 +111,7 @@ class LRU(SequenceMixer):
             )
             factor = torch.polar((-decay.exp()).exp(), phase.exp())  # λ, (states,)
             mixed = diagonal_system(signal, factor, drive * scale.exp()[:, None, None], *readout) + self.skip * signal
-        hidden = dropout(F.gelu(mixed.to(x.dtype)), self.dims.dropout, training=self.training)
+        hidden = self.dropped(F.gelu(mixed.to(x.dtype)))
         return zero_masked(F.glu(self.out(hidden)), mask)
 
     def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length

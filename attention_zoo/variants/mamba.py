@@ -31,7 +31,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.selective_scan import selective_scan
 from attention_zoo.masking import zero_masked
 from attention_zoo.registry import register_variant
@@ -84,7 +83,7 @@ class Mamba(SequenceMixer):
         mixed = self.past(values, mask)
         if self.future is not None:
             mixed = mixed + self.future(values.flip(1), None if mask is None else mask.flip(1)).flip(1)
-        hidden = dropout(mixed * F.silu(gate), self.dims.dropout, training=self.training)
+        hidden = self.dropped(mixed * F.silu(gate))
         return zero_masked(self.out(hidden), mask)
 
     def state_size(self, length: int) -> int:

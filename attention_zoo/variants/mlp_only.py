@@ -7,20 +7,12 @@ and the pooling reach on a task without attention.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.masking import zero_masked
 from attention_zoo.registry import register_variant
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MlpOnlyConfig(VariantConfig):
-    """Options of the control without mixing: none."""
 
 
 @register_variant(
@@ -37,9 +29,7 @@ class MlpOnly(SequenceMixer):
     four projections of full attention.
     """
 
-    config: MlpOnlyConfig
-
-    def __init__(self, config: MlpOnlyConfig, dims: LayerDims) -> None:
+    def __init__(self, config: VariantConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         hidden = 2 * dims.num_heads * dims.head_dim
         self.expand = nn.Linear(dims.dim, hidden, bias=dims.qkv_bias)
@@ -47,7 +37,7 @@ class MlpOnly(SequenceMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Transform each token; see `SequenceMixer.forward`."""
-        hidden = dropout(F.gelu(self.expand(x)), self.dims.dropout, training=self.training)
+        hidden = self.dropped(F.gelu(self.expand(x)))
         return zero_masked(self.out(hidden), mask)
 
     def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length

@@ -42,7 +42,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.linear_attention import float_features, linear_attention, linear_attention_in_blocks
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
@@ -118,7 +117,7 @@ class Performer(SequenceMixer):
                     float_features(q), float_features(k), float_features(v), float_features(self.features), mask
                 ).to(v.dtype)
         # heads: (batch, num_heads, length, head_dim)
-        return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)
+        return self.projections.merge(self.dropped(heads), mask)
 
     def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
         """The sum of the features of keys times values, and the normaliser, in each head."""

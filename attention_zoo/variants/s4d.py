@@ -33,7 +33,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.hippo import hippo_normal
 from attention_zoo.kernels.long_convolution import exponential_kernel, long_convolution
 from attention_zoo.masking import zero_masked
@@ -103,7 +102,7 @@ class S4D(SequenceMixer):
         with torch.autocast(x.device.type, enabled=False):
             signal = signal.to(torch.promote_types(x.dtype, torch.float32))
             mixed = long_convolution(signal, *self.kernels(x.shape[1], signal.dtype)) + self.skip * signal
-        hidden = dropout(F.gelu(mixed.to(x.dtype)), self.dims.dropout, training=self.training)
+        hidden = self.dropped(F.gelu(mixed.to(x.dtype)))
         return zero_masked(F.glu(self.out(hidden)), mask)
 
     def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length

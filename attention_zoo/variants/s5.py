@@ -37,7 +37,6 @@ from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.kernels.diagonal_system import diagonal_system
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.hippo import hippo_normal
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import initialise
@@ -114,8 +113,8 @@ class S5(SequenceMixer):
             signal = signal.to(torch.promote_types(x.dtype, torch.float32))
             mixed = diagonal_system(signal, *self.sampled(signal.dtype)) + self.skip * signal
         mixed = mixed.to(x.dtype)
-        gate = self.gate(dropout(F.gelu(mixed), self.dims.dropout, training=self.training))
-        return zero_masked(dropout(mixed * gate.sigmoid(), self.dims.dropout, training=self.training), mask)
+        gate = self.gate(self.dropped(F.gelu(mixed)))
+        return zero_masked(self.dropped(mixed * gate.sigmoid()), mask)
 
     def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
         """The states of each direction; a complex one is two numbers."""

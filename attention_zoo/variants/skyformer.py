@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.masking import real_first
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import register_variant
@@ -69,7 +68,7 @@ class Skyformer(SequenceMixer):
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(q.dtype, torch.float32)
             heads = self._mix(q.to(dtype), k.to(dtype), v.to(dtype), mask).to(v.dtype)
-        return self.projections.merge(dropout(heads, self.dims.dropout, training=self.training), mask)
+        return self.projections.merge(self.dropped(heads), mask)
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Compute κ(Q, W) (κ(W, W) + r I)⁻¹ κ(W, K) V: (batch, num_heads, length, head_dim)."""

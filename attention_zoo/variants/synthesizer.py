@@ -36,7 +36,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.softmax import attend, resolve_backend
 from attention_zoo.masking import masked_softmax, zero_masked
 from attention_zoo.projections import initialise
@@ -147,7 +146,7 @@ class Synthesizer(SequenceMixer):
         scores = self.scores[None, :, :length, :length]
         scores = scores if dots is None else scores + dots
         weights = masked_softmax(scores, None if mask is None else mask[:, None, None, :])
-        return dropout(weights, self.dims.dropout, training=self.training).to(v.dtype) @ v
+        return self.dropped(weights).to(v.dtype) @ v
 
     def _to_heads(self, x: Tensor) -> Tensor:
         """Reshape (batch, length, num_heads * head_dim) to (batch, num_heads, length, head_dim)."""

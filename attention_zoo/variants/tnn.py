@@ -28,7 +28,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
-from attention_zoo.kernels.dropout import dropout
 from attention_zoo.kernels.long_convolution import long_convolution
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import initialise
@@ -84,7 +83,7 @@ class Tnn(SequenceMixer):
         with torch.autocast(x.device.type, enabled=False):
             signal = signal.to(torch.promote_types(signal.dtype, torch.float32))
             mixed = long_convolution(signal, *self.kernels(x.shape[1], signal.dtype)).to(x.dtype)
-        hidden = dropout(F.silu(self.gate(x)) * mixed, self.dims.dropout, training=self.training)
+        hidden = self.dropped(F.silu(self.gate(x)) * mixed)
         return zero_masked(self.out(hidden), mask)
 
     def state_size(self, length: int) -> int:
