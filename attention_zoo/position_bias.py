@@ -28,6 +28,8 @@ from attention_zoo.base import LayerDims, option
 from attention_zoo.kernels.softmax import BACKEND_HELP, Backend
 from attention_zoo.projections import QkvConfig
 
+Bias = Literal["none", "alibi", "t5"]
+
 _BUCKETS = 32
 _FARTHEST = 128
 """Distances from here on share one bucket."""
@@ -35,15 +37,21 @@ _FARTHEST = 128
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PositionBiasConfig(QkvConfig):
-    """Options of the variants whose scores can take a position bias.
+    """Options of the variants whose scores can take a position bias."""
+
+    bias: Bias = option(
+        "none", "add to each score a number that depends on the distance: ALiBi or T5's learned buckets"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BiasAndBackendConfig(PositionBiasConfig):
+    """Options of those that have a choice of backends, too.
 
     Raises:
         ValueError: The bias is asked of a backend that has none.
     """
 
-    bias: Literal["none", "alibi", "t5"] = option(
-        "none", "add to each score a number that depends on the distance: ALiBi or T5's learned buckets"
-    )
     backend: Backend = option("auto", f"{BACKEND_HELP}; with a bias, auto is blockwise")
 
     def __post_init__(self) -> None:

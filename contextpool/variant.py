@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, OptionError, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.masking import zero_masked
+from attention_zoo.position_bias import Bias, PositionBiasConfig
 from attention_zoo.registry import UnknownVariantError, VariantSpec, get_variant, register_variant
 from contextpool.backends.grid import resolve_grid_backend
 from contextpool.config import PoolConfig, PredictorConfig
@@ -38,6 +39,7 @@ class WrapperConfig(VariantConfig):
     base: str = option("full", "variant that reads the pooled tokens")
     base_options: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "options of that variant"})
     rotary: bool = option(False, "rotary positions in the base variant (its option of this name)")
+    bias: Bias = option("none", "position bias in the base variant (its option of this name), by distances of tokens")
     placement: Placement = option(
         "branch",
         "branch: only what the base reads is pooled, in every block; stream: the residual stream itself is pooled, "
@@ -48,13 +50,15 @@ class WrapperConfig(VariantConfig):
     def __post_init__(self) -> None:
         """Check the base and its options, and write them in one form: one model has one run id.
 
-        `base_options` keeps what differs from the defaults of the base, and `rotary` is never in it.
+        `base_options` keeps what differs from the defaults of the base; `rotary` and a position bias are never in it.
         """
         VariantConfig.__post_init__(self)
         spec, options = self.base_spec(), self.base_config().to_dict()
         defaults = spec.config().to_dict()
         object.__setattr__(self, "base", spec.name)
         object.__setattr__(self, "rotary", bool(options.pop("rotary", False)))
+        if self._base_has_bias():
+            object.__setattr__(self, "bias", options.pop("bias"))
         changed = {name: value for name, value in options.items() if value != defaults[name]}
         object.__setattr__(self, "base_options", changed)
 
@@ -79,15 +83,25 @@ class WrapperConfig(VariantConfig):
         Raises:
             OptionError: It refuses them.
         """
-        options = {**self.base_options, "rotary": True} if self.rotary else self.base_options
-        if self.rotary and "rotary" not in {known.name for known in fields(self.base_spec().config)}:
-            raise OptionError(f"rotary: {self.base} has no rotary positions")
+        options = {**self.base_options}
+        if self.rotary:
+            options["rotary"] = True
+            if "rotary" not in {known.name for known in fields(self.base_spec().config)}:
+                raise OptionError(f"rotary: {self.base} has no rotary positions")
+        if self.bias != "none":
+            options["bias"] = self.bias
+            if not self._base_has_bias():
+                raise OptionError(f"bias: {self.base} takes no position bias")
         try:
             return self.base_spec().config.from_dict(options)
         except OptionError as error:
             if str(error).startswith("base: "):
                 raise
             raise OptionError(f"base_options of {self.base}: {error}") from error
+
+    def _base_has_bias(self) -> bool:
+        """Say whether the base has an option `bias` that is a position bias, and not of another kind."""
+        return issubclass(self.base_spec().config, PositionBiasConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,11 @@ class Pattern:
     """(batch or 1, shared keys), int64: positions of keys that every query meets; None = none."""
     shared_seen: Tensor | None = None
     """(batch or 1, shared keys): those of them that may be seen; None = all."""
+    by_distance: Tensor | None = None
+    """(num_heads, 2 * reach - 1): added to the scores, with a gradient; entry reach - 1 + d belongs to keys that stand
+    d places behind the query. What lies farther takes the outermost entry. None = 0."""
+    query_blocks: Tensor | None = None
+    """(batch or 1, query blocks), int64: where the blocks of queries stand, for `by_distance`; None = in order."""
 
 
 def block_sparse_attention(
@@ -90,7 +95,16 @@ def _run(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, dropout: float) -> t
     shape = _Shape(pattern.index.shape[1], pattern.key_size, dropout, seed)
     masks = pattern.seen, pattern.bias, pattern.relative, pattern.pairs
     out, log_sum = _BlockSparse.apply(  # type: ignore[no-untyped-call]
-        shape, q, k.contiguous(), v.contiguous(), pattern.index, *masks, pattern.shared, pattern.shared_seen
+        shape,
+        q,
+        k.contiguous(),
+        v.contiguous(),
+        pattern.by_distance,
+        pattern.query_blocks,
+        pattern.index,
+        *masks,
+        pattern.shared,
+        pattern.shared_seen,
     )
     return out, log_sum
 
@@ -158,6 +172,8 @@ class _BlockSparse(torch.autograd.Function):
         grad_blocks = work.blocks_of(torch.zeros_like(grad_q) if grad_out is None else grad_out)
         grad_sums = None if grad_log_sum is None else work.blocks_of(grad_log_sum.unsqueeze(-1))
         grad_q_blocks, grad_k, grad_v = work.blocks_of(grad_q), work.accumulator(), work.accumulator()
+        table = inputs[3]
+        grad_table = torch.zeros_like(table, dtype=work.like.dtype) if ctx.needs_input_grad[4] else None
         with torch.autocast(grad_q.device.type, enabled=False):
             for part in work.parts():
                 queries, keys, values = work.gather(part)
@@ -169,10 +185,13 @@ class _BlockSparse(torch.autograd.Function):
                 grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
                 if grad_sums is not None:  # + P dL
                     grad_scores.addcmul_(weights, grad_sums[part])
+                if grad_table is not None:
+                    work.add_by_distance(part, grad_table, grad_scores)
                 grad_q_blocks[part] = (grad_scores @ keys).mul_(work.scale)
                 work.scatter(part, grad_k, grad_scores.transpose(-2, -1) @ queries)
                 work.scatter(part, grad_v, bits.drop_(weights).transpose(-2, -1) @ grad)
-        return None, grad_q, work.collect(grad_k), work.collect(grad_v), *[None] * 7
+        grad_table = None if grad_table is None else grad_table.to(table.dtype)
+        return None, grad_q, work.collect(grad_k), work.collect(grad_v), grad_table, *[None] * 8
 
 
 class _Work:
@@ -188,6 +207,8 @@ class _Work:
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        table: Tensor | None,
+        query_blocks: Tensor | None,
         index: Tensor,
         seen: Tensor | None,
         bias: Tensor | None,
@@ -217,6 +238,17 @@ class _Work:
         self.relative = None if relative is None else self._penalty(relative)
         self.pairs = None if pairs is None else pairs.unsqueeze(1)
         self.shared_seen = None if shared_seen is None else self._penalty(shared_seen[:, None, None, None])
+        self.table = None if table is None else table.to(self.like.dtype)
+        if self.table is not None:
+            if query_blocks is None:
+                query_blocks = torch.arange(self.query_blocks, device=q.device)[None]
+            # Places of queries, (batch or 1, query blocks, queries), and of keys, (batch or 1, query blocks, all keys)
+            self.query_places = _places(query_blocks, self.q.shape[3])
+            self.key_places = _places(index, shape.key_size).flatten(2)
+            if shared is not None:
+                common, batch = shared.unsqueeze(1), max(len(shared), len(index))
+                both = common.expand(batch, index.shape[1], -1), self.key_places.expand(batch, -1, -1)
+                self.key_places = torch.cat(both, dim=2)
 
     def _penalty(self, condition: Tensor) -> Tensor:
         """Return what is added to the scores: 0 where the condition holds, HIDDEN elsewhere."""
@@ -260,6 +292,9 @@ class _Work:
             (batch, num_heads, blocks, queries, shared + gathered keys).
         """
         scores = queries @ keys.transpose(-2, -1)
+        if self.table is not None:
+            # (heads, batch or 1, blocks, queries, keys) of the part
+            scores += self.table[part[1]][:, self._entries(part)].transpose(0, 1)
         shared, own = scores[..., : self.num_shared], scores[..., self.num_shared :]  # views: changed in place
         if self.seen is not None:
             own += cut(self.seen, part)
@@ -272,6 +307,22 @@ class _Work:
         if self.shared_seen is not None:
             shared += cut(self.shared_seen, part)
         return scores
+
+    def _entries(self, part: Part) -> Tensor:
+        """Return the entry of the table for each pair: (batch or 1, blocks, queries, keys) of the part."""
+        assert self.table is not None
+        here = part[0], part[2]
+        distance = cut(self.key_places, here).unsqueeze(2) - cut(self.query_places, here).unsqueeze(3)
+        last = self.table.shape[1] - 1
+        return (distance + last // 2).clamp(0, last)
+
+    def add_by_distance(self, part: Part, total: Tensor, grad_scores: Tensor) -> None:
+        """Sum the gradients of the scores over the pairs at each distance, (num_heads, 2 * reach - 1)."""
+        entries = self._entries(part)
+        if entries.shape[0] == 1:
+            grad_scores = grad_scores.sum(dim=0, keepdim=True)
+        own = total[part[1]]
+        own.index_add_(1, entries.flatten(), grad_scores.transpose(0, 1).flatten(1))
 
     def accumulator(self) -> tuple[Tensor, Tensor | None]:
         """Return zeros for the gradients of the key blocks and of the shared keys."""
@@ -293,6 +344,11 @@ class _Work:
         if self.shared is not None and shared is not None:
             own.flatten(0, 1).index_add_(0, self.shared.flatten(), shared.flatten(0, 2))
         return own.view(self.key_shape).to(self.k.dtype)
+
+
+def _places(blocks: Tensor, size: int) -> Tensor:
+    """List the tokens of blocks: (..., size)."""
+    return blocks.unsqueeze(-1) * size + torch.arange(size, device=blocks.device)
 
 
 def _pick(x: Tensor, index: Tensor) -> Tensor:

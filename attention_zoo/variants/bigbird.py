@@ -23,12 +23,13 @@ from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
 from attention_zoo.kernels.block_sparse import Pattern, block_sparse_attention
 from attention_zoo.kernels.blocks import neighbours, num_blocks, pad_mask, pad_to_blocks, seen_keys
 from attention_zoo.kernels.softmax import attend
-from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.position_bias import PositionBiasConfig, make_bias
+from attention_zoo.projections import HeadProjections
 from attention_zoo.registry import register_variant
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BigBirdConfig(QkvConfig):
+class BigBirdConfig(PositionBiasConfig):
     """Options of BigBird."""
 
     block_size: int = option(64, "tokens in a block", least=1)
@@ -56,6 +57,7 @@ class BigBird(SequenceMixer):
     def __init__(self, config: BigBirdConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
+        self.bias = make_bias(config, dims)
         shape = num_blocks(dims.max_length, config.block_size), config.num_random
         self.register_buffer("draws", torch.randint(2**62, shape))
 
@@ -76,18 +78,33 @@ class BigBird(SequenceMixer):
             seen=seen_keys(index, exists, real, size),
             shared=shared,
             shared_seen=None if real is None else real.gather(1, shared),
+            by_distance=None if self.bias is None else self.bias(length, length),
         )
         heads, _ = block_sparse_attention(q, k, v, pattern, dropout=dropout)
         # As queries, the tokens of the first and the last block attend to everything, which replaces what the pattern
         # gave them: (batch, num_heads, 2 * size, head_dim).
         position = shared[:, None, :, None].expand(*q.shape[:2], -1, q.shape[3])
-        whole = None if real is None else real.expand(x.shape[0], -1)
-        at_ends = attend(q.gather(2, position), k, v, whole, dropout=dropout, training=self.training)
+        if self.bias is None:
+            whole = None if real is None else real.expand(x.shape[0], -1)
+            at_ends = attend(q.gather(2, position), k, v, whole, dropout=dropout, training=self.training)
+        else:
+            at_ends, _ = block_sparse_attention(
+                q.gather(2, position), k, v, self._everything(pattern, ends, real), dropout=dropout
+            )
         return self.projections.merge(heads.scatter(2, position, at_ends)[:, :, :length], mask)
 
     def state_size(self, length: int) -> int:
         """Keys and values of all tokens: a later block may meet any of them."""
         return self.projections.cache_size(length)
+
+    def _everything(self, pattern: Pattern, ends: Tensor, real: Tensor | None) -> Pattern:
+        """Let the first and the last block, (batch or 1, 2), meet all blocks, with the biases of a pattern."""
+        rows, count = ends.shape
+        index = torch.arange(pattern.index.shape[1], device=ends.device).expand(rows, count, -1)
+        seen = None if real is None else real.unsqueeze(1).expand(-1, count, -1)
+        return Pattern(
+            index=index, key_size=pattern.key_size, seen=seen, by_distance=pattern.by_distance, query_blocks=ends
+        )
 
     def _met_blocks(self, blocks: int, last: Tensor) -> tuple[Tensor, Tensor]:
         """Number the blocks that each block meets, apart from the first and the last one.

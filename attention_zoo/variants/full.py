@@ -13,13 +13,13 @@ from torch import Tensor
 
 from attention_zoo.base import LayerDims, SequenceMixer, Traits
 from attention_zoo.kernels.softmax import attend, resolve_backend
-from attention_zoo.position_bias import PositionBiasConfig, make_bias
+from attention_zoo.position_bias import BiasAndBackendConfig, make_bias
 from attention_zoo.projections import HeadProjections
 from attention_zoo.registry import register_variant
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FullConfig(PositionBiasConfig):
+class FullConfig(BiasAndBackendConfig):
     """Options of full attention."""
 
 

@@ -31,13 +31,13 @@ from attention_zoo.kernels.blocks import (
     unfold_blocks,
 )
 from attention_zoo.kernels.softmax import attend, resolve_backend
-from attention_zoo.position_bias import PositionBiasConfig, make_bias
+from attention_zoo.position_bias import BiasAndBackendConfig, make_bias
 from attention_zoo.projections import HeadProjections
 from attention_zoo.registry import register_variant
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LocalConfig(PositionBiasConfig):
+class LocalConfig(BiasAndBackendConfig):
     """Options of local attention.
 
     Raises:
@@ -52,7 +52,7 @@ class LocalConfig(PositionBiasConfig):
 
     def __post_init__(self) -> None:
         """Check the options together."""
-        PositionBiasConfig.__post_init__(self)
+        BiasAndBackendConfig.__post_init__(self)
         if self.look_around and self.layout == "strided":
             raise ValueError("look_around: strided blocks have no neighbours; set layout=blocks")
 

@@ -25,7 +25,8 @@ from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
 from attention_zoo.kernels.block_sparse import Pattern, block_sparse_attention
 from attention_zoo.kernels.blocks import neighbours, num_blocks, pad_mask, pad_to_blocks, seen_keys
 from attention_zoo.kernels.softmax import attend
-from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.position_bias import PositionBiasConfig, make_bias
+from attention_zoo.projections import HeadProjections
 from attention_zoo.registry import register_variant
 
 _BLOCK = 64
@@ -33,7 +34,7 @@ _BLOCK = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LongformerConfig(QkvConfig):
+class LongformerConfig(PositionBiasConfig):
     """Options of Longformer."""
 
     window: int = option(512, "tokens in the sliding window, half of them on either side", least=2)
@@ -59,6 +60,7 @@ class Longformer(SequenceMixer):
     def __init__(self, config: LongformerConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
+        self.bias = make_bias(config, dims)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
@@ -67,11 +69,19 @@ class Longformer(SequenceMixer):
         num_global = min(length, max(self.config.num_global, self.dims.num_prefix))
         dropout = self.dims.dropout if self.training else 0.0
         heads = _window_attention(
-            q, k, v, mask, radius=min(self.config.window // 2, length), num_global=num_global, dropout=dropout
+            q,
+            k,
+            v,
+            mask,
+            radius=min(self.config.window // 2, length),
+            num_global=num_global,
+            dropout=dropout,
+            by_distance=None if self.bias is None else self.bias(length, length),
         )
         if num_global:
             # Global tokens attend to everything: (batch, num_heads, num_global, head_dim), and replace the first rows.
-            glob = attend(q[:, :, :num_global], k, v, mask, dropout=dropout, training=self.training)
+            bias = None if self.bias is None else self.bias(num_global, length)
+            glob = attend(q[:, :, :num_global], k, v, mask, dropout=dropout, training=self.training, bias=bias)
             heads = torch.cat((glob, heads[:, :, num_global:]), dim=2)
         return self.projections.merge(heads, mask)
 
@@ -85,7 +95,15 @@ class Longformer(SequenceMixer):
 
 
 def _window_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, radius: int, num_global: int, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    radius: int,
+    num_global: int,
+    dropout: float,
+    by_distance: Tensor | None,
 ) -> Tensor:
     """Attend from each token to those at most `radius` away and to the first `num_global` ones.
 
@@ -97,6 +115,7 @@ def _window_attention(
         radius: Largest distance at which a token is seen.
         num_global: Leading tokens that all tokens see.
         dropout: Probability of dropping a weight.
+        by_distance: Biases of the scores, see `Pattern`.
     """
     length, device = q.shape[2], q.device
     size = min(_BLOCK, max(radius, _BLOCK // 4))  # narrow windows get small blocks: fewer scores that are hidden
@@ -119,6 +138,7 @@ def _window_attention(
         relative=offset.abs() <= radius,
         shared=shared,
         shared_seen=shared_seen,
+        by_distance=by_distance,
     )
     q, k, v = (pad_to_blocks(heads, size) for heads in (q, k, v))
     out, _ = block_sparse_attention(q, k, v, pattern, dropout=dropout)

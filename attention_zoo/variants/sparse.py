@@ -35,7 +35,8 @@ from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
 from attention_zoo.kernels.block_sparse import Pattern, block_sparse_attention, merge
 from attention_zoo.kernels.blocks import neighbours, num_blocks, pad_mask, pad_to_blocks, seen_keys
 from attention_zoo.kernels.softmax import attend
-from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.position_bias import PositionBiasConfig, make_bias
+from attention_zoo.projections import HeadProjections
 from attention_zoo.registry import register_variant
 
 _ROWS = 64
@@ -43,11 +44,12 @@ _ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SparseConfig(QkvConfig):
+class SparseConfig(PositionBiasConfig):
     """Options of the Sparse Transformer.
 
     Raises:
-        ValueError: The stride is not positive, or `num_summary` is not between 1 and the stride.
+        ValueError: The stride is not positive, `num_summary` is not between 1 and the stride, or the pattern `lra` is
+            to have a bias.
     """
 
     pattern: Literal["fixed", "strided", "lra"] = option(
@@ -60,9 +62,11 @@ class SparseConfig(QkvConfig):
 
     def __post_init__(self) -> None:
         """Check the options together."""
-        QkvConfig.__post_init__(self)
+        PositionBiasConfig.__post_init__(self)
         if self.num_summary > self.stride:
             raise ValueError(f"num_summary must be at most stride, got {self}")
+        if self.pattern == "lra" and self.bias != "none":
+            raise ValueError("bias: pattern lra takes none; set pattern=fixed or strided")
 
 
 @register_variant(
@@ -80,6 +84,7 @@ class SparseTransformer(SequenceMixer):
     def __init__(self, config: SparseConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
+        self.bias = make_bias(config, dims)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
@@ -89,11 +94,17 @@ class SparseTransformer(SequenceMixer):
         real = pad_mask(mask, length, stride, x.device)
         q, k, v = (pad_to_blocks(heads, stride) for heads in self.projections.split(x))
         dropout = self.dims.dropout if self.training else 0.0
+        bias = None if self.bias is None else self.bias(length, length)
         if self.config.pattern == "fixed":
-            heads = _fixed(q, k, v, real, stride=stride, num_summary=self.config.num_summary, dropout=dropout)
+            heads = _fixed(
+                q, k, v, real, stride=stride, num_summary=self.config.num_summary, dropout=dropout, by_distance=bias
+            )
         else:
-            near = _near(q, k, v, real, stride=stride, dropout=dropout)
-            heads, _ = merge([near, _columns(q, k, v, real, stride=stride, dropout=dropout)])
+            near = _near(q, k, v, real, stride=stride, dropout=dropout, by_distance=bias)
+            if self.bias is not None:  # neighbours in a column are a stride apart
+                rows = num_blocks(length, stride)
+                bias = self.bias(rows, rows, stride=stride)
+            heads, _ = merge([near, _columns(q, k, v, real, stride=stride, dropout=dropout, by_distance=bias)])
         return self.projections.merge(heads[:, :, :length], mask)
 
     def state_size(self, length: int) -> int:
@@ -175,7 +186,15 @@ def _left(
 
 
 def _fixed(
-    q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, *, stride: int, num_summary: int, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    real: Tensor | None,
+    *,
+    stride: int,
+    num_summary: int,
+    dropout: float,
+    by_distance: Tensor | None,
 ) -> Tensor:
     """Attend to the own block and to the summary tokens of all blocks.
 
@@ -187,6 +206,7 @@ def _fixed(
         stride: Tokens in a block.
         num_summary: Summary tokens of a block.
         dropout: Probability of dropping a weight.
+        by_distance: Biases of the scores, see `Pattern`.
     """
     length, device = q.shape[2], q.device
     position = torch.arange(length, device=device)
@@ -200,12 +220,13 @@ def _fixed(
         seen=seen_keys(index[None], exists[None], ordinary if real is None else ordinary & real, stride),
         shared=shared,
         shared_seen=None if real is None else real.gather(1, shared.expand(real.shape[0], -1)),
+        by_distance=by_distance,
     )
     return block_sparse_attention(q, k, v, pattern, dropout=dropout)[0]
 
 
 def _near(
-    q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, *, stride: int, dropout: float
+    q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, *, stride: int, dropout: float, by_distance: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Attend to the tokens less than `stride` away, without the token itself, which `_columns` takes.
 
@@ -220,12 +241,13 @@ def _near(
         key_size=stride,
         seen=seen_keys(index[None], exists[None], real, stride),
         relative=(offset.abs() < stride) & (offset != 0),
+        by_distance=by_distance,
     )
     return block_sparse_attention(q, k, v, pattern, dropout=dropout)
 
 
 def _columns(
-    q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, *, stride: int, dropout: float
+    q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, *, stride: int, dropout: float, by_distance: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Attend to the tokens at distances that are multiples of `stride`, with the token itself.
 
@@ -248,7 +270,7 @@ def _columns(
     # (1, query blocks, 1): the column of each block of queries
     index = torch.arange(stride, device=device).repeat_interleave(padded // size)[None, :, None]
     seen = seen_keys(index, torch.ones_like(index, dtype=torch.bool), real, padded)
-    pattern = Pattern(index=index, key_size=padded, seen=None if real is None else seen)
+    pattern = Pattern(index=index, key_size=padded, seen=None if real is None else seen, by_distance=by_distance)
     out, log_sum = block_sparse_attention(columns(q), columns(k), columns(v), pattern, dropout=dropout)
     # Back to rows, without the padding of the columns
     out = out.unflatten(2, (stride, padded))[:, :, :, :rows].transpose(2, 3).flatten(2, 3)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention_zoo import SequenceMixer, get_variant
 from attention_zoo.functional import attention
-from attention_zoo.kernels import blockwise
+from attention_zoo.kernels import block_sparse, blockwise
 from attention_zoo.kernels.blockwise import by_pair, by_place
 from attention_zoo.kernels.softmax import attend
 from attention_zoo.position_bias import t5_bucket
@@ -158,3 +158,74 @@ def test_biased_variants_keep_the_contract(name, kind):
 def test_the_fused_kernel_is_refused():
     with pytest.raises(ValueError, match="fused kernel takes no bias"):
         get_variant("full").config.from_dict({"bias": "alibi", "backend": "fused"})
+
+
+BLOCK_SPARSE = [
+    ("longformer", {"window": 6}),
+    ("longformer", {"window": 6, "num_global": 2}),
+    ("bigbird", {"block_size": 3, "num_random": 1}),
+    ("sparse", {"stride": 5, "num_summary": 2}),
+    ("sparse", {"stride": 5, "num_summary": 1, "pattern": "strided"}),
+]
+
+
+@KINDS
+@pytest.mark.parametrize(("name", "options"), BLOCK_SPARSE, ids=str)
+def test_block_sparse_variants_equal_the_scores_with_their_biases_in_outputs_and_gradients(
+    name, options, kind, monkeypatch
+):
+    """The pattern is that of the same weights without a bias: who moves the output of whom."""
+    monkeypatch.setattr(block_sparse, "_NUMBERS_CPU", 500)  # several parts
+    length = 23
+    torch.manual_seed(1)
+    x, mask = torch.randn(3, length, 16, dtype=torch.float64), torch.rand(3, length) > 0.3
+    mask[:, -1] = True  # the last block of the bigbird is that of the padded length
+    mask[2] = False
+    mixer = make(name, length=length, bias=kind, **options)
+    perturb(mixer)
+    plain = make(name, length=length, **options)
+    plain.load_state_dict({key: value for key, value in mixer.state_dict().items() if not key.startswith("bias.")})
+    one = x[:1].clone()
+    moved = torch.autograd.functional.jacobian(lambda x: plain(x)[0].sum(-1), one)[:, 0].abs().sum(-1) > 0
+    allowed = moved[None, None]
+    assert 0.2 < allowed.double().mean() < 0.95
+    for used in (None, mask):
+        gradients = assert_same(mixer, lambda mixer, x, mask: dense(mixer, x, mask, allowed), x, used, tolerance=1e-9)
+    assert ("bias.table" in gradients) == (kind == "t5")
+
+
+@KINDS
+def test_contextpool_hands_the_bias_to_its_base(kind):
+    mixer = make("contextpool", length=23, bias=kind)
+    perturb(mixer)
+    assert mixer.base.config.bias == kind
+    x, mask = inputs(23)
+
+    def naive(mixer: SequenceMixer, x: Tensor, mask: Tensor | None) -> Tensor:
+        everything = torch.ones(1, 1, 23, 23, dtype=torch.bool)
+        return dense(mixer.base, mixer.front(x, mask), mask, everything)
+
+    assert_same(mixer, naive, x, mask, tolerance=1e-9)
+
+
+def test_contextpool_knows_one_form_of_a_bias_and_refuses_it_where_the_base_has_none():
+    config = get_variant("contextpool").config
+    assert config.from_dict({"base_options": {"bias": "t5"}}) == config.from_dict({"bias": "t5"})
+    assert config.from_dict({"base": "gau"}).bias == "none"
+    with pytest.raises(ValueError, match="bias: gau takes no position bias"):
+        config.from_dict({"base": "gau", "bias": "t5"})
+
+
+def test_a_sparse_bias_by_another_distance_is_told_apart(monkeypatch):
+    """The broken twin: each block of keys counted from its own beginning."""
+    places = block_sparse._places
+    monkeypatch.setattr(block_sparse, "_places", lambda blocks, size: places(torch.zeros_like(blocks), size))
+    with pytest.raises(AssertionError):
+        test_block_sparse_variants_equal_the_scores_with_their_biases_in_outputs_and_gradients(
+            "longformer", {"window": 6}, "t5", pytest.MonkeyPatch()
+        )
+
+
+def test_the_pattern_of_long_range_arena_takes_no_bias():
+    with pytest.raises(ValueError, match="bias: pattern lra takes none"):
+        get_variant("sparse").config.from_dict({"pattern": "lra", "bias": "alibi"})
