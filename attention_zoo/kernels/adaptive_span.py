@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attention_zoo.kernels.blocks import cut
-from attention_zoo.kernels.blockwise import prepare
+from attention_zoo.kernels.blockwise import by_pair, by_place, prepare
 
 _QUERIES = {"cpu": 64, "cuda": 1024}
 """Queries in a block. The number is fixed, so that the scores of a block grow linearly with the band."""
@@ -74,12 +74,35 @@ class _Block:
             (torch.arange(self.prefix, device=device), torch.arange(self.keys.start, self.keys.stop, device=device))
         )
 
+    def by_distance(self, bias: Tensor) -> Tensor:
+        """Write out a bias by distance for the pairs of the block, broadcastable to (num_heads, queries, keys)."""
+        here = bias[:, bias.shape[1] // 2, None, None]  # distance 0
+        if self.queries.start < self.prefix:
+            return here
+        count = self.queries.stop - self.queries.start
+        pairs = by_pair(bias[:, self._offsets(bias)], count)
+        return torch.cat((here.expand(-1, count, self.prefix), pairs), dim=2)
+
+    def add_by_distance(self, total: Tensor, pairs: Tensor) -> None:
+        """Add (num_heads, queries, keys) of the block by distance, the transpose of `by_distance`."""
+        prefix = pairs if self.queries.start < self.prefix else pairs[..., : self.prefix]
+        total[:, total.shape[1] // 2] += prefix.sum(dim=(1, 2))
+        if self.queries.start >= self.prefix:
+            total[:, self._offsets(total)] += by_place(pairs[..., self.prefix :])
+
+    def _offsets(self, bias: Tensor) -> slice:
+        """Return which entries of a bias by distance the queries and keys behind the prefix have."""
+        middle = bias.shape[1] // 2
+        return slice(self.keys.start - self.queries.stop + 1 + middle, self.keys.stop - self.queries.start + middle)
+
     def part_of(self, span: Tensor) -> Tensor:
         """Take the spans of the queries; axes of size 1 stand for all sequences or all queries."""
         return cut(span, (self.sequences, slice(None), self.queries))
 
 
-def spanned_attention(q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tensor | None, band: Band) -> Tensor:
+def spanned_attention(
+    q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tensor | None, band: Band, bias: Tensor | None = None
+) -> Tensor:
     """Compute softmax attention within spans.
 
     Computes in float32 (float64 for float64 inputs), under autocast too.
@@ -91,6 +114,8 @@ def spanned_attention(q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tenso
         span: Distance up to which m = 1, in tokens; (1 or batch, num_heads, 1 or length).
         mask: (batch, length), bool, True = real token.
         band: Reach, ramp, causality, prefix and dropout.
+        bias: (num_heads, 2 * length - 1), added to the scores; entry length - 1 + d belongs to keys that stand d places
+            behind the query, and that in the middle to prefix tokens. None = none.
 
     Returns:
         (batch, num_heads, length, head_dim) in the dtype of `q`; finite and unspecified for a query that sees no key.
@@ -98,18 +123,27 @@ def spanned_attention(q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tenso
     # Under torch.compile the call stays outside the graph: the compiler would unroll the loop over blocks, again for
     # each radius.
     run = torch.compiler.disable(_run) if torch.compiler.is_compiling() else _run
-    out: Tensor = run(q, k, v, span, mask, band)
+    out: Tensor = run(q, k, v, span, mask, band, bias)
     return out
 
 
-def _run(q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tensor | None, band: Band) -> Tensor:
-    out: Tensor = _Spanned.apply(q, k, v, span, mask, band)  # type: ignore[no-untyped-call]
+def _run(q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tensor | None, band: Band, bias: Tensor | None) -> Tensor:
+    out: Tensor = _Spanned.apply(q, k, v, span, mask, band, bias)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Spanned(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tensor | None, band: Band) -> Tensor:
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        span: Tensor,
+        mask: Tensor | None,
+        band: Band,
+        bias: Tensor | None,
+    ) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             queries, keys, values = prepare(q, k, v)
             spans, hidden = span.to(values.dtype), _hidden(mask, values.dtype)
@@ -117,17 +151,17 @@ class _Spanned(torch.autograd.Function):
             out = torch.empty_like(values)
             for block in _blocks(q, band):
                 # (sequences, num_heads, queries of the block, prefix + keys of the band)
-                weights = _weights(queries, keys, hidden, fade.of(block)[0], block)
+                weights = _weights(queries, keys, hidden, fade.of(block)[0], block, bias)
                 out[block.sequences, :, block.queries] = dropout.apply_(weights) @ block.take(values)
             out = out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, span, mask, out)
+        ctx.save_for_backward(q, k, v, span, mask, bias, out)
         ctx.band = band
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, span, mask, out = ctx.saved_tensors
+        q, k, v, span, mask, bias, out = ctx.saved_tensors
         band: Band = ctx.band
         queries, keys, values = prepare(q, k, v)
         spans, hidden = span.to(values.dtype), _hidden(mask, values.dtype)
@@ -136,11 +170,12 @@ class _Spanned(torch.autograd.Function):
         mean = (grad * out).sum(dim=-1, keepdim=True)  # rowsum(dO O), (batch, num_heads, length, 1)
         grad_q, grad_k, grad_v = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
         grad_span = torch.zeros_like(spans)
+        grad_bias = torch.zeros_like(bias, dtype=grad.dtype) if ctx.needs_input_grad[6] else None
         for block in _blocks(q, band):
             b, i = block.sequences, block.queries
             log_m, slope = fade.of(block)
             assert slope is not None
-            weights = _weights(queries, keys, hidden, log_m, block)
+            weights = _weights(queries, keys, hidden, log_m, block, bias)
             keep = dropout.draw(weights)
             # dP, then dS = P (dP - rowsum(dO O)): (sequences, num_heads, queries, keys)
             grad_weights = grad[b, :, i] @ block.take(values).transpose(-2, -1)
@@ -150,11 +185,15 @@ class _Spanned(torch.autograd.Function):
             block.add_to(grad_v, dropped.transpose(-2, -1) @ grad[b, :, i])
             block.add_to(grad_k, grad_scores.transpose(-2, -1) @ queries[b, :, i])
             grad_q[b, :, i] = grad_scores @ block.take(keys)
+            if grad_bias is not None:
+                block.add_by_distance(grad_bias, grad_scores.sum(dim=0))
             # dS reaches log m unchanged, so the span gets the sum over the keys of dS times the slope of log m.
             part = block.part_of(grad_span)
             part += grad_scores.mul_(slope).sum(dim=-1).sum_to_size(part.shape)
         grad_q *= q.shape[-1] ** -0.5  # `queries` hold the scale, so dk has it already; dq does not
-        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_span.to(span.dtype), None, None
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        grads = grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_span.to(span.dtype)
+        return *grads, None, None, grad_bias
 
 
 def _blocks(q: Tensor, band: Band) -> Iterator[_Block]:
@@ -234,10 +273,14 @@ def _hidden(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if mask is None else mask.logical_not()[:, None, :, None].to(dtype) * (torch.finfo(dtype).min / 4)
 
 
-def _weights(queries: Tensor, keys: Tensor, hidden: Tensor | None, log_m: Tensor, block: _Block) -> Tensor:
+def _weights(
+    queries: Tensor, keys: Tensor, hidden: Tensor | None, log_m: Tensor, block: _Block, bias: Tensor | None
+) -> Tensor:
     """Return the softmax of the scores of one block: (sequences, num_heads, queries, keys)."""
     scores = queries[block.sequences, :, block.queries] @ block.take(keys).transpose(-2, -1)
     scores += log_m
+    if bias is not None:
+        scores += block.by_distance(bias.to(scores.dtype))
     if hidden is not None:
         scores += block.take(hidden).transpose(-2, -1)
     return torch.softmax(scores, dim=-1)

@@ -9,7 +9,7 @@ token has its own span, z_t = S sigmoid(v x_t + b).
 Departures from the paper, which models language with a causal Transformer:
 
 - The distance is |i - j|, to both sides, and a token sees itself, at distance 0. Causal models look back only.
-- There are no relative positions; positions belong to the model (or to `rotary`), as for every variant.
+- There are no relative positions; positions belong to the model (or to `rotary` and `bias`), as for every variant.
 - Prefix tokens such as CLS have no position: they see and are seen at distance 0.
 - A dynamic span starts at one ramp or more, where the sigmoid still has a slope.
 - Spans learn at `span_rate` times the model's rate, by default ten times. The authors' code has one rate for all, 0.07
@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
 from attention_zoo.kernels.adaptive_span import Band, spanned_attention
 from attention_zoo.masking import zero_masked
-from attention_zoo.projections import HeadProjections, QkvConfig
+from attention_zoo.position_bias import PositionBiasConfig, make_bias
+from attention_zoo.projections import HeadProjections
 from attention_zoo.registry import register_variant
 
 _STEP = 32
@@ -40,7 +41,7 @@ _STEP = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AdaptiveSpanConfig(QkvConfig):
+class AdaptiveSpanConfig(PositionBiasConfig):
     """Options of the adaptive span.
 
     Raises:
@@ -59,7 +60,7 @@ class AdaptiveSpanConfig(QkvConfig):
 
     def __post_init__(self) -> None:
         """Check the options together."""
-        QkvConfig.__post_init__(self)
+        PositionBiasConfig.__post_init__(self)
         if self.ramp == 1 and self.span == "static" and self.initial_span == 0.0:
             raise ValueError(
                 "ramp 1 with initial_span 0 never sees a neighbour and cannot learn to; use 0, or 2 or more"
@@ -91,6 +92,7 @@ class AdaptiveSpan(SequenceMixer):
     def __init__(self, config: AdaptiveSpanConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
+        self.bias = make_bias(config, dims)
         self.ramp = config.ramp or (32 if dims.max_length >= 512 else max(2, round(dims.max_length / 16)))
         self.span = (
             StaticSpans(dims, config.initial_span)
@@ -112,7 +114,8 @@ class AdaptiveSpan(SequenceMixer):
             dropout=dropout,
             seed=int(torch.randint(2**63 - 1, ()).item()) if dropout > 0.0 else 0,
         )
-        return self.projections.merge(spanned_attention(q, k, v, span, mask, band), mask)
+        bias = None if self.bias is None else self.bias(x.shape[1], x.shape[1])
+        return self.projections.merge(spanned_attention(q, k, v, span, mask, band, bias), mask)
 
     def state_size(self, length: int) -> int:
         """Keys and values of all tokens, since spans can grow to the longest length."""

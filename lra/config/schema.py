@@ -48,6 +48,7 @@ ADDED_LATER: dict[str, Any] = {
     "data.pathfinder64.touching": "refused",
     "data.pathx.touching": "refused",
     "data.pathx256.touching": "refused",
+    "variant.adaptive_span.bias": "none",
     "variant.adaptive_span.span_rate": 10.0,
     "variant.bigbird.bias": "none",
     "variant.contextpool.bias": "none",

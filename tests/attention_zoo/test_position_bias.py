@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention_zoo import SequenceMixer, get_variant
 from attention_zoo.functional import attention
-from attention_zoo.kernels import block_sparse, blockwise
+from attention_zoo.kernels import adaptive_span, block_sparse, blockwise
 from attention_zoo.kernels.blockwise import by_pair, by_place
 from attention_zoo.kernels.softmax import attend
 from attention_zoo.position_bias import t5_bucket
@@ -149,7 +149,9 @@ def test_with_dropout_the_bias_has_a_gradient_of_the_same_weights():
     torch.testing.assert_close(*(torch.autograd.grad(each.sin().sum(), bias)[0] for each in (out, expected)))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("full", "t5"), ("local", "alibi")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("full", "t5"), ("local", "alibi"), ("bigbird", "t5"), ("adaptive_span", "t5")]
+)
 def test_biased_variants_keep_the_contract(name, kind):
     without = {"permutation"} if name == "full" else {"exact_limit"}
     assert_keeps_the_contract(name, {"bias": kind}, without=without)
@@ -229,3 +231,36 @@ def test_a_sparse_bias_by_another_distance_is_told_apart(monkeypatch):
 def test_the_pattern_of_long_range_arena_takes_no_bias():
     with pytest.raises(ValueError, match="bias: pattern lra takes none"):
         get_variant("sparse").config.from_dict({"pattern": "lra", "bias": "alibi"})
+
+
+@KINDS
+@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
+@pytest.mark.parametrize(
+    ("span", "prefix"), [("static", 0), ("static", 2), ("dynamic", 0)], ids=["static", "prefix", "dynamic"]
+)
+def test_adaptive_spans_equal_the_scores_with_their_biases_in_outputs_and_gradients(
+    kind, causal, span, prefix, monkeypatch
+):
+    monkeypatch.setitem(adaptive_span._QUERIES, "cpu", 8)
+    length, ramp = 23, 4
+    options = {"bias": kind, "span": span, "ramp": ramp, "initial_span": 0.2}
+    mixer = make("adaptive_span", length=length, causal=causal, num_prefix=prefix, **options)
+    perturb(mixer)
+    mixer.after_step()
+    distance = (torch.arange(length)[:, None] - torch.arange(length)).abs()
+    distance[:prefix], distance[:, :prefix] = 0, 0
+
+    def naive(mixer: SequenceMixer, x: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = mixer.projections.split(x)
+        m = ((ramp + mixer.span(x, mask)[0][..., None] - distance) / ramp).clamp(0.0, 1.0)
+        allowed = (m > 0.0) & (True if mask is None else mask[:, None, None])
+        bias = biases(mixer, length)
+        if prefix:
+            bias = torch.where(distance == 0, bias[:, :1, :1], bias)
+        heads = attention(q, k, v, allowed, causal=causal, bias=bias + m.clamp_min(1e-300).log())
+        return mixer.projections.merge(heads, mask)
+
+    x, mask = inputs(length)
+    for used in (None, mask):
+        gradients = assert_same(mixer, naive, x, used, tolerance=1e-9)
+    assert ("bias.table" in gradients) == (kind == "t5")
