@@ -25,17 +25,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
-from attention_zoo.kernels.softmax import BACKEND_HELP, Backend, attend, resolve_backend
-from attention_zoo.projections import HeadProjections, QkvConfig, Rotary
+from attention_zoo.base import LayerDims, SequenceMixer, Traits
+from attention_zoo.kernels.softmax import attend, resolve_backend
+from attention_zoo.position_bias import BiasAndBackendConfig, make_bias
+from attention_zoo.projections import HeadProjections, Rotary
 from attention_zoo.registry import register_variant
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DifferentialConfig(QkvConfig):
+class DifferentialConfig(BiasAndBackendConfig):
     """Options of differential attention."""
-
-    backend: Backend = option("auto", BACKEND_HELP)
 
 
 @register_variant(
@@ -60,6 +59,7 @@ class DifferentialAttention(SequenceMixer):
             raise ValueError(f"differential attention needs an even head_dim, got {dims.head_dim}")
         self.projections = HeadProjections(dims)
         self.rotary = Rotary(dims.head_dim // 2, dims.max_length) if config.rotary else None
+        self.bias = make_bias(config, dims)  # the same for both maps
         # a1, b1 and a2, b2, (2, 2, head_dim / 2)
         self.contrast = nn.Parameter(0.1 * torch.randn(2, 2, dims.head_dim // 2))
         self.first_share = 0.8 - 0.6 * math.exp(-0.3 * dims.layer)
@@ -81,6 +81,7 @@ class DifferentialAttention(SequenceMixer):
             dropout=self.dims.dropout,
             training=self.training,
             backend=self.config.backend,
+            bias=None if self.bias is None else self.bias(x.shape[1], x.shape[1]).repeat(2, 1),
         ).chunk(2, dim=1)
         heads = self.norm((first - self.share().to(first.dtype) * second).to(self.norm.weight.dtype)).to(v.dtype)
         return self.projections.merge((1.0 - self.first_share) * heads, mask)
@@ -101,4 +102,4 @@ class DifferentialAttention(SequenceMixer):
 
     def resolved_backend(self, device: torch.device) -> str:
         """Name the implementation in training; see `attention_zoo.kernels.softmax.resolve_backend`."""
-        return resolve_backend(self.config.backend, device, dropout=self.dims.dropout)
+        return resolve_backend(self.config.backend, device, dropout=self.dims.dropout, biased=self.bias is not None)

@@ -53,6 +53,7 @@ ADDED_LATER: dict[str, Any] = {
     "variant.bigbird.bias": "none",
     "variant.contextpool.bias": "none",
     "variant.contextpool_conv_only.bias": "none",
+    "variant.differential.bias": "none",
     "variant.full.bias": "none",
     "variant.local.bias": "none",
     "variant.longformer.bias": "none",

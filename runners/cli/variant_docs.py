@@ -39,9 +39,9 @@ This page lists the attention variants: what they compute, and how they depart f
 contract checks. `lra-zoo docs` generates this page. The option `rotary` rotates queries and keys by their position
 (RoPE, arXiv:2104.09864), and `bias` adds a number to each score that depends on the distance (ALiBi, arXiv:2108.12409,
 or T5's buckets, arXiv:1910.10683). `--set model.positions=rotary`, `alibi` or `t5` sets them, in place of positions
-that are added to the embedding. A bias needs scores of single tokens behind which stands a place: `full`, `local`,
-`longformer`, `bigbird`, `sparse`, `adaptive_span` and `contextpool` (for its base) take one. Feature maps, landmarks,
-mixtures and averages have no such scores; `block_topk`, `mra` and `reformer` choose what to attend to by the content,
+that are added to the embedding. A bias needs a score for each pair of tokens: `full`, `differential`, `local`,
+`longformer`, `bigbird`, `sparse`, `adaptive_span` and `contextpool` (for its base) take one. Feature maps, landmarks
+and mixtures of tokens have no such scores; `block_topk`, `mra` and `reformer` choose what to attend to by the content,
 which a bias would have to change, too; `gau`, `mega`, `synthesizer` and `tnn` have position terms of their own.
 
 - **time** is the claim of the paper, with n the length. Memory of a training step grows linearly with the length unless

@@ -264,3 +264,19 @@ def test_adaptive_spans_equal_the_scores_with_their_biases_in_outputs_and_gradie
     for used in (None, mask):
         gradients = assert_same(mixer, naive, x, used, tolerance=1e-9)
     assert ("bias.table" in gradients) == (kind == "t5")
+
+
+@KINDS
+def test_both_maps_of_differential_attention_have_the_bias(kind):
+    length = 23
+    mixer = make("differential", length=length, bias=kind)
+    perturb(mixer)
+
+    def naive(mixer: SequenceMixer, x: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = mixer.projections.split(x)
+        (q1, q2), (k1, k2) = (each.chunk(2, dim=-1) for each in (q, k))
+        first, second = (attention(*each, v, mask, bias=biases(mixer, length)) for each in ((q1, k1), (q2, k2)))
+        return mixer.projections.merge((1 - mixer.first_share) * mixer.norm(first - mixer.share() * second), mask)
+
+    x, mask = inputs(length)
+    assert_same(mixer, naive, x, mask, tolerance=1e-9)
