@@ -179,8 +179,8 @@ def counted(record: RunRecord) -> int | None:
     import torch
 
     from lra.config.schema import canonical_json
+    from lra.measure.model_size import flops_of_example
     from lra.tasks import get_task
-    from runners.train.cost import flops_of_example
 
     key = canonical_json(record.config.model_dump(exclude={"seed", "train"}))
     if key not in _COUNTS:

@@ -14,9 +14,10 @@ from tabulate import tabulate
 
 from lra.config.schema import RunConfig, canonical_json
 from lra.data.manifest import read_manifest
+from lra.measure.model_size import parameters_of
 from lra.results.records import Cost, Store
 
-from ..train.cost import examples_to_score, parameters_of
+from ..train.cost import examples_to_score
 from .launchers.base import Job
 from .launchers.process import run_job
 from .state import SweepRun, data_folder, state_of

@@ -25,14 +25,13 @@ from lra.config.suites import check_number_of_runs
 from lra.config.yaml_loader import MAX_BYTES, SeveralDocumentsError, load_file, load_text
 from lra.data.dataset import open_prepared
 from lra.errors import DataError, UsageError
+from lra.measure.model_size import parameters_of
 from lra.models.convnet import VARIANT as CONVNET_VARIANT
 from lra.models.foreign import ForeignModel
 from lra.models.transformer import build_model
 from lra.reading import reading
 from lra.results.records import read_record
 from lra.tasks import BENCHMARK, get_task, info_of, task_name
-
-from .cost import parameters_of
 
 
 def plan(

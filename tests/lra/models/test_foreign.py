@@ -13,12 +13,12 @@ from attention_zoo.foreign import ForeignError
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.errors import StoreError, UsageError
+from lra.measure.model_size import flops_of_example, parameters_of
 from lra.models.foreign import ForeignModel
 from lra.models.transformer import build_model, count_parameters
 from lra.results.records import Store
 from lra.tasks import get_task
 from lra.trained import TrainedRun
-from runners.train.cost import flops_of_example, parameters_of
 from runners.train.loop import PreemptedRunError
 from runners.train.plan import check_models
 from tests.runners.tiny_runs import execute, tiny, tiny_data
