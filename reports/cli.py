@@ -6,6 +6,7 @@ Each command imports pandas, matplotlib and torch only when it needs them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +17,7 @@ from lra.cli import Group, echo_json, json_option, one_line_errors, version_opti
 from lra.config.labels import split_row
 from lra.errors import UsageError
 from lra.names import suggest
-from lra.terminal import echo
+from lra.terminal import clean_line, echo
 
 from .selection import (
     FILE,
@@ -70,6 +71,8 @@ Examples:
   lra-report table head-to-head contextpool full --format latex --out table.tex
   lra-report figures --out figures --format pdf
   lra-report html --out report.html
+  lra-report site --out site
+  lra-report verify lra-results
   lra-report pooling 3f2a --out pooling.png
 """
 PRESET_LIST = "\n".join(["\b", "Presets:", *(f"  {name:<14}{text}" for name, text in PRESETS.items())])
@@ -220,6 +223,53 @@ def html(selection: Selection, *, out: Path) -> None:
 
     write(page(load(selection), invocation()), out)
     echo(out)
+
+
+@command.command()
+@takes_selection
+@out_option(FOLDER, Path("site"), "Folder for the pages.")
+@one_line_errors
+def site(selection: Selection, *, out: Path) -> None:
+    """Write a static site: rankings, and a page for each variant and each run (extra: report).
+
+    A ranking is one task under one profile, beside the published numbers. The pages need no server and no network.
+    """
+    need_report_extra()
+    from .site import build_site
+
+    pages = build_site(load(selection), out, invocation())
+    echo(f"{out / 'index.html'}: {pages:,} pages")
+
+
+@command.command()
+@click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECORD...")
+@json_option
+@one_line_errors
+def verify(*, records: tuple[Path, ...], as_json: bool) -> None:
+    """Check records that somebody sends in.
+
+    RECORD is a file results/ab/RUN_ID.json of a store, or a store with all its records. What can be worked out again
+    must agree with what the record says: its id, the answers, the variant, parameters and operations, the recipe of the
+    profile, and the digest of known data. The exit code is 1 if a record is refused.
+    """
+    from .verify import UNKNOWABLE, records_below, verify
+
+    refused = 0
+    verdicts = []
+    for path in records_below(records):
+        verdict = verify(path)
+        refused += bool(verdict.faults)
+        verdicts.append(verdict.as_row())
+        if not as_json:
+            echo(f"{'refused' if verdict.faults else 'accepted'}: {clean_line(path)}")
+            for line in (*verdict.faults, *(f"not checked: {remark}" for remark in verdict.remarks)):
+                echo(f"  {clean_line(line)}")
+    if as_json:
+        echo_json(verdicts)
+    else:
+        echo(f"{len(verdicts) - refused} accepted, {refused} refused. {UNKNOWABLE}")
+    if refused:
+        sys.exit(1)
 
 
 @command.command()
