@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from lra.config.profiles import load_profile
@@ -31,7 +32,7 @@ def quick(variant="full", **overrides):
 def true_record(folder, config):
     """Publish a record that is true in all that can be checked."""
     parameters, full = parameters_of(config)
-    flops = flops_of_example(config, get_task("listops").info, "cpu")
+    flops = flops_of_example(config, get_task("listops").info, torch.device("cpu"))
     record = add_run(folder / "made", 512, config=config, dataset=LISTOPS, digest=DIGEST, flops=flops)
     arrays = Store(folder / "made").arrays(record.run_id)
     cost = record.cost.model_copy(update={"parameters": parameters, "parameters_full": full})
@@ -151,7 +152,7 @@ def test_what_cannot_be_checked_is_named(sent, tmp_path):
     assert verdict.faults == []
     assert [remark.split(",")[0] for remark in verdict.remarks] == [
         "no known data of listops are called 'mine'",
-        "best_ever is best 1.0",
+        "best_ever is not a variant of this project: it is best 1.0",
     ]
 
 
