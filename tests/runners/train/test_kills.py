@@ -1,6 +1,6 @@
 """`kill -9` in training and saving: at every step for every variant, and at random moments.
 
-The machinery of checkpoints does not know the variant: 40 kills for two of them and 4 for each other one try it.
+The machinery of checkpoints does not know the variant: 40 kills for two of them and 2 for each other one try it.
 """
 
 import itertools
@@ -49,8 +49,9 @@ def run_until_killed(config, data, root, steps):
 
 THOROUGH = ("contextpool", "full")
 SWEEPS = [
-    *(pytest.param(name, 4, marks=() if name in THOROUGH else pytest.mark.nightly) for name in available()),
+    *(pytest.param(name, 4) for name in THOROUGH),
     *(pytest.param(name, 40, marks=pytest.mark.nightly) for name in THOROUGH),
+    *(pytest.param(name, 2, marks=pytest.mark.nightly) for name in available() if name not in THOROUGH),
 ]
 
 
