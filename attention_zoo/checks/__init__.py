@@ -76,7 +76,7 @@ CHECKS: dict[str, Check] = {check.__name__.removeprefix("check_"): check for che
 
 ADVICE = {
     "shape": "return one tensor like x; call self.check_input(x, mask) first; change no input in place",
-    "determinism": "F.dropout(..., self.dims.dropout, self.training); draw random features in __init__, as buffers",
+    "determinism": "self.dropped(...) for dropout; draw random features in __init__, as buffers",
     "suffix_padding": "is the mask ignored, or inverted? True is a real token: masked_fill(~mask, -inf), zero_masked",
     "scattered_padding": "True in the mask is a real token, in any pattern: masked_fill(~mask, -inf), masked_mean",
     "padding_gradient": "set padding to exactly zero before it is used: attention_zoo.masking.zero_masked",
