@@ -70,11 +70,6 @@ def state_text(record: BenchRecord) -> str:
     return MISSING if size is None else f"{size:,}"
 
 
-def machine(record: BenchRecord) -> str:
-    """Name the device that was measured."""
-    return record.processor
-
-
 def highest_load(records: Sequence[BenchRecord]) -> float:
     """Return the highest load of the machine when the timing of a record began."""
     return max(float(record.environment["load_average"]) for record in records)

@@ -86,11 +86,6 @@ class Look:
     dash: str | tuple[int, tuple[int, ...]]
 
 
-def look_of(variant: str) -> Look:
-    """Return the look of a variant, which is the same in every figure and depends on its registered name alone."""
-    return _look(*_colour_and_turn(variant))
-
-
 def looks(frame: pd.DataFrame) -> dict[str, Look]:
     """Return the look of each label of a frame with the columns `label` and `variant`.
 

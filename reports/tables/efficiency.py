@@ -17,7 +17,6 @@ from lra.results.bench_format import (
     REFERENCE,
     STATE_NOTE,
     highest_load,
-    machine,
     memory_text,
     short_length,
     speed_text,
@@ -157,14 +156,13 @@ def _conditions(measurement: BenchRecord) -> str:
 def _machine(measurement: BenchRecord) -> str:
     threads = f", {measurement.threads} threads" if measurement.device_type == "cpu" else ""
     limit = "" if measurement.memory_limit is None else f", memory limit {measurement.memory_limit / 2**30:.3g} GiB"
-    return f"{machine(measurement)}{threads}{limit}, torch {measurement.environment['torch']}"
+    return f"{measurement.processor}{threads}{limit}, torch {measurement.environment['torch']}"
 
 
 def _caption(measurements: pd.DataFrame) -> str:
     first: BenchRecord = measurements["measurement"].iloc[0]
-    return (
-        f"Speed and memory of training by length: {first.config.task}, profile {first.config.profile}, {machine(first)}"
-    )
+    config = first.config
+    return f"Speed and memory of training by length: {config.task}, profile {config.profile}, {first.processor}"
 
 
 def _conditions_note(measurements: pd.DataFrame) -> str:

@@ -14,7 +14,6 @@ from lra.results.bench_format import (
     REFERENCE,
     STATE_NOTE,
     highest_load,
-    machine,
     memory_text,
     speed_text,
     state_text,
@@ -82,7 +81,7 @@ def caption(records: Sequence[BenchRecord]) -> str:
     return (
         f"{first.config.task}, profile {first.config.profile}: {model.num_layers} layers, dim {model.dim}, "
         f"{model.num_heads} heads, mlp {model.mlp_dim}, {dropout}; {batch} on this one device, random tokens;\n"
-        f"{first.config.train.precision}{compiled}, forward + backward + AdamW; {machine(first)}, "
+        f"{first.config.train.precision}{compiled}, forward + backward + AdamW; {first.processor}, "
         f"CPU threads: {first.threads}, load up to {highest_load(records)} when timing began, torch {version}"
     )
 

@@ -7,7 +7,7 @@ import pytest
 
 from attention_zoo import available
 from attention_zoo.registry import plugin_origin
-from reports.figures.style import COLOURS, IN_ORDER, REFERENCE_COLOUR, look_of, looks, new_figure, plain_ticks
+from reports.figures.style import COLOURS, IN_ORDER, REFERENCE_COLOUR, looks, new_figure, plain_ticks
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,11 @@ def test_ticks_of_a_logarithmic_axis_are_round_and_apart(low, high):
     assert 2 <= len(ticks) <= 5
     assert all(len(f"{tick:g}".rstrip("0").replace(".", "").strip("0")) <= 3 for tick in ticks)
     assert all((b / a) ** 7.5 > high / low for a, b in itertools.pairwise(ticks))
+
+
+def look_of(variant):
+    """The look of a variant alone, which depends on its registered name."""
+    return looks(pd.DataFrame({"variant": [variant], "label": [variant]}))[variant]
 
 
 def test_every_variant_of_this_project_has_its_place_among_the_colours():
