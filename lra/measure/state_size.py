@@ -19,8 +19,8 @@ def state_size(config: RunConfig) -> int | None:
     """
     if config.model.family != "transformer" or not is_known(config.variant.name):
         return None
-    dims = layer_dims(config, config.model.num_layers - 1)
     try:
+        dims = layer_dims(config, config.model.num_layers - 1)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):  # shapes alone; nothing is allocated
             mixer = get_variant(config.variant.name).build(config.variant.typed, dims)
         return mixer.state_size(dims.max_length)

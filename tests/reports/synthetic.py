@@ -14,6 +14,7 @@ from lra.results.bench_records import (
     settings_id,
 )
 from lra.results.records import AttemptedRun, Cost, Count, Outcome, RunRecord, Store
+from lra.tasks import get_task
 from reports.result_set import load_stores
 
 TITLES = {"listops": "ListOps", "text": "Text", "retrieval": "Retrieval", "image": "Image", "pathfinder": "Pathfinder"}
@@ -101,7 +102,8 @@ def add_measurement(
     """Leave what `lra-bench` would: `seconds` a step, `mib` at its peak besides 10 MiB of state."""
     config = cell_config(variant=variant, task="text", options=options)
     model = config.model.model_copy(update={"max_length": length})
-    config = config.model_copy(update={"model": model, "train": config.train.model_copy(update={"batch_size": batch})})
+    data, train = get_task("text").options().model_dump(), config.train.model_copy(update={"batch_size": batch})
+    config = config.model_copy(update={"data": data, "model": model, "train": train})
     identity = settings_id(config, device="Model <7>", threads=threads, memory_limit=limit)
     fine = status == "ok"
     steps = [seconds, seconds, seconds * (2 if noisy else 1)]
