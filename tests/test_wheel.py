@@ -15,7 +15,7 @@ from tests.test_project import PROJECT, ROOT, SOURCES, tracked
 
 pytestmark = pytest.mark.nightly
 
-DATA = {".yaml", ".j2", ".js", ".typed"}
+DATA = {".yaml", ".j2", ".js", ".css", ".typed"}
 WITHOUT_LRA = """
 import sys
 class Refuse:

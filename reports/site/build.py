@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages of the site, made from records and published numbers.
+
+No page needs a network or a server, and only sorting and filtering need a script. The templates escape every text from
+a record.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from attention_zoo import RegistrationError, UnknownVariantError, VariantSpec, get_variant
+from lra.config.labels import split_row
+from lra.errors import UsageError, refusals_as
+from lra.metrics import wilson_interval
+from lra.results.records import RunRecord
+from lra.terminal import clean_line, progress_bar
+
+from ..result_set import ResultSet
+from ..statistics import mean_with_interval
+from ..tables.accuracy import is_trained
+from ..tables.captions import baseline_title, headings
+from ..tables.published import Published, load_published
+from .command_line import repeat_command
+
+HERE = Path(__file__).parent
+CURVE_WIDTH, CURVE_HEIGHT = 480, 200
+"""Size of the drawing area of a learning curve, in pixels of the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a board: a variant with its options, or an answer that needs no model, or a published number."""
+
+    name: str
+    mean: float
+    """Test accuracy in percent."""
+    low: float = math.nan
+    high: float = math.nan
+    interval: str = ""
+    """What the interval covers: `seeds` or `test examples`."""
+    seeds: int = 0
+    trained: int = 0
+    """How many of the runs are above chance and majority by more than the noise of the test set."""
+    parameters: float = math.nan
+    megaflops: float = math.nan
+    """Operations of one example, forward and backward."""
+    variant: str = ""
+    """Registered name."""
+    family: str = ""
+    note: str = ""
+    runs: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """The ranking of one task under one recipe."""
+
+    task: str
+    profile: str
+    track: str
+    dataset: str
+    rows: list[Row]
+    """Best first."""
+    baselines: list[Row]
+    published: list[Row]
+    lost: list[tuple[str, str, str]]
+    """Label, variant and id of each run that diverged and so has no number."""
+
+    @property
+    def title(self) -> str:
+        """The title of the page."""
+        return f"{self.task}, profile {self.profile}" + ("" if self.track == "matched" else f", {self.track} track")
+
+    @property
+    def address(self) -> str:
+        """The file of the page, from the root of the site."""
+        return f"boards/{slug(self.title)}.html"
+
+
+def build_site(results: ResultSet, folder: Path, command: str, *, quiet: bool = False) -> int:
+    """Write the site and return the number of its pages.
+
+    Args:
+        results: Records of any profiles.
+        folder: Where the pages go. Files of an earlier site there are replaced, and no other file is touched.
+        command: The command that makes the site, which the first page shows.
+        quiet: Whether to show no progress.
+
+    Raises:
+        UsageError: There is no record of a run, or the folder cannot be written.
+    """
+    if not results.records:
+        raise UsageError("the store holds no records of runs yet; a site has none to show")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("site.css", "site.js"))
+    environment.globals |= {
+        "style": Markup(style),  # our own files
+        "style_hash": _hash(style),
+        "script": Markup(script),
+        "script_hash": _hash(script),
+        "slug": slug,
+        "number": _number,
+    }
+    published = load_published()
+    boards = make_boards(results, published)
+    pages = {"index.html": ("index.html.j2", {"boards": boards, "runs": len(results.records), "command": command})}
+    for board in boards:
+        pages[board.address] = ("board.html.j2", {"board": board})
+    trained = {record.config.variant.name for record in results.records.values()}
+    for variant, title in results.titles().items():
+        if variant not in trained:
+            continue  # it was measured or tried, and has no record
+        pages[f"variants/{slug(variant)}.html"] = (
+            "variant.html.j2",
+            _variant_page(variant, title, boards, published),
+        )
+    places = {run_id: (board, row) for board in boards for row in board.rows for run_id in row.runs}
+    with refusals_as(UsageError, f"cannot write {folder}"):
+        for address, (template, values) in pages.items():
+            _write(folder / address, environment.get_template(template), address, values)
+        for run_id, record in progress_bar(
+            list(results.records.items()), title="pages of runs", unit="page", shown=not quiet
+        ):
+            address = f"runs/{run_id[:16]}.html"
+            values = _run_page(record, results, places.get(run_id))
+            _write(folder / address, environment.get_template("run.html.j2"), address, values)
+            source = results.stores[run_id].record_path(run_id)
+            (folder / "runs" / f"{run_id[:16]}.json").write_bytes(source.read_bytes())
+    return len(pages) + len(results.records)
+
+
+def make_boards(results: ResultSet, published: Sequence[Published]) -> list[Board]:
+    """Rank the variants of each task, profile and track by the mean of their seeds."""
+    boards = []
+    for profile, track in results.profiles():
+        part = results.for_profile(profile, track)
+        frame = part.frame()
+        for heading in headings(frame):
+            group = frame[frame["column"] == heading]
+            rows = [
+                _row(part, str(label), runs.dropna(subset=["accuracy"]))
+                for label, runs in group.groupby("label")
+                if runs["accuracy"].notna().any()
+            ]
+            if group["run_id"].isin(results.records.keys()).sum() == 0:
+                continue  # tried only
+            task = str(group["task"].iloc[0])
+            boards.append(
+                Board(
+                    task=clean_line(heading),
+                    profile=clean_line(profile),
+                    track=track,
+                    dataset=clean_line(", ".join(sorted(set(group["dataset"])))),
+                    rows=sorted(rows, key=lambda row: (-row.mean, row.name)),
+                    baselines=_baselines(part, group["run_id"].tolist()),
+                    published=_published_rows(published, task, profile, track),
+                    lost=[
+                        (clean_line(run["label"]), run["variant"], run["run_id"])
+                        for _, run in group[group["status"] == "diverged"].iterrows()
+                    ],
+                )
+            )
+    return boards
+
+
+def _row(results: ResultSet, label: str, runs: pd.DataFrame) -> Row:
+    """Summarise the runs of one row: Student's interval over seeds, or Wilson's for one run."""
+    variant = str(runs["variant"].iloc[0])
+    estimate = mean_with_interval(runs["accuracy"].tolist())
+    low, high, interval = estimate.low, estimate.high, "seeds"
+    if estimate.count == 1:
+        single = runs.iloc[0]
+        low, high = (100 * bound for bound in wilson_interval(int(single["correct"]), int(single["total"])))
+        interval = "test examples"
+    spec = _spec(variant)
+    return Row(
+        name=clean_line(label), mean=estimate.mean, low=low, high=high, interval=interval, seeds=estimate.count,
+        trained=sum(is_trained(results, run_id) for run_id in runs["run_id"]),
+        parameters=float(runs["parameters"].iloc[0]), megaflops=float(runs["flops"].iloc[0]) / 1e6,
+        variant=variant, family=spec.family if spec else "other",
+        runs=runs.sort_values("seed")["run_id"].tolist(),
+    )  # fmt: skip
+
+
+def _baselines(results: ResultSet, run_ids: Sequence[str]) -> list[Row]:
+    """Return the accuracies of answers that need no model, best first."""
+    found = {
+        name: value
+        for run_id in run_ids
+        if run_id in results.records
+        for name, value in results.records[run_id].baselines.items()
+    }
+    rows = [Row(name=clean_line(baseline_title(name)), mean=value) for name, value in found.items()]
+    return sorted(rows, key=lambda row: (-row.mean, row.name))
+
+
+def _published_rows(sources: Sequence[Published], task: str, profile: str, track: str) -> list[Row]:
+    """Return the published numbers of a task, best first, each with its source and its flags."""
+    rows = []
+    for source in sources:
+        same = source.profile == profile and track == "matched"
+        for name, numbers in source.rows.items():
+            value = dict(zip(source.columns, numbers, strict=True)).get(task)
+            if value is not None:
+                rows.append(_published_row(source, name, value, same=same))
+    return sorted(rows, key=lambda row: (-row.mean, row.name))
+
+
+def _published_row(source: Published, name: str, value: float, *, same: bool) -> Row:
+    """Write one published number. `same`: whether the profile of the board has the sizes of the source."""
+    variant, options = split_row(name)
+    spec = _spec(variant)
+    title = spec.title if spec else variant
+    flags = [flag.replace("_", " ") for flag in [*source.flags, *source.row_flags.get(name, [])]]
+    words = [source.title, *([] if same else ["other recipe"]), *flags]
+    return Row(
+        name=f"{title} [{options}]" if options else title, mean=value, note="; ".join(dict.fromkeys(words)),
+        variant=variant, family=spec.family if spec else "other",
+    )  # fmt: skip
+
+
+def _variant_page(variant: str, title: str, boards: Sequence[Board], sources: Sequence[Published]) -> dict[str, Any]:
+    """Collect what there is of one variant: its traits, its places on all boards, and what was published of it."""
+    spec = _spec(variant)
+    return {
+        "title": clean_line(title),
+        "name": clean_line(variant),
+        "paper": spec.paper if spec else "",
+        "family": spec.family if spec else "",
+        "complexity": spec.traits.complexity if spec else "",
+        "places": [
+            (board, place, row)
+            for board in boards
+            for place, row in enumerate(board.rows, 1)
+            if row.variant == variant
+        ],
+        "published": [
+            (source, [f"{name}: {note}" for name, note in source.notes.items() if split_row(name)[0] == variant],
+             [(task, row) for name, numbers in source.rows.items() if split_row(name)[0] == variant
+              for task, value in zip(source.columns, numbers, strict=True) if value is not None
+              for row in [_published_row(source, name, value, same=False)]])
+            for source in sources
+            if any(split_row(name)[0] == variant for name in source.rows)
+        ],
+    }  # fmt: skip
+
+
+def _run_page(record: RunRecord, results: ResultSet, place: tuple[Board, Row] | None) -> dict[str, Any]:
+    """Collect what there is of one run."""
+    arrays = results.stores[record.run_id].arrays(record.run_id)
+    curve, steps = "", arrays.get("curve.step")
+    if record.outcome is not None and steps is not None and len(steps) > 1:
+        accuracies = 100 * arrays["curve.validation_correct"] / record.outcome.validation.total
+        across = (steps - steps[0]) / max(1.0, float(steps[-1] - steps[0])) * CURVE_WIDTH
+        curve = " ".join(
+            f"{x:.1f},{(100 - y) / 100 * CURVE_HEIGHT:.1f}" for x, y in zip(across, accuracies, strict=True)
+        )
+    interval = (math.nan, math.nan)
+    if record.outcome is not None:
+        low, high = wilson_interval(record.outcome.test.correct, record.outcome.test.total)
+        interval = (100 * low, 100 * high)
+    return {
+        "record": record,
+        "title": clean_line(place[1].name if place else record.variant_title),
+        "variant": record.config.variant.name,
+        "board": place[0] if place else None,
+        "task": clean_line(record.task_title),
+        "dataset": clean_line(record.dataset),
+        "profile": clean_line(record.config.profile),
+        "interval": interval,
+        "baselines": sorted((clean_line(baseline_title(name)), value) for name, value in record.baselines.items()),
+        "curve": curve,
+        "first_step": int(steps[0]) if steps is not None and len(steps) else 0,
+        "last_step": int(steps[-1]) if steps is not None and len(steps) else 0,
+        "repeat": clean_line(repeat_command(record.config)),
+        "config": json.dumps(record.config.model_dump(), indent=1, sort_keys=True),
+        "environment": json.dumps(record.environment, indent=1, sort_keys=True),
+        "backend": clean_line(record.backend),
+        "status": f"{record.status}: {clean_line(record.detail)}" if record.detail else record.status,
+        "finished_at": clean_line(record.finished_at),
+    }
+
+
+def slug(text: str) -> str:
+    """Return a text as the name of a file: plain letters and digits, and a digest where others would be lost."""
+    plain = re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
+    plainest = re.sub("[ ,_]+", "-", text.lower()).strip("-")
+    return plain if plain == plainest else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _spec(variant: str) -> VariantSpec | None:
+    """Return a variant of this installation, or None if a record has one that it does not know."""
+    try:
+        return get_variant(variant)
+    except (UnknownVariantError, RegistrationError):
+        return None
+
+
+def _number(value: float, form: str = "{:,.0f}") -> str:
+    """Write a number, or a dash for one that there is not."""
+    return "-" if math.isnan(value) else form.format(value)
+
+
+def _hash(text: str) -> str:
+    """Return the digest by which the page's own policy admits a style or script."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _write(file: Path, template: jinja2.Template, address: str, values: dict[str, Any]) -> None:
+    """Write one page; links in it begin at the root of the site, which is `root`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(template.render(root="../" * address.count("/"), **values), encoding="utf-8")

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command that repeats a run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+from lra.config.builtin import profile_names
+from lra.config.labels import settings_of
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
+from lra.config.schema import RunConfig
+from lra.errors import UsageError
+
+FILLED_IN = ("model.pool_origin", "variant.origin")
+
+
+def repeat_command(config: RunConfig) -> str:
+    """Return the shortest `lra-run` that leads to a configuration; empty if no command does here.
+
+    The recipe may be another one than when the run was made, or the program of a third party may be missing.
+    """
+    if config.profile not in profile_names():
+        return ""
+    profile = load_profile(config.profile)
+    place = {"task": config.task, "variant": config.variant.name, "seed": config.seed, "track": config.track}
+    try:
+        plain = settings_of(resolve(**place, profile=profile, overrides={}))  # type: ignore[arg-type]
+        wanted = settings_of(config)
+        changed = {name: value for name, value in wanted.items() if name not in FILLED_IN and plain.get(name) != value}
+        if resolve(**place, profile=profile, overrides=changed).key() != config.key():  # type: ignore[arg-type]
+            return ""
+    except UsageError:
+        return ""
+    words = ["lra-run", "--attn", config.variant.name, "--task", config.task, "--profile", config.profile]
+    words += ["--seeds", str(config.seed)] if config.seed else []
+    words += ["--track", config.track] if config.track != "matched" else []
+    for name, value in changed.items():
+        words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join(words)
