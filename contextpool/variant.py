@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ContextPool in the zoo: pooling in front of any variant, and its control with the same convolutions and no pooling.
+"""ContextPool (Huang, Talbott, Jaitly and Susskind 2022, arXiv:2207.01844) in front of any variant, and its control.
 
-Huang, Talbott, Jaitly, Susskind, "Efficient Representation Learning via Adaptive Context Pooling" (ICML 2022,
-arXiv:2207.01844).
+Before attention, `contextpool` replaces each token by a weighted average of its neighbourhood,
+
+    y_i = Σ_j w_j g_ij x_j / Σ_j w_j g_ij,    g_ij = exp(-(i - j)² / (2 width_i²)),
+
+with a weight w for each token and a width for its neighbourhood, which two convolutions predict.
+`contextpool_conv_only`, the control, has the same convolutions and no pooling.
+
+`placement` is `branch` (only what attention reads is pooled) or `stream` (the stream itself is pooled between blocks).
+docs/contextpool.md says what is the paper's and what is ours.
 """
 
 from __future__ import annotations

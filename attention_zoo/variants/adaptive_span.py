@@ -3,8 +3,9 @@
 
 Every head learns how far it looks. At distance x its weights are multiplied by m(x) = clamp((R + z - x) / R, 0, 1) and
 normalised again. The span z = S z' is learned by the head, with z' in [0, 1]; R is the width of the ramp and S the
-longest length. A penalty on the mean span, penalty * S * mean(z'), is added to the loss. With `span="dynamic"` every
-token has its own span, z_t = S sigmoid(v x_t + b).
+longest length. A penalty on the mean span, penalty * S * mean(z'), is added to the loss.
+
+With `span="dynamic"` every token has its own span, z_t = S sigmoid(v x_t + b).
 
 Departures from the paper, which models language with a causal Transformer:
 

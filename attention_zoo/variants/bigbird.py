@@ -3,6 +3,7 @@
 
 Each block of tokens attends to itself and to the blocks beside it (window), to the first and the last block (global),
 and to some random blocks, drawn without repetition from the others. The first and the last block attend to everything.
+
 No key counts twice. This is the paper's BigBird-ITC in its block form.
 
 Departures from the paper:

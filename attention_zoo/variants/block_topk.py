@@ -3,8 +3,10 @@
 
 arXiv:2502.13189, section 2.2. With the tokens cut into blocks, a query q scores each block of keys by q·mean(k). It
 attends, in one softmax, to the tokens of its own block and of the `num_blocks` - 1 others with the highest scores. Each
-head and each token chooses for itself; the choice has no gradient. The paper's form is causal: only earlier blocks are
-chosen, and of the own block only tokens up to the query are seen. Without `dims.causal` all blocks are candidates.
+head and each token chooses for itself; the choice has no gradient.
+
+The paper's form is causal: only earlier blocks are chosen, and of the own block only tokens up to the query are seen.
+Without `dims.causal` all blocks are candidates.
 
 `compressed=True` adds a branch after native sparse attention (Yuan et al. 2025, arXiv:2502.11089, section 3.3), which
 attends to the means of all blocks, and a gated sum of both,

@@ -2,9 +2,11 @@
 """cosFormer: ReLU features weighted by the cosine of the distance (Qin et al. 2022, arXiv:2202.08791).
 
 The weight of key j for query i is relu(q_i)·relu(k_j) cos(π (i - j) / 2M), which is not negative because the angle
-stays below π / 2. With a = π i / 2M and b = π j / 2M, cos(a - b) = cos a cos b + sin a sin b. The weight is therefore a
-dot product of the features [relu(q_i) cos a, relu(q_i) sin a] and [relu(k_j) cos b, relu(k_j) sin b], and the cost is
-linear in the length (the paper's cosine-based re-weighting).
+stays below π / 2.
+
+With a = π i / 2M and b = π j / 2M, cos(a - b) = cos a cos b + sin a sin b. The weight is therefore a dot product of the
+features [relu(q_i) cos a, relu(q_i) sin a] and [relu(k_j) cos b, relu(k_j) sin b], and the cost is linear in the length
+(the paper's cosine-based re-weighting).
 
 Departures from the paper:
 

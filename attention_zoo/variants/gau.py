@@ -5,6 +5,7 @@
     out = W_o (u (A v)),    A_ij = relu(q_i·k_j / sqrt(s) + b_{i-j})² / n,
 
 where products without W are taken entry by entry, s = 128 is the width of queries and keys, and n counts the tokens.
+
 This is the quadratic form (section 2.2, FLASH-Quad). With `kernel="softmax"`, A is the softmax of the same scores, with
 which the paper compares.
 

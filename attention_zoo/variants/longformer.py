@@ -2,8 +2,9 @@
 """Longformer: a sliding window, and a few global tokens (Beltagy, Peters and Cohan 2020, arXiv:2004.05150).
 
 A token attends to itself, to `window // 2` tokens on either side, and to the global tokens; global tokens attend to all
-tokens (section 3.1 of the paper). The tokens in front of the sequence (CLS) are global, and with `num_global` the first
-tokens of the sequence itself.
+tokens (section 3.1 of the paper).
+
+The tokens in front of the sequence (CLS) are global, and with `num_global` the first tokens of the sequence itself.
 
 Departures from the paper:
 

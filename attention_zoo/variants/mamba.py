@@ -7,6 +7,7 @@ Each channel u then drives `state_size` states, whose step, input and readout de
     h_t = exp(step_t A) h_{t-1} + step_t B_t u_t,  y_t = C_t·h_t + D u_t,  step_t = softplus(W_s V_s u_t + bias),
 
 with B_t and C_t linear in u_t and shared by all channels, and A < 0 learned. The result is y * silu(gate), projected.
+
 A starts as -1, -2, ..., -`state_size` in each channel, and steps from 0.001 to 0.1 on a logarithmic scale, at random.
 
 Both directions share the two large projections and have all else for themselves: convolution, steps, A, B, C and D.

@@ -7,9 +7,11 @@ length and multiplied by decay^s, so that what is far away is seen coarsely and 
 
     K = [w_0, decay w_1, decay² stretch_2(w_2), decay³ stretch_4(w_3), ...] / Z,
 
-where Z makes the norm of K one at the start of training. `kind="dilated"` has the same weights with the dilations 1, 2,
-4, ... instead: K is the sum over s of decay^s w_s, with 2^s - 1 zeros between two neighbouring weights. Both kinds are
-fixed neighbourhoods of many sizes. A mixer that adapts its neighbourhood to the token has to be better than these.
+where Z makes the norm of K one at the start of training.
+
+`kind="dilated"` has the same weights with the dilations 1, 2, 4, ... instead: K is the sum over s of decay^s w_s, with
+2^s - 1 zeros between two neighbouring weights. Both kinds are fixed neighbourhoods of many sizes. A mixer that adapts
+its neighbourhood to the token has to be better than these.
 
 From SGConv are the pieces, their decay, Z, a skip weight for each channel, a GELU, and the output map with a gate
 (GLU). From the multi-scale state space model MS-SSM (Karami et al. 2025, arXiv:2512.23824) is only the idea of short

@@ -3,9 +3,11 @@
 
 Queries and keys are the same vectors, and keys are normalised to length 1. Softmax attention is dominated by near keys,
 so tokens are hashed such that near vectors often get the same bucket: with a random matrix R, the bucket of x is
-argmax([x R, -x R]) (section 2 of the paper). Tokens are sorted by bucket and position, and cut into chunks. A token
-attends to its own chunk and to the one before, and to itself only if there is nothing else. Several rounds of hashing
-act as one softmax over the union of the pairs that they reach; no pair counts twice.
+argmax([x R, -x R]) (section 2 of the paper).
+
+Tokens are sorted by bucket and position, and cut into chunks. A token attends to its own chunk and to the one before,
+and to itself only if there is nothing else. Several rounds of hashing act as one softmax over the union of the pairs
+that they reach; no pair counts twice.
 
 There are three forms of the scores (`scores`), with q the vector of the query and k that of the key:
 

@@ -6,10 +6,11 @@ of its own, by zero-order hold (the input is constant within a step), it is a co
 
     K_l = 2 Re sum_n C_n (exp(A_n step) - 1) / A_n exp(A_n step l),
 
-which is computed by FFT. The states come in conjugate pairs, of which one is kept; hence 2 Re. A starts as S4D-Lin,
-A_n = -1/2 + i pi n, or with `initialisation="legs"` as S4D-LegS: with the eigenvalues of the HiPPO-N matrix. These have
-the same real part; with 64 states their frequencies reach from 0.26 to 1,303 in place of 0 to 97. GELU, a linear layer
-and a gate (GLU) follow, as in the authors' block.
+which is computed by FFT. The states come in conjugate pairs, of which one is kept; hence 2 Re.
+
+A starts as S4D-Lin, A_n = -1/2 + i pi n, or with `initialisation="legs"` as S4D-LegS: with the eigenvalues of the
+HiPPO-N matrix. These have the same real part; with 64 states their frequencies reach from 0.26 to 1,303 in place of 0
+to 97. GELU, a linear layer and a gate (GLU) follow, as in the authors' block.
 
 Departures from the paper:
 

@@ -4,7 +4,9 @@
 arXiv:2107.02192. Tokens attend to their segment and half a segment on either side (short range), and to `rank`
 summaries of the sequence (long range), in one softmax over both. A summary is an average of all keys, and the same
 average of all values, with weights P = softmax(K W) over the tokens that the keys themselves decide (dynamic
-projection). Two layer norms, one for the window and one for the summaries, bring both to the same scale (DualLN).
+projection).
+
+Two layer norms, one for the window and one for the summaries, bring both to the same scale (DualLN).
 
 `summaries="input"` is the authors' code for Long Range Arena: the weights come from the input of the layer, with a
 bias, P = softmax(x W + b), and keys and values are normalised before they are averaged, and again after it. In 500

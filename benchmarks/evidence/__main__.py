@@ -1,8 +1,8 @@
-"""Evidence: executes the missing runs behind docs/results.md, and writes that page from their records.
+"""Evidence: executes the missing runs behind docs/results.md, and writes that page and its details from their records.
 
     python -m benchmarks.evidence run --time-limit 60      what is missing, most valuable first; stops cleanly
     python -m benchmarks.evidence status                   how far each section is
-    python -m benchmarks.evidence page                     docs/results.md, its figures, and tables on other pages
+    python -m benchmarks.evidence page                     docs/results.md, docs/results/, and tables on other pages
 
 A section is a suite: one of benchmarks/evidence/suites, or a built-in one. Work on any machine adds runs to the store.
 """
@@ -24,13 +24,18 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import click
 
 from lra.terminal import echo
+from reports import result_set
 from reports.cli import command as lra_report
+from reports.statistics import compare_paired, holm
+from reports.tables.captions import p_text
 
 if TYPE_CHECKING:
     from lra.results.records import RunRecord
@@ -38,13 +43,17 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 SUITES = Path("benchmarks/evidence/suites")
 STORE = Path("benchmarks/evidence/store")
-PAGE = Path("docs/results.md")
+DOCS = Path("docs")
 FIGURES = Path("docs/results/figures")
-TEMPLATE = Path("benchmarks/evidence/page.md")
+TEMPLATES = Path("benchmarks/evidence/pages")
+"""The texts of the pages, in the folders that the pages have below docs/."""
+COMPARISONS = Path("benchmarks/evidence/comparisons.yaml")
 GUIDE = Path("docs/reports.md")
 README = Path("README.md")
-MARK = "<!-- from docs/results.md -->"
-"""Stands before and after the table of the README, which is the first table of variants of the page."""
+EXCERPT = Path("results/listops.md")
+"""The page whose first table the README shows."""
+MARK = "<!-- from docs/results/listops.md -->"
+"""Stands before and after the table of the README."""
 ON_CPU = {
     name: str(SUITES / f"{name}.yaml")
     for name in (
@@ -80,7 +89,7 @@ STOPPED = 75
 """Exit code of a sweep that was stopped after it saved its state."""
 REPORT = re.compile(r"^```report\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 """A command in the text of the page, which is replaced by its output."""
-FIGURE = re.compile(r"\(results/figures/([\w-]+)/([\w-]+\.svg)\)")
+FIGURE = re.compile(r"\((?:results/)?figures/([\w-]+)/([\w-]+\.svg)\)")
 """A figure of the pages: its section, or `bench`, and the name that `lra-report figures` gives it."""
 CAPTION = re.compile(r"^\*\*", re.MULTILINE)
 """The beginning of the caption of a table."""
@@ -138,18 +147,32 @@ def status() -> None:
 
 @command.command()
 def page() -> None:
-    """Write the page, its figures, the tables in docs/reports.md and the table in README.md from the records.
+    """Write docs/results.md, docs/results/, the tables in docs/reports.md and the table in README.md from the records.
 
-    The text of the page is in benchmarks/evidence/page.md.
+    The texts of the pages are in benchmarks/evidence/pages.
     """
-    PAGE.write_text(render_page(), encoding="utf-8")
-    echo(PAGE)
-    GUIDE.write_text(render_guide(), encoding="utf-8")
-    echo(GUIDE)
-    README.write_text(render_readme(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    echo(README)
-    for path in draw_figures(FIGURES):
-        echo(path)
+    with store_read_once():
+        pages = render_pages()
+        for name, text in pages.items():
+            write_page(DOCS / name, text)
+        write_page(GUIDE, render_guide())
+        write_page(README, render_readme(pages[EXCERPT]))
+        for path in draw_figures(FIGURES):
+            echo(path)
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page and print its path."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    echo(path)
+
+
+@contextlib.contextmanager
+def store_read_once() -> Iterator[None]:
+    """Let every command of `lra-report` in this block use one reading of the store."""
+    with patch("reports.result_set.load_stores", functools.cache(result_set.load_stores)):
+        yield
 
 
 @command.command()
@@ -217,25 +240,96 @@ def recorded_keys(store: Path) -> frozenset[bytes]:
     return frozenset(entry.config.key() for entry in Store(store).records() if isinstance(entry, RunRecord))
 
 
-def render_page() -> str:
-    """Return the page: its text with the table of each command in it, numbered.
+def render_pages() -> dict[Path, str]:
+    """Return the page of the results and the pages of details, by their paths below docs/."""
+    texts = {path.relative_to(TEMPLATES): path.read_text(encoding="utf-8") for path in sorted(TEMPLATES.rglob("*.md"))}
+    tables = {name: {line: show_report(line) for line in REPORT.findall(text)} for name, text in texts.items()}
+    notes = [note for of_page in tables.values() for table in of_page.values() for note in notes_of(table)]
+    terms = list(dict.fromkeys(note for note in notes if note.startswith("- *")))
+    rows = compared_rows()
+    filled = {
+        "status": status_table(),
+        "terms": "\n".join(terms),
+        "headline": comparison_table([row for row in rows if row[0]]),
+        "comparisons": comparison_table(rows),
+        "count": str(len(rows)),
+    }
+    pages = {name: render_page(text, tables[name], terms) for name, text in texts.items()}
+    return {name: re.sub(r"\{\{ (\w+) \}\}", lambda m: filled[m[1]], text) for name, text in pages.items()}
 
-    What explains words of several tables stands once, above all tables, and the commands stand below them.
+
+def render_page(text: str, tables: dict[str, str], terms: list[str]) -> str:
+    """Return a page with the table of each command in it, numbered.
+
+    Notes that hold for several tables stand once, where the text has `{{ notes }}`. The commands stand where it has
+    `{{ commands }}`. Words that are explained on another page are left out.
+
+    Args:
+        text: The page, with the commands.
+        tables: The table of each command.
+        terms: Notes that explain words.
     """
-    text = TEMPLATE.read_text(encoding="utf-8")
-    lines = REPORT.findall(text)
-    tables = {line: show_report(line) for line in lines}
-    terms = [note for table in tables.values() for note in notes_of(table) if note.startswith("- *")]
-    shared = [note for note, count in Counter(terms).items() if count > 1]
+    counts = Counter(note for table in tables.values() for note in set(notes_of(table)) - set(terms))
+    shared = [note for note, count in counts.items() if count > 1]
+    shared.sort(key=lambda note: next(table.index(note) for table in tables.values() if note in table))
     numbers = {line: number for number, line in enumerate(tables, start=1)}
 
     def shown(match: re.Match[str]) -> str:
-        kept = [each for each in tables[match[1]].split("\n") if each not in shared]
+        kept = [each for each in tables[match[1]].split("\n") if each not in (*shared, *terms)]
         return CAPTION.sub(f"**Table {numbers[match[1]]}. ", "\n".join(kept), count=1).rstrip()
 
-    commands = [f"{number}. `lra-report {line}`" for line, number in numbers.items()]
-    filled = REPORT.sub(shown, text).replace("{{ status }}", status_table())
-    return filled.replace("{{ notes }}", "\n".join(shared)).replace("{{ commands }}", "\n".join(commands))
+    def said(note: str) -> str:
+        """Name the tables that a note holds for, unless it holds for all."""
+        these = [str(number) for line, number in numbers.items() if note in tables[line].split("\n")]
+        return note if len(these) == len(numbers) else f"- Tables {', '.join(these)}: {note.removeprefix('- ')}"
+
+    commands = "\n".join(f"{number}. `lra-report {line}`" for line, number in numbers.items())
+    words = "[Records](records.md#words-in-the-tables) explains the words in the tables."
+    notes = "\n".join([words, "", *map(said, shared)]).rstrip()
+    filled = REPORT.sub(shown, text).replace("{{ notes }}", notes)
+    return filled.replace("{{ commands }}", f"## Commands\n\n{commands}")
+
+
+def compared_rows() -> list[tuple[bool, list[str]]]:
+    """Return the comparisons behind the verdicts: whether the first page shows it, and its row of the table."""
+    from lra.config.suites import expand, load_suite
+    from lra.config.yaml_loader import load_file
+    from lra.results.dataframe import label_rows
+
+    listed = load_file(COMPARISONS)
+    results, found = result_set.load_stores((STORE,)), []
+    for _, task, _, _, suite, first, second, _ in listed:
+        frame = results.for_suite(expand(load_suite(SECTIONS[suite]))).frame()
+        frame = frame[frame["title"] == task]
+        frame["row"] = label_rows(frame, name="variant")
+        sides = [frame[frame["row"] == row].set_index("seed")["accuracy"].dropna() for row in (first, second)]
+        seeds = sorted(set(sides[0].index) & set(sides[1].index))
+        found.append((len(seeds), compare_paired(*(side.loc[seeds].tolist() for side in sides))))
+    adjusted = holm([result.p_value for _, result in found])
+    return [
+        (
+            first_page,
+            [
+                f"({claim}) {task}, {setting}",
+                against,
+                str(seeds),
+                f"{result.difference.mean:+.2f} [{result.difference.low:+.2f},\u00a0{result.difference.high:+.2f}]",
+                f"{result.detectable:.2f}",
+                p_text(p),
+            ],
+        )
+        for (claim, task, setting, against, *_, first_page), (seeds, result), p in zip(
+            listed, found, adjusted, strict=True
+        )
+    ]
+
+
+def comparison_table(rows: list[tuple[bool, list[str]]]) -> str:
+    """Return the Markdown of some of the comparisons."""
+    from tabulate import tabulate
+
+    heads = ("claim, task", "ContextPool against", "seeds", "difference", "detectable", "p (Holm)")
+    return tabulate([row for _, row in rows], headers=heads, tablefmt="github", disable_numparse=True)
 
 
 def show_report(line: str) -> str:
@@ -254,9 +348,9 @@ def notes_of(table: str) -> list[str]:
 
 
 def render_readme(page_text: str) -> str:
-    """Return the README with the first table of variants of the page."""
+    """Return the README with the first table of a page."""
     before, _, after = README.read_text(encoding="utf-8").split(MARK)
-    (table,) = re.findall(r"^\|.*?\n(?=\n)", page_text.split("\n## The variants")[1], re.MULTILINE | re.DOTALL)[:1]
+    table = re.findall(r"^\|.*?\n(?=\n)", page_text, re.MULTILINE | re.DOTALL)[0]
     return f"{before}{MARK}\n{table}{MARK}{after}"
 
 
@@ -295,9 +389,9 @@ def cut_alike(shown: str, printed: str) -> str:
 
 
 def draw_figures(folder: Path) -> list[Path]:
-    """Draw the figures that the page and the guide to reports show into a folder."""
+    """Draw the figures that the pages and the guide to reports show into a folder."""
     wanted: dict[str, set[str]] = {}
-    for page_with_figures in (TEMPLATE, GUIDE):
+    for page_with_figures in (*TEMPLATES.rglob("*.md"), GUIDE):
         for section, name in FIGURE.findall(page_with_figures.read_text(encoding="utf-8")):
             wanted.setdefault(section, set()).add(name)
     paths = []

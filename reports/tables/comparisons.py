@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables that compare: two variants head to head, the options of one variant, and all variants by rank."""
+"""Tables that compare: variants head to head, the options of one variant, and all variants by rank."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -34,8 +35,8 @@ SUGGESTED = 2
 """Rows that an error names."""
 
 
-def head_to_head(results: ResultSet, profile: str, track: str, first: str, second: str) -> Table:
-    """Compare two variants task by task: paired over seeds, and on the same test examples.
+def head_to_head(results: ResultSet, profile: str, track: str, first: str, *others: str) -> Table:
+    """Compare a variant with others, task by task: paired over seeds, and on the same test examples.
 
     Args:
         results: The records.
@@ -43,17 +44,19 @@ def head_to_head(results: ResultSet, profile: str, track: str, first: str, secon
         track: Their track.
         first: Row of the accuracy table, with the registered name: `contextpool [num_layers=1]`. Settings may be left
             out that no two rows of the variant need to be told apart.
-        second: The same.
+        others: One or more rows to compare it with.
 
     Raises:
-        UsageError: One of the two has no records here, or they have no task and seed in common.
+        UsageError: One of them has no records here, or none of the others has a task and seed in common with the first.
     """
     frame = results.for_profile(profile, track).frame()
     frame["row"] = label_rows(frame, name="variant")
-    names = [_label_of_row(row, frame, f"under profile {profile}, {track} track") for row in (first, second)]
-    rows, p_values, used = [], list[float](), list[str]()
-    for column in headings(frame):
-        sides = [_scored(frame[(frame["column"] == column) & (frame["label"] == name)]) for name in names]
+    name, *rivals = [_label_of_row(row, frame, f"under profile {profile}, {track} track") for row in (first, *others)]
+    alone = len(rivals) == 1
+    rows, p_values, used = [], list[float](), set[str]()
+    for column, rival in itertools.product(headings(frame), rivals):
+        here = frame[frame["column"] == column]
+        sides = [_scored(here[here["label"] == label]) for label in (name, rival)]
         seeds = sorted(set(sides[0].index) & set(sides[1].index))
         if not seeds:
             continue
@@ -61,10 +64,11 @@ def head_to_head(results: ResultSet, profile: str, track: str, first: str, secon
         difference = result.difference
         bits = [_mcnemar(results, *(str(side.loc[seed, "run_id"]) for side in sides)) for seed in seeds]
         p_values.append(result.p_value)
-        used += [run_id for side in sides for run_id in side.loc[seeds, "run_id"]]
+        used.update(run_id for side in sides for run_id in side.loc[seeds, "run_id"])
         rows.append(
             {
                 "task": column,
+                **({} if alone else {"against": rival}),
                 "seeds": str(len(seeds)),
                 "difference (points)": f"{difference.mean:+.2f}",
                 "95 % interval (points)": _interval(difference.low, difference.high),
@@ -72,12 +76,12 @@ def head_to_head(results: ResultSet, profile: str, track: str, first: str, secon
                 "p (Holm)": "",
                 "detectable (points)": number(result.detectable, "{:.2f}"),
                 "McNemar p per seed": ", ".join(p_text(p) for _, _, p in bits),
-                f"only {names[0]}": ", ".join(str(a) for a, _, _ in bits),
-                f"only {names[1]}": ", ".join(str(b) for _, b, _ in bits),
+                f"only {name}": ", ".join(str(a) for a, _, _ in bits),
+                f"only {rival if alone else 'the other'}": ", ".join(str(b) for _, b, _ in bits),
             }
         )
     if not rows:
-        raise UsageError(f"{first} and {second} have no task and seed in common under profile {profile}")
+        raise UsageError(f"{first} and {', '.join(others)} have no task and seed in common under profile {profile}")
     for row, adjusted in zip(rows, holm(p_values), strict=True):
         row["p (Holm)"] = p_text(adjusted)
     frame = frame[frame["run_id"].isin(used)]
@@ -89,12 +93,12 @@ def head_to_head(results: ResultSet, profile: str, track: str, first: str, secon
             f"{NOT_RUN} for one pair, and for pairs without spread, where the t test does not apply."
         ),
         Term("Only: test examples that one has right and the other has wrong, per seed (exact McNemar test)."),
-        Term("Holm: p adjusted for the number of tasks."),
+        Term("Holm: p adjusted for the number of rows."),
     ]
     if all(row["seeds"] == "1" for row in rows):
         notes.insert(0, "PREVIEW: one common seed, which supports no claim.")
     return plain_table(
-        table_caption(f"{names[0]} against {names[1]}", profile, track, frame),
+        table_caption(f"{name} against {rivals[0] if alone else 'others'}", profile, track, frame),
         rows,
         notes + provenance_notes(frame),
         frame,

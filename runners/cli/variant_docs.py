@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptions of the variants, for `lra-zoo` and for docs/variants.md."""
+"""Descriptions of the variants, for `lra-zoo`, docs/variants.md and docs/appendix/variants-details.md."""
 
 from __future__ import annotations
 
@@ -33,25 +33,37 @@ ON_THE_PAGE = ("variant", "display name", "family", "time", "parameters", "state
 _INTRODUCTION = """\
 # Variants
 
-This page lists the attention variants: what they compute, and how they depart from their papers.
+This page lists the attention variants and the idea of each. [Details of the variants](appendix/variants-details.md) has
+their options, their departures from the papers, and their other forms. `lra-zoo docs` writes both pages.
 
-`lra-zoo describe NAME` explains every option, `--set variant.NAME=VALUE` sets one, and `lra-zoo check NAME` runs the
-contract checks. `lra-zoo docs` generates this page. The option `rotary` rotates queries and keys by their position
-(RoPE, arXiv:2104.09864), and `bias` adds a number to each score that depends on the distance (ALiBi, arXiv:2108.12409,
-or T5's buckets, arXiv:1910.10683). `--set model.positions=rotary`, `alibi` or `t5` sets them, in place of positions
-that are added to the embedding. A bias needs a score for each pair of tokens: `full`, `differential`, `local`,
-`longformer`, `bigbird`, `sparse`, `adaptive_span` and `contextpool` (for its base) take one. Feature maps, landmarks
-and mixtures of tokens have no such scores; `block_topk`, `mra` and `reformer` choose what to attend to by the content,
-which a bias would have to change, too; `gau`, `mega`, `synthesizer` and `tnn` have position terms of their own.
+`lra-zoo describe NAME` explains a variant in the terminal, `--set variant.NAME=VALUE` sets an option, and
+`lra-zoo check NAME` runs the contract checks. Where positions come from is a setting of the model:
+`--set model.positions=rotary` (RoPE, arXiv:2104.09864), `alibi` (arXiv:2108.12409) or `t5` (arXiv:1910.10683).
 
-- **time** is the claim of the paper, with n the length. Memory of a training step grows linearly with the length unless
-  a section says otherwise. A check measures it.
-- **parameters** are those of one layer of the official ListOps model relative to `full`.
-- **state** counts the numbers that this layer keeps of 2,000 tokens to go on to the next one without reading them
-  again: keys and values that a later token may meet, or the states of a recurrence in all its directions. A `-` marks a
-  variant without such a form, since each new token changes what all others read (landmarks, Fourier transforms). The
-  method `state_size` of a mixer gives the number at other lengths and sizes.
+- **time** is what the paper claims, with n the length.
+- **parameters** are those of one layer of the official ListOps model, relative to `full`.
+- **state** counts the numbers that such a layer keeps of 2,000 tokens to go on to the next one. A `-` marks a variant
+  that has no such form.
 """
+
+_DETAILS = """\
+# Details of the variants
+
+This page continues the [list of variants](../variants.md) with their departures from the papers, their other forms, and
+their options with the defaults. *Exact* gives the options with which a variant equals full attention at length 2048.
+`lra-zoo docs` writes this page from the docstrings.
+
+The option `rotary` rotates queries and keys by their position (RoPE), and `bias` adds a number to each score that depends
+on the distance (ALiBi, or T5's buckets). `full`, `differential`, `local`, `longformer`, `bigbird`, `sparse`,
+`adaptive_span` and `contextpool` (for its base) take a bias. The others have no scores of single pairs of tokens, choose
+what to attend to by the content, or have position terms of their own.
+
+*State* is what a layer keeps of a sequence to go on to the next token: keys and values that a later token may meet, or
+the states of a recurrence. The method `state_size` of a mixer gives its size at any length.
+"""
+
+SHORT = 40
+"""The words after which the first page goes on with no further paragraph of a docstring."""
 
 
 def catalogue(*, own_only: bool = False) -> tuple[list[VariantSpec], list[str]]:
@@ -143,27 +155,74 @@ def page(specs: Sequence[VariantSpec]) -> str:
     for spec in specs:
         cells = dict(zip(COLUMNS, row(spec), strict=True)) | {"variant": f"[`{spec.name}`](#{spec.name})"}
         rows.append([cells[name] for name in ON_THE_PAGE])
-    parts = [_INTRODUCTION, _markdown_table(ON_THE_PAGE, rows)]
+    parts = [_INTRODUCTION, _markdown_table(ON_THE_PAGE, rows), _exceptions(specs)]
     for spec in specs:
-        parts.append(f"## {spec.name}\n\n{_docstring(spec)}")
-        parts.append(" ".join(_remarks(spec)))
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+        link = f"[Details](appendix/variants-details.md#{spec.name})"
+        parts += [f"## {spec.name}", *split_docstring(_docstring(spec))[0], link]
+    return _joined(parts)
+
+
+def details(specs: Sequence[VariantSpec]) -> str:
+    """Return the text of docs/appendix/variants-details.md."""
+    parts = [_DETAILS]
+    for spec in specs:
+        parts += [f"## {spec.name}", *split_docstring(_docstring(spec))[1], " ".join(_remarks(spec))]
+    return _joined(parts)
+
+
+def split_docstring(text: str) -> tuple[list[str], list[str]]:
+    """Split the paragraphs of a docstring into those for the first page, the idea, and those for the details.
+
+    The idea ends before the departures, or with the paragraph that reaches `SHORT` words. A formula and the
+    explanation of its letters stay with the sentence before it. A list comes with the sentence before it, and belongs
+    to the idea only if nothing but the title stands before.
+    """
+    paragraphs = text.split("\n\n")
+    end = 1
+    while end < len(paragraphs):
+        before, here, after = paragraphs[end - 1], paragraphs[end], [*paragraphs, ""][end + 1]
+        words = sum(len(each.split()) for each in paragraphs[:end])
+        letters = here.startswith(("with ", "where ", "which "))
+        goes_on = here.startswith("    ") or (before.startswith("    ") and letters)
+        if here.startswith(("Departures", "- ")) or (words >= SHORT and not goes_on):
+            break
+        if after.startswith("- ") and not goes_on:
+            if end == 1:
+                end += 2
+            break
+        end += 1
+    return paragraphs[:end], paragraphs[end:]
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def _exceptions(specs: Sequence[VariantSpec]) -> str:
+    """Return sentences on what few variants have: other memory, results that depend on padding, waived checks."""
+    memory = [f"`{spec.name}` ({spec.traits.memory})" for spec in specs if spec.traits.memory != "linear"]
+    padding = [f"`{spec.name}`" for spec in specs if not spec.traits.padding_length_invariant]
+    waived = [
+        f"`{spec.name}` ({name}, because {reason})" for spec in specs for name, reason in spec.traits.waivers.items()
+    ]
+    said = ["- Memory of a training step grows linearly with the length."]
+    if memory:
+        said[0] = f"{said[0][:-1]}, except for {', '.join(memory)}."
+    said += [f"- The result depends on the amount of padding for {', '.join(padding)}."] if padding else []
+    said += [f"- Waived checks: {', '.join(waived)}."] if waived else []
+    return "\n".join(said)
 
 
 def _remarks(spec: VariantSpec) -> list[str]:
-    """Return sentences on the options of a variant, and on what not every variant has."""
+    """Return sentences on the options of a variant."""
     claims = dict(_claims(spec))
     options = ", ".join(f"`{name}={default!r}`" for name, _, default, _ in spec.config.describe())
     said = [f"Options: {options}." if options else "No options."]
     if spec.traits.exact_limit is not None and claims[EXACT] != "always":
-        said.append(f"Equals full attention at length 2048 with `{claims[EXACT]}`.")
-    if spec.traits.memory != "linear":
-        said.append(f"Memory: {spec.traits.memory}.")
-    if not spec.traits.padding_length_invariant:
-        said.append("The result depends on the amount of padding.")
+        said.append(f"Exact: `{claims[EXACT]}`.")
     if spec.mixer.state_size is not SequenceMixer.state_size:
         said.append(f"State: {' '.join((inspect.getdoc(spec.mixer.state_size) or '').split())}")
-    return said + [f"Waived check: {name}, because {reason}." for name, reason in spec.traits.waivers.items()]
+    return said
 
 
 def _docstring(spec: VariantSpec) -> str:

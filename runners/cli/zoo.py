@@ -112,20 +112,22 @@ def check(name: str, overrides: tuple[str, ...]) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("docs/variants.md"),
     show_default=True,
-    help="File to write.",
+    help="File to write; the details go beside it, to appendix/variants-details.md.",
 )
 @one_line_errors
 def docs(out: Path) -> None:
-    """Write the documentation page about the variants of this project."""
+    """Write the two documentation pages about the variants of this project."""
     from lra.errors import LraError
 
-    from .variant_docs import catalogue, page
+    from .variant_docs import catalogue, details, page
 
     specs, problems = catalogue(own_only=True)
     if problems:
         raise LraError("\n".join(problems))
+    beside = out.parent / "appendix" / "variants-details.md"
     write_file(out, page(specs))
-    echo(f"{out}: {len(specs)} variants")
+    write_file(beside, details(specs))
+    echo(f"{out}, {beside}: {len(specs)} variants")
 
 
 def find(name: str) -> VariantSpec:

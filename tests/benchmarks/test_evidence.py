@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -78,29 +80,53 @@ def test_a_prettier_score_is_noticed(tmp_path):
     assert correct != envelope["record"]["outcome"]["test"]["correct"]
 
 
+def pages():
+    """Read the pages of the results, by their paths below docs/."""
+    names = [path.relative_to(evidence.TEMPLATES) for path in sorted(evidence.TEMPLATES.rglob("*.md"))]
+    assert len(names) == 11
+    return {name: (evidence.DOCS / name).read_text(encoding="utf-8") for name in names}
+
+
 @pytest.mark.nightly
-def test_the_page_is_what_the_records_give():
-    assert len(evidence.REPORT.findall(evidence.TEMPLATE.read_text(encoding="utf-8"))) >= 12
-    assert evidence.render_page() == evidence.PAGE.read_text(encoding="utf-8")
+def test_the_pages_are_what_the_records_give():
+    assert {path.name for path in (evidence.DOCS / "results").glob("*.md")} == {name.name for name in pages()} - {
+        "results.md"
+    }
+    with evidence.store_read_once():
+        assert evidence.render_pages() == pages()
 
 
-def test_no_note_and_no_command_is_repeated_on_the_page():
-    page = evidence.PAGE.read_text(encoding="utf-8")
-    terms = [note for note in evidence.notes_of(page) if re.match(r"- \*\w", note)]
-    assert len(terms) >= 12
-    assert [term for term in terms if terms.count(term) > 1] == []
-    commands = re.findall(r"^\d+\. `lra-report (.*)`$", page, re.MULTILINE)
-    assert commands == evidence.REPORT.findall(evidence.TEMPLATE.read_text(encoding="utf-8"))
-    assert [int(number) for number in re.findall(r"^\*\*Table (\d+)\. ", page, re.MULTILINE)] == [
-        *range(1, len(commands) + 1)
-    ]
-    assert "Made by" not in page
+def test_no_note_and_no_command_is_repeated_on_a_page():
+    counted = Counter()
+    for name, page in pages().items():
+        notes = evidence.notes_of(page)
+        assert [note for note in notes if notes.count(note) > 1] == []
+        counted.update(note for note in notes if re.match(r"- \*\w", note))
+        commands = re.findall(r"^\d+\. `lra-report (.*)`$", page, re.MULTILINE)
+        assert commands == evidence.REPORT.findall((evidence.TEMPLATES / name).read_text(encoding="utf-8"))
+        numbers = [int(number) for number in re.findall(r"^\*\*Table (\d+)\. ", page, re.MULTILINE)]
+        assert numbers == [*range(1, len(commands) + 1)]
+        assert "Made by" not in page
+        assert "{{" not in page
+    assert len(counted) >= 12
+    assert set(counted.values()) == {1}
+
+
+def test_notes_of_several_tables_stand_once_and_name_their_tables():
+    text = "{{ notes }}\n\n```report\nx\n```\n\n```report\ny\n```\n\n```report\nz\n```\n\n{{ commands }}"
+    tables = {"x": "**X**\n\n- all\n- two\n- *T*: t", "y": "**Y**\n\n- all\n- own", "z": "**Z**\n\n- all\n- two"}
+    page = evidence.render_page(text, tables, ["- *T*: t"])
+    notes, *shown = page.split("**Table ")
+    assert notes.split("\n")[2:4] == ["- all", "- Tables 1, 3: two"]
+    assert [part.split("\n\n")[0] for part in shown] == ["1. X**", "2. Y**", "3. Z**"]
+    assert [part.count("- ") for part in shown] == [0, 1, 0]
+    assert page.endswith("## Commands\n\n1. `lra-report x`\n2. `lra-report y`\n3. `lra-report z`")
 
 
 @pytest.mark.nightly
 def test_the_guide_to_reports_shows_what_its_commands_print():
     guide = evidence.GUIDE.read_text(encoding="utf-8")
-    assert len(evidence.PRINTED.findall(guide)) == guide.count("$ lra-report") == 11
+    assert len(evidence.PRINTED.findall(guide)) == guide.count("$ lra-report") == 4
     assert evidence.render_guide() == guide
 
 
@@ -126,22 +152,29 @@ def test_the_figures_are_what_the_records_give(tmp_path):
         assert path.read_bytes() == (evidence.FIGURES / path.relative_to(tmp_path)).read_bytes()
 
 
-def test_the_figures_of_the_verdicts_are_in_the_tables():
-    verdicts, tables = evidence.PAGE.read_text(encoding="utf-8").split("## Verdicts")[1].split("## The variants", 1)
-    rows = tables.replace("\\[", "[").replace("\\]", "]")
-    claimed = re.findall(  # a line of the text may end between a difference and its interval
-        r"([+-]\d+\.\d\d) (\[[+-]\d+\.\d\d, [+-]\d+\.\d\d\])", " ".join(verdicts.split())
-    )
-    assert len(claimed) == verdicts.count("[") == 23
-    for difference, interval in claimed:
-        assert re.search(rf"\| {re.escape(difference)} +\| {re.escape(interval)} +\|", rows), difference
+def test_the_comparisons_are_in_the_tables_of_the_details():
+    found = pages()
+    shown = found.pop(Path("results/comparisons.md"))
+    first = found.pop(Path("results.md"))
+    rows = "".join(found.values()).replace("\\[", "[").replace("\\]", "]")
+    compared = re.findall(r"^\| \(([abc])\) .*?\| ([+-]\d+\.\d\d) (\[[^]]+\]) +\| ([\d.]+) +\|", shown, re.MULTILINE)
+    assert len(compared) == len(re.findall(r"^- \[", evidence.COMPARISONS.read_text(), re.MULTILINE)) == 25
+    for _, difference, interval, detectable in compared:
+        interval = interval.replace("\u00a0", " ")
+        row = rf"\| {re.escape(difference)} +\| {re.escape(interval)} +\|[^|]*\|[^|]*\| {detectable} +\|"
+        assert re.search(row, rows), difference
+    headline = [line for line in first.splitlines() if line.startswith("| (")]
+    assert len(headline) == 13
+    cells = [re.split(r" *\| *", line) for line in shown.splitlines()]
+    assert all(re.split(r" *\| *", line) in cells for line in headline)
 
 
-def test_the_readme_shows_a_table_of_the_page():
-    shown = (evidence.ROOT / "README.md").read_text(encoding="utf-8").split("<!-- from docs/results.md -->")[1].strip()
+def test_the_readme_shows_a_table_of_the_pages():
+    shown = (evidence.ROOT / "README.md").read_text(encoding="utf-8").split(evidence.MARK)[1].strip()
     assert shown.count("\n|") >= 10
-    assert evidence.render_readme(evidence.PAGE.read_text()) == evidence.README.read_text(encoding="utf-8")
-    assert f"\n{shown}\n" in evidence.PAGE.read_text(encoding="utf-8")
+    page = pages()[evidence.EXCERPT]
+    assert evidence.render_readme(page) == evidence.README.read_text(encoding="utf-8")
+    assert f"\n{shown}\n" in page
 
 
 def test_a_report_that_fails_stops_the_page():

@@ -286,7 +286,7 @@ def test_the_index_has_every_page_once():
     docs = ROOT / "docs"
     names = {str(page.path.relative_to(docs)) for page in PAGES if page.path.is_relative_to(docs)} - {"README.md"}
     assert len(names) >= 17
-    index = (ROOT / "docs" / "README.md").read_text()
+    index = (docs / "README.md").read_text() + (docs / "results.md").read_text()  # which lists its details
     assert index_problems(index, names) == []
     assert index_problems(index, {*names, "new.md"}) == ["new.md"]
     assert index_problems(index, names - {"protocol.md"}) == ["protocol.md"]

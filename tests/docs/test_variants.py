@@ -97,28 +97,58 @@ def own_specs() -> list[VariantSpec]:
     return specs
 
 
-def test_the_page_of_variants_is_current(own_specs):
+def test_the_pages_of_variants_are_current(own_specs):
     assert {spec.name for spec in own_specs} == {name for name in available() if not plugin_origin(name)}
     assert len(own_specs) >= 39
     page = (ROOT / "docs" / "variants.md").read_text(encoding="utf-8")
+    details = (ROOT / "docs" / "appendix" / "variants-details.md").read_text(encoding="utf-8")
     assert page == variant_docs.page(own_specs), "run `lra-zoo docs`"
+    assert details == variant_docs.details(own_specs), "run `lra-zoo docs`"
     for spec in own_specs:
-        section = page.partition(f"\n## {spec.name}\n")[2].partition("\n## ")[0]
+        first, second = (text.partition(f"\n## {spec.name}\n")[2].partition("\n## ")[0] for text in (page, details))
         assert f"| {spec.title} " in page
-        assert all(number in section for number in re.findall(r"arXiv:[\d.]+", spec.paper))
-        assert all(f"`{name}={default!r}`" in section for name, _, default, _ in spec.config.describe())
+        assert all(number in first + second for number in re.findall(r"arXiv:[\d.]+", spec.paper))
+        assert all(f"`{name}={default!r}`" in second for name, _, default, _ in spec.config.describe())
+
+
+def test_nothing_of_a_docstring_is_lost_or_shown_twice(own_specs):
+    for spec in own_specs:
+        text = variant_docs._docstring(spec)
+        first, second = variant_docs.split_docstring(text)
+        assert "\n\n".join(first + second) == text
+        assert not any(part.startswith("Departures") for part in first)
+        assert not first[-1].endswith((":", ",")), spec.name
+
+
+def test_a_formula_and_its_letters_stay_with_the_idea():
+    long = " ".join(["word"] * variant_docs.SHORT) + ":"
+    letters = "with w the word."
+    text = "\n\n".join(["Title.", long, "    w = 1,", letters, "More.", "Departures:", "- one"])
+    assert variant_docs.split_docstring(text) == (
+        ["Title.", long, "    w = 1,", letters],
+        ["More.", "Departures:", "- one"],
+    )
+    listed = ["Title.", "Two kinds:", "- a\n- b", "More.", "Departures:", "- one"]
+    assert variant_docs.split_docstring("\n\n".join(listed)) == (listed[:3], listed[3:])
+    late = ["Title.", "Idea.", "Two kinds:", "- a\n- b"]
+    assert variant_docs.split_docstring("\n\n".join(late)) == (late[:2], late[2:])
 
 
 def test_the_page_says_what_few_variants_have(own_specs):
     (full,) = (spec for spec in own_specs if spec.name == "full")
     traits = replace(full.traits, memory="quadratic", padding_length_invariant=False, waivers={"reach": "it is wide"})
     page = variant_docs.page([replace(full, traits=traits)])
-    for remark in ("Memory: quadratic.", "amount of padding.", "Waived check: reach, because it is wide."):
+    for remark in (
+        "`full` (quadratic)",
+        "amount of padding for `full`.",
+        "Waived checks: `full` (reach, because it is wide).",
+    ):
         assert remark in page
         assert remark not in variant_docs.page([full])
 
 
-def test_the_page_links_to_every_section(own_specs):
-    page = variant_docs.page(own_specs)
-    linked = re.findall(r"\]\(#(\w+)\)", page)
-    assert linked == re.findall(r"^## (\w+)$", page, re.MULTILINE) == [spec.name for spec in own_specs]
+def test_the_pages_link_to_every_section(own_specs):
+    page, details = variant_docs.page(own_specs), variant_docs.details(own_specs)
+    names = [spec.name for spec in own_specs]
+    assert re.findall(r"\]\(#(\w+)\)", page) == re.findall(r"^## (\w+)$", page, re.MULTILINE) == names
+    assert re.findall(r"variants-details.md#(\w+)", page) == re.findall(r"^## (\w+)$", details, re.MULTILINE) == names

@@ -34,6 +34,26 @@ def test_head_to_head_pairs_seeds_and_examples(tmp_path):
         made(head_to_head, tmp_path, "full", "linaer")
 
 
+def test_head_to_head_against_several_has_the_rows_of_each(tmp_path):
+    for seed in range(3):
+        add_run(tmp_path, 500 + 7 * seed, seed=seed)
+        add_run(tmp_path, 490 + seed, seed=seed, variant="linear")
+        add_run(tmp_path, 450 + 3 * seed, seed=seed, variant="local")
+    table = made(head_to_head, tmp_path, "full", "linear", "local")
+    singles = [made(head_to_head, tmp_path, "full", name).cells.iloc[0] for name in ("linear", "local")]
+    assert table.cells["against"].tolist() == ["linear", "local"]
+    for row, single in zip(table.cells.iloc, singles, strict=True):
+        kept = ["seeds", "difference (points)", "95 % interval (points)", "p (paired t)", "detectable (points)"]
+        assert row[kept].tolist() == single[kept].tolist()
+        assert row["only the other"] == single.iloc[-1]
+    p = [float(single["p (paired t)"]) for single in singles]
+    assert p[1] < p[0]
+    assert float(table.cells["p (Holm)"][1]) == pytest.approx(2 * p[1], abs=0.0015)
+    assert len(table.records) == 9
+    with pytest.raises(UsageError, match="did you mean 'local'"):
+        made(head_to_head, tmp_path, "full", "linear", "loccal")
+
+
 def test_p_values_of_several_tasks_are_adjusted(tmp_path):
     """The seeds of one variant are not in the order of the other's, so that only pairs of equal seeds give these."""
     scores = {"listops": ([500, 530, 510], [490, 500, 505]), "text": ([600, 610, 620], [595, 612, 605])}
