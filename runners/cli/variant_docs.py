@@ -53,10 +53,10 @@ This page continues the [list of variants](../variants.md) with their departures
 their options with the defaults. *Exact* gives the options with which a variant equals full attention at length 2048.
 `lra-zoo docs` writes this page from the docstrings.
 
-The option `rotary` rotates queries and keys by their position (RoPE), and `bias` adds a number to each score that depends
-on the distance (ALiBi, or T5's buckets). `full`, `differential`, `local`, `longformer`, `bigbird`, `sparse`,
-`adaptive_span` and `contextpool` (for its base) take a bias. The others have no scores of single pairs of tokens, choose
-what to attend to by the content, or have position terms of their own.
+The option `rotary` rotates queries and keys by their position (RoPE), and `bias` adds a number to each score that
+depends on the distance (ALiBi, or T5's buckets). `full`, `differential`, `local`, `longformer`, `bigbird`, `sparse`,
+`adaptive_span` and `contextpool` (for its base) take a bias. The others have no scores of single pairs of tokens,
+choose what to attend to by the content, or have position terms of their own.
 
 *State* is what a layer keeps of a sequence to go on to the next token: keys and values that a later token may meet, or
 the states of a recurrence. The method `state_size` of a mixer gives its size at any length.
