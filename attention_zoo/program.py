@@ -2,8 +2,8 @@
 """Which program a variant of a third party is: its files, found by loading it where nothing else is loaded.
 
 Only Python knows which files an import takes, so the variant is imported, and trained for a moment with its options, in
-a clean process. That is forked for each question from a process with torch and this package, which starts with the
-first question and ends with this process.
+a clean process; so is a layer of a third party. That process is forked for each question from one with torch and this
+package, which starts with the first question and ends with this process.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def check_programs(texts: str) -> None:
 
 
 def program_text(
-    label: str, modules: Sequence[str], variant: str = "", options: Mapping[str, Any] | None = None
+    label: str, modules: Sequence[str], variant: str = "", options: Mapping[str, Any] | None = None, *, layer: str = ""
 ) -> str:
     """Return a short text for a program: a label and the beginning of its digest.
 
@@ -77,12 +78,13 @@ def program_text(
         modules: Modules or files to import, such as `package.module` or `folder/file.py`.
         variant: A variant that they define, which is tried, so that what it imports and reads then counts too.
         options: Its options, which may name files.
+        layer: A function (channels, stride) that they define, as `module:name`, whose layers are tried in its place.
 
     Raises:
         ProgramError: It cannot be imported alone, or has changed since this process imported it.
     """
     written = json.dumps(dict(options or {}), sort_keys=True)
-    program = program_of(tuple(modules), variant, written, tuple(sys.path), str(Path.cwd()))
+    program = program_of(tuple(modules), variant, written, layer, tuple(sys.path), str(Path.cwd()))
     _compare(program)
     text = f"{label} source {program.digest[:DIGITS]}"
     _asked[text] = program
@@ -90,13 +92,16 @@ def program_text(
 
 
 @functools.cache  # the code that runs is the code that was imported, once per process
-def program_of(modules: tuple[str, ...], variant: str, options: str, path: tuple[str, ...], folder: str) -> Program:
+def program_of(
+    modules: tuple[str, ...], variant: str, options: str, layer: str, path: tuple[str, ...], folder: str
+) -> Program:
     """Return the program of modules, and of a variant in them, as a clean process finds it.
 
     Args:
         modules: Modules or files to import; `__main__` is taken from this process, since it cannot be imported.
         variant: Name of the variant, or empty.
         options: Its options, as JSON.
+        layer: A function that makes layers, or empty; see `program_text`.
         path: Where Python looks for modules.
         folder: The working folder.
 
@@ -108,7 +113,8 @@ def program_of(modules: tuple[str, ...], variant: str, options: str, path: tuple
             return loaded_program((), {})
         except (OSError, ImportError) as error:
             raise ProgramError(str(error)) from error
-    request = {"modules": modules, "variant": variant, "options": json.loads(options), "path": path, "folder": folder}
+    request = {"modules": modules, "variant": variant, "options": json.loads(options), "layer": layer}
+    request |= {"path": path, "folder": folder}
     answer = _ask(request)
     if "error" in answer:
         raise ProgramError(answer["error"])
@@ -168,8 +174,8 @@ def serve() -> None:
     quiet = os.open(os.devnull, os.O_WRONLY)
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        # What ends the process may be the trial of the variant: then only what its import loads counts.
-        content = _forked(request, quiet) or _forked(request | {"variant": ""}, quiet)
+        # What ends the process may be the trial: then only what the import loads counts.
+        content = _forked(request, quiet) or _forked(request | {"variant": "", "layer": ""}, quiet)
         answers.write((content or b'{"error": "importing it ended the process"}') + b"\n")
         answers.flush()
 
@@ -191,7 +197,9 @@ def _forked(request: dict[str, Any], quiet: int) -> bytes:
     return content
 
 
-def _find(modules: list[str], variant: str, options: Mapping[str, Any], path: list[str], folder: str) -> dict[str, Any]:
+def _find(
+    modules: list[str], variant: str, options: Mapping[str, Any], layer: str, path: list[str], folder: str
+) -> dict[str, Any]:
     from attention_zoo.faults import fault_line
     from attention_zoo.foreign import import_place
 
@@ -214,6 +222,9 @@ def _find(modules: list[str], variant: str, options: Mapping[str, Any], path: li
         if variant:
             with contextlib.suppress(Exception):
                 _try(variant, options)
+        if layer:
+            with contextlib.suppress(Exception):
+                _try_layer(layer)
         distributions = {owner for module in modules if not module.endswith(".py") for owner in owners_of(module)}
         program = loaded_program(distributions, names, read)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises
@@ -258,3 +269,19 @@ def _try(variant: str, options: Mapping[str, Any]) -> None:
                         result = module(x, seen)
                         if training:
                             result.sum().backward()
+
+
+def _try_layer(reference: str) -> None:
+    """Build layers as a model does, and train them for a moment."""
+    import torch
+
+    torch.set_num_threads(1)
+    make = EntryPoint(name="layer", value=reference, group="").load()
+    for stride in (1, 2):
+        with contextlib.suppress(Exception):
+            module = make(8, stride)
+            for training in (True, False):
+                module.train(training)
+                result = module(torch.randn(2, 8, 8, 8, requires_grad=True))
+                if training:
+                    result.sum().backward()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from lra.config.labels import settings_of, short_name, varying
+from lra.config.labels import settings_of, short_name, shown_value, varying
 from lra.config.schema import RunConfig, canonical_json
 from lra.errors import StoreError, UsageError
 from lra.names import suggest_path
@@ -61,7 +61,9 @@ class ResultSet:
         """Return the profile and track under which tables show a run."""
         names = self._recipe_settings.get((config.profile, config.task), []) if config.track == "matched" else []
         settings = settings_of(config)
-        text = ", ".join(f"{short_name(name)}={settings.get(name, 'absent')}" for name in names)
+        text = ", ".join(
+            f"{short_name(name)}={shown_value(settings[name]) if name in settings else '(absent)'}" for name in names
+        )
         return (f"{config.profile} [{text}]" if text else config.profile), config.track
 
     @functools.cached_property

@@ -119,9 +119,22 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
         }
         named |= {name for name, usual in _EXECUTION.items() if row.settings.get(name, usual) != usual}
         shown = [name for name in sorted(named) if name in row.settings and name not in leave_out]
-        text = ", ".join(f"{short_name(name)}={_shown(row.settings[name])}" for name in shown)
+        text = ", ".join(f"{short_name(name)}={shown_value(row.settings[name])}" for name in shown)
         names.append(f"{row.shown} [{text}]" if text else row.shown)
-    return names
+    return _apart(rows, names)
+
+
+def _apart(rows: Sequence[Row], names: list[str]) -> list[str]:
+    """Add the registered name wherever two variants have one name: a title is free text, and may be another's row."""
+    holders: dict[str, set[str]] = {}
+    for row, name in zip(rows, names, strict=True):
+        holders.setdefault(name, set()).add(row.variant)
+    if all(len(variants) == 1 for variants in holders.values()):
+        return names
+    longer = [
+        f"{name} ({row.variant})" if len(holders[name]) > 1 else name for row, name in zip(rows, names, strict=True)
+    ]
+    return _apart(rows, longer)
 
 
 @functools.cache
@@ -175,7 +188,7 @@ def split_row(text: str) -> tuple[str, str]:
 
 def fits(settings: Settings, text: str) -> bool:
     """Say whether a run has the settings that a user typed, such as `window=4, rotary=True`; an empty text fits all."""
-    written = {f"{short_name(name)}={_shown(value)}" for name, value in settings.items()}
+    written = {f"{short_name(name)}={shown_value(value)}" for name, value in settings.items()}
     return all(part in written for part in re.findall(r'\w+=(?:"(?:\\.|[^"\\])*"|.*?)(?=,\s*\w+=|$)', text.strip()))
 
 
@@ -183,7 +196,7 @@ def _of_variant(setting: str) -> bool:
     return setting.startswith("variant.")
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """Write a value for a name; text in quotes where it could be taken for another value, or for several."""
     plain = not isinstance(value, str) or (re.fullmatch(r"[A-Za-z][\w./:+-]*", value) and value not in _NO_TEXTS)
     return str(value) if plain else json.dumps(value, ensure_ascii=False)

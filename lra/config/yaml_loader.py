@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML that means what it says: YAML 1.2 scalars, no duplicate keys, no aliases, no tags, bounded size and depth."""
+"""YAML that means what it says: YAML 1.2 scalars, no duplicate keys, no aliases, no tags, bounded size and depth.
+
+JSON is read as well. What `dump_text` writes is read as the same values.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ MAX_NODES = 20_000
 MAX_DIGITS = 18
 """Of an integer, its sign included: below 2^63 in any case."""
 MAX_DEPTH = 50
+_LINE_BREAKS = re.compile("[\x85\u2028\u2029]")
+"""Line breaks for YAML 1.1, and characters like others for JSON and for an editor."""
 
 
 class SeveralDocumentsError(UsageError):
@@ -71,6 +76,11 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     return result
 
 
+def _text(_: _StrictLoader, node: yaml.ScalarNode) -> str:
+    # JSON may write a character beyond U+FFFF as two, each half of it.
+    return node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+
+
 def _integer(_: _StrictLoader, node: yaml.ScalarNode) -> int:
     if len(node.value) > MAX_DIGITS:
         raise yaml.MarkedYAMLError(problem=f"a number of more than {MAX_DIGITS} digits", problem_mark=node.start_mark)
@@ -85,6 +95,7 @@ def _real(_: _StrictLoader, node: yaml.ScalarNode) -> float:
 
 
 _StrictLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_StrictLoader.add_constructor("tag:yaml.org,2002:str", _text)
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", _integer)
 _StrictLoader.add_constructor("tag:yaml.org,2002:float", _real)
 
@@ -98,6 +109,9 @@ def load_text(text: str, origin: str) -> Any:
     """
     if len(text) > MAX_BYTES:
         raise UsageError(f"{origin}: larger than {MAX_BYTES} characters")
+    if odd := _LINE_BREAKS.search(text):
+        code = f"{ord(odd[0]):04x}"
+        raise UsageError(f'{origin}: the character U+{code.upper()} is read as a line break; write "\\u{code}" for it')
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except yaml.MarkedYAMLError as error:
@@ -107,6 +121,24 @@ def load_text(text: str, origin: str) -> Any:
         raise kind(f"{place}: {error.problem or error.context}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UsageError(f"{origin}: not readable as YAML: {reason(error)}") from error
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that puts text in quotes also where `_StrictLoader` would take it for a number, such as `1e5`."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the base class's form
+        first: [
+            *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
+            *_StrictLoader.yaml_implicit_resolvers.get(first, []),
+        ]
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_StrictLoader.yaml_implicit_resolvers}
+    }
+
+
+def dump_text(values: dict[str, Any]) -> str:
+    """Write plain values as YAML, which `load_text` reads as the same values."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+    return text
 
 
 def load_file(path: Path) -> Any:

@@ -7,9 +7,10 @@ be prepared from a file that was named once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lra.atomic_io import file_digest
@@ -71,9 +72,19 @@ def keep_source(home: Path, key: str, source: Path) -> None:
         echo(f"Warning: {refusal}; other dataset variants need --from again", err=True)
 
 
-def digests_of(files: Iterable[Path]) -> dict[str, str]:
-    """Return the SHA-256 of files by their names, for the manifest."""
-    return {file.name: file_digest(file) for file in files}
+@contextlib.contextmanager
+def steady(files: Iterable[Path]) -> Iterator[dict[str, str]]:
+    """Give the SHA-256 of files by their names, for the manifest, to a block that reads the files.
+
+    Raises:
+        DataError: A file has changed by the end of the block, so that what was read may not be what was hashed.
+    """
+    listed = list(files)
+    digests = {file.name: file_digest(file) for file in listed}
+    yield digests
+    for file in listed:
+        if file_digest(file) != digests[file.name]:
+            raise DataError(f"{file}: changed while it was read; prepare the data again")
 
 
 def missing(task: str, what: str, home: Path) -> DataError:

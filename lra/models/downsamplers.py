@@ -74,7 +74,8 @@ def downsampler_origin(name: str) -> str:
         if point.dist is None or point.dist.name == OWN_DISTRIBUTION:
             return ""
         try:
-            return program_text(f"{point.dist.name} {point.dist.version}", [point.module, made.__module__])
+            label, modules = f"{point.dist.name} {point.dist.version}", [point.module, made.__module__]
+            return program_text(label, modules, layer=point.value)
         except ProgramError as error:
             raise UnknownDownsamplerError(f"downsampler {name!r}: its source cannot be told: {error}") from error
     return ""

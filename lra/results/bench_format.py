@@ -6,11 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lra.config.labels import row_name
+
 if TYPE_CHECKING:
+    from lra.config.schema import RunConfig
     from lra.results.bench_records import BenchRecord
 
 REFERENCE = "full"
-"""The variant that all ratios refer to."""
+"""The variant that all ratios refer to, with its default options: see `is_reference`."""
 NOISY, FLAGGED, MISSING = "~", "!", "-"
 """Marks: unsteady times, memory that must not be quoted, and no measurement."""
 NOISY_NOTE = f"{NOISY} noisy: the interquartile range of the step times is above 10 % of the median."
@@ -19,6 +22,11 @@ STATUS_WORDS = {"oom": "OOM"}
 """How statuses are written where they have a spelling of their own."""
 PARAMETER_RULE = 0.10
 """The benchmark's own rule: parameters differ from those of full attention by at most this share."""
+
+
+def is_reference(config: RunConfig) -> bool:
+    """Say whether a configuration is of full attention with its default options, to which ratios refer."""
+    return row_name(config) == REFERENCE
 
 
 def breaks_parameter_rule(ratio: float) -> bool:

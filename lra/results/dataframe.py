@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,8 @@ def record_frame(
 
     `column` is the heading of the task in tables; different data of one task get different headings. `label` is the
     name of the row: see `lra.config.labels`. One profile, track, label, heading and seed belong to one run, so a mean
-    over these never mixes different runs.
+    over these never mixes different runs. `device` is the processor; where runs on one processor differ in their number
+    of threads or processes, it names these too, since a speed of 8 threads is no multiple of one of 1.
 
     Args:
         records: Of any profiles.
@@ -60,7 +61,9 @@ def record_frame(
     """
     import pandas as pd
 
-    rows = [_record_row(record) for record in records] + [_attempt_row(attempt) for attempt in attempts]
+    done = list(records)
+    rows = [_record_row(record) | {"device": device} for record, device in zip(done, _devices(done), strict=True)]
+    rows += [_attempt_row(attempt) for attempt in attempts]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     numbers = ["accuracy", "validation_accuracy", "flops", "examples_per_second", "tokens_per_second", "peak_bytes"]
     frame[numbers] = frame[numbers].astype(float)
@@ -108,6 +111,25 @@ def _headings(frame: pd.DataFrame) -> list[str]:
     return headings
 
 
+def _devices(records: Sequence[RunRecord]) -> list[str]:
+    """Name what each run was trained on, with the threads and processes in which runs on one processor differ."""
+    shares: dict[str, dict[str, set[str]]] = {}
+    written = []
+    for record in records:
+        environment = record.environment
+        counted = ("threads", "processes") if environment.get("device") == "cpu" else ("processes",)
+        values = {"threads": "unknown", "processes": 1} | environment  # older records do not name a single process
+        written.append({name: f"{name} {values[name]}" for name in counted})
+        for name, text in written[-1].items():
+            shares.setdefault(record.processor, {}).setdefault(name, set()).add(text)
+    return [
+        ", ".join(
+            [record.processor, *(text for name, text in texts.items() if len(shares[record.processor][name]) > 1)]
+        )
+        for record, texts in zip(records, written, strict=True)
+    ]
+
+
 def _record_row(record: RunRecord) -> dict[str, Any]:
     cost, outcome = record.cost, record.outcome
     row = _run_row(record) | {
@@ -119,7 +141,6 @@ def _record_row(record: RunRecord) -> dict[str, Any]:
         "tokens_per_second": cost.tokens_per_second,
         "peak_bytes": cost.peak_memory_bytes,
         "train_seconds": cost.train_seconds,
-        "device": record.processor,
         "backend": record.backend,
         "continued": EARLIER in record.environment,
         "finished_at": record.finished_at,

@@ -225,6 +225,10 @@ class Store:
         """Return the folder of a run's checkpoints."""
         return self.root / "checkpoints" / run_id
 
+    def conflict_folder(self, run_id: str, number: int) -> Path:
+        """Return the folder of the checkpoints of a repetition with another outcome."""
+        return self.checkpoint_folder(run_id) / f"conflict-{number}"
+
     def find(self, run_id: str) -> RunRecord | None:
         """Return the record of a run, or None if the run has not been completed.
 
@@ -256,8 +260,8 @@ class Store:
             present, _ = self._read(path)
             if (present.status, present.outcome) == (record.status, record.outcome):
                 return present
-            number = 1
-            while not create_exclusive(
+            number = 1  # also passed over if only the weights of an earlier one are left, or only its record
+            while self.conflict_folder(record.run_id, number).exists() or not create_exclusive(
                 path.with_suffix(f".conflict-{number}.json"), pack_envelope("record", record.model_dump())
             ):
                 number += 1

@@ -20,7 +20,7 @@ from lra.data import download
 from lra.data.dataset import PreparedData, open_prepared, write_prepared
 from lra.data.pickled_rows import Ids
 from lra.data.places import REMOTES
-from lra.data.raw_files import check_source, digests_of, keep_source, kept_source
+from lra.data.raw_files import check_source, keep_source, kept_source, steady
 from lra.data.split import Split, SplitName
 from lra.errors import DataError, UsageError
 from lra.reading import reading
@@ -184,15 +184,16 @@ class Task(ABC, Generic[OptionsT]):
             )
         files = pickles.pickle_files(source, self.pickle_stem(options))
         with scratch_folder(target) as scratch:
-            splits = pickles.read_pickles(
-                files,
-                scratch,
-                lambda ids: self.decode_pickled(ids, options),
-                documents=2 if self.info.paired else 1,
-                classes=self.info.num_classes,
-                offset=self.pickle_offset(options),
-                progress=progress,
-            )
+            with steady(files.values()) as sources:
+                splits = pickles.read_pickles(
+                    files,
+                    scratch,
+                    lambda ids: self.decode_pickled(ids, options),
+                    documents=2 if self.info.paired else 1,
+                    classes=self.info.num_classes,
+                    offset=self.pickle_offset(options),
+                    progress=progress,
+                )
             counts = " / ".join(f"{len(split):,}" for split in splits.values())
             phrases = [self.dataset_name(options), f"{counts} examples", *self.describe_pickles(splits)]
             return self.write(
@@ -200,7 +201,7 @@ class Task(ABC, Generic[OptionsT]):
                 target,
                 splits,
                 generated_by=f"pickle reader {pickles.VERSION}, folder {source.name}",
-                sources=digests_of(files.values()),
+                sources=sources,
                 dataset=", ".join(phrases),
             )
 

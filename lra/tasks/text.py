@@ -14,7 +14,7 @@ from lra.data.archives import stream_members
 from lra.data.dataset import PreparedData
 from lra.data.parquet import PARQUET_ORDER, PARQUET_SPLITS, parquet_files, read_rows, source_files
 from lra.data.pickled_rows import Ids
-from lra.data.raw_files import digests_of, missing
+from lra.data.raw_files import missing, steady
 from lra.data.split import Split, SplitName
 from lra.errors import DataError
 from lra.tasks import pickles
@@ -110,13 +110,14 @@ class Text(Task[TextOptions]):
         """Read the archive `aclImdb_v1.tar.gz`, or a folder of parquet files."""
         if source is None:
             raise missing(self.info.name, "aclImdb_v1.tar.gz, the archive of IMDb reviews,", target.parent)
-        splits = self._cut(read_reviews(source, options, progress=progress), options)
+        with steady(source_files(source)) as sources:
+            splits = self._cut(read_reviews(source, options, progress=progress), options)
         return self.write(
             options,
             target,
             splits,
             generated_by=f"IMDb reader {VERSION}, {source.name}",
-            sources=digests_of(source_files(source)),
+            sources=sources,
             dataset=f"{self.dataset_name(options)}, {PARQUET_ORDER}" if source.is_dir() else None,
         )
 

@@ -143,9 +143,8 @@ def _reference_row(results: ResultSet, headings_of_runs: Mapping[str, str]) -> d
 
 def _recipe(record: RunRecord) -> str:
     """Return everything that must be the same in two runs that differ in variant and seed alone."""
-    config = record.config
-    parts = (config.profile, config.track, config.task, config.data, config.model, config.train, config.pretrain)
-    return repr((*parts, record.data_digest))
+    recipe = {name: value for name, value in record.config.hashed().items() if name not in ("variant", "seed")}
+    return repr((recipe, record.data_digest, record.numerics_version))
 
 
 def is_trained(results: ResultSet, run_id: str) -> bool:

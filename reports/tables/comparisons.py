@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from lra.config.labels import fits, short_name, split_row, varying
+from lra.config.labels import fits, short_name, shown_value, split_row, varying
 from lra.errors import UsageError
 from lra.names import suggest
 from lra.results.dataframe import label_rows
@@ -218,7 +218,10 @@ def _changes(frame: pd.DataFrame, base: str) -> tuple[list[str], str]:
     The base has the most common settings of the rows that fit the given ones.
     """
     names = varying(frame["settings"])
-    texts = [{name: str(settings.get(name, "absent")) for name in names} for settings in frame["settings"]]
+    texts = [
+        {name: shown_value(settings[name]) if name in settings else "(absent)" for name in names}
+        for settings in frame["settings"]
+    ]
     order = frame["finished_at"].reset_index(drop=True).sort_values(kind="stable").index
     fitting = [row for row in order if fits(frame["settings"].iloc[row], base)] or list(order)
     common = {name: Counter(texts[row][name] for row in fitting).most_common(1)[0][0] for name in names}

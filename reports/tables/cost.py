@@ -7,7 +7,7 @@ import math
 
 import pandas as pd
 
-from lra.results.bench_format import REFERENCE
+from lra.results.bench_format import is_reference
 
 from ..result_set import ResultSet
 from .captions import number, parameter_notes, provenance_notes, table_caption
@@ -20,13 +20,14 @@ FLOPS_NOTE = Term(
 
 
 def cost(results: ResultSet, profile: str, track: str) -> Table:
-    """Tabulate the cost of training, relative to full attention on the same task and device."""
+    """Tabulate the cost of training, relative to full attention by default options, on the same task and device."""
     results = results.for_profile(profile, track)
     frame = results.frame()
     rows, scores = [], []
     frame["recipe"] = [_recipe(settings) for settings in frame["settings"]]
+    full = [run_id for run_id, record in results.records.items() if is_reference(record.config)]
     for (column, device, label), group in frame.dropna(subset=["parameters"]).groupby(["column", "device", "label"]):
-        peers = frame[(frame["column"] == column) & (frame["device"] == device) & (frame["variant"] == REFERENCE)]
+        peers = frame[(frame["column"] == column) & (frame["device"] == device) & frame["run_id"].isin(full)]
         base = peers[peers["recipe"] == group["recipe"].iloc[0]]
         parameters, reference = int(group["parameters"].iloc[0]), int(group["parameters_full"].iloc[0])
         row = {"task": str(column), "variant": str(label), "device": str(device)}
@@ -46,7 +47,7 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
     methods = sorted({record.cost.peak_memory_method for record in results.records.values()})
     notes = [
         Term("Cost: medians over seeds, measured during training; other work may have run on the same machine."),
-        Term("x full: relative to full attention with the same recipe."),
+        Term("x full: relative to full attention with its default options and the same recipe."),
         f"Memory: {'; '.join(methods)}.",
         FLOPS_NOTE,
         *parameter_notes(frame),

@@ -37,7 +37,7 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
     Columns: `label` (variant, with its options where they differ), `is_reference` (whether it is full attention with
     its only options), `length`, `batch`, `seconds` per step and `bytes` at peak (both may be missing), and
     `measurement`. Batches may differ by length, as with equal tokens in each step. If one length was measured with
-    several batches, each batch has a frame of its own.
+    several batches, be it of different variants, each batch has a frame of its own: within a length, all is comparable.
     """
     titles = results.titles()
     rows = [
@@ -66,7 +66,7 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
         names = pd.Series(label_rows(group, name="variant"), group.index)
         labelled = group.assign(label=label_rows(group), is_reference=names == REFERENCE)
         same_place = ["label", "length"]
-        split = bool(labelled.drop_duplicates([*same_place, "batch"]).duplicated(same_place).any())
+        split = bool((labelled.groupby("length")["batch"].nunique() > 1).any())
         parts = [part for _, part in labelled.groupby("batch")] if split else [labelled]
         groups += [part.drop_duplicates(same_place, keep="last") for part in parts]
     return groups

@@ -15,7 +15,7 @@ from attention_zoo import get_variant
 from lra.config.profiles import Profile
 from lra.config.schema import RunConfig
 from lra.measure.environment import describe_environment
-from lra.results.bench_format import REFERENCE
+from lra.results.bench_format import REFERENCE, is_reference
 from lra.results.bench_records import BenchRecord, Timing, settings_id
 
 from ..arithmetic import set_arithmetic
@@ -97,6 +97,8 @@ def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[
     processor = environment["device" if plan.device.type == "cuda" else "cpu"]
     fitting = [config for config in configs if replies[config.variant.name].status == "ok"]
     seconds = time_variants(fitting, plan)
+    # The ratio is kept without the options of full attention, so with others there is none.
+    comparable = any(is_reference(config) for config in configs)
     records = []
     for config in configs:
         name, reply = config.variant.name, replies[config.variant.name]
@@ -105,7 +107,7 @@ def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[
             reply = reply.model_copy(
                 update={"status": "oom", "detail": "out of memory while the models of the other variants were loaded"}
             )
-        both = times is not None and REFERENCE in seconds
+        both = times is not None and REFERENCE in seconds and comparable
         records.append(
             BenchRecord(
                 variant_title=get_variant(config.variant.name).title,

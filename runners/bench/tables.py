@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from lra.config.labels import row_name
 from lra.results.bench_format import (
     FLAGGED,
     MISSING,
@@ -14,6 +15,7 @@ from lra.results.bench_format import (
     REFERENCE,
     STATE_NOTE,
     highest_load,
+    is_reference,
     memory_text,
     speed_text,
     state_text,
@@ -27,7 +29,7 @@ from .workload import tokens_per_step
 
 def full_report(records: Sequence[BenchRecord]) -> str:
     """Lay out every measurement, one line per variant and length, then the crossover lengths and the notes."""
-    full = {record.length: record for record in records if record.variant == REFERENCE}
+    full = {record.length: record for record in records if is_reference(record.config)}
     rows = [_row(record, full.get(record.length)) for record in records]
     headers = [
         "variant", "length", "batch", "steps/s", "tokens/s", "x full", "MiB step", "x full", "MiB model", "GFLOP",
@@ -53,11 +55,12 @@ def arena_report(records: Sequence[BenchRecord]) -> str:
     """Lay out like table 2 of the benchmark's paper: speed (ratio to full) by length, then peak memory by length."""
     lengths = sorted({record.length for record in records})
     cells = {(record.variant, record.length): record for record in records}
+    full = {record.length: record for record in records if is_reference(record.config)}
     rows = [
         [
             title,
             *(speed_text(cells[name, length]) for length in lengths),
-            *(memory_text(cells[name, length], cells.get((REFERENCE, length))) for length in lengths),
+            *(memory_text(cells[name, length], full.get(length)) for length in lengths),
         ]
         for name, title in _titles(records).items()
     ]
@@ -93,7 +96,7 @@ def notes(records: Sequence[BenchRecord]) -> list[str]:
     if any(timing.noisy for timing in timed):
         lines.append(NOISY_NOTE)
     for record in records:
-        where = f"{record.variant_title} at {record.length}"
+        where = f"{_title(record)} at {record.length}"
         if record.status != "ok":
             lines.append(f"{where}: {record.status}: {record.detail}")
         elif record.memory is not None and record.memory.problem:
@@ -114,15 +117,14 @@ def time_crossing(records: Sequence[BenchRecord], name: str) -> Crossover:
 
 def memory_crossing(records: Sequence[BenchRecord], name: str) -> Crossover:
     """Find from which length on a variant's steps take less memory than those of full."""
-    own, full = (
-        {r.length: float(r.memory.step) for r in records if r.variant == variant and r.memory and not r.memory.problem}
-        for variant in (name, REFERENCE)
-    )
+    known = [r for r in records if r.memory and not r.memory.problem]
+    own = {r.length: float(r.memory.step) for r in known if r.memory and r.variant == name}
+    full = {r.length: float(r.memory.step) for r in known if r.memory and is_reference(r.config)}
     return crossover(own, full)
 
 
 def _row(record: BenchRecord, full: BenchRecord | None) -> list[str]:
-    head = [record.variant_title, str(record.length), str(record.batch_size)]
+    head = [_title(record), str(record.length), str(record.batch_size)]
     if record.status != "ok" or record.timing is None or record.memory is None or record.flops is None:
         return [*head, speed_text(record), *[MISSING] * 7, state_text(record)]
     rate = 1.0 / record.timing.median
@@ -160,7 +162,7 @@ def _uncounted(records: Sequence[BenchRecord]) -> list[str]:
     by_variant: dict[str, set[str]] = {}
     for record in records:
         if record.flops is not None:
-            by_variant.setdefault(record.variant_title, set()).update(record.flops.uncounted)
+            by_variant.setdefault(_title(record), set()).update(record.flops.uncounted)
     if not by_variant:
         return []
     shared = set.intersection(*by_variant.values())
@@ -173,7 +175,12 @@ def _uncounted(records: Sequence[BenchRecord]) -> list[str]:
 
 def _titles(records: Sequence[BenchRecord]) -> dict[str, str]:
     """Return the display name of each variant, in the order in which they were measured."""
-    return {record.variant: record.variant_title for record in records}
+    return {record.variant: _title(record) for record in records}
+
+
+def _title(record: BenchRecord) -> str:
+    """Return the name of a row: the title of the variant, with the options that are not the default."""
+    return row_name(record.config, record.variant_title)
 
 
 def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:

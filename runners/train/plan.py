@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tabulate import tabulate
 
 from attention_zoo import RegistrationError, UnknownVariantError, available, get_variant
@@ -22,7 +21,7 @@ from lra.config.profiles import PROFILE_NAME, FamilyRecipe, Profile, load_profil
 from lra.config.resolve import check_variant_names, pretraining, resolve, with_programs
 from lra.config.schema import ModelConfig, RunConfig, TrainConfig, canonical_json, valid_section
 from lra.config.suites import check_number_of_runs
-from lra.config.yaml_loader import MAX_BYTES, SeveralDocumentsError, load_file, load_text
+from lra.config.yaml_loader import MAX_BYTES, SeveralDocumentsError, dump_text, load_file, load_text
 from lra.data.dataset import open_prepared
 from lra.errors import DataError, UsageError
 from lra.measure.model_size import parameters_of
@@ -307,7 +306,7 @@ def describe(config: RunConfig, home: Path) -> str:
         f"# parameters: {parameters:,} ({parameters / full:.3f} x full attention)\n"
         f"# run id: {run_id}\n"
     )
-    return yaml.safe_dump(config.model_dump(), sort_keys=False) + notes
+    return dump_text(config.model_dump()) + notes
 
 
 def plan_table(configs: Sequence[RunConfig]) -> str:

@@ -339,7 +339,7 @@ def run(
                 record = store.publish(record, arrays)
             except ConflictError as conflict:
                 if repeated:
-                    folder.rename(folder.with_name(f"conflict-{conflict.number}"))
+                    folder.rename(store.conflict_folder(run_id, conflict.number))
                 kept = store.find(run_id)
                 note = "" if kept is None else why_other_bits(decisive(kept.environment), environments[-1])
                 raise ConflictError(f"{conflict}{note}", conflict.number) from conflict

@@ -55,6 +55,7 @@ def add_run(
     flops=2_000_000,
     variant_title=None,
     environment=None,
+    numerics_version=NUMERICS_VERSION,
     **of,
 ):
     """Publish one run that has `correct` of 1000 right; None is a run that diverged."""
@@ -76,8 +77,8 @@ def add_run(
         resumed=0,
     )  # fmt: skip
     record = RunRecord(
-        run_id=config.run_id(digest), status="ok" if outcome else "diverged", config=config,
-        numerics_version=NUMERICS_VERSION,
+        run_id=config.run_id(digest, numerics_version), status="ok" if outcome else "diverged", config=config,
+        numerics_version=numerics_version,
         task_title=title or TITLES[config.task], variant_title=variant_title or config.variant.name, dataset=dataset,
         data_digest=digest,
         baselines={"chance": 10.0, "majority": 11.0} if baselines is None else baselines, outcome=outcome, cost=cost,

@@ -12,7 +12,7 @@ import numpy as np
 from lra.data.dataset import PreparedData
 from lra.data.parquet import PARQUET_ORDER, source_files
 from lra.data.pickled_rows import Ids
-from lra.data.raw_files import digests_of, missing
+from lra.data.raw_files import missing, steady
 from lra.data.split import Split, SplitName
 from lra.errors import DataError
 from lra.tasks import pickles
@@ -94,7 +94,8 @@ class _Pixels(Task[OptionsT]):
     ) -> PreparedData:
         if source is None:
             raise missing(self.info.name, "the CIFAR-10 archive, python or binary version,", target.parent)
-        train, train_labels, test, test_labels = read_images(source, levels, progress=progress)
+        with steady(source_files(source)) as sources:
+            train, train_labels, test, test_labels = read_images(source, levels, progress=progress)
         for what, count, expected in (
             ("train", len(train), options.train_images),
             ("test", len(test), options.test_images),
@@ -122,7 +123,7 @@ class _Pixels(Task[OptionsT]):
             target,
             splits,
             generated_by=f"CIFAR-10 reader {VERSION}, {source.name}",
-            sources=digests_of(source_files(source)),
+            sources=sources,
             dataset=f"{self.dataset_name(options)}, {PARQUET_ORDER}" if source.is_dir() else None,
         )
 

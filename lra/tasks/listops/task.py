@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from lra.data.dataset import PreparedData
 from lra.data.pickled_rows import Ids
-from lra.data.raw_files import digests_of, places_in_release
+from lra.data.raw_files import places_in_release, steady
 from lra.data.split import SPLITS, Split, SplitName
 from lra.errors import DataError, UsageError
 from lra.tasks import pickles
@@ -223,7 +223,8 @@ class ListOps(Task[ListOpsOptions]):
                 "These files are in the folder listops-1000 of the archive lra_release.gz of the benchmark.\n"
                 "Read them with: lra-data prepare listops --set source=official --from FOLDER"
             )
-        splits = {name: reader.read_split(files[name], progress=progress) for name in SPLITS}
+        with steady(files.values()) as sources:
+            splits = {name: reader.read_split(files[name], progress=progress) for name in SPLITS}
         for name, split in splits.items():
             file, count = files[name], options.counts[name]
             if len(split) != count:
@@ -232,7 +233,7 @@ class ListOps(Task[ListOpsOptions]):
             if len(outside):
                 line, length = int(outside[0]) + 2, split.lengths[outside[0]]
                 raise DataError(f"{file}:{line}: {length} tokens, not {options.min_length} to {options.max_length}")
-        return splits, digests_of(files.values())
+        return splits, sources
 
 
 def _tree_lines(tokens: list[int]) -> list[str]:

@@ -1,4 +1,5 @@
 import contextlib
+import json
 import math
 import os
 import time
@@ -6,7 +7,7 @@ import time
 import pytest
 import yaml
 
-from lra.config.yaml_loader import load_file, load_text
+from lra.config.yaml_loader import dump_text, load_file, load_text
 from lra.errors import UsageError
 
 
@@ -32,6 +33,9 @@ def test_scalars_are_those_of_yaml_1_2():
         ("a: \x00", "not readable as YAML"),
         ("1: 2", "key 1 is not text"),
         ("a" * (1 << 21), "larger than"),
+        ("a: 'b\x85c'", r'^f: the character U\+0085 is read as a line break; write "\\u0085" for it$'),
+        ("a: b\u2028c", r"U\+2028"),
+        (r'{"a": "\ud83d"}', "not readable as YAML"),
         ("a: 1e999", "a number that is too large"),
         ("a: -1e999", "a number that is too large"),
         ("9" * 5000, "a number of more than 18 digits"),
@@ -44,6 +48,33 @@ def test_refuses_in_one_line(text, message):
     with pytest.raises(UsageError, match=message) as caught:
         load_text(text, "f")
     assert "\n" not in str(caught.value)
+
+
+TEXTS = [
+    "1e5",
+    "-2E5",
+    ".5",
+    "1.",
+    "no",
+    "12:30",
+    "~",
+    "",
+    "1_000",
+    "a\x85b",
+    "a\u2028b",
+    "\U0001f600",
+    " x ",
+    "a: b",
+    "null",
+]
+
+
+def test_what_is_written_is_read_as_the_same_values():
+    values = {"texts": TEXTS, "numbers": [1e5, 1e-5, 0.5, 10, -3, 1e22], "none": None, "yes": True}
+    assert load_text(dump_text(values), "f") == values
+    plain = yaml.safe_dump(values)  # the broken twin: text that becomes a number
+    assert load_text(plain, "f")["texts"][0] == 1e5
+    assert load_text(json.dumps(values), "f") == values  # with characters beyond U+FFFF as two halves
 
 
 def test_what_a_plain_loader_would_take():

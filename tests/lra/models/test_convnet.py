@@ -1,12 +1,17 @@
+from importlib.metadata import EntryPoint
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from attention_zoo import program
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig
 from lra.config.suites import expand, load_suite
 from lra.errors import UsageError
+from lra.models import downsamplers
 from lra.models.convnet import ConvNet
 from lra.models.downsamplers import UnknownDownsamplerError, available_downsamplers, get_downsampler
 from lra.models.transformer import build_model, count_parameters
@@ -167,3 +172,28 @@ def test_the_suite_compares_every_pooling():
     cells = expand(load_suite("convnet"))
     assert {cell.model.pool for cell in cells} == set(POOLS)
     assert all(cell.model.family == "convnet" and cell.track == "open" for cell in cells)
+
+
+@pytest.mark.parametrize("moment", ["built", "called", "evaluated"])
+def test_a_file_that_a_layer_of_a_plug_in_reads_is_part_of_its_program(moment, tmp_path, monkeypatch):
+    read = dict.fromkeys(("built", "called", "evaluated"), "pass") | {moment: "Path('kernel.txt').read_text()"}
+    (tmp_path / "theirs.py").write_text(
+        "import torch\nfrom pathlib import Path\n"
+        "class Pool(torch.nn.MaxPool2d):\n    def forward(self, x):\n"
+        f"        {read['called']}\n        if not self.training:\n            {read['evaluated']}\n"
+        "        return super().forward(x)\n"
+        f"def make(channels, stride):\n    {read['built']}\n    return Pool(3, stride, padding=1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    distribution = SimpleNamespace(name="theirs", version="1")
+    point = EntryPoint(name="theirs", group="lra.downsamplers", value="theirs:make")
+    monkeypatch.setattr(downsamplers, "entry_points", lambda **_: [point._for(distribution)])
+    origins = []
+    for content in ("1", "2", "2"):
+        (tmp_path / "kernel.txt").write_text(content)
+        program.program_of.cache_clear()
+        downsamplers.downsampler_origin.cache_clear()
+        origins.append(downsamplers.downsampler_origin("theirs"))
+    assert origins[0].startswith("theirs 1 source ")
+    assert origins[0] != origins[1] == origins[2]

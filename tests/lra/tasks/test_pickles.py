@@ -12,7 +12,7 @@ from lra.data.dataset import open_prepared
 from lra.data.pickled_rows import read_pickled_rows
 from lra.data.split import SPLITS
 from lra.errors import DataError, UsageError
-from lra.tasks import get_task
+from lra.tasks import get_task, pickles
 
 COUNTS = {"train": 9, "dev": 4, "test": 5}
 STEMS = {
@@ -192,3 +192,16 @@ def test_any_damage_is_rows_or_one_line(tmp_path_factory, position, value, cut):
     except DataError as error:
         message = str(error)
     assert "\n" not in message
+
+
+def test_files_that_change_while_they_are_read_give_no_data(tmp_path, monkeypatch):
+    read = pickles.read_pickles
+
+    def read_and_change(files, *arguments, **keywords):
+        splits = read(files, *arguments, **keywords)
+        files["test"].write_bytes(b"other rows")
+        return splits
+
+    monkeypatch.setattr(pickles, "read_pickles", read_and_change)
+    with pytest.raises(DataError, match="changed while it was read"):
+        prepare("listops", tmp_path, write(tmp_path / "rows", "listops"))

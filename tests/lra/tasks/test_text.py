@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lra.data.split import SPLITS
 from lra.errors import DataError, UsageError
 from lra.tasks import get_task
+from lra.tasks import text as text_module
 from tests.lra.data.archive_cases import link, review_members, tar_bytes
 
 TASK = get_task("text")
@@ -165,3 +166,17 @@ def test_any_bytes_come_back(tmp_path_factory, reviews):
     kept = [text for name in SPLITS for text in texts(data.split(name))]
     assert sorted(kept) == sorted(reviews)
     assert np.concatenate([data.split(name).tokens for name in SPLITS]).dtype == np.uint8
+
+
+def test_an_archive_that_is_replaced_while_it_is_read_gives_no_data(tmp_path, source, monkeypatch):
+    read = text_module.read_reviews
+
+    def read_and_replace(place, *arguments, **keywords):
+        reviews = read(place, *arguments, **keywords)
+        (tmp_path / "new").write_bytes(b"another archive")
+        (tmp_path / "new").replace(place)
+        return reviews
+
+    monkeypatch.setattr(text_module, "read_reviews", read_and_replace)
+    with pytest.raises(DataError, match="reviews: changed while it was read"):
+        prepare(tmp_path, source)

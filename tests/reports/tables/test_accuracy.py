@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from lra.config.schema import NUMERICS_VERSION
 from lra.errors import UsageError
 from reports.render import rankings
 from reports.result_set import load_stores
@@ -111,6 +112,25 @@ def test_mlp_only_of_the_same_recipe_stands_among_the_baselines(tmp_path):
     assert table.baselines == 3
     # where its runs are rows of the table, they are not repeated
     assert "MLP only, trained" not in accuracy(results, "quick", "matched").cells.index
+
+
+def test_mlp_only_of_another_numerics_version_is_no_baseline(tmp_path):
+    add_run(tmp_path, 400)
+    for version, right in ((NUMERICS_VERSION, 300), (NUMERICS_VERSION - 1, 500)):
+        add_run(tmp_path, right, variant="mlp_only", numerics_version=version)
+    chosen = load_stores([tmp_path]).filter(lambda config: config.variant.name == "full")
+    assert accuracy(chosen, "quick", "matched").cells.loc["MLP only, trained"].tolist() == ["30.00 (1)"]
+
+
+def test_a_title_that_is_the_name_of_another_row_shares_no_cell_with_it(tmp_path):
+    """Titles of plug-ins are free text."""
+    add_run(tmp_path, 400, variant="local", variant_title="Local", options={"window": 8})
+    add_run(tmp_path, 500, variant="local", variant_title="Local", options={"window": 16})
+    named = next(name for name in made(accuracy, tmp_path).cells.index if "window=8" in name)
+    add_run(tmp_path, 600, variant="theirs", variant_title=named, seed=1)
+    cells = made(accuracy, tmp_path).cells
+    assert cells.loc[f"{named} (local)", "ListOps"] == "40.00 (1)"
+    assert cells.loc[f"{named} (theirs)", "ListOps"] == "60.00 (1)"
 
 
 def test_nothing_is_marked_where_all_stand_at_chance(tmp_path):

@@ -143,3 +143,20 @@ def test_an_ablation_takes_the_row_that_is_named_for_its_base(tmp_path):
     assert cells["changed"].tolist() == ["(base)", "rotary=False"]
     with pytest.raises(UsageError, match=r"no records of 'full \[rotary=3\]'"):
         made(ablation, tmp_path, "full [rotary=3]")
+
+
+@pytest.mark.parametrize(("one", "other"), [(None, "None"), (True, "True"), (2, "2"), ([1, 2], "[1, 2]")])
+def test_values_and_their_texts_are_two_settings_of_an_ablation(one, other, tmp_path):
+    for seed, value in enumerate((one, one, other)):
+        add_run(tmp_path, 400 + 100 * seed, variant="theirs", seed=seed, options={"w": value})
+    cells = made(ablation, tmp_path, "theirs").cells
+    assert cells["changed"].tolist() == ["(base)", f'w="{other}"']
+    assert cells["test accuracy (%)"].tolist() == ["45.00 ± 7.07 (2)", "60.00 (1)"]
+
+
+def test_an_absent_setting_is_not_a_text(tmp_path):
+    add_run(tmp_path, 400, variant="theirs")
+    add_run(tmp_path, 500, variant="theirs", seed=1)
+    add_run(tmp_path, 600, variant="theirs", options={"w": "absent"})
+    assert made(ablation, tmp_path, "theirs").cells["changed"].tolist() == ["(base)", "w=absent"]
+    assert "Base on ListOps: w=(absent)." in made(ablation, tmp_path, "theirs").notes

@@ -1,5 +1,7 @@
 """The table of the cost of training, from stores of made-up records."""
 
+import pytest
+
 from reports.tables import cost
 from tests.reports.synthetic import add_run, made, notes_of
 
@@ -29,3 +31,32 @@ def test_processors_are_told_apart(tmp_path):
     assert cells["device"].to_dict() == {"full": "Model <7>", "linear": "Model <8>"}
     assert cells["speed (x full)"].to_dict() == {"full": "1.00", "linear": "-"}
     assert "Trained for 1500 steps on Model <7>, Model <8>." in table.notes
+
+
+def test_ratios_refer_to_full_attention_with_its_default_options_alone(tmp_path):
+    """With other options it is another model, such as one without a fused kernel."""
+    add_run(tmp_path, 400, speed=8000.0, options={"backend": "reference"})
+    add_run(tmp_path, 400, variant="linear", speed=3000.0)
+    assert made(cost, tmp_path).cells.set_index("variant")["speed (x full)"].tolist() == ["-", "-"]
+    add_run(tmp_path, 400, speed=1000.0)
+    cells = made(cost, tmp_path).cells.set_index("variant")
+    assert cells["speed (x full)"].to_dict() == {"full": "1.00", "full [backend=reference]": "8.00", "linear": "3.00"}
+
+
+@pytest.mark.parametrize(("name", "device"), [("threads", "cpu"), ("processes", "cpu"), ("processes", "Card")])
+def test_speeds_of_another_number_of_threads_or_processes_are_told_apart(name, device, tmp_path):
+    alike = {"device": device, "cpu": "Model <7>", "threads": 1, "processes": 1}
+    where = "Model <7>" if device == "cpu" else device
+    add_run(tmp_path, 400, speed=1000.0, environment=alike)
+    add_run(tmp_path, 400, variant="linear", speed=3000.0, environment=alike)
+    table = made(cost, tmp_path)
+    assert table.cells["device"].tolist() == [where, where]
+    assert table.cells["speed (x full)"].tolist() == ["1.00", "3.00"]
+    add_run(tmp_path, 400, variant="linear", seed=1, speed=9000.0, environment=alike | {name: 8})
+    table = made(cost, tmp_path)
+    found = table.cells[["variant", "device", "speed (tokens/s)", "speed (x full)"]].to_numpy().tolist()
+    assert sorted(found) == [
+        ["full", f"{where}, {name} 1", "1,000", "1.00"],
+        ["linear", f"{where}, {name} 1", "3,000", "3.00"],
+        ["linear", f"{where}, {name} 8", "9,000", "-"],
+    ]

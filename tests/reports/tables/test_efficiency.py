@@ -54,6 +54,14 @@ def test_machines_and_batches_that_collide_get_tables_of_their_own(tmp_path):
     assert len(measurement_groups(load_stores([tmp_path]))) == 5
 
 
+def test_within_a_length_all_is_of_one_batch(tmp_path):
+    """Memory of a batch of 8 is no multiple of that of another batch, whatever the variants."""
+    add_measurement(tmp_path, "full", 1024, seconds=1.0, mib=90, batch=32)
+    add_measurement(tmp_path, "local", 1024, seconds=0.2, mib=9, batch=8)
+    tables = efficiency_tables(load_stores([tmp_path]))
+    assert sorted(cell for table in tables for cell in table.cells["GB 1K"]) == ["0.020", "0.105 (1.00)"]
+
+
 def test_options_that_differ_are_in_the_label(tmp_path):
     for rotary in (False, True):
         add_measurement(tmp_path, "full", 1024, seconds=1.0, mib=9, options={"rotary": rotary})

@@ -25,7 +25,9 @@ from lra.results.bench_records import (
     save_bench_record,
     settings_id,
 )
+from runners.bench import measure
 from runners.bench.memory import PINNED_MALLOC, allocator_peak
+from runners.bench.memory_process import MemoryReply
 from runners.bench.tables import arena_report, full_report
 from runners.bench.workload import Workload, tokens_per_step, workload_config
 from runners.cli.bench import command, defaults, parse_lengths
@@ -139,8 +141,7 @@ def test_a_record_has_all_that_the_table_shows(bench):
         assert {"load_average", "cpu", "threads", "torch", "frequency_governor"} <= record.environment.keys()
         assert read_bench_record(store / "bench" / f"{record.settings_id}.json") == record
     full, local = sorted(records, key=lambda record: record.variant)
-    assert full.speed_ratio == 1.0
-    assert local.speed_ratio > 0
+    assert full.speed_ratio is local.speed_ratio is None  # its full attention has an option
     assert {entry["settings_id"] for entry in json.loads(json_file.read_text())} == {r.settings_id for r in records}
     assert "Both counters agree within 2 MiB or 3 % in 2 of 2 measurements." in printed
     assert "batch 4 on this one device" in printed
@@ -243,6 +244,23 @@ def record(variant, length, **changes):
         environment={"cpu": "some processor", "device": "cpu", "load_average": 0.5, "torch": "2"},
     )  # fmt: skip
     return base.model_copy(update=changes)
+
+
+@pytest.mark.parametrize("options", [{}, {"variants.full.backend": "reference"}])
+def test_ratios_refer_to_full_attention_with_its_default_options_alone(options, monkeypatch):
+    """A stored ratio does not say with which options full attention was measured, so with any there is none."""
+    plan = measure.BenchPlan(
+        variants=["full", "local"], lengths=[64], task="listops", profile=load_profile("quick"), device=CPU,
+        threads=torch.get_num_threads(), batch=4, overrides=options,
+    )  # fmt: skip
+    reply = MemoryReply(status="ok", detail="", parameters=5, backend="torch", memory=measurement(), flops=None)
+    monkeypatch.setattr(measure, "measure_in_subprocess", lambda _: reply)
+    monkeypatch.setattr(measure, "time_variants", lambda *_: {"full": [1.0, 1.0], "local": [0.5, 0.5]})
+    found = measure.measure_length(plan, plan.configs()[64], lambda _: None)
+    assert [each.speed_ratio for each in found] == ([None, None] if options else [1.0, 2.0])
+    printed = arena_report(found)
+    assert ("| Full attention [backend=reference] |" in printed) == bool(options)
+    assert ("(1.00)" in printed) == (not options)
 
 
 def test_the_arena_layout_is_that_of_table_2():

@@ -230,6 +230,12 @@ def test_a_repetition_with_another_outcome_leaves_the_kept_one_alone(data, tmp_p
         kept = torch.load(folder / f"conflict-{number}" / "chosen.pt", weights_only=True)
         theirs = torch.load(folder / "chosen.pt", weights_only=True)
         assert any(not torch.equal(value, theirs["model"][name]) for name, value in kept["model"].items())
+    # What somebody removed of a conflict, its record or its weights, takes the place of no other.
+    store.record_path(first.run_id).with_suffix(".conflict-2.json").unlink()
+    shutil.rmtree(folder / "conflict-1")
+    with pytest.raises(ConflictError, match=r"kept as conflict-3 beside it$"):
+        execute(config, data, tmp_path, force=True)
+    assert {path.name for path in folder.glob("conflict-*")} == {"conflict-2", "conflict-3"}
     assert files(folder) == before
     assert store.record_path(first.run_id).read_bytes() == record
 

@@ -17,6 +17,7 @@ from lra.data.split import SPLITS
 from lra.errors import DataError, UsageError
 from lra.models.transformer import build_model
 from lra.tasks import get_task
+from lra.tasks.image import task as task_module
 from lra.tasks.image.pickle_reader import read_pickle
 from lra.tasks.image.reader import to_gray
 from tests.lra.data.archive_cases import (
@@ -294,3 +295,15 @@ def test_arbitrary_bytes_are_no_pickle(data):
 def test_binary_rows_are_what_they_say():
     images, labels = cifar_arrays()
     assert len(cifar_binary(images, labels)) == 4 * 3073
+
+
+def test_an_archive_that_changes_while_it_is_read_gives_no_data(tmp_path, monkeypatch):
+    read = task_module.read_images
+
+    def read_and_change(source, levels, *, progress):
+        images = read(source, levels, progress=progress)
+        source.write_bytes(b"another archive")
+        return images
+
+    monkeypatch.setattr(task_module, "read_images", read_and_change)
+    assert refused(tmp_path, cifar_members()).endswith("cifar: changed while it was read; prepare the data again")

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lra.errors import DataError
+from lra.tasks.listops import reader
 from lra.tasks.listops.reader import read_split
 from lra.tasks.listops.task import ListOps, ListOpsOptions
 from lra.tasks.listops.vocabulary import CLOSE, WORDS
@@ -236,3 +237,18 @@ def test_any_file_gives_true_trees_or_one_line(tmp_path_factory, content):
 def test_what_the_fuzzed_files_are_made_of_is_good(tmp_path, content):
     (tmp_path / "x.tsv").write_bytes(content)
     assert set(read_split(tmp_path / "x.tsv", progress=False).labels) == {2}
+
+
+def test_files_that_change_while_they_are_read_give_no_data(official, monkeypatch):
+    """The manifest would else name the digest of a file that was not read."""
+    read_one = reader.read_split
+
+    def read_and_change(file, *, progress):
+        split = read_one(file, progress=progress)
+        file.write_bytes(file.read_bytes() + b"\n")
+        return split
+
+    monkeypatch.setattr(reader, "read_split", read_and_change)
+    with pytest.raises(DataError, match=r"basic_train.tsv: changed while it was read; prepare the data again$"):
+        read(official)
+    assert list((official.parent / "home").iterdir()) == []
