@@ -45,6 +45,7 @@ PRESETS = {
     "cost": "speed, memory, operations and parameters, relative to full attention",
     "efficiency": "speed, peak memory and state by length, from lra-bench, laid out like the paper's table 2",
     "depth": "accuracy by number of layers, with operations and time",
+    "probes": "accuracy on generated tasks at the length of training and at longer ones",
     "published": "our numbers and published ones",
     "head-to-head": "A B...: paired differences of A and each other over seeds, and McNemar's test",
     "ablation": "VARIANT: one row for each changed option",
@@ -308,6 +309,40 @@ def pooling(
     echo(save(figure, out, form))
 
 
+@command.command()
+@takes_selection
+@format_option("text", "markdown", "latex", "csv", "html")
+@out_option(FILE, None, "File for the table, instead of printing it.")
+@click.option("--figure", type=FILE, help="File for the figure: .png, .svg or .pdf (extra: report).")
+@one_line_errors
+def probes(selection: Selection, *, form: str, out: Path | None, figure: Path | None) -> None:
+    """Show which variants solve which probes, at the length of training and at longer ones.
+
+    It takes the runs of generated tasks: the probes, and tasks of your own. Their option test_length gives the lengths.
+    """
+    from .render import render_all
+
+    results = load(selection)
+    tables, _ = make_tables("probes", (), results)
+    write(render_all(tables, form, command=invocation()), out)
+    if figure is None:
+        return
+    need_report_extra()
+    image = figure.suffix.removeprefix(".").lower()
+    if image not in FIGURE_FORMATS:
+        raise UsageError(f"--figure {figure}: the figure is written as {', '.join(FIGURE_FORMATS)}")
+    from .figures.probes import probe_panels
+    from .figures.style import house_style, save
+    from .tables.probes import scores_by_length
+
+    places = results.profiles()
+    if len(places) > 1:
+        raise UsageError("the figure shows one profile; --profile chooses it")
+    with house_style():
+        drawn = probe_panels(scores_by_length(results.for_profile(*places[0])))
+    echo(save(drawn, figure, image), err=True)
+
+
 def make_tables(
     preset: str, names: tuple[str, ...], results: ResultSet, order: str | None = None
 ) -> tuple[list[Table], list[str]]:
@@ -333,6 +368,7 @@ def make_tables(
         "ranks": tables.ranks,
         "cost": tables.cost,
         "depth": tables.depth,
+        "probes": tables.probes,
         "published": tables.vs_published,
         "head-to-head": tables.head_to_head,
         "ablation": tables.ablation,

@@ -6,6 +6,7 @@ from .comparisons import ablation, head_to_head, ranks
 from .cost import cost
 from .depth import depth
 from .efficiency import efficiency_tables
+from .probes import probes
 from .published import vs_published
 from .seeds import seeds
 from .table import Table, sort_rows
@@ -18,6 +19,7 @@ __all__ = [
     "depth",
     "efficiency_tables",
     "head_to_head",
+    "probes",
     "ranks",
     "seeds",
     "sort_rows",

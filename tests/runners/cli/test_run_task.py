@@ -153,6 +153,31 @@ def test_a_profile_may_have_it(folder):
     assert record.outcome.test.total == 200
 
 
+def test_a_report_shows_each_length(folder):
+    few = ["--set", "data.test_length=[9,27]", "--set", "model.max_length=27", "--track", "open"]
+    assert run("--task", "my_task.py:Majority", *few).exit_code == 0
+    (record,) = Store(folder / "store").records()
+    correct = Store(folder / "store").arrays(record.run_id)["test_correct"]
+    done = CliRunner().invoke(
+        lra_report, ["probes", "--store", "store", "--figure", "probes.png"], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    assert (folder / "probes.png").stat().st_size > 5_000
+    (row,) = [line.split() for line in done.stdout.splitlines() if line.startswith("MLP only")]
+    assert row[-2:] == [f"{correct[:100].mean() * 100:.1f}", f"{correct[100:].mean() * 100:.1f}"]
+    assert row[-2] != row[-1]
+    assert "Majority 27 (x3)" in done.stdout
+    assert "Majority 9: MLP only at 90 % or more." in done.stdout
+    assert [line.split()[-2:] for line in done.stdout.splitlines() if line.startswith("Chance")] == [["50.0", "50.0"]]
+
+
+def test_a_report_of_other_tasks_is_refused(folder):
+    (folder / "store").mkdir()
+    done = CliRunner().invoke(lra_report, ["probes", "--store", "store"])
+    assert done.exit_code == 2
+    assert "no records" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("reference", "change", "message"),
     [
