@@ -21,7 +21,8 @@ _LEVELS = 2**16
 def dropout(x: Tensor, rate: float, *, training: bool) -> Tensor:
     """Set numbers to zero at random, and divide those that are kept by 1 - rate.
 
-    On a CPU the decisions come from torch's global generator, 16 bits each. Elsewhere this is torch's own dropout.
+    On a CPU the decisions come from torch's global generator, 16 bits each. Elsewhere, and in compiled code, this is
+    torch's own dropout: a compiler makes one loop of drawing and multiplying, and cannot look into the 16 bits.
 
     Args:
         x: Any shape.
@@ -33,7 +34,7 @@ def dropout(x: Tensor, rate: float, *, training: bool) -> Tensor:
     """
     if not training or rate == 0.0:
         return x
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, rate)
     bits = DropoutBits(rate, None, x)
     bits.draw(x.shape)

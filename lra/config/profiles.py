@@ -80,7 +80,9 @@ class Profile(Section):
         """Say whether the matched track admits a value of a setting that is not the variant's."""
         if path == "pretrain.share":  # with it, a run has the same steps
             return True
-        return path == "train.precision" and value in self.precisions
+        # Compiled code and the padding for it do not change what is computed but for rounding and draws.
+        execution = path == "train.compile" or (path == "train.padding" and value == "coarse")
+        return execution or (path == "train.precision" and value in self.precisions)
 
     def options(self, variant: str, task: str) -> dict[str, Any]:
         """Return the options that the source gives to a variant on a task; empty for a task without a recipe."""

@@ -134,6 +134,9 @@ def resolve(
             problems.append(
                 f"{path}: unknown key; paths begin with data., model., train., pretrain., variant. or variants.NAME."
             )
+    if sections["train"].get("compile") is True and "train.padding" not in overrides:
+        bucketed = sections["train"].get("padding", "bucketed") == "bucketed"
+        sections["train"] |= {"padding": "coarse"} if bucketed else {}
     data, data_problems = validate_section(the_task.options, sections["data"], "data")
     if data is not None and "max_length" not in sections["model"]:
         sections["model"]["max_length"] = the_task.max_length(data)

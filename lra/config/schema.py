@@ -145,14 +145,16 @@ class TrainConfig(Section):
     eval_every: Count
     selection: Literal["best", "last"] = "best"
     """Which weights are tested: best on validation (the earliest of equals), or those of the last step."""
-    padding: Literal["bucketed", "fixed"] = "bucketed"
-    """`bucketed` puts examples of similar length together and pads to the longest of the batch."""
+    padding: Literal["bucketed", "coarse", "fixed"] = "bucketed"
+    """`bucketed` puts examples of similar length together and pads to the longest of the batch; in training, `coarse`
+    rounds that up to one of at most 16 lengths, for compiled code."""
     accumulation: Count = 1
     """Parts that a batch is cut into, one after the other, to save memory."""
     precision: Precision = "float32"
     """`bfloat16` runs the forward pass under autocast; weights and optimiser stay float32."""
     compile: bool = False
-    """Whether the model goes through torch.compile."""
+    """Whether the steps of training go through torch.compile. Its code adds and draws in another order, so the numbers
+    are others. With it, `bucketed` becomes `coarse` unless `padding` is set."""
 
 
 class PretrainConfig(Section):

@@ -18,6 +18,8 @@ POOL_BATCHES = 64
 """Batches that are sorted by length together; more would bucket better and shuffle worse."""
 LENGTH_MULTIPLE = 8
 """Padded lengths are rounded up to a multiple of this, for which kernels are faster."""
+MOST_LENGTHS = 16
+"""Padded lengths at most, where code is compiled for each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,17 +68,27 @@ class Batch:
         return replace(self, tokens=change(self.tokens), mask=mask, labels=change(self.labels))
 
 
-def collate(split: Split, indices: Sequence[int], padded_length: int | None, limit: int, device: torch.device) -> Batch:
-    """Pad examples to `padded_length`, or to the longest of them rounded up (never past `limit`)."""
+def collate(
+    split: Split,
+    indices: Sequence[int],
+    padded_length: int | None,
+    limit: int,
+    device: torch.device,
+    multiple: int = LENGTH_MULTIPLE,
+    *,
+    always_masked: bool = False,
+) -> Batch:
+    """Pad examples to `padded_length`, or to the longest of them rounded up to a multiple (never past `limit`)."""
     lengths = split.document_lengths[np.asarray(indices)]  # (batch, documents)
     longest = max(1, int(lengths.max()))
-    length = padded_length or min(limit, -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+    length = padded_length or min(limit, -(-longest // multiple) * multiple)
     tokens = np.zeros((*lengths.shape, length), dtype=np.uint8)  # (batch, documents, length)
     for row, index in enumerate(indices):
         for document, end in enumerate(lengths[row]):
             tokens[row, document, :end] = split.tokens_of(int(index), document)
     # No mask without padding: attention is faster without one.
-    mask = None if int(lengths.min()) == length else np.arange(length) < lengths[..., None]
+    unmasked = int(lengths.min()) == length and not always_masked
+    mask = None if unmasked else np.arange(length) < lengths[..., None]
     if split.documents == 1:
         tokens, mask = tokens[:, 0], None if mask is None else mask[:, 0]
     labels = split.labels[np.asarray(indices)].astype(np.int64)
@@ -97,17 +109,48 @@ class TrainingBatches:
     The stream is one permutation of the examples after another, so each example comes once per epoch and every batch is
     full. With bucketing, each pool of `POOL_BATCHES` batches is sorted by length before it is cut, and the batches of a
     pool come in random order.
+
+    Args:
+        split: The examples.
+        batch_size: Examples of a batch.
+        seed: Seed of the order.
+        padded_length: Fixed length to pad to; None pads to the longest of the batch.
+        limit: Longest length there is.
+        coarse: Round lengths up to one of `MOST_LENGTHS`. All batches then have a mask, or none has, so that there are
+            no more shapes than lengths.
     """
 
-    def __init__(self, split: Split, *, batch_size: int, seed: int, padded_length: int | None, limit: int) -> None:
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int,
+        padded_length: int | None,
+        limit: int,
+        coarse: bool = False,
+    ) -> None:
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.padded_length, self.limit = padded_length, limit
+        self._multiple, self._always_masked = LENGTH_MULTIPLE, False
+        if coarse:
+            self._multiple *= -(-limit // (LENGTH_MULTIPLE * MOST_LENGTHS))
+            lengths = split.document_lengths
+            self._always_masked = int(lengths.min()) < int(lengths.max())
         self._pool: tuple[int, np.ndarray] = (-1, np.empty((0, 0), dtype=np.int64))
         self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
     def batch(self, step: int, device: torch.device) -> Batch:
         """Return the batch of one step."""
-        return collate(self.split, self.indices(step).tolist(), self.padded_length, self.limit, device)
+        return collate(
+            self.split,
+            self.indices(step).tolist(),
+            self.padded_length,
+            self.limit,
+            device,
+            self._multiple,
+            always_masked=self._always_masked,
+        )
 
     def indices(self, step: int) -> np.ndarray:
         """Return the examples of one step: (batch_size,)."""

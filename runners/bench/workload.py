@@ -16,6 +16,7 @@ from lra.models.transformer import build_model, mixers
 from lra.seeding import seed_torch
 from lra.tasks import get_task, info_of
 
+from ..train.compiled import compile_model
 from ..train.evaluate import autocast
 from ..train.optimizer import build_optimizer
 
@@ -59,7 +60,7 @@ class Workload:
         self.layers: list[SequenceMixer] = list(mixers(self.model))
         self.optimizer = build_optimizer(self.model, config)
         if config.train.compile:
-            self.model.compile()
+            compile_model(self.model)
         generator = torch.Generator().manual_seed(config.seed)
         batch, length = config.train.batch_size, config.model.max_length
         shape = (batch, 2, length) if info.paired else (batch, length)

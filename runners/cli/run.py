@@ -70,6 +70,12 @@ Examples:
     help=f"Recipe: a built-in one ({', '.join(profile_names())}) or a YAML file.  "
     "[default: nystromformer with a CUDA device, else quick]",
 )
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Train with torch.compile, on either track. The numbers are others, so this is another run, and rows name it.",
+)
 @click.option("--seeds", metavar="LIST", help="Seeds, such as 3, 0-4 or 0,2,5.  [default: 0]")
 @click.option(
     "--track",
@@ -138,6 +144,7 @@ def command(
     model: str | None,
     task: str | None,
     profile: str | None,
+    compiled: bool,
     seeds: str | None,
     track: str | None,
     overrides: tuple[str, ...],
@@ -162,6 +169,7 @@ def command(
     Give the same command again to continue a run that was interrupted. A run that has its record is not repeated.
     Under torchrun, the processes share the batches of one run.
     """
+    overrides += ("train.compile=true",) if compiled else ()
     grid = (attn, model, task, profile, seeds, track, overrides, limit_steps)
     if config_file is not None and any(grid):
         raise click.UsageError("--config is a whole run: it goes without --attn, --model, --task, --profile, --set ...")

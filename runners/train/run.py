@@ -50,6 +50,7 @@ from lra.terminal import echo
 
 from ..arithmetic import refused_operator
 from ..progress import ProgressLine
+from .compiled import compile_model, is_of_compiler, uncompiled
 from .cost import examples_to_score, measured_cost
 from .distributed import SINGLE, RankInfo, Replica, all_equal, broadcast
 from .evaluate import Answer, Denoise, DivergedError, classify, evaluate
@@ -208,7 +209,7 @@ def run(
             if denoise and denoiser is not None:
                 scored = denoiser
                 answer = Denoise(split=examples, seed=config.seed, rate=denoiser.rate, span=denoiser.span)
-            with line.sub(title, len(examples)) as advance, memory.paused():
+            with line.sub(title, len(examples)) as advance, memory.paused(), uncompiled(compiled=recipe.compile):
 
                 def advance_or_stop(count: int) -> None:
                     advance(count)
@@ -250,6 +251,7 @@ def run(
             seed=config.seed,
             padded_length=padded_length,
             limit=config.model.max_length,
+            coarse=recipe.padding == "coarse",
         )
         batches = stack.enter_context(BatchesAhead(stream, device))
 
@@ -265,7 +267,7 @@ def run(
                     optimizer.load_state_dict(saved["optimizer"])
                     saved = None
                 if recipe.compile:
-                    trained.compile()
+                    compile_model(trained)
                 network = trained if ranks.size == 1 else Replica(trained, layers)
                 train(network, trained, layers, optimizer, batches, config, phase, state, callbacks, device, ranks)
                 if ranks.size > 1:
@@ -455,6 +457,10 @@ class AttemptLog:
             self.add("oom", str(error))
             raise RunError("oom", f"out of memory: {summary}") from error
         self.add("failed", "".join(traceback.format_exception(error)))
+        if is_of_compiler(error):
+            raise RunError(
+                "failed", f"train.compile: {self.config.variant.name} cannot be compiled as one graph: {summary}"
+            ) from error
         operator = refused_operator(error)
         if operator is not None:
             raise RunError(

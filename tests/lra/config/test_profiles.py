@@ -321,5 +321,17 @@ def test_the_matched_track_admits_the_precisions_that_the_source_trains_in():
         config("nystromformer", "listops", **{"train.lr": 1.0})
 
 
+def test_compiled_steps_round_lengths_up_and_are_another_run_on_either_track():
+    compiled = config("quick", "listops", **{"train.compile": True})
+    assert (compiled.track, compiled.train.padding) == ("matched", "coarse")
+    assert config("quick", "listops").train.padding == "bucketed"
+    assert compiled.run_id("d") != config("quick", "listops").run_id("d")
+    assert config("quick", "listops", **{"train.compile": True, "train.padding": "coarse"}) == compiled
+    kept = config("quick", "listops", "open", **{"train.compile": True, "train.padding": "bucketed"})
+    assert kept.train.padding == "bucketed"
+    with pytest.raises(UsageError, match=r"train\.padding: fixed by the profile"):
+        config("quick", "listops", **{"train.padding": "fixed"})
+
+
 def test_an_unchanged_copy_keeps_the_name(tmp_path):
     assert load_profile(own_profile(tmp_path, title="The same", departures=[])).name == "quick"

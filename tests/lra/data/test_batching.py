@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lra.data.batching import POOL_BATCHES, TrainingBatches, collate, evaluation_batches
+from lra.data.batching import MOST_LENGTHS, POOL_BATCHES, TrainingBatches, collate, evaluation_batches
 from lra.data.split import Split
 
 CPU = torch.device("cpu")
@@ -65,6 +65,21 @@ def test_which_examples_share_a_pool_is_drawn_anew_for_every_seed_and_epoch():
     assert first | pool(0, 1) == set(range(2 * size))
     for other in (of_the_next_epoch, of_another_seed):
         assert 0.4 * size < len(first & other) < 0.6 * size  # half of them by chance
+
+
+@pytest.mark.parametrize("limit", [16, 64, 100, 4096])
+def test_coarse_lengths_are_few_and_either_all_batches_have_a_mask_or_none(limit):
+    for shortest in (1, limit):
+        split = make_split(np.random.default_rng(2).integers(shortest, limit + 1, 600))
+        stream = TrainingBatches(split, batch_size=4, seed=0, padded_length=None, limit=limit, coarse=True)
+        made = [stream.batch(step, CPU) for step in range(150)]
+        lengths = {batch.tokens.shape[1] for batch in made}
+        assert len(lengths) <= MOST_LENGTHS
+        assert max(lengths) <= limit
+        assert {batch.mask is None for batch in made} == {shortest == limit}
+        for step, batch in enumerate(made):
+            for row, index in enumerate(stream.indices(step)):
+                assert np.array_equal(batch.tokens[row, : batch.lengths[row]].numpy(), split.tokens_of(index))
 
 
 def test_bucketing_pads_far_less_and_loses_nothing():

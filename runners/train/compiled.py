@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models whose training steps go through `torch.compile`: one graph for each length, and no silent way around it."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import nn
+
+MOST_GRAPHS = 64
+"""More than a run needs: `lra.data.batching.MOST_LENGTHS` lengths, and parts of a batch in two sizes."""
+
+
+def compile_model(model: nn.Module, backend: str = "inductor") -> None:
+    """Compile the calls of a model, in place.
+
+    The whole model is one graph, or an error. A graph is for fixed sizes: one for any size would depend on which sizes
+    came first, so that a resumed run would compute with other code. If there are ever too many sizes, that is an error
+    too; without `fullgraph`, torch would go on with uncompiled code and say nothing.
+
+    Args:
+        model: The model.
+        backend: What makes code of a graph; "eager" only runs it, for tests.
+    """
+    import torch._dynamo  # here, since it takes a second
+
+    torch._dynamo.config.recompile_limit = MOST_GRAPHS
+    model.compile(fullgraph=True, dynamic=False, backend=backend)
+
+
+def uncompiled(*, compiled: bool) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which compiled models run as they are written.
+
+    Evaluation has batches of many sizes, and whoever scores the weights later does it without the compiler.
+
+    Args:
+        compiled: Whether there are compiled models; otherwise the compiler need not be imported.
+    """
+    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+
+
+def is_of_compiler(error: BaseException) -> bool:
+    """Say whether an error comes from the compiler, and not from what it compiles."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
