@@ -1,0 +1,205 @@
+"""The site: every page well formed, every link leads somewhere, names inert, places right, runs repeatable."""
+
+import base64
+import hashlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
+from lra.config.schema import RunConfig
+from lra.errors import UsageError
+from reports.cli import command
+from reports.result_set import load_stores
+from reports.site import build_site
+from reports.site.build import make_boards, slug
+from reports.site.command_line import repeat_command
+from reports.tables.published import load_published
+from runners.cli.run import command as run_command
+from tests.reports.synthetic import HOSTILE, add_attempt, add_run, five_tasks
+from tests.reports.test_html_page import Reader
+
+SCRIPT = Path(__file__).parents[3] / "reports" / "site" / "site.js"
+NODE = shutil.which("node")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    five_tasks(folder, seeds=2, tasks=("listops", "text"))
+    for number, name in enumerate(HOSTILE):
+        add_run(folder, 400 + number, variant=name, profile=HOSTILE[0], title=HOSTILE[0], baselines={HOSTILE[1]: 10.0})
+    add_run(folder, 111, variant="linear")
+    add_run(folder, None, variant="linformer")
+    add_attempt(folder, "oom", variant="local")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    pages = build_site(load_stores([store]), folder, "lra-report site <b>", quiet=True)
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.html")}
+    assert len(files) == pages > 20
+    return files
+
+
+def read(path):
+    reader = Reader()
+    reader.feed(path.read_text())
+    assert reader.open == []
+    return reader
+
+
+def test_every_page_is_well_formed_and_every_link_leads_to_a_file(site):
+    seen = set()
+    for path in site.values():
+        for tag, name, value in read(path).attributes:
+            assert not name.startswith("on"), f"a script in {name}"
+            if name in {"href", "src"}:
+                assert tag == "a"
+                assert not re.match(r"[a-z]+:|//", value), value
+                target = (path.parent / value).resolve()
+                assert target.is_file(), value
+                seen.add(target)
+    # Every page but the first can be reached by links.
+    assert {path.resolve() for path in site.values()} - seen <= {site["index.html"].resolve()}
+
+
+def test_the_only_script_and_style_are_ours_and_the_policy_admits_nothing_else(site):
+    for path in site.values():
+        reader = read(path)
+        assert reader.scripts == [SCRIPT.read_text()]
+        [policy] = [value for tag, name, value in reader.attributes if tag == "meta" and "default-src" in (value or "")]
+        style = SCRIPT.with_suffix(".css").read_text()
+        digests = [
+            base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, *reader.scripts)
+        ]
+        assert policy == f"default-src 'none'; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'"
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e]", path.read_text())
+
+
+def test_places_go_by_the_mean_and_one_seed_has_another_interval(store):
+    [board] = [board for board in make_boards(load_stores([store]), load_published()) if board.task == "ListOps"]
+    assert [row.name for row in board.rows] == ["contextpool", "full", "linear"]
+    first, _, single = board.rows
+    assert first.mean == pytest.approx(45.05)
+    assert (first.interval, first.seeds, first.trained) == ("seeds", 2, 2)
+    assert (single.interval, single.seeds, single.trained) == ("test examples", 1, 0)  # 11.1 of 10 by chance: no
+    assert single.low < 11.1 < single.high
+    assert [row.name for row in board.baselines] == ["Majority", "Chance"]
+    rows = {(row.name, row.mean): row.note for row in board.published}
+    assert len(rows) > 20
+    assert all("other recipe" in note for note in rows.values())
+    assert [row.mean for row in board.published] == sorted((row.mean for row in board.published), reverse=True)
+
+
+def test_a_published_number_with_the_sizes_of_the_board_is_no_other_recipe(tmp_path):
+    add_run(tmp_path, 400, profile="nystromformer")
+    [board] = make_boards(load_stores([tmp_path]), load_published())
+    notes = {row.note for row in board.published if "other recipe" not in row.note}
+    assert notes
+    assert not any("other recipe" in note for note in notes)
+
+
+def test_the_page_of_a_run_says_what_the_record_says(site, store):
+    [page] = [path for name, path in site.items() if name.startswith("runs/") and "44.0" in path.read_text()][:1]
+    record = json.loads(page.with_suffix(".json").read_text())["record"]
+    text = read(page).text
+    assert record["run_id"] in text
+    assert f"{record['outcome']['test']['correct']} of 1,000 right" in text
+    assert '"train"' in text
+
+
+@pytest.mark.parametrize(
+    ("track", "overrides"),
+    [
+        ("matched", {}),
+        ("matched", {"variant.placement": "stream", "variant.sigma": "fixed"}),
+        ("open", {"train.lr": 3e-4, "model.num_layers": 3, "model.positions": "rotary"}),
+    ],
+)
+def test_the_command_on_the_page_leads_to_the_same_configuration(track, overrides, tmp_path):
+    config = resolve(
+        task="listops", variant="contextpool" if "variant.sigma" in overrides else "full",
+        profile=load_profile("quick"), seed=3, track=track, overrides=overrides,
+    )  # fmt: skip
+    program, *words = shlex.split(repeat_command(config))
+    assert program == "lra-run"
+    printed = CliRunner().invoke(run_command, [*words, "--dry-run", "--store", str(tmp_path)], catch_exceptions=False)
+    assert printed.exit_code == 0, printed.output
+    assert RunConfig.model_validate(yaml.safe_load(printed.stdout)) == config
+
+
+def test_a_run_of_a_changed_recipe_or_a_missing_program_has_no_command(store):
+    config = resolve(task="listops", variant="full", profile=load_profile("quick"), seed=0, overrides={})
+    edited = config.model_copy(update={"train": config.train.model_copy(update={"lr": 0.5})})
+    assert repeat_command(config)
+    assert repeat_command(edited) == ""
+    foreign = config.model_copy(update={"variant": config.variant.model_copy(update={"origin": "other 1.0"})})
+    assert repeat_command(foreign) == ""
+    assert repeat_command(config.model_copy(update={"profile": "mine"})) == ""
+
+
+def test_names_that_look_alike_in_plain_letters_have_files_of_their_own():
+    assert slug("ListOps, profile quick") == "listops-profile-quick"
+    assert len({slug(name) for name in ("a|b", "a-b", "a/b", *HOSTILE)}) == 3 + len(HOSTILE)
+
+
+def test_an_empty_store_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no records of runs yet"):
+        build_site(load_stores([tmp_path]), tmp_path / "site", "", quiet=True)
+
+
+def test_the_command_writes_the_first_page(store, tmp_path):
+    done = CliRunner().invoke(command, ["site", "--store", str(store), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "index.html").is_file()
+
+
+FILTER = """
+const cell = (text) => ({textContent: text});
+const row = (name, family, parameters) => ({hidden: false, textContent: name, cells: [cell(name), cell(parameters)],
+  dataset: {family, parameters, megaflops: "nan"}});
+const rows = [row("Full", "attention", "1,000"), row("Local", "sparse", "90"), row("Luna", "attention", "200")];
+const on = {};
+const listen = (key) => (event, act) => { on[key + event] = act; };
+const classes = {add() {}};
+const heads = ["a", "b"].map((key) => ({dataset: {}, addEventListener: listen(key)}));
+const body = {rows, appendChild(one) { body.order.push(one.textContent); }, order: []};
+const table = {classList: classes, tBodies: [body], querySelectorAll: () => heads};
+const form = {classList: classes, addEventListener: listen("form"), text: {value: ""}, family: {value: ""},
+  parameters: {value: ""}, megaflops: {value: ""}};
+global.document = {querySelectorAll: (what) => what === "table.sortable" ? [table]
+  : what === "form.filters" ? [form] : rows};
+require(process.argv[1]);
+const shown = (changes) => { Object.assign(form, changes); on["forminput"]();
+  return rows.filter((one) => !one.hidden).map((one) => one.textContent); };
+const sorted = (key) => { body.order = []; on[key + "click"](); return body.order; };
+console.log(JSON.stringify([
+  shown({text: {value: "l"}}), shown({text: {value: "lU"}}),
+  shown({text: {value: ""}, family: {value: "attention"}}),
+  shown({parameters: {value: "250"}}), sorted("b"), sorted("b"), sorted("a"),
+]));
+"""
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not installed")
+def test_the_script_filters_and_sorts():
+    done = subprocess.run([NODE, "-e", FILTER, str(SCRIPT)], capture_output=True, text=True, check=True)
+    all_l, lu, attention, small, most, least, names = json.loads(done.stdout)
+    assert all_l == ["Full", "Local", "Luna"]
+    assert lu == ["Luna"]
+    assert attention == ["Full", "Luna"]
+    assert small == ["Luna"]
+    assert most == ["Full", "Luna", "Local"]
+    assert least == most[::-1]
+    assert names == ["Luna", "Local", "Full"]
