@@ -158,7 +158,7 @@ def page(specs: Sequence[VariantSpec]) -> str:
     parts = [_INTRODUCTION, _markdown_table(ON_THE_PAGE, rows), _exceptions(specs)]
     for spec in specs:
         link = f"[Details](appendix/variants-details.md#{spec.name})"
-        parts += [f"## {spec.name}", *split_docstring(_docstring(spec))[0], link]
+        parts += [f"## {spec.name}", *(_same(spec, specs) or split_docstring(_docstring(spec))[0]), link]
     return _joined(parts)
 
 
@@ -166,8 +166,15 @@ def details(specs: Sequence[VariantSpec]) -> str:
     """Return the text of docs/appendix/variants-details.md."""
     parts = [_DETAILS]
     for spec in specs:
-        parts += [f"## {spec.name}", *split_docstring(_docstring(spec))[1], " ".join(_remarks(spec))]
+        text = _same(spec, specs) or split_docstring(_docstring(spec))[1]
+        parts += [f"## {spec.name}", *text, " ".join(_remarks(spec))]
     return _joined(parts)
+
+
+def _same(spec: VariantSpec, specs: Sequence[VariantSpec]) -> list[str]:
+    """Refer to an earlier variant with the same docstring, if there is one."""
+    first = next(each for each in specs if _docstring(each) == _docstring(spec))
+    return [] if first.name == spec.name else [f"See [`{first.name}`](#{first.name})."]
 
 
 def split_docstring(text: str) -> tuple[list[str], list[str]]:
