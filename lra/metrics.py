@@ -36,3 +36,8 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     centre = (share + weight / 2) / (1 + weight)
     half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def is_above(correct: int, total: int, baseline: float) -> bool:
+    """Say whether a score is above a baseline (in percent) by more than the noise of its test set."""
+    return wilson_interval(correct, total)[0] > baseline / 100

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lra.config.resolve import with_programs
+from lra.config.schema import StartConfig
 from lra.data.batching import evaluation_batches
 from lra.data.dataset import PreparedData, data_home
 from lra.errors import StoreError, UsageError
@@ -22,6 +24,8 @@ from lra.results.checkpoints import read_state, weights_digest
 from lra.results.records import RunRecord, Store, read_record
 from lra.tasks import get_task, info_of
 
+CLASSIFIER_LAYERS = ("head.hidden.", "head.out.")
+"""Beginnings of the names of the weights that belong to a task, and that no other run starts from."""
 PREDICTION_TOKENS = 65_536
 """Padded tokens per batch of predictions."""
 
@@ -32,6 +36,39 @@ class TrainedRun:
 
     record: RunRecord
     store: Store
+
+    def weights(self) -> dict[str, Tensor]:
+        """Read the weights that the run was scored with, by the names of the model.
+
+        Raises:
+            StoreError: The weights are missing or damaged, or are not those of the record.
+            UsageError: The run ended without weights.
+        """
+        record = self.record
+        if record.outcome is None:
+            raise UsageError(f"run {record.run_id[:12]} ended without weights: {record.status}")
+        path = self.store.checkpoint_folder(record.run_id) / "chosen.pt"
+        if not path.is_file():
+            raise StoreError(
+                f"the checkpoints of run {record.run_id[:12]} are not in the store {self.store.root}, only its record; "
+                f"lra-run --config {self.store.record_path(record.run_id)} --store NEW trains it again"
+            )
+        weights: dict[str, Tensor] = read_state(path)["model"]
+        if weights_digest(weights) != record.outcome.weights_digest:
+            raise StoreError(f"{path} does not hold the weights that run {record.run_id[:12]} was scored with")
+        return weights
+
+    def start(self) -> StartConfig:
+        """Say from which weights another run starts that starts from this one.
+
+        Raises:
+            UsageError: The run ended without weights.
+        """
+        if self.record.outcome is None:
+            raise UsageError(f"run {self.record.run_id[:12]} ended without weights: {self.record.status}")
+        return StartConfig(
+            run=self.record.run_id, weights=self.record.outcome.weights_digest, steps=self.record.config.budget
+        )
 
     def model(self, device: str = "cpu") -> Classifier | ConvNet | ForeignModel:
         """Build the model with the weights that the run was scored with, in evaluation mode.
@@ -48,18 +85,7 @@ class TrainedRun:
                 party has changed since.
             UsageError: The run ended without weights.
         """
-        record = self.record
-        if record.outcome is None:
-            raise UsageError(f"run {record.run_id[:12]} ended without weights: {record.status}")
-        path = self.store.checkpoint_folder(record.run_id) / "chosen.pt"
-        if not path.is_file():
-            raise StoreError(
-                f"the checkpoints of run {record.run_id[:12]} are not in the store {self.store.root}, only its record; "
-                f"lra-run --config {self.store.record_path(record.run_id)} --store NEW trains it again"
-            )
-        weights = read_state(path)["model"]
-        if weights_digest(weights) != record.outcome.weights_digest:
-            raise StoreError(f"{path} does not hold the weights that run {record.run_id[:12]} was scored with")
+        record, weights = self.record, self.weights()
         here = with_programs(record.config)
         if here.hashed() != record.config.hashed():
             raise StoreError(
@@ -118,6 +144,32 @@ class TrainedRun:
             ):
                 answers[indices] = model(batch.tokens, batch.mask).argmax(dim=1).cpu().numpy()
         return answers
+
+
+def start_from(model: Classifier, source: TrainedRun, start: StartConfig) -> None:
+    """Give a model the weights of a finished run, all but those of the classifier's own layers.
+
+    Raises:
+        StoreError: The weights are missing or damaged, or are not those that the configuration names.
+        UsageError: The two models differ in more than these layers.
+    """
+    run = source.record.run_id
+    if source.start() != start:
+        raise StoreError(
+            f"run {run[:12]} has other weights in {source.store.root} than those that this run starts from"
+        )
+    weights, own = source.weights(), model.state_dict()
+    theirs = {name: tuple(value.shape) for name, value in weights.items() if not name.startswith(CLASSIFIER_LAYERS)}
+    ours = {name: tuple(value.shape) for name, value in own.items() if not name.startswith(CLASSIFIER_LAYERS)}
+    wrong = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
+    if wrong:
+        name = wrong[0]
+        raise UsageError(
+            f"--from {run[:12]}: another model than that of this run: {name} has the shape "
+            f"{theirs.get(name, 'of nothing')} there, {ours.get(name, 'of nothing')} here; lra-run --dry-run prints "
+            "the settings of a run"
+        )
+    model.load_state_dict(own | {name: weights[name] for name in ours})
 
 
 def load_run(run: str | Path, store: str | Path = "lra-results") -> TrainedRun:

@@ -6,6 +6,7 @@ Each command imports pandas, matplotlib and torch only when it needs them.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,11 @@ def command() -> None:
     type=click.Choice(ORDERS),
     help="Best first, by family of the variant, or by name.  [default: name; ranks: score]",
 )
+@click.option(
+    "--any-budget",
+    is_flag=True,
+    help="With head-to-head: compare runs with different numbers of steps too, pretraining and --from included.",
+)
 @click.option("--siunitx", is_flag=True, help="With --format latex: align numbers, in columns of siunitx.")
 @out_option(FILE, None, "File to write instead of printing.")
 @json_option
@@ -128,6 +134,7 @@ def table(
     names: tuple[str, ...],
     form: str,
     order: str | None,
+    any_budget: bool,
     siunitx: bool,
     out: Path | None,
     as_json: bool,
@@ -143,10 +150,12 @@ def table(
         raise UsageError(f"{preset} takes {takes}{' or more' if more else ''} variant names, got {len(names)}")
     if as_json and (out or form != "text"):
         raise UsageError("--json prints; it goes without --format and --out")
+    if any_budget and preset != "head-to-head":
+        raise UsageError("--any-budget belongs to head-to-head")
     if siunitx and form != "latex":
         raise UsageError("--siunitx needs --format latex")
     results = load(selection)
-    tables, refusals = make_tables(preset, names, results, order)
+    tables, refusals = make_tables(preset, names, results, order, any_budget=any_budget)
     for refusal in refusals:
         echo(f"left out: {refusal}", err=True)
     if as_json:
@@ -344,7 +353,7 @@ def probes(selection: Selection, *, form: str, out: Path | None, figure: Path | 
 
 
 def make_tables(
-    preset: str, names: tuple[str, ...], results: ResultSet, order: str | None = None
+    preset: str, names: tuple[str, ...], results: ResultSet, order: str | None = None, *, any_budget: bool = False
 ) -> tuple[list[Table], list[str]]:
     """Make the tables of a preset, one for each profile and track, and say why some of them cannot be made.
 
@@ -353,6 +362,7 @@ def make_tables(
         names: The variants that it takes.
         results: The records.
         order: One of `ORDERS`; None leaves the rows in the order of the preset.
+        any_budget: Whether head-to-head compares runs with different numbers of steps.
 
     Raises:
         UsageError: None of them can be made, or their rows have one order only.
@@ -370,7 +380,7 @@ def make_tables(
         "depth": tables.depth,
         "probes": tables.probes,
         "published": tables.vs_published,
-        "head-to-head": tables.head_to_head,
+        "head-to-head": functools.partial(tables.head_to_head, any_budget=any_budget),
         "ablation": tables.ablation,
     }
     rows = known_rows(names, results)

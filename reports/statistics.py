@@ -15,8 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, stats
 
-from lra.metrics import wilson_interval
-
 Booleans = npt.NDArray[np.bool_]
 
 
@@ -153,8 +151,3 @@ def average_ranks(scores: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float
     ranks = np.mean([stats.rankdata(-column) for column in scores.T], axis=0)
     quantile = float(stats.studentized_range.ppf(0.95, variants, math.inf)) / math.sqrt(2)
     return ranks, quantile * math.sqrt(variants * (variants + 1) / (6 * tasks))
-
-
-def trained(correct: int, total: int, baseline: float) -> bool:
-    """Say whether a run is above a baseline (in percent) by more than the noise of its test set."""
-    return wilson_interval(correct, total)[0] > baseline / 100

@@ -55,6 +55,8 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     settings["variant.origin"] = config.variant.origin
     for section in ("data", "model", "train"):
         settings |= {f"{section}.{name}": value for name, value in hashed[section].items()}
+    if config.start is not None:
+        settings["start.from"] = config.start.run[:12]
     return settings | _pretraining(config)
 
 
@@ -111,7 +113,7 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
         named = shared[row.variant] | {
             name
             for name in row.settings
-            if name.startswith("pretrain.")
+            if name.startswith(("pretrain.", "start."))
             or (
                 _of_variant(name)
                 and (name in own[row.variant] if name not in defaults else _text(row.settings[name]) != defaults[name])

@@ -19,6 +19,7 @@ from lra.config.schema import (
     ModelConfig,
     PretrainConfig,
     RunConfig,
+    StartConfig,
     Track,
     TrainConfig,
     VariantChoice,
@@ -93,7 +94,14 @@ def _option_names(variant: str) -> list[str] | None:
 
 
 def resolve(
-    *, task: str, variant: str, profile: Profile, seed: int, track: Track = "matched", overrides: Mapping[str, Any]
+    *,
+    task: str,
+    variant: str,
+    profile: Profile,
+    seed: int,
+    track: Track = "matched",
+    overrides: Mapping[str, Any],
+    start: StartConfig | None = None,
 ) -> RunConfig:
     """Combine profile, variant and overrides into the configuration of one run.
 
@@ -105,11 +113,14 @@ def resolve(
         track: `matched` admits overrides of the variant's own options only; `open` admits all.
         overrides: Values by path: `data.x`, `model.x`, `train.x`; `variant.x` for the variant at hand, or
             `variants.NAME.x` for one of several; `x.y` for one entry of an option that is a mapping.
+        start: The run whose weights it starts from.
 
     Raises:
         UsageError: All mistakes at once, one per line.
     """
     problems: list[str] = []
+    if start is not None and track == "matched":
+        problems.append(f"--from: the steps of another run come on top of the profile's; {OPEN_TRACK}")
     the_task, recipe = get_task(task), profile.recipe(task, str(overrides.get("model.family", "")))
     sections = {"data": dict(recipe.data), "model": dict(recipe.model), "train": dict(recipe.train)}
     sections["pretrain"] = dict(recipe.pretrain)
@@ -155,6 +166,8 @@ def resolve(
         problems += family_problems(model, info, variant, has_options=bool(options), whole_model=whole_model)
     if pretrain is not None and model is not None:
         problems += _pretraining_problems(model, sections["data"])
+    if start is not None and model is not None and model.family != "transformer":
+        problems.append(f"--from: a model of family {model.family!r} starts from no other run")
     if model is not None and model.causal:
         problems += _causal_problems(model, variant)
     if whole_model and track == "matched":
@@ -180,6 +193,7 @@ def resolve(
             model=model,
             train=train,
             pretrain=pretrain,
+            start=start,
             seed=seed,
         ),
         config,

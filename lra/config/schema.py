@@ -38,6 +38,7 @@ NUMERICS_VERSION = 2
 ADDED_LATER: dict[str, Any] = {
     "task_origin": "",
     "pretrain": None,
+    "start": None,
     "model.causal": False,
     "model.pool_origin": "",
     "data.image.gray_levels": "nearest",
@@ -179,6 +180,17 @@ class PretrainConfig(Section):
     """Steps of warm-up of this phase; None: `train.warmup_steps`."""
 
 
+class StartConfig(Section):
+    """The run whose chosen weights a run starts from, all but those of the classifier's own layers."""
+
+    run: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Its id."""
+    weights: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """SHA-256 of the weights."""
+    steps: Count
+    """Steps behind these weights: of the run, and of those that it started from."""
+
+
 class VariantChoice(Section):
     """A variant and all its options, defaults included."""
 
@@ -226,7 +238,14 @@ class RunConfig(Section):
     train: TrainConfig
     pretrain: PretrainConfig | None = None
     """None if nothing is denoised."""
+    start: StartConfig | None = None
+    """None if the weights are drawn."""
     seed: Annotated[int, Field(ge=0)]
+
+    @property
+    def budget(self) -> int:
+        """Steps behind the result, those of the runs that it started from included."""
+        return self.train.steps + (0 if self.start is None else self.start.steps)
 
     @property
     def pretrain_steps(self) -> int:

@@ -31,6 +31,7 @@ from pydantic import Field, model_validator
 from lra.atomic_io import atomic_write, create_exclusive
 from lra.config.schema import NUMERICS_VERSION, RunConfig, Section
 from lra.errors import DamagedFileError, StoreError, refusals_as
+from lra.metrics import is_above
 from lra.names import rename_fields
 from lra.reading import read_file, reading, visible
 from lra.results.arrays import ARRAYS_LIMIT, SEAL, pack_arrays, seal, unpack_arrays
@@ -138,6 +139,9 @@ class RunRecord(Section):
     """None unless the status is `ok`."""
     pretrained: Pretrained | None = None
     """None without pretraining, and of a run that diverged in it."""
+    trained: bool | None = None
+    """Whether the run is above every trivial baseline by more than the noise of its test set. None without a number,
+    and in older records."""
     cost: Cost
     backend: str
     environment: dict[str, Any]
@@ -152,6 +156,13 @@ class RunRecord(Section):
         device = str(self.environment.get("device", ""))
         return str(self.environment.get("cpu", device)) if device == "cpu" else device
 
+    def unbeaten(self) -> dict[str, float]:
+        """Return the trivial baselines that the run is not above by more than the noise of its test set, in percent."""
+        if self.outcome is None:
+            return {}
+        test = self.outcome.test
+        return {name: value for name, value in self.baselines.items() if not is_above(test.correct, test.total, value)}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.status == "ok") != (self.outcome is not None):
@@ -164,6 +175,8 @@ class RunRecord(Section):
             raise ValueError(f"step {before.selected_step} of {before.steps} of pretraining was chosen, of {first}")
         if self.outcome is not None and first and before is None:
             raise ValueError("it does not say what pretraining gave")
+        if self.trained is not None and (self.outcome is None or self.trained == bool(self.unbeaten())):
+            raise ValueError(f"trained is {self.trained}, which its score and its baselines do not say")
         earlier = self.environment.get(EARLIER, [{}])
         if not isinstance(earlier, list) or not earlier or not all(isinstance(each, dict) for each in earlier):
             raise ValueError(f"{EARLIER} is no list of environments")

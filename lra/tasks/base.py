@@ -63,6 +63,8 @@ class TaskInfo:
     """Share of places that pretraining hides, as in arXiv:2310.02980."""
     denoising_loss: Literal["cross_entropy", "l1"] = "cross_entropy"
     """Loss of pretraining, as there."""
+    advice: str = "more steps, pretrain.share=0.4"
+    """What is known to help a run that learns nothing, see docs/training.md."""
 
 
 class Task(ABC, Generic[OptionsT]):

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from lra.metrics import wilson_interval
+from lra.metrics import is_above, wilson_interval
 from lra.results.bench_format import STATUS_WORDS
 from lra.results.records import RunRecord
 
 from ..result_set import ResultSet
-from ..statistics import mean_with_interval, trained
+from ..statistics import mean_with_interval
 from .captions import (
     FIVE,
     NOT_RUN,
@@ -153,7 +153,7 @@ def is_trained(results: ResultSet, run_id: str) -> bool:
     if record is None or record.outcome is None:
         return False
     blind = max((value for name, value in record.baselines.items() if name in ("chance", "majority")), default=0.0)
-    return trained(record.outcome.test.correct, record.outcome.test.total, blind)
+    return is_above(record.outcome.test.correct, record.outcome.test.total, blind)
 
 
 def _untrained(results: ResultSet, frame: pd.DataFrame) -> list[str]:
@@ -176,7 +176,7 @@ def _above_trivial(results: ResultSet, group: pd.DataFrame) -> bool:
     best = found.groupby("label")["accuracy"].mean().max()
     total = int(found["total"].min())
     blind = [value for run_id in found["run_id"] for value in results.records[run_id].baselines.values()]
-    return trained(round(best / 100 * total), total, max(blind, default=0.0))
+    return is_above(round(best / 100 * total), total, max(blind, default=0.0))
 
 
 def _noise(frame: pd.DataFrame) -> list[str]:

@@ -35,7 +35,9 @@ SUGGESTED = 2
 """Rows that an error names."""
 
 
-def head_to_head(results: ResultSet, profile: str, track: str, first: str, *others: str) -> Table:
+def head_to_head(
+    results: ResultSet, profile: str, track: str, first: str, *others: str, any_budget: bool = False
+) -> Table:
     """Compare a variant with others, task by task: paired over seeds, and on the same test examples.
 
     Args:
@@ -45,9 +47,12 @@ def head_to_head(results: ResultSet, profile: str, track: str, first: str, *othe
         first: Row of the accuracy table, with the registered name: `contextpool [num_layers=1]`. Settings may be left
             out that no two rows of the variant need to be told apart.
         others: One or more rows to compare it with.
+        any_budget: Whether to compare runs with different numbers of steps too, those of the runs that they started
+            from included.
 
     Raises:
-        UsageError: One of them has no records here, or none of the others has a task and seed in common with the first.
+        UsageError: One of them has no records here, or another budget than the first, or none of the others has a task
+            and seed in common with the first.
     """
     frame = results.for_profile(profile, track).frame()
     frame["row"] = label_rows(frame, name="variant")
@@ -58,6 +63,12 @@ def head_to_head(results: ResultSet, profile: str, track: str, first: str, *othe
         here = frame[frame["column"] == column]
         sides = [_scored(here[here["label"] == label]) for label in (name, rival)]
         seeds = sorted(set(sides[0].index) & set(sides[1].index))
+        budgets = [{results.records[run_id].config.budget for run_id in side["run_id"]} for side in sides]
+        if seeds and not any_budget and budgets[0] != budgets[1]:
+            steps = " and ".join("/".join(f"{budget:,}" for budget in sorted(each)) for each in budgets)
+            raise UsageError(
+                f"{name} and {rival} have different budgets on {column}, {steps} steps; --any-budget compares them"
+            )
         if not seeds:
             continue
         result = compare_paired(*(side.loc[seeds, "accuracy"].tolist() for side in sides))

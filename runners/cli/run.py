@@ -41,6 +41,7 @@ Examples:
   lra-run --attn full,contextpool --task listops --seeds 0-4
   lra-run --attn contextpool --task listops --set variant.placement=stream
   lra-run --attn full --task listops --profile official --dry-run
+  lra-run --attn full --task listops --set pretrain.share=0.4
   lra-run --model my_model.py:build --task listops
   lra-run --task image --set model.family=convnet --set model.pool=contextpool
   lra-run --config lra-results/results/ab/ab12....json --store elsewhere
@@ -80,15 +81,23 @@ Examples:
 @click.option(
     "--track",
     type=click.Choice(["matched", "open"]),
-    help="matched: only the variant's own options may be set; open: everything, and tables say so.  "
-    "[default: matched; open with --model or model.family=convnet]",
+    help="matched: only the variant's own options and pretrain.share may be set; open: everything, and tables say so.  "
+    "[default: matched; open with --model, --from or model.family=convnet]",
 )
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Override a setting: variant.x, variants.NAME.x, and on the open track model.x, train.x, data.x.",
+    help="Override a setting: variant.x, variants.NAME.x, pretrain.share, and on the open track model.x, train.x, "
+    "data.x, pretrain.x.",
+)
+@click.option(
+    "--from",
+    "start_run",
+    metavar="RUN",
+    help="Start from the chosen weights of a finished run, with new classifier layers: the file of its record, or the "
+    "beginning of its id. On the open track.",
 )
 @click.option(
     "--config",
@@ -148,6 +157,7 @@ def command(
     seeds: str | None,
     track: str | None,
     overrides: tuple[str, ...],
+    start_run: str | None,
     config_file: str | None,
     evaluated: str | None,
     device_name: str,
@@ -170,7 +180,7 @@ def command(
     Under torchrun, the processes share the batches of one run.
     """
     overrides += ("train.compile=true",) if compiled else ()
-    grid = (attn, model, task, profile, seeds, track, overrides, limit_steps)
+    grid = (attn, model, task, profile, seeds, track, overrides, limit_steps, start_run)
     if config_file is not None and any(grid):
         raise click.UsageError("--config is a whole run: it goes without --attn, --model, --task, --profile, --set ...")
     if evaluated is not None and any((*grid, config_file, force, dry_run, trackers)):
@@ -220,7 +230,7 @@ def command(
         with signals.stop_at_once():
             echo("\n".join(evaluate_again(load_run(evaluated, store_folder), options, home)))
         return
-    store = Store(store_folder)
+    store, start = Store(store_folder), None
     if config_file is not None:
         configs = [read_config(config_file)]
     else:
@@ -233,14 +243,16 @@ def command(
             echo(filled_in, err=True)
         if profile is None and ranks.is_main:
             echo(f"Profile {recipe.name} (the default on {device.type}); --profile picks another.", err=True)
+        start = load_run(start_run, store_folder) if start_run is not None else None
         configs = plan(
             attn=attn or "",
             model=model or "",
             task=task or "",
             profile=recipe,
             seeds=seed_list,
-            track=track or ("open" if model else "matched"),
+            track=track or ("open" if model or start else "matched"),
             overrides=values,
+            start=None if start is None else start.start(),
         )
         configs = [shortened(config, limit_steps) for config in configs] if limit_steps else configs
     check_models(configs, device)
@@ -260,6 +272,7 @@ def command(
         progress=not quiet,
         checkpoint_seconds=checkpoint_seconds,
         trackers=trackers,
+        start=start,
         ranks=ranks,
     )
     init(ranks, device)

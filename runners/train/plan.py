@@ -19,7 +19,7 @@ from lra.config.builtin import profile_names
 from lra.config.labels import row_name
 from lra.config.profiles import PROFILE_NAME, FamilyRecipe, Profile, load_profile, look_alike
 from lra.config.resolve import check_variant_names, pretraining, resolve, with_programs
-from lra.config.schema import ModelConfig, RunConfig, TrainConfig, canonical_json, valid_section
+from lra.config.schema import ModelConfig, RunConfig, StartConfig, TrainConfig, canonical_json, valid_section
 from lra.config.suites import check_number_of_runs
 from lra.config.yaml_loader import MAX_BYTES, SeveralDocumentsError, dump_text, load_file, load_text
 from lra.data.dataset import open_prepared
@@ -42,6 +42,7 @@ def plan(
     track: str,
     overrides: Mapping[str, Any],
     model: str = "",
+    start: StartConfig | None = None,
 ) -> list[RunConfig]:
     """Resolve tasks x variants x seeds.
 
@@ -53,6 +54,7 @@ def plan(
         track: `matched` or `open`.
         overrides: Values by path, see `lra.config.resolve.resolve`.
         model: References of whole models, separated by commas, which stand beside the variants.
+        start: The run whose weights all of them start from.
 
     Raises:
         UsageError: All mistakes of all runs at once, each line once.
@@ -83,6 +85,7 @@ def plan(
                         seed=seed,
                         track="open" if track == "open" else "matched",
                         overrides=overrides,
+                        start=start,
                     )
                     configs.append(config)
                 except UsageError as error:
@@ -238,7 +241,8 @@ def _check_recipe(config: RunConfig, source: str) -> None:
     share = {} if config.pretrain is None else {"share": config.pretrain.share}
     sections["pretrain"], _ = pretraining(get_task(config.task).info, recipe.pretrain | share)
     theirs, ours = config.hashed(), config.model_copy(update=sections).hashed()
-    wrong = [
+    wrong = ["start"] if config.start is not None else []
+    wrong += [
         f"{section}.{name}"
         for section in ("data", "model", "train", "pretrain")
         for name in sorted({*theirs.get(section, {}), *ours.get(section, {})})

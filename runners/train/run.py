@@ -47,6 +47,7 @@ from lra.results.records import (
 )
 from lra.tasks import get_task, info_of
 from lra.terminal import echo
+from lra.trained import TrainedRun, load_run, start_from
 
 from ..arithmetic import refused_operator
 from ..progress import ProgressLine
@@ -100,6 +101,8 @@ class RunOptions:
     """What the line of progress begins with, such as the number of the run in a grid."""
     trackers: tuple[str, ...] = ()
     """Names of trackers that get the numbers of the run, besides its event file."""
+    start: TrainedRun | None = None
+    """The run that a run starts from, if its configuration names one; None looks it up in the store."""
     ranks: RankInfo = SINGLE
     """This process among those that share the run."""
 
@@ -169,6 +172,10 @@ def run(
             Denoiser(model, config, info).to(device) if isinstance(model, Classifier) and config.pretrain else None
         )
         state = TrainState()
+        if saved is None and config.start is not None:
+            assert isinstance(model, Classifier)
+            start_from(model, options.start or load_run(config.start.run, store.root), config.start)
+            line.say(f"starting from the weights of run {config.start.run[:12]}")
         if saved is not None:
             state = TrainState.from_dict(saved["state"])
             state.resumed += 1
@@ -337,6 +344,8 @@ def run(
                 arrays_sha256="",
                 finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
             )
+            if outcome is not None:
+                record = record.model_copy(update={"trained": not record.unbeaten()})
             try:
                 record = store.publish(record, arrays)
             except ConflictError as conflict:

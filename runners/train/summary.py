@@ -15,6 +15,7 @@ from lra.measure.environment import decisive, differences
 from lra.metrics import wilson_interval
 from lra.results.bench_format import breaks_parameter_rule
 from lra.results.records import EARLIER, RunRecord, Store
+from lra.tasks import get_task
 
 
 def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> str:
@@ -36,6 +37,7 @@ def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> 
             f"Trivial baselines, in %: {baselines}.",
             "Intervals: Wilson, 95 %, over the test examples; they do not show what another seed would do.",
             f"Memory: {first.cost.peak_memory_method}.",
+            *_untrained_notes(records),
             *_parameter_notes(records),
             *_environment_notes(records),
             *(f"{row_name(r.config)}, seed {r.config.seed}: {store.record_path(r.run_id)}" for r in records),
@@ -57,7 +59,9 @@ def summary_rows(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store
             "seed": config.seed,
             "status": record if isinstance(record, str) else record.status,
         }
-        row |= dict.fromkeys(("correct", "total", "interval_percent", "selected_step", "cost", "run_id", "record"))
+        row |= dict.fromkeys(
+            ("correct", "total", "interval_percent", "trained", "selected_step", "cost", "run_id", "record")
+        )
         if isinstance(record, RunRecord):
             row |= {"run_id": record.run_id, "record": str(store.record_path(record.run_id))}
             row["cost"] = record.cost.model_dump()
@@ -65,7 +69,7 @@ def summary_rows(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store
                 test = record.outcome.test
                 interval = [100 * bound for bound in wilson_interval(test.correct, test.total)]
                 row |= {"correct": test.correct, "total": test.total, "interval_percent": interval}
-                row["selected_step"] = record.outcome.selected_step
+                row |= {"selected_step": record.outcome.selected_step, "trained": not record.unbeaten()}
         found.append(row)
     return found
 
@@ -100,6 +104,22 @@ def _row(config: RunConfig, record: RunRecord | str) -> tuple[str, ...]:
         "-" if cost.peak_memory_bytes is None else f"{cost.peak_memory_bytes / 2**20:,.0f}",
         str(record.outcome.selected_step),
     )
+
+
+def _untrained_notes(records: Sequence[RunRecord]) -> list[str]:
+    """Name the runs that learnt no more than a trivial baseline knows, and what is known to help on the task."""
+    notes = []
+    for record in records:
+        if unbeaten := record.unbeaten():
+            name, value = max(unbeaten.items(), key=lambda item: item[1])
+            notes.append(
+                f"{row_name(record.config)}, seed {record.config.seed}: trained: no, as it is not above the baseline "
+                f"{name} ({value:.1f}) by more than the noise of the test set."
+            )
+    if notes:
+        task = get_task(records[0].config.task).info
+        notes.append(f"Known to help on {task.title}: {task.advice}. See docs/training.md.")
+    return notes
 
 
 def _environment_notes(records: Sequence[RunRecord]) -> list[str]:

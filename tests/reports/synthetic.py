@@ -13,7 +13,7 @@ from lra.results.bench_records import (
     save_bench_record,
     settings_id,
 )
-from lra.results.records import AttemptedRun, Cost, Count, Outcome, RunRecord, Store
+from lra.results.records import AttemptedRun, Cost, Count, Outcome, Pretrained, RunRecord, Store
 from lra.tasks import get_task
 from reports.result_set import load_stores
 
@@ -60,10 +60,15 @@ def add_run(
 ):
     """Publish one run that has `correct` of 1000 right; None is a run that diverged."""
     config = config or cell_config(**of)
-    steps = np.arange(1, 6) * 10.0
+    before = config.pretrain_steps
+    steps = before + np.arange(1, 6) * 10.0
     right = np.floor(np.linspace(10, (correct or 100) // 10, 5))
     arrays = {"curve.step": steps, "curve.validation_correct": right}
-    outcome = None
+    outcome = pretrained = None
+    if before:
+        arrays |= {"pretrain.step": np.array([float(before)]), "pretrain.validation_loss": np.array([2.0])}
+        score = Count(correct=5, total=10, loss=2.0)
+        pretrained = Pretrained(steps=before, selected_step=before, validation=score, weights_digest="f" * 64)
     if correct is not None:
         test = Count(correct=correct, total=TOTAL, loss=1.5)
         best = int(right.argmax())
@@ -82,6 +87,7 @@ def add_run(
         task_title=title or TITLES[config.task], variant_title=variant_title or config.variant.name, dataset=dataset,
         data_digest=digest,
         baselines={"chance": 10.0, "majority": 11.0} if baselines is None else baselines, outcome=outcome, cost=cost,
+        pretrained=pretrained,
         backend="reference", environment=environment or {"device": "cpu", "torch": "2"}, arrays_sha256="",
         finished_at=finished_at,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from lra.metrics import is_above
 from reports.statistics import (
     average_ranks,
     compare_paired,
@@ -16,7 +17,6 @@ from reports.statistics import (
     holm,
     mcnemar,
     mean_with_interval,
-    trained,
 )
 
 numbers = st.lists(st.floats(0, 100), min_size=2, max_size=12)
@@ -131,6 +131,6 @@ def test_ranks_and_critical_difference():
 
 
 def test_trained_means_more_than_the_noise_above_the_baseline():
-    assert trained(600, 1000, 50.0)
-    assert not trained(515, 1000, 50.0)
-    assert not trained(500, 1000, 50.0)
+    assert is_above(600, 1000, 50.0)
+    assert not is_above(515, 1000, 50.0)
+    assert not is_above(500, 1000, 50.0)

@@ -139,6 +139,7 @@ class Image(_Pixels[ImageOptions]):
         num_classes=10,
         grid=(SIDE, SIDE),
         mask_rate=0.5,
+        advice="more steps, model.positions=rotary, pretrain.share=0.4",
     )
     options: ClassVar[type[TaskOptions]] = ImageOptions
 
@@ -193,6 +194,7 @@ class ImageContinuous(_Pixels[PixelOptions]):
         normalisation=(GRAY_MEAN, GRAY_STD),
         mask_rate=0.5,
         denoising_loss="l1",
+        advice="more steps, pretrain.share=0.4",
     )
     options: ClassVar[type[TaskOptions]] = PixelOptions
 

@@ -88,6 +88,7 @@ class ListOps(Task[ListOpsOptions]):
         num_classes=10,
         generated=True,
         mask_rate=0.1,
+        advice="more steps, model.positions=rotary",
     )
     options: ClassVar[type[TaskOptions]] = ListOpsOptions
 

@@ -237,6 +237,7 @@ def _info(name: str, title: str, size: int) -> TaskInfo:
         grid=(size, size),
         generated=True,
         mask_rate=0.5,
+        advice="more steps, pretrain.share=0.4, a start on easier images (--from), or the variants s5 and s4d",
     )
 
 
@@ -261,6 +262,7 @@ class PathfinderContinuous(_Family[ImageSetOptions]):
         grid=(size, size),
         generated=True,
         mask_rate=0.5,
+        advice="more steps, pretrain.share=0.4, a start on easier images (--from), or the variants s5 and s4d",
         normalisation=(LEVEL_MEAN, LEVEL_STD),
     )
 

@@ -3,9 +3,11 @@
 import pytest
 from scipy import stats
 
+from lra.config.schema import PretrainConfig, StartConfig
 from lra.errors import UsageError
+from reports.result_set import load_stores
 from reports.tables import ablation, head_to_head, ranks
-from tests.reports.synthetic import add_run, five_tasks, made, notes_of
+from tests.reports.synthetic import add_run, cell_config, five_tasks, made, notes_of
 
 
 def test_head_to_head_pairs_seeds_and_examples(tmp_path):
@@ -160,3 +162,26 @@ def test_an_absent_setting_is_not_a_text(tmp_path):
     add_run(tmp_path, 600, variant="theirs", options={"w": "absent"})
     assert made(ablation, tmp_path, "theirs").cells["changed"].tolist() == ["(base)", "w=absent"]
     assert "Base on ListOps: w=(absent)." in made(ablation, tmp_path, "theirs").notes
+
+
+def test_runs_with_other_budgets_are_compared_only_if_that_is_asked_for(tmp_path):
+    """A start from another run, or more steps, is paid for."""
+    longer = cell_config(variant="linear", track="open")
+    longer = longer.model_copy(update={"start": StartConfig(run="a" * 64, weights="b" * 64, steps=100)})
+    for config, right in ((cell_config(track="open"), 400), (longer, 500)):
+        add_run(tmp_path, right, config=config)
+    with pytest.raises(UsageError, match=r"different budgets on ListOps, 1,500 and 1,600 steps; --any-budget compares"):
+        made(head_to_head, tmp_path, "full", "linear", track="open")
+    table = head_to_head(load_stores([tmp_path]), "quick", "open", "full", "linear", any_budget=True)
+    assert table.cells["difference (points)"].tolist() == ["-10.00"]
+
+
+def test_pretraining_is_a_row_of_the_same_table_and_the_same_budget(tmp_path):
+    plain = cell_config()
+    own = PretrainConfig(share=0.4, mask_rate=0.1, loss="cross_entropy")
+    for seed in (0, 1):
+        add_run(tmp_path, 400 + seed, config=plain.model_copy(update={"seed": seed}))
+        add_run(tmp_path, 420 + seed, config=plain.model_copy(update={"seed": seed, "pretrain": own}))
+    table = made(head_to_head, tmp_path, "full [share=0.4]", "full")
+    assert table.cells["difference (points)"].tolist() == ["+2.00"]
+    assert load_stores([tmp_path]).profiles() == [("quick", "matched")]

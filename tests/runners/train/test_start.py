@@ -1,0 +1,109 @@
+"""`--from`: a run that starts from the chosen weights of another one, and runs that learn nothing."""
+
+import pytest
+import torch
+
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
+from lra.errors import StoreError, UsageError
+from lra.results.checkpoints import read_state, write_state
+from lra.results.records import Store
+from lra.trained import CLASSIFIER_LAYERS, load_run
+from runners.train.run import PreemptedRunError
+from runners.train.summary import summary, summary_rows
+from tests.runners.tiny_runs import TINY, execute, tiny_data
+from tests.runners.train.test_pretraining import StopAt
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("data"))
+
+
+def tiny(start=None, track="open", **overrides):
+    return resolve(
+        task="listops", variant="full", profile=load_profile("quick"), seed=0, track=track,
+        overrides={} if track == "matched" else TINY | overrides, start=start,
+    )  # fmt: skip
+
+
+FROZEN = {"train.lr": 1e-12}
+"""A run that hardly learns, so that its weights are those that it began with."""
+
+
+@pytest.fixture(scope="module")
+def donor(data, tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("store"))
+    record = execute(tiny(), data, store)
+    return load_run(record.run_id[:10], store.root)
+
+
+def weights_of(store, record):
+    return read_state(store.checkpoint_folder(record.run_id) / "chosen.pt")["model"]
+
+
+def test_a_run_starts_from_the_weights_of_another_with_a_new_classifier(data, donor):
+    plain = execute(tiny(**FROZEN), data, donor.store)
+    record = execute(tiny(donor.start(), **FROZEN), data, donor.store)
+    assert record.run_id != plain.run_id
+    theirs, ours, drawn = donor.weights(), weights_of(donor.store, record), weights_of(donor.store, plain)
+    for name, value in ours.items():
+        origin = drawn if name.startswith(CLASSIFIER_LAYERS) else theirs
+        assert torch.allclose(value, origin[name], atol=1e-6)
+    assert not torch.allclose(theirs["head.out.weight"], ours["head.out.weight"], atol=1e-4)
+    assert not torch.allclose(drawn["blocks.0.mlp.0.weight"], ours["blocks.0.mlp.0.weight"], atol=1e-4)
+    assert record.config.budget == 12
+    assert load_run(record.run_id, donor.store.root).start().steps == 12
+
+
+def test_a_run_that_started_from_another_goes_on_to_the_same_bits(data, donor, tmp_path):
+    config = tiny(donor.start())
+    unbroken = execute(config, data, Store(tmp_path / "unbroken"), start=donor)
+    store = Store(tmp_path / "stopped")
+    with pytest.raises(PreemptedRunError):
+        execute(config, data, store, StopAt(2), start=donor)
+    # The weights of the other run are not needed any more: they are not in this store.
+    assert execute(config, data, store).outcome == unbroken.outcome
+    with pytest.raises(UsageError, match="no single record"):
+        execute(config, data, Store(tmp_path / "empty"))
+
+
+def test_other_weights_than_those_of_the_id_are_refused(data, tmp_path):
+    store = Store(tmp_path)
+    record = execute(tiny(), data, store)
+    config = tiny(load_run(record.run_id, store.root).start())
+    other = config.model_copy(update={"start": config.start.model_copy(update={"weights": "0" * 64})})
+    with pytest.raises(StoreError, match="has other weights"):
+        execute(other, data, store)
+    path = store.checkpoint_folder(record.run_id) / "chosen.pt"
+    state = read_state(path)
+    state["model"]["head.out.bias"] += 1.0
+    write_state(path, state)
+    with pytest.raises(StoreError, match="does not hold the weights"):
+        execute(config, data, store)
+
+
+def test_another_model_is_refused(data, donor, tmp_path):
+    with pytest.raises(UsageError, match=r"another model .*blocks\.1\..* the shape of nothing there"):
+        execute(tiny(donor.start(), **{"model.num_layers": 2}), data, Store(tmp_path), start=donor)
+
+
+def test_the_matched_track_does_not_admit_it(donor):
+    with pytest.raises(UsageError, match="the steps of another run come on top"):
+        tiny(donor.start(), track="matched")
+
+
+def test_a_run_that_learnt_nothing_says_so_in_its_table_and_its_record(donor):
+    record = donor.record
+    low = record.model_copy(update={"baselines": {"chance": 0.0, "bag of tokens": 99.0}, "trained": False})
+    text = summary([(low.config, low)], donor.store)
+    assert "full, seed 0: trained: no, as it is not above the baseline bag of tokens (99.0)" in text
+    assert "Known to help on ListOps: more steps" in text
+    assert summary_rows([(low.config, low)], donor.store)[0]["trained"] is False
+    assert record.trained is False  # 16 test examples
+    correct = record.outcome.test.model_copy(update={"correct": 15})
+    high = record.model_copy(update={"outcome": record.outcome.model_copy(update={"test": correct})})
+    high = high.model_copy(update={"baselines": {"chance": 10.0}, "trained": True})
+    assert "trained: no" not in summary([(high.config, high)], donor.store)
+    with pytest.raises(ValueError, match="trained is False, which its score and its baselines do not say"):
+        type(high).model_validate(high.model_dump() | {"trained": False})
