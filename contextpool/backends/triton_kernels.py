@@ -3,7 +3,8 @@
 # ruff: noqa: N803
 """Exact pooling in Triton: Gaussians live in registers, block by block, and tails that weigh nothing are skipped.
 
-Three kernels. Forward, a program owns a block of queries i, walks over the blocks of keys j in their reach, and keeps a
+Three kernels. Forward, a program owns a block of queries i and walks over the blocks of keys j in their reach. It weighs
+keys relative to the query itself. Where weights in reach are too far apart for that, another form of the kernel keeps a
 running maximum, so that sums neither overflow nor vanish (the online softmax of M. Milakov and N. Gimelshein,
 arXiv:1805.02867). With the logarithm of each row's total in L_i, the backward recomputes
 
@@ -49,6 +50,8 @@ spills on 8.0, and bfloat16 with 4 warps does too.
 LOG2_E = tl.constexpr(math.log2(math.e))
 TRUNCATION = 20.0
 """A key may be skipped where its weight is exp(-20) = 2e-9 of the query's own, or less, whatever the weights are."""
+LARGEST_EXPONENT = {torch.float32: 60.0, torch.bfloat16: 60.0, torch.float16: 11.0}
+"""Dtype of x -> up to which logarithm of a weight over the query's own its exponential fits, and a sum of many."""
 
 
 @triton.jit
@@ -94,47 +97,66 @@ def _self_log_weight(log_weight):
 
 @triton.jit
 def _forward_kernel(
-    x, log_weight, slope, first, last, y, log_total, length, dim,
+    x, log_weight, slope, count, tiles, spread, y, log_total, length, dim,
     NORMALIZED: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr, SLAB: tl.constexpr, WIDEN: tl.constexpr,
+    SHIFTED: tl.constexpr,
 ):  # fmt: skip
-    """Pool one block of queries, one slab of features."""
+    """Pool one block of queries, one slab of features.
+
+    With `SHIFTED` it pools the blocks that `spread` marks, with a running maximum; without, the others, whose weights
+    relative to the query's own neither overflow nor need a maximum.
+    """
     block, batch, slab = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    bound = batch.to(tl.int64) * tl.num_programs(0) + block
+    if (tl.load(spread + bound) != 0) != SHIFTED:
+        return
     query = block * BLOCK + tl.arange(0, BLOCK)
     feature = slab * SLAB + tl.arange(0, SLAB)
     row_slope = tl.load(slope + batch * length + query, mask=query < length, other=0.0)
     row_weight = _load_log_weight(log_weight, batch, query, length)
     real, self_log_weight = row_weight > float("-inf"), _self_log_weight(row_weight)
 
-    # Per query: the largest exponent so far, the sum of exp2(exponent - row_max), and the weighted sum of values.
+    # Sums of exp2(exponent - row_max) by query and key of a tile, over the tiles; by query alone if shifted.
     row_max = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
+    totals = tl.zeros((BLOCK, BLOCK), tl.float32)
     pooled = tl.zeros((BLOCK, SLAB), tl.float32)
-    bound = batch * tl.num_programs(0) + block
-    for step in range(tl.load(first + bound), tl.load(last + bound) + 1):
-        key = step * BLOCK + tl.arange(0, BLOCK)
+    for step in range(tl.load(count + bound)):
+        key = tl.load(tiles + bound * tl.num_programs(0) + step) * BLOCK + tl.arange(0, BLOCK)
         key_weight = _load_log_weight(log_weight, batch, key, length)
         values = _load_rows(x, batch, key, feature, key_weight > float("-inf"), length, dim)
         exponent, _ = _exponents(
             query[:, None], key[None, :], row_slope[:, None], self_log_weight[:, None], key_weight[None, :], CAUSAL
         )
-        # The maximum over this block too; what was summed so far shrinks to the new shift.
-        higher = tl.maximum(row_max, tl.max(exponent, axis=1))
-        # Rows that have seen nothing yet keep a row_max of -inf, which must not be subtracted from itself.
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        shrink = tl.exp2(row_max - shift)
-        p = tl.exp2(exponent - shift[:, None])
-        total = total * shrink + tl.sum(p, axis=1)
-        pooled = _dot(p.to(values.dtype), values, pooled * shrink[:, None], WIDEN)
-        row_max = higher
+        if SHIFTED:
+            # The maximum over this tile too; what was summed so far shrinks to the new shift.
+            higher = tl.maximum(row_max, tl.max(exponent, axis=1))
+            # Rows that have seen nothing yet keep a row_max of -inf, which must not be subtracted from itself.
+            shift = tl.where(higher == float("-inf"), 0.0, higher)
+            shrink = tl.exp2(row_max - shift)
+            p = tl.exp2(exponent - shift[:, None])
+            total = total * shrink + tl.sum(p, axis=1)
+            pooled = pooled * shrink[:, None]
+            row_max = higher
+        else:
+            # Summed over keys after the loop: within it no thread waits for another.
+            p = tl.exp2(exponent)
+            totals += p
+        pooled = _dot(p.to(values.dtype), values, pooled, WIDEN)
 
+    if not SHIFTED:
+        row_max = tl.zeros((BLOCK,), tl.float32)
+        total = tl.sum(totals, axis=1)
     # Masked queries that have seen nothing; a real query has seen itself.
-    total = tl.where(row_max == float("-inf"), 1.0, total)
+    total = tl.where(total == 0.0, 1.0, total)
     if NORMALIZED:
         # `row_total` is L_i in powers of 2.
         pooled = pooled / total[:, None]
         row_total = row_max + tl.log2(total)
     else:
-        pooled = pooled * tl.exp2(row_max + self_log_weight * LOG2_E)[:, None]
+        # In two steps: the factor alone may be too small for float32 where what it multiplies is large.
+        half = tl.exp2(0.5 * (row_max + self_log_weight * LOG2_E))[:, None]
+        pooled = pooled * half * half
         row_total = -self_log_weight * LOG2_E
     pooled = tl.where(real[:, None], pooled, 0.0)
     inside = (query < length)[:, None] & (feature < dim)[None, :]
@@ -148,7 +170,7 @@ def _forward_kernel(
 
 @triton.jit
 def _rows_kernel(
-    grad, x, log_weight, slope, log_total, first, last, delta, moment, length, dim,
+    grad, x, log_weight, slope, log_total, count, tiles, delta, moment, length, dim,
     NORMALIZED: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr, SLAB: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Sum over the keys of one block of queries: delta, and sigma^3 times the gradient of sigma."""
@@ -158,12 +180,13 @@ def _rows_kernel(
     row_total = tl.load(log_total + batch * length + query, mask=query < length, other=float("inf"))
     self_log_weight = _self_log_weight(_load_log_weight(log_weight, batch, query, length))
 
-    dot_sum = tl.zeros((BLOCK,), tl.float32)
-    square_sum = tl.zeros((BLOCK,), tl.float32)
-    both_sum = tl.zeros((BLOCK,), tl.float32)
-    bound = batch * tl.num_programs(0) + block
-    for step in range(tl.load(first + bound), tl.load(last + bound) + 1):
-        key = step * BLOCK + tl.arange(0, BLOCK)
+    # By query and key of a tile, over the tiles: summed over keys after the loop, as in the forward.
+    dot_sums = tl.zeros((BLOCK, BLOCK), tl.float32)
+    square_sums = tl.zeros((BLOCK, BLOCK), tl.float32)
+    both_sums = tl.zeros((BLOCK, BLOCK), tl.float32)
+    bound = batch.to(tl.int64) * tl.num_programs(0) + block
+    for step in range(tl.load(count + bound)):
+        key = tl.load(tiles + bound * tl.num_programs(0) + step) * BLOCK + tl.arange(0, BLOCK)
         key_weight = _load_log_weight(log_weight, batch, key, length)
         dots = tl.zeros((BLOCK, BLOCK), tl.float32)  # grad_i . x_j, (queries, keys), slab by slab
         for start in range(0, dim, SLAB):
@@ -175,20 +198,21 @@ def _rows_kernel(
             query[:, None], key[None, :], row_slope[:, None], self_log_weight[:, None], key_weight[None, :], CAUSAL
         )
         p = tl.exp2(exponent - row_total[:, None])
-        dot_sum += tl.sum(p * dots, axis=1)
-        square_sum += tl.sum(p * square, axis=1)
-        both_sum += tl.sum(p * square * dots, axis=1)
+        dot_sums += p * dots
+        square_sums += p * square
+        both_sums += p * square * dots
 
+    dot_sum, both_sum = tl.sum(dot_sums, axis=1), tl.sum(both_sums, axis=1)
     if NORMALIZED:
         # sum p (i - j)^2 (dot - delta), with delta known only now: taken off at the end.
-        both_sum -= dot_sum * square_sum
+        both_sum -= dot_sum * tl.sum(square_sums, axis=1)
         tl.store(delta + batch * length + query, dot_sum, mask=query < length)
     tl.store(moment + batch * length + query, both_sum, mask=query < length)
 
 
 @triton.jit
 def _columns_kernel(
-    grad, x, log_weight, slope, log_total, delta, first, last, grad_x, grad_log_weight, length, dim,
+    grad, x, log_weight, slope, log_total, delta, count, tiles, grad_x, grad_log_weight, length, dim,
     NORMALIZED: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr, SLAB: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Sum over the queries that reach one block of keys, for one slab of features; log-weights' shares per slab."""
@@ -198,10 +222,10 @@ def _columns_kernel(
     key_weight = _load_log_weight(log_weight, batch, key, length)
 
     grad_values = tl.zeros((BLOCK, SLAB), tl.float32)
-    normaliser = tl.zeros((BLOCK,), tl.float32)
-    bound = batch * tl.num_programs(0) + block
-    for step in range(tl.load(first + bound), tl.load(last + bound) + 1):
-        query = step * BLOCK + tl.arange(0, BLOCK)
+    normalisers = tl.zeros((BLOCK, BLOCK), tl.float32)  # by key and query of a tile, over the tiles
+    bound = batch.to(tl.int64) * tl.num_programs(0) + block
+    for step in range(tl.load(count + bound)):
+        query = tl.load(tiles + bound * tl.num_programs(0) + step) * BLOCK + tl.arange(0, BLOCK)
         row_slope = tl.load(slope + batch * length + query, mask=query < length, other=0.0)
         row_total = tl.load(log_total + batch * length + query, mask=query < length, other=float("inf"))
         upstream = _load_rows(grad, batch, query, feature, row_total != float("inf"), length, dim)
@@ -214,14 +238,14 @@ def _columns_kernel(
         grad_values = _dot(p, upstream, grad_values, WIDEN)
         if NORMALIZED:
             row_delta = tl.load(delta + batch * length + query, mask=query < length, other=0.0)
-            normaliser += tl.sum(p.to(tl.float32) * row_delta[None, :], axis=1)
+            normalisers += p.to(tl.float32) * row_delta[None, :]
 
     real = key_weight > float("-inf")
     values = _load_rows(x, batch, key, feature, real, length, dim)
     share = tl.sum(values.to(tl.float32) * grad_values, axis=1)
     if NORMALIZED:  # noqa: SIM102 - the outer test is the compiler's, the inner one the program's
         if slab == 0:
-            share -= normaliser
+            share -= tl.sum(normalisers, axis=1)
     row = slab.to(tl.int64) * tl.num_programs(1) + batch
     tl.store(grad_log_weight + row * length + key, share, mask=key < length)
     inside = (key < length)[:, None] & (feature < dim)[None, :]
@@ -235,11 +259,13 @@ def _forward(x: Tensor, log_weight: Tensor, sigma: Tensor, *, normalized: bool, 
     batch, length, dim = x.shape
     y, log_total = torch.empty_like(x), torch.empty_like(sigma)
     options = _options(x, normalized=normalized, causal=causal)
-    first, last = _reach(log_weight, sigma, options["BLOCK"], causal=causal)
+    reads, highest = _reads(log_weight, sigma, options["BLOCK"], causal=causal)
+    tiles, spread = _listed(reads), (highest > LARGEST_EXPONENT[x.dtype]).to(torch.int32)
     with torch.cuda.device_of(x):
-        _forward_kernel[first.shape[1], batch, triton.cdiv(dim, options["SLAB"])](
-            x, log_weight, _slope(sigma), first, last, y, log_total, length, dim, **options
-        )
+        for shifted in (False, True):  # blocks that are not of this kind end at once
+            _forward_kernel[reads.shape[1], batch, triton.cdiv(dim, options["SLAB"])](
+                x, log_weight, _slope(sigma), *tiles, spread, y, log_total, length, dim, SHIFTED=shifted, **options
+            )
     return y, log_total
 
 
@@ -249,17 +275,17 @@ def _backward(grad: Tensor, saved: Saved, *, normalized: bool, causal: bool) -> 
     batch, length, dim = x.shape
     options = _options(x, normalized=normalized, causal=causal)
     slabs = triton.cdiv(dim, options["SLAB"])
-    first, last = _reach(log_weight, sigma, options["BLOCK"], causal=causal)
+    reads, _ = _reads(log_weight, sigma, options["BLOCK"], causal=causal)
     slope = _slope(sigma)
     # `delta` stays zero if not normalised; `moment` is sigma^3 times the gradient of sigma; both (batch, length).
     delta, moment, grad_x = torch.zeros_like(sigma), torch.empty_like(sigma), torch.empty_like(x)
     grad_log_weight = sigma.new_empty(slabs, batch, length)  # each slab of features writes its share
     with torch.cuda.device_of(x):
-        _rows_kernel[first.shape[1], batch](
-            grad, x, log_weight, slope, log_total, first, last, delta, moment, length, dim, **options
+        _rows_kernel[reads.shape[1], batch](
+            grad, x, log_weight, slope, log_total, *_listed(reads), delta, moment, length, dim, **options
         )
-        _columns_kernel[first.shape[1], batch, slabs](
-            grad, x, log_weight, slope, log_total, delta, *_reached_from(first, last), grad_x, grad_log_weight,
+        _columns_kernel[reads.shape[1], batch, slabs](
+            grad, x, log_weight, slope, log_total, delta, *_listed(reads.transpose(1, 2)), grad_x, grad_log_weight,
             length, dim, **options
         )  # fmt: skip
     return grad_x, grad_log_weight.sum(dim=0), moment / sigma**3
@@ -287,41 +313,48 @@ def _slope(sigma: Tensor) -> Tensor:
     return 0.5 * math.log2(math.e) / sigma.square()
 
 
-def _reach(log_weight: Tensor, sigma: Tensor, block: int, *, causal: bool) -> tuple[Tensor, Tensor]:
-    """Return the first and the last block of keys that each block of queries has to read, (batch, blocks), int32.
+def _reads(log_weight: Tensor, sigma: Tensor, block: int, *, causal: bool) -> tuple[Tensor, Tensor]:
+    """Say which blocks of keys each block of queries has to read, and bound the weights there.
 
-    With w the largest weight in sight, beyond sigma_i sqrt(2 (TRUNCATION + log w / w_i)) tokens every key weighs less
-    than exp(-TRUNCATION) times the query itself, and need not be read.
+    No weight that block b of queries gives to block t of keys, relative to a query's own, is above the exponential of
+
+        (largest log w in t) - (least log w in b) - (distance of t to b)^2 / (2 (largest sigma in b)^2).
+
+    Returns:
+        Whether b reads t, (batch, blocks, blocks), and the highest of these exponents by block, (batch, blocks).
     """
-    length = log_weight.shape[1]
-    largest = log_weight.cummax(dim=1).values if causal else log_weight.amax(dim=1, keepdim=True)
-    reach = sigma * (2.0 * (TRUNCATION + largest - log_weight)).sqrt()
-    reach = reach.nan_to_num(nan=math.inf).masked_fill(log_weight == -torch.inf, 0.0)
-    position = torch.arange(length, device=log_weight.device)
-    # The first and the last key of any query in a block, (batch, blocks); padding to whole blocks changes neither.
-    pad = -length % block
-    low = F.pad(position - reach, (0, pad), value=math.inf).unflatten(1, (-1, block)).amin(dim=2)
-    high = F.pad(position + reach, (0, pad), value=-math.inf).unflatten(1, (-1, block)).amax(dim=2)
-    blocks = low.shape[1]
-    first = (low.clamp(0, length - 1) / block).int()
-    last = (high.clamp(0, length - 1) / block).int()
+    length, device = log_weight.shape[1], log_weight.device
+    pad, hidden = -length % block, log_weight == -torch.inf
+
+    def by_block(values: Tensor, padding: float) -> Tensor:
+        return F.pad(values, (0, pad), value=padding).unflatten(1, (-1, block))
+
+    heaviest = by_block(log_weight, -math.inf).amax(dim=2)  # (batch, blocks)
+    lightest = by_block(log_weight.masked_fill(hidden, math.inf), math.inf).amin(dim=2)
+    widest = by_block(sigma.masked_fill(hidden, 0.0), 0.0).amax(dim=2)
+    number = torch.arange(heaviest.shape[1], device=device)
+    apart = (number[:, None] - number).abs()
+    # Between the nearest tokens of two blocks, (blocks, blocks).
+    distance = torch.where(apart == 0, 0, (apart - 1) * block + 1)
+    lost = 0.5 * (distance / widest[:, :, None].clamp_min(1e-9)).square()  # (batch, blocks, blocks)
+    highest = heaviest[:, None, :] - lightest[:, :, None] - lost
+    in_sight = heaviest.cummax(dim=1).values if causal else heaviest.amax(dim=1, keepdim=True)
+    # Beyond a distance all that follows is even less; a block that is light is one of many.
+    far = (in_sight - lightest)[:, :, None] - lost < -TRUNCATION
+    light = highest < -TRUNCATION - math.log(length)
+    reads = ~(far | light)  # where a width is not a number, all is read
     if causal:
-        last = last.minimum(torch.arange(blocks, device=last.device, dtype=last.dtype))
-    return first.contiguous(), last.contiguous()
+        reads, highest = reads.tril(), highest.masked_fill(number > number[:, None], -math.inf)
+    return reads, highest.amax(dim=2)
 
 
-def _reached_from(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn the keys that blocks of queries read into the queries that blocks of keys are read by; both (batch, blocks).
+def _listed(reads: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many tiles each row of (batch, blocks, blocks) reads, and their numbers in order, before the others'.
 
-    Blocks between the two ends that do not read are summed nevertheless: what they add is the exact tail.
+    Both int32, (batch, blocks) and (batch, blocks, blocks).
     """
-    blocks = first.shape[1]
-    block = torch.arange(blocks, device=first.device, dtype=first.dtype)
-    reads = (first[:, :, None] <= block) & (block <= last[:, :, None])
-    return (
-        torch.where(reads, block[:, None], blocks).amin(dim=1).contiguous(),
-        torch.where(reads, block[:, None], -1).amax(dim=1).contiguous(),
-    )
+    order = reads.contiguous().sort(dim=2, descending=True, stable=True).indices
+    return reads.sum(dim=2, dtype=torch.int32).contiguous(), order.int()
 
 
 triton_pool = register_custom_op(
