@@ -22,8 +22,8 @@ Each number is summed by one program, in one order: no atomics, and the same bit
 the query's own weight. Not normalised, L_i is -log w_i and delta_i is zero. Sums are in float32; products of float16
 and bfloat16 tokens round p to that type, and those of float32 tokens are not lowered to TensorFloat-32.
 
-Tested under the interpreter of Triton 3.9 and compiled for compute capabilities 8.0 and 9.0 (also by Triton 3.6), but
-**not yet run on a GPU**: the sizes of blocks are first guesses, and no speed is claimed. With TRITON_INTERPRET=1 in the
+Experimental: tested under Triton's interpreter and compiled for compute capabilities 8.0 and 9.0, but **not yet run on a
+GPU**, so the sizes of blocks are first guesses, and no speed is claimed. With TRITON_INTERPRET=1 in the
 environment before Triton is imported, the kernels run on CPU tensors, slowly. Importing this module imports Triton.
 """
 

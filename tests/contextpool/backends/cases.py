@@ -44,15 +44,19 @@ class Form:
         return replace(case, causal=self.causal, length=min(case.length, at_most) if self.interpreted else case.length)
 
     def marks(self):
-        """List what may keep this form from being tested here."""
+        """List what may keep this form from being tested here; under the interpreter it is tested nightly."""
+        return [*self.reasons(), *([pytest.mark.nightly] if self.interpreted else [])]
+
+    def reasons(self):
+        """List what this form needs to be tested, as marks that skip or select."""
         marks = [pytest.mark.gpu] if self.device == "cuda" else []
         if self.backend == "triton":
             marks.append(pytest.mark.skipif(not TRITON, reason="the package triton is missing"))
         if self.interpreted:
             chosen = os.environ.get("TRITON_INTERPRET") == "1"
             marks.append(pytest.mark.skipif(not chosen, reason="a CUDA device runs these kernels, not the interpreter"))
-            old = bool(TRITON) and TRITON < (3, 9)
-            reason = "interpreters seen before Triton 3.9 do not run loops with NumPy 2.4"
+            old = bool(TRITON) and TRITON < (3, 7)
+            reason = "the interpreters of Triton before 3.7 do not run loops with NumPy 2.4"
             marks.append(pytest.mark.skipif(old, reason=reason))
         return marks
 
