@@ -96,27 +96,55 @@ def print_gpu_tables(options: argparse.Namespace) -> None:
 
 def print_gpu_rows(length: int, backend: str, options: argparse.Namespace, device: torch.device) -> None:
     """Measure one length and backend and print a row for each kind of widths."""
+    kinds = tuple(options.kinds.split(","))
+    rows = measure_pooling(length, backend, causal=options.causal, repeats=options.repeats, kinds=kinds)
+    chosen = resolve_backend(length, device, causal=options.causal, backend=backend)
+    for kind, row in rows.items():
+        attention = f"{row['attention_ms']:.2f} | {row['attention_MiB']:.0f}"
+        print(f"| {length} | {chosen} | {attention} | {kind} |", end=" ")
+        print(f"{row['ms']:.2f} | {row['ratio']:.3f} | {row['MiB']:.0f} |", flush=True)
+
+
+def measure_pooling(
+    length: int,
+    backend: str,
+    *,
+    causal: bool = False,
+    batch: int = BATCH,
+    repeats: int = 5,
+    kinds: tuple[str, ...] = ("paper", "mixed", "tiny"),
+) -> dict[str, dict[str, float]]:
+    """Measure time and memory of the operator and of attention on a GPU, in turns.
+
+    Returns:
+        For each kind of widths: `ms`, `MiB`, `attention_ms`, `attention_MiB`, and `ratio`, that of the two times.
+    """
+    device = torch.device("cuda")
 
     def clock() -> float:
         torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    batch = TokenBatch(device.type, torch.bfloat16, size=BATCH)
-    kinds = options.kinds.split(",")
-    subjects = {kind: pooling(kind, length, backend, causal=options.causal, batch=batch) for kind in kinds}
-    subjects["attention"] = attention(length, causal=options.causal, batch=batch)
-    medians = interleaved_medians(subjects, options.repeats, clock)
+    tokens = TokenBatch(device.type, torch.bfloat16, size=batch)
+    subjects = {kind: pooling(kind, length, backend, causal=causal, batch=tokens) for kind in kinds}
+    subjects["attention"] = attention(length, causal=causal, batch=tokens)
+    medians = interleaved_medians(subjects, repeats, clock)
     memory = {}
     for name, step in subjects.items():
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
         memory[name] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    chosen = resolve_backend(length, device, causal=options.causal, backend=backend)
-    for kind in kinds:
-        row = f"| {length} | {chosen} | {medians['attention']:.2f} | {memory['attention']:.0f} | {kind} |"
-        ratio = medians[kind] / medians["attention"]
-        print(f"{row} {medians[kind]:.2f} | {ratio:.3f} | {memory[kind]:.0f} |", flush=True)
+    return {
+        kind: {
+            "ms": medians[kind],
+            "MiB": memory[kind],
+            "attention_ms": medians["attention"],
+            "attention_MiB": memory["attention"],
+            "ratio": medians[kind] / medians["attention"],
+        }
+        for kind in kinds
+    }
 
 
 def interleaved_medians(

@@ -3,9 +3,9 @@
 # ruff: noqa: N803
 """Exact pooling in Triton: Gaussians live in registers, block by block, and tails that weigh nothing are skipped.
 
-Three kernels. Forward, a program owns a block of queries i and walks over the blocks of keys j in their reach. It weighs
-keys relative to the query itself. Where weights in reach are too far apart for that, another form of the kernel keeps a
-running maximum, so that sums neither overflow nor vanish (the online softmax of M. Milakov and N. Gimelshein,
+Three kernels. Forward, a program owns a block of queries i and walks over the blocks of keys j in their reach. It
+weighs keys relative to the query itself. Where weights in reach are too far apart for that, another form of the kernel
+keeps a running maximum, so that sums neither overflow nor vanish (the online softmax of M. Milakov and N. Gimelshein,
 arXiv:1805.02867). With the logarithm of each row's total in L_i, the backward recomputes
 
     p_ij = exp(log w_j - log w_i - (i - j)^2 / (2 sigma_i^2) - L_i)
@@ -22,9 +22,9 @@ Each number is summed by one program, in one order: no atomics, and the same bit
 the query's own weight. Not normalised, L_i is -log w_i and delta_i is zero. Sums are in float32; products of float16
 and bfloat16 tokens round p to that type, and those of float32 tokens are not lowered to TensorFloat-32.
 
-Experimental: tested under Triton's interpreter and compiled for compute capabilities 8.0 and 9.0, but **not yet run on a
-GPU**, so the sizes of blocks are first guesses, and no speed is claimed. With TRITON_INTERPRET=1 in the
-environment before Triton is imported, the kernels run on CPU tensors, slowly. Importing this module imports Triton.
+Experimental: tested under Triton's interpreter and compiled for compute capabilities 8.0 and 9.0, but **not yet run on
+a GPU**, so the sizes of blocks are first guesses, and no speed is claimed. With TRITON_INTERPRET=1 in the environment
+before Triton is imported, the kernels run on CPU tensors, slowly. Importing this module imports Triton.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from lra.config.schema import RunConfig
 from lra.data.ahead import CPU, BatchesAhead
 from lra.data.batching import Batch
 from lra.models import build_model, mixers
-from lra.results.records import Store
+from lra.results.records import RunRecord, Store
 from lra.tasks import get_task
 from runners.train.distributed import SINGLE
 from runners.train.evaluate import autocast
@@ -211,16 +211,19 @@ def models(_: list[str]) -> Iterator[Job]:
 def stop_and_resume(precision: str) -> dict:
     """Train, stop, continue from the checkpoint, evaluate and record, all on the device."""
     with tempfile.TemporaryDirectory() as name, pretended_cuda(ROOT) as pretended:
-        folder, device = Path(name), torch.device("cuda")
-        data, config = tiny_data(folder / "data"), tiny("contextpool", **{"train.precision": precision})
-        whole = execute(config, data, Store(folder / "whole"), device=device)
-        asked = iter([False] * 4 + [True])
-        try:
-            execute(config, data, Store(folder / "stopped"), lambda: next(asked), device=device)
-        except PreemptedRunError:
-            resumed = execute(config, data, Store(folder / "stopped"), device=device)
+        whole, resumed = whole_and_resumed(Path(name), precision, torch.device("cuda"))
         mixed = [asdict(event) for event in pretended.events if event.kind == "mixed"]
-        return {"resumed": resumed.cost.resumed, "same": resumed.outcome == whole.outcome, "mixed": mixed}
+    return {"resumed": resumed.cost.resumed, "same": resumed.outcome == whole.outcome, "mixed": mixed}
+
+
+def whole_and_resumed(folder: Path, precision: str, device: torch.device) -> tuple[RunRecord, RunRecord]:
+    """Execute a run at once, and again with a stop after four steps; return both records."""
+    data, config = tiny_data(folder / "data"), tiny("contextpool", **{"train.precision": precision})
+    whole = execute(config, data, Store(folder / "whole"), device=device)
+    asked = iter([False] * 4 + [True])
+    with contextlib.suppress(PreemptedRunError):
+        execute(config, data, Store(folder / "stopped"), lambda: next(asked), device=device)
+    return whole, execute(config, data, Store(folder / "stopped"), device=device)
 
 
 def planted(_: list[str]) -> Iterator[Job]:

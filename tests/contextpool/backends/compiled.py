@@ -15,8 +15,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 TABLE = Path(__file__).with_suffix(".json")
@@ -134,17 +136,15 @@ def figures(form: Compiled) -> dict[str, int]:
 
 def main(names: list[str]) -> None:
     """Print or write the figures of forms."""
-    for name in names:
-        print(json.dumps({"form": name, **figures((FORMS | SPILLING)[name])}), flush=True)
+    chosen = {name: (FORMS | SPILLING)[name] for name in names} or FORMS
+    table = {}
+    with ProcessPoolExecutor() as pool:
+        for name, line in zip(chosen, pool.map(figures, chosen.values()), strict=True):
+            table[name] = json.dumps(line)
+            print(json.dumps({"form": name, **line}), flush=True)
     if not names:
-        import triton
-
-        table = {}
-        for name, form in FORMS.items():
-            table[name] = figures(form)
-            print(name, table[name], flush=True)
-        lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(line)}" for name, line in table.items())
-        TABLE.write_text(f'{{\n "triton": "{triton.__version__}",\n "forms": {{\n{lines}\n }}\n}}\n')
+        lines = ",\n".join(f"  {json.dumps(name)}: {line}" for name, line in table.items())
+        TABLE.write_text(f'{{\n "triton": "{version("triton")}",\n "forms": {{\n{lines}\n }}\n}}\n')
 
 
 if __name__ == "__main__":

@@ -1,0 +1,162 @@
+"""The command that measures on a GPU: its whole path on the pretended device, its record and its tables."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from attention_zoo import available
+from benchmarks import gpu
+from tests.pretended_cuda.test_pretended_cuda import NEEDED
+
+NVIDIA = {"device": "NVIDIA H100", "driver": "570.1", "cuda": "13.0", "cudnn": 92000, "torch": "2.13.0"}
+STEP = {"seconds": 0.03, "kernel_seconds": 0.02, "launches": 1200, "bytes": 2**30}
+POOLING = {"paper": {"ms": 3.0, "MiB": 10.0, "attention_ms": 12.0, "attention_MiB": 5.0, "ratio": 0.25}}
+
+
+def made_up(**parts):
+    return {"environment": NVIDIA, "parts": parts}
+
+
+def on_the_pretended_device(path, *options):
+    command = [sys.executable, "-m", "tests.pretended_cuda.measured", str(path), *options]
+    done = subprocess.run(
+        command, cwd=gpu.ROOT, env=os.environ | {"PYTHONPATH": str(gpu.ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout, json.loads(path.read_text())
+
+
+def check_trial(printed, record, variants):
+    """Refuse parts that failed or are missing, and a table that claims figures. The Triton kernels need a real GPU."""
+    failed = {name for name, part in record["parts"].items() if "figures" not in part}
+    assert failed == {f"pooling 24 {form} triton" for form in ("two-sided", "causal")}
+    steps = {f"step {precision} {name}" for precision in ("float32", "bfloat16") for name in (gpu.PLAIN, *variants)}
+    pooling = {f"pooling 24 {name}" for name in ("two-sided dense", "causal dense", "two-sided pyramid", "causal tree")}
+    assert set(record["parts"]) == {"tests"} | steps | pooling | failed
+    assert record["parts"]["tests"]["figures"]["skipped"] == 3, "they have no device in a process of their own"
+    assert "Pretended GPU" in printed
+    assert "No figure is shown." in printed
+    rows = [row for row in printed.splitlines() if re.match(r"\| (\w|24)", row) and "/step" not in row]
+    assert len(rows) >= 2 * (1 + len(variants)) + 4 + 2
+    assert [row for row in rows if re.search(r"\d\.\d", row)] == []
+
+
+@pytest.mark.skipif(not NEEDED, reason="the pretended device needs g++ on Linux")
+def test_the_whole_path_runs_on_the_pretended_device(tmp_path):
+    check_trial(*on_the_pretended_device(tmp_path / "gpu.json", "full"), ["full"])
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not NEEDED, reason="the pretended device needs g++ on Linux")
+def test_all_variants_are_measured_on_the_pretended_device(tmp_path):
+    check_trial(*on_the_pretended_device(tmp_path / "gpu.json", "all"), sorted(available()))
+
+
+@pytest.fixture
+def three_parts(monkeypatch):
+    """Make the device one of three quick parts, of which the second fails."""
+    made = []
+
+    def part(name, seconds=1.0):
+        def run():
+            made.append(name)
+            if name == "step float32 full":
+                raise RuntimeError("CUDA error: first line\nsecond line")
+            return STEP
+
+        return gpu.Part(name, seconds, run)
+
+    parts = [part("step float32 plain loop"), part("step float32 full"), part("step float32 linear", 100.0)]
+    monkeypatch.setattr(gpu, "parts", lambda options, device: parts)
+    monkeypatch.setattr(gpu, "describe_environment", lambda device: NVIDIA)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "set_arithmetic", lambda: None)
+    return made
+
+
+def test_a_part_that_fails_or_does_not_fit_costs_no_other_and_is_named(three_parts, tmp_path, capsys):
+    path = tmp_path / "gpu.json"
+    gpu.main(["--minutes", "0.5", "--output", str(path)])
+    printed = capsys.readouterr().out
+    assert three_parts == ["step float32 plain loop", "step float32 full"]
+    assert "Left out for lack of time (1; the same command goes on): step float32 linear" in printed
+    assert "- step float32 full: RuntimeError: CUDA error: first line" in printed
+    assert "second line" not in printed
+    gpu.main(["--minutes", "5", "--output", str(path)])
+    assert three_parts[2:] == ["step float32 full", "step float32 linear"], "what failed is tried again"
+    assert "Left out" not in capsys.readouterr().out
+
+
+def test_what_was_measured_is_kept_when_the_command_is_cut_off(three_parts, monkeypatch, tmp_path):
+    path = tmp_path / "gpu.json"
+
+    def cut_off():
+        raise KeyboardInterrupt
+
+    first, *_ = gpu.parts(None, None)
+    monkeypatch.setattr(gpu, "parts", lambda *_: [first, gpu.Part("step float32 full", 1.0, cut_off)])
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main(["--output", str(path)])
+    assert list(json.loads(path.read_text())["parts"]) == [first.name]
+
+
+def test_a_record_of_another_device_or_no_record_is_refused(three_parts, tmp_path):
+    path = tmp_path / "gpu.json"
+    gpu.save(path, {"environment": NVIDIA | {"device": "NVIDIA A100"}, "parts": {}})
+    with pytest.raises(
+        SystemExit, match=r"measured elsewhere \(device NVIDIA A100 there, NVIDIA H100 here\); name another"
+    ):
+        gpu.main(["--output", str(path)])
+    path.write_text("{")
+    with pytest.raises(SystemExit, match="no record of this command"):
+        gpu.main(["--output", str(path)])
+    assert three_parts == []
+
+
+def test_without_a_device_one_line_is_printed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        gpu.main([])
+    assert stop.value.code == "benchmarks.gpu: no CUDA device on this machine; `lra-bench` measures on the CPU"
+
+
+def test_the_tables_show_what_was_measured():
+    record = made_up(
+        tests={"figures": {"ended": True, "passed": 7, "skipped": 1, "failed": ["tests/a.py::test_b"]}},
+        **{
+            "step float32 plain loop": {"figures": STEP | {"seconds": 0.02}},
+            "step float32 full": {"figures": STEP},
+            "pooling 1024 causal tree": {"figures": POOLING},
+            "pooling 1024 causal triton": {"error": "RuntimeError: no"},
+        },
+    )
+    shown = gpu.tables(record)
+    assert shown.startswith("NVIDIA H100, driver 570.1, torch 2.13.0, cuda 13.0, cudnn 92000\n")
+    assert "7 passed, 1 failed, 1 skipped.\n- failed: tests/a.py::test_b" in shown
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in shown.splitlines() if row.startswith("| ")]
+    assert ["full", "30.00", "20.00", "1.50", "1,200", "1.50", "1,024"] in rows
+    assert ["1024", "causal", "tree", "paper", "3.00", "0.250", "10"] in rows
+    assert ["1024", "causal", "triton", "", "failed", "-", "-"] in rows
+    assert "No figure is shown" not in shown
+
+
+def test_the_tests_on_the_device_are_counted(monkeypatch):
+    output = (
+        "[gw0] [ 1%] PASSED tests/a.py::test_one[x-y] \n[gw1] [ 2%] FAILED tests/a.py::test_two \n"
+        "[gw1] [ 3%] SKIPPED tests/b.py::test_three \nFAILED tests/a.py::test_two - AssertionError\n"
+    )
+    done = subprocess.CompletedProcess([], 1, output, "")
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: done)
+    assert gpu.run_tests() == {"ended": True, "passed": 1, "skipped": 1, "failed": ["tests/a.py::test_two"]}
+
+    def too_long(*_, timeout, **__):
+        raise subprocess.TimeoutExpired([], timeout, output=output.encode())
+
+    monkeypatch.setattr(gpu.subprocess, "run", too_long)
+    assert gpu.run_tests()["ended"] is False
+    assert gpu.run_tests()["passed"] == 1
