@@ -56,12 +56,12 @@ FORMS = {
         *(make(causal=causal) for causal in (False, True)),
         # Without a division, tokens of half precision are summed in float32.
         *(make(causal=causal, normalized=False) for causal in (False, True) if precision == "float32"),
-        *(make(width=33) for _ in range(precision != "float16")),
+        *(make(width=101) for _ in range(precision != "float16")),
     ]
 }
 """Every form that a call can ask for, by name, with one even and one odd width."""
-SPILLING = {"sizes of bfloat16": Compiled(80, "float32", "columns", sizes=(64, 128, 8))}
-"""Broken twins: their sizes need more registers than there are."""
+SPILLING = {"two warps": Compiled(80, "bfloat16", "forward", sizes=(64, 128, 2))}
+"""A broken twin, whose threads need more registers than there are."""
 
 
 def figures(form: Compiled) -> dict[str, int]:
@@ -83,9 +83,11 @@ def figures(form: Compiled) -> dict[str, int]:
     x = torch.empty(0, 0, form.width, dtype=getattr(torch, form.precision), device="meta")
     constants = triton_kernels._options(x, normalized=form.normalized, causal=form.causal)
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+    name, _, shifted = form.kernel.partition(" ")
+    if name == "rows":
+        constants = triton_kernels._for_rows(constants)
     if form.sizes is not None:
         constants["BLOCK"], constants["SLAB"], options["num_warps"] = form.sizes
-    name, _, shifted = form.kernel.partition(" ")
     if name == "forward":
         constants["SHIFTED"] = bool(shifted)
     kernel = getattr(triton_kernels, f"_{name}_kernel")
