@@ -29,17 +29,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tabulate import tabulate
 from torch.autograd import DeviceType
 from torch.profiler import profile
 
 from attention_zoo import available
 from benchmarks.contextpool import measure_pooling
-from benchmarks.plain import plain_step
+from benchmarks.plain_loop import PlainModel
 from lra.atomic_io import atomic_write
 from lra.config.profiles import load_profile
 from lra.config.schema import RunConfig
 from lra.measure.environment import describe_environment
+from lra.tasks import get_task
 from runners.arithmetic import set_arithmetic
 from runners.bench.memory import cuda_peak
 from runners.bench.workload import Workload, workload_config
@@ -195,7 +197,7 @@ def measure_step(config: RunConfig, device: torch.device, *, plain: bool) -> Fig
         `launches`, their number, both None where the profiler saw none; `bytes`, the peak beyond model and optimiser.
     """
     work = Workload(config, device)
-    step = plain_step(config, work.tokens, work.labels) if plain else work.step
+    step = plain_step(config, work) if plain else work.step
 
     def several(count: int) -> None:
         for _ in range(count):
@@ -221,6 +223,22 @@ def measure_step(config: RunConfig, device: torch.device, *, plain: bool) -> Fig
         "launches": round(len(kernels) / PROFILED_STEPS) if kernels else None,
         "bytes": peak,
     }
+
+
+def plain_step(config: RunConfig, work: Workload) -> Callable[[], None]:
+    """Make a function that trains the plainest model for one step on the tokens of a workload."""
+    info, half = get_task(config.task).info, config.train.precision == "bfloat16"
+    model = PlainModel(config.model, info.vocab_size, info.num_classes).to(work.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(work.device.type, dtype=torch.bfloat16, enabled=half):
+            logits = model(work.tokens, None)
+        F.cross_entropy(logits.float(), work.labels).backward()
+        optimizer.step()
+
+    return step
 
 
 def tables(record: Figures) -> str:

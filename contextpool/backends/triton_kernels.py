@@ -282,7 +282,7 @@ def _backward(grad: Tensor, saved: Saved, *, normalized: bool, causal: bool) -> 
     grad_log_weight = sigma.new_empty(slabs, batch, length)  # each slab of features writes its share
     with torch.cuda.device_of(x):
         _rows_kernel[reads.shape[1], batch](
-            grad, x, log_weight, slope, log_total, *_listed(reads), delta, moment, length, dim, **_for_rows(options)
+            grad, x, log_weight, slope, log_total, *_listed(reads), delta, moment, length, dim, **_for_rows(options, x)
         )
         _columns_kernel[reads.shape[1], batch, slabs](
             grad, x, log_weight, slope, log_total, delta, *_listed(reads.transpose(1, 2)), grad_x, grad_log_weight,
@@ -308,12 +308,13 @@ def _options(x: Tensor, *, normalized: bool, causal: bool) -> dict[str, Any]:
     }
 
 
-def _for_rows(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the constants for the sums over rows: 32 features at a time, because they keep three sums for each weight.
+def _for_rows(options: dict[str, Any], x: Tensor) -> dict[str, Any]:
+    """Return the constants for the sums over rows, which keep three numbers for each weight.
 
-    With more, those of half precision spill registers where the width is odd.
+    In half precision they spill registers at odd widths, with more than 32 features at a time.
     """
-    return options | {"SLAB": min(32, options["SLAB"])}
+    most = 32 if x.element_size() == 2 and x.shape[2] % 16 else options["SLAB"]
+    return options | {"SLAB": min(most, options["SLAB"])}
 
 
 def _slope(sigma: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def figures(form: Compiled) -> dict[str, int]:
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
     name, _, shifted = form.kernel.partition(" ")
     if name == "rows":
-        constants = triton_kernels._for_rows(constants)
+        constants = triton_kernels._for_rows(constants, x)
     if form.sizes is not None:
         constants["BLOCK"], constants["SLAB"], options["num_warps"] = form.sizes
     if name == "forward":
