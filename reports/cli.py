@@ -319,6 +319,39 @@ def pooling(
 
 
 @command.command()
+@click.argument("runs", nargs=-1, required=True)
+@takes_selection
+@click.option("--data-dir", type=FOLDER, envvar="LRA_HOME", help="Folder of prepared data.")
+@click.option("--examples", type=click.IntRange(1), default=8, show_default=True, help="Test examples to look at.")
+@click.option("--places", type=click.IntRange(1), default=8, show_default=True, help="Tokens to read in each.")
+@format_option("text", "markdown", "latex", "csv", "html")
+@out_option(FILE, None, "File to write instead of printing.")
+@one_line_errors
+def locality(
+    selection: Selection,
+    *,
+    runs: tuple[str, ...],
+    data_dir: Path | None,
+    examples: int,
+    places: int,
+    form: str,
+    out: Path | None,
+) -> None:
+    """Measure how far trained models mix tokens.
+
+    RUNS are the beginnings of run ids. The final state of a token depends on other tokens; the table shows from which
+    distances the influence comes, on test examples.
+    """
+    from .render import render_all
+    from .tables.locality import locality as tabulate
+
+    results = load(selection)
+    records = [results.records[find(results, run)] for run in runs]
+    made = tabulate(results, records, data_dir, examples=examples, places=places)
+    write(render_all([made], form, command=invocation()), out)
+
+
+@command.command()
 @takes_selection
 @format_option("text", "markdown", "latex", "csv", "html")
 @out_option(FILE, None, "File for the table, instead of printing it.")

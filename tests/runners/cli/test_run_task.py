@@ -169,6 +169,11 @@ def test_a_report_shows_each_length(folder):
     assert "Majority 27 (x3)" in done.stdout
     assert "Majority 9: MLP only at 90 % or more." in done.stdout
     assert [line.split()[-2:] for line in done.stdout.splitlines() if line.startswith("Chance")] == [["50.0", "50.0"]]
+    words = ["locality", record.run_id[:8], "--store", "store", "--data-dir", "home", "--examples", "2"]
+    done = CliRunner().invoke(lra_report, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    (row,) = [line.split() for line in done.stdout.splitlines() if line.startswith("Majority")]
+    assert row[-5:] == ["0.00", "0", "0", "0", "26"], "mlp_only mixes"
 
 
 def test_a_report_of_other_tasks_is_refused(folder):
