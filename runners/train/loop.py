@@ -215,7 +215,8 @@ def train(
             loss_so_far, accuracy = collect_means(state, ranks)
             state.evaluated_digest = weights_digest(model.state_dict())
             score = callbacks.validate(phase)
-            extend_curve(state, mixers, phase.rate(recipe, state.step - 1), loss_so_far, accuracy, score)
+            rate = optimizer.param_groups[0]["lr"]  # of the embedding, whose scale is 1
+            extend_curve(state, mixers, rate, loss_so_far, accuracy, score)
             if phase.improves(score, state.best_score):
                 state.best_step, state.best_score, state.best_digest = state.step, score, state.evaluated_digest
                 state.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
