@@ -235,7 +235,13 @@ class ContextPoolMixer(_WrappedMixer):
             return base
         if grid is not None:
             return f"{resolve_grid_backend(grid, self.config.backend)} + {base}"
-        pooling = resolve_backend(self.max_tokens(), device, causal=dims.causal, backend=self.config.backend)
+        pooling = resolve_backend(
+            self.max_tokens(),
+            device,
+            causal=dims.causal,
+            backend=self.config.backend,
+            dtype=next(self.parameters()).dtype,
+        )
         return f"{pooling} + {base}"
 
     def state_size(self, length: int) -> int | None:

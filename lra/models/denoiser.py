@@ -87,7 +87,9 @@ class Denoiser(nn.Module):
                 hidden = hidden_places(uniform, self.rate, self.span)
             wanted, places = tokens, hidden.reshape(-1, shape[-1]) & real
             hidden = places
-        x, inner_mask = self.model.encode(tokens, mask, hidden, self.hidden_vector)
+        x, inner_mask = self.model.embedding(tokens, mask, hidden, self.hidden_vector)
+        for block in self.model.blocks:
+            x = block(x, inner_mask)
         predicted = self.decoder(self.model.head.norm(x[:, -shape[-1] :])[places]).float()  # (places, width), no CLS
         if self.normalisation is None:
             targets = wanted[places].long()

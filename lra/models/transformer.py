@@ -191,19 +191,10 @@ class Classifier(nn.Module):
         """
         if tokens.dim() == 3:  # both documents of a pair go through one encoder, as 2 * batch sequences
             tokens, mask = tokens.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
-        return self.head(*self.encode(tokens, mask))
-
-    def encode(
-        self, tokens: Tensor, mask: Tensor | None, hidden: Tensor | None = None, substitute: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return what the blocks make of (batch, length) tokens, (batch, length [+ 1 with CLS], dim), and the mask.
-
-        Where `hidden`, (batch, length), is True, `substitute`, (dim,), takes the place of the vector of the token.
-        """
-        x, mask = self.embedding(tokens, mask, hidden, substitute)
+        x, mask = self.embedding(tokens, mask)  # (batch, length [+ 1 with CLS], dim)
         for block in self.blocks:
             x = block(x, mask)
-        return x, mask
+        return self.head(x, mask)
 
 
 def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classifier | ConvNet | ForeignModel:

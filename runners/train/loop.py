@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from attention_zoo import SequenceMixer
 from lra.config.schema import RunConfig, TrainConfig
 from lra.data.ahead import Batches
-from lra.data.batching import Batch
 from lra.errors import LraError
 from lra.metrics import Score
 from lra.models.denoiser import Denoised
@@ -67,22 +66,6 @@ class Phase:
         if best is None:
             return True
         return score.loss < best.loss if self.denoises else score.correct > best.correct
-
-    def loss(self, network: nn.Module, part: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return of a part of a batch the mean loss, the number of right answers, and the number of answers.
-
-        Args:
-            network: Gives logits; or, for denoising, what a `Denoiser` gives.
-            part: The part. Denoising does not read its labels.
-        """
-        if self.denoises:
-            found: Denoised = network(part.tokens, part.mask)
-            return found.mean_loss(), found.right.sum(), found.places.sum()
-        logits = network(part.tokens, part.mask).float()
-        loss = F.cross_entropy(logits, part.labels)
-        with torch.no_grad():
-            right = (logits.argmax(dim=1) == part.labels).sum()
-        return loss, right, torch.full_like(loss, len(part.labels), requires_grad=False)
 
 
 def phases_of(config: RunConfig) -> list[Phase]:
@@ -242,7 +225,8 @@ def train(
             last_part = number + 1 == len(parts)
             with communication() if last_part or not isinstance(network, Replica) else network.no_sync():
                 with autocast(device, recipe.precision):
-                    loss, right, count = phase.loss(network, part)
+                    found = network(part.tokens, part.mask)
+                    loss, right, count = loss_of(found, part.labels)
                 objective = sum((term for mixer in mixers if (term := mixer.auxiliary_loss()) is not None), loss)
                 (objective * share).backward()
             with torch.no_grad():
@@ -280,6 +264,22 @@ def train(
         clock = time.perf_counter()
         if stopping:
             raise PreemptedRunError(f"stopped after step {state.step} with the state saved")
+
+
+def loss_of(found: Tensor | Denoised, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean loss of a part of a batch, the number of right answers, and the number of answers.
+
+    Args:
+        found: (batch, num_classes), logits; or, for denoising, what a `Denoiser` gives.
+        labels: (batch,). Denoising does not read them.
+    """
+    if isinstance(found, Denoised):
+        return found.mean_loss(), found.right.sum(), found.places.sum()
+    logits = found.float()
+    loss = F.cross_entropy(logits, labels)
+    with torch.no_grad():
+        right = (logits.argmax(dim=1) == labels).sum()
+    return loss, right, torch.full_like(loss, len(labels), requires_grad=False)
 
 
 def collect_means(state: TrainState, ranks: RankInfo) -> tuple[float, float]:

@@ -241,8 +241,8 @@ MISTAKES = [
         "determinism",
         "draw random features in __init__, as buffers",
     ),
-    _m("dropout always", "self.dims.dropout, self.training", "0.5, True", "determinism", "self.training"),
-    _m("dropout never", "self.dims.dropout, self.training", "0.0, self.training", "determinism", "self.dims.dropout"),
+    _m("dropout always", "self.dims.dropout, self.training", "0.5, True", "determinism", "self.dropped"),
+    _m("dropout never", "self.dims.dropout, self.training", "0.0, self.training", "determinism", "self.dropped"),
     _m(
         "state in attributes",
         "self.value(x)",

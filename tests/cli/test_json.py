@@ -16,7 +16,7 @@ from tests.runners.cli.test_data import SET_TINY
 
 WITH_A_TABLE = {
     ("lra-zoo", "list"), ("lra-data", "list"), ("lra-data", "where"), ("lra-sweep", "plan"), ("lra-sweep", "status"),
-    ("lra-report", "table"), ("lra-run",), ("lra-bench",),
+    ("lra-report", "table"), ("lra-report", "verify"), ("lra-run",), ("lra-bench",),
 }  # fmt: skip
 SUITE = {"name": "s", "profile": "quick", "tasks": ["listops"], "seeds": [0, 1], "variants": ["full", "linear"]}
 

@@ -18,6 +18,7 @@ COUNTS = {
     "convnet": lambda: 3 * 4,
     # two seeds of three rows: on ListOps at two depths, on Pathfinder at one
     "tour": lambda: 2 * 3 * (2 + 1),
+    "probes": lambda: 8 * 12,
     "efficiency": lambda: 4 * len(available()),
 }
 

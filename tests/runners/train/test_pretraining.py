@@ -12,7 +12,7 @@ from lra.models.denoiser import Denoiser
 from lra.results.checkpoints import list_checkpoints, read_state
 from lra.results.records import Store
 from runners.train import loop
-from runners.train.loop import Phase, phases_of
+from runners.train.loop import phases_of
 from runners.train.run import PreemptedRunError
 from tests.runners.tiny_runs import execute, rewritten, tiny, tiny_data
 
@@ -127,13 +127,13 @@ def test_pretraining_reads_neither_labels_nor_test_inputs(data, tmp_path, monkey
     assert noisy.pretrained == clean.pretrained
     assert noisy.outcome.weights_digest != clean.outcome.weights_digest  # the task does read them
 
-    real = Phase.loss
+    real = loop.loss_of
 
-    def sees_labels(self, network, part):
-        loss, right, count = real(self, network, part)
-        return loss * (1.0 + part.labels.float().mean()), right, count
+    def sees_labels(found, labels):
+        loss, right, count = real(found, labels)
+        return loss * (1.0 + labels.float().mean()), right, count
 
-    monkeypatch.setattr(Phase, "loss", sees_labels)
+    monkeypatch.setattr(loop, "loss_of", sees_labels)
     clean, noisy = (execute(config, each, Store(tmp_path / f"twin-{each.digest}")) for each in (data, other))
     assert noisy.pretrained != clean.pretrained
 
