@@ -36,22 +36,17 @@ _INTRODUCTION = """\
 This page lists the attention variants and the idea of each. [Details of the variants](appendix/variants-details.md) has
 their options, their departures from the papers, and their other forms. `lra-zoo docs` writes both pages.
 
-<<<<<<< HEAD
 `lra-zoo describe NAME` explains a variant in the terminal, `--set variant.NAME=VALUE` sets an option, and
-`lra-zoo check NAME` runs the contract checks. Where positions come from is a setting of the model:
-`--set model.positions=rotary` (RoPE, arXiv:2104.09864), `alibi` (arXiv:2108.12409) or `t5` (arXiv:1910.10683).
-=======
-`lra-zoo describe NAME` explains every option, `--set variant.NAME=VALUE` sets one, and `lra-zoo check NAME` runs the
-contract checks. `lra-zoo docs` generates this page. The option `rotary` rotates queries and keys by their position
-(RoPE, arXiv:2104.09864), and `bias` adds a number to each score that depends on the distance (ALiBi, arXiv:2108.12409,
-or T5's buckets, arXiv:1910.10683). `--set model.positions=rotary`, `alibi` or `t5` sets them, in place of positions
-that are added to the embedding. A bias needs a score for each pair of tokens: `full`, `differential`, `local`,
-`longformer`, `bigbird`, `sparse`, `adaptive_span` and `contextpool` (for its base) take one. Feature maps, landmarks
-and mixtures of tokens have no such scores; `block_topk`, `mra` and `reformer` choose what to attend to by the content,
-which a bias would have to change, too; `gau`, `mega`, `synthesizer` and `tnn` have position terms of their own.
-The form matters: on short ListOps it moves full attention from 32 % (none) to 49 % (rotary), see the
-[lab book](appendix/lab-book.md#2026-11-26-position-forms-on-listops-one-seed-announced-before-it-ran).
->>>>>>> 3059a52 (Measure the speed of all variants again; report position forms on quick ListOps)
+`lra-zoo check NAME` runs the contract checks.
+
+Where positions come from is a setting of the model: `--set model.positions=rotary` (RoPE, arXiv:2104.09864) rotates
+queries and keys, and `alibi` (arXiv:2108.12409) or `t5` (arXiv:1910.10683) adds a bias of the distance to each score.
+`full`, `differential`, `local`, `longformer`, `bigbird`, `sparse`, `adaptive_span` and `contextpool` (for its base)
+take a bias. Feature maps, landmarks and mixtures of tokens have no score for each pair; `block_topk`, `mra` and
+`reformer` choose what to attend to by the content, which a bias would have to change too; `gau`, `mega`,
+`synthesizer` and `tnn` have position terms of their own. On short ListOps the form moves full attention from 32 %
+(none) to 49 % (rotary); see the [lab
+book](appendix/lab-book.md#2026-11-26-position-forms-on-listops-one-seed-announced-before-it-ran).
 
 - **time** is what the paper claims, with n the length.
 - **parameters** are those of one layer of the official ListOps model, relative to `full`.

@@ -1,6 +1,7 @@
 """Every command, link, path, YAML file and Python block of the documentation works. `tries` runs the commands."""
 
 import re
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -48,6 +49,19 @@ PYTHON_ELSEWHERE = {
     "trained-models.md": "tests/lra/test_trained.py",
 }
 """Pages whose Python blocks another test runs, and insists on how many there are."""
+
+
+def test_no_file_has_the_marks_of_a_merge():
+    def marked(text):
+        return any(line.startswith(("<" * 7 + " ", ">" * 7 + " ")) for line in text.splitlines())
+
+    tracked = subprocess.run(["git", "ls-files", "*.md", "*.py", "*.yaml"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    names = tracked.stdout.split()
+    assert len(names) > 300
+    assert [name for name in names if marked((ROOT / name).read_text(encoding="utf-8"))] == []
+    assert marked(f"text\n{'<' * 7} HEAD\n")
 
 
 def made_up(text: str) -> Page:
