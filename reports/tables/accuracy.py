@@ -122,20 +122,22 @@ def _baseline_rows(results: ResultSet, frame: pd.DataFrame, columns: list[str]) 
 def _reference_row(results: ResultSet, headings_of_runs: Mapping[str, str]) -> dict[str, str]:
     """Return the accuracy of the reference by heading: of its runs on the same data under the same recipe.
 
-    Runs that are among those of the table are not repeated.
+    Runs that are among those of the table are not repeated. Where runs under one heading have several recipes, there is
+    none, since one number cannot stand beside all of them.
     """
     recipes: dict[str, set[str]] = {}
     for record in results.records.values():
-        recipes.setdefault(_recipe(record), set()).add(headings_of_runs[record.run_id])
+        recipes.setdefault(headings_of_runs[record.run_id], set()).add(_recipe(record))
     scores: dict[str, list[float]] = {}
     for record in results.references:
         if record.run_id not in results.records and record.outcome is not None:
             test = record.outcome.test
-            for heading in recipes.get(_recipe(record), ()):
-                scores.setdefault(heading, []).append(100.0 * test.correct / test.total)
+            for heading, found in recipes.items():
+                if found == {_recipe(record)}:
+                    scores.setdefault(heading, []).append(100.0 * test.correct / test.total)
     cells = {}
-    for heading, found in scores.items():
-        estimate = mean_with_interval(found)
+    for heading, found_scores in scores.items():
+        estimate = mean_with_interval(found_scores)
         spread = "" if math.isnan(estimate.deviation) else f" ± {estimate.deviation:.2f}"
         cells[heading] = f"{estimate.mean:.2f}{spread} ({estimate.count})"
     return cells

@@ -122,6 +122,16 @@ def test_mlp_only_of_another_numerics_version_is_no_baseline(tmp_path):
     assert accuracy(chosen, "quick", "matched").cells.loc["MLP only, trained"].tolist() == ["30.00 (1)"]
 
 
+def test_where_recipes_differ_no_trained_baseline_stands_beside_all(tmp_path):
+    for layers, right in ((2, 300), (3, 500)):
+        add_run(tmp_path, 400, layers=layers, track="open")
+        add_run(tmp_path, right, variant="mlp_only", layers=layers, track="open", seed=layers)
+    chosen = load_stores([tmp_path]).filter(lambda config: config.variant.name == "full")
+    assert "MLP only, trained" not in accuracy(chosen, "quick", "open").cells.index
+    one = chosen.filter(lambda config: config.model.num_layers == 3)
+    assert accuracy(one, "quick", "open").cells.loc["MLP only, trained"].tolist() == ["50.00 (1)"]
+
+
 def test_a_title_that_is_the_name_of_another_row_shares_no_cell_with_it(tmp_path):
     """Titles of plug-ins are free text."""
     add_run(tmp_path, 400, variant="local", variant_title="Local", options={"window": 8})
