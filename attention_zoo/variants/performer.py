@@ -139,7 +139,10 @@ class Performer(SequenceMixer):
             return
         self._steps += 1
         if self._steps % self.config.redraw_interval == 0:
-            self.features.copy_(self._draw().to(self.features.dtype), non_blocking=True)
+            drawn = self._draw().to(self.features.dtype)
+            if self.features.device.type == "cuda":
+                drawn = drawn.pin_memory()  # else the copy would wait
+            self.features.copy_(drawn, non_blocking=True)
 
     def get_extra_state(self) -> Tensor:
         """Return (seed, steps taken)."""

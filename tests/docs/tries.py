@@ -58,6 +58,10 @@ STOPS = {
     "lra-zoo check": ("attention_zoo.checks.contract_checks", "takes half a minute; tests/attention_zoo runs it"),
     "lra-report figures": ("reports.cli.load", "tests/reports draws them"),
     "lra-report html": ("reports.cli.load", "tests/reports makes the page"),
+    "lra-report probes": ("reports.cli.load", "needs runs of probes"),
+    "lra-report locality": ("reports.cli.load", "needs trained weights"),
+    "lra-report site": ("reports.cli.load", "tests/reports makes the site"),
+    "lra-run --from": ("lra.trained.load_run", "needs a finished run"),
     "lra-report pooling": ("reports.cli.load", "needs trained weights"),
     "lra-report compare": ("reports.cli.load", "needs the records of a page"),
     "lra-report table --store": ("reports.cli.load", "needs the records of a page"),
@@ -106,6 +110,8 @@ def stop_of(words: tuple[str, ...]) -> str | None:
     group = f"{name} {words[1]}" if len(words) > 1 else name
     if "--help" in words or (name == "lra-run" and "--dry-run" in words):
         return None
+    if name == "lra-run" and "--from" in words:
+        return "lra-run --from"
     for key in (name, group):
         if key in STOPS:
             return key
@@ -256,8 +262,8 @@ def try_benchmark(command: Command, patch: pytest.MonkeyPatch) -> None:
         return
     parse = argparse.ArgumentParser.parse_args
 
-    def parse_and_stop(self: argparse.ArgumentParser) -> None:
-        parse(self)
+    def parse_and_stop(self: argparse.ArgumentParser, arguments: list[str] | None = None) -> None:
+        parse(self, arguments)
         raise ReachedError
 
     with patch.context() as here:
