@@ -15,13 +15,14 @@ from attention_zoo.registry import is_own
 from lra.config.builtin import profile_names
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
-from lra.config.schema import ADDED_LATER, NUMERICS_VERSION, RunConfig, VariantChoice
+from lra.config.schema import ADDED_LATER, NUMERICS_VERSION, RunConfig, VariantChoice, validate_section
 from lra.config.yaml_loader import load_file
 from lra.errors import StoreError, UsageError
 from lra.measure.model_size import flops_of_example, parameters_of
 from lra.reading import visible
 from lra.results.records import RunRecord, Store
 from lra.tasks import get_task
+from lra.tasks import is_own as is_own_task
 
 UNKNOWABLE = (
     "No check can tell whether the run was made as its record says: whoever trains another model, or makes up every "
@@ -66,8 +67,9 @@ def verify(path: Path) -> Verdict:
         remarks.append(f"the run {record.status}, so there are no answers to check")
     _check_data(record, faults, remarks)
     _check_variant(record.config.variant, faults, remarks)
-    _check_recipe(record.config, faults, remarks)
-    if not faults and not record.config.variant.origin:
+    # No program of somebody else is loaded, be it a variant or a task.
+    if not faults and not record.config.variant.origin and is_own_task(record.config.task):
+        _check_recipe(record.config, faults, remarks)
         _check_cost(record, faults, remarks)
     return Verdict(path=path, record=record, faults=faults, remarks=remarks)
 
@@ -93,6 +95,10 @@ def records_below(paths: Iterable[Path]) -> Iterator[Path]:
 def _check_data(record: RunRecord, faults: list[str], remarks: list[str]) -> None:
     """Compare the digest of the data with the known one."""
     task = record.config.task
+    if is_own_task(task):
+        faults += validate_section(get_task(task).options, record.config.data, "data")[1]
+    else:
+        remarks.append(f"{task} is not a task of this project, so nothing of its data, recipe and cost is checked")
     known = load_file(Path(__file__).with_name("known_data.yaml")).get(task, {})
     digest = known.get(record.dataset)
     if digest is None:
@@ -128,7 +134,7 @@ def _check_variant(choice: VariantChoice, faults: list[str], remarks: list[str])
 
 def _check_recipe(config: RunConfig, faults: list[str], remarks: list[str]) -> None:
     """Check on the matched track that everything but the variant's options is the profile's."""
-    if config.track != "matched" or faults or config.variant.origin:
+    if config.track != "matched":
         return
     if config.profile not in profile_names():
         remarks.append(f"{config.profile} is not a profile of this project, so its recipe is not checked")
@@ -155,6 +161,8 @@ def _check_recipe(config: RunConfig, faults: list[str], remarks: list[str]) -> N
 
 def _check_cost(record: RunRecord, faults: list[str], remarks: list[str]) -> None:
     """Count parameters and operations again; another variant under a known name seldom has both."""
+    if faults:
+        return
     parameters, full = parameters_of(record.config)
     if (parameters, full) != (record.cost.parameters, record.cost.parameters_full):
         faults.append(

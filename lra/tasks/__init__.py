@@ -63,6 +63,11 @@ def task_name(name: str) -> str:
     return name.strip() if ":" in name else _DATASETS.get(fold(name), fold(name))
 
 
+def is_own(name: str) -> bool:
+    """Say whether a task is part of this project, so that no code of others is loaded for it."""
+    return name in TASKS or name in PROBES
+
+
 def get_task(name: str) -> Task[Any]:
     """Find a task by its name, that of its data, or `file.py:Class`; `-` and case fold.
 
@@ -71,7 +76,7 @@ def get_task(name: str) -> Task[Any]:
     """
     key = task_name(name)
     own = TASKS | PROBES
-    if key in own:
+    if is_own(key):
         return own[key]
     if ":" in key or key in announced():
         return load_task(key, frozenset(own))

@@ -21,7 +21,8 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from attention_zoo import RegistrationError, UnknownVariantError, VariantSpec, get_variant
+from attention_zoo import VariantSpec, get_variant
+from attention_zoo.registry import is_own
 from lra.config.labels import split_row
 from lra.errors import UsageError, refusals_as
 from lra.metrics import wilson_interval
@@ -305,11 +306,8 @@ def slug(text: str) -> str:
 
 
 def _spec(variant: str) -> VariantSpec | None:
-    """Return a variant of this installation, or None if a record has one that it does not know."""
-    try:
-        return get_variant(variant)
-    except (UnknownVariantError, RegistrationError):
-        return None
+    """Return a variant of this project, or None: for a name in a record no code of others is loaded."""
+    return get_variant(variant) if is_own(variant) else None
 
 
 def _number(value: float, form: str = "{:,.0f}") -> str:

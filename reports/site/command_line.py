@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import shlex
 
+from attention_zoo.registry import is_own
 from lra.config.builtin import profile_names
 from lra.config.labels import settings_of
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig
 from lra.errors import UsageError
+from lra.tasks import is_own as is_own_task
 
 FILLED_IN = ("model.pool_origin", "variant.origin")
 
@@ -19,9 +21,9 @@ FILLED_IN = ("model.pool_origin", "variant.origin")
 def repeat_command(config: RunConfig) -> str:
     """Return the shortest `lra-run` that leads to a configuration; empty if no command does here.
 
-    The recipe may be another one than when the run was made, or the program of a third party may be missing.
+    The recipe may be another one than when the run was made. A variant or task of a third party is not loaded.
     """
-    if config.profile not in profile_names():
+    if config.profile not in profile_names() or not is_own(config.variant.name) or not is_own_task(config.task):
         return ""
     profile = load_profile(config.profile)
     place = {"task": config.task, "variant": config.variant.name, "seed": config.seed, "track": config.track}

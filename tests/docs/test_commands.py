@@ -215,6 +215,7 @@ def test_every_stop_is_where_a_command_gets_to(bench, monkeypatch):
         "lra-report probes": "lra-report probes --figure probes.png",
         "lra-report locality": "lra-report locality 12ab",
         "lra-report site": "lra-report site",
+        "lra-report verify": "lra-report verify lra-results",
         "lra-run --from": "lra-run --attn full --task text --from 12ab",
         "lra-report pooling": "lra-report pooling 12ab",
         "lra-report compare": "lra-report compare 12 34",

@@ -60,6 +60,7 @@ STOPS = {
     "lra-report html": ("reports.cli.load", "tests/reports makes the page"),
     "lra-report probes": ("reports.cli.load", "needs runs of probes"),
     "lra-report locality": ("reports.cli.load", "needs trained weights"),
+    "lra-report verify": ("reports.verify.verify", "needs true records"),
     "lra-report site": ("reports.cli.load", "tests/reports makes the site"),
     "lra-run --from": ("lra.trained.load_run", "needs a finished run"),
     "lra-report pooling": ("reports.cli.load", "needs trained weights"),

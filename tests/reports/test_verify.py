@@ -156,6 +156,18 @@ def test_what_cannot_be_checked_is_named(sent, tmp_path):
     ]
 
 
+def test_data_options_of_another_task_are_a_fault_and_a_task_of_a_file_is_not_loaded(sent, tmp_path):
+    record, arrays = parts(sent)
+    other = record.model_copy(update={"config": record.config.model_copy(update={"task": "retrieval"})})
+    assert "data.source: input should be" in verify(rewrite(tmp_path / "other", other, arrays)).faults[0]
+    trap = tmp_path / "trap.py"
+    trap.write_text("raise SystemExit('loaded')")
+    foreign = record.model_copy(update={"config": record.config.model_copy(update={"task": f"{trap}:Task"})})
+    verdict = verify(rewrite(tmp_path / "foreign", foreign, arrays))
+    assert verdict.faults == []
+    assert "is not a task of this project" in verdict.remarks[0]
+
+
 def test_a_record_without_its_arrays_is_refused(sent):
     (sent.parents[2] / "arrays" / sent.parent.name / f"{sent.stem}.npz").unlink()
     assert "cannot read" in faults(sent) or "no such file" in faults(sent).lower()

@@ -154,6 +154,15 @@ def test_names_that_look_alike_in_plain_letters_have_files_of_their_own():
     assert len({slug(name) for name in ("a|b", "a-b", "a/b", *HOSTILE)}) == 3 + len(HOSTILE)
 
 
+def test_no_program_that_a_record_names_is_loaded(tmp_path):
+    trap = tmp_path / "trap.py"
+    trap.write_text("raise SystemExit('loaded')")
+    add_run(tmp_path / "store", 400, variant=f"{trap}:Mixer")
+    config = resolve(task="listops", variant="full", profile=load_profile("quick"), seed=0, overrides={})
+    add_run(tmp_path / "store", 400, config=config.model_copy(update={"task": f"{trap}:Task"}), title="Trap")
+    assert build_site(load_stores([tmp_path / "store"]), tmp_path / "site", "", quiet=True) == 1 + 2 + 2 + 2
+
+
 def test_an_empty_store_is_refused(tmp_path):
     with pytest.raises(UsageError, match="no records of runs yet"):
         build_site(load_stores([tmp_path]), tmp_path / "site", "", quiet=True)
