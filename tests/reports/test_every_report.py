@@ -45,16 +45,18 @@ PRESET_ARGUMENTS = {
     "cost": [],
     "efficiency": [],
     "depth": [],
+    "probes": [],
     "published": [],
     "head-to-head": ["contextpool [num_layers=2, placement=branch]", "full [num_layers=2]"],
     "ablation": ["contextpool"],
 }
-FIRST_COLUMNS = {"accuracy": "variant", "efficiency": "variant", "ranks": "variant"}
+FIRST_COLUMNS = dict.fromkeys(["accuracy", "efficiency", "probes", "ranks"], "variant")
 """Of the presets whose tables do not begin with the task."""
 NOT_FROM_QUICK_ALONE = {
     "ranks": "ranks need two tasks",
     "depth": "have the same number of layers",
     "efficiency": "no measurements of lra-bench",
+    "probes": "no run of a probe",
     "ablation": "contextpool has one setting only",
 }
 """Presets that the suite `quick` alone does not give, with what they say; the suite `tour` and lra-bench give them."""
@@ -131,6 +133,13 @@ def made(tmp_path_factory):
             bench_command.command, "--attn", "contextpool", "--lengths", "32,64", "--profile", "quick", "--batch", 1,
             "--threads", 1, "--steps", 6, "--seconds", 0, "--device", "cpu", "--quiet", "--store", folder / "store",
         )  # fmt: skip
+        options = SMALL | {"data.train": 8, "data.length": 16, "data.test_length": "[16, 32]", "data.test": 16}
+        sets = [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
+        for variant in ("full", "local"):
+            invoke(
+                run_command.command, "--attn", variant, "--task", "recall", "--profile", "probes", "--track", "open", *sets,
+                "--store", folder / "probes" / "store", "--data-dir", folder / "home", "--threads", 1, "--quiet",
+            )  # fmt: skip
     torch.set_num_threads(1)
     return folder, refused, cells
 
@@ -152,12 +161,13 @@ def test_quick_alone_says_what_it_does_not_give(made):
 
 def test_the_presets_here_are_those_of_the_command():
     assert set(PRESET_ARGUMENTS) == set(PRESETS)
-    assert len(PRESETS) == 9
+    assert len(PRESETS) == 10
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_preset_has_rows_with_numbers(made, preset):
-    done = report(made[0], "table", preset, *PRESET_ARGUMENTS[preset], "--format", "csv")
+    folder = made[0] / "probes" if preset == "probes" else made[0]
+    done = report(folder, "table", preset, *PRESET_ARGUMENTS[preset], "--format", "csv")
     assert done.exit_code == 0, done.output
     header, *rows = rows_of(done)
     assert header[0] == FIRST_COLUMNS.get(preset, "task")
@@ -177,7 +187,7 @@ def test_tables_have_what_only_the_tour_gives(made):
     assert {row[2] for row in cells("depth")[1:] if row[0] == "ListOps"} == {"1", "2"}
     assert [row[1] for row in cells("ablation")[1:]].count("(base)") == 2
     assert [row for row in cells("ablation")[1:] if "placement=stream" in row[1] and row[3] != "-"]
-    assert len(cells("efficiency")[0]) == 1 + 2 * 2
+    assert cells("efficiency")[0] == ["variant", "steps/s 32", "steps/s 64", "GB 32", "GB 64", "state 64"]
     assert {row[1] for row in cells("head-to-head")[1:]} == {"2"}
 
 
@@ -187,7 +197,7 @@ def test_every_figure_of_the_list_is_drawn(made, tmp_path):
     paths = [Path(line) for line in done.stdout.split()]
     names = {kind: re.sub(r"\W+", "-", kind) for kind in FIGURES}
     drawn = {kind: [path for path in paths if path.name.startswith(name)] for kind, name in names.items()}
-    assert len(FIGURES) == 6
+    assert len(FIGURES) == 7
     assert {kind for kind, found in drawn.items() if found} == set(FIGURES)
     assert sum(map(len, drawn.values())) == len(paths)
     assert len(drawn["seeds"]) == 2  # of two tasks
@@ -213,10 +223,13 @@ def test_every_other_command_works_on_it(made, tmp_path):
         "compare": [cell[:12], other[:12]],
         "export": ["--csv", tmp_path / "runs.csv"],
         "html": ["--variant", "full", "--variant", "contextpool", "--out", tmp_path / "report.html"],
+        "locality": [cell[:12], "--data-dir", folder / "home", "--examples", 1, "--places", 2],
+        "site": ["--out", tmp_path / "site"],
+        "probes": ["--out", tmp_path / "probes.csv", "--format", "csv"],
     }
-    assert {*tried, "table", "figures"} == set(report_command.commands)
+    assert {*tried, "table", "figures", "verify"} == set(report_command.commands)
     for name, arguments in tried.items():
-        done = report(folder, name, *arguments)
+        done = report(folder / "probes" if name == "probes" else folder, name, *arguments)
         assert done.exit_code == 0, (name, done.output)
         if name == "compare":
             assert "config.variant.name" in done.stdout

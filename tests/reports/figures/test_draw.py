@@ -86,7 +86,7 @@ def test_equal_records_give_equal_bytes(results, tmp_path, form):
         assert contents[0] == contents[1], title
         assert contents[0].startswith(starts[form])
         count += 1
-    assert count == 3
+    assert count == 4
 
 
 def test_draw_all_names_its_files_after_the_figures(results, tmp_path):
@@ -145,7 +145,7 @@ def test_titles_are_drawn_on_demand(results):
     assert [title for title, _ in plain] == [title for title, _ in titled]
     assert {figure.get_suptitle() for _, figure in plain} == {""}
     assert all("ListOps, profile quick, open track" in figure.get_suptitle() for _, figure in titled)
-    assert len(titled) == 5
+    assert len(titled) == 6
 
 
 def test_full_attention_is_in_every_figure_of_curves(drawn):

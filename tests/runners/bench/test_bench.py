@@ -155,7 +155,7 @@ def test_out_of_memory_is_a_value(tmp_path):
     assert record.status == "oom"
     assert record.timing is record.memory is record.speed_ratio is None
     # The tensor that does not fit: four heads of 512 x 512 scores for four sequences, 16 MiB, not a module to import.
-    assert "Full attention at 512: oom: " in printed
+    assert "Full attention [backend=reference] at 512: oom: " in printed
     assert "you tried to allocate 16777216 bytes" in printed
 
 
