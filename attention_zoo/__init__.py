@@ -6,7 +6,7 @@ A mixer is attention, or a layer used in its place. `create` builds one by name,
 imports torch and nothing else of this project.
 """
 
-from attention_zoo.base import LayerDims, OptionError, SequenceMixer, Traits, VariantConfig, option
+from attention_zoo.base import LayerDims, OptionError, ParameterGroup, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.projections import HeadProjections, QkvConfig
 from attention_zoo.registry import (
     RegistrationError,
@@ -22,6 +22,7 @@ __all__ = [
     "HeadProjections",
     "LayerDims",
     "OptionError",
+    "ParameterGroup",
     "QkvConfig",
     "RegistrationError",
     "SequenceMixer",

@@ -256,6 +256,23 @@ class Traits:
     """Name of a check -> reason why the variant does not pass it. A waived check that passes is an error."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParameterGroup:
+    """How parameters of a mixer are trained, where it is not as those of the model."""
+
+    rate: float = 1.0
+    """Factor of the learning rate."""
+    decay: float = 1.0
+    """Factor of the weight decay; 0 for none."""
+    state_space: bool = False
+    """Whether they are poles, steps or inputs of a recurrence, for which a recipe may have a rate of its own and no
+    weight decay."""
+
+
+STATE_SPACE = ParameterGroup(state_space=True)
+"""The group of the parameters of a recurrence."""
+
+
 class SequenceMixer(nn.Module, ABC):
     """A module that lets tokens exchange information: attention, or a layer used in its place.
 
@@ -319,8 +336,8 @@ class SequenceMixer(nn.Module, ABC):
     def after_step(self) -> None:
         """Do what is due after every optimiser step, such as clamping a parameter; nothing unless overridden."""
 
-    def learning_rate_scales(self) -> dict[str, float]:
-        """Return factors of the learning rate by parameter name; parameters that are not named have factor 1."""
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
+        """Return how some parameters are trained, by name; all others are trained like the model's."""
         return {}
 
     def statistics(self) -> dict[str, Tensor]:

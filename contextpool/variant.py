@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.base import LayerDims, OptionError, SequenceMixer, Traits, VariantConfig, option
+from attention_zoo.base import LayerDims, OptionError, ParameterGroup, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.masking import zero_masked
 from attention_zoo.position_bias import Bias, PositionBiasConfig
 from attention_zoo.registry import UnknownVariantError, VariantSpec, get_variant, register_variant
@@ -157,9 +157,9 @@ class _WrappedMixer(SequenceMixer):
         """Let the base do what it does after a step."""
         self.base.after_step()
 
-    def learning_rate_scales(self) -> dict[str, float]:
-        """Return the scales of the base, with the names that its parameters have here."""
-        return {f"base.{name}": scale for name, scale in self.base.learning_rate_scales().items()}
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
+        """Return the groups of the base, with the names that its parameters have here."""
+        return {f"base.{name}": group for name, group in self.base.parameter_groups().items()}
 
     def statistics(self) -> dict[str, Tensor]:
         """Return the statistics of the base."""

@@ -24,7 +24,7 @@ from lra.results.checkpoints import read_state, weights_digest
 from lra.results.records import RunRecord, Store, read_record
 from lra.tasks import get_task, info_of
 
-CLASSIFIER_LAYERS = ("head.hidden.", "head.out.")
+CLASSIFIER_LAYERS = ("head.hidden.", "head.out.", "head.score.")
 """Beginnings of the names of the weights that belong to a task, and that no other run starts from."""
 PREDICTION_TOKENS = 65_536
 """Padded tokens per batch of predictions."""

@@ -30,7 +30,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.base import LayerDims, SequenceMixer, Traits, option
+from attention_zoo.base import LayerDims, ParameterGroup, SequenceMixer, Traits, option
 from attention_zoo.kernels.adaptive_span import Band, spanned_attention
 from attention_zoo.masking import zero_masked
 from attention_zoo.position_bias import PositionBiasConfig, make_bias
@@ -131,9 +131,9 @@ class AdaptiveSpan(SequenceMixer):
         """Bring static spans back into [0, S]."""
         self.span.after_step()
 
-    def learning_rate_scales(self) -> dict[str, float]:
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
         """Let the spans learn faster: Adam moves z' by at most a learning rate a step."""
-        return {f"span.{self.span.fast_parameter}": self.config.span_rate}
+        return {f"span.{self.span.fast_parameter}": ParameterGroup(rate=self.config.span_rate)}
 
     def statistics(self) -> dict[str, Tensor]:
         """Return the mean and the longest span in tokens; for dynamic spans, those of the last pass."""

@@ -16,7 +16,7 @@ Departures from the paper:
 - `state_size=0` takes as many weights as full attention has, which is about a third of the width; the paper sets it for
   each task.
 - All parameters learn at the model's rate and with its weight decay. The authors use a lower rate for the recurrence
-  and B, without decay.
+  and B, without decay (`train.state_space_lr`, `train.undecayed=[state_space]`).
 - Masked tokens count as zeros.
 - The number of heads and rotary positions have no meaning here and are not used.
 """
@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
+from attention_zoo.base import STATE_SPACE, LayerDims, ParameterGroup, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.kernels.diagonal_system import diagonal_system
 from attention_zoo.masking import zero_masked
 from attention_zoo.projections import initialise
@@ -113,6 +113,10 @@ class LRU(SequenceMixer):
             mixed = diagonal_system(signal, factor, drive * scale.exp()[:, None, None], *readout) + self.skip * signal
         hidden = self.dropped(F.gelu(mixed.to(x.dtype)))
         return zero_masked(F.glu(self.out(hidden)), mask)
+
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
+        """Name the recurrence and B."""
+        return dict.fromkeys(("log_decay", "log_phase", "log_scale", "drive"), STATE_SPACE)
 
     def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
         """The states of each direction; a complex one is two numbers."""

@@ -18,7 +18,7 @@ Departures:
 
 - `inner_size=0` takes as many channels as give the weights of full attention, 1.15 times the width at width 512. The
   paper takes twice the width, and has no feed-forward layers beside its blocks.
-- All parameters have the model's weight decay; the authors exempt A and D.
+- All parameters have the model's weight decay; the authors exempt A and D (`train.undecayed=[state_space]`).
 - Masked tokens are skipped: their step is zero. In the convolution they count as zeros.
 """
 
@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
+from attention_zoo.base import STATE_SPACE, LayerDims, ParameterGroup, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.kernels.selective_scan import selective_scan
 from attention_zoo.masking import zero_masked
 from attention_zoo.registry import register_variant
@@ -86,6 +86,10 @@ class Mamba(SequenceMixer):
             mixed = mixed + self.future(values.flip(1), None if mask is None else mask.flip(1)).flip(1)
         hidden = self.dropped(mixed * F.silu(gate))
         return zero_masked(self.out(hidden), mask)
+
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
+        """Name A and D of each direction."""
+        return {name: STATE_SPACE for name, _ in self.named_parameters() if name.endswith((".log_rate", ".skip"))}
 
     def state_size(self, length: int) -> int:
         """The states of each channel in each direction, and the tokens that its convolution reads."""

@@ -19,7 +19,8 @@ Departures from the paper:
   only.
 - B is 1, because only its product with C matters.
 - All parameters learn at the model's rate and with its weight decay. The authors use a lower rate, and no decay, for A,
-  B and the step.
+  B and the step (`train.state_space_lr`,
+  `train.undecayed=[state_space]`).
 - The number of heads, the biases of projections and rotary positions have no meaning here and are not used.
 """
 
@@ -33,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
+from attention_zoo.base import STATE_SPACE, LayerDims, ParameterGroup, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.kernels.hippo import hippo_normal
 from attention_zoo.kernels.long_convolution import exponential_kernel, long_convolution
 from attention_zoo.masking import zero_masked
@@ -105,6 +106,10 @@ class S4D(SequenceMixer):
             mixed = long_convolution(signal, *self.kernels(x.shape[1], signal.dtype)) + self.skip * signal
         hidden = self.dropped(F.gelu(mixed.to(x.dtype)))
         return zero_masked(F.glu(self.out(hidden)), mask)
+
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
+        """Name A and the step."""
+        return dict.fromkeys(("log_step", "log_decay", "frequency"), STATE_SPACE)
 
     def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
         """The states of each channel in each direction; a complex one is two numbers."""

@@ -21,7 +21,8 @@ Departures from the paper:
   task.
 - B and C start normal with variances 1 / dim and 1 / `state_size`. In the authors' code the form depends on the task.
 - All parameters learn at the model's rate and with its weight decay. The authors use a lower rate, and no decay, for Λ,
-  B and the steps.
+  B and the steps (`train.state_space_lr`,
+  `train.undecayed=[state_space]`).
 - Masked tokens count as zeros.
 - The number of heads and rotary positions have no meaning here and are not used.
 """
@@ -35,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, option
+from attention_zoo.base import STATE_SPACE, LayerDims, ParameterGroup, SequenceMixer, Traits, VariantConfig, option
 from attention_zoo.kernels.diagonal_system import diagonal_system
 from attention_zoo.kernels.hippo import hippo_normal
 from attention_zoo.masking import zero_masked
@@ -115,6 +116,10 @@ class S5(SequenceMixer):
         mixed = mixed.to(x.dtype)
         gate = self.gate(self.dropped(F.gelu(mixed)))
         return zero_masked(self.dropped(mixed * gate.sigmoid()), mask)
+
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
+        """Name Λ, B and the steps."""
+        return dict.fromkeys(("log_step", "log_decay", "frequency", "drive"), STATE_SPACE)
 
     def state_size(self, length: int) -> int:  # noqa: ARG002 - the same at every length
         """The states of each direction; a complex one is two numbers."""

@@ -170,6 +170,8 @@ def resolve(
         problems.append(f"--from: a model of family {model.family!r} starts from no other run")
     if model is not None and model.causal:
         problems += _causal_problems(model, variant)
+    if model is not None and model.norm == "batch" and train is not None and train.accumulation > 1:
+        problems.append("model.norm: batch norm needs its batch whole, so train.accumulation has to be 1")
     if whole_model and track == "matched":
         problems.append(f"{variant} builds a whole model, which no profile has; {OPEN_TRACK}")
     if model is not None and model.positions in VARIANT_POSITIONS and not whole_model:
@@ -245,6 +247,8 @@ def _causal_problems(model: ModelConfig, variant: str) -> list[str]:
         problems.append(
             f"model.causal: with model.pooling={model.pooling}, the first place is read, which sees no other"
         )
+    if model.norm == "batch":
+        problems.append("model.causal: the statistics of model.norm=batch are of later tokens too")
     return problems
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lra.errors import UsageError
 from lra.names import suggest
@@ -24,6 +24,7 @@ Track = Literal["matched", "open"]
 Precision = Literal["float32", "bfloat16"]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Undecayed = Literal["biases", "embeddings", "norms", "state_space"]
 
 VARIANT_POSITIONS: dict[str, tuple[str, Any]] = {
     "rotary": ("rotary", True),
@@ -40,7 +41,11 @@ ADDED_LATER: dict[str, Any] = {
     "pretrain": None,
     "start": None,
     "model.causal": False,
+    "model.norm": "layer",
+    "model.norm_placement": "pre",
     "model.pool_origin": "",
+    "train.undecayed": [],
+    "train.state_space_lr": None,
     "data.image.gray_levels": "nearest",
     "data.image.source": "archive",
     "data.text.source": "archive",
@@ -113,9 +118,10 @@ class ModelConfig(Section):
     positions: Literal["none", "sinusoidal", "learned", "rotary", "alibi", "t5"] = "sinusoidal"
     """`sinusoidal` and `learned` are added to the embedding. The last three are the variant's: they set its option
     `rotary` or `bias`, and a variant without it is refused."""
-    pooling: Literal["cls", "first", "masked_mean", "padded_mean"] = "masked_mean"
-    """`cls` reads a learnt token put in front, `first` the first token of the text; `padded_mean` divides the sum over
-    real tokens by `max_length`."""
+    pooling: Literal["cls", "first", "last", "masked_mean", "padded_mean", "max", "attention"] = "masked_mean"
+    """`cls` reads a learnt token put in front, `first` the first token of the text, `last` its last real one;
+    `padded_mean` divides the sum over real tokens by `max_length`; `max` takes the largest value of each feature;
+    `attention` averages with learnt weights, a softmax of one score for each token."""
     causal: bool = False
     """Whether no token sees a later one; a variant without a causal form is refused."""
     pair_head: Literal["paper", "code"] = "paper"
@@ -126,6 +132,10 @@ class ModelConfig(Section):
     embedding_rows: Count | None = None
     """Rows of the token table; None: the size of the task's vocabulary."""
     embedding_std: Annotated[float, Field(gt=0.0)] = 0.02
+    norm: Literal["layer", "batch", "rms"] = "layer"
+    """`batch` takes its statistics from the real tokens of a batch in training, and running averages in evaluation."""
+    norm_placement: Literal["pre", "post"] = "pre"
+    """`pre` normalises what a branch reads, and the stream before pooling; `post` the stream after each branch."""
     norm_eps: Annotated[float, Field(gt=0.0)] = 1e-5
     head_hidden: Annotated[int, Field(ge=0)] = 0
     """Width of the classifier's hidden layer; 0 leaves a single linear map."""
@@ -142,6 +152,11 @@ class TrainConfig(Section):
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     eps: Annotated[float, Field(gt=0.0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    undecayed: Annotated[list[Undecayed], AfterValidator(lambda kinds: sorted(set(kinds)))] = []
+    """Kinds of parameters without weight decay; `biases` are those of linear maps and convolutions, `state_space` what
+    a variant's `parameter_groups` names so."""
+    state_space_lr: Annotated[float, Field(gt=0.0)] | None = None
+    """Learning rate of the parameters of kind `state_space`; None: `lr`. It follows the same schedule."""
     clip_norm: Annotated[float, Field(gt=0.0)] | None = None
     eval_every: Count
     selection: Literal["best", "last"] = "best"

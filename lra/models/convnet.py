@@ -54,6 +54,9 @@ def family_problems(
             else "is no whole model; see lra-run --model"
         )
         return [f"model.family: {variant} {what} (got {model.family!r})"]
+    for name in ("norm", "norm_placement") if model.family != "transformer" else ():
+        if getattr(model, name) != ModelConfig.model_fields[name].default:
+            return [f"model.{name}: only model.family=transformer has it (got {getattr(model, name)!r})"]
     if model.family != "convnet":
         if model.pool != "max":
             return [f"model.pool: only model.family=convnet has poolings (got {model.pool!r})"]

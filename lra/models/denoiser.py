@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lra.config.schema import RunConfig
+from lra.models.norms import normalise
 from lra.models.padding import hide_padding
 from lra.models.transformer import Classifier
 from lra.seeding import seed_torch
@@ -90,7 +91,14 @@ class Denoiser(nn.Module):
         x, inner_mask = self.model.embedding(tokens, mask, hidden, self.hidden_vector)
         for block in self.model.blocks:
             x = block(x, inner_mask)
-        predicted = self.decoder(self.model.head.norm(x[:, -shape[-1] :])[places]).float()  # (places, width), no CLS
+        logits, head = None, self.model.head
+        own = slice(-shape[-1], None)  # the places without CLS
+        if self.with_logits:
+            x = normalise(head.norm, x, inner_mask)
+            logits, normed = head.classify(x, inner_mask), x[:, own]
+        else:
+            normed = normalise(head.norm, x[:, own], None if inner_mask is None else inner_mask[:, own])
+        predicted = self.decoder(normed[places]).float()  # (places, width)
         if self.normalisation is None:
             targets = wanted[places].long()
             losses = F.cross_entropy(predicted, targets, reduction="none")
@@ -104,7 +112,7 @@ class Denoiser(nn.Module):
             losses=self._by_example(losses, places, shape),
             right=self._by_example(right.long(), places, shape),
             places=places.reshape(len(tokens), -1).sum(dim=1).reshape(shape[0], -1).sum(dim=1),
-            logits=self.model.head(x, inner_mask) if self.with_logits else None,
+            logits=logits,
         )
 
     @staticmethod

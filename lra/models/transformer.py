@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shared classifier: embedding, positions, pre-norm blocks around a sequence mixer, pooling and head."""
+"""The shared classifier: embedding, positions, residual blocks around a sequence mixer, pooling and head."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from attention_zoo import LayerDims, SequenceMixer, get_variant
 from attention_zoo.kernels.dropout import Dropout
-from attention_zoo.masking import masked_mean, zero_masked
+from attention_zoo.masking import masked_mean, masked_softmax, zero_masked
 from lra.config.schema import ModelConfig, RunConfig
 from lra.models.convnet import ConvNet
 from lra.models.foreign import ForeignModel
+from lra.models.norms import build_norm, normalise
 from lra.models.padding import hide_padding
 from lra.seeding import seed_torch
 from lra.tasks import info_of
@@ -107,14 +108,18 @@ class Embedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: x + drop(mixer(norm(x))), then x + mlp(norm(x))."""
+    """Residual block: x + drop(mixer(norm(x))), then x + mlp(norm(x)).
+
+    With `norm_placement: post` it is norm(x + drop(mixer(x))), then norm(x + mlp(x)).
+    """
 
     def __init__(self, config: ModelConfig, mixer: SequenceMixer) -> None:
         super().__init__()
-        self.mixer_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.post_norm = config.norm_placement == "post"
+        self.mixer_norm = build_norm(config)
         self.mixer = mixer
         self.dropout = Dropout(config.dropout)
-        self.mlp_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.mlp_norm = build_norm(config)
         self.mlp = nn.Sequential(
             nn.Linear(config.dim, config.mlp_dim),
             _ACTIVATIONS[config.activation](),
@@ -130,18 +135,22 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Map (batch, length, dim) to the same shape."""
         x = self.mixer.transform_stream(x, mask)  # the identity, except for ContextPool's placement `stream`
-        x = x + self.dropout(self.mixer(self.mixer_norm(x), mask))
-        return x + self.mlp(self.mlp_norm(x))
+        if self.post_norm:
+            x = normalise(self.mixer_norm, x + self.dropout(self.mixer(x, mask)), mask)
+            return normalise(self.mlp_norm, x + self.mlp(x), mask)
+        x = x + self.dropout(self.mixer(normalise(self.mixer_norm, x, mask), mask))
+        return x + self.mlp(normalise(self.mlp_norm, x, mask))
 
 
 class Head(nn.Module):
-    """Pool each sequence, combine the two of a pair, and classify."""
+    """Normalise, unless the blocks end with that, pool each sequence, combine the two of a pair, and classify."""
 
     def __init__(self, config: ModelConfig, num_classes: int, *, paired: bool) -> None:
         super().__init__()
         self.pooling, self.max_length = config.pooling, config.max_length
         self.pair_head = config.pair_head if paired else None
-        self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
+        self.norm = build_norm(config) if config.norm_placement == "pre" else nn.Identity()
+        self.score = nn.Linear(config.dim, 1) if config.pooling == "attention" else None
         widths = [config.dim * {None: 1, "code": 2, "paper": 4}[self.pair_head]]
         if config.head_hidden:
             widths.append(config.head_hidden)
@@ -152,7 +161,11 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Map (batch, length, dim) to logits (batch, num_classes); (2 * batch, ...) for pairs, kept side by side."""
-        x = self.pool(self.norm(x), mask)
+        return self.classify(normalise(self.norm, x, mask), mask)
+
+    def classify(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Map what `forward` maps, after the norm."""
+        x = self.pool(x, mask)
         if self.pair_head is not None:
             first, second = x.unflatten(0, (-1, 2)).unbind(dim=1)  # (2 * batch, dim) to two of (batch, dim)
             features = [first, second]
@@ -169,7 +182,16 @@ class Head(nn.Module):
             return x[:, 0]
         if self.pooling == "masked_mean":
             return masked_mean(x, mask)
-        return zero_masked(x, mask).sum(dim=1) / self.max_length  # padding counts in the divisor
+        if self.pooling == "padded_mean":
+            return zero_masked(x, mask).sum(dim=1) / self.max_length  # padding counts in the divisor
+        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+        if self.score is not None:
+            weights = masked_softmax(self.score(x)[..., 0], real).to(x.dtype)  # (batch, length)
+            return (weights.unsqueeze(-1) * zero_masked(x, real)).sum(dim=1)
+        if self.pooling == "max":  # a sequence without a real token gives zeros, as in the means
+            return x.masked_fill(~real.unsqueeze(-1), -math.inf).amax(dim=1).masked_fill(~real.any(dim=1)[:, None], 0.0)
+        place = (real * torch.arange(x.shape[1], device=x.device)).amax(dim=1)  # (batch,), of the last real token
+        return zero_masked(x, real)[torch.arange(len(x), device=x.device), place]
 
 
 class Classifier(nn.Module):

@@ -357,7 +357,8 @@ def check_shareable(configs: Sequence[RunConfig], num_processes: int) -> None:
     """Check that the processes that `torchrun` has started can share what is to be run.
 
     Raises:
-        UsageError: It is more than one run, or its batch does not divide by the number of processes.
+        UsageError: It is more than one run, or its batch does not divide by the number of processes, or may not be
+            divided.
     """
     if num_processes == 1:
         return
@@ -366,6 +367,8 @@ def check_shareable(configs: Sequence[RunConfig], num_processes: int) -> None:
             f"torchrun shares one run among {num_processes} processes, these are {len(configs)} runs: "
             "name one, or run them side by side with lra-sweep run SUITE --slots N"
         )
+    if configs[0].model.norm == "batch":
+        raise UsageError("model.norm: batch norm needs its batch whole, so one process has to compute it")
     size = configs[0].train.batch_size
     if size % num_processes:
         divisors = [count for count in range(1, size + 1) if size % count == 0]

@@ -108,9 +108,9 @@ def test_hooks_of_the_base_are_passed_on():
         mixer = build(spec, options, replace(DIMS, dropout=0.1)).train()
         mixer(tokens())
         assert torch.equal(mixer.auxiliary_loss(), mixer.base.auxiliary_loss())
-        scales = mixer.learning_rate_scales()
-        assert scales
-        assert set(scales) <= dict(mixer.named_parameters()).keys()
+        groups = mixer.parameter_groups()
+        assert groups
+        assert groups.keys() <= dict(mixer.named_parameters()).keys()
         assert "span_mean" in mixer.statistics()
         assert ("sigma_mean" in mixer.statistics()) == (spec is POOL)
         with torch.no_grad():

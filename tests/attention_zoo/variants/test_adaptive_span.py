@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from attention_zoo import LayerDims
+from attention_zoo import LayerDims, ParameterGroup
 from attention_zoo.variants import adaptive_span
 from attention_zoo.variants.adaptive_span import AdaptiveSpan, AdaptiveSpanConfig, StaticSpans
 from tests.attention_zoo.variants.helpers import assert_keeps_the_contract, full_like, inputs
@@ -117,9 +117,9 @@ def test_after_step_clamps_into_the_unit_interval():
 def test_spans_learn_ten_times_as_fast_or_at_the_rate_of_the_authors():
     for span in ("static", "dynamic"):
         mixer = make(span=span)
-        (name,) = mixer.learning_rate_scales()
-        assert mixer.learning_rate_scales() == {name: 10.0}
-        assert make(span=span, span_rate=1.0).learning_rate_scales() == {name: 1.0}
+        (name,) = mixer.parameter_groups()
+        assert mixer.parameter_groups() == {name: ParameterGroup(rate=10.0)}
+        assert make(span=span, span_rate=1.0).parameter_groups() == {name: ParameterGroup()}
         assert name in dict(mixer.named_parameters())
 
 

@@ -25,7 +25,7 @@ def test_parameter_counts_are_the_published_ones(profile, parameters):
 
 
 @pytest.mark.parametrize("positions", ["none", "sinusoidal", "learned", "rotary", "alibi", "t5"])
-@pytest.mark.parametrize("pooling", ["cls", "masked_mean", "padded_mean"])
+@pytest.mark.parametrize("pooling", ["cls", "last", "masked_mean", "padded_mean", "max", "attention"])
 def test_padding_never_reaches_the_logits(positions, pooling):
     model = build_model(small(**{"model.positions": positions, "model.pooling": pooling}), 16, 10).double().eval()
     tokens = torch.randint(1, 16, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -49,6 +49,29 @@ def test_the_padded_mean_is_the_masked_one_scaled_by_the_share_of_real_tokens():
     share = mask.sum(dim=1, keepdim=True) / small().model.max_length
     torch.testing.assert_close(padded, expected * share)
     assert not torch.allclose(masked[1], x[1].mean(dim=0), rtol=1e-3, atol=1e-3)  # padding would show
+
+
+def pooled(pooling, x, mask):
+    return build_model(small(**{"model.pooling": pooling}), 16, 10).double().head.pool(x, mask)
+
+
+def test_last_max_and_learnt_weights_look_at_real_tokens_only():
+    x = torch.randn(4, 12, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 5.0
+    mask = torch.arange(12) < torch.tensor([[12], [7], [1], [0]])
+    mask[1, 3] = False  # such as a black pixel
+    x[~mask] = 1e6
+    rows = [x[n][mask[n]] for n in range(3)]
+    none = torch.zeros(1, 16, dtype=torch.float64)
+    expected = {"last": [row[-1] for row in rows], "max": [row.amax(dim=0) for row in rows]}
+    head = build_model(small(**{"model.pooling": "attention"}), 16, 10).double().head
+    expected["attention"] = [head.score(row).softmax(dim=0).T[0] @ row for row in rows]
+    for pooling, wanted in expected.items():
+        torch.testing.assert_close(pooled(pooling, x, mask), torch.cat((torch.stack(wanted), none)))
+        torch.testing.assert_close(pooled(pooling, x[:1], None), torch.stack(wanted[:1]))
+        with pytest.raises(AssertionError):  # the twin that forgets the mask
+            torch.testing.assert_close(pooled(pooling, x, None), torch.cat((torch.stack(wanted), none)))
+    head.pool(x[:2], mask[:2]).sum().backward()
+    assert head.score.weight.grad.any()  # learnt weights learn
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary", "t5"])  # ALiBi is the same read backwards

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from attention_zoo import Traits, VariantConfig, register_variant, registry
+from attention_zoo import ParameterGroup, Traits, VariantConfig, register_variant, registry
 from attention_zoo.base import LayerDims
 from attention_zoo.variants.full import FullAttention, FullConfig
 from lra.config.profiles import load_profile
@@ -520,8 +520,8 @@ class HookedFull(FullAttention):
     def after_step(self):
         type(self).steps += 1
 
-    def learning_rate_scales(self):
-        return {"scale": 0.0} if self.dims.num_heads == 1 else {"scale": 10.0}
+    def parameter_groups(self):
+        return {"scale": ParameterGroup(rate=0.0 if self.dims.num_heads == 1 else 10.0)}
 
 
 def test_the_loop_honours_penalties_hooks_and_learning_rates(data, tmp_path, monkeypatch):
