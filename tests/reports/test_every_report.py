@@ -137,8 +137,8 @@ def made(tmp_path_factory):
         sets = [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
         for variant in ("full", "local"):
             invoke(
-                run_command.command, "--attn", variant, "--task", "recall", "--profile", "probes", "--track", "open", *sets,
-                "--store", folder / "probes" / "store", "--data-dir", folder / "home", "--threads", 1, "--quiet",
+                run_command.command, "--attn", variant, "--task", "recall", "--profile", "probes", "--track", "open",
+                *sets, "--store", folder / "probes" / "store", "--data-dir", folder / "home", "--threads", 1, "--quiet",
             )  # fmt: skip
     torch.set_num_threads(1)
     return folder, refused, cells
