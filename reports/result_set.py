@@ -158,6 +158,7 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
         problems += [
             f"{path}: another outcome of the same run" for path in visible(folder, "results/*/*.conflict-*.json")
         ]
+    _drop_older(records, problems)
     attempts: dict[str, AttemptedRun] = {}
     for folder in folders:
         for notes in visible(folder, "attempts/*"):
@@ -185,6 +186,20 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
         references=tuple(references),
         full=tuple(entry for entry in entries if entry.config.variant.name == REFERENCE),
     )
+
+
+def _drop_older(records: dict[str, RunRecord], problems: list[str]) -> None:
+    """Of runs that are there under two numerics versions with the same numbers, keep the newest record."""
+    newest: dict[tuple[bytes, str, int], RunRecord] = {}
+    for record in sorted(records.values(), key=lambda each: -each.numerics_version):
+        same = (record.config.key(), record.data_digest, record.config.numbers_until(record.numerics_version))
+        kept = newest.setdefault(same, record)
+        if kept is not record:
+            del records[record.run_id]
+            if kept.outcome != record.outcome:
+                problems.append(
+                    f"{record.run_id}: another outcome than {kept.run_id}, whose numbers should be the same"
+                )
 
 
 def _last_attempt(folder: Path, problems: list[str]) -> AttemptedRun | None:

@@ -58,9 +58,12 @@ ON_CPU = {
     name: str(SUITES / f"{name}.yaml")
     for name in (
         "listops",
+        "rivals",
+        "rotary",
         "patterns",
         "pairs",
         "text-again",
+        "text-rivals",
         "tasks",
         "depth",
         "ablation",
@@ -70,6 +73,7 @@ ON_CPU = {
         "depth-bytes",
         "depth-text",
         "depth-text-control",
+        "listops-2k",
     )
 }
 """Sections for any machine, in order of value, with their suites."""

@@ -36,6 +36,9 @@ VARIANT_POSITIONS: dict[str, tuple[str, Any]] = {
 NUMERICS_VERSION = 2
 """Raised with every change of the code that changes numbers; part of each run id."""
 
+CHANGED_IN_2 = frozenset({"block_topk", "gated_linear", "h_transformer_1d", "lion", "reformer", "sparse"})
+"""Variants of which numerics version 2 changed the order of sums. All others it changed in their dropout only."""
+
 ADDED_LATER: dict[str, Any] = {
     "task_origin": "",
     "pretrain": None,
@@ -292,6 +295,15 @@ class RunConfig(Section):
     def key(self) -> bytes:
         """Return a key that two configurations share if they are the same run on the same data."""
         return canonical_json(self.hashed())
+
+    def numbers_until(self, numerics_version: int) -> int:
+        """Return the newest numerics version under which this run has the same numbers as under this one."""
+        changed = self.variant.origin or not CHANGED_IN_2.isdisjoint(
+            {self.variant.name, self.variant.options.get("base")}
+        )
+        if numerics_version == 1 and not (changed or self.model.dropout or self.model.attention_dropout):
+            return 2
+        return numerics_version
 
     def run_id(self, data_digest: str, numerics_version: int = NUMERICS_VERSION) -> str:
         """Return the id of the run: SHA-256 of this configuration, the data's content and the numerics version."""

@@ -145,7 +145,7 @@ def _record_row(record: RunRecord) -> dict[str, Any]:
         "continued": EARLIER in record.environment,
         "finished_at": record.finished_at,
     }
-    row["settings"]["numerics_version"] = record.numerics_version
+    row["settings"]["numerics_version"] = record.config.numbers_until(record.numerics_version)
     if outcome is not None:
         row |= {
             "accuracy": 100 * outcome.test.correct / outcome.test.total,
@@ -159,7 +159,7 @@ def _record_row(record: RunRecord) -> dict[str, Any]:
 
 def _attempt_row(attempt: AttemptedRun) -> dict[str, Any]:
     row = _run_row(attempt) | {"status": attempt.status}
-    row["settings"]["numerics_version"] = attempt.numerics_version
+    row["settings"]["numerics_version"] = attempt.config.numbers_until(attempt.numerics_version)
     return row
 
 

@@ -146,7 +146,7 @@ def _reference_row(results: ResultSet, headings_of_runs: Mapping[str, str]) -> d
 def _recipe(record: RunRecord) -> str:
     """Return everything that must be the same in two runs that differ in variant and seed alone."""
     recipe = {name: value for name, value in record.config.hashed().items() if name not in ("variant", "seed")}
-    return repr((recipe, record.data_digest, record.numerics_version))
+    return repr((recipe, record.data_digest, record.config.numbers_until(record.numerics_version)))
 
 
 def is_trained(results: ResultSet, run_id: str) -> bool:

@@ -21,6 +21,29 @@ def test_two_stores_are_read_as_one_and_disagreements_are_told(tmp_path):
     assert len(results.problems) == 1
 
 
+def test_runs_share_a_row_where_a_numerics_version_left_their_numbers_alone(tmp_path):
+    for version, right in ((1, 400), (2, 410)):
+        add_run(tmp_path, right, variant="full", seed=version, numerics_version=version)
+        add_run(tmp_path, right, variant="reformer", seed=version, numerics_version=version)
+    config = cell_config()
+    dropping = config.model_copy(update={"model": config.model.model_copy(update={"dropout": 0.1})})
+    assert [dropping.numbers_until(version) for version in (1, 2, 3)] == [1, 2, 3]
+    assert [config.numbers_until(version) for version in (1, 2, 3)] == [2, 2, 3]
+    rows = accuracy(load_stores([tmp_path]), "quick", "matched").cells["ListOps"]
+    assert sorted(rows.filter(regex="full|reformer")) == ["40.00 (1)", "40.50 ± 0.71 (2)", "41.00 (1)"]
+
+
+def test_of_one_run_under_two_numerics_versions_the_newest_record_counts(tmp_path):
+    for version, right in ((1, 400), (2, 400)):
+        add_run(tmp_path, right, numerics_version=version)
+    results = load_stores([tmp_path])
+    assert [record.numerics_version for record in results.records.values()] == [2]
+    assert results.problems == []
+    add_run(tmp_path, 300, seed=1, numerics_version=1)
+    add_run(tmp_path, 301, seed=1, numerics_version=2)
+    assert ["another outcome" in problem for problem in load_stores([tmp_path]).problems] == [True]
+
+
 def edited_recipe(**changes):
     """Return the run of a profile of somebody else, whose file says something else than before."""
     config = cell_config(profile="mine")
