@@ -3,7 +3,7 @@
 
 The default of a variant is its bare name, everywhere. An option is named if it differs from the default. A setting that
 is not the variant's, such as a learning rate, is named where runs under one heading differ in it. Compiled code, mixed
-precision and pretraining are named always.
+precision, pretraining, denoising and changed examples are named always.
 """
 
 from __future__ import annotations
@@ -23,8 +23,15 @@ Settings = Mapping[str, Any]
 """Settings of one run by path: `variant.rank`, `model.num_layers`, `train.lr` ..."""
 
 
-_EXECUTION = {"train.compile": False, "train.precision": "float32"}
-"""How a run computes. Another value than this is named in every row, also where it is the same in all of them."""
+_ALWAYS_NAMED = {
+    "train.compile": False,
+    "train.precision": "float32",
+    "train.augment": False,
+    "train.crop": None,
+    "train.denoise": 0.0,
+}
+"""How a run computes, and what it does to its inputs. Another value than this is named in every row, also where it is
+the same in all of them."""
 _NO_TEXTS = ("True", "False", "None")
 
 
@@ -61,16 +68,19 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 
 def _pretraining(config: RunConfig) -> dict[str, Any]:
-    """Return the share of pretraining, and what else of it is not what the task has by default; empty without it."""
+    """Return the share of pretraining, and what else of denoising is not what the task has by default."""
     from lra.config.resolve import pretraining  # here, since it imports torch
     from lra.tasks import get_task
 
     if config.pretrain is None:
         return {}
-    default, _ = pretraining(get_task(config.task).info, {"share": config.pretrain.share})
+    share = config.pretrain.share
+    default, _ = pretraining(get_task(config.task).info, {"share": share}, beside=True)
     assert default is not None
     values, defaults = config.pretrain.model_dump(), default.model_dump()
-    return {f"pretrain.{name}": value for name, value in values.items() if name == "share" or value != defaults[name]}
+    return {f"pretrain.{name}": value for name, value in values.items() if value != defaults[name]} | (
+        {"pretrain.share": share} if share else {}
+    )
 
 
 def row_name(config: RunConfig, shown: str = "") -> str:
@@ -119,7 +129,7 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
                 and (name in own[row.variant] if name not in defaults else _text(row.settings[name]) != defaults[name])
             )
         }
-        named |= {name for name, usual in _EXECUTION.items() if row.settings.get(name, usual) != usual}
+        named |= {name for name, usual in _ALWAYS_NAMED.items() if row.settings.get(name, usual) != usual}
         shown = [name for name in sorted(named) if name in row.settings and name not in leave_out]
         text = ", ".join(f"{short_name(name)}={shown_value(row.settings[name])}" for name in shown)
         names.append(f"{row.shown} [{text}]" if text else row.shown)

@@ -31,7 +31,7 @@ from lra.models.convnet import family_problems
 from lra.models.downsamplers import UnknownDownsamplerError, downsampler_origin
 from lra.names import suggest
 from lra.tasks import get_task
-from lra.tasks.base import TaskInfo
+from lra.tasks.base import Task, TaskInfo, TaskOptions
 
 OPEN_TRACK = "--track open admits it (in a suite: `track: open`)"
 
@@ -153,10 +153,14 @@ def resolve(
         sections["model"]["max_length"] = the_task.max_length(data)
     model, model_problems = validate_section(ModelConfig, sections["model"], "model")
     train, train_problems = validate_section(TrainConfig, sections["train"], "train")
-    pretrain, pretrain_problems = pretraining(the_task.info, sections["pretrain"])
-    if pretrain is None and not pretrain_problems:
-        ours = [path for path in overrides if path.startswith("pretrain.") and path != "pretrain.share"]
+    denoises = train is not None and train.denoise > 0.0
+    pretrain, pretrain_problems = pretraining(the_task.info, sections["pretrain"], beside=denoises)
+    if not pretrain_problems and (pretrain is None or not pretrain.share):
+        used = {"pretrain.share", *(("pretrain.mask_rate", "pretrain.mask_span", "pretrain.loss") if denoises else ())}
+        ours = [path for path in overrides if path.startswith("pretrain.") and path not in used]
         problems += [f"{path}: without effect, since pretrain.share is 0" for path in ours]
+    if train is not None and data is not None:
+        problems += _augmentation_problems(train, the_task, data)
     problems += data_problems + model_problems + train_problems + pretrain_problems
     if model is not None and not model.head_dim and model.dim % model.num_heads:
         problems.append(f"model.num_heads: dim {model.dim} is not a multiple of {model.num_heads}; give head_dim")
@@ -165,7 +169,7 @@ def resolve(
         model = _in_one_form(model, info.vocab_size)
         problems += family_problems(model, info, variant, has_options=bool(options), whole_model=whole_model)
     if pretrain is not None and model is not None:
-        problems += _pretraining_problems(model, sections["data"])
+        problems += _pretraining_problems(model, sections["data"], pretrain)
     if start is not None and model is not None and model.family != "transformer":
         problems.append(f"--from: a model of family {model.family!r} starts from no other run")
     if model is not None and model.causal:
@@ -202,8 +206,13 @@ def resolve(
     )
 
 
-def pretraining(info: TaskInfo, values: Mapping[str, Any]) -> tuple[PretrainConfig | None, list[str]]:
+def pretraining(info: TaskInfo, values: Mapping[str, Any], *, beside: bool) -> tuple[PretrainConfig | None, list[str]]:
     """Complete the section `pretrain` for a task.
+
+    Args:
+        info: The task.
+        values: What is given.
+        beside: Whether the task is learnt beside denoising, which then needs the section, too.
 
     Returns:
         The section, None if nothing is denoised; and one line per mistake.
@@ -212,7 +221,7 @@ def pretraining(info: TaskInfo, values: Mapping[str, Any]) -> tuple[PretrainConf
     section, problems = validate_section(PretrainConfig, given, "pretrain")
     if section is None:
         return None, problems
-    if not section.share:
+    if not section.share and not beside:
         return None, []
     if section.loss == "l1" and info.normalisation is None:
         return None, [
@@ -221,14 +230,23 @@ def pretraining(info: TaskInfo, values: Mapping[str, Any]) -> tuple[PretrainConf
     return section, []
 
 
-def _pretraining_problems(model: ModelConfig, data: Mapping[str, Any]) -> list[str]:
-    """List why a run cannot pretrain, one line each."""
+def _augmentation_problems(train: TrainConfig, task: Task[Any], data: TaskOptions) -> list[str]:
+    """List why a task has not the changes of examples that are asked for, one line each."""
+    problems, name = [], task.info.name
+    if train.augment and task.augmentation(data) is None:
+        problems.append(f"train.augment: nothing is known that changes examples of {name} and no label")
+    if train.crop is not None and not task.info.crops:
+        problems.append(f"train.crop: a part of an example of {name} does not have its label; text and retrieval crop")
+    return problems
+
+
+def _pretraining_problems(model: ModelConfig, data: Mapping[str, Any], pretrain: PretrainConfig) -> list[str]:
+    """List why a run cannot denoise, one line each."""
     problems = []
     if model.family != "transformer":
-        problems.append(
-            f"pretrain.share: a model of family {model.family!r} gives nothing for single places to denoise"
-        )
-    if data.get("validation") == "test":
+        where = "pretrain.share" if pretrain.share else "train.denoise"
+        problems.append(f"{where}: a model of family {model.family!r} gives nothing for single places to denoise")
+    if pretrain.share and data.get("validation") == "test":
         problems.append(
             "pretrain.share: the validation split of this dataset is its test split, whose inputs pretraining may not "
             "see; --track open --set data.validation=held_out holds out a part of the training split"

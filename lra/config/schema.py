@@ -47,6 +47,9 @@ ADDED_LATER: dict[str, Any] = {
     "model.norm": "layer",
     "model.norm_placement": "pre",
     "model.pool_origin": "",
+    "train.augment": False,
+    "train.crop": None,
+    "train.denoise": 0.0,
     "train.undecayed": [],
     "train.state_space_lr": None,
     "data.image.gray_levels": "nearest",
@@ -169,6 +172,13 @@ class TrainConfig(Section):
     rounds that up to one of at most 16 lengths, for compiled code."""
     accumulation: Count = 1
     """Parts that a batch is cut into, one after the other, to save memory."""
+    augment: bool = False
+    """Whether training examples are changed each time that they are read, without another label: arguments of ListOps
+    are shuffled, images flipped."""
+    crop: Count | None = None
+    """Longest part of a document that training reads, a random one each time; None: all. For Text and Retrieval."""
+    denoise: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of a denoising loss in each step of the task: see `lra.models.denoiser`."""
     precision: Precision = "float32"
     """`bfloat16` runs the forward pass under autocast; weights and optimiser stay float32."""
     compile: bool = False
@@ -177,10 +187,10 @@ class TrainConfig(Section):
 
 
 class PretrainConfig(Section):
-    """Denoising of the training inputs, in a phase before the task: see `lra.models.denoiser`.
+    """Denoising of the training inputs, in a phase before the task or beside it: see `lra.models.denoiser`.
 
     The phase has its own optimiser, and the schedule of `train` over its own steps. The task then begins with the
-    weights that have the least loss on held-out inputs.
+    weights that have the least loss on held-out inputs. Beside the task, `train.denoise` is the weight of the loss.
     """
 
     share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.0

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lra.data.augment import Augmentation
 from lra.data.split import Split
 from lra.seeding import numpy_generator
 
@@ -77,15 +78,25 @@ def collate(
     multiple: int = LENGTH_MULTIPLE,
     *,
     always_masked: bool = False,
+    augmentation: Augmentation | None = None,
+    generator: np.random.Generator | None = None,
 ) -> Batch:
-    """Pad examples to `padded_length`, or to the longest of them rounded up to a multiple (never past `limit`)."""
+    """Pad examples to `padded_length`, or to the longest of them rounded up to a multiple (never past `limit`).
+
+    With `augmentation`, examples are changed first, in their order, by draws from `generator`.
+    """
     lengths = split.document_lengths[np.asarray(indices)]  # (batch, documents)
+    if augmentation is not None:
+        lengths = augmentation.lengths(lengths)
     longest = max(1, int(lengths.max()))
     length = padded_length or min(limit, -(-longest // multiple) * multiple)
     tokens = np.zeros((*lengths.shape, length), dtype=np.uint8)  # (batch, documents, length)
     for row, index in enumerate(indices):
         for document, end in enumerate(lengths[row]):
-            tokens[row, document, :end] = split.tokens_of(int(index), document)
+            text = split.tokens_of(int(index), document)
+            if augmentation is not None and generator is not None:
+                text = augmentation(text, generator)
+            tokens[row, document, :end] = text
     # No mask without padding: attention is faster without one.
     unmasked = int(lengths.min()) == length and not always_masked
     mask = None if unmasked else np.arange(length) < lengths[..., None]
@@ -118,6 +129,7 @@ class TrainingBatches:
         limit: Longest length there is.
         coarse: Round lengths up to one of `MOST_LENGTHS`. All batches then have a mask, or none has, so that there are
             no more shapes than lengths.
+        augmentation: What is done to an example each time that it is read; None: nothing.
     """
 
     def __init__(
@@ -129,8 +141,9 @@ class TrainingBatches:
         padded_length: int | None,
         limit: int,
         coarse: bool = False,
+        augmentation: Augmentation | None = None,
     ) -> None:
-        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.split, self.batch_size, self.seed, self.augmentation = split, batch_size, seed, augmentation
         self.padded_length, self.limit = padded_length, limit
         self._multiple, self._always_masked = LENGTH_MULTIPLE, False
         if coarse:
@@ -150,6 +163,8 @@ class TrainingBatches:
             device,
             self._multiple,
             always_masked=self._always_masked,
+            augmentation=self.augmentation,
+            generator=None if self.augmentation is None else numpy_generator(self.seed, "augment", step),
         )
 
     def indices(self, step: int) -> np.ndarray:
@@ -164,7 +179,10 @@ class TrainingBatches:
         examples = self._stream(number * size, size)  # (POOL_BATCHES x batch_size,)
         if self.padded_length is None:
             # A stable sort keeps the shuffled order of equal lengths, on every platform.
-            examples = examples[np.argsort(self.split.lengths[examples], kind="stable")]
+            lengths = self.split.lengths[examples]
+            if self.augmentation is not None:
+                lengths = self.augmentation.lengths(lengths)
+            examples = examples[np.argsort(lengths, kind="stable")]
         batches = examples.reshape(POOL_BATCHES, self.batch_size)
         # Otherwise the batches of a pool would come from short to long.
         return numpy_generator(self.seed, "pool", number).permutation(batches, axis=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lra.data.augment import Augmentation
 from lra.errors import UsageError
 from lra.names import fold, suggest
 from lra.tasks.base import Task, TaskInfo, TaskOptions
@@ -29,6 +30,7 @@ __all__ = [
     "Task",
     "TaskInfo",
     "TaskOptions",
+    "augmentation_of",
     "get_task",
     "info_of",
     "task_name",
@@ -81,6 +83,20 @@ def get_task(name: str) -> Task[Any]:
     if ":" in key or key in announced():
         return load_task(key, frozenset(own))
     raise UsageError(f"unknown task {name!r}; {suggest(key, own | announced())}")
+
+
+def augmentation_of(config: RunConfig) -> Augmentation | None:
+    """Return what a run does to its training examples; None if nothing.
+
+    Raises:
+        UsageError: See `get_task`.
+    """
+    train = config.train
+    if not train.augment and train.crop is None:
+        return None
+    task = get_task(config.task)
+    change = task.augmentation(task.options.model_validate(config.data)) if train.augment else None
+    return Augmentation(crop=train.crop, change=change)
 
 
 def info_of(config: RunConfig) -> TaskInfo:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from lra.atomic_io import scratch_folder
 from lra.config.schema import ADDED_LATER
 from lra.data import download
+from lra.data.augment import Change
 from lra.data.dataset import PreparedData, open_prepared, write_prepared
 from lra.data.pickled_rows import Ids
 from lra.data.places import REMOTES
@@ -63,6 +64,8 @@ class TaskInfo:
     """Share of places that pretraining hides, as in arXiv:2310.02980."""
     denoising_loss: Literal["cross_entropy", "l1"] = "cross_entropy"
     """Loss of pretraining, as there."""
+    crops: bool = False
+    """Whether training may read a part of a document, see `train.crop`."""
     advice: str = "more steps, pretrain.share=0.4"
     """What is known to help a run that learns nothing, see docs/training.md."""
 
@@ -81,6 +84,10 @@ class Task(ABC, Generic[OptionsT]):
 
     def default_recipe(self) -> dict[str, dict[str, Any]] | None:
         """Return the sections of a recipe for profiles that do not define the task; None if there is none."""
+        return None
+
+    def augmentation(self, options: OptionsT) -> Change | None:  # noqa: ARG002
+        """Return what `train.augment` does to the stored tokens of a document; None if there is nothing."""
         return None
 
     @abstractmethod

@@ -48,7 +48,7 @@ class Retrieval(Task[RetrievalOptions]):
     """The Retrieval task: two documents of an example, one encoder for both."""
 
     info: ClassVar[TaskInfo] = TaskInfo(
-        name="retrieval", title="Retrieval", version=VERSION, vocab_size=257, num_classes=2, paired=True
+        name="retrieval", title="Retrieval", version=VERSION, vocab_size=257, num_classes=2, paired=True, crops=True
     )
     options: ClassVar[type[TaskOptions]] = RetrievalOptions
 

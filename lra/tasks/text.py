@@ -59,7 +59,9 @@ class TextOptions(ReadOptions):
 class Text(Task[TextOptions]):
     """The Text task."""
 
-    info: ClassVar[TaskInfo] = TaskInfo(name="text", title="Text", version=VERSION, vocab_size=257, num_classes=2)
+    info: ClassVar[TaskInfo] = TaskInfo(
+        name="text", title="Text", version=VERSION, vocab_size=257, num_classes=2, crops=True
+    )
     options: ClassVar[type[TaskOptions]] = TextOptions
 
     def dataset_name(self, options: TextOptions) -> str:

@@ -18,7 +18,7 @@ from lra.config.schema import RunConfig, TrainConfig
 from lra.data.ahead import Batches
 from lra.errors import LraError
 from lra.metrics import Score
-from lra.models.denoiser import Denoised
+from lra.models.denoiser import Denoised, Denoiser
 from lra.results.checkpoints import weights_digest
 from lra.schedules import learning_rate
 from lra.seeding import seed_torch
@@ -167,7 +167,8 @@ def train(
 
     Args:
         network: Computes a batch in training: the model itself, or with several processes the replica around it.
-        model: What the phase trains: the model of the run, or the denoiser around it.
+        model: What the phase trains: the model of the run, or the denoiser around it. Validation chooses among the
+            weights of the first, and in pretraining among those of the second.
         mixers: The mixers of the model.
         optimizer: The optimiser of the model's parameters.
         batches: The batches of the run, the same in all processes. Each process computes its shard of each.
@@ -190,19 +191,20 @@ def train(
     first_bad = torch.full((), NEVER, dtype=torch.int64, device=device)
     state.sums = state.sums.to(device)
     first_step = state.step
+    chosen = model.model if isinstance(model, Denoiser) and not phase.denoises else model
     clock = time.perf_counter()
     while True:
         last = state.step == phase.stop
         evaluated = state.curve["step"][-1] if state.curve else phase.start
         if (last or state.step % recipe.eval_every == 0) and state.step > evaluated:
             loss_so_far, accuracy = collect_means(state, ranks)
-            state.evaluated_digest = weights_digest(model.state_dict())
+            state.evaluated_digest = weights_digest(chosen.state_dict())
             score = callbacks.validate(phase)
             rate = optimizer.param_groups[0]["lr"]  # of the embedding, whose scale is 1
             extend_curve(state, mixers, rate, loss_so_far, accuracy, score)
             if phase.improves(score, state.best_score):
                 state.best_step, state.best_score, state.best_digest = state.step, score, state.evaluated_digest
-                state.best_weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+                state.best_weights = {name: value.detach().cpu().clone() for name, value in chosen.state_dict().items()}
             if last:
                 callbacks.save()
             state.wall_seconds += time.perf_counter() - clock
@@ -228,6 +230,8 @@ def train(
                     found = network(part.tokens, part.mask)
                     loss, right, count = loss_of(found, part.labels)
                 objective = sum((term for mixer in mixers if (term := mixer.auxiliary_loss()) is not None), loss)
+                if isinstance(found, Denoised) and found.logits is not None:
+                    objective = objective + recipe.denoise * found.mean_loss()
                 (objective * share).backward()
             with torch.no_grad():
                 state.sums += torch.stack((loss.detach() * count, right, count)).double()
@@ -270,11 +274,13 @@ def loss_of(found: Tensor | Denoised, labels: Tensor) -> tuple[Tensor, Tensor, T
     """Return the mean loss of a part of a batch, the number of right answers, and the number of answers.
 
     Args:
-        found: (batch, num_classes), logits; or, for denoising, what a `Denoiser` gives.
-        labels: (batch,). Denoising does not read them.
+        found: (batch, num_classes), logits; or what a `Denoiser` gives, whose logits count if it has any.
+        labels: (batch,). Pretraining does not read them.
     """
     if isinstance(found, Denoised):
-        return found.mean_loss(), found.right.sum(), found.places.sum()
+        if found.logits is None:
+            return found.mean_loss(), found.right.sum(), found.places.sum()
+        found = found.logits
     logits = found.float()
     loss = F.cross_entropy(logits, labels)
     with torch.no_grad():

@@ -239,7 +239,9 @@ def _check_recipe(config: RunConfig, source: str) -> None:
         "train": TrainConfig.model_validate(recipe.train),
     }
     share = {} if config.pretrain is None else {"share": config.pretrain.share}
-    sections["pretrain"], _ = pretraining(get_task(config.task).info, recipe.pretrain | share)
+    sections["pretrain"], _ = pretraining(
+        get_task(config.task).info, recipe.pretrain | share, beside=config.train.denoise > 0.0
+    )
     theirs, ours = config.hashed(), config.model_copy(update=sections).hashed()
     wrong = ["start"] if config.start is not None else []
     wrong += [

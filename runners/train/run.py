@@ -45,7 +45,7 @@ from lra.results.records import (
     RunRecord,
     Store,
 )
-from lra.tasks import get_task, info_of
+from lra.tasks import augmentation_of, get_task, info_of
 from lra.terminal import echo
 from lra.trained import TrainedRun, load_run, start_from
 
@@ -259,6 +259,7 @@ def run(
             padded_length=padded_length,
             limit=config.model.max_length,
             coarse=recipe.padding == "coarse",
+            augmentation=augmentation_of(config),
         )
         batches = stack.enter_context(BatchesAhead(stream, device))
 
@@ -267,7 +268,9 @@ def run(
         try:
             phases = phases_of(config)
             for phase in phases[state.phase :]:
-                trained = model if denoiser is None or not phase.denoises else denoiser
+                trained = denoiser if denoiser is not None and (phase.denoises or recipe.denoise) else model
+                if denoiser is not None:
+                    denoiser.with_logits = not phase.denoises
                 optimizer = build_optimizer(trained, config)
                 if saved is not None:
                     trained.load_state_dict(saved["model"])

@@ -26,6 +26,7 @@ COMPUTES = (
     "attention_zoo/kernels/**/*.py",
     "attention_zoo/variants/**/*.py",
     "contextpool/**/*.py",
+    "lra/data/augment.py",
     "lra/data/batching.py",
     "lra/metrics.py",
     "lra/models/**/*.py",

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 
+from lra.data.augment import Change, flips
 from lra.data.dataset import PreparedData
 from lra.data.parquet import PARQUET_ORDER, source_files
 from lra.data.pickled_rows import Ids
@@ -60,6 +61,10 @@ OptionsT = TypeVar("OptionsT", bound=PixelOptions)
 
 class _Pixels(Task[OptionsT]):
     """What the token and the real-valued task share: the same arrays, read by the model in two ways."""
+
+    def augmentation(self, options: OptionsT) -> Change | None:  # noqa: ARG002
+        """Swap left and right."""
+        return flips((SIDE, SIDE), axes=(1,))
 
     def max_length(self, options: OptionsT) -> int:  # noqa: ARG002 - every dataset variant has one size
         """Return the number of pixels."""

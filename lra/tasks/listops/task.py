@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from lra.data.augment import Change
 from lra.data.dataset import PreparedData
 from lra.data.pickled_rows import Ids
 from lra.data.raw_files import places_in_release, steady
@@ -21,6 +22,7 @@ from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
 from lra.tasks.listops import baselines, generator, reader
 from lra.tasks.listops.corpus import generate_examples
 from lra.tasks.listops.generator import Grammar
+from lra.tasks.listops.shuffle import shuffle_arguments
 from lra.tasks.listops.vocabulary import CLOSE, DIGIT_0, VOCAB_SIZE, WORDS
 
 Count = Annotated[int, Field(ge=1)]
@@ -91,6 +93,10 @@ class ListOps(Task[ListOpsOptions]):
         advice="more steps, model.positions=rotary",
     )
     options: ClassVar[type[TaskOptions]] = ListOpsOptions
+
+    def augmentation(self, options: ListOpsOptions) -> Change | None:
+        """Shuffle the arguments of operators, unless it is not known which symbols are operators."""
+        return None if options.source == pickles.SOURCE else shuffle_arguments
 
     def dataset_name(self, options: ListOpsOptions) -> str:
         """Say where the examples come from, and all that sets them apart from the benchmark's."""

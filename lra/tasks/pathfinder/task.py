@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 import numpy as np
 from pydantic import Field
 
+from lra.data.augment import Change, flips
 from lra.data.dataset import PreparedData, open_prepared
 from lra.data.pickled_rows import Ids
 from lra.data.split import Split, SplitName
@@ -89,6 +90,10 @@ class _Family(Task[OptionsT]):
         if options.count != OFFICIAL_COUNT:
             parts.append(f"{' / '.join(map(str, options.counts.values()))} examples")
         return ", ".join(parts)
+
+    def augmentation(self, options: OptionsT) -> Change | None:  # noqa: ARG002
+        """Turn upside down, and swap left and right."""
+        return flips((self.size, self.size), axes=(0, 1))
 
     def max_length(self, options: OptionsT) -> int:  # noqa: ARG002 - every dataset variant has one size
         """Return the number of pixels."""

@@ -72,6 +72,7 @@ ALL_LOOKS = range(1, STEPS + EVALUATIONS + 1)
         pytest.param("full", {"train.precision": "bfloat16", "train.accumulation": 2}, marks=pytest.mark.nightly),
         pytest.param("full", {"model.pooling": "cls", "model.positions": "learned"}, marks=pytest.mark.nightly),
         pytest.param("full", {"model.causal": True}, marks=pytest.mark.nightly),
+        pytest.param("full", {"train.augment": True, "train.denoise": 0.5}, marks=pytest.mark.nightly),
         pytest.param("s5", {"model.norm": "batch", "train.undecayed": ["norms"]}, marks=pytest.mark.nightly),
     ],
 )
