@@ -50,9 +50,11 @@ PRESETS = {
     "published": "our numbers and published ones",
     "head-to-head": "A B...: paired differences of A and each other over seeds, and McNemar's test",
     "ablation": "VARIANT: one row for each changed option",
+    "calibration": "PROFILE PROFILE: rank correlation of the variants; also PROFILE:open, published:SOURCE",
 }
-NAMES_TAKEN = {"head-to-head": 2, "ablation": 1}
-"""The number of variants that a preset takes as arguments; the others take none. `head-to-head` takes more as well."""
+NAMES_TAKEN = {"head-to-head": 2, "ablation": 1, "calibration": 2}
+"""The number of variants, of `calibration` profiles, that a preset takes as arguments; the others take none.
+`head-to-head` takes more as well."""
 FIGURES = {
     "seeds": "the runs of all seeds as dots",
     "speed, score and memory": "the benchmark's chart, one bubble per variant",
@@ -145,9 +147,9 @@ def table(
     if preset not in PRESETS:
         raise UsageError(f"unknown preset {preset!r}; {suggest(preset, PRESETS)}")
     takes = NAMES_TAKEN.get(preset, 0)
-    more = preset == "head-to-head"
+    more, what = preset == "head-to-head", "profiles" if preset == "calibration" else "variant names"
     if len(names) < takes or (len(names) > takes and not more):
-        raise UsageError(f"{preset} takes {takes}{' or more' if more else ''} variant names, got {len(names)}")
+        raise UsageError(f"{preset} takes {takes}{' or more' if more else ''} {what}, got {len(names)}")
     if as_json and (out or form != "text"):
         raise UsageError("--json prints; it goes without --format and --out")
     if any_budget and preset != "head-to-head":
@@ -392,7 +394,7 @@ def make_tables(
 
     Args:
         preset: Which tables.
-        names: The variants that it takes.
+        names: The variants or profiles that it takes.
         results: The records.
         order: One of `ORDERS`; None leaves the rows in the order of the preset.
         any_budget: Whether head-to-head compares runs with different numbers of steps.
@@ -405,6 +407,12 @@ def make_tables(
     if preset == "efficiency":
         made = tables.efficiency_tables(results)
         return [tables.sort_rows(each, order) if order else each for each in made], []
+    if preset == "calibration":
+        if order:
+            raise UsageError("--sort: the rows of this table have one order only")
+        each = tables.calibration(results, *names)
+        each.name = " ".join([preset, *names])
+        return [each], []
     makers: dict[str, Callable[..., Table]] = {
         "accuracy": tables.accuracy,
         "seeds": tables.seeds,

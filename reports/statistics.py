@@ -133,6 +133,44 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankCorrelation:
+    """How far two measures agree on an order."""
+
+    tau: float
+    """Kendall's tau-b; NaN if all values of one side are equal."""
+    low: float
+    high: float
+    """Bounds of the bootstrap interval; NaN for a full agreement, which no resample breaks."""
+    p_value: float
+    """Against no relation; exact unless values are equal."""
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float], resamples: int = 10_000) -> RankCorrelation:
+    """Estimate Kendall's tau-b of pairs, with the percentile interval of a bootstrap over the pairs, 95 %.
+
+    The resamples come from a fixed seed, so that a table has the same numbers each time.
+
+    Raises:
+        ValueError: The lengths differ, or there are fewer than two pairs.
+    """
+    if len(first) != len(second) or len(first) < 2:
+        raise ValueError(f"{len(first)} and {len(second)} values give no correlation")
+    # (n, n), 1 where the row is above the column, -1 below, 0 for equal ones
+    signs = [np.sign(np.subtract.outer(np.asarray(side, float), np.asarray(side, float))) for side in (first, second)]
+    result = stats.kendalltau(first, second)
+    counts = np.random.default_rng(0).multinomial(len(first), np.full(len(first), 1 / len(first)), size=resamples)
+
+    def over_pairs(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return ((counts @ values) * counts).sum(axis=1)  # (resamples,), each pair as often as both were drawn
+
+    scale = np.sqrt(over_pairs(np.abs(signs[0])) * over_pairs(np.abs(signs[1])))
+    drawn = scale > 0  # a resample of one value says nothing
+    taus = over_pairs(signs[0] * signs[1])[drawn] / scale[drawn]
+    low, high = np.quantile(taus, (0.025, 0.975)) if len(taus) and abs(result.statistic) < 1 else (math.nan, math.nan)
+    return RankCorrelation(tau=float(result.statistic), low=float(low), high=float(high), p_value=float(result.pvalue))
+
+
 def average_ranks(scores: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], float]:
     """Rank variants within each task and average the ranks (J. Demsar, 2006).
 

@@ -2,6 +2,7 @@
 """Tables of runs and measurements: each function takes a result set and returns a `Table` of text cells."""
 
 from .accuracy import accuracy
+from .calibration import calibration
 from .comparisons import ablation, head_to_head, ranks
 from .cost import cost
 from .depth import depth
@@ -15,6 +16,7 @@ __all__ = [
     "Table",
     "ablation",
     "accuracy",
+    "calibration",
     "cost",
     "depth",
     "efficiency_tables",

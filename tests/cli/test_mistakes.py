@@ -164,6 +164,7 @@ MISTAKES = [
     ("lra-report table accuracy --profile quik", 2, "'quik'"),
     ("lra-report table accuracy --format md", 2, "'md' is not one of"),
     ("lra-report table head-to-head full", 2, "takes 2"),
+    ("lra-report table calibration quick", 2, "calibration takes 2 profiles, got 1"),
     ("lra-report table head-to-head full contextpol", 2, "did you mean 'contextpool'?"),
     ("lra-report figures --out a-file/x", 2, "cannot write a-file/x"),
     ("lra-report html --out folder", 2, "File 'folder' is a directory"),

@@ -49,6 +49,7 @@ PRESET_ARGUMENTS = {
     "published": [],
     "head-to-head": ["contextpool [num_layers=2, placement=branch]", "full [num_layers=2]"],
     "ablation": ["contextpool"],
+    "calibration": ["quick", "published:original"],
 }
 FIRST_COLUMNS = dict.fromkeys(["accuracy", "efficiency", "probes", "ranks"], "variant")
 """Of the presets whose tables do not begin with the task."""
@@ -161,7 +162,7 @@ def test_quick_alone_says_what_it_does_not_give(made):
 
 def test_the_presets_here_are_those_of_the_command():
     assert set(PRESET_ARGUMENTS) == set(PRESETS)
-    assert len(PRESETS) == 10
+    assert len(PRESETS) == 11
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -171,7 +172,7 @@ def test_every_preset_has_rows_with_numbers(made, preset):
     assert done.exit_code == 0, done.output
     header, *rows = rows_of(done)
     assert header[0] == FIRST_COLUMNS.get(preset, "task")
-    assert len(rows) >= {"head-to-head": 1}.get(preset, 2)
+    assert len(rows) >= {"head-to-head": 1, "calibration": 1}.get(preset, 2)
     numbers = [cell for row in rows for cell in row[1:] if re.match(r"[+-]?\d", cell)]
     assert len(numbers) >= len(rows)
 

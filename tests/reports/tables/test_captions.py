@@ -23,7 +23,7 @@ def test_captions_are_short_and_the_details_are_notes(tmp_path):
     results = load_stores([tmp_path])
     tables = [
         table
-        for preset in set(PRESETS) - {"depth", "ablation", "probes"}
+        for preset in set(PRESETS) - {"depth", "ablation", "probes", "calibration"}
         for table in make_tables(preset, ("full", "contextpool")[: NAMES_TAKEN.get(preset, 0)], results)[0]
     ]
     assert len(tables) == 7

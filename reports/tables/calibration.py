@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well one recipe stands for another: the rank correlation of the variants that both have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lra.config.labels import fits, split_row
+from lra.errors import UsageError
+from lra.names import suggest
+from lra.results.dataframe import label_rows
+
+from ..result_set import ResultSet
+from ..statistics import rank_correlation
+from .accuracy import accuracy_cell
+from .captions import NOT_RUN, number, p_text, preview, provenance_notes, seeds_in_words
+from .published import Published, load_published
+from .table import Table, Term, plain_table
+
+FEWEST = 4
+"""Common variants; fewer have so few orders that none would be surprising."""
+_PUBLISHED = "published:"
+_OPEN = ":open"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """The scores of one of the two."""
+
+    title: str
+    scores: Mapping[str, Mapping[str, float]]
+    """Task -> row -> test accuracy in %."""
+    frame: pd.DataFrame | None
+    """The runs behind them; None for a published table."""
+    note: str
+
+
+def calibration(results: ResultSet, first: str, second: str) -> Table:
+    """Tabulate Kendall's tau-b between the test accuracies of two recipes, task by task and for the mean of the tasks.
+
+    Args:
+        results: The records.
+        first: `PROFILE` for its runs on the matched track, `PROFILE:open` for those on the open one, or
+            `published:SOURCE` for a published table.
+        second: Another one of these.
+
+    Raises:
+        UsageError: One of them is unknown, or no task has `FEWEST` variants in common.
+    """
+    if first == second:
+        raise UsageError(f"{first} against itself shows nothing; calibration takes two profiles, or published:SOURCE")
+    sides = [_side(results, name) for name in (first, second)]
+    pairs = {task: _paired(sides, task) for task in sides[0].scores if task in sides[1].scores}
+    enough = {task: found for task, found in pairs.items() if len(found) >= FEWEST}
+    if not enough:
+        counts = "; ".join(f"{task} has {len(found)} ({', '.join(found) or 'none'})" for task, found in pairs.items())
+        raise UsageError(
+            f"{first} and {second} need {FEWEST} variants in common on a task: {counts or 'they have no common task'}"
+        )
+    rows = [_row(task, found) for task, found in enough.items()]
+    everywhere = set.intersection(*(set(found) for found in enough.values()))
+    if len(enough) > 1 and len(everywhere) >= FEWEST:
+        means = {
+            row: (
+                math.fsum(each[row][0] for each in enough.values()),
+                math.fsum(each[row][1] for each in enough.values()),
+            )
+            for row in sorted(everywhere)
+        }
+        rows.append(_row(f"mean of {len(enough)} tasks", means))
+    left_out = [f"{task} ({len(pairs[task])})" for task in pairs if task not in enough]
+    frames = [side.frame for side in sides if side.frame is not None]
+    if not frames:
+        raise UsageError("calibration needs the runs of at least one profile")
+    used = {(task, row) for task, found in enough.items() for row in found}
+    frame = pd.concat(frames)
+    frame = frame[[place in used for place in zip(frame["task"], frame["row"], strict=True)]]
+    notes: list[str] = [
+        Term("Tau: Kendall's tau-b of the mean test accuracies; 1 is the same order, 0 none, -1 the reverse."),
+        Term("Interval: bootstrap over the variants, 95 %. It does not show what other seeds would do."),
+        Term("P: exact, against no relation; for equal accuracies, the normal approximation."),
+    ]
+    if any(row["95 % interval"] == NOT_RUN for row in rows):
+        notes.append(Term(f"{NOT_RUN}: a full agreement has no spread to make an interval of."))
+    notes += [f"Fewer than {FEWEST} common variants: {', '.join(left_out)}."] if left_out else []
+    notes += [side.note for side in sides if side.note]
+    title = f"Rank correlation of variants, {sides[0].title} and {sides[1].title}, {seeds_in_words(frame)}"
+    return plain_table(title, rows, preview(frame) + notes + provenance_notes(frame), frame)
+
+
+def _row(task: str, scores: Mapping[str, tuple[float, float]]) -> dict[str, str]:
+    found = rank_correlation([one for one, _ in scores.values()], [other for _, other in scores.values()])
+    return {
+        "task": task,
+        "variants": str(len(scores)),
+        "tau": number(found.tau, "{:+.2f}"),
+        "95 % interval": NOT_RUN if math.isnan(found.low) else f"[{found.low:+.2f}, {found.high:+.2f}]",
+        "p": p_text(found.p_value),
+        "of": ", ".join(scores),
+    }
+
+
+def _side(results: ResultSet, name: str) -> _Side:
+    """Find what a user names.
+
+    Raises:
+        UsageError: There is no such profile in the store, and no such published table.
+    """
+    sources = {source.name: source for source in load_published()}
+    if name.startswith(_PUBLISHED):
+        source = sources.get(name.removeprefix(_PUBLISHED))
+        if source is None:
+            raise UsageError(f"no published table {name!r}; {suggest(name.removeprefix(_PUBLISHED), sources)}")
+        return _published(source)
+    place = (name.removesuffix(_OPEN), "open") if name.endswith(_OPEN) else (name, "matched")
+    places = {profile + (_OPEN if track == "open" else ""): (profile, track) for profile, track in results.profiles()}
+    if place not in places.values():
+        hint = f"; published:{name} is the published table" if name in sources else ""
+        raise UsageError(f"no runs of profile {name!r}; {suggest(name, places)}{hint}")
+    frame = results.for_profile(*place).frame()
+    frame["row"] = label_rows(frame, name="variant")
+    scores: dict[str, dict[str, float]] = {}
+    for (task, row), group in frame.groupby(["task", "row"]):  # by task: another profile has other data of it
+        mean = accuracy_cell(group, 0)[1]
+        if not math.isnan(mean):
+            scores.setdefault(str(task), {})[str(row)] = mean
+    several = [task for task, part in frame.groupby("task") if part["column"].nunique() > 1]
+    if several:
+        raise UsageError(f"profile {name} has several datasets of {', '.join(map(str, several))}; --suite chooses one")
+    return _Side(title=f"profile {place[0]}, {place[1]} track", scores=scores, frame=frame, note="")
+
+
+def _published(source: Published) -> _Side:
+    scores = {
+        task: {row: number for row, numbers in source.rows.items() if (number := numbers[column]) is not None}
+        for column, task in enumerate(source.columns)
+    }
+    flags = sorted({*source.flags, *(flag for row in source.row_flags.values() for flag in row)})
+    note = f"{source.title}: {source.source}; {', '.join(flags)}."
+    return _Side(title=source.title, scores=scores, frame=None, note=note)
+
+
+def _paired(sides: Sequence[_Side], task: str) -> dict[str, tuple[float, float]]:
+    """Return the accuracies of the rows that both sides have on a task, by row.
+
+    Rows of one name are the same. A published row that names options is also the one row of ours that has them, though
+    they may be our defaults, which no name shows.
+    """
+    scores = [dict(side.scores[task]) for side in sides]
+    for own, (side, other) in enumerate((sides, sides[::-1])):
+        frame = other.frame
+        if side.frame is not None or frame is None:
+            continue
+        for name in list(scores[own]):
+            variant, options = split_row(name)
+            here = frame[(frame["task"] == task) & (frame["variant"] == variant)]
+            fitting = set(here["row"][[fits(settings, options) for settings in here["settings"]]])
+            if options and name not in fitting and len(fitting) == 1:
+                scores[own][fitting.pop()] = scores[own].pop(name)
+    return {row: (scores[0][row], scores[1][row]) for row in scores[0] if row in scores[1]}

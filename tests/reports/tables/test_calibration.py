@@ -1,0 +1,140 @@
+"""The rank correlation of two recipes: its value, its interval, what it pairs, and what it refuses."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lra.errors import UsageError
+from reports.cli import make_tables
+from reports.result_set import load_stores
+from reports.statistics import rank_correlation
+from reports.tables.calibration import calibration
+from tests.reports.synthetic import add_run
+
+NAMES = ("full", "linear", "local", "conv", "performer")
+
+
+def store(folder, scores, **of):
+    for name, correct in zip(NAMES, scores, strict=False):
+        add_run(folder, correct, variant=name, digest=str(of.get("digest", "d" * 64)), **of)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    store(tmp_path, (500, 400, 300, 200, 100))
+    store(tmp_path, (410, 520, 300, 200, 150), profile="modern")
+    store(tmp_path, (500, 400, 300, 200), task="text")
+    store(tmp_path, (100, 200, 300, 400), task="text", profile="modern")
+    store(tmp_path, (100, 200, 300), task="image")
+    store(tmp_path, (100, 200, 300), task="image", profile="modern")
+    return tmp_path
+
+
+def cells(table):
+    return {row["task"]: dict(row) for row in table.cells.to_dict("records")}
+
+
+def test_the_orders_of_two_profiles(folder):
+    table = calibration(load_stores([folder]), "quick", "modern")
+    found = cells(table)
+    assert list(found) == ["listops", "text", "mean of 2 tasks"]
+    assert (found["listops"]["variants"], found["listops"]["tau"]) == ("5", "+0.80")  # one of ten pairs is turned
+    assert found["listops"]["p"] == "0.083"
+    low, high = map(float, found["listops"]["95 % interval"].strip("[]").split(", "))
+    assert low < 0.8 < high == 1.0
+    assert (found["text"]["tau"], found["text"]["95 % interval"]) == ("-1.00", "-")
+    # (500 + 500, 400 + 400, ...) against (410 + 100, 520 + 200, 300 + 300, 200 + 400): 510, 720, 600, 600
+    assert found["mean of 2 tasks"]["tau"] == f"{stats.kendalltau([4, 3, 2, 1], [51, 72, 60, 60]).statistic:+.2f}"
+    assert found["mean of 2 tasks"]["of"] == "conv, full, linear, local"
+    assert any("Fewer than 4 common variants: image (3)" in note for note in table.notes)
+    assert len(table.records) == 18
+    (same,), refusals = make_tables("calibration", ("quick", "modern"), load_stores([folder]))
+    assert cells(same) == found
+    assert refusals == []
+
+
+def test_a_published_table_is_the_other_side(tmp_path):
+    store(tmp_path, (600, 500, 400, 100, 450))
+    for name, correct in (("performer", 300), ("bigbird", 400)):
+        add_run(tmp_path, correct, variant=name, task="text")
+    found = cells(calibration(load_stores([tmp_path]), "quick", "published:original"))
+    assert found["listops"]["of"] == "full, linear, local, performer"  # conv is not in it
+    # 600, 500, 400, 450 against 36.37, 16.13, 15.82, 18.01: of six pairs, linear and performer are turned
+    assert found["listops"]["tau"] == f"{(5 - 1) / 6:+.2f}"
+    turned = cells(calibration(load_stores([tmp_path]), "published:original", "quick"))
+    assert turned["listops"]["tau"] == found["listops"]["tau"]
+
+
+def test_a_published_row_that_names_our_default_is_our_row(tmp_path):
+    for name, correct in (("lion", 500), ("full", 400)):
+        add_run(tmp_path, correct, variant=name, options={"decay": "selective"} if name == "lion" else None)
+    with pytest.raises(UsageError, match=r"listops has 1 \(lion( \[.*\])?\)"):
+        calibration(load_stores([tmp_path]), "quick", "published:lion")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("quick", "quick"), "against itself shows nothing"),
+        (("quick", "modren"), "no runs of profile 'modren'; did you mean 'modern'?"),
+        (("quick", "quick:open"), "no runs of profile 'quick:open'"),
+        (("quick", "published:orignal"), "no published table 'published:orignal'; did you mean 'original'?"),
+        (("quick", "original"), "published:original is the published table"),
+        (("published:original", "published:skyformer"), "the runs of at least one profile"),
+    ],
+)
+def test_what_cannot_be_compared_is_told(folder, names, message):
+    with pytest.raises(UsageError, match=message.replace("?", r"\?")):
+        calibration(load_stores([folder]), *names)
+
+
+def test_three_common_variants_are_refused_by_name(tmp_path):
+    store(tmp_path, (500, 400, 300))
+    store(tmp_path, (500, 400, 300), profile="modern")
+    store(tmp_path, (500, 400, 300, 200), task="image")
+    message = r"quick and modern need 4 variants in common on a task: listops has 3 \(full, linear, local\)$"
+    with pytest.raises(UsageError, match=message):
+        calibration(load_stores([tmp_path]), "quick", "modern")
+
+
+def test_a_run_without_a_number_pairs_with_nothing(folder):
+    add_run(folder, None, variant="full", seed=1)
+    assert cells(calibration(load_stores([folder]), "quick", "modern"))["listops"]["variants"] == "4"
+
+
+def test_the_bootstrap_is_that_of_resampled_pairs():
+    """The quick form against one that draws pairs and calls scipy for each resample."""
+    random = np.random.default_rng(1)
+    first = random.integers(0, 6, 9).astype(float)
+    second = first + random.normal(size=9)
+    found = rank_correlation(first.tolist(), second.tolist(), resamples=4000)
+    assert found.tau == pytest.approx(stats.kendalltau(first, second).statistic)
+    draws = random.integers(0, 9, (4000, 9))
+    taus = [stats.kendalltau(first[draw], second[draw]).statistic for draw in draws]
+    low, high = np.nanquantile(taus, (0.025, 0.975))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.06)
+    again = rank_correlation(first.tolist(), second.tolist(), resamples=4000)
+    assert again == found
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+    random, rho, held = np.random.default_rng(2), 0.6, []
+    truth = 2 / math.pi * math.asin(rho)
+    for _ in range(200):
+        x, noise = random.normal(size=(2, 20))
+        found = rank_correlation(x.tolist(), (rho * x + math.sqrt(1 - rho**2) * noise).tolist(), resamples=400)
+        held.append(found.low <= truth <= found.high)
+    assert 0.86 < np.mean(held) <= 0.99
+
+
+def test_full_agreement_has_no_interval_and_equal_values_no_order():
+    full = rank_correlation([1, 2, 3, 4], [5, 6, 7, 8])
+    assert full.tau == 1.0
+    assert math.isnan(full.low)
+    assert full.p_value == pytest.approx(2 / 24)  # of 24 orders, two are as extreme
+    assert math.isnan(rank_correlation([1, 2, 3, 4], [5, 5, 5, 5]).tau)
+    with pytest.raises(ValueError, match="3 and 2 values"):
+        rank_correlation([1, 2, 3], [1, 2])
