@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
@@ -48,7 +48,12 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     variants = dict(zip(frame["label"], frame["variant"], strict=True))
     overall = dict(zip(labels, values.to_numpy().mean(axis=1).tolist(), strict=True))  # NaN with a task missing
     keys = [RowKey(label=label, variant=variants[label], score=overall[label]) for label in labels]
-    unmarked = [column for column in columns if not _above_trivial(results, frame[frame["column"] == column])]
+    measured = _measured(results, frame)
+    unmarked = [
+        column
+        for column in columns
+        if not _above_trivial(frame[frame["column"] == column], measured.get(column, {}).values())
+    ]
     for name, members in (("A5", FIVE), ("A6", SIX)):
         chosen = [column for column in columns if tasks[column] in members]
         if sorted(tasks[column] for column in chosen) == sorted(members):
@@ -60,7 +65,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
                 Term(f"{name}: mean of {len(members)} tasks; {NOT_RUN} unless every task has a number from each seed.")
             )
     values[unmarked] = np.nan
-    baselines = _baseline_rows(results, frame, list(cells.columns))
+    baselines = _baseline_rows(results, frame, list(cells.columns), measured)
     cells = pd.concat([cells, baselines])
     values = pd.concat([values, pd.DataFrame(np.nan, index=baselines.index, columns=values.columns)])
     notes = (
@@ -105,18 +110,36 @@ def accuracy_cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
     return ", ".join([f"{estimate.mean:.2f}{spread} {count}", *words]), (math.nan if words else estimate.mean)
 
 
-def _baseline_rows(results: ResultSet, frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+def _baseline_rows(
+    results: ResultSet, frame: pd.DataFrame, columns: list[str], measured: Mapping[str, Mapping[str, float]]
+) -> pd.DataFrame:
     """Return one row for each trivial baseline, such as chance."""
     headings_of_runs = dict(zip(frame["run_id"], frame["column"], strict=True))
     baselines: dict[str, dict[str, str]] = {}
-    for record in results.records.values():
-        for name, value in record.baselines.items():
-            baselines.setdefault(baseline_title(name), {})[headings_of_runs[record.run_id]] = f"{value:.2f}"
+    for heading, found in measured.items():
+        for name, value in found.items():
+            baselines.setdefault(baseline_title(name), {})[heading] = f"{value:.2f}"
     trained_mlp = _reference_row(results, headings_of_runs)
     if trained_mlp:
         baselines["MLP only, trained"] = trained_mlp
     rows = [[by_column.get(column, NOT_RUN) for column in columns] for by_column in baselines.values()]
     return pd.DataFrame(rows, index=list(baselines), columns=columns, dtype=object)
+
+
+def _measured(results: ResultSet, frame: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Return the trivial baselines by heading: those in its runs, and those in the runs of the reference on its data.
+
+    They depend on the data alone. Older records lack those that were added since.
+    """
+    data = dict(zip(frame["run_id"], frame["column"], strict=True))
+    records = results.records
+    headings_of_data = {(records[key].config.task, records[key].data_digest): data[key] for key in records}
+    found: dict[str, dict[str, float]] = {}
+    for record in (*records.values(), *results.references):
+        heading = headings_of_data.get((record.config.task, record.data_digest))
+        if heading is not None:
+            found.setdefault(heading, {}).update(record.baselines)
+    return found
 
 
 def _reference_row(results: ResultSet, headings_of_runs: Mapping[str, str]) -> dict[str, str]:
@@ -170,15 +193,14 @@ def _untrained(results: ResultSet, frame: pd.DataFrame) -> list[str]:
     return [f"Not above chance by more than the noise of the test set: {'; '.join(places)}."] if places else []
 
 
-def _above_trivial(results: ResultSet, group: pd.DataFrame) -> bool:
+def _above_trivial(group: pd.DataFrame, baselines: Collection[float]) -> bool:
     """Say whether the best mean of one task is above every trivial baseline by more than the noise of the test set."""
     found = group.dropna(subset=["accuracy"])
     if found.empty:
         return False
     best = found.groupby("label")["accuracy"].mean().max()
     total = int(found["total"].min())
-    blind = [value for run_id in found["run_id"] for value in results.records[run_id].baselines.values()]
-    return is_above(round(best / 100 * total), total, max(blind, default=0.0))
+    return is_above(round(best / 100 * total), total, max(baselines, default=0.0))
 
 
 def _noise(frame: pd.DataFrame) -> list[str]:

@@ -114,6 +114,16 @@ def test_mlp_only_of_the_same_recipe_stands_among_the_baselines(tmp_path):
     assert "MLP only, trained" not in accuracy(results, "quick", "matched").cells.index
 
 
+def test_a_baseline_that_older_records_lack_comes_from_mlp_only_on_the_same_data(tmp_path):
+    add_run(tmp_path, 400)
+    add_run(tmp_path, 400, digest="e" * 64, dataset="another")
+    add_run(tmp_path, 300, variant="mlp_only", baselines={"chance": 10.0, "majority": 11.0, "bag of tokens": 39.5})
+    chosen = load_stores([tmp_path]).filter(lambda config: config.variant.name == "full")
+    table = accuracy(chosen, "quick", "matched")
+    assert sorted(table.cells.loc["Bag of tokens"]) == ["-", "39.50"]
+    assert table.values.loc["full"].notna().sum() == 1  # 40.0 is not above 39.5 by more than the noise
+
+
 def test_mlp_only_of_another_numerics_version_is_no_baseline(tmp_path):
     add_run(tmp_path, 400)
     for version, right in ((NUMERICS_VERSION, 300), (NUMERICS_VERSION + 1, 500)):
