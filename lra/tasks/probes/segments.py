@@ -51,15 +51,21 @@ class SegmentsOptions(ProbeOptions):
     def _consistent(self) -> Self:
         if len(self.shown) != len(self.scales):
             raise ValueError(f"shown has {len(self.shown)} probabilities for {len(self.scales)} scales")
-        least = self.vocabulary * sum(self.widest)
-        if self.extremes[0] < least:
-            raise ValueError(f"length {self.extremes[0]}: one segment of each scale and class may take {least} tokens")
+        if self.extremes[0] < self.least:
+            raise ValueError(
+                f"length {self.extremes[0]}: one segment of each scale and class may take {self.least} tokens"
+            )
         return self
 
     @property
     def widest(self) -> list[int]:
         """The longest segment of each scale."""
         return [round(scale * (1 + self.spread)) for scale in self.scales]
+
+    @property
+    def least(self) -> int:
+        """The most tokens that one segment of each scale and class may take."""
+        return self.vocabulary * sum(self.widest)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +84,7 @@ class Drawn:
 class Segments(GeneratedTask[SegmentsOptions]):
     """The class of the marked segments."""
 
-    info: ClassVar[TaskInfo] = TaskInfo(name="segments", title="Segments", version=1, vocab_size=14, num_classes=4)
+    info: ClassVar[TaskInfo] = TaskInfo(name="segments", title="Segments", version=2, vocab_size=14, num_classes=4)
     options: ClassVar[type[TaskOptions]] = SegmentsOptions
 
     def info_for(self, options: SegmentsOptions) -> TaskInfo:
@@ -126,8 +132,8 @@ class Segments(GeneratedTask[SegmentsOptions]):
 def draw(options: SegmentsOptions, length: int, generator: np.random.Generator) -> Drawn:
     """Draw one example."""
     classes, scales = options.vocabulary, len(options.scales)
-    # (segments,): of each scale, as many sets of all classes as fill its share of the length.
-    sets = [max(1, length // (scales * classes * widest)) for widest in options.widest]
+    # (segments,): of each scale, one set of all classes, and as many more as fit its share of the rest.
+    sets = [1 + (length - options.least) // (scales * classes * widest) for widest in options.widest]
     scale = np.repeat(np.arange(scales), [classes * count for count in sets])
     kind = np.concatenate([np.tile(np.arange(classes), count) for count in sets])
     order = generator.permutation(len(scale))
