@@ -65,12 +65,13 @@ def parse_natural(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) <= 18 else None
 
 
-def parse_seeds(text: str, origin: str = "--seeds") -> list[int]:
-    """Parse a list of seeds such as `3`, `0-4` or `0,2,5-7`.
+def parse_seeds(text: str, origin: str = "--seeds", what: str = "seed") -> list[int]:
+    """Parse a list of seeds, or other whole numbers, such as `3`, `0-4` or `0,2,5-7`.
 
     Args:
         text: What the user wrote.
         origin: Where, for the error message.
+        what: What a number is, for the error message.
 
     Raises:
         UsageError: An item is neither a number nor an increasing range, or there are more than `MAX_SEEDS`.
@@ -80,10 +81,10 @@ def parse_seeds(text: str, origin: str = "--seeds") -> list[int]:
         first, dash, last = piece.strip().partition("-")
         start, stop = parse_natural(first), parse_natural(last if dash else first)
         if start is None or stop is None:
-            raise UsageError(f"{origin} {text[:80]}: {piece.strip()[:80]!r} is not a seed; write 3, 0-4 or 0,2,5")
+            raise UsageError(f"{origin} {text[:80]}: {piece.strip()[:80]!r} is not a {what}; write 3, 0-4 or 0,2,5")
         if stop < start:
             raise UsageError(f"{origin} {text[:80]}: {piece.strip()!r} runs backwards; write {stop}-{start}")
         if len(seeds) + stop - start >= MAX_SEEDS:
-            raise UsageError(f"{origin} {text[:80]}: more than {MAX_SEEDS:,} seeds")
+            raise UsageError(f"{origin} {text[:80]}: more than {MAX_SEEDS:,} {what}s")
         seeds.extend(range(start, stop + 1))
     return list(dict.fromkeys(seeds))

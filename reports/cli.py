@@ -17,8 +17,8 @@ import click
 from lra.cli import Group, echo_json, json_option, one_line_errors, version_option
 from lra.config.labels import split_row
 from lra.errors import UsageError
-from lra.names import suggest
-from lra.terminal import clean_line, echo
+from lra.names import parse_seeds, suggest
+from lra.terminal import clean_line, echo, progress_bar
 
 from .selection import (
     FILE,
@@ -34,6 +34,8 @@ from .selection import (
 )
 
 if TYPE_CHECKING:
+    from lra.measure.locality import Change
+
     from .result_set import ResultSet
     from .tables.table import Table
 
@@ -79,6 +81,12 @@ Examples:
   lra-report verify lra-results
   lra-report pooling 3f2a --out pooling.png
 """
+LOCALITY_EXAMPLES = """
+\b
+Examples:
+  lra-report locality 3f2a
+  lra-report locality 3f2a 9c01 --hide 0,1,2,4,8,16,32 --figure locality.pdf
+"""
 PRESET_LIST = "\n".join(["\b", "Presets:", *(f"  {name:<14}{text}" for name, text in PRESETS.items())])
 FIGURE_LIST = "\n".join(["\b", "Figures:", *(f"  {name:<25}{text}" for name, text in FIGURES.items())])
 
@@ -98,7 +106,21 @@ def out_option(kind: click.Path, default: Path | None, text: str) -> Callable[[F
     return click.option("--out", type=kind, default=default, show_default=default is not None, help=text)
 
 
+figure_option = click.option("--figure", type=FILE, help="File for the figure: .png, .svg or .pdf (extra: report).")
 title_option = click.option("--title", "titled", is_flag=True, help="Write a title on each figure.")
+
+
+def image_form(path: Path, option: str) -> str:
+    """Return the format of a figure, from the end of its name.
+
+    Raises:
+        UsageError: It is none of `FIGURE_FORMATS`, or the libraries for figures are not installed.
+    """
+    need_report_extra()
+    form = path.suffix.removeprefix(".").lower()
+    if form not in FIGURE_FORMATS:
+        raise UsageError(f"{option} {path}: the figure is written as {', '.join(FIGURE_FORMATS)}")
+    return form
 
 
 @click.group(
@@ -300,10 +322,7 @@ def pooling(
 
     RECORD is the beginning of a run id. The command runs the chosen weights over test examples, token by token.
     """
-    need_report_extra()
-    form = out.suffix.removeprefix(".").lower()
-    if form not in FIGURE_FORMATS:
-        raise UsageError(f"--out {out}: the figure is written as {', '.join(FIGURE_FORMATS)}")
+    form = image_form(out, "--out")
     from .figures.pooling_widths import draw_supports, load_supports
     from .figures.style import house_style, save
 
@@ -320,14 +339,19 @@ def pooling(
     echo(save(figure, out, form))
 
 
-@command.command()
+@command.command(epilog=LOCALITY_EXAMPLES)
 @click.argument("runs", nargs=-1, required=True)
 @takes_selection
 @click.option("--data-dir", type=FOLDER, envvar="LRA_HOME", help="Folder of prepared data.")
 @click.option("--examples", type=click.IntRange(1), default=8, show_default=True, help="Test examples to look at.")
 @click.option("--places", type=click.IntRange(1), default=8, show_default=True, help="Tokens to read in each.")
+@click.option("--hide", metavar="RADII", help="Also answer with tokens beyond each radius hidden, such as 0,4,16.")
+@click.option("--shuffle", metavar="RADII", help="Also answer with tokens beyond each radius in a random order.")
+@click.option("--answers", type=click.IntRange(1), default=100, show_default=True,
+              help="Test examples to answer for --hide and --shuffle.")  # fmt: skip
 @format_option("text", "markdown", "latex", "csv", "html")
 @out_option(FILE, None, "File to write instead of printing.")
+@figure_option
 @one_line_errors
 def locality(
     selection: Selection,
@@ -336,45 +360,73 @@ def locality(
     data_dir: Path | None,
     examples: int,
     places: int,
+    hide: str | None,
+    shuffle: str | None,
+    answers: int,
     form: str,
     out: Path | None,
+    figure: Path | None,
 ) -> None:
-    """Measure how far trained models mix tokens.
+    """Audit how far trained models look.
 
     RUNS are the beginnings of run ids. The final state of a token depends on other tokens; the table shows from which
-    distances the influence comes, on test examples.
+    distances the influence comes, on test examples. --hide and --shuffle show which distances the answers need: the
+    accuracy when each token sees only those within a radius, or those beyond it in a random order. The figure has the
+    same as curves, and a map of the influence of each token on each other, for the first four runs.
     """
+    image = None if figure is None else image_form(figure, "--figure")
+    asked: dict[Change, list[int]] = {}
+    if hide is not None:
+        asked["hide"] = sorted(parse_seeds(hide, "--hide", "radius"))
+    if shuffle is not None:
+        asked["shuffle"] = sorted(parse_seeds(shuffle, "--shuffle", "radius"))
+    from lra.trained import TrainedRun
+
     from .render import render_all
-    from .tables.locality import locality as tabulate
+    from .tables import locality as tables
 
     results = load(selection)
     records = [results.records[find(results, run)] for run in runs]
-    made = tabulate(results, records, data_dir, examples=examples, places=places)
-    write(render_all([made], form, command=invocation()), out)
+    audits = []
+    scores: dict[Change, list[dict[int, float]]] = {change: [] for change in asked}
+    with progress_bar(records, title="runs", unit="run", shown=True) as bar:
+        for record in bar:
+            looked = tables.Looked(TrainedRun(record=record, store=results.stores[record.run_id]), data_dir)
+            audits.append(looked.audit(examples, places))
+            for change, radii in asked.items():
+                scores[change].append({radius: looked.accuracy(answers, radius, change) for radius in radii})
+    made = [tables.locality(results, records, audits, examples=examples, places=places)]
+    made += [tables.answers(results, records, each, change, answers) for change, each in scores.items()]
+    write(render_all(made, form, command=invocation()), out)
+    if figure is None or image is None:
+        return
+    from .figures.locality import locality_panels
+    from .figures.style import house_style, save
+
+    with house_style():
+        drawn = locality_panels(records, audits, scores)
+    echo(save(drawn, figure, image), err=True)
 
 
 @command.command()
 @takes_selection
 @format_option("text", "markdown", "latex", "csv", "html")
 @out_option(FILE, None, "File for the table, instead of printing it.")
-@click.option("--figure", type=FILE, help="File for the figure: .png, .svg or .pdf (extra: report).")
+@figure_option
 @one_line_errors
 def probes(selection: Selection, *, form: str, out: Path | None, figure: Path | None) -> None:
     """Show which variants solve which probes, at the length of training and at longer ones.
 
     It takes the runs of generated tasks: the probes, and tasks of your own. Their option test_length gives the lengths.
     """
+    image = None if figure is None else image_form(figure, "--figure")
     from .render import render_all
 
     results = load(selection)
     tables, _ = make_tables("probes", (), results)
     write(render_all(tables, form, command=invocation()), out)
-    if figure is None:
+    if figure is None or image is None:
         return
-    need_report_extra()
-    image = figure.suffix.removeprefix(".").lower()
-    if image not in FIGURE_FORMATS:
-        raise UsageError(f"--figure {figure}: the figure is written as {', '.join(FIGURE_FORMATS)}")
     from .figures.probes import probe_panels
     from .figures.style import house_style, save
     from .tables.probes import scores_by_length

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a model mixes: which tokens the final state of a token depends on, by vector-Jacobian products.
+"""How far a model mixes, and what it answers when it sees no farther.
+
+Mixing is which tokens the final state of a token depends on, by vector-Jacobian products.
 
 The influence of token j on token i is the squared Frobenius norm of the Jacobian of the final state of i with respect
 to the embedding of j. Hutchinson's estimate of it takes random signs u: the mean of |u J|^2 is |J|^2. One product gives
@@ -9,11 +11,17 @@ the influence of all tokens on one, so memory grows as in training.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lra.models.padding import hide_padding
 from lra.models.transformer import Classifier
+
+Change = Literal["hide", "shuffle"]
+PLACES = 64
+"""Tokens whose views go through a model at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +38,8 @@ class Mixing:
     """The largest distance with any influence at all."""
     reach: int
     """The largest distance that the examples have between a token that was read and another."""
+    within: tuple[float, ...]
+    """(reach + 1,), the share of the influence that comes from each distance or nearer."""
 
 
 def influence(
@@ -80,4 +90,47 @@ def mixing(distances: Tensor, weights: Tensor) -> Mixing:
         most=int((up_to < 0.9).sum()),
         farthest=int(share.nonzero().max()),
         reach=len(share) - 1,
+        within=tuple(up_to.tolist()),
     )
+
+
+def logits_within(
+    model: Classifier, tokens: Tensor, mask: Tensor | None, radius: int, change: Change, generator: torch.Generator
+) -> Tensor:
+    """Classify one example with every state that the head reads taken from a view of its own.
+
+    In the view of a token, those farther from it than the radius are hidden, as padding is, or shuffled among
+    themselves. A head that reads the first token, or a CLS token, has the view of the first token; any other head has
+    one for each token.
+
+    Args:
+        model: In evaluation mode.
+        tokens: (1, length).
+        mask: (1, length), True = real token, or None.
+        radius: In tokens; from the length on nothing changes.
+        change: What is done to the tokens beyond it.
+        generator: The source of the orders.
+
+    Returns:
+        (1, classes).
+    """
+    tokens, mask = hide_padding(tokens, mask, zero_is_padding=model.embedding.zero_is_padding)
+    real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
+    prefix = int(model.embedding.cls is not None)
+    reads_cls, reads_first = model.head.pooling == "cls", model.head.pooling in ("cls", "first")
+    places = torch.zeros(1, dtype=torch.long) if reads_first else real[0].nonzero()[:, 0]
+    states = []
+    for part in places.split(PLACES):
+        far = real & ((torch.arange(tokens.shape[1]) - part[:, None]).abs() > radius)  # (places, length)
+        views = tokens.repeat(len(part), 1)
+        if change == "shuffle":
+            for row, beyond in enumerate(far):
+                old = beyond.nonzero()[:, 0]
+                views[row, old] = views[row, old[torch.randperm(len(old), generator=generator)]]
+            far = torch.zeros_like(far)
+        x, seen = model.embedding(views, real & ~far)  # (places, length [+ 1], dim)
+        for block in model.blocks:
+            x = block(x, seen)
+        states.append(x[torch.arange(len(part)), torch.zeros_like(part) if reads_cls else part + prefix])
+    logits: Tensor = model.head(torch.cat(states).unsqueeze(0), None)
+    return logits

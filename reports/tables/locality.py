@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of locality: how far the models of some runs mix."""
+"""The tables of locality: how far the models of some runs mix, and what they answer when they see no farther."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
+from torch import Tensor
 
 from lra.config.labels import row_name
-from lra.data.batching import collate
+from lra.data.batching import Batch, collate
+from lra.data.split import Split
 from lra.errors import UsageError
-from lra.measure.locality import Mixing, influence, mixing
-from lra.models.transformer import Classifier
+from lra.measure.locality import Change, Mixing, influence, logits_within, mixing
+from lra.models.transformer import Classifier, mixers
 from lra.results.records import RunRecord
 from lra.trained import TrainedRun
 
@@ -19,71 +24,139 @@ from ..result_set import ResultSet
 from .captions import preview
 from .table import Table, Term, plain_table
 
+DONE: dict[Change, str] = {"hide": "hidden", "shuffle": "shuffled"}
+"""What was done to far tokens, in words."""
 PROBES = 4
 """Random vectors for each token that is read."""
 
 
-def measure(run: TrainedRun, data_dir: Path | None, examples: int, places: int) -> Mixing:
-    """Measure how far the chosen weights of a run mix, on test examples.
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What was measured of one run."""
+
+    mixing: Mixing
+    sigma: list[float]
+    """The mean width of pooling in each layer, in tokens; empty if the variant has none."""
+    influences: Tensor
+    """(tokens, tokens), of each column on each row, in the first example; its rows are the tokens that were read."""
+
+
+class Looked:
+    """A trained model, and test examples to look at.
 
     Args:
         run: The run.
         data_dir: Folder of prepared data; None means the default one.
-        examples: Number of test examples, evenly spaced in the split.
-        places: Tokens of each whose state is read: evenly spaced, the first among them.
 
     Raises:
         UsageError: The model is not a transformer of this project, or its task has pairs.
     """
-    model, record = run.model(), run.record
-    if not isinstance(model, Classifier):
-        raise UsageError(f"run {record.run_id[:12]} is of a model that has no blocks to look into")
-    split = run.data(data_dir).split("test")
-    if split.documents > 1:
-        raise UsageError(f"run {record.run_id[:12]} is of a task of pairs")
-    prefix = int(record.config.model.pooling == "cls")
-    generator = torch.Generator().manual_seed(0)
-    distances, weights = [], []
-    for index in torch.linspace(0, len(split) - 1, min(examples, len(split))).long().tolist():
-        batch = collate(split, [index], None, record.config.model.max_length, torch.device("cpu"))
-        length = int(split.lengths[index])
-        for place in sorted(set(torch.linspace(0, length - 1, places).long().tolist())):
-            found = influence(model, batch.tokens, batch.mask, place + prefix, PROBES, generator)
-            distances.append((torch.arange(length) - place).abs())
-            weights.append(found[prefix : prefix + length])
-    return mixing(torch.cat(distances), torch.cat(weights))
+
+    def __init__(self, run: TrainedRun, data_dir: Path | None) -> None:
+        model, name = run.model(), f"run {run.record.run_id[:12]}"
+        if not isinstance(model, Classifier):
+            raise UsageError(f"{name} is of a model that has no blocks to look into")
+        self.model: Classifier = model
+        self.split: Split = run.data(data_dir).split("test")
+        if self.split.documents > 1:
+            raise UsageError(f"{name} is of a task of pairs")
+        self.config = run.record.config.model
+
+    def batches(self, examples: int) -> list[Batch]:
+        """Return batches of one test example, evenly spaced in the split."""
+        indices = torch.linspace(0, len(self.split) - 1, min(examples, len(self.split))).long().tolist()
+        return [collate(self.split, [index], None, self.config.max_length, torch.device("cpu")) for index in indices]
+
+    def audit(self, examples: int, places: int) -> Audit:
+        """Measure how far the weights mix, with some places of each example: evenly spaced, the first among them."""
+        prefix = int(self.config.pooling == "cls")
+        generator = torch.Generator().manual_seed(0)
+        distances, weights, widths = [], [], list[list[Tensor]]()
+        rows: list[Tensor] = []
+        for number, batch in enumerate(self.batches(examples)):
+            length = int(batch.lengths[0])
+            for place in sorted(set(torch.linspace(0, length - 1, places).long().tolist())):
+                found = influence(self.model, batch.tokens, batch.mask, place + prefix, PROBES, generator)
+                distances.append((torch.arange(length) - place).abs())
+                weights.append(found[prefix : prefix + length])
+                rows += [weights[-1]] if number == 0 else []
+            statistics = [mixer.token_statistics().get("sigma") for mixer in mixers(self.model)]
+            widths.append([each[0, prefix : prefix + length].detach() for each in statistics if each is not None])
+        sigma = [float(torch.cat(layer).mean()) for layer in zip(*widths, strict=True)]
+        return Audit(mixing=mixing(torch.cat(distances), torch.cat(weights)), sigma=sigma, influences=torch.stack(rows))
+
+    def accuracy(self, examples: int, radius: int, change: Change) -> float:
+        """Return the accuracy in % on some examples when tokens beyond a radius are hidden or shuffled."""
+        generator = torch.Generator().manual_seed(0)
+        right = 0
+        with torch.no_grad():
+            for batch in self.batches(examples):
+                logits = logits_within(self.model, batch.tokens, batch.mask, radius, change, generator)
+                right += int(logits.argmax(dim=1) == batch.labels)
+        return 100.0 * right / min(examples, len(self.split))
 
 
-def locality(
-    results: ResultSet, records: list[RunRecord], data_dir: Path | None, *, examples: int, places: int
-) -> Table:
-    """Tabulate how far runs mix.
+def names_of(record: RunRecord) -> dict[str, str]:
+    """Return the cells that name a run."""
+    return {
+        "task": record.task_title,
+        "variant": row_name(record.config, record.variant_title),
+        "seed": str(record.config.seed),
+    }
 
-    Raises:
-        UsageError: See `measure`.
-    """
-    rows = []
-    for record in records:
-        found = measure(TrainedRun(record=record, store=results.stores[record.run_id]), data_dir, examples, places)
-        rows.append(
-            {
-                "task": record.task_title,
-                "variant": row_name(record.config, record.variant_title),
-                "seed": str(record.config.seed),
-                "mean distance": f"{found.mean:.2f}",
-                "median": str(found.median),
-                "90 %": str(found.most),
-                "farthest": str(found.farthest),
-                "of": str(found.reach),
-            }
-        )
-    ids = {record.run_id for record in records}
-    frame = results.frame()
-    frame = frame[frame["run_id"].isin(ids)]
+
+def locality(results: ResultSet, records: list[RunRecord], audits: list[Audit], *, examples: int, places: int) -> Table:
+    """Tabulate how far runs mix."""
+    rows = [
+        names_of(record)
+        | {
+            "mean distance": f"{audit.mixing.mean:.2f}",
+            "median": str(audit.mixing.median),
+            "90 %": str(audit.mixing.most),
+            "farthest": str(audit.mixing.farthest),
+            "of": str(audit.mixing.reach),
+        }
+        | ({"sigma": ", ".join(f"{width:.1f}" for width in audit.sigma)} if any(each.sigma for each in audits) else {})
+        for record, audit in zip(records, audits, strict=True)
+    ]
     notes: list[str] = [
         Term("Distance: in tokens, between a token and those that its final state depends on, weighted by influence."),
         Term("Influence: squared norm of the Jacobian, estimated with random signs."),
         Term("Farthest: the largest distance with any influence; of: the largest that was looked at."),
     ]
+    if any(each.sigma for each in audits):
+        notes.append(Term("Sigma: mean width of the pooling of each layer, in tokens; lra-report pooling draws it."))
+    frame = _frame(results, records)
     caption = f"How far the chosen weights mix, on {examples} test examples with {places} tokens of each"
     return plain_table(caption, rows, preview(frame) + notes, frame)
+
+
+def answers(
+    results: ResultSet, records: list[RunRecord], scores: Sequence[dict[int, float]], change: Change, examples: int
+) -> Table:
+    """Tabulate the accuracy when tokens beyond each radius are hidden or shuffled.
+
+    Args:
+        results: The records.
+        records: The runs that were asked.
+        scores: The accuracy in % by radius, of each run.
+        change: What was done to the tokens.
+        examples: Test examples that were answered.
+    """
+    rows = [
+        names_of(record) | {f"within {radius}": f"{score:.1f}" for radius, score in found.items()}
+        for record, found in zip(records, scores, strict=True)
+    ]
+    caption = f"Accuracy in % when far tokens are {DONE[change]}, on {examples} test examples"
+    what = {"hide": "masked like padding", "shuffle": "put in a random order"}[change]
+    note = Term(
+        f"Within: for each state that the answer is read from, the tokens farther from it than this are {what}. A head "
+        "that reads the first token has one such state, another one has a state for each token."
+    )
+    frame = _frame(results, records)
+    return plain_table(caption, rows, [*preview(frame), note], frame)
+
+
+def _frame(results: ResultSet, records: list[RunRecord]) -> pd.DataFrame:
+    frame = results.frame()
+    return frame[frame["run_id"].isin({record.run_id for record in records})]

@@ -166,6 +166,8 @@ MISTAKES = [
     ("lra-report table head-to-head full", 2, "takes 2"),
     ("lra-report table calibration quick", 2, "calibration takes 2 profiles, got 1"),
     ("lra-report table head-to-head full contextpol", 2, "did you mean 'contextpool'?"),
+    ("lra-report locality 3f2a --hide wide", 2, "--hide wide: 'wide' is not a radius; write 3, 0-4 or 0,2,5"),
+    ("lra-report locality 3f2a --figure map.jpg", 2, "--figure map.jpg: the figure is written as png, svg, pdf"),
     ("lra-report figures --out a-file/x", 2, "cannot write a-file/x"),
     ("lra-report html --out folder", 2, "File 'folder' is a directory"),
     ("lra-report compare zz zz", 2, "no record begins with 'zz'"),

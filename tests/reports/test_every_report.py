@@ -224,7 +224,10 @@ def test_every_other_command_works_on_it(made, tmp_path):
         "compare": [cell[:12], other[:12]],
         "export": ["--csv", tmp_path / "runs.csv"],
         "html": ["--variant", "full", "--variant", "contextpool", "--out", tmp_path / "report.html"],
-        "locality": [cell[:12], "--data-dir", folder / "home", "--examples", 1, "--places", 2],
+        "locality": [
+            cell[:12], other[:12], "--data-dir", folder / "home", "--examples", 1, "--places", 2, "--answers", 2,
+            "--hide", "0,4", "--shuffle", "4", "--figure", tmp_path / "locality.png",
+        ],
         "site": ["--out", tmp_path / "site"],
         "probes": ["--out", tmp_path / "probes.csv", "--format", "csv"],
     }
@@ -235,6 +238,7 @@ def test_every_other_command_works_on_it(made, tmp_path):
         if name == "compare":
             assert "config.variant.name" in done.stdout
     assert_not_blank(tmp_path / "pooling.png")
+    assert_not_blank(tmp_path / "locality.png")
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + len(available()) + 18 - 2
     page = (tmp_path / "report.html").read_text()
     wanted = [

@@ -19,6 +19,7 @@ COUNTS = {
     # two seeds of three rows: on ListOps at two depths, on Pathfinder at one
     "tour": lambda: 2 * 3 * (2 + 1),
     "probes": lambda: 8 * 12,
+    "receptive_field": lambda: 3 * 7,
     "efficiency": lambda: 4 * len(available()),
 }
 

@@ -5,9 +5,11 @@ import torch
 
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
-from lra.measure.locality import influence, mixing
+from lra.measure.locality import influence, logits_within, mixing
 from lra.models.transformer import build_model
+from lra.seeding import numpy_generator
 from lra.tasks import info_of
+from lra.tasks.probes.needle import Needle
 
 LENGTH = 64
 
@@ -62,3 +64,55 @@ def test_influences_are_those_of_the_whole_jacobian():
 def test_a_summary_weighs_distances():
     found = mixing(torch.tensor([0, 1, 2, 10, 20]), torch.tensor([1.0, 1.0, 1.0, 7.0, 0.0]))
     assert (found.mean, found.median, found.most, found.farthest, found.reach) == (7.3, 10, 10, 10, 20)
+    assert found.within == pytest.approx([0.1, 0.2, 0.3, *[0.3] * 7, *[1.0] * 11])
+
+
+def drawn(vocabulary=18):
+    return torch.randint(1, vocabulary, (1, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def within(model, tokens, mask, radius, change):
+    with torch.no_grad():
+        return logits_within(model, tokens, mask, radius, change, torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("change", ["hide", "shuffle"])
+@pytest.mark.parametrize("pooling", ["first", "masked_mean", "padded_mean"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_answer_needs_just_what_the_layers_reach(change, pooling, padded):
+    """Two convolutions of 3 tokens reach 2: the answer within a radius of 2 is the whole one, within 1 it is not."""
+    model = model_of("conv", **{"variant.kernel_size": 3, "model.pooling": pooling}).double()
+    mask = torch.arange(LENGTH)[None] < 50 if padded else None
+    with torch.no_grad():
+        whole = model(drawn(), mask)
+    torch.testing.assert_close(within(model, drawn(), mask, 2, change), whole)
+    assert (within(model, drawn(), mask, 1, change) - whole).abs().max() > 1e-6
+
+
+def test_a_cls_token_has_the_view_of_the_first_token():
+    model = model_of("full", **{"model.pooling": "cls"})
+    with torch.no_grad():
+        for radius in (0, 5, LENGTH):
+            alone = model(drawn()[:, : radius + 1])
+            torch.testing.assert_close(within(model, drawn(), None, radius, "hide"), alone)
+
+
+def test_nothing_but_the_token_itself_is_needed_without_mixing():
+    model = model_of("mlp_only", **{"model.pooling": "masked_mean"})
+    with torch.no_grad():
+        torch.testing.assert_close(within(model, drawn(), None, 0, "hide"), model(drawn()))
+
+
+def test_far_tokens_that_are_hidden_say_nothing_and_shuffled_ones_do():
+    """Two needles that differ beyond the certified distance alone: their answers within it are equal."""
+    probe, model = Needle(), model_of("full")
+    options = probe.options.model_validate({"length": LENGTH})
+    generator = numpy_generator(0, "test")
+    tokens, label = probe.example(options, LENGTH, generator)
+    other = probe.other_answer(options, tokens.copy(), (label + 1) % 4, generator)
+    pair = [torch.from_numpy(each.astype("uint8"))[None] for each in (tokens, other)]
+    near = probe.certified_distance(options, LENGTH) - 1
+    hidden = [within(model, each, None, near, "hide") for each in pair]
+    assert torch.equal(*hidden)
+    assert not torch.equal(*(within(model, each, None, LENGTH, "hide") for each in pair))
+    assert not torch.equal(*(within(model, each, None, near, "shuffle") for each in pair))
