@@ -74,6 +74,7 @@ ON_CPU = {
         "depth-text",
         "depth-text-control",
         "listops-2k",
+        "segments",
     )
 }
 """Sections for any machine, in order of value, with their suites."""
