@@ -6,6 +6,9 @@ Sukhbaatar et al. 2019 (arXiv:1905.07799, the soft mask m_z). Since m exp(s) = e
 scores and an ordinary softmax follows. A few queries at a time meet the keys of their band. Scores are computed again
 in backward, and dropout is drawn again from its seed, so no tensor of queries-by-keys size is ever stored.
 
+On a CPU the longest span limits the band. Other devices meet all keys: to read the longest span would stop them in
+every layer, and a key out of reach has the weight zero either way.
+
 The gradient of the scores is that of softmax attention, see `attention_zoo.kernels.blockwise`. The span gets its
 gradient through log m: d loss / d span = sum over queries and keys of dS * (d log m / d span), and on the ramp
 d log m / d span = 1 / (ramp * m).
@@ -13,9 +16,10 @@ d log m / d span = 1 / (ramp * m).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,23 +30,21 @@ from attention_zoo.kernels.blockwise import by_pair, by_place, prepare
 
 _QUERIES = {"cpu": 64, "cuda": 1024}
 """Queries in a block. The number is fixed, so that the scores of a block grow linearly with the band."""
-_SCORES = {"cpu": 2**18, "cuda": 2**28}
-"""Scores in a block that takes in several sequences: those of a CPU stay in its cache, those of a GPU fill it."""
+_STEP = 32
+"""The radius of the band is rounded up to a multiple of this, so that shapes seldom change while spans move."""
+_SCORES = {"cpu": 2**18, "cuda": 2**29}
+"""Scores in a block of several sequences: those of a CPU stay in its cache, of a GPU take 2 GiB, for few launches."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Band:
+class Band(NamedTuple):
     """Which keys a query meets, and how the weights fade with the distance."""
 
-    radius: int
-    """Farthest distance at which keys are met at all. The caller guarantees m = 0 beyond it."""
     ramp: int
     """Distance over which m falls from 1 to 0."""
     causal: bool = False
     num_prefix: int = 0
     """Leading tokens at distance 0 of every token."""
     dropout: float = 0.0
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +64,17 @@ class _Block:
         band = x[self.sequences, :, self.keys]
         return torch.cat((x[self.sequences, :, : self.prefix], band), dim=2) if self.prefix else band
 
+    def is_later(self, device: torch.device) -> Tensor:
+        """Say which keys stand behind the query: (queries, prefix + keys)."""
+        i = torch.arange(self.queries.start, self.queries.stop, device=device)
+        band = torch.arange(self.keys.start, self.keys.stop, device=device)
+        return torch.cat((torch.arange(self.prefix, device=device), band)) > i[:, None]
+
     def add_to(self, total: Tensor, part: Tensor) -> None:
         """Add the gradients of the keys of the block to (batch, num_heads, length, features)."""
         if self.prefix:
-            total[self.sequences, :, : self.prefix] += part[:, :, : self.prefix]
-        total[self.sequences, :, self.keys] += part[:, :, self.prefix :]
-
-    def positions(self, device: torch.device) -> Tensor:
-        """List the positions of the keys."""
-        return torch.cat(
-            (torch.arange(self.prefix, device=device), torch.arange(self.keys.start, self.keys.stop, device=device))
-        )
+            total[self.sequences, :, : self.prefix].add_(part[:, :, : self.prefix])
+        total[self.sequences, :, self.keys].add_(part[:, :, self.prefix :])
 
     def by_distance(self, bias: Tensor) -> Tensor:
         """Write out a bias by distance for the pairs of the block, broadcastable to (num_heads, queries, keys)."""
@@ -113,23 +115,23 @@ def spanned_attention(
         v: Like `q`.
         span: Distance up to which m = 1, in tokens; (1 or batch, num_heads, 1 or length).
         mask: (batch, length), bool, True = real token.
-        band: Reach, ramp, causality, prefix and dropout.
+        band: Ramp, causality, prefix and dropout.
         bias: (num_heads, 2 * length - 1), added to the scores; entry length - 1 + d belongs to keys that stand d places
             behind the query, and that in the middle to prefix tokens. None = none.
 
     Returns:
         (batch, num_heads, length, head_dim) in the dtype of `q`; finite and unspecified for a query that sees no key.
     """
-    # Under torch.compile the call stays outside the graph: the compiler would unroll the loop over blocks, again for
-    # each radius.
-    run = torch.compiler.disable(_run) if torch.compiler.is_compiling() else _run
-    out: Tensor = run(q, k, v, span, mask, band, bias)
+    if torch.compiler.is_compiling():
+        compiled: Tensor = _operator(q, k, v, span, mask, bias, *band)[0]
+        return compiled
+    out: Tensor = _Spanned.apply(q, k, v, span, mask, bias, band, _new_seed(band))  # type: ignore[no-untyped-call]
     return out
 
 
-def _run(q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tensor | None, band: Band, bias: Tensor | None) -> Tensor:
-    out: Tensor = _Spanned.apply(q, k, v, span, mask, band, bias)  # type: ignore[no-untyped-call]
-    return out
+def _new_seed(band: Band) -> int:
+    """Draw one number from the global generator of the CPU, which stands for all decisions of dropout."""
+    return int(torch.randint(2**63 - 1, (), device="cpu").item()) if band.dropout > 0.0 else 0
 
 
 class _Spanned(torch.autograd.Function):
@@ -141,62 +143,165 @@ class _Spanned(torch.autograd.Function):
         v: Tensor,
         span: Tensor,
         mask: Tensor | None,
-        band: Band,
         bias: Tensor | None,
+        band: Band,
+        seed: int,
     ) -> Tensor:
-        with torch.autocast(q.device.type, enabled=False):
-            queries, keys, values = prepare(q, k, v)
-            spans, hidden = span.to(values.dtype), _hidden(mask, values.dtype)
-            dropout, fade = _Dropout(band, q.device), _Fade(spans, q.shape[2], band, backward=False)
-            out = torch.empty_like(values)
-            for block in _blocks(q, band):
-                # (sequences, num_heads, queries of the block, prefix + keys of the band)
-                weights = _weights(queries, keys, hidden, fade.of(block)[0], block, bias)
-                out[block.sequences, :, block.queries] = dropout.apply_(weights) @ block.take(values)
-            out = out.to(q.dtype)
+        out = _forward(q, k, v, span, mask, bias, band, seed)
         ctx.save_for_backward(q, k, v, span, mask, bias, out)
-        ctx.band = band
+        ctx.settings = band, seed
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, span, mask, bias, out = ctx.saved_tensors
-        band: Band = ctx.band
+        grads = _backward(grad_out, *ctx.saved_tensors, *ctx.settings, for_bias=ctx.needs_input_grad[5])
+        return *grads[:4], None, grads[4], None, None
+
+
+# Under torch.compile the two passes are operators of their own: the compiler need not look into the loops.
+_RANDOM = torch.Tag.nondeterministic_seeded
+
+
+@torch.library.custom_op("attention_zoo::spanned_attention", mutates_args=(), tags=_RANDOM)
+def _operator(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    span: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    ramp: int,
+    causal: bool,  # noqa: FBT001 - an operator has no keywords
+    num_prefix: int,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the outputs and, on the CPU, the seed of dropout."""
+    band = Band(ramp, causal, num_prefix, dropout)
+    seed = _new_seed(band)
+    return _forward(q, k, v, span, mask, bias, band, seed), torch.tensor(seed, device="cpu")
+
+
+@torch.library.custom_op("attention_zoo::spanned_attention_backward", mutates_args=())
+def _backward_operator(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    span: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    seed: Tensor,
+    ramp: int,
+    causal: bool,  # noqa: FBT001
+    num_prefix: int,
+    dropout: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k, v, span and bias; that of no bias is empty."""
+    band = Band(ramp, causal, num_prefix, dropout)
+    grads = _backward(grad, q, k, v, span, mask, bias, out, band, int(seed.item()), for_bias=bias is not None)
+    return *grads[:4], q.new_empty(0) if grads[4] is None else grads[4]
+
+
+@_operator.register_fake
+def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), torch.empty((), dtype=torch.int64, device="cpu")
+
+
+@_backward_operator.register_fake
+def _(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, span: Tensor, _mask: Any, bias: Any, *_: Any) -> Any:
+    made = (q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), torch.empty_like(span))
+    return *made, q.new_empty(0) if bias is None else torch.empty_like(bias)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:6], *output)
+    ctx.band = inputs[6:]
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    grads = _backward_operator(grad, *ctx.saved_tensors, *ctx.band)
+    return *grads[:4], None, grads[4] if ctx.needs_input_grad[5] else None, *[None] * 4
+
+
+_operator.register_autograd(_differentiate, setup_context=_save)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, span: Tensor, mask: Tensor | None, bias: Tensor | None, band: Band, seed: int
+) -> Tensor:
+    with torch.autocast(q.device.type, enabled=False):
         queries, keys, values = prepare(q, k, v)
         spans, hidden = span.to(values.dtype), _hidden(mask, values.dtype)
-        dropout, fade = _Dropout(band, q.device), _Fade(spans, q.shape[2], band, backward=True)
-        grad = grad_out.to(values.dtype)
-        mean = (grad * out).sum(dim=-1, keepdim=True)  # rowsum(dO O), (batch, num_heads, length, 1)
-        grad_q, grad_k, grad_v = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
-        grad_span = torch.zeros_like(spans)
-        grad_bias = torch.zeros_like(bias, dtype=grad.dtype) if ctx.needs_input_grad[6] else None
-        for block in _blocks(q, band):
-            b, i = block.sequences, block.queries
-            log_m, slope = fade.of(block)
-            assert slope is not None
-            weights = _weights(queries, keys, hidden, log_m, block, bias)
-            keep = dropout.draw(weights)
-            # dP, then dS = P (dP - rowsum(dO O)): (sequences, num_heads, queries, keys)
-            grad_weights = grad[b, :, i] @ block.take(values).transpose(-2, -1)
-            grad_weights = grad_weights if keep is None else grad_weights.mul_(keep)
-            grad_scores = grad_weights.sub_(mean[b, :, i]).mul_(weights)
-            dropped = weights if keep is None else weights.mul_(keep)
-            block.add_to(grad_v, dropped.transpose(-2, -1) @ grad[b, :, i])
-            block.add_to(grad_k, grad_scores.transpose(-2, -1) @ queries[b, :, i])
-            grad_q[b, :, i] = grad_scores @ block.take(keys)
-            if grad_bias is not None:
-                block.add_by_distance(grad_bias, grad_scores.sum(dim=0))
-            # dS reaches log m unchanged, so the span gets the sum over the keys of dS times the slope of log m.
-            part = block.part_of(grad_span)
-            part += grad_scores.mul_(slope).sum(dim=-1).sum_to_size(part.shape)
-        grad_q *= q.shape[-1] ** -0.5  # `queries` hold the scale, so dk has it already; dq does not
-        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
-        grads = grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_span.to(span.dtype)
-        return *grads, None, None, grad_bias
+        dropout, fade = _Dropout(band, seed, q.device), _Fade(spans, q.shape[2], band, backward=False)
+        out = torch.empty_like(values)
+        for block in _blocks(q, band, _radius(span, q.shape[2], band)):
+            # (sequences, num_heads, queries of the block, prefix + keys of the band)
+            weights = _weights(queries, keys, hidden, fade.of(block)[0], block, bias)
+            out[block.sequences, :, block.queries] = dropout.apply_(weights) @ block.take(values)
+        return out.to(q.dtype)
 
 
-def _blocks(q: Tensor, band: Band) -> Iterator[_Block]:
+def _backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    span: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    band: Band,
+    seed: int,
+    *,
+    for_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the gradients of q, k, v and span, and that of the bias if asked for."""
+    queries, keys, values = prepare(q, k, v)
+    spans, hidden = span.to(values.dtype), _hidden(mask, values.dtype)
+    dropout, fade = _Dropout(band, seed, q.device), _Fade(spans, q.shape[2], band, backward=True)
+    grad = grad_out.to(values.dtype)
+    mean = (grad * out).sum(dim=-1, keepdim=True)  # rowsum(dO O), (batch, num_heads, length, 1)
+    grad_q, grad_k, grad_v = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
+    grad_span = torch.zeros_like(spans)
+    grad_bias = torch.zeros_like(bias, dtype=grad.dtype) if bias is not None and for_bias else None
+    for block in _blocks(q, band, _radius(span, q.shape[2], band)):
+        b, i = block.sequences, block.queries
+        log_m, slope = fade.of(block)
+        assert slope is not None
+        weights = _weights(queries, keys, hidden, log_m, block, bias)
+        keep = dropout.draw(weights)
+        # dP, then dS = P (dP - rowsum(dO O)): (sequences, num_heads, queries, keys)
+        grad_weights = grad[b, :, i] @ block.take(values).transpose(-2, -1)
+        grad_weights = grad_weights if keep is None else grad_weights.mul_(keep)
+        grad_scores = grad_weights.sub_(mean[b, :, i]).mul_(weights)
+        dropped = weights if keep is None else weights.mul_(keep)
+        block.add_to(grad_v, dropped.transpose(-2, -1) @ grad[b, :, i])
+        block.add_to(grad_k, grad_scores.transpose(-2, -1) @ queries[b, :, i])
+        grad_q[b, :, i] = grad_scores @ block.take(keys)
+        if grad_bias is not None:
+            block.add_by_distance(grad_bias, grad_scores.sum(dim=0))
+        # dS reaches log m unchanged, so the span gets the sum over the keys of dS times the slope of log m.
+        part = block.part_of(grad_span)
+        part += grad_scores.mul_(slope).sum(dim=-1).sum_to_size(part.shape)
+    grad_q *= q.shape[-1] ** -0.5  # `queries` hold the scale, so dk has it already; dq does not
+    if bias is not None and grad_bias is not None:
+        grad_bias = grad_bias.to(bias.dtype)
+    return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_span.to(span.dtype), grad_bias
+
+
+def _radius(span: Tensor, length: int, band: Band) -> int:
+    """Return the farthest distance at which keys are met; from the longest span + ramp on their weight is zero."""
+    if span.device.type != "cpu" or span.numel() == 0:
+        return length
+    longest = span.max().item()
+    if not math.isfinite(longest):  # training has diverged
+        return length
+    return min(-(-(math.ceil(longest) + band.ramp) // _STEP) * _STEP, length)
+
+
+def _blocks(q: Tensor, band: Band, radius: int) -> Iterator[_Block]:
     """Cut the band into blocks: prefix tokens first, with all keys, then a few queries at a time with their band."""
     (batch, num_heads, length, _), device = q.shape, q.device.type
     size, most = (each.get(device, each["cuda"]) for each in (_QUERIES, _SCORES))
@@ -206,8 +311,8 @@ def _blocks(q: Tensor, band: Band) -> Iterator[_Block]:
     ranges = [(slice(0, prefix), slice(prefix, length))] if prefix else []
     for start in starts:
         stop = min(start + size, length)
-        last = stop if band.causal else min(stop + band.radius, length)
-        ranges.append((slice(start, stop), slice(max(prefix, start - band.radius), last)))
+        last = stop if band.causal else min(stop + radius, length)
+        ranges.append((slice(start, stop), slice(max(prefix, start - radius), last)))
     for queries, keys in ranges:
         scores = num_heads * (queries.stop - queries.start) * (prefix + keys.stop - keys.start)
         together = max(1, most // scores)
@@ -226,27 +331,25 @@ class _Fade:
         self.spans, self.length, self.band, self.backward = spans, length, band, backward
         self.lowest = torch.finfo(spans.dtype).min / 4
         """Stands for log 0: its sum with any score and with itself is finite, and its weight is exactly zero."""
+        # |offset| for offsets 1 - length .. length - 1
+        self.offsets = torch.arange(1 - length, length, device=spans.device).abs_().to(spans.dtype)
         self.by_distance = spans.numel() == spans.shape[1]
         if self.by_distance:
-            # |offset| for offsets 1 - length .. length - 1; the line is (1, num_heads, 2 * length - 1).
-            offsets = torch.arange(1 - length, length, device=spans.device).abs_()
-            self.line, self.slopes = self._fade(offsets, spans)
+            self.line, self.slopes = self._fade(self.offsets, spans)  # (1, num_heads, 2 * length - 1)
 
     def of(self, block: _Block) -> tuple[Tensor, Tensor | None]:
         """Return log m and d log m / d span, both broadcastable to (sequences, num_heads, queries, keys)."""
-        i = torch.arange(block.queries.start, block.queries.stop, device=self.spans.device)[:, None]  # (queries, 1)
-        j = block.positions(self.spans.device)  # (keys,)
         if self.by_distance:
             log_m = self._read(self.line, block)
             slope = None if self.slopes is None else self._read(self.slopes, block)
         else:
-            distance = (i - j).abs_().masked_fill_((i < block.prefix) | (j < block.prefix), 0)
-            # spans (sequences, num_heads, queries, 1) against distances (queries, keys)
+            # spans (sequences, num_heads, queries, 1) against distances (1, 1, queries, keys)
+            distance = self._read(self.offsets[None, None], block)
             log_m, slope = self._fade(distance, block.part_of(self.spans)[..., None])
-        return (log_m.masked_fill_(j > i, self.lowest) if self.band.causal else log_m), slope
+        return (log_m.masked_fill_(block.is_later(log_m.device), self.lowest) if self.band.causal else log_m), slope
 
     def _read(self, line: Tensor, block: _Block) -> Tensor:
-        """Read (1, num_heads, queries, keys) from a line over all offsets; prefix tokens are at distance 0."""
+        """Read (1, num_heads, queries, keys) from a line over all offsets; 0 for prefix tokens, at distance 0."""
         queries, keys = block.queries, block.keys
         count, met = queries.stop - queries.start, keys.stop - keys.start
         if queries.start < block.prefix:
@@ -260,12 +363,13 @@ class _Fade:
     def _fade(self, distance: Tensor, spans: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return log m at these distances, and with `backward` its derivative by the span."""
         # m = 1 within the span and falls to 0 over the ramp beyond it.
-        beyond = (distance.to(spans.dtype) - spans).relu_()
+        beyond = (distance - spans).relu_()
         m = 1.0 - beyond / self.band.ramp
         # In this form a NaN in a span gives NaN: m <= 0 is false for it. A clamp would hide that training diverged.
-        log_m = torch.where(m <= 0.0, self.lowest, m.log())
-        slope = torch.where((beyond > 0.0) & (m > 0.0), 1.0 / (self.band.ramp * m), 0.0) if self.backward else None
-        return log_m, slope
+        outside, slope = m <= 0.0, None
+        if self.backward:
+            slope = (self.band.ramp * m).reciprocal_().masked_fill_(outside.logical_or(beyond <= 0.0), 0.0)
+        return m.log_().masked_fill_(outside, self.lowest), slope
 
 
 def _hidden(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -289,9 +393,9 @@ def _weights(
 class _Dropout:
     """Drops weights of block after block; the same seed and the same blocks in the same order drop the same weights."""
 
-    def __init__(self, band: Band, device: torch.device) -> None:
+    def __init__(self, band: Band, seed: int, device: torch.device) -> None:
         self.rate = band.dropout
-        self.generator = torch.Generator(device).manual_seed(band.seed)
+        self.generator = torch.Generator(device).manual_seed(seed)
 
     def draw(self, weights: Tensor) -> Tensor | None:
         """Return the factor of the next block's weights, 0 or 1 / (1 - rate); None without dropout."""

@@ -18,7 +18,8 @@ Departures from the paper, which models language with a causal Transformer:
 - The penalty of dynamic spans is on the mean span of the real tokens.
 - R is 32 as in the authors' experiments, or a sixteenth of the longest length if that is below 512.
 
-Keys out of reach of the longest span are never multiplied, so a short span saves time and memory.
+On a CPU keys out of reach of the longest span are never multiplied, so a short span saves time and memory. A GPU would
+have to stop to tell how long it is, and meets all keys.
 """
 
 from __future__ import annotations
@@ -36,9 +37,6 @@ from attention_zoo.masking import zero_masked
 from attention_zoo.position_bias import PositionBiasConfig, make_bias
 from attention_zoo.projections import HeadProjections
 from attention_zoo.registry import register_variant
-
-_STEP = 32
-"""The reach of the band is rounded up to a multiple of this, so that shapes seldom change while spans move."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,12 +79,7 @@ class AdaptiveSpanConfig(PositionBiasConfig):
     paper="Sukhbaatar et al. 2019, arXiv:1905.07799",
 )
 class AdaptiveSpan(SequenceMixer):
-    """Softmax attention in which every head learns how far it looks.
-
-    The longest span, rounded up, limits the band of keys. Static spans are parameters: their maximum is read only after
-    they have changed, so that no step waits for the device. Dynamic spans depend on the input: on CPU the longest of
-    the batch limits the band. On other devices reading it would stall the device, so all keys are met.
-    """
+    """Softmax attention in which every head learns how far it looks."""
 
     config: AdaptiveSpanConfig
 
@@ -104,17 +97,9 @@ class AdaptiveSpan(SequenceMixer):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend within the spans; see `SequenceMixer.forward`."""
         q, k, v = self.projections.split(x)
-        span, longest = self.span(x, mask)  # (1 or batch, num_heads, 1 or length), and an int
+        span = self.span(x, mask)  # (1 or batch, num_heads, 1 or length)
         dropout = self.dims.dropout if self.training else 0.0
-        band = Band(
-            # m is zero from longest + ramp on
-            radius=min(-(-(longest + self.ramp) // _STEP) * _STEP, x.shape[1]),
-            ramp=self.ramp,
-            causal=self.dims.causal,
-            num_prefix=self.dims.num_prefix,
-            dropout=dropout,
-            seed=int(torch.randint(2**63 - 1, ()).item()) if dropout > 0.0 else 0,
-        )
+        band = Band(self.ramp, self.dims.causal, self.dims.num_prefix, dropout)
         bias = None if self.bias is None else self.bias(x.shape[1], x.shape[1])
         return self.projections.merge(spanned_attention(q, k, v, span, mask, band, bias), mask)
 
@@ -153,15 +138,10 @@ class StaticSpans(nn.Module):
         super().__init__()
         self.max_length = dims.max_length
         self.fraction = nn.Parameter(torch.full((dims.num_heads,), initial))
-        self._known: tuple[Tensor, int, torch.dtype, int] | None = None
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:  # noqa: ARG002 - the same for every input
-        """Return the spans in tokens, (1, num_heads, 1), and the longest of them, rounded up."""
-        # Under torch.compile this read stays outside the graph: the version of the parameter changes at every step, and
-        # each change would compile again.
-        read = torch.compiler.disable(self._longest) if torch.compiler.is_compiling() else self._longest
-        longest = read()
-        return self._spans().view(1, -1, 1), longest
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ARG002 - the same for every input
+        """Return the spans in tokens, (1, num_heads, 1)."""
+        return self._spans().view(1, -1, 1)
 
     def mean(self) -> Tensor:
         """Average over the heads."""
@@ -172,26 +152,12 @@ class StaticSpans(nn.Module):
         return {"mean": self._spans().mean(), "longest": self._spans().max()}
 
     def after_step(self) -> None:
-        """Clamp z', and read the longest span here, where the host waits for the device anyway."""
+        """Clamp z'."""
         with torch.no_grad():
             self.fraction.clamp_(0.0, 1.0)
-        self._longest()
 
     def _spans(self) -> Tensor:
         return self.fraction.to(torch.promote_types(self.fraction.dtype, torch.float32)) * self.max_length
-
-    def _longest(self) -> int:
-        """Return the longest span, which is read again only if the parameter has changed (clamp, loaded state, cast).
-
-        A fused optimiser does not raise the parameter's version; the clamp in `after_step`, which must follow, does.
-        Parameters made under `torch.inference_mode` have no version, so their spans are read every time.
-        """
-        if self.fraction.is_inference():
-            return _ceil(self._spans().max(), self.max_length)
-        now = (self.fraction, self.fraction._version, self.fraction.dtype)
-        if self._known is None or self._known[0] is not now[0] or self._known[1:3] != now[1:]:
-            self._known = (*now, _ceil(self._spans().detach().max(), self.max_length))
-        return self._known[3]
 
 
 class DynamicSpans(nn.Module):
@@ -210,8 +176,8 @@ class DynamicSpans(nn.Module):
         self._summary: dict[str, Tensor] = {}
         self._mean: Tensor | None = None
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, int]:
-        """Return the spans in tokens, (batch, num_heads, length), zero where masked, and a bound on them."""
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the spans in tokens, (batch, num_heads, length), zero where masked."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             logits = nn.functional.linear(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
@@ -221,8 +187,7 @@ class DynamicSpans(nn.Module):
         mean = spans.mean(dim=-1).sum() / count
         self._mean = mean if self.training and mean.requires_grad else None
         self._summary = {"mean": mean.detach(), "longest": spans.detach().max()}
-        longest = _ceil(self._summary["longest"], self.max_length) if x.device.type == "cpu" else self.max_length
-        return spans.transpose(1, 2), longest
+        return spans.transpose(1, 2)
 
     def mean(self) -> Tensor | None:
         """Average over the heads and real tokens of the last pass in training; None before one."""
@@ -235,9 +200,3 @@ class DynamicSpans(nn.Module):
     def after_step(self) -> None:
         """Release the graph of the last pass."""
         self._mean = None
-
-
-def _ceil(span: Tensor, otherwise: int) -> int:
-    """Round a span up to an int; return `otherwise` if the span is not finite because training has diverged."""
-    value = span.item()
-    return math.ceil(value) if math.isfinite(value) else otherwise

@@ -50,7 +50,7 @@ _RELU_FLOOR = 1e-3
 """Added to relu(x), so that no normaliser is zero."""
 _SOFTMAX_FEATURES = 256
 """Features of the softmax kernel if `num_features` is 0."""
-_TOKENS = 512
+_TOKENS = {"cpu": 512, "cuda": 2048}
 """Keys whose exponents are computed together in the search for the highest ones."""
 
 
@@ -223,10 +223,11 @@ def estimate_softmax(q: Tensor, k: Tensor, v: Tensor, directions: Tensor, mask: 
         exponent = exponent.masked_fill(~mask[:, None, :, None], torch.finfo(k.dtype).min / 2)
     k = torch.cat((k, exponent), dim=-1)
     from_keys = F.pad(projection, (0, 0, 0, 1), value=1.0)  # (batch, num_heads, head_dim + 1, num_features)
+    tokens = _TOKENS.get(k.device.type, _TOKENS["cuda"])
     with torch.no_grad():
         # The largest exponent of each feature over the keys, (batch, num_heads, 1, num_features). A few keys at a time:
         # all exponents together would be the largest tensor of the layer.
-        parts = [(block @ from_keys).amax(dim=2, keepdim=True) for block in k.split(_TOKENS, dim=2)]
+        parts = [(block @ from_keys).amax(dim=2, keepdim=True) for block in k.split(tokens, dim=2)]
         highest = torch.stack(parts).amax(dim=0)
         if mask is not None:
             # Without any real token the largest exponent is the masking number, which must not be subtracted.
@@ -252,13 +253,13 @@ def estimate_stabilised(
     gets no gradient. Shapes are as in `estimate_relu`.
     """
     q, k = (x * x.shape[-1] ** -0.25 for x in (q, k))
-    projection, lowest = directions.T, torch.finfo(k.dtype).min
+    projection, lowest, tokens = directions.T, torch.finfo(k.dtype).min, _TOKENS.get(k.device.type, _TOKENS["cuda"])
     with torch.no_grad():
         hidden = k.new_zeros(1, 1, k.shape[2], 1, dtype=torch.bool) if mask is None else ~mask[:, None, :, None]
         # The largest w·y of each head, (batch, num_heads, 1, 1), a few keys at a time
         parts = [
             (block @ projection).masked_fill(masked, lowest).amax(dim=(2, 3), keepdim=True)
-            for block, masked in zip(k.split(_TOKENS, dim=2), hidden.split(_TOKENS, dim=2), strict=True)
+            for block, masked in zip(k.split(tokens, dim=2), hidden.split(tokens, dim=2), strict=True)
         ]
         highest = torch.stack(parts).amax(dim=0)
 

@@ -252,7 +252,7 @@ def test_adaptive_spans_equal_the_scores_with_their_biases_in_outputs_and_gradie
 
     def naive(mixer: SequenceMixer, x: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = mixer.projections.split(x)
-        m = ((ramp + mixer.span(x, mask)[0][..., None] - distance) / ramp).clamp(0.0, 1.0)
+        m = ((ramp + mixer.span(x, mask)[..., None] - distance) / ramp).clamp(0.0, 1.0)
         allowed = (m > 0.0) & (True if mask is None else mask[:, None, None])
         bias = biases(mixer, length)
         if prefix:

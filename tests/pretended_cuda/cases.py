@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
@@ -53,8 +52,6 @@ OPTIONS: dict[str, list[dict[str, object]]] = {
     "synthesizer": [{}, {"kind": "dense"}, {"kind": "random"}],
 }
 """Options that take another way through the code; one run of the defaults for those that are not named."""
-READ = {"attention_zoo.variants.adaptive_span._ceil": 32}
-"""What functions return that read a number from the device, where there are no values."""
 NOISY = {"sinkhorn"}
 """Variants that draw noise in training, which differs between devices."""
 
@@ -147,10 +144,7 @@ def steps(
 def case(config: RunConfig, *, count: int, length: int, values: bool = True, compare: bool = True) -> dict:
     batches = FixedBatches(config, count, length)
     expected = steps(config, batches, torch.device("cpu"))["logits"][0] if compare else None
-    with pretended_cuda(ROOT, values=values) as pretended, contextlib.ExitStack() as stack:
-        if not values:
-            for name, value in READ.items():
-                stack.enter_context(mock.patch(name, lambda *_, value=value: value))
+    with pretended_cuda(ROOT, values=values) as pretended:
         seen = steps(config, batches, torch.device("cuda"), pretended)
     events = [asdict(event) | {"count": count} for event, count in seen["events"].items()]
     line = {

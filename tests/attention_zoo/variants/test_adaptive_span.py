@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_zoo import LayerDims, ParameterGroup
-from attention_zoo.variants import adaptive_span
+from attention_zoo.kernels import adaptive_span as kernel
 from attention_zoo.variants.adaptive_span import AdaptiveSpan, AdaptiveSpanConfig, StaticSpans
 from tests.attention_zoo.variants.helpers import assert_keeps_the_contract, full_like, inputs
 
@@ -26,7 +26,7 @@ def make(causal: bool = False, num_prefix: int = 0, dropout: float = 0.0, **opti
 def naive(mixer: AdaptiveSpan, x: Tensor, mask: Tensor) -> Tensor:
     """Multiply by the mask and normalise again, as the paper writes it, on the whole matrix."""
     q, k, v = mixer.projections.split(x)
-    spans = mixer.span(x, mask)[0][..., None]
+    spans = mixer.span(x, mask)[..., None]
     place = torch.arange(x.shape[1])
     distance = (place[:, None] - place).abs().double()
     prefix = place < mixer.dims.num_prefix
@@ -154,17 +154,19 @@ def test_the_band_follows_the_spans_however_they_change(change):
     torch.testing.assert_close(copy.deepcopy(mixer)(x, mask), mixer(x, mask), rtol=0, atol=0)
 
 
-def test_static_spans_are_read_once_per_change(monkeypatch):
-    reads = []
-    monkeypatch.setattr(adaptive_span, "_ceil", lambda span, _: reads.append(span) or 10)
-    mixer = make()
+@pytest.mark.parametrize("span", ["static", "dynamic"])
+def test_all_keys_of_a_gpu_are_those_of_the_band(span, monkeypatch):
     x, mask = inputs(LENGTH)
-    for _ in range(3):
-        mixer(x, mask)
-    assert len(reads) == 1
-    mixer.after_step()
-    mixer(x, mask)
-    assert len(reads) == 2
+    results = []
+    for meets_all in (False, True):
+        if meets_all:
+            monkeypatch.setattr(kernel, "_radius", lambda span, length, band: length)
+        mixer = make(span=span, causal=True, num_prefix=2, bias="t5", initial_span=0.1)
+        out = mixer(x, mask)
+        out.square().sum().backward()
+        results.append([out, *(parameter.grad for parameter in mixer.parameters())])
+    for banded, whole in zip(*results, strict=True):
+        torch.testing.assert_close(banded, whole)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler looks at it itself
@@ -183,6 +185,22 @@ def test_compiled_it_follows_the_spans_without_compiling_again():
     compiled(fresh, mask).sum().backward()
     naive(mixer, again, mask).sum().backward()
     torch.testing.assert_close(fresh.grad, again.grad)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.nightly
+@pytest.mark.parametrize("span", ["static", "dynamic"])
+def test_compiled_it_is_one_graph_that_drops_the_same_weights(span):
+    mixer = make(span=span, bias="t5", dropout=0.4)
+    x, mask = inputs(LENGTH)
+    results = []
+    for run in (mixer, torch.compile(mixer, backend="aot_eager", fullgraph=True)):
+        torch.manual_seed(3)
+        out = run(x, mask)
+        grads = torch.autograd.grad(out.square().sum(), list(mixer.parameters()))
+        results.append([out, *grads])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(eager, compiled, rtol=0, atol=0)
 
 
 def test_a_diverged_span_is_no_crash():

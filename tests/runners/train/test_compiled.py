@@ -23,9 +23,8 @@ from tests.runners.tiny_runs import execute, tiny, tiny_data
 CPU = torch.device("cpu")
 COMPILED = {"train.compile": True, "model.attention_dropout": 0.0}
 OF_BLOCKS = ("bigbird", "block_topk", "h_transformer_1d", "longformer", "mra", "reformer", "sparse", "transformer_ls")
-SEVERAL_GRAPHS = {"adaptive_span": "_longest"} | dict.fromkeys(OF_BLOCKS, "block_sparse_attention")
-"""Variants that are not one graph, each with the function that stays outside: `adaptive_span` reads its longest span
-from the device, and the loop of block-sparse attention would be unrolled."""
+SEVERAL_GRAPHS = dict.fromkeys(OF_BLOCKS, "block_sparse_attention")
+"""Variants that are not one graph, each with the function that stays outside: its loop would be unrolled."""
 
 
 @pytest.fixture(autouse=True)
