@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from lra.config.labels import fits, split_row
+from lra.config.labels import Settings, default_options, fits, split_row
+from lra.config.schema import canonical_json
 from lra.errors import UsageError
 from lra.names import suggest
 from lra.results.dataframe import label_rows
@@ -147,8 +148,8 @@ def _published(source: Published) -> _Side:
 def _paired(sides: Sequence[_Side], task: str) -> dict[str, tuple[float, float]]:
     """Return the accuracies of the rows that both sides have on a task, by row.
 
-    Rows of one name are the same. A published row that names options is also the one row of ours that has them, though
-    they may be our defaults, which no name shows.
+    Rows of one name are the same. A published row is also the one row of ours that has its options, which may be our
+    defaults; without options, the one row that has all our defaults, though it may be named by other settings.
     """
     scores = [dict(side.scores[task]) for side in sides]
     for own, (side, other) in enumerate((sides, sides[::-1])):
@@ -158,7 +159,21 @@ def _paired(sides: Sequence[_Side], task: str) -> dict[str, tuple[float, float]]
         for name in list(scores[own]):
             variant, options = split_row(name)
             here = frame[(frame["task"] == task) & (frame["variant"] == variant)]
-            fitting = set(here["row"][[fits(settings, options) for settings in here["settings"]]])
-            if options and name not in fitting and len(fitting) == 1:
+            places = zip(here["settings"], here["profile"], strict=True)
+            fitting = set(
+                here["row"][
+                    [
+                        fits(settings, options) if options else _has_defaults(settings, variant, profile, task)
+                        for settings, profile in places
+                    ]
+                ]
+            )
+            if name not in fitting and len(fitting) == 1:
                 scores[own][fitting.pop()] = scores[own].pop(name)
     return {row: (scores[0][row], scores[1][row]) for row in scores[0] if row in scores[1]}
+
+
+def _has_defaults(settings: Settings, variant: str, profile: str, task: str) -> bool:
+    """Say whether a run has the default of each option of its variant."""
+    defaults = default_options(variant, profile, task, str(settings.get("model.positions")))
+    return all(canonical_json(settings[name]).decode() == text for name, text in defaults.items() if name in settings)

@@ -49,7 +49,7 @@ PRESET_ARGUMENTS = {
     "published": [],
     "head-to-head": ["contextpool [num_layers=2, placement=branch]", "full [num_layers=2]"],
     "ablation": ["contextpool"],
-    "calibration": ["quick", "published:original"],
+    "calibration": ["quick:open", "published:original"],
 }
 FIRST_COLUMNS = dict.fromkeys(["accuracy", "efficiency", "probes", "ranks"], "variant")
 """Of the presets whose tables do not begin with the task."""

@@ -26,8 +26,10 @@ def parameters(profile, task):
         return count_parameters(build_model(config(profile, task), info.vocab_size, info.num_classes))
 
 
-def test_the_profiles_are_the_five_and_that_of_the_probes():
-    assert profile_names() == ["modern", "nystromformer", "official", "paper", "probes", "quick"]
+def test_the_profiles_are_the_eight_and_that_of_the_probes():
+    assert profile_names() == [
+        "modern", "nystromformer", "official", "paper", "probes", "quick", "rotary", "s4", "spt",
+    ]  # fmt: skip
     assert len(CELLS) >= 30
 
 
