@@ -152,6 +152,7 @@ def test_with_dropout_the_bias_has_a_gradient_of_the_same_weights():
 @pytest.mark.parametrize(
     ("name", "kind"), [("full", "t5"), ("local", "alibi"), ("bigbird", "t5"), ("adaptive_span", "t5")]
 )
+@pytest.mark.nightly
 def test_biased_variants_keep_the_contract(name, kind):
     without = {"permutation"} if name == "full" else {"exact_limit"}
     assert_keeps_the_contract(name, {"bias": kind}, without=without)
@@ -224,7 +225,7 @@ def test_a_sparse_bias_by_another_distance_is_told_apart(monkeypatch):
     monkeypatch.setattr(block_sparse, "_places", lambda blocks, size: places(torch.zeros_like(blocks), size))
     with pytest.raises(AssertionError):
         test_block_sparse_variants_equal_the_scores_with_their_biases_in_outputs_and_gradients(
-            "longformer", {"window": 6}, "t5", pytest.MonkeyPatch()
+            "longformer", {"window": 6}, "t5", monkeypatch
         )
 
 

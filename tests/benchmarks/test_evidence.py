@@ -206,6 +206,7 @@ sys.exit(hand_over([sys.executable, "-c", sys.argv[1]]))
 """
 
 
+@pytest.mark.nightly
 def test_a_signal_to_stop_is_for_the_sweep():
     command = [sys.executable, "-c", HANDS_OVER, WORK]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -122,6 +122,7 @@ def test_tiles_that_forget_the_empty_places_are_told_apart(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"block_size": 4, "num_blocks": 2}, {"compressed": True}], ids=str)
+@pytest.mark.nightly
 def test_other_options_keep_the_contract(options):
     assert_keeps_the_contract("block_topk", options, without={"exact_limit"} if "compressed" in options else ())
 

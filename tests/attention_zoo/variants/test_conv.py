@@ -39,6 +39,7 @@ def test_equals_its_definition_in_outputs_and_gradients(options, causal):
 
 
 @pytest.mark.parametrize("options", [{"kernel_size": 61}], ids=str)
+@pytest.mark.nightly
 def test_other_options_keep_the_contract(options):
     assert_keeps_the_contract("conv", options)
 

@@ -110,6 +110,7 @@ def test_an_odd_width_is_refused():
 
 
 @pytest.mark.parametrize("options", [{"backend": "reference"}], ids=str)
+@pytest.mark.nightly
 def test_other_options_keep_the_contract(options):
     assert_keeps_the_contract("differential", options, without={"memory"})
 

@@ -15,6 +15,7 @@ from tests.attention_zoo.variants.helpers import assert_keeps_the_contract, inpu
 LENGTH = 30
 
 
+@pytest.mark.nightly
 def test_fnet_over_padded_positions_keeps_the_rest_of_the_contract():
     assert_keeps_the_contract("fnet", {"over": "padded"}, without={"padding_length"})
 

@@ -141,6 +141,7 @@ def test_fast_forgetting_and_equal_keys_neither_overflow_nor_lose_gradients():
 
 
 @pytest.mark.parametrize("options", [{"gate": False, "conv_size": 0}], ids=str)
+@pytest.mark.nightly
 def test_other_options_keep_the_contract(options):
     assert_keeps_the_contract("gated_delta", options)
 

@@ -94,6 +94,7 @@ def test_without_a_bias_the_order_of_tokens_does_not_matter(kernel):
 
 
 @pytest.mark.parametrize("options", [{"kernel": "softmax"}], ids=str)
+@pytest.mark.nightly
 def test_other_options_keep_the_contract(options):
     assert_keeps_the_contract("gau", options)
 

@@ -149,6 +149,7 @@ def test_the_rates_of_rg_lru_start_between_09_and_0999():
     assert kept.mean().item() == pytest.approx(0.9495, abs=0.003)
 
 
+@pytest.mark.nightly
 def test_rg_lru_keeps_the_contract():
     assert_keeps_the_contract("hgrn", {"kind": "rg_lru"})
 

@@ -149,10 +149,12 @@ def test_without_decay_the_order_of_tokens_does_not_matter():
 
 
 @pytest.mark.parametrize("options", [{"decay": "fixed"}, {"backend": "reference"}], ids=str)
+@pytest.mark.nightly
 def test_other_options_keep_the_contract(options):
     assert_keeps_the_contract("lion", options, without={"memory"} if "backend" in options else ())
 
 
+@pytest.mark.nightly
 def test_no_decay_keeps_the_contract_but_for_the_order():
     assert_keeps_the_contract("lion", {"decay": "none"}, without={"permutation"})
 

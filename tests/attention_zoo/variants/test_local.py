@@ -35,6 +35,7 @@ def test_blocks_in_the_other_layout_are_told_apart():
 
 
 @pytest.mark.parametrize("options", [{"window": 8, "look_around": 1}, {"window": 8, "layout": "strided"}], ids=str)
+@pytest.mark.nightly
 def test_other_forms_keep_the_contract(options):
     """In strided blocks, who meets whom depends on the padded length."""
     assert_keeps_the_contract("local", options, without={"padding_length"} if "layout" in options else ())

@@ -68,6 +68,7 @@ def test_starts_on_the_ring_with_states_as_large_as_their_inputs(radii):
     torch.testing.assert_close(mixer.log_scale.exp().square() + radius.square(), torch.ones(4000), rtol=0, atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_other_options_keep_the_contract():
     assert_keeps_the_contract("lru", {"state_size": 3, "max_phase": math.pi / 10})
 

@@ -49,6 +49,7 @@ def test_equals_the_formula_in_outputs_and_gradients(options, masked):
 
 
 @pytest.mark.parametrize("options", [{"num_memory": 4}], ids=str)
+@pytest.mark.nightly
 def test_other_options_keep_the_contract(options):
     assert_keeps_the_contract("luna", options)
 

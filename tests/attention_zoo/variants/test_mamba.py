@@ -97,6 +97,7 @@ def test_rates_and_steps_start_as_in_the_paper():
     assert not torch.equal(mixer.past.step.bias, mixer.future.step.bias)
 
 
+@pytest.mark.nightly
 def test_another_size_keeps_the_contract():
     assert_keeps_the_contract("mamba", {"state_size": 2, "inner_size": 6, "kernel_size": 1})
 

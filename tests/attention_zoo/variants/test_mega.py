@@ -93,6 +93,7 @@ def test_the_form_of_the_code_starts_with_attention_that_is_nearly_uniform():
 
 
 @pytest.mark.parametrize("options", [{"chunk": 32}, {"form": "code"}], ids=str)
+@pytest.mark.nightly
 def test_other_options_keep_the_contract(options):
     assert_keeps_the_contract("mega", options)
 

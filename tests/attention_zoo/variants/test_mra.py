@@ -125,6 +125,7 @@ def test_every_query_meets_its_best_block_however_few_are_exact():
 
 
 @pytest.mark.parametrize("options", [{"block_size": 8, "blocks_per_row": 2}, {"block_size": 4, "coarse": False}])
+@pytest.mark.nightly
 def test_small_blocks_keep_the_contract_but_for_the_memory(options):
     """With blocks this small, the coarse scores are the largest tensor."""
     assert_keeps_the_contract("mra", options, without={"memory"})

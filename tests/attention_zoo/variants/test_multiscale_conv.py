@@ -124,6 +124,7 @@ def test_weights_fill_what_full_attention_has():
 
 
 @pytest.mark.parametrize("options", [{"kind": "dilated"}, {"kernel_size": 3, "decay": 1.0}], ids=str)
+@pytest.mark.nightly
 def test_other_options_keep_the_contract(options):
     assert_keeps_the_contract("multiscale_conv", options)
 

@@ -66,6 +66,7 @@ def test_legs_starts_from_the_eigenvalues_of_hippo_n_and_differs_in_nothing_else
 
 
 @pytest.mark.parametrize("options", [{"state_size": 4}], ids=str)
+@pytest.mark.nightly
 def test_other_options_keep_the_contract(options):
     assert_keeps_the_contract("s4d", options)
 

@@ -73,6 +73,7 @@ def test_starts_as_blocks_of_hippo_matrices_that_are_real():
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_other_options_keep_the_contract():
     assert_keeps_the_contract("s5", {"state_size": 8, "blocks": 1})
 

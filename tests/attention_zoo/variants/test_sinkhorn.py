@@ -28,6 +28,7 @@ def test_the_order_of_the_normalisations_is_told_apart():
         assert_same(twins[0], lambda _, x, mask: sinkhorn_reference(twins[1], x, mask), x, None, tolerance=1e-9)
 
 
+@pytest.mark.nightly
 def test_rows_first_keeps_the_contract():
     assert_keeps_the_contract("sinkhorn", {"first": "rows"})
 

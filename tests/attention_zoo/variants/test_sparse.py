@@ -56,5 +56,6 @@ def test_the_pattern_of_long_range_arena_is_neither_two_sided_nor_without_first_
             assert_dense(mixer, pairs(37, twin), 37)
 
 
+@pytest.mark.nightly
 def test_the_pattern_of_long_range_arena_keeps_the_contract_but_for_looking_to_one_side():
     assert_keeps_the_contract("sparse", {"pattern": "lra"}, without=["reach", "exact_limit"])

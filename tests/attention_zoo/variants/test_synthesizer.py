@@ -76,5 +76,6 @@ def test_sums_with_dot_products_keep_the_contract(options):
 
 
 @pytest.mark.parametrize(("kind", "without"), [("dense", ()), ("random", ("memory",))], ids=["dense", "random"])
+@pytest.mark.nightly
 def test_other_synthesizers_keep_the_contract(kind, without):
     assert_keeps_the_contract("synthesizer", {"kind": kind}, without=without)

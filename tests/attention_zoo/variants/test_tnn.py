@@ -77,6 +77,7 @@ def test_a_product_that_wraps_around_is_told_apart(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"decay": 1.0, "position_layers": 0}], ids=str)
+@pytest.mark.nightly
 def test_other_options_keep_the_contract(options):
     assert_keeps_the_contract("tnn", options)
 

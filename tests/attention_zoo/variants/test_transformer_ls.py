@@ -50,6 +50,7 @@ def test_transformer_ls_attends_to_segments_and_summaries(length, window, rank, 
     assert_same_with_and_without_mask(mixer, reference, length)
 
 
+@pytest.mark.nightly
 def test_summaries_from_the_input_have_a_bias_and_keep_the_contract():
     mixer = make("transformer_ls", length=16, summaries="input")
     assert mixer.summary.bias is not None

@@ -74,6 +74,7 @@ def test_200_batches_need_a_graph_for_each_length_at_most():
     assert MOST_LENGTHS / 2 < graphs() == len(sizes) <= MOST_LENGTHS
 
 
+@pytest.mark.nightly
 def test_too_many_sizes_are_an_error_and_not_slow_steps():
     model = Tiny()
     compile_model(model, backend="eager")

@@ -251,6 +251,7 @@ def test_processes_that_drift_apart_stop(data, tmp_path, monkeypatch):
     assert [broken in message for message in messages] == [True, True]
 
 
+@pytest.mark.nightly
 def test_a_stop_of_one_process_stops_all_and_the_run_goes_on_to_the_same_bits(data, tmp_path):
     config = tiny(**{"train.accumulation": 2})
     unbroken, _ = together(share_run(config, data, tmp_path / "unbroken"), tmp_path / "unbroken")
