@@ -257,7 +257,7 @@ def render_pages() -> dict[Path, str]:
         "terms": "\n".join(terms),
         "headline": comparison_table([row for row in rows if row[0]]),
         "comparisons": comparison_table(rows),
-        "count": str(len(rows)),
+        "count": str(len([row for _, row in rows if row[-1] != "-"])),
     }
     pages = {name: render_page(text, tables[name], terms) for name, text in texts.items()}
     return {name: re.sub(r"\{\{ (\w+) \}\}", lambda m: filled[m[1]], text) for name, text in pages.items()}
@@ -296,7 +296,10 @@ def render_page(text: str, tables: dict[str, str], terms: list[str]) -> str:
 
 
 def compared_rows() -> list[tuple[bool, list[str]]]:
-    """Return the comparisons behind the verdicts: whether the first page shows it, and its row of the table."""
+    """Return the comparisons behind the verdicts: whether the first page shows it, and its row of the table.
+
+    One that lacks a seed of its suite has no difference yet, and does not count for the adjustment.
+    """
     from lra.config.suites import expand, load_suite
     from lra.config.yaml_loader import load_file
     from lra.results.dataframe import label_rows
@@ -304,29 +307,24 @@ def compared_rows() -> list[tuple[bool, list[str]]]:
     listed = load_file(COMPARISONS)
     results, found = result_set.load_stores((STORE,)), []
     for _, task, _, _, suite, first, second, _ in listed:
-        frame = results.for_suite(expand(load_suite(SECTIONS[suite]))).frame()
+        runs = expand(load_suite(SECTIONS[suite]))
+        frame = results.for_suite(runs).frame()
         frame = frame[frame["title"] == task]
         frame["row"] = label_rows(frame, name="variant")
         sides = [frame[frame["row"] == row].set_index("seed")["accuracy"].dropna() for row in (first, second)]
-        seeds = sorted(set(sides[0].index) & set(sides[1].index))
-        found.append((len(seeds), compare_paired(*(side.loc[seeds].tolist() for side in sides))))
-    adjusted = holm([result.p_value for _, result in found])
-    return [
-        (
-            first_page,
-            [
-                f"({claim}) {task}, {setting}",
-                against,
-                str(seeds),
-                f"{result.difference.mean:+.2f} [{result.difference.low:+.2f},\u00a0{result.difference.high:+.2f}]",
-                f"{result.detectable:.2f}",
-                p_text(p),
-            ],
-        )
-        for (claim, task, setting, against, *_, first_page), (seeds, result), p in zip(
-            listed, found, adjusted, strict=True
-        )
-    ]
+        seeds, asked = sorted(set(sides[0].index) & set(sides[1].index)), len({run.seed for run in runs})
+        compared = compare_paired(*(side.loc[seeds].tolist() for side in sides)) if len(seeds) == asked else None
+        found.append((str(asked) if compared else f"{len(seeds)} of {asked}", compared))
+    adjusted = iter(holm([result.p_value for _, result in found if result]))
+    rows = []
+    for (claim, task, setting, against, *_, first_page), (seeds, result) in zip(listed, found, strict=True):
+        words = ["not run yet", "-", "-"]
+        if result:
+            low, high = result.difference.low, result.difference.high
+            interval = f"{result.difference.mean:+.2f} [{low:+.2f},\u00a0{high:+.2f}]"
+            words = [interval, f"{result.detectable:.2f}", p_text(next(adjusted))]
+        rows.append((first_page, [f"({claim}) {task}, {setting}", against, seeds, *words]))
+    return rows
 
 
 def comparison_table(rows: list[tuple[bool, list[str]]]) -> str:

@@ -6,10 +6,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from lra.config.yaml_loader import load_file
 from lra.metrics import is_above, wilson_interval
 from lra.results.bench_format import STATUS_WORDS
 from lra.results.records import RunRecord
@@ -29,6 +31,7 @@ from .captions import (
 )
 from .table import RowKey, Table, Term
 
+KNOWN_BASELINES = Path(__file__).parents[1] / "known_baselines.yaml"
 UNMARKED = "the best mean is not above the best trivial baseline by more than the noise of the test set"
 """Why no number of a column is marked as the best."""
 
@@ -127,18 +130,16 @@ def _baseline_rows(
 
 
 def _measured(results: ResultSet, frame: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Return the trivial baselines by heading: those in its runs, and those in the runs of the reference on its data.
+    """Return the trivial baselines by heading: those in its runs, and those known of the data.
 
     They depend on the data alone. Older records lack those that were added since.
     """
-    data = dict(zip(frame["run_id"], frame["column"], strict=True))
-    records = results.records
-    headings_of_data = {(records[key].config.task, records[key].data_digest): data[key] for key in records}
+    headings_of_runs = dict(zip(frame["run_id"], frame["column"], strict=True))
+    known = load_file(KNOWN_BASELINES)
     found: dict[str, dict[str, float]] = {}
-    for record in (*records.values(), *results.references):
-        heading = headings_of_data.get((record.config.task, record.data_digest))
-        if heading is not None:
-            found.setdefault(heading, {}).update(record.baselines)
+    for record in results.records.values():
+        of_heading = found.setdefault(headings_of_runs[record.run_id], {})
+        of_heading.update(record.baselines | known.get(record.config.task, {}).get(record.data_digest, {}))
     return found
 
 

@@ -159,13 +159,19 @@ def test_the_comparisons_are_in_the_tables_of_the_details():
     first = found.pop(Path("results.md"))
     rows = "".join(found.values()).replace("\\[", "[").replace("\\]", "]")
     compared = re.findall(r"^\| \(([abc])\) .*?\| ([+-]\d+\.\d\d) (\[[^]]+\]) +\| ([\d.]+) +\|", shown, re.MULTILINE)
-    assert len(compared) == len(re.findall(r"^- \[", evidence.COMPARISONS.read_text(), re.MULTILINE)) == 25
+    listed, waiting = (
+        re.findall(r"^- \[", evidence.COMPARISONS.read_text(), re.MULTILINE),
+        shown.count("| not run yet "),
+    )
+    assert len(listed) == len(compared) + waiting == 35
+    assert f"adjusted for all {len(compared)} " in shown
+    assert len(compared) >= 25
     for _, difference, interval, detectable in compared:
         interval = interval.replace("\u00a0", " ")
         row = rf"\| {re.escape(difference)} +\| {re.escape(interval)} +\|[^|]*\|[^|]*\| {detectable} +\|"
         assert re.search(row, rows), difference
     headline = [line for line in first.splitlines() if line.startswith("| (")]
-    assert len(headline) == 13
+    assert len(headline) == 18
     cells = [re.split(r" *\| *", line) for line in shown.splitlines()]
     assert all(re.split(r" *\| *", line) in cells for line in headline)
 

@@ -4,11 +4,15 @@ import math
 
 import pytest
 
+from lra.config.profiles import load_profile
 from lra.config.schema import NUMERICS_VERSION
+from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
+from lra.tasks import get_task
 from reports.render import rankings
 from reports.result_set import load_stores
 from reports.tables import accuracy, ranks, seeds
+from reports.tables.accuracy import KNOWN_BASELINES
 from tests.reports.synthetic import add_attempt, add_run, five_tasks, made, notes_of
 
 
@@ -114,14 +118,23 @@ def test_mlp_only_of_the_same_recipe_stands_among_the_baselines(tmp_path):
     assert "MLP only, trained" not in accuracy(results, "quick", "matched").cells.index
 
 
-def test_a_baseline_that_older_records_lack_comes_from_mlp_only_on_the_same_data(tmp_path):
-    add_run(tmp_path, 400)
-    add_run(tmp_path, 400, digest="e" * 64, dataset="another")
-    add_run(tmp_path, 300, variant="mlp_only", baselines={"chance": 10.0, "majority": 11.0, "bag of tokens": 39.5})
-    chosen = load_stores([tmp_path]).filter(lambda config: config.variant.name == "full")
-    table = accuracy(chosen, "quick", "matched")
-    assert sorted(table.cells.loc["Bag of tokens"]) == ["-", "39.50"]
-    assert table.values.loc["full"].notna().sum() == 1  # 40.0 is not above 39.5 by more than the noise
+def test_baselines_that_older_records_lack_are_known_of_the_data(tmp_path):
+    [(digest, known)] = load_file(KNOWN_BASELINES)["listops"].items()
+    add_run(tmp_path, 440)
+    add_run(tmp_path, 440, digest=digest, dataset="another")
+    table = accuracy(load_stores([tmp_path]), "quick", "matched")
+    for name, value in known.items():
+        assert sorted(table.cells.loc[name[0].upper() + name[1:]]) == ["-", f"{value:.2f}"]
+    assert table.values.loc["full"].notna().sum() == 1  # 44.0 is not above 42.8 by more than the noise
+
+
+@pytest.mark.nightly
+def test_the_known_baselines_are_those_that_preparing_measures(tmp_path):
+    options = load_profile("quick").tasks["listops"].data
+    task = get_task("listops")
+    manifest = task.prepare(task.options(**options), tmp_path, workers=1, progress=False).manifest
+    known = load_file(KNOWN_BASELINES)["listops"][manifest.digest]
+    assert known == {name: manifest.baselines[name] for name in known}
 
 
 def test_mlp_only_of_another_numerics_version_is_no_baseline(tmp_path):
