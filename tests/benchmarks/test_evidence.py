@@ -84,7 +84,7 @@ def test_a_prettier_score_is_noticed(tmp_path):
 def pages():
     """Read the pages of the results, by their paths below docs/."""
     names = [path.relative_to(evidence.TEMPLATES) for path in sorted(evidence.TEMPLATES.rglob("*.md"))]
-    assert len(names) == 11
+    assert len(names) == 12
     return {name: (evidence.DOCS / name).read_text(encoding="utf-8") for name in names}
 
 
