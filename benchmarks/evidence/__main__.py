@@ -306,12 +306,15 @@ def compared_rows() -> list[tuple[bool, list[str]]]:
 
     listed = load_file(COMPARISONS)
     results, found = result_set.load_stores((STORE,)), []
-    for _, task, _, _, suite, first, second, _ in listed:
-        runs = expand(load_suite(SECTIONS[suite]))
-        frame = results.for_suite(runs).frame()
-        frame = frame[frame["title"] == task]
-        frame["row"] = label_rows(frame, name="variant")
-        sides = [frame[frame["row"] == row].set_index("seed")["accuracy"].dropna() for row in (first, second)]
+    for _, task, _, _, suites, first, second, _ in listed:
+        first_suite, _, second_suite = suites.partition(" / ")
+        sides, runs = [], []
+        for suite, row in ((first_suite, first), (second_suite or first_suite, second)):
+            runs = expand(load_suite(SECTIONS[suite]))
+            frame = results.for_suite(runs).frame()
+            frame = frame[frame["title"] == task]
+            frame["row"] = label_rows(frame, name="variant")
+            sides.append(frame[frame["row"] == row].set_index("seed")["accuracy"].dropna())
         seeds, asked = sorted(set(sides[0].index) & set(sides[1].index)), len({run.seed for run in runs})
         compared = compare_paired(*(side.loc[seeds].tolist() for side in sides)) if len(seeds) == asked else None
         found.append((str(asked) if compared else f"{len(seeds)} of {asked}", compared))
