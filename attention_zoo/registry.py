@@ -10,10 +10,11 @@ import pkgutil
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from attention_zoo import variants
@@ -217,10 +218,14 @@ def create(
     return spec.build(spec.config.from_dict(options or {}), dims)
 
 
-def is_known(name: str) -> bool:
-    """Say whether `get_variant` would import no file of a reference for this name: a record is no reason to run one."""
-    key = normalise(name)
-    return ":" not in key or key in _referenced
+def is_known(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Say whether `get_variant` would import no file of a reference: a record is no reason to run one.
+
+    Args:
+        name: Of the variant.
+        options: Its options, which may name a variant that it is built around.
+    """
+    return all(":" not in text or normalise(text) in _referenced for text in _texts([name, options]))
 
 
 def _refer(reference: str) -> VariantSpec:
@@ -263,10 +268,28 @@ def _import(name: str, importer: Callable[[], object]) -> None:
         remember_imports()
 
 
-def is_own(name: str) -> bool:
-    """Say whether a variant is part of this project, so that the numerics version covers its program."""
+def is_own(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Say whether a variant is part of this project, so that the numerics version covers its program.
+
+    Args:
+        name: Of the variant.
+        options: Its options, which may name a variant that it is built around. That has to be ours as well.
+    """
     key = normalise(name)
-    return key in _builtin_names() or (key in _plugins() and _is_ours(_plugins()[key]))
+    own = key in _builtin_names() or (key in _plugins() and _is_ours(_plugins()[key]))
+    others = {name for name, point in _plugins().items() if not _is_ours(point)}
+    return own and not any(":" in text or normalise(text) in others for text in _texts(options))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a plain value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def _is_ours(point: EntryPoint) -> bool:

@@ -3,24 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from attention_zoo import OptionError
+from attention_zoo import OptionError, get_variant
 from attention_zoo.registry import is_own
 from lra.config.builtin import profile_names
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
-from lra.config.schema import ADDED_LATER, NUMERICS_VERSION, RunConfig, VariantChoice, validate_section
+from lra.config.schema import ADDED_LATER, NUMERICS_VERSION, ModelConfig, RunConfig, validate_section
 from lra.config.yaml_loader import load_file
 from lra.errors import StoreError, UsageError
 from lra.measure.model_size import flops_of_example, parameters_of
+from lra.models.downsamplers import is_own as is_own_layer
 from lra.reading import visible
 from lra.results.records import RunRecord, Store
+from lra.results.upgrades import title_from_name
 from lra.tasks import get_task
 from lra.tasks import is_own as is_own_task
 
@@ -56,20 +58,29 @@ def verify(path: Path) -> Verdict:
     Args:
         path: The file `results/ab/<run id>.json` of a store, whose arrays are in `arrays/ab/<run id>.npz`.
     """
-    try:
-        record = Store(path.absolute().parents[2]).find(path.stem)
-    except (StoreError, IndexError) as error:
-        return Verdict(path=path, record=None, faults=[str(error)])
-    if record is None:
+    store = Store(path.absolute().parent.parent.parent)
+    place = store.record_path(path.stem)
+    if not path.is_file():
         return Verdict(path=path, record=None, faults=[f"there is no record at {path}"])
+    if not (place.is_file() and place.samefile(path)):  # another file than the one that is named would be read
+        where = f"expected results/{path.stem[:2]}/{path.stem}.json"
+        return Verdict(path=path, record=None, faults=[f"it is not in its place in a store: {where}"])
+    try:
+        record = store.find(path.stem)
+    except StoreError as error:
+        return Verdict(path=path, record=None, faults=[str(error)])
+    assert record is not None
     faults, remarks = list[str](), list[str]()
     if record.outcome is None:
         remarks.append(f"the run {record.status}, so there are no answers to check")
     _check_data(record, faults, remarks)
-    _check_variant(record.config.variant, faults, remarks)
-    # No program of somebody else is loaded, be it a variant or a task.
-    if not faults and not record.config.variant.origin and is_own_task(record.config.task):
-        _check_recipe(record.config, faults, remarks)
+    _check_variant(record, faults, remarks)
+    _check_layer(record.config.model, faults, remarks)
+    _check_start(record.config, faults, remarks)
+    # No program of somebody else is loaded, be it a variant, a task or a layer.
+    config = record.config
+    if not faults and not (config.variant.origin or config.model.pool_origin) and is_own_task(config.task):
+        _check_recipe(config, faults, remarks)
         _check_cost(record, faults, remarks)
     return Verdict(path=path, record=record, faults=faults, remarks=remarks)
 
@@ -93,43 +104,98 @@ def records_below(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _check_data(record: RunRecord, faults: list[str], remarks: list[str]) -> None:
-    """Compare the digest of the data with the known one."""
-    task = record.config.task
+    """Compare the data, and what every run on them has, with the known ones."""
+    config, task = record.config, record.config.task
     if is_own_task(task):
-        faults += validate_section(get_task(task).options, record.config.data, "data")[1]
+        faults += validate_section(get_task(task).options, config.data, "data")[1]
+        if config.task_origin:
+            faults.append(f"{task} is a task of this project, but the record names the program {config.task_origin}")
+        _check_title(record.task_title, get_task(task).info.title, task, faults)
     else:
         remarks.append(f"{task} is not a task of this project, so nothing of its data, recipe and cost is checked")
     known = load_file(Path(__file__).with_name("known_data.yaml")).get(task, {})
-    digest = known.get(record.dataset)
-    if digest is None:
-        remarks.append(f"no known data of {task} are called {record.dataset!r}, so their digest is not checked")
-    elif digest != record.data_digest:
-        faults.append(f"its data are not {record.dataset!r}: digest {record.data_digest[:12]}, known {digest[:12]}")
+    by_digest = {data["digest"]: name for name, data in known.items()}
+    data = known.get(record.dataset)
+    if data is None and record.data_digest in by_digest:
+        faults.append(f"its data are called {by_digest[record.data_digest]!r}, and not {record.dataset!r}")
+    elif data is None:
+        remarks.append(
+            f"no known data of {task} are called {record.dataset!r}, so their digest, number of test examples and "
+            "baselines are not checked"
+        )
+    elif data["digest"] != record.data_digest:
+        faults.append(
+            f"its data are not {record.dataset!r}: digest {record.data_digest[:12]}, known {data['digest'][:12]}"
+        )
+    else:
+        _check_known(record, data, faults, remarks)
 
 
-def _check_variant(choice: VariantChoice, faults: list[str], remarks: list[str]) -> None:
+def _check_known(record: RunRecord, data: Mapping[str, Any], faults: list[str], remarks: list[str]) -> None:
+    """Compare what a record says of known data: options, number of test examples, answers without a model."""
+    ours, theirs = data["options"], record.config.hashed()["data"]
+    if options := sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)):
+        faults.append(f"its data were not made with the options of the record: {', '.join(options)}")
+    if record.outcome is not None and record.outcome.test.total != data["test"]:
+        faults.append(f"its data have {data['test']:,} test examples, and it has {record.outcome.test.total:,} answers")
+    for name, value in data["baselines"].items():
+        if record.baselines.get(name) != value:
+            faults.append(f"baseline {name}: {record.baselines.get(name, 'missing')} in the record, known {value}")
+    if more := sorted(record.baselines.keys() - data["baselines"].keys()):
+        remarks.append(f"baselines {', '.join(more)}: not known here")
+
+
+def _check_title(shown: str, title: str, name: str, faults: list[str]) -> None:
+    """Check the name under which tables show a variant or a task of ours."""
+    if shown != title and shown != title_from_name(name):  # records of the first schema have no title
+        faults.append(f"it calls {name} {shown!r}, and not {title!r}")
+
+
+def _check_variant(record: RunRecord, faults: list[str], remarks: list[str]) -> None:
     """Check that the variant is ours and has the options of the record, all of them, or that it names its program."""
-    if not is_own(choice.name):
+    choice = record.config.variant
+    if not is_own(choice.name, choice.options):
+        what = "built around a variant that" if is_own(choice.name) else "a variant that"
         if choice.origin:
-            remarks.append(
-                f"{choice.name} is not a variant of this project: it is {choice.origin}, which is not checked"
-            )
+            remarks.append(f"{choice.name} is {what} is not of this project: {choice.origin}, which is not checked")
         else:
-            faults.append(f"{choice.name} is not a variant of this project, and the record names no program")
+            faults.append(f"{choice.name} is {what} is not of this project, and the record names no program")
         return
+    _check_title(record.variant_title, get_variant(choice.name).title, choice.name, faults)
+    if choice.origin:
+        faults.append(f"{choice.name} is a variant of this project, but the record names the program {choice.origin}")
     try:
         typed = choice.typed
     except OptionError as error:
         faults.append(f"variant: {error.args[0]}")
         return
-    if choice.origin and all(is_own(inner) for inner in typed.inner_variants()):
-        faults.append(f"{choice.name} is a variant of this project, but the record names the program {choice.origin}")
-    elif choice.origin:
-        remarks.append(f"{choice.name} is built around {choice.origin}, which is not checked")
     prefix = f"variant.{choice.name}."
     later = {path.removeprefix(prefix) for path in ADDED_LATER if path.startswith(prefix)}
     if missing := sorted(typed.to_dict().keys() - choice.options.keys() - later):
         faults.append(f"variant: the options {', '.join(missing)} of {choice.name} are missing")
+
+
+def _check_layer(model: ModelConfig, faults: list[str], remarks: list[str]) -> None:
+    """Check that the layer that makes feature maps smaller is ours, or names its program."""
+    if is_own_layer(model.pool):
+        if model.pool_origin:
+            faults.append(
+                f"{model.pool} is a layer of this project, but the record names the program {model.pool_origin}"
+            )
+    elif model.pool_origin:
+        remarks.append(f"{model.pool} is not a layer of this project: {model.pool_origin}, which is not checked")
+    else:
+        faults.append(f"{model.pool} is not a layer of this project, and the record names no program")
+
+
+def _check_start(config: RunConfig, faults: list[str], remarks: list[str]) -> None:
+    """Check that the track admits to start from another run."""
+    if config.start is None:
+        return
+    if config.track == "matched":
+        faults.append("matched track, but it starts from another run, whose steps come on top of the profile's")
+    else:
+        remarks.append(f"it starts from run {config.start.run[:12]}, which is not checked")
 
 
 def _check_recipe(config: RunConfig, faults: list[str], remarks: list[str]) -> None:
@@ -139,21 +205,25 @@ def _check_recipe(config: RunConfig, faults: list[str], remarks: list[str]) -> N
     if config.profile not in profile_names():
         remarks.append(f"{config.profile} is not a profile of this project, so its recipe is not checked")
         return
+    profile = load_profile(config.profile)
     options = {f"variant.{name}": value for name, value in config.variant.options.items()}
+    train = {f"train.{name}": value for name, value in config.train.model_dump().items()}
+    options |= {path: value for path, value in train.items() if profile.admits(path, value)}
+    options |= {} if config.pretrain is None else {"pretrain.share": config.pretrain.share}
     try:
         ours = resolve(
-            task=config.task, variant=config.variant.name, profile=load_profile(config.profile), seed=config.seed,
-            overrides=options,
-        )  # fmt: skip
+            task=config.task, variant=config.variant.name, profile=profile, seed=config.seed, overrides=options
+        )
     except UsageError as error:
         faults.append(f"its configuration is refused: {str(error).splitlines()[0]}")
         return
-    theirs, recipe = config.hashed(), ours.hashed()
+    theirs, recipe = ({"pretrain": None} | each.hashed() for each in (config, ours))
     differing = [
         f"{section}.{name}"
-        for section in ("data", "model", "train")
-        for name in sorted({*theirs[section], *recipe[section]})
-        if theirs[section].get(name) != recipe[section].get(name)
+        for section in ("data", "model", "train", "pretrain")
+        for mine, yours in [(recipe[section] or {}, theirs[section] or {})]
+        for name in sorted({*mine, *yours})
+        if yours.get(name) != mine.get(name)
     ]
     if differing:
         faults.append(f"matched track, but not the recipe of profile {config.profile}: {', '.join(differing)}")
@@ -163,7 +233,11 @@ def _check_cost(record: RunRecord, faults: list[str], remarks: list[str]) -> Non
     """Count parameters and operations again; another variant under a known name seldom has both."""
     if faults:
         return
-    parameters, full = parameters_of(record.config)
+    try:
+        parameters, full = parameters_of(record.config)
+    except UsageError as error:
+        faults.append(f"its model cannot be built: {str(error).splitlines()[0]}")
+        return
     if (parameters, full) != (record.cost.parameters, record.cost.parameters_full):
         faults.append(
             f"{record.config.variant.name} has {parameters:,} parameters here (full attention {full:,}), in the record "

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lra.config.builtin import profile_names
-from lra.config.schema import ADDED_LATER, VARIANT_POSITIONS, RunConfig, canonical_json
+from lra.config.schema import ADDED_LATER, VARIANT_POSITIONS, PretrainConfig, RunConfig, canonical_json
 
 Settings = Mapping[str, Any]
 """Settings of one run by path: `variant.rank`, `model.num_layers`, `train.lr` ..."""
@@ -32,6 +32,8 @@ _ALWAYS_NAMED = {
 }
 """How a run computes, and what it does to its inputs. Another value than this is named in every row, also where it is
 the same in all of them."""
+_OF_START = {"start.weights", "start.steps"}
+"""What follows from `start.from`, unless one run has several outcomes."""
 _NO_TEXTS = ("True", "False", "None")
 
 
@@ -62,25 +64,33 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     settings["variant.origin"] = config.variant.origin
     for section in ("data", "model", "train"):
         settings |= {f"{section}.{name}": value for name, value in hashed[section].items()}
+    if config.task_origin:
+        settings["task.origin"] = config.task_origin
     if config.start is not None:
-        settings["start.from"] = config.start.run[:12]
+        settings |= {
+            "start.from": config.start.run[:12],
+            "start.weights": config.start.weights[:12],
+            "start.steps": config.start.steps,
+        }
     return settings | _pretraining(config)
 
 
 def _pretraining(config: RunConfig) -> dict[str, Any]:
-    """Return the share of pretraining, and what else of denoising is not what the task has by default."""
-    from lra.config.resolve import pretraining  # here, since it imports torch
-    from lra.tasks import get_task
+    """Return the share of pretraining, and what else of denoising is not what the task has by default.
+
+    The task of a third party is not loaded, so what it has by default is not left out.
+    """
+    from lra.tasks import get_task  # here, since it imports torch
+    from lra.tasks import is_own as is_own_task
 
     if config.pretrain is None:
         return {}
-    share = config.pretrain.share
-    default, _ = pretraining(get_task(config.task).info, {"share": share}, beside=True)
-    assert default is not None
-    values, defaults = config.pretrain.model_dump(), default.model_dump()
-    return {f"pretrain.{name}": value for name, value in values.items() if value != defaults[name]} | (
-        {"pretrain.share": share} if share else {}
-    )
+    usual = {name: field.default for name, field in PretrainConfig.model_fields.items()}
+    if is_own_task(config.task):
+        info = get_task(config.task).info
+        usual |= {"mask_rate": info.mask_rate, "loss": info.denoising_loss}
+    values = config.pretrain.model_dump()
+    return {f"pretrain.{name}": value for name, value in values.items() if value != usual[name]}
 
 
 def row_name(config: RunConfig, shown: str = "") -> str:
@@ -111,7 +121,7 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
     for row in rows:
         by_heading.setdefault(row.heading, []).append(row.settings)
         by_variant.setdefault((row.variant, row.heading), []).append(row.settings)
-    recipe = {heading: set(varying(group)) for heading, group in by_heading.items()}
+    recipe = {heading: set(varying(group)) - _OF_START for heading, group in by_heading.items()}
     shared: dict[str, set[str]] = {}
     own: dict[str, set[str]] = {}
     for (variant, heading), group in by_variant.items():
@@ -123,7 +133,7 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
         named = shared[row.variant] | {
             name
             for name in row.settings
-            if name.startswith(("pretrain.", "start."))
+            if (name.startswith(("pretrain.", "start.")) and name not in _OF_START)
             or (
                 _of_variant(name)
                 and (name in own[row.variant] if name not in defaults else _text(row.settings[name]) != defaults[name])
@@ -133,20 +143,42 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
         shown = [name for name in sorted(named) if name in row.settings and name not in leave_out]
         text = ", ".join(f"{short_name(name)}={shown_value(row.settings[name])}" for name in shown)
         names.append(f"{row.shown} [{text}]" if text else row.shown)
-    return _apart(rows, names)
+    return told_apart(_settings_apart(rows, names, leave_out), [row.variant for row in rows])
 
 
-def _apart(rows: Sequence[Row], names: list[str]) -> list[str]:
-    """Add the registered name wherever two variants have one name: a title is free text, and may be another's row."""
+def told_apart(names: Sequence[str], owners: Sequence[str]) -> list[str]:
+    """Add the owner wherever two owners have one name: a title is free text, and may be that of another.
+
+    Args:
+        names: What is shown,
+        owners: and the registered name of what it is shown for, in the same order.
+    """
     holders: dict[str, set[str]] = {}
-    for row, name in zip(rows, names, strict=True):
-        holders.setdefault(name, set()).add(row.variant)
-    if all(len(variants) == 1 for variants in holders.values()):
-        return names
+    for name, owner in zip(names, owners, strict=True):
+        holders.setdefault(name, set()).add(owner)
+    if all(len(found) == 1 for found in holders.values()):
+        return list(names)
     longer = [
-        f"{name} ({row.variant})" if len(holders[name]) > 1 else name for row, name in zip(rows, names, strict=True)
+        f"{name} ({owner})" if len(holders[name]) > 1 else name for name, owner in zip(names, owners, strict=True)
     ]
-    return _apart(rows, longer)
+    return told_apart(longer, owners)
+
+
+def _settings_apart(rows: Sequence[Row], names: Sequence[str], leave_out: Collection[str]) -> list[str]:
+    """Add the settings by their whole paths wherever runs that differ in them still have one name under a heading.
+
+    This happens if an option of a variant has the name of another setting, or if one run has several outcomes.
+    """
+    together: dict[tuple[str, str, str], list[Settings]] = {}
+    for row, name in zip(rows, names, strict=True):
+        kept = {path: value for path, value in row.settings.items() if path not in leave_out}
+        together.setdefault((row.variant, row.heading, name), []).append(kept)
+    apart = {key: varying(group) for key, group in together.items()}
+    return [
+        f"{name} ({', '.join(f'{path}={shown_value(row.settings.get(path))}' for path in paths)})" if paths else name
+        for row, name in zip(rows, names, strict=True)
+        for paths in [apart[row.variant, row.heading, name]]
+    ]
 
 
 @functools.cache
@@ -161,11 +193,15 @@ def default_options(variant: str, profile: str, task: str, positions: str) -> di
     """
     from attention_zoo.registry import get_variant, is_known  # here, since it imports torch
     from lra.config.profiles import load_profile
+    from lra.tasks import is_own as is_own_task
 
     if not is_known(variant):
         return {}
     try:
-        options = load_profile(profile).options(variant, task) if profile in profile_names() else {}
+        recipes = load_profile(profile) if profile in profile_names() else None
+        options: dict[str, Any] = {}
+        if recipes is not None:  # none of ours has a task of a third party, which is not loaded
+            options = recipes.options(variant, task) if is_own_task(task) else recipes.variants.get(variant, {})
         typed = get_variant(variant).config.from_dict(
             dict([VARIANT_POSITIONS[positions]] if positions in VARIANT_POSITIONS else []) | options
         )

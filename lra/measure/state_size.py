@@ -15,9 +15,11 @@ def state_size(config: RunConfig) -> int | None:
     """Count the numbers that the last layer of a model keeps of one sequence of the longest length.
 
     Returns:
-        None if the variant has no such form, does not say, or is not here; or if the model has no layers of this kind.
+        None if the variant has no such form, does not say, or is not here; if the model has no layers of this kind; or
+        if it would take to load a file that the configuration names.
     """
-    if config.model.family != "transformer" or not is_known(config.variant.name):
+    loads_nothing = is_known(config.variant.name, config.variant.options) and ":" not in config.task
+    if config.model.family != "transformer" or not loads_nothing:
         return None
     try:
         dims = layer_dims(config, config.model.num_layers - 1)

@@ -62,6 +62,13 @@ def get_downsampler(name: str) -> Downsampler:
     raise UnknownDownsamplerError(f"unknown downsampler {name!r}; {suggest(name, available_downsamplers())}")
 
 
+def is_own(name: str) -> bool:
+    """Say whether a layer is part of this project, so that no code of others is loaded for it."""
+    points = entry_points(group=ENTRY_POINT_GROUP, name=name)
+    ours = [point.dist is not None and point.dist.name == OWN_DISTRIBUTION for point in points]
+    return name in BUILT_IN or (bool(ours) and all(ours))
+
+
 @functools.cache  # as for variants: the code that was imported, once per process
 def downsampler_origin(name: str) -> str:
     """Name the program of a third party's layer: its distribution, version and source; empty for our own layers.

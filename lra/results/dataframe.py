@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lra.config.labels import Row, row_names, settings_of
+from lra.config.labels import Row, row_names, settings_of, told_apart
 from lra.errors import StoreError
 from lra.results.records import EARLIER, AttemptedRun, RunRecord, Store
 
@@ -108,7 +108,7 @@ def _headings(frame: pd.DataFrame) -> list[str]:
     ):
         heading = title if datasets[task] == 1 else f"{title} ({dataset})"
         headings.append(heading if digests[task, dataset] == 1 else f"{heading} {digest[:8]}")
-    return headings
+    return told_apart(headings, frame["task"].tolist())
 
 
 def _devices(records: Sequence[RunRecord]) -> list[str]:

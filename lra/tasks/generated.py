@@ -11,11 +11,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from lra.data.dataset import PreparedData
 from lra.data.split import SPLITS, Split, SplitName
@@ -67,6 +67,17 @@ class GeneratedOptions(TaskOptions):
     train: Count = 20_000
     validation: Count = 1_000
     test: Count = 1_000
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        """Refuse lengths that make no sense, and write `shortest` as if it was not given where it changes nothing."""
+        if self.shortest is not None and self.shortest > self.length:
+            raise ValueError(f"shortest is {self.shortest}, above length, which is {self.length}")
+        if len(set(self.test_length)) < len(self.test_length):
+            raise ValueError("test_length has a length twice, whose examples would be the same")
+        if self.shortest == self.length:
+            object.__setattr__(self, "shortest", None)  # frozen: nobody has it yet
+        return self
 
     @property
     def counts(self) -> dict[SplitName, int]:

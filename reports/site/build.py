@@ -23,10 +23,13 @@ from markupsafe import Markup
 
 from attention_zoo import VariantSpec, get_variant
 from attention_zoo.registry import is_own
+from lra.config.builtin import profile_names
 from lra.config.labels import split_row
 from lra.errors import UsageError, refusals_as
 from lra.metrics import wilson_interval
+from lra.results.bench_format import STATUS_WORDS
 from lra.results.records import RunRecord
+from lra.tasks import PROBES, TASKS
 from lra.terminal import clean_line, progress_bar
 
 from ..result_set import ResultSet
@@ -39,6 +42,8 @@ from .command_line import repeat_command
 HERE = Path(__file__).parent
 CURVE_WIDTH, CURVE_HEIGHT = 480, 200
 """Size of the drawing area of a learning curve, in pixels of the page."""
+LONGEST_NAME = 60
+"""Letters of a title in the name of a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,9 @@ class Row:
     interval: str = ""
     """What the interval covers: `seeds` or `test examples`."""
     seeds: int = 0
+    """How many runs have a number,"""
+    tried: int = 0
+    """of how many. Where one is lost, the mean is that of the survivors, and the row has no place."""
     trained: int = 0
     """How many of the runs are above chance and majority by more than the noise of the test set."""
     parameters: float = math.nan
@@ -74,21 +82,22 @@ class Board:
     track: str
     dataset: str
     rows: list[Row]
-    """Best first."""
+    """Best first; after these, the rows that lost runs."""
     baselines: list[Row]
     published: list[Row]
-    lost: list[tuple[str, str, str]]
-    """Label, variant and id of each run that diverged and so has no number."""
+    lost: list[tuple[str, str, str, str]]
+    """Label, variant and status of each run without a number, and its id if it has a record; else an empty text."""
+    address: str
+    """The file of the page, from the root of the site."""
 
     @property
     def title(self) -> str:
         """The title of the page."""
         return f"{self.task}, profile {self.profile}" + ("" if self.track == "matched" else f", {self.track} track")
 
-    @property
-    def address(self) -> str:
-        """The file of the page, from the root of the site."""
-        return f"boards/{slug(self.title)}.html"
+    def place(self, row: Row) -> str:
+        """Return the place of a row; a dash if runs of it are lost."""
+        return "-" if row.seeds < row.tried else str(self.rows.index(row) + 1)
 
 
 def build_site(results: ResultSet, folder: Path, command: str, *, quiet: bool = False) -> int:
@@ -155,9 +164,7 @@ def make_boards(results: ResultSet, published: Sequence[Published]) -> list[Boar
         for heading in headings(frame):
             group = frame[frame["column"] == heading]
             rows = [
-                _row(part, str(label), runs.dropna(subset=["accuracy"]))
-                for label, runs in group.groupby("label")
-                if runs["accuracy"].notna().any()
+                _row(part, str(label), runs) for label, runs in group.groupby("label") if runs["accuracy"].notna().any()
             ]
             if group["run_id"].isin(results.records.keys()).sum() == 0:
                 continue  # tried only
@@ -168,20 +175,41 @@ def make_boards(results: ResultSet, published: Sequence[Published]) -> list[Boar
                     profile=clean_line(profile),
                     track=track,
                     dataset=clean_line(", ".join(sorted(set(group["dataset"])))),
-                    rows=sorted(rows, key=lambda row: (-row.mean, row.name)),
+                    rows=sorted(rows, key=lambda row: (row.seeds < row.tried, -row.mean, row.name)),
                     baselines=_baselines(part, group["run_id"].tolist()),
                     published=_published_rows(published, task, profile, track),
-                    lost=[
-                        (clean_line(run["label"]), run["variant"], run["run_id"])
-                        for _, run in group[group["status"] == "diverged"].iterrows()
-                    ],
+                    lost=_lost(results, group),
+                    address=_address(heading, profile, track),
                 )
             )
     return boards
 
 
-def _row(results: ResultSet, label: str, runs: pd.DataFrame) -> Row:
+def _address(heading: str, profile: str, track: str) -> str:
+    """Return the file of a ranking: a short name for our tasks and profiles, and else one with a digest."""
+    title = f"{heading}, profile {profile}" + ("" if track == "matched" else f", {track} track")
+    own = {task.info.title for task in (TASKS | PROBES).values()}
+    if heading in own and profile in profile_names():
+        return f"boards/{_plain(title)}.html"
+    return f"boards/{_plain(title)}-{_digest(repr((heading, profile, track)))}.html"
+
+
+def _lost(results: ResultSet, runs: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+    """List the runs without a number: see `Board.lost`."""
+    return [
+        (
+            clean_line(run["label"]),
+            run["variant"],
+            STATUS_WORDS.get(run["status"], run["status"]),
+            run["run_id"] if run["run_id"] in results.records else "",
+        )
+        for _, run in runs[runs["accuracy"].isna()].iterrows()
+    ]
+
+
+def _row(results: ResultSet, label: str, tried: pd.DataFrame) -> Row:
     """Summarise the runs of one row: Student's interval over seeds, or Wilson's for one run."""
+    runs = tried.dropna(subset=["accuracy"])
     variant = str(runs["variant"].iloc[0])
     estimate = mean_with_interval(runs["accuracy"].tolist())
     low, high, interval = estimate.low, estimate.high, "seeds"
@@ -192,6 +220,7 @@ def _row(results: ResultSet, label: str, runs: pd.DataFrame) -> Row:
     spec = _spec(variant)
     return Row(
         name=clean_line(label), mean=estimate.mean, low=low, high=high, interval=interval, seeds=estimate.count,
+        tried=len(tried),
         trained=sum(is_trained(results, run_id) for run_id in runs["run_id"]),
         parameters=float(runs["parameters"].iloc[0]), megaflops=float(runs["flops"].iloc[0]) / 1e6,
         variant=variant, family=spec.family if spec else "other",
@@ -246,10 +275,7 @@ def _variant_page(variant: str, title: str, boards: Sequence[Board], sources: Se
         "family": spec.family if spec else "",
         "complexity": spec.traits.complexity if spec else "",
         "places": [
-            (board, place, row)
-            for board in boards
-            for place, row in enumerate(board.rows, 1)
-            if row.variant == variant
+            (board, row) for board in boards for row in board.rows if row.variant == variant
         ],
         "published": [
             (source, [f"{name}: {note}" for name, note in source.notes.items() if split_row(name)[0] == variant],
@@ -299,10 +325,21 @@ def _run_page(record: RunRecord, results: ResultSet, place: tuple[Board, Row] | 
 
 
 def slug(text: str) -> str:
-    """Return a text as the name of a file: plain letters and digits, and a digest where others would be lost."""
-    plain = re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
-    plainest = re.sub("[ ,_]+", "-", text.lower()).strip("-")
-    return plain if plain == plainest else f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    """Return a text as the name of a file: that of a variant in snake case as it is, and else with a digest.
+
+    So no two texts have one file, also where a file system folds case.
+    """
+    snake_case = re.fullmatch("[a-z0-9]+(_[a-z0-9]+)*", text) and len(text) <= LONGEST_NAME
+    return _plain(text) if snake_case else f"{_plain(text)}-{_digest(text)}"
+
+
+def _plain(text: str) -> str:
+    """Return what of a text is plain letters and digits."""
+    return re.sub("[^a-z0-9]+", "-", text.lower()).strip("-")[:LONGEST_NAME]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _spec(variant: str) -> VariantSpec | None:

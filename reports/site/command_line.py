@@ -13,6 +13,7 @@ from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig
 from lra.errors import UsageError
+from lra.models.downsamplers import is_own as is_own_layer
 from lra.tasks import is_own as is_own_task
 
 FILLED_IN = ("model.pool_origin", "variant.origin")
@@ -23,7 +24,8 @@ def repeat_command(config: RunConfig) -> str:
 
     The recipe may be another one than when the run was made. A variant or task of a third party is not loaded.
     """
-    if config.profile not in profile_names() or not is_own(config.variant.name) or not is_own_task(config.task):
+    own = is_own(config.variant.name, config.variant.options) and is_own_layer(config.model.pool)
+    if config.profile not in profile_names() or not own or not is_own_task(config.task):
         return ""
     profile = load_profile(config.profile)
     place = {"task": config.task, "variant": config.variant.name, "seed": config.seed, "track": config.track}

@@ -56,13 +56,14 @@ def add_run(
     variant_title=None,
     environment=None,
     numerics_version=NUMERICS_VERSION,
+    total=TOTAL,
     **of,
 ):
-    """Publish one run that has `correct` of 1000 right; None is a run that diverged."""
+    """Publish one run that has `correct` of `total` right; None is a run that diverged."""
     config = config or cell_config(**of)
     before = config.pretrain_steps
     steps = before + np.arange(1, 6) * 10.0
-    right = np.floor(np.linspace(10, (correct or 100) // 10, 5))
+    right = np.floor(np.linspace(10, 100 * (correct or 100) // total, 5))
     arrays = {"curve.step": steps, "curve.validation_correct": right}
     outcome = pretrained = None
     if before:
@@ -70,11 +71,11 @@ def add_run(
         score = Count(correct=5, total=10, loss=2.0)
         pretrained = Pretrained(steps=before, selected_step=before, validation=score, weights_digest="f" * 64)
     if correct is not None:
-        test = Count(correct=correct, total=TOTAL, loss=1.5)
+        test = Count(correct=correct, total=total, loss=1.5)
         best = int(right.argmax())
         validation = Count(correct=int(right[best]), total=100, loss=1.5)
         outcome = Outcome(test=test, validation=validation, selected_step=int(steps[best]), weights_digest="e" * 64)
-        arrays["test_correct"] = np.arange(TOTAL) < correct if bits is None else bits
+        arrays["test_correct"] = np.arange(total) < correct if bits is None else bits
         assert int(arrays["test_correct"].sum()) == correct
     cost = Cost(
         parameters=1000, parameters_full=1000, flops=flops, train_seconds=2.0, examples_per_second=speed / 10,

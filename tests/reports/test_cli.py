@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from attention_zoo import get_variant
 from lra.config.profiles import load_profile
 from lra.config.resolve import parse_override
-from lra.config.schema import canonical_json
+from lra.config.schema import PretrainConfig, VariantChoice, canonical_json
 from lra.config.suites import expand, load_suite
 from lra.errors import StoreError
 from lra.names import parse_seeds
@@ -27,7 +28,7 @@ from reports.cli import PRESETS, command
 from reports.tables.published import load_published
 from runners.cli.run import command as run_command
 from runners.train.plan import family_defaults, plan
-from tests.reports.synthetic import HOSTILE, add_attempt, add_run, five_tasks
+from tests.reports.synthetic import HOSTILE, add_attempt, add_run, cell_config, five_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -420,3 +421,33 @@ def test_a_label_selects_one_row_and_a_bare_name_all(tmp_path, name):
     assert len(re.findall("^ListOps  ", done.stdout, re.MULTILINE)) == 1
     done = report("table", "seeds", "--store", tmp_path, "--variant", "contextpool")
     assert len(re.findall("^ListOps  ", done.stdout, re.MULTILINE)) == 2
+
+
+def test_no_command_loads_a_program_that_a_record_names(tmp_path):
+    trap = tmp_path / "trap.py"
+    trap.write_text(f"open({str(tmp_path / 'loaded')!r}, 'w')\n")
+    pretrain = PretrainConfig(share=0.4, mask_rate=0.15, loss="cross_entropy")
+    pooled = get_variant("contextpool").config().to_dict() | {"base": f"{trap}:Mixer"}
+    changes = (
+        {"task": f"{trap}:Task"},
+        {"task": f"{trap}:Task", "pretrain": pretrain},
+        {"variant": VariantChoice(name=f"{trap}:Mixer", options={}, origin="theirs")},
+        {"variant": VariantChoice(name="contextpool", options=pooled, origin="theirs")},
+    )
+    for change in changes:
+        add_run(tmp_path / "store", 500, config=cell_config().model_copy(update=change), title="Task")
+    commands = (
+        ["table", "accuracy"],
+        ["table", "accuracy", "--sort", "family"],
+        ["table", "cost"],
+        ["export", "--csv", tmp_path / "runs.csv"],
+        ["figures", "--out", tmp_path / "figures"],
+        ["html", "--out", tmp_path / "page.html"],
+        ["site", "--out", tmp_path / "site"],
+    )
+    for command_line in commands:
+        done = report(*command_line, "--store", tmp_path / "store")
+        assert done.exit_code == 0, done.output
+        assert not (tmp_path / "loaded").exists(), command_line
+    report("verify", tmp_path / "store")
+    assert not (tmp_path / "loaded").exists()

@@ -8,12 +8,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from attention_zoo import get_variant
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
-from lra.config.schema import VariantChoice
+from lra.config.schema import PretrainConfig, StartConfig, VariantChoice
 from lra.config.yaml_loader import load_file
 from lra.measure.model_size import flops_of_example, parameters_of
-from lra.results.records import RunRecord, Store, pack_arrays, seal
+from lra.results.records import Count, Pretrained, RunRecord, Store, pack_arrays, seal
 from lra.tasks import get_task
 from reports.cli import command
 from reports.verify import records_below, verify
@@ -22,7 +23,8 @@ from tests.reports.synthetic import add_run
 ROOT = Path(__file__).resolve().parents[2]
 EVIDENCE = ROOT / "benchmarks" / "evidence" / "store"
 KNOWN = load_file(ROOT / "reports" / "known_data.yaml")
-[(LISTOPS, DIGEST)] = KNOWN["listops"].items()
+[(LISTOPS, DATA)] = KNOWN["listops"].items()
+DIGEST = DATA["digest"]
 
 
 def quick(variant="full", **overrides):
@@ -33,7 +35,10 @@ def true_record(folder, config):
     """Publish a record that is true in all that can be checked."""
     parameters, full = parameters_of(config)
     flops = flops_of_example(config, get_task("listops").info, torch.device("cpu"))
-    record = add_run(folder / "made", 512, config=config, dataset=LISTOPS, digest=DIGEST, flops=flops)
+    record = add_run(
+        folder / "made", 512, config=config, dataset=LISTOPS, digest=DIGEST, flops=flops, total=DATA["test"],
+        baselines=DATA["baselines"], title="ListOps", variant_title=get_variant(config.variant.name).title,
+    )  # fmt: skip
     arrays = Store(folder / "made").arrays(record.run_id)
     cost = record.cost.model_copy(update={"parameters": parameters, "parameters_full": full})
     return rewrite(folder / "sent", record.model_copy(update={"cost": cost}), arrays)
@@ -85,7 +90,7 @@ def test_true_records_of_other_variants_are_accepted(tmp_path, variant):
 def test_a_changed_count_is_refused(sent):
     edit(sent, lambda body: body["outcome"]["test"].update(correct=600))
     assert "is not the record that" in faults(sent)
-    assert "the bits do not say 600 of 1000" in _with_new_seal(sent)
+    assert "the bits do not say 600 of 2000" in _with_new_seal(sent)
 
 
 def _with_new_seal(path):
@@ -108,7 +113,7 @@ def test_changed_bits_are_refused(sent):
     arrays["test_correct"] = ~arrays["test_correct"]
     file.write_bytes(pack_arrays(arrays))
     assert "is not what its record says" in faults(sent)
-    assert "the bits do not say 512 of 1000" in _with_new_seal(sent)
+    assert "the bits do not say 512 of 2000" in _with_new_seal(sent)
 
 
 def test_a_changed_configuration_is_refused(sent, tmp_path):
@@ -131,9 +136,9 @@ def test_another_variant_under_a_known_name_is_refused(sent, tmp_path):
 
     def renamed(choice):
         config = record.config.model_copy(update={"variant": choice})
-        return faults(
-            rewrite(tmp_path / choice.name / choice.origin, record.model_copy(update={"config": config}), arrays)
-        )
+        title = get_variant(choice.name).title if choice.name != "best_ever" else "Best ever"
+        changed = record.model_copy(update={"config": config, "variant_title": title})
+        return faults(rewrite(tmp_path / choice.name / choice.origin, changed, arrays))
 
     assert "has 84,332 parameters here" in renamed(quick("contextpool").variant)
     assert "operations here, and" in renamed(quick("linear").variant)  # as many parameters as full attention
@@ -146,13 +151,17 @@ def test_what_cannot_be_checked_is_named(sent, tmp_path):
     record, arrays = parts(sent)
     choice = VariantChoice(name="best_ever", options={}, origin="best 1.0")
     changed = record.model_copy(
-        update={"config": record.config.model_copy(update={"variant": choice, "profile": "mine"}), "dataset": "mine"}
+        update={
+            "config": record.config.model_copy(update={"variant": choice, "profile": "mine"}),
+            "dataset": "mine",
+            "data_digest": "d" * 64,
+        }
     )
     verdict = verify(rewrite(tmp_path / "again", changed, arrays))
     assert verdict.faults == []
     assert [remark.split(",")[0] for remark in verdict.remarks] == [
         "no known data of listops are called 'mine'",
-        "best_ever is not a variant of this project: it is best 1.0",
+        "best_ever is a variant that is not of this project: best 1.0",
     ]
 
 
@@ -166,6 +175,105 @@ def test_data_options_of_another_task_are_a_fault_and_a_task_of_a_file_is_not_lo
     verdict = verify(rewrite(tmp_path / "foreign", foreign, arrays))
     assert verdict.faults == []
     assert "is not a task of this project" in verdict.remarks[0]
+
+
+FORGED = {
+    "fewer test examples": (
+        {"outcome": lambda record: {"test": record.outcome.test.model_copy(update={"total": 1000})}},
+        "its data have 2,000 test examples, and it has 1,000 answers",
+    ),
+    "a title": ({"variant_title": "ContextPool"}, "it calls full 'ContextPool', and not 'Full attention'"),
+    "a title of the task": ({"task_title": "Text"}, "it calls listops 'Text', and not 'ListOps'"),
+    "a baseline": (
+        {"baselines": DATA["baselines"] | {"root-only": 12.0}},
+        "baseline root-only: 12.0 in the record, known 24.45",
+    ),
+    "no baselines": ({"baselines": {"chance": 10.0, "majority": 11.9}}, "baseline root-only: missing in the record"),
+    "a name of the data": ({"dataset": "long"}, f"its data are called {LISTOPS!r}, and not 'long'"),
+    "other data options": (
+        {"config": {"track": "open", "data": DATA["options"] | {"max_length": 32}}},
+        "its data were not made with the options of the record: max_length",
+    ),
+    "a start": (
+        {"config": {"start": StartConfig(run="a" * 64, weights="b" * 64, steps=10**6)}},
+        "matched track, but it starts from another run",
+    ),
+    "a program of a task": ({"config": {"task_origin": "mine 1.0"}}, "names the program mine 1.0"),
+    "a program of a layer": ({"config": {"model": {"pool_origin": "mine 1.0"}}}, "names the program mine 1.0"),
+    "a layer without a program": (
+        {"config": {"track": "open", "model": {"pool": "theirs"}}},
+        "theirs is not a layer of this project, and the record names no program",
+    ),
+    "pretraining of another form": (
+        {"config": {"pretrain": PretrainConfig(share=0.4, mask_rate=0.5, loss="cross_entropy")}},
+        "not the recipe of profile quick: pretrain.mask_rate",
+    ),
+    "a model that cannot be built": (
+        {"config": {"track": "open", "model": {"family": "convnet"}}},
+        "its model cannot be built: full, listops: task 'listops' has no images",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_careful_forger_of_one_thing_is_refused_for_it(sent, tmp_path, what):
+    record, arrays = parts(sent)
+    changes, reason = FORGED[what]
+    changes = dict(changes)
+    if "outcome" in changes:
+        record = record.model_copy(update={"outcome": record.outcome.model_copy(update=changes.pop("outcome")(record))})
+        arrays["test_correct"] = arrays["test_correct"][:1000]
+    if "config" in changes:
+        of_config = dict(changes["config"])
+        if "model" in of_config:
+            of_config["model"] = record.config.model.model_copy(update=of_config["model"])
+        changes["config"] = record.config.model_copy(update=of_config)
+        if changes["config"].pretrain is not None:
+            first = changes["config"].pretrain_steps
+            arrays = {name: column[4:] if name != "test_correct" else column for name, column in arrays.items()}
+            arrays["curve.step"] = np.array([first + 50.0])
+            arrays |= {"pretrain.step": np.array([float(first)]), "pretrain.validation_loss": np.array([2.0])}
+            changes["pretrained"] = Pretrained(
+                steps=first,
+                selected_step=first,
+                validation=Count(correct=5, total=10, loss=2.0),
+                weights_digest="f" * 64,
+            )
+            outcome = record.outcome.model_copy(update={"selected_step": first + 50})
+            record = record.model_copy(update={"outcome": outcome})
+    found = verify(rewrite(tmp_path / "again", record.model_copy(update=changes), arrays)).faults
+    assert len(found) == 1
+    assert reason in found[0]
+
+
+def test_settings_that_the_matched_track_admits_are_accepted(tmp_path):
+    assert verify(true_record(tmp_path, quick(**{"train.compile": True}))).faults == []
+
+
+def test_only_the_file_that_is_named_is_judged(sent):
+    elsewhere = sent.parents[1] / "zz" / sent.name
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(sent.read_bytes())
+    edit(elsewhere, lambda body: body["outcome"]["test"].update(correct=600))
+    assert "not in its place in a store" in faults(elsewhere)
+    assert verify(sent).faults == []
+
+
+def test_a_variant_of_a_file_inside_of_ours_is_not_loaded(sent, tmp_path):
+    record, arrays = parts(sent)
+    trap = tmp_path / "trap.py"
+    trap.write_text("raise SystemExit('loaded')")
+
+    def with_origin(origin):
+        options = quick("contextpool").variant.options | {"base": f"{trap}:Mixer"}
+        choice = VariantChoice(name="contextpool", options=options, origin=origin)
+        config = record.config.model_copy(update={"variant": choice})
+        changed = record.model_copy(update={"config": config, "variant_title": "ContextPool"})
+        return verify(rewrite(tmp_path / f"origin {origin}", changed, arrays))
+
+    assert "names no program" in with_origin("").faults[0]
+    assert with_origin("trap 1.0").faults == []
+    assert "built around a variant that is not of this project" in with_origin("trap 1.0").remarks[0]
 
 
 def test_a_record_without_its_arrays_is_refused(sent):
@@ -192,7 +300,11 @@ def test_known_data_are_those_of_the_committed_records():
     found = {}
     for path in sorted((EVIDENCE / "results").glob("*/*.json")):
         body = json.loads(path.read_text())["record"]
-        found.setdefault(body["config"]["task"], {})[body["dataset"]] = body["data_digest"]
+        data = found.setdefault(body["config"]["task"], {}).setdefault(body["dataset"], {})
+        older = data.get("baselines", body["baselines"])  # records from before have fewer
+        baselines = {name: value for name, value in older.items() if body["baselines"].get(name) == value}
+        data |= {"digest": body["data_digest"], "baselines": baselines, "options": body["config"]["data"]}
+        data |= {"test": body["outcome"]["test"]["total"]} if body["outcome"] else {}
     assert found == KNOWN
 
 

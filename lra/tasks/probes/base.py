@@ -9,10 +9,10 @@ at chance, whatever else it does. `model.pooling: first` reads that token.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lra.seeding import numpy_generator
 from lra.tasks.generated import GeneratedOptions, GeneratedTask, Tokens
@@ -32,6 +32,13 @@ class DistanceOptions(ProbeOptions):
 
     distance: Annotated[int, Field(ge=1)] | None = None
     """Nearest place of the tokens that decide, counted from the first token; None: half the length of the example."""
+
+    @model_validator(mode="after")
+    def _distance_in_one_form(self) -> Self:
+        """Write the distance as if it was not given where it is half of every length."""
+        if all(length // 2 == self.distance for length in self.extremes):
+            object.__setattr__(self, "distance", None)  # frozen: nobody has it yet
+        return self
 
     def nearest(self, length: int) -> int:
         """Return the nearest place of the tokens that decide in an example of a length."""

@@ -6,6 +6,7 @@ from attention_zoo import RegistrationError, get_variant
 from lra.config.labels import Row, default_options, fits, row_name, row_names, settings_of, split_row
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
+from lra.config.schema import PretrainConfig, StartConfig, VariantChoice
 
 
 def config(variant="contextpool", profile="quick", track="open", **overrides):
@@ -138,3 +139,45 @@ def test_values_that_differ_never_share_a_name(one, other):
     assert names[0] != names[1]
     for row, name in zip(rows, names, strict=True):
         assert [fits(each.settings, split_row(name)[1]) for each in rows] == [each is row for each in rows]
+
+
+def test_a_task_of_a_file_is_not_loaded_for_a_name(tmp_path):
+    trap = tmp_path / "trap.py"
+    trap.write_text("raise SystemExit('loaded')")
+    pretrain = PretrainConfig(share=0.4, mask_rate=0.15, loss="cross_entropy")
+    changed = config("full").model_copy(update={"task": f"{trap}:Task", "pretrain": pretrain})
+    assert row_name(changed) == "full [loss=cross_entropy, mask_rate=0.15, share=0.4]"
+    assert default_options("full", "quick", f"{trap}:Task", "sinusoidal") == default_options(
+        "full", "quick", "listops", "sinusoidal"
+    )
+
+
+def test_runs_that_start_from_one_run_with_two_outcomes_have_two_names():
+    def started(run, weights, seed):
+        start = StartConfig(run=run * 64, weights=weights * 64, steps=10)
+        return config("full").model_copy(update={"start": start, "seed": seed})
+
+    assert names(started("a", "b", 0), started("c", "d", 1)) == [f"full [from={run * 12}]" for run in "ac"]
+    assert names(started("a", "b", 0), started("a", "d", 1)) == [
+        f"full [from={'a' * 12}] (start.weights={weights * 12})" for weights in "bd"
+    ]
+
+
+def test_a_changed_program_of_a_task_is_named():
+    changed = [config("full").model_copy(update={"task_origin": f"mine {number}"}) for number in (1, 2)]
+    assert names(*changed) == ['full [origin="mine 1"]', 'full [origin="mine 2"]']
+
+
+def test_an_option_with_the_name_of_another_setting_is_told_from_it():
+    choices = [VariantChoice(name="theirs", options={"share": share}, origin="p") for share in (0.2, 0.4)]
+    first, second = (config("full").model_copy(update={"variant": choice}) for choice in choices)
+    pretrain = PretrainConfig(share=0.2, mask_rate=0.15, loss="cross_entropy")
+    rows = [
+        Row(variant="theirs", shown="Theirs", heading="h", profile="mine", task="listops", settings=settings)
+        for settings in (
+            {"variant.share": 0.2},
+            {"pretrain.share": 0.2},
+        )
+    ]
+    assert len(set(row_names(rows))) == 2
+    assert len(set(names(first, second, first.model_copy(update={"pretrain": pretrain})))) == 3

@@ -150,8 +150,41 @@ def test_a_run_of_a_changed_recipe_or_a_missing_program_has_no_command(store):
 
 
 def test_names_that_look_alike_in_plain_letters_have_files_of_their_own():
-    assert slug("ListOps, profile quick") == "listops-profile-quick"
-    assert len({slug(name) for name in ("a|b", "a-b", "a/b", *HOSTILE)}) == 3 + len(HOSTILE)
+    assert slug("gated_delta") == "gated-delta"
+    names = ("a|b", "a-b", "a/b", "a_b", "A_b", "A b", "a b", "a, b", "a__b", "_a_b", *HOSTILE)
+    assert len({slug(name) for name in names}) == 10 + len(HOSTILE)
+
+
+def test_profiles_that_look_alike_in_plain_letters_have_rankings_of_their_own(tmp_path):
+    for number, profile in enumerate(("quick", "my_own", "my-own", "My_own", "my own")):
+        add_run(tmp_path / "store", 400 + number, profile=profile)
+    results = load_stores([tmp_path / "store"])
+    boards = make_boards(results, load_published())
+    assert len({board.address for board in boards}) == len(boards) == 5
+    assert "boards/listops-profile-quick.html" in {board.address for board in boards}
+    build_site(results, tmp_path / "site", "", quiet=True)
+    for number, board in enumerate(sorted(boards, key=lambda board: board.rows[0].mean)):
+        assert f"{40 + number / 10:.2f}" in read(tmp_path / "site" / board.address).text
+
+
+def test_a_row_that_lost_runs_has_no_place_and_says_how_many(tmp_path):
+    for seed, correct in enumerate((900, None, None)):
+        add_run(tmp_path / "store", correct, seed=seed, variant="linear")
+    add_attempt(tmp_path / "store", "oom", variant="linear", seed=3)
+    for seed in range(2):
+        add_run(tmp_path / "store", 500, seed=seed)
+    results = load_stores([tmp_path / "store"])
+    [board] = make_boards(results, load_published())
+    assert [(row.name, board.place(row), row.seeds, row.tried) for row in board.rows] == [
+        ("full", "1", 2, 2),
+        ("linear", "-", 1, 4),
+    ]
+    assert [status for _, _, status, _ in board.lost] == ["diverged", "diverged", "OOM"]
+    build_site(results, tmp_path / "site", "", quiet=True)
+    assert "1 of 4" in read(tmp_path / "site" / board.address).text
+    index = read(tmp_path / "site" / "index.html").text
+    assert "50.00" in index
+    assert "90.00" not in index
 
 
 def test_no_program_that_a_record_names_is_loaded(tmp_path):

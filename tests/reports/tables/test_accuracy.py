@@ -13,7 +13,7 @@ from reports.render import rankings
 from reports.result_set import load_stores
 from reports.tables import accuracy, ranks, seeds
 from reports.tables.accuracy import KNOWN_BASELINES
-from tests.reports.synthetic import add_attempt, add_run, five_tasks, made, notes_of
+from tests.reports.synthetic import add_attempt, add_run, cell_config, five_tasks, made, notes_of
 
 
 def test_the_accuracy_table_cell_by_cell(tmp_path):
@@ -164,6 +164,23 @@ def test_a_title_that_is_the_name_of_another_row_shares_no_cell_with_it(tmp_path
     cells = made(accuracy, tmp_path).cells
     assert cells.loc[f"{named} (local)", "ListOps"] == "40.00 (1)"
     assert cells.loc[f"{named} (theirs)", "ListOps"] == "60.00 (1)"
+
+
+def test_two_tasks_of_one_title_share_no_column(tmp_path):
+    for task, correct in (("listops", 400), ("mine.py:Task", 600)):
+        add_run(tmp_path, correct, config=cell_config().model_copy(update={"task": task}), title="ListOps")
+    cells = made(accuracy, tmp_path).cells
+    assert cells.loc["full"].to_dict() == {"ListOps (listops)": "40.00 (1)", "ListOps (mine.py:Task)": "60.00 (1)"}
+
+
+def test_runs_of_a_task_whose_program_changed_share_no_cell(tmp_path):
+    for origin, correct in (("mine 1", 400), ("mine 2", 600)):
+        config = cell_config(track="open").model_copy(update={"task": "mine.py:Task", "task_origin": origin})
+        add_run(tmp_path, correct, config=config, title="Mine")
+    cells = made(accuracy, tmp_path, track="open").cells
+    assert cells["Mine"].to_dict() | {"Chance": "", "Majority": ""} == {
+        'full [origin="mine 1"]': "40.00 (1)", 'full [origin="mine 2"]': "60.00 (1)", "Chance": "", "Majority": "",
+    }  # fmt: skip
 
 
 def test_nothing_is_marked_where_all_stand_at_chance(tmp_path):

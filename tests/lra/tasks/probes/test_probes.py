@@ -168,6 +168,25 @@ def test_training_lengths_are_drawn_and_test_lengths_are_given():
     assert "tested at 12, 48, certified distance 11" in task.dataset_name(options)
 
 
+def test_lengths_that_say_nothing_new_are_as_if_not_given():
+    options = PROBES["recall"].options
+    plain = options(length=64)
+    assert options(length=64, shortest=64) == plain
+    assert options(length=64, distance=32) == plain
+    assert options(length=64, test_length=[64, 128], distance=32).distance == 32
+    assert options(length=64, test_length=[64, 128]).test_length == [64, 128]
+    assert options(length=64, shortest=32).shortest == 32
+    assert options(length=64, test_length=[128]).test_length == [128]
+
+
+def test_examples_are_not_counted_twice_and_no_length_is_above_the_longest():
+    options = PROBES["recall"].options
+    with pytest.raises(ValueError, match="test_length has a length twice"):
+        options(length=64, test_length=[64, 128, 64])
+    with pytest.raises(ValueError, match="shortest is 65, above length, which is 64"):
+        options(length=64, shortest=65)
+
+
 def test_the_seed_decides_the_examples():
     task = PROBES["recall"]
     first, again, other = (task.draw(options_of(task, seed=seed), "test") for seed in (0, 0, 1))
