@@ -85,6 +85,7 @@ LOCALITY_EXAMPLES = """
 \b
 Examples:
   lra-report locality 3f2a
+  lra-report locality 3f2a --shuffle 0,4,16 --answers 50
   lra-report locality 3f2a 9c01 --hide 0,1,2,4,8,16,32 --figure locality.pdf
 """
 PRESET_LIST = "\n".join(["\b", "Presets:", *(f"  {name:<14}{text}" for name, text in PRESETS.items())])

@@ -65,6 +65,7 @@ FORMS = ["text", "markdown", "latex", "csv", "html"]
         for form in FORMS
     ],
 )
+@pytest.mark.nightly
 def test_every_preset_in_every_form(tmp_path_factory, store, preset, form):
     if preset[0] == "head-to-head":
         store = tmp_path_factory.mktemp("plain")

@@ -127,6 +127,7 @@ def test_names_are_inert(read):
     assert "\x1b" not in read.text
 
 
+@pytest.mark.nightly
 def test_a_big_page_says_what_it_leaves_out(tmp_path, monkeypatch):
     five_tasks(tmp_path, seeds=5, tasks=["listops"])
     monkeypatch.setattr(page_module, "FIGURE_BYTES", 20_000)

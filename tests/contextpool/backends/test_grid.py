@@ -105,6 +105,7 @@ def test_float32_is_as_good_as_the_tolerances_ask(backend, grid, stride):
 
 @pytest.mark.parametrize("grid", [(28, 28), (72, 70), (17, 64), (3, 70), (1, 1)])
 @pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.nightly
 def test_a_pyramid_that_reads_no_values_gives_the_same_numbers(monkeypatch, grid, normalized):
     """On a GPU every raster has all points, and windows are as large as its widths may ask for."""
     inputs, mask = draw(grid, batch=2, dim=2)
@@ -122,6 +123,7 @@ def test_a_pyramid_that_reads_no_values_gives_the_same_numbers(monkeypatch, grid
 
 @pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.nightly
 def test_pyramid_is_accurate_beyond_float32(normalized, masked):
     inputs, mask = draw((40, 33), dim=3)
     with torch.no_grad():

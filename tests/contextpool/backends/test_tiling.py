@@ -78,6 +78,7 @@ def two_threads():
 
 
 @over([form for form in FORMS if form.backend in ("pyramid", "tree") and form.device == "cpu"])
+@pytest.mark.nightly
 def test_two_threads_take_wider_slabs_and_give_the_same_numbers(two_threads, form):
     assert slabs(200, CPU) == [(0, 100), (100, 200)]
     check_against_truth(form.pool, Case(300, dim=200, causal=form.causal))

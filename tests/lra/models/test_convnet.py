@@ -110,6 +110,7 @@ def test_gradients_reach_every_parameter(pool):
 @pytest.mark.parametrize(
     "pool", [pytest.param(p, marks=() if p in ("max", "contextpool") else pytest.mark.nightly) for p in POOLS]
 )
+@pytest.mark.nightly
 def test_every_pooling_learns_stripes(pool):
     model = build(pool)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

@@ -146,6 +146,7 @@ def takes_what_there_is(self, row, tasks):
 
 
 @pytest.mark.parametrize("twin", [fills_failures, takes_what_there_is])
+@pytest.mark.nightly
 def test_averages_over_other_tasks_are_caught(tmp_path, monkeypatch, twin):
     monkeypatch.setattr(published.Published, "mean", twin)
     with pytest.raises(AssertionError):
