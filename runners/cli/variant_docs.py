@@ -42,10 +42,9 @@ their options, their departures from the papers, and their other forms. `lra-zoo
 Where positions come from is a setting of the model: `--set model.positions=rotary` (RoPE, arXiv:2104.09864) rotates
 queries and keys, and `alibi` (arXiv:2108.12409) or `t5` (arXiv:1910.10683) adds a bias of the distance to each score.
 `full`, `differential`, `local`, `longformer`, `bigbird`, `sparse`, `adaptive_span` and `contextpool` (for its base)
-take a bias. Feature maps, landmarks and mixtures of tokens have no score for each pair; `block_topk`, `mra` and
-`reformer` choose what to attend to by the content, which a bias would have to change too; `gau`, `mega`,
-`synthesizer` and `tnn` have position terms of their own. On short ListOps the form moves full attention from 32 %
-(none) to 49 % (rotary); see the [lab
+take a bias. Others have no score for each pair, choose what to attend to by the content (`block_topk`, `mra`,
+`reformer`), or have position terms of their own (`gau`, `mega`, `synthesizer`, `tnn`). On short ListOps the form moves
+full attention from 32 % (none) to 49 % (rotary); see the [lab
 book](appendix/lab-book.md#2026-11-26-position-forms-on-listops-one-seed-announced-before-it-ran).
 
 - **time** is what the paper claims, with n the length.

@@ -297,7 +297,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
 
 def index_problems(index: str, names: set[str]) -> list[str]:
     """Return the pages that the index does not list exactly once."""
-    listed = Counter(re.findall(r"^\| \[[^]]+\]\(([\w./-]+)\)", index, re.MULTILINE))
+    listed = Counter(re.findall(r"^[|-] \[[^]]+\]\(([\w./-]+)\)", index, re.MULTILINE))
     return sorted(name for name in names | set(listed) if listed[name] != (name in names))
 
 
