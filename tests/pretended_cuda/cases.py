@@ -116,10 +116,10 @@ def steps(
         stop_requested=after_step,
         report=lambda *_: None,
     )
-    layers, optimizer = list(mixers(model)), build_optimizer(model, config)
+    phase = phases_of(config)[-1]  # of the task, without denoising, which waits for the device once a step
+    layers, optimizer, state = list(mixers(model)), build_optimizer(model, config), TrainState(step=phase.start)
     with contextlib.suppress(EnoughError), BatchesAhead(batches, device) as ahead:
-        (phase,) = phases_of(config)
-        train(model, model, layers, optimizer, ahead, config, phase, TrainState(), callbacks, device, SINGLE)
+        train(model, model, layers, optimizer, ahead, config, phase, state, callbacks, device, SINGLE)
     if pretended is not None:
         seen["on the CPU"] = [
             f"{path}.{name}"
