@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -36,6 +37,15 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     centre = (share + weight / 2) / (1 + weight)
     half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+ORACLE = "oracle"
+"""How the names of baselines begin that know something hidden: bounds, which no model is asked to beat."""
+
+
+def beatable(baselines: Mapping[str, float]) -> dict[str, float]:
+    """Return the baselines that a model can be asked to beat: all but the oracles."""
+    return {name: value for name, value in baselines.items() if not name.startswith(ORACLE)}
 
 
 def is_above(correct: int, total: int, baseline: float) -> bool:

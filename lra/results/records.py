@@ -31,7 +31,7 @@ from pydantic import Field, model_validator
 from lra.atomic_io import atomic_write, create_exclusive
 from lra.config.schema import NUMERICS_VERSION, RunConfig, Section
 from lra.errors import DamagedFileError, StoreError, refusals_as
-from lra.metrics import is_above
+from lra.metrics import beatable, is_above
 from lra.names import rename_fields
 from lra.reading import read_file, reading, visible
 from lra.results.arrays import ARRAYS_LIMIT, SEAL, pack_arrays, seal, unpack_arrays
@@ -161,7 +161,11 @@ class RunRecord(Section):
         if self.outcome is None:
             return {}
         test = self.outcome.test
-        return {name: value for name, value in self.baselines.items() if not is_above(test.correct, test.total, value)}
+        return {
+            name: value
+            for name, value in beatable(self.baselines).items()
+            if not is_above(test.correct, test.total, value)
+        }
 
     @model_validator(mode="after")
     def _check(self) -> Self:

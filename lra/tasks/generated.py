@@ -126,7 +126,8 @@ class GeneratedTask(Task[OptionsT]):
     def baselines(self, options: OptionsT, splits: Mapping[SplitName, Split]) -> dict[str, float]:  # noqa: ARG002
         """Return accuracies in % on the test split of answers that need no training, by name.
 
-        Chance, the most frequent label and a linear map of the bag of tokens are always there.
+        Chance, the most frequent label and a linear map of the bag of tokens are always there. A name that begins with
+        `oracle` says that the answer knows something hidden: a bound, which a trained model need not beat.
         """
         return {}
 

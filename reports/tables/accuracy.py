@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lra.config.yaml_loader import load_file
-from lra.metrics import is_above, wilson_interval
+from lra.metrics import beatable, is_above, wilson_interval
 from lra.results.bench_format import STATUS_WORDS
 from lra.results.records import RunRecord
 
@@ -55,7 +55,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     unmarked = [
         column
         for column in columns
-        if not _above_trivial(frame[frame["column"] == column], measured.get(column, {}).values())
+        if not _above_trivial(frame[frame["column"] == column], beatable(measured.get(column, {})).values())
     ]
     for name, members in (("A5", FIVE), ("A6", SIX)):
         chosen = [column for column in columns if tasks[column] in members]

@@ -1,7 +1,7 @@
 import pytest
 from scipy.stats import binomtest
 
-from lra.metrics import Score, wilson_interval
+from lra.metrics import Score, beatable, wilson_interval
 
 
 @pytest.mark.parametrize(("correct", "total"), [(0, 10), (10, 10), (3, 7), (740, 2000), (1, 1), (123_456, 200_000)])
@@ -18,3 +18,8 @@ def test_wilson_refuses_what_is_not_a_count(correct, total):
 
 def test_accuracy_is_a_share():
     assert Score(correct=3, total=4, loss=0.5).accuracy == 0.75
+
+
+def test_what_an_oracle_knows_need_not_be_beaten():
+    known = {"chance": 25.0, "fixed width": 63.0, "oracle": 92.2, "oracle of scales at 96": 75.5}
+    assert beatable(known) == {"chance": 25.0, "fixed width": 63.0}

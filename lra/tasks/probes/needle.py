@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, ClassVar
 
@@ -10,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from lra.tasks.base import TaskInfo, TaskOptions
+from lra.tasks.baselines import Features
 from lra.tasks.generated import Tokens
 from lra.tasks.probes.base import DistanceOptions, Probe
 
@@ -33,6 +35,10 @@ class Needle(Probe[NeedleOptions]):
         """Return values and marked values as vocabulary, and the values as classes."""
         size = FIRST_VALUE + 2 * options.vocabulary
         return replace(self.info, vocab_size=size, num_classes=options.vocabulary)
+
+    def baseline_features(self) -> Mapping[str, Features]:
+        """Return none: a bag of tokens holds the marked value, which is to be carried to the first token."""
+        return {}
 
     def certified_distance(self, options: NeedleOptions, length: int) -> int:
         """Return the nearest place of the marked value."""

@@ -100,7 +100,7 @@ class Segments(GeneratedTask[SegmentsOptions]):
     def baselines(self, options: SegmentsOptions, splits: Mapping[SplitName, Split]) -> dict[str, float]:
         """Return what counting classes around the marks gives.
 
-        `oracle` counts in the marked segments, weighted by what a token of each scale says. `width per scale` looks at
+        `oracle` counts in the marked segments, weighted by what a token of each scale says. `oracle of scales` takes
         the best neighbourhood for each scale, weighted alike. `fixed width` looks at one neighbourhood for all. Widths
         are chosen on the validation split.
         """
@@ -113,7 +113,7 @@ class Segments(GeneratedTask[SegmentsOptions]):
             found[f"oracle{suffix}"] = test.accuracy(test.inside)
             for name, widths in (
                 (
-                    "width per scale",
+                    "oracle of scales",
                     list(itertools.combinations_with_replacement(range(len(WIDTHS)), len(options.scales))),
                 ),
                 ("fixed width", [(width,) * len(options.scales) for width in range(len(WIDTHS))]),

@@ -221,3 +221,11 @@ def test_the_profile_has_all_probes():
 def test_what_does_not_fit_is_refused(name, values, message):
     with pytest.raises(ValueError, match=message):
         PROBES[name].options.model_validate(values)
+
+
+def test_needle_has_no_baseline_that_nobody_can_be_above(tmp_path):
+    task = PROBES["needle"]
+    data = task.build(
+        options_of(task, train=500, test=500), tmp_path / "needle", source=None, workers=None, progress=False
+    )
+    assert max(data.manifest.baselines.values()) < 20

@@ -32,7 +32,7 @@ def test_marks_stand_in_segments_of_the_label_one_of_each_scale(options):
 def test_baselines_lie_in_their_order_and_a_bag_of_tokens_is_near_chance(tmp_path, options):
     data = PROBES["segments"].build(options, tmp_path / "data", source=None, workers=None, progress=False)
     found = data.manifest.baselines
-    assert found["oracle"] > found["width per scale"] + 5 > found["fixed width"] + 8
+    assert found["oracle"] > found["oracle of scales"] + 5 > found["fixed width"] + 8
     assert found["fixed width"] > 50
     assert found["bag of tokens"] < 25 + 5 * 100 * np.sqrt(0.25 * 0.75 / 400)
 
