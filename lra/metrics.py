@@ -24,15 +24,16 @@ class Score:
         return self.correct / self.total
 
 
-def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """Return the 95 % score interval of E. B. Wilson (1927) for `correct` of `total`, as two shares.
+def wilson_interval(correct: int, total: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the score interval of E. B. Wilson (1927) for `correct` of `total`, as two shares.
 
     Raises:
         ValueError: `total` is not positive, or `correct` is outside 0..total.
     """
     if total < 1 or not 0 <= correct <= total:
         raise ValueError(f"{correct} of {total} is not a count")
-    z, share = NormalDist().inv_cdf(0.975), correct / total  # `scipy.stats` has it too, and takes a second to import
+    z = NormalDist().inv_cdf((1 + confidence) / 2)  # `scipy.stats` has the interval too, and takes a second to import
+    share = correct / total
     weight = z * z / total
     centre = (share + weight / 2) / (1 + weight)
     half = math.sqrt(weight * (share * (1 - share) + weight / 4)) / (1 + weight)
@@ -48,6 +49,6 @@ def beatable(baselines: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in baselines.items() if not name.startswith(ORACLE)}
 
 
-def is_above(correct: int, total: int, baseline: float) -> bool:
+def is_above(correct: int, total: int, baseline: float, *, confidence: float = 0.95) -> bool:
     """Say whether a score is above a baseline (in percent) by more than the noise of its test set."""
-    return wilson_interval(correct, total)[0] > baseline / 100
+    return wilson_interval(correct, total, confidence=confidence)[0] > baseline / 100

@@ -75,8 +75,11 @@ ON_CPU = {
         "depth-text-control",
         "listops-2k",
         "segments",
+        "segments-ablation",
+        "segments-longer",
+        "segments-depth",
     )
-}
+} | {"probes": "probes"}
 """Sections for any machine, in order of value, with their suites."""
 ON_GPU = {
     "gpu-tasks": str(SUITES / "gpu-tasks.yaml"),

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 
 import numpy as np
 import pandas as pd
 
 from lra.errors import UsageError
+from lra.metrics import beatable, is_above
 from lra.results.records import RunRecord
 
 from ..result_set import ResultSet
@@ -17,6 +18,10 @@ from .table import RowKey, Table, Term
 
 SOLVED = 90.0
 """Accuracy in % from which a probe counts as solved in the notes."""
+ERROR = 0.05
+"""Probability that any cell of the table is called learnt by chance, which the cells share."""
+KEPT = 5.0
+"""Points that a run may lose at a longer length and still carry over to it."""
 
 
 def accuracy_by_length(record: RunRecord, correct: np.ndarray) -> dict[int, float]:
@@ -38,7 +43,8 @@ def scores_by_length(results: ResultSet) -> pd.DataFrame:
     """Return one row for each run of a generated task and each of its lengths.
 
     The columns are those of the frame of the runs, with `length`, `trained` (the length of training), `head` (of the
-    column of a table), `accuracy` (at this length) and `chance`.
+    column of a table), `accuracy` (at this length), `examples` (of this length), `chance` and `baseline` (the best that
+    a model can be asked to beat), in percent.
     """
     rows = []
     for row in results.frame().to_dict("records"):
@@ -47,9 +53,19 @@ def scores_by_length(results: ResultSet) -> pd.DataFrame:
             continue
         correct = results.stores[record.run_id].arrays(record.run_id)["test_correct"]
         for length, score in accuracy_by_length(record, correct).items():
-            trained, chance = record.config.data["length"], record.baselines["chance"]
-            head = _head(row["column"], length, trained)
-            rows.append(row | {"length": length, "trained": trained, "head": head, "accuracy": score, "chance": chance})
+            trained = record.config.data["length"]
+            rows.append(
+                row
+                | {
+                    "length": length,
+                    "trained": trained,
+                    "head": _head(row["column"], length, trained),
+                    "accuracy": score,
+                    "examples": record.config.data["test"],
+                    "chance": record.baselines["chance"],
+                    "baseline": max(beatable(record.baselines).values()),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -77,7 +93,11 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
     frame = frame[frame["run_id"].isin(scores["run_id"])]
     notes: list[str] = [
         Term("Heads: probe and length of the test examples; x4: four times the length of training."),
-        *verdicts(means),
+        Term(
+            "Learnt: above each baseline that knows nothing hidden, with 5 % of error shared by all cells. Solved: "
+            f"{SOLVED:.0f} % or more. Carried over: learnt, and at most {KEPT:.0f} points below the trained length."
+        ),
+        *verdicts(scores),
         *parameter_notes(frame),
         *provenance_notes(frame),
     ]
@@ -94,13 +114,38 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
     )
 
 
-def verdicts(means: pd.DataFrame) -> list[str]:
-    """Say for each head which rows solve it: (rows, heads) of accuracies in %."""
-    found: Mapping[str, pd.Series] = {str(head): means[head] for head in means}
-    return [
-        f"{head}: {', '.join(column.index[column >= SOLVED]) or 'no variant'} at {SOLVED:.0f} % or more."
-        for head, column in found.items()
+def verdicts(scores: pd.DataFrame) -> list[str]:
+    """Say for each head of the table which variants learnt it, solved it, and carried it over from a shorter length.
+
+    Args:
+        scores: The frame of `scores_by_length`. The seeds of a variant count as one run with their mean accuracy.
+    """
+    cells = scores.groupby(["column", "length", "label"], as_index=False).agg(
+        {"head": "first", "trained": "first", "accuracy": "mean", "examples": "min", "baseline": "max"}
+    )
+    cells["learnt"] = [
+        is_above(round(accuracy / 100 * examples), examples, baseline, confidence=1 - ERROR / len(cells))
+        for accuracy, examples, baseline in zip(cells["accuracy"], cells["examples"], cells["baseline"], strict=True)
     ]
+    before = cells[cells["length"] == cells["trained"]].set_index(["column", "label"])["accuracy"]
+    lost = [
+        before.get((column, label), math.inf) for column, label in zip(cells["column"], cells["label"], strict=True)
+    ]
+    cells["kept"] = cells["learnt"] & (cells["length"] != cells["trained"]) & (lost - cells["accuracy"] <= KEPT)
+    found = []
+    for (_, _), group in cells.groupby(["column", "length"]):
+        solved = group["learnt"] & (group["accuracy"] >= SOLVED)
+        parts = [
+            f"{word} by {', '.join(group['label'][chosen])}"
+            for word, chosen in (
+                ("solved", solved),
+                ("learnt", group["learnt"] & ~solved),
+                ("carried over", group["kept"]),
+            )
+            if chosen.any()
+        ]
+        found.append(f"{group['head'].iloc[0]}: {'; '.join(parts) or 'learnt by no variant'}.")
+    return found
 
 
 def _head(column: str, length: int, trained: int) -> str:

@@ -57,6 +57,15 @@ def test_round_trip(tmp_path):
     assert store.find("0" * 64) is None
 
 
+def test_trained_means_above_what_a_model_can_be_asked_to_beat():
+    """Of 4 answers 3 are right, whose interval begins at 30 %."""
+    known = {"chance": 10.0, "oracle": 92.0, "oracle of scales": 80.0}
+    assert record(baselines=known, trained=True).unbeaten() == {}
+    assert record(baselines=known | {"fixed width": 63.0}, trained=False).unbeaten() == {"fixed width": 63.0}
+    with pytest.raises(ValueError, match="do not say"):
+        record(baselines=known, trained=False)
+
+
 def test_the_same_outcome_again_keeps_the_first_record(tmp_path):
     store = Store(tmp_path)
     first = store.publish(record(), ARRAYS)
