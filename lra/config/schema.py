@@ -54,12 +54,25 @@ ADDED_LATER: dict[str, Any] = {
     "train.state_space_lr": None,
     "data.image.gray_levels": "nearest",
     "data.image.source": "archive",
+    "data.image.side": 32,
+    "data.image_continuous.side": 32,
+    "data.retrieval.pairs": "given",
     "data.text.source": "archive",
     "data.pathfinder.touching": "refused",
     "data.pathfinder_continuous.touching": "refused",
     "data.pathfinder64.touching": "refused",
     "data.pathx.touching": "refused",
     "data.pathx256.touching": "refused",
+    **{
+        f"data.{task}.{option}": as_before
+        for task in ("pathfinder", "pathfinder_continuous", "pathfinder64", "pathx", "pathx256")
+        for option, as_before in {
+            "side": None,
+            "contour_length": None,
+            "distractors": None,
+            "balanced_discs": False,
+        }.items()
+    },
     "variant.adaptive_span.bias": "none",
     "variant.adaptive_span.span_rate": 10.0,
     "variant.bigbird.bias": "none",

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lra.atomic_io import scratch_folder
 from lra.data.dataset import PreparedData
@@ -17,7 +19,7 @@ from lra.data.places import REMOTES
 from lra.data.raw_files import missing
 from lra.data.split import SPLITS, Split, SplitName
 from lra.errors import DataError
-from lra.tasks import pickles
+from lra.tasks import passages, pickles
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.pairs import PairReader
 from lra.tasks.pairs_fetch import fetch_pairs, read_state
@@ -42,6 +44,20 @@ class RetrievalOptions(ReadOptions):
     layout, and `nystromformer` the pickles that its code makes; tables say so."""
     max_length: Annotated[int, Field(ge=1, le=1 << 16)] = 4_000
     """Bytes of each document that are kept, from its start."""
+    pairs: Literal["given", "passages"] = "given"
+    """`passages` cuts pairs of this length out of the papers of the substitute: do they share half of their text? See
+    `lra.tasks.passages`."""
+
+    @model_validator(mode="after")
+    def _passages_of_the_substitute(self) -> Self:
+        if self.pairs == "passages" and self.source != "substitute":
+            raise ValueError(f"pairs passages are cut out of the papers of source substitute, not of {self.source}")
+        return self
+
+    @property
+    def passage_counts(self) -> dict[SplitName, int]:
+        """Pairs of passages of each split."""
+        return {name: self.limits[name] or passages.COUNTS[name] for name in SPLITS}
 
 
 class Retrieval(Task[RetrievalOptions]):
@@ -56,20 +72,31 @@ class Retrieval(Task[RetrievalOptions]):
         """Say whose pairs they are, how long documents are, and whether splits are samples."""
         if options.source == pickles.SOURCE:
             return f"AAN, {pickles.NAME}, first {options.max_length:,} bytes at most"
+        if options.pairs == "passages":
+            counts = _listed(options.passage_counts)
+            return (
+                f"passages of {options.max_length:,} bytes of AAN substitute papers that share a half or not, {counts}"
+            )
         origin = "AAN" if options.source == "official" else "AAN substitute"
         return ", ".join([origin, f"first {options.max_length:,} bytes", *options.sample_phrase()])
+
+    def info_for(self, options: RetrievalOptions) -> TaskInfo:
+        """Return the facts; of passages, nothing may be cut off, since their label is about all of them."""
+        return self.info if options.pairs == "given" else replace(self.info, crops=False)
 
     def max_length(self, options: RetrievalOptions) -> int:
         """Return the bytes that are kept of a document."""
         return options.max_length
 
     def short_name(self, options: RetrievalOptions) -> str:
-        """Return the length, preceded by the source for other pairs than the benchmark's."""
+        """Return the length, preceded by what is not the benchmark's."""
+        if options.pairs == "passages":
+            return f"passages-{options.max_length}"
         return str(options.max_length) if options.source == "official" else f"{options.source}-{options.max_length}"
 
-    def small(self, options: RetrievalOptions, train: int) -> dict[str, int]:  # noqa: ARG002 - other pairs, same shares
+    def small(self, options: RetrievalOptions, train: int) -> dict[str, int]:
         """Sample every split; a substitute, whose size nothing says beforehand, in the benchmark's proportions."""
-        return sample_limits(OFFICIAL_COUNTS, train)
+        return sample_limits(OFFICIAL_COUNTS if options.pairs == "given" else options.passage_counts, train)
 
     def source_key(self, options: RetrievalOptions) -> str:
         """Return the task's name for the released pairs; a substitute is never taken for them."""
@@ -117,7 +144,8 @@ class Retrieval(Task[RetrievalOptions]):
         if fetched is not None:
             fetched.check(source, options.max_length)
         with scratch_folder(target) as scratch:
-            reader = PairReader(max_length=options.max_length, scratch=scratch, progress=progress)
+            kept = options.max_length if options.pairs == "given" else KEPT_BYTES
+            reader = PairReader(max_length=kept, scratch=scratch, progress=progress)
             splits = reader.read(source, OFFICIAL_STEM if official else None)
             counts = {name: len(splits[name]) for name in SPLITS}
             if official and counts != OFFICIAL_COUNTS:
@@ -125,14 +153,28 @@ class Retrieval(Task[RetrievalOptions]):
                     f"{source}: {_listed(counts)} pairs, but the benchmark has {_listed(OFFICIAL_COUNTS)}; "
                     "--set source=substitute takes other pairs"
                 )
+            dataset = None if official else f"{self.dataset_name(options)}, of {_listed(counts)} pairs"
+            if options.pairs == "passages":
+                papers = sorted({text for split in splits.values() for text in _documents(split)})
+                made = passages.passage_splits(papers, options.max_length, options.seed, options.passage_counts)
+                dataset = f"{self.dataset_name(options)} pairs"
+            else:
+                made = {name: _sampled(splits[name], options, name) for name in SPLITS}
             return self.write(
                 options,
                 target,
-                {name: _sampled(splits[name], options, name) for name in SPLITS},
+                made,
                 generated_by=f"pair reader {VERSION}, {source.name}",
                 sources=reader.digests if fetched is None else fetched.digests,
-                dataset=None if official else f"{self.dataset_name(options)}, of {_listed(counts)} pairs",
+                dataset=dataset,
             )
+
+    def show(self, data: PreparedData, split: SplitName, index: int) -> str:
+        """Describe one example; of passages, what their label says."""
+        text = super().show(data, split, index)
+        if data.manifest.options.get("pairs") != "passages":
+            return text
+        return text.replace("(no citation)", "(of two papers)", 1).replace("(one cites the other)", "(half shared)", 1)
 
     def describe_example(self, examples: Split, index: int) -> str:
         """Return both documents as text; bytes that are not UTF-8 appear as escapes."""
@@ -142,6 +184,11 @@ class Retrieval(Task[RetrievalOptions]):
             text = examples.tokens_of(index, document).tobytes()
             lines += [f"document {document + 1}, {len(text)} bytes:", printable(text)]
         return "\n".join(lines)
+
+
+def _documents(split: Split) -> Iterator[bytes]:
+    for index in range(len(split)):
+        yield from (split.tokens_of(index, document).tobytes() for document in range(split.documents))
 
 
 def _sampled(split: Split, options: RetrievalOptions, name: SplitName) -> Split:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
@@ -19,7 +21,7 @@ from lra.errors import DataError
 from lra.tasks import pickles
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.baselines import Features, pixels, token_counts
-from lra.tasks.image.reader import SIDE, VERSION, Bytes, GrayLevels, read_images
+from lra.tasks.image.reader import SIDE, VERSION, Bytes, GrayLevels, halve, read_images
 from lra.tasks.image_preview import shade
 from lra.tasks.splits import (
     Count,
@@ -42,6 +44,8 @@ class PixelOptions(ReadOptions):
     train_images: Count = TRAIN_IMAGES
     """Images that the archive must hold for training, held-out ones included."""
     test_images: Count = TEST_IMAGES
+    side: Literal[32, 16] = 32
+    """Rows and columns of an image; 16 takes the mean of each 2 x 2 pixels, see `halve`."""
 
 
 class ImageOptions(PixelOptions):
@@ -59,16 +63,24 @@ class ImageOptions(PixelOptions):
 OptionsT = TypeVar("OptionsT", bound=PixelOptions)
 
 
+def _size(options: PixelOptions) -> list[str]:
+    return [] if options.side == SIDE else [f"{options.side} x {options.side} pixels"]
+
+
 class _Pixels(Task[OptionsT]):
     """What the token and the real-valued task share: the same arrays, read by the model in two ways."""
 
-    def augmentation(self, options: OptionsT) -> Change | None:  # noqa: ARG002
-        """Swap left and right."""
-        return flips((SIDE, SIDE), axes=(1,))
+    def info_for(self, options: OptionsT) -> TaskInfo:
+        """Return the facts with the size of the images."""
+        return replace(self.info, grid=(options.side, options.side))
 
-    def max_length(self, options: OptionsT) -> int:  # noqa: ARG002 - every dataset variant has one size
+    def augmentation(self, options: OptionsT) -> Change | None:
+        """Swap left and right."""
+        return flips((options.side, options.side), axes=(1,))
+
+    def max_length(self, options: OptionsT) -> int:
         """Return the number of pixels."""
-        return SIDE * SIDE
+        return options.side**2
 
     def small(self, options: OptionsT, train: int) -> dict[str, int]:
         """Sample every split."""
@@ -90,9 +102,10 @@ class _Pixels(Task[OptionsT]):
 
     def describe_example(self, examples: Split, index: int) -> str:
         """Draw the image with characters."""
-        label = int(examples.labels[index])
-        head = f"{SIDE} x {SIDE} pixels, label {label} ({CLASSES[label]})"
-        return f"{head}\n{shade(examples.tokens_of(index).reshape(SIDE, SIDE))}"
+        label, tokens = int(examples.labels[index]), examples.tokens_of(index)
+        side = math.isqrt(len(tokens))
+        head = f"{side} x {side} pixels, label {label} ({CLASSES[label]})"
+        return f"{head}\n{shade(tokens.reshape(side, side))}"
 
     def _prepare(
         self, options: OptionsT, target: Path, source: Path | None, levels: GrayLevels, *, offset: int, progress: bool
@@ -117,9 +130,10 @@ class _Pixels(Task[OptionsT]):
         splits: dict[SplitName, Split] = {}
         for name, (images, labels) in everything.items():
             kept = sample(len(labels), options.limits[name], options.seed, name)
+            pixels_kept = images[kept] if options.side == SIDE else halve(images[kept])
             splits[name] = Split(
-                tokens=images[kept].reshape(-1),
-                offsets=np.arange(len(kept) + 1, dtype=np.int64) * SIDE * SIDE,
+                tokens=pixels_kept.reshape(-1),
+                offsets=np.arange(len(kept) + 1, dtype=np.int64) * options.side**2,
                 labels=labels[kept],
                 token_offset=offset,
             )
@@ -154,7 +168,7 @@ class Image(_Pixels[ImageOptions]):
             return f"gray CIFAR-10, {pickles.NAME}" + (", black as padding" if options.legacy_zero_mask else "")
         levels = ["levels of the original code"] if options.gray_levels == "tensorflow" else []
         black = ["black as padding"] if options.legacy_zero_mask else []
-        return ", ".join(["gray CIFAR-10", *levels, *black, *options.sample_phrase()])
+        return ", ".join(["gray CIFAR-10", *_size(options), *levels, *black, *options.sample_phrase()])
 
     def short_name(self, options: ImageOptions) -> str:
         """Return `legacy` where black is padding."""
@@ -205,7 +219,7 @@ class ImageContinuous(_Pixels[PixelOptions]):
 
     def dataset_name(self, options: PixelOptions) -> str:
         """Say that values are real, and whether splits are samples."""
-        return ", ".join(["gray CIFAR-10, normalised values", *options.sample_phrase()])
+        return ", ".join(["gray CIFAR-10", *_size(options), "normalised values", *options.sample_phrase()])
 
     def short_name(self, options: PixelOptions) -> str:  # noqa: ARG002 - there is one dataset variant
         """Return `values`."""

@@ -8,6 +8,7 @@ the tables.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,6 +22,8 @@ DRAWS = 3
 """Draws of a next segment before a curve is given up (`max_paddle_retrial` 2, plus the first)."""
 SEED_STOCK = 4096
 """Pairs of seeds that are drawn together; more than a batch has rows."""
+POOL = 500
+"""Pairs of targets that are grown together where partners are looked for among them."""
 FREE = 76
 """0.3 of 255: a pixel occupied by no more than this is available to a seed."""
 
@@ -129,6 +132,37 @@ def grow_pairs(recipe: Recipe, tables: Tables, count: int, rng: np.random.Genera
         missing -= int(apart.sum())
     origins, directions = (np.concatenate(part)[:count] for part in zip(*kept, strict=True))
     return origins, directions
+
+
+def grow_balanced_pairs(
+    recipe: Recipe, tables: Tables, count: int, rng: np.random.Generator
+) -> tuple[Ints, Ints, Ints]:
+    """Grow pairs of target curves with labels, so that where the second disc lies from the first says nothing.
+
+    The first disc is at the start of the first curve; the second at the end of the same curve (label 1) or of the other
+    (label 0). Each pair is kept together with one of the other label whose discs lie equally far apart, in the same
+    direction; what finds no such partner is left out.
+
+    Returns:
+        Origins and directions as `grow_pairs` does, and labels (count,).
+    """
+    alone: dict[tuple[int, int], list[tuple[Ints, Ints, int]]] = defaultdict(list)  # by displacement and label
+    kept: list[tuple[Ints, Ints, int]] = []
+    while len(kept) < count:
+        origins, directions = grow_pairs(recipe, tables, POOL, rng)
+        labels = rng.integers(2, size=POOL)
+        ends = origins[np.arange(POOL), 1 - labels, -1]  # (POOL,), on the first curve for label 1
+        displacements = ends - origins[:, 0, 0]  # starts are near the centre, so each number stands for one place
+        for pair, away in zip(
+            zip(origins, directions, labels.tolist(), strict=True), displacements.tolist(), strict=True
+        ):
+            label = pair[2]
+            if partners := alone[away, 1 - label]:
+                kept += [partners.pop(), pair]
+            else:
+                alone[away, label].append(pair)
+    kept_origins, kept_directions, kept_labels = zip(*kept[:count], strict=True)
+    return np.stack(kept_origins), np.stack(kept_directions), np.array(kept_labels)
 
 
 def _finished_pairs(recipe: Recipe, tables: Tables, rng: np.random.Generator) -> Iterator[tuple[Ints, Ints]]:

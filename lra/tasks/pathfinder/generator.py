@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from lra.seeding import numpy_generator
-from lra.tasks.pathfinder.curves import Field, Flags, grow_pairs, images_at_once
+from lra.tasks.pathfinder.curves import Field, Flags, grow_balanced_pairs, grow_pairs, images_at_once
 from lra.tasks.pathfinder.distractors import add_distractors
 from lra.tasks.pathfinder.lookup_tables import Ints, Recipe, Tables, make_tables
 from lra.tasks.pathfinder.rendering import Canvas
@@ -31,19 +31,39 @@ CHUNK = 250
 
 Difficulty = Literal["easy", "medium", "hard"]
 CONTOUR_LENGTHS: dict[Difficulty, int] = {"easy": 6, "medium": 9, "hard": 14}
+SMALL_SIZES = (16, 24)
+"""Not in the benchmark: the parameters of 32 pixels, with places and numbers scaled to the image."""
 SIZES = (32, 64, 128, 256)
 
 
-def make_recipe(size: int, difficulty: Difficulty, *, keep_apart: bool = True) -> Recipe:
-    """Return the parameters of a dataset variant; `size` is one of `SIZES`."""
-    contour = CONTOUR_LENGTHS[difficulty]
-    distractor = contour // 3
-    if size == 32:
+def make_recipe(
+    size: int,
+    difficulty: Difficulty,
+    *,
+    keep_apart: bool = True,
+    contour_length: int | None = None,
+    distractors: int | None = None,
+    balanced_discs: bool = False,
+) -> Recipe:
+    """Return the parameters of a dataset variant.
+
+    Args:
+        size: One of `SIZES` or `SMALL_SIZES`.
+        difficulty: Decides how many segments a curve has.
+        keep_apart: See `Recipe.keep_apart`.
+        contour_length: Segments of a curve in place of those of the difficulty.
+        distractors: Distractors that are tried, in place of as many as the benchmark has.
+        balanced_discs: See `Recipe.balanced_discs`.
+    """
+    contour = contour_length or CONTOUR_LENGTHS[difficulty]
+    distractor = max(1, contour // 3)
+    if size <= 32:
         return Recipe(
-            size=32, contour_length=contour, segment_length=2, thickness=0.5, margins=(1,), continuity=1.0,
-            seed_distance=7, padding=1, marker_radius=1.5, distractor_length=distractor,
-            num_distractors=20 // distractor, target_contrast=1.5, distractor_contrast=2.0,
-            keep_apart=keep_apart,
+            size=size, contour_length=contour, segment_length=2, thickness=0.5, margins=(1,), continuity=1.0,
+            seed_distance=7 * size // 32, padding=1, marker_radius=1.5, distractor_length=distractor,
+            num_distractors=20 * size**2 // 32**2 // distractor if distractors is None else distractors,
+            target_contrast=1.5, distractor_contrast=2.0, keep_apart=keep_apart,
+            balanced_discs=balanced_discs,
         )  # fmt: skip
     thickness, margins, distance, padding, radius, segments, contrast = {
         64: (1.0, (1,), 12, 1, 2.5, 22, 0.8),
@@ -53,8 +73,9 @@ def make_recipe(size: int, difficulty: Difficulty, *, keep_apart: bool = True) -
     return Recipe(
         size=size, contour_length=contour, segment_length=5, thickness=thickness, margins=margins, continuity=1.8,
         seed_distance=distance, padding=padding, marker_radius=radius, distractor_length=distractor,
-        num_distractors=segments * 3 // contour, target_contrast=contrast, distractor_contrast=contrast,
-        keep_apart=keep_apart,
+        num_distractors=segments * 3 // contour if distractors is None else distractors,
+        target_contrast=contrast, distractor_contrast=contrast, keep_apart=keep_apart,
+        balanced_discs=balanced_discs,
     )  # fmt: skip
 
 
@@ -102,7 +123,11 @@ def generate_scenes(recipe: Recipe, count: int, rng: np.random.Generator) -> tup
     for index, margin in enumerate(recipe.margins):
         rows = np.flatnonzero(margins == index)  # images of this margin; each margin has tables of its own
         tables = make_tables(recipe, margin)
-        origins, directions = grow_pairs(recipe, tables, len(rows), rng)
+        if recipe.balanced_discs:
+            origins, directions, scenes.labels[rows] = grow_balanced_pairs(recipe, tables, len(rows), rng)
+            scenes.marked[rows] = np.stack([np.zeros(len(rows)), 1 - scenes.labels[rows]], axis=1)
+        else:
+            origins, directions = grow_pairs(recipe, tables, len(rows), rng)
         for first in range(0, len(rows), images_at_once(tables)):
             part = slice(first, first + images_at_once(tables))
             _complete(recipe, tables, origins[part], directions[part], rows[part], images, scenes, rng)

@@ -56,6 +56,8 @@ class Recipe:
     distractor_contrast: float
     keep_apart: bool = True
     """Whether pairs of targets that touch are given up, see `curves.grow_pairs`."""
+    balanced_discs: bool = False
+    """Whether pairs of targets are chosen so that the discs tell nothing, see `curves.grow_balanced_pairs`."""
 
 
 @dataclass(frozen=True)

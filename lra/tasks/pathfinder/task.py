@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lra.data.augment import Change, flips
 from lra.data.dataset import PreparedData, open_prepared
@@ -31,6 +33,8 @@ from lra.terminal import echo
 OFFICIAL_COUNT = 200_000
 LEVEL_MEAN, LEVEL_STD = 0.080, 0.200
 """Of value / 255 over the hard images of 32 x 32 pixels."""
+GENERATOR_OPTIONS = ("side", "contour_length", "distractors", "balanced_discs")
+"""What sets generated images apart from the benchmark's."""
 BALANCE_SAMPLE = 10_000
 """So many images must have either label within 1 % of one half."""
 
@@ -49,6 +53,22 @@ class ImageSetOptions(TaskOptions):
 
     touching: Literal["refused", "kept"] = "refused"
     """Pairs of curves that touch or cross are generated anew, or kept as in the original generator."""
+    side: Literal[16, 24, 32] | None = None
+    """Rows and columns of a generated image; None: those of the task."""
+    contour_length: Annotated[int, Field(ge=2, le=14)] | None = None
+    """Segments of a generated curve; None: those of the difficulty."""
+    distractors: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Short curves that a generated image has room for at most; None: as many as the benchmark has."""
+    balanced_discs: bool = False
+    """Whether each generated image has one of the other label whose discs lie as far apart in the same direction, so
+    that the places of the discs say little about the label."""
+
+    @model_validator(mode="after")
+    def _only_generated(self) -> Self:
+        changed = [name for name in GENERATOR_OPTIONS if getattr(self, name) != type(self).model_fields[name].default]
+        if changed and self.source != "generated":
+            raise ValueError(f"source {self.source} does not take {', '.join(changed)}, which are for generated images")
+        return self
 
     @property
     def counts(self) -> dict[SplitName, int]:
@@ -85,19 +105,33 @@ class _Family(Task[OptionsT]):
         """Say where the images come from, how hard they are, and all that sets them apart from the benchmark's."""
         origin = {"generated": "generated", "official": "official files", pickles.SOURCE: pickles.NAME}
         parts = [origin[options.source], options.difficulty]
+        units = {"side": "pixels a side", "contour_length": "segments a curve", "distractors": "distractors at most"}
+        parts += [
+            f"{getattr(options, name)} {unit}" for name, unit in units.items() if getattr(options, name) is not None
+        ]
+        if options.balanced_discs:
+            parts.append("discs balanced")
         if options.touching == "kept":
             parts.append("touching curves kept")
         if options.count != OFFICIAL_COUNT:
             parts.append(f"{' / '.join(map(str, options.counts.values()))} examples")
         return ", ".join(parts)
 
-    def augmentation(self, options: OptionsT) -> Change | None:  # noqa: ARG002
-        """Turn upside down, and swap left and right."""
-        return flips((self.size, self.size), axes=(0, 1))
+    def side(self, options: OptionsT) -> int:
+        """Return the rows and columns of an image."""
+        return options.side or self.size
 
-    def max_length(self, options: OptionsT) -> int:  # noqa: ARG002 - every dataset variant has one size
+    def info_for(self, options: OptionsT) -> TaskInfo:
+        """Return the facts with the size of the images."""
+        return replace(self.info, grid=(self.side(options),) * 2)
+
+    def augmentation(self, options: OptionsT) -> Change | None:
+        """Turn upside down, and swap left and right."""
+        return flips((self.side(options),) * 2, axes=(0, 1))
+
+    def max_length(self, options: OptionsT) -> int:
         """Return the number of pixels."""
-        return self.size**2
+        return self.side(options) ** 2
 
     def small(self, options: OptionsT, train: int) -> dict[str, int]:
         """Generate fewer; the released folders are read whole."""
@@ -139,7 +173,14 @@ class _Family(Task[OptionsT]):
                 images, labels, sources, generated_by, dataset = self._read(options, work, source, progress=progress)
             else:
                 keep_apart = options.touching == "refused"
-                recipe = generator.make_recipe(self.size, options.difficulty, keep_apart=keep_apart)
+                recipe = generator.make_recipe(
+                    self.side(options),
+                    options.difficulty,
+                    keep_apart=keep_apart,
+                    contour_length=options.contour_length,
+                    distractors=options.distractors,
+                    balanced_discs=options.balanced_discs,
+                )
                 images, labels = generate_images(
                     recipe, options.count, options.seed, work, workers=workers, progress=progress
                 )
@@ -154,14 +195,17 @@ class _Family(Task[OptionsT]):
         return {"discs only": self._discs}
 
     def _discs(self, split: Split, rows: Ints) -> Floats:
-        images = split.tokens.reshape(-1, self.size, self.size)[rows]
-        return place_features(find_discs(images, generator.make_recipe(self.size, "hard").marker_radius))
+        images = split.tokens.reshape(len(split.labels), -1)[rows]
+        side = math.isqrt(images.shape[1])
+        radius = generator.make_recipe(side, "hard").marker_radius
+        return place_features(find_discs(images.reshape(-1, side, side), radius))
 
     def describe_example(self, examples: Split, index: int) -> str:
         """Draw the image with characters."""
-        label = int(examples.labels[index])
-        head = f"{self.size} x {self.size} pixels, label {label} ({_MEANING[label]})"
-        return f"{head}\n{shade(examples.tokens_of(index).reshape(self.size, self.size))}"
+        label, tokens = int(examples.labels[index]), examples.tokens_of(index)
+        side = math.isqrt(len(tokens))
+        head = f"{side} x {side} pixels, label {label} ({_MEANING[label]})"
+        return f"{head}\n{shade(tokens.reshape(side, side))}"
 
     def _read(
         self, options: OptionsT, work: Path, source: Path | None, *, progress: bool
@@ -205,7 +249,7 @@ class _Family(Task[OptionsT]):
         for name, count in split_counts(len(labels)).items():
             splits[name] = Split(
                 tokens=images[start : start + count].reshape(-1),
-                offsets=np.arange(count + 1, dtype=np.int64) * self.size**2,
+                offsets=np.arange(count + 1, dtype=np.int64) * images[0].size,
                 labels=labels[start : start + count],
                 token_offset=offset,
             )

@@ -1,10 +1,13 @@
 """The Retrieval task on tiny files of pairs, and pairs on their way through batches and the model."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
@@ -163,6 +166,95 @@ def test_show_has_both_documents(tmp_path):
     ]
     with pytest.raises(UsageError):
         TASK.show(data, "test", -1)
+
+
+def subfolder(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    return folder
+
+
+def papers(count=30, size=400):
+    """Texts of a few letters, so that counts of bytes are alike, in rows of pairs."""
+    rng = np.random.default_rng(0)
+    texts = [bytes(rng.integers(97, 105, size=size + n).astype(np.uint8)) for n in range(count)]
+    return texts, files(**{name: b"".join(row(b"1.0", a, b) for a, b in pairwise(texts)) for name in SUFFIXES})
+
+
+def grams(text, n=7):
+    return {text[start : start + n] for start in range(len(text) - n + 1)}
+
+
+def test_passages_share_a_half_or_come_from_papers_that_look_alike(tmp_path):
+    texts, members = papers()
+    counts = {"max_train": 60, "max_validation": 20, "max_test": 20}
+    data = prepare(tmp_path, members, pairs="passages", max_length=40, **counts)
+    assert data.manifest.dataset == (
+        "passages of 40 bytes of AAN substitute papers that share a half or not, 60 / 20 / 20 pairs"
+    )
+    homes = {}
+    for name in SPLITS:
+        split = data.split(name)
+        assert len(split) == counts[f"max_{name}"]
+        assert 0.2 < split.labels.mean() < 0.8
+        firsts = set()
+        for index, label in enumerate(split.labels):
+            pair = [split.tokens_of(index, document).tobytes() for document in range(2)]
+            assert [len(passage) for passage in pair] == [40, 40]
+            places = [next(n for n, text in enumerate(texts) if passage in text) for passage in pair]
+            homes.setdefault(name, set()).update(places)
+            if label:
+                assert places[0] == places[1]
+                firsts.add(pair[0][20:] == pair[1][:20])
+                assert pair[0][20:] == pair[1][:20] or pair[1][20:] == pair[0][:20]
+                assert len(grams(pair[0]) & grams(pair[1])) >= 14
+            else:
+                assert places[0] != places[1]
+                assert len(grams(pair[0]) & grams(pair[1])) <= 1
+        assert firsts == {True, False}  # either may come first
+    assert (
+        not homes["train"] & homes["validation"] | homes["train"] & homes["test"] | homes["validation"] & homes["test"]
+    )
+    label = int(data.split("test").labels[0])
+    assert TASK.show(data, "test", 0).startswith(
+        f"test example 0: label {label} ({('of two papers', 'half shared')[label]})"
+    )
+
+
+def test_the_other_paper_is_the_most_alike_of_those_drawn(tmp_path, monkeypatch):
+    """With one candidate alone, counts of bytes would tell the labels apart better."""
+    _, members = papers(count=60)
+
+    def mean_difference(folder):
+        split = prepare(folder, members, pairs="passages", max_length=40, max_train=200).split("train")
+        histograms = [
+            [np.bincount(split.tokens_of(n, d), minlength=256) for d in range(2)]
+            for n in np.flatnonzero(split.labels == 0)
+        ]
+        return np.mean([np.abs(first - second).sum() for first, second in histograms])
+
+    nearest = mean_difference(subfolder(tmp_path, "nearest"))
+    monkeypatch.setattr("lra.tasks.passages.CANDIDATES", 1)
+    assert nearest < 0.8 * mean_difference(subfolder(tmp_path, "any"))
+
+
+def test_passages_do_not_depend_on_the_order_of_the_rows_and_are_cut_by_the_seed(tmp_path):
+    _, members = papers()
+    options = {"pairs": "passages", "max_length": 40, "max_train": 8, "max_validation": 2, "max_test": 2}
+    digest = prepare(subfolder(tmp_path, "a"), members, **options).digest
+    turned = [(name, b"\n".join(reversed(content.splitlines())) + b"\n") for name, content in members]
+    assert prepare(subfolder(tmp_path, "b"), turned, **options).digest == digest
+    assert prepare(subfolder(tmp_path, "c"), members, **options, seed=1).digest != digest
+
+
+def test_passages_need_long_papers_of_the_substitute_and_are_not_cut(tmp_path):
+    assert "too few for passages of 40 bytes" in refused(tmp_path, files(), pairs="passages", max_length=40)
+    with pytest.raises(ValidationError, match="source substitute, not of official"):
+        TASK.options(pairs="passages")
+    default = TASK.options()
+    assert TASK.folder_name(default) == "retrieval-4000-5be837063e"
+    assert TASK.info_for(default).crops
+    assert not TASK.info_for(TASK.options(source="substitute", pairs="passages")).crops
 
 
 @settings(deadline=None, max_examples=60)

@@ -15,7 +15,7 @@ from lra.config.resolve import resolve
 from lra.data.batching import collate
 from lra.data.split import SPLITS
 from lra.errors import DataError, UsageError
-from lra.models.transformer import build_model
+from lra.models.transformer import build_model, layer_dims
 from lra.tasks import get_task
 from lra.tasks.image import task as task_module
 from lra.tasks.image.pickle_reader import read_pickle
@@ -307,3 +307,35 @@ def test_an_archive_that_changes_while_it_is_read_gives_no_data(tmp_path, monkey
 
     monkeypatch.setattr(task_module, "read_images", read_and_change)
     assert refused(tmp_path, cifar_members()).endswith("cifar: changed while it was read; prepare the data again")
+
+
+# 16 x 16
+
+
+def test_half_the_size_is_the_rounded_mean_of_two_by_two_levels(tmp_path):
+    whole, half = (prepare(tmp_path, cifar_members("py"), side=side) for side in (32, 16))
+    for name in SPLITS:
+        levels = whole.split(name).tokens.reshape(-1, 32, 32).astype(np.float64)
+        means = sum(levels[:, y::2, x::2] for y in (0, 1) for x in (0, 1)) / 4
+        expected = np.floor(means + 0.5).astype(np.uint8).reshape(len(levels), 256)
+        np.testing.assert_array_equal(half.split(name).tokens.reshape(-1, 256), expected)
+        assert (expected != np.floor(means).reshape(len(levels), 256)).any()  # cutting instead of rounding would show
+        assert (expected != np.round(means).reshape(len(levels), 256)).any()  # and halves to even
+        np.testing.assert_array_equal(half.split(name).labels, whole.split(name).labels)
+    assert half.manifest.dataset == "gray CIFAR-10, 16 x 16 pixels"
+    assert TASK.show(half, "test", 0).startswith("test example 0: 16 x 16 pixels")
+
+
+@pytest.mark.parametrize("task", [TASK, CONTINUOUS])
+def test_the_size_of_before_keeps_its_folder_and_half_the_size_has_its_own_grid(task):
+    default, half = task.options(), task.options(side=16)
+    known = {"image": "image-levels-d038f648a7", "image_continuous": "image_continuous-values-9914e079cf"}
+    assert task.folder_name(default) == known[task.info.name]
+    assert task.folder_name(half) != task.folder_name(default)
+    assert (task.info_for(half).grid, task.max_length(half)) == ((16, 16), 256)
+    assert "16 x 16 pixels" in task.dataset_name(half)
+    config = resolve(
+        task=task.info.name, variant="full", profile=load_profile("quick"), seed=0, track="open",
+        overrides={"data.side": 16},
+    )  # fmt: skip
+    assert layer_dims(config, 0).grid == (16, 16)

@@ -1,5 +1,7 @@
 """The generator of Pathfinder images: geometry, what is drawn, and the densities of the released sets."""
 
+import collections
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -15,6 +17,7 @@ from lra.tasks.pathfinder.generator import (
     CHUNK,
     CONTOUR_LENGTHS,
     SIZES,
+    SMALL_SIZES,
     generate_chunk,
     generate_scenes,
     make_recipe,
@@ -232,3 +235,50 @@ def test_chunks_depend_on_seed_and_number_only():
     assert (labels == same).all()
     for seed, number in ((4, 5), (3, 6)):
         assert (generate_chunk(recipe, seed, number)[0] != images).any(axis=(1, 2)).all()
+
+
+# images that are not the benchmark's
+
+
+def test_small_images_are_those_of_this_version_of_the_generator():
+    recipe = make_recipe(16, "easy", contour_length=3, distractors=2, balanced_discs=True)
+    images, scenes = generate_scenes(recipe, 20, numpy_generator(0, "golden", 16))
+    assert images.shape == (20, 16, 16)
+    assert scenes.targets.shape == (20, 2, 3, 2)
+    assert scenes.distractors.shape == (20, 2, 1, 2)
+    digest = hashlib.sha256(images.tobytes() + scenes.labels.astype(np.uint8).tobytes()).hexdigest()
+    assert digest[:16] == "472671bba5274a61"
+
+
+@pytest.mark.parametrize("size", SMALL_SIZES)
+def test_parameters_of_small_images_are_those_of_32_pixels_scaled_to_the_image(size):
+    small, whole = make_recipe(size, "easy"), make_recipe(32, "easy")
+    scaled = {"size", "seed_distance", "num_distractors"}
+    kept = {field.name for field in dataclasses.fields(small)} - scaled
+    assert all(getattr(small, name) == getattr(whole, name) for name in kept)
+    assert small.seed_distance == int(7 * size / 32)
+    assert small.num_distractors == int(20 * (size / 32) ** 2) // 2
+
+
+def balance_of(scenes):
+    """How often each displacement from the first disc to the second occurs with label 1, less with label 0."""
+    row = np.arange(len(scenes.labels))
+    start, end = scenes.marked.T
+    away = scenes.targets[row, end, -1] - scenes.targets[row, start, 0]
+    counts = collections.Counter()
+    for displacement, label in zip(map(tuple, away.tolist()), scenes.labels.tolist(), strict=True):
+        counts[displacement] += 2 * label - 1
+    return sum(map(abs, counts.values())), len(row)
+
+
+def test_balanced_discs_lie_alike_under_either_label():
+    recipe = make_recipe(16, "easy", contour_length=4, balanced_discs=True)
+    images, scenes = generate_scenes(recipe, 300, numpy_generator(0, "balanced"))
+    off, total = balance_of(scenes)
+    assert off == 0
+    assert (scenes.labels == 1).mean() == 0.5
+    assert np.array_equal(scenes.marked, np.stack([np.zeros(total), 1 - scenes.labels], axis=1))
+    assert len({image.tobytes() for image in images}) == total  # partners are different images
+    # what is not balanced is seen to be so
+    off, total = balance_of(generate_scenes(make_recipe(16, "easy", contour_length=4), 300, numpy_generator(0, "b"))[1])
+    assert off > 0.3 * total

@@ -13,7 +13,7 @@ from lra.data.batching import collate
 from lra.data.dataset import open_prepared
 from lra.data.split import SPLITS
 from lra.errors import DataError, UsageError
-from lra.models.transformer import build_model
+from lra.models.transformer import build_model, layer_dims
 from lra.tasks import get_task
 from lra.tasks.image_preview import contact_sheet, shade
 from lra.tasks.pathfinder.task import PathfinderOptions
@@ -199,3 +199,52 @@ def test_a_contact_sheet_of_text_is_refused(tmp_path):
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 2
     assert "--out draws images, and listops has none" in result.output
+
+
+# images that are not the benchmark's
+
+
+def test_a_small_variant_says_what_it_is_and_reaches_the_model_as_a_grid_of_its_size(tmp_path):
+    data = prepare(tmp_path, difficulty="easy", side=16, contour_length=3, distractors=1, balanced_discs=True, count=50)
+    assert data.manifest.dataset == (
+        "generated, easy, 16 pixels a side, 3 segments a curve, 1 distractors at most, discs balanced, "
+        "40 / 5 / 5 examples"
+    )
+    assert (data.split("train").document_lengths == 256).all()
+    task = get_task("pathfinder")
+    assert "test example 0: 16 x 16 pixels" in task.show(data, "test", 0)
+    settings = {"data.side": 16, "model.max_length": 256}
+    config = resolve(
+        task="pathfinder",
+        variant="contextpool",
+        profile=load_profile("quick"),
+        seed=0,
+        track="open",
+        overrides=settings,
+    )
+    assert layer_dims(config, 0).grid == (16, 16)
+    model = build_model(config, 257, 2)
+    batch = collate(data.split("test"), range(4), None, 256, torch.device("cpu"))
+    assert model(batch.tokens, batch.mask).shape == (4, 2)
+
+
+def test_the_defaults_keep_the_folders_and_ids_of_before():
+    task = get_task("pathfinder")
+    assert task.folder_name(PathfinderOptions()) == "pathfinder-hard-41dc695304"
+    names = {
+        task.folder_name(PathfinderOptions(**changed))
+        for changed in ({}, {"side": 16}, {"contour_length": 3}, {"distractors": 0}, {"balanced_discs": True})
+    }
+    assert len(names) == 5
+    settings = {"data.side": None, "data.contour_length": None, "data.distractors": None, "data.balanced_discs": False}
+    for overrides in ({}, settings):
+        config = resolve(
+            task="pathfinder", variant="full", profile=load_profile("quick"), seed=0, track="open", overrides=overrides
+        )
+        assert not settings.keys() & {f"data.{name}" for name in config.hashed()["data"]}
+
+
+@pytest.mark.parametrize("changed", [{"side": 16}, {"contour_length": 3}, {"distractors": 0}, {"balanced_discs": True}])
+def test_only_generated_images_can_be_other_than_the_benchmarks(changed):
+    with pytest.raises(ValidationError, match=f"source official does not take {next(iter(changed))}"):
+        PathfinderOptions(source="official", **changed)
