@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import pandas as pd
 from pydantic import Field
 
-from lra.config.labels import fits, split_row
+from lra.config.labels import Settings, fits, split_row
 from lra.config.schema import Section, validate_section
 from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
@@ -62,8 +62,22 @@ class Published(Section):
         return sum(found) / len(found) if found and len(found) == len(chosen) else None
 
 
-def load_published() -> list[Published]:
-    """Load every built-in source.
+class Cell(NamedTuple):
+    """Our runs of one variant on one task, as a table of accuracies writes them."""
+
+    variant: str
+    task: str
+    column: str
+    label: str
+    settings: Settings
+    text: str
+    mean: float
+    """NaN if there is none."""
+
+
+@functools.cache
+def load_published() -> Sequence[Published]:
+    """Load every built-in source, once in a process.
 
     Raises:
         UsageError: A file is not a valid source.
@@ -89,15 +103,21 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
     """
     frame = results.for_profile(profile, track).frame()
     seeds = len(results.seeds)
+    cells = [
+        Cell(str(variant), str(task), str(column), str(label), group["settings"].iloc[0], *accuracy_cell(group, seeds))
+        for (variant, column, task, label), group in frame.groupby(["variant", "column", "task", "label"])
+    ]
     rows, used, remarks = [], [], list[str]()
     for source in load_published():
         comparable = source.profile == profile and track == "matched"
         for name in source.rows:
             variant, options = split_row(name)
-            ours = frame[
-                (frame["variant"] == variant) & frame["settings"].map(lambda each, text=options: fits(each, text))
+            ours = [cell for cell in cells if cell.variant == variant and fits(cell.settings, options)]
+            found = [
+                _row(source, name, published, *each, comparable)
+                for task, published, beside in (*_by_task(source, name, ours), *_averages(source, name, ours))
+                for each in beside or ([(task, name, NOT_RUN, math.nan)] if comparable else [])
             ]
-            found = [row for part in (_row_of_tasks, _averages) for row in part(source, name, ours, seeds, comparable)]
             rows += found
             if found:
                 used.append(source)
@@ -126,46 +146,30 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
     return plain_table(title, rows, preview(frame) + notes + provenance_notes(frame), frame)
 
 
-def _row_of_tasks(
-    source: Published,
-    name: str,
-    ours: pd.DataFrame,
-    seeds: int,
-    comparable: bool,  # noqa: FBT001
-) -> list[dict[str, str]]:
-    """Write the numbers of a published row beside our runs of its variant; beside nothing only if comparable."""
-    rows = []
+Beside = tuple[str, float | None, list[tuple[str, str, str, float]]]
+"""A task or average, its published number, and ours beside it: heading, label, text and mean."""
+
+
+def _by_task(source: Published, name: str, ours: Sequence[Cell]) -> Iterable[Beside]:
+    """Yield the numbers of a published row, with our runs of its variant."""
     for task, published in zip(source.columns, source.rows[name], strict=True):
-        groups = ours[ours["task"] == task].groupby(["column", "label"])
-        found = [(str(column), str(label), *accuracy_cell(group, seeds)) for (column, label), group in groups]
-        found = found or ([(task, name, NOT_RUN, math.nan)] if comparable else [])
-        rows += [_row(source, name, published, *each, comparable) for each in found]
-    return rows
+        yield task, published, [(c.column, c.label, c.text, c.mean) for c in ours if c.task == task]
 
 
-def _averages(
-    source: Published,
-    name: str,
-    ours: pd.DataFrame,
-    seeds: int,
-    comparable: bool,  # noqa: FBT001
-) -> list[dict[str, str]]:
-    """Write the averages of a published row beside ours over the same tasks; beside nothing only if comparable."""
-    rows = []
+def _averages(source: Published, name: str, ours: Sequence[Cell]) -> Iterable[Beside]:
+    """Yield the averages of a published row, with ours over the same tasks."""
     for average, members in AVERAGES:
         published = source.mean(name, members)
         if published is None:
             continue
-        found = []
-        for label, group in ours[ours["task"].isin(members)].groupby("label"):
-            means = [accuracy_cell(part, seeds)[1] for _, part in group.groupby("column")]
+        beside = []
+        for label in sorted({cell.label for cell in ours}):
+            part = [cell for cell in ours if cell.label == label and cell.task in members]
             # Each task once: with two dataset variants of one task there is no single average.
-            if group["task"].nunique() == len(means) == len(members) and not any(map(math.isnan, means)):
-                mean = sum(means) / len(means)
-                found.append((average, str(label), f"{mean:.2f}", mean))
-        found = found or ([(average, name, NOT_RUN, math.nan)] if comparable else [])
-        rows += [_row(source, name, published, *each, comparable) for each in found]
-    return rows
+            if len({cell.task for cell in part}) == len(part) == len(members):
+                mean = sum(cell.mean for cell in part) / len(part)
+                beside += [] if math.isnan(mean) else [(average, label, f"{mean:.2f}", mean)]
+        yield average, published, beside
 
 
 def _row(

@@ -132,9 +132,9 @@ class Mistake:
         parts = self.where.split(".")
         start = next((i for i, part in enumerate(parts) if part.lstrip("_")[:1].isupper()), len(parts) - 1)
         stem = "/".join(parts[:start])
-        named = [tree / f"{stem}.py", tree / stem / "__init__.py"]
-        others = sorted(path for package in PACKAGES for path in (tree / package).rglob("*.py"))
-        for candidates in ([path for path in named if path.is_file()], others):
+        named = [path for path in (tree / f"{stem}.py", tree / stem / "__init__.py") if path.is_file()]
+        others = (path for package in PACKAGES for path in sorted((tree / package).rglob("*.py")))
+        for candidates in (named, others):
             found = []
             for path in candidates:
                 module = ast.parse(path.read_text())

@@ -24,17 +24,11 @@ from tests.attention_zoo.variants.helpers import (
 )
 
 
-def bias(mixer: Gau, i: int, j: int) -> Tensor:
-    """Rotate both vectors pair by pair; features f and f + 16 belong together."""
-    first, second = (
-        [
-            torch.complex(vector[f], vector[f + 16])
-            * torch.complex(mixer.rotary.cos[place, f], mixer.rotary.sin[place, f]).to(torch.complex128)
-            for f in range(16)
-        ]
-        for vector, place in zip(mixer.distance, (i, j), strict=True)
-    )
-    return sum((a * b.conj()).real for a, b in zip(first, second, strict=True))
+def rotated(mixer: Gau, part: int, place: int) -> Tensor:
+    """Rotate one of the two vectors of distances pair by pair; features f and f + 16 belong together."""
+    vector = mixer.distance[part]
+    angle = torch.complex(mixer.rotary.cos[place], mixer.rotary.sin[place]).to(torch.complex128)
+    return torch.complex(vector[:16], vector[16:]) * angle[:16]
 
 
 def naive(mixer: Gau, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -43,7 +37,8 @@ def naive(mixer: Gau, x: Tensor, mask: Tensor | None) -> Tensor:
     q, k = (shared * mixer.scale[part] + mixer.shift[part] for part in range(2))
     biases = {}
     if mixer.config.bias:
-        biases = {(i, j): bias(mixer, i, j) for i in range(length) for j in range(length)}
+        first, second = ([rotated(mixer, part, place) for place in range(length)] for part in range(2))
+        biases = {(i, j): (a * b.conj()).real.sum() for i, a in enumerate(first) for j, b in enumerate(second)}
     read = torch.zeros_like(v)
     for row in range(len(x)):
         for i in range(length):
