@@ -11,7 +11,15 @@ from importlib.metadata import entry_points
 import torch
 from tabulate import tabulate
 
-from attention_zoo import LayerDims, RegistrationError, SequenceMixer, VariantSpec, available, get_variant
+from attention_zoo import (
+    LayerDims,
+    RegistrationError,
+    SequenceMixer,
+    VariantConfig,
+    VariantSpec,
+    available,
+    get_variant,
+)
 from attention_zoo.checks.numerics import backends
 from attention_zoo.faults import fault_line
 from attention_zoo.registry import ENTRY_POINT_GROUP, OWN_DISTRIBUTION, plugin_origin
@@ -94,27 +102,26 @@ def catalogue(*, own_only: bool = False) -> tuple[list[VariantSpec], list[str]]:
 
 def relative_parameters(spec: VariantSpec) -> float:
     """Count the parameters of one layer at the official ListOps size, relative to `full`."""
-    return _parameters(spec) / _full_parameters()
-
-
-@functools.cache
-def _full_parameters() -> int:
-    return _parameters(get_variant("full"))
-
-
-def _layer(spec: VariantSpec) -> SequenceMixer:
-    with torch.random.fork_rng(devices=[]):
-        return spec.build(spec.config(), OFFICIAL_LISTOPS)
+    return _parameters(spec) / _parameters(get_variant("full"))
 
 
 def _parameters(spec: VariantSpec) -> int:
-    return sum(parameter.numel() for parameter in _layer(spec).parameters() if parameter.requires_grad)
+    return _figures(spec.mixer, spec.config)[0]
 
 
 def _state(spec: VariantSpec) -> str:
     """Write the numbers that one layer keeps of the longest sequence."""
-    size = _layer(spec).state_size(OFFICIAL_LISTOPS.max_length)
+    size = _figures(spec.mixer, spec.config)[1]
     return "-" if size is None else f"{size:,}"
+
+
+@functools.cache
+def _figures(mixer: type[SequenceMixer], config: type[VariantConfig]) -> tuple[int, int | None]:
+    """Build one layer, once in a process; return its parameters and the size of its state."""
+    with torch.random.fork_rng(devices=[]):
+        layer = mixer(config(), OFFICIAL_LISTOPS)
+    parameters = sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad)
+    return parameters, layer.state_size(OFFICIAL_LISTOPS.max_length)
 
 
 def row(spec: VariantSpec) -> tuple[str, ...]:
