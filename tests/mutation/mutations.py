@@ -121,7 +121,7 @@ class Mistake:
         count = sum(_replace(scope, old, new) for scope in scopes)
         if count != 1:
             raise NotSeededError(f"{self.name}: {self.where} has this {count} times, not once: {self.change!r}")
-        return path, ast.unparse(ast.fix_missing_locations(module)) + "\n"
+        return path, ast.unparse(module) + "\n"
 
     def _find(self, tree: Path) -> tuple[Path, ast.Module, list[ast.stmt]]:
         """Find the file of `where`, its syntax tree and what is defined in it under that name.
@@ -194,16 +194,19 @@ def _replace(scope: ast.AST, old: list[ast.stmt], new: list[ast.stmt]) -> int:
 
 
 def _replace_nodes(scope: ast.AST, old: list[ast.AST], new: list[ast.AST]) -> int:
-    count, width, wanted = 0, len(old), _dump(old)
+    count, width, kinds, wanted = 0, len(old), [type(node) for node in old], _dump(old)
+
+    def is_old(nodes: list[ast.AST]) -> bool:  # the types first, since writing trees out takes long
+        return [type(node) for node in nodes] == kinds and _dump(nodes) == wanted
+
     for node in list(ast.walk(scope)):
         for field, value in ast.iter_fields(node):
-            if isinstance(value, ast.AST) and [ast.dump(value)] == wanted:
+            if isinstance(value, ast.AST) and is_old([value]):
                 setattr(node, field, new[0])
                 count += 1
-            elif isinstance(value, list) and all(isinstance(element, ast.AST) for element in value):
-                dumped = _dump(value)
+            elif isinstance(value, list):
                 for start in range(len(value) - width, -1, -1):
-                    if dumped[start : start + width] == wanted:
+                    if is_old(value[start : start + width]):
                         value[start : start + width] = new
                         count += 1
     return count
