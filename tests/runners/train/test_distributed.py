@@ -1,5 +1,6 @@
 """One run over several processes: it computes what one process does, stops as one, and goes on to the same bits."""
 
+import gc
 import itertools
 import json
 import multiprocessing
@@ -51,11 +52,18 @@ def data(tmp_path_factory):
     return tiny_data(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The store of the runs in a single process; one that is there is not run again."""
+    return tmp_path_factory.mktemp("alone")
+
+
 def together(action, folder, size=2):
     """Run `action(ranks)` in forked processes that are connected; return what each gave, errors as their text."""
     answers = [CONTEXT.Pipe(duplex=False) for _ in range(size)]
 
     def child(rank):
+        gc.freeze()  # what the parent holds, through which the collections of a run would go otherwise
         store = dist.FileStore(str(folder / "rendezvous"), size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
         try:
@@ -118,21 +126,20 @@ CASES = {
 }
 
 
-def compare(data, folder, size, settings, variant="full"):
+def compare(data, folder, alone, size, settings, variant="full"):
     """Run a configuration alone and shared; return the distance of the weights, after a look at all other numbers."""
     config = tiny(variant, **TELLING | settings)
-    alone = execute(config, data, Store(folder / "alone"))
-    shared = folder / "shared"
-    ours, *others = together(share_run(config, data, shared, evaluation_tokens=64), shared, size)
+    single = execute(config, data, Store(alone))
+    ours, *others = together(share_run(config, data, folder, evaluation_tokens=64), folder, size)
     assert others == [ours] * (size - 1), (ours, others)
     for split in ("validation", "test"):
-        mine, theirs = getattr(ours, split), getattr(alone.outcome, split)
+        mine, theirs = getattr(ours, split), getattr(single.outcome, split)
         assert mine.total == theirs.total
         assert mine.loss == pytest.approx(theirs.loss, rel=1e-5)
-    curves = [Store(root).arrays(alone.run_id)["curve.train_loss"] for root in (shared, folder / "alone")]
+    curves = [Store(root).arrays(single.run_id)["curve.train_loss"] for root in (folder, alone)]
     assert len(curves[0]) == 2
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
-    return furthest(chosen(shared, config, data), chosen(folder / "alone", config, data))
+    return furthest(chosen(folder, config, data), chosen(alone, config, data))
 
 
 NIGHTLY = ("clip", "dropout-3-parts", "dropout-4-parts", "last")
@@ -141,16 +148,16 @@ NIGHTLY = ("clip", "dropout-3-parts", "dropout-4-parts", "last")
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.nightly if case in NIGHTLY else ()) for case in CASES]
 )
-def test_several_processes_compute_what_one_does(data, tmp_path, case):
-    assert compare(data, tmp_path, *CASES[case]) < 1e-5
+def test_several_processes_compute_what_one_does(data, tmp_path, alone, case):
+    assert compare(data, tmp_path, alone, *CASES[case]) < 1e-5
 
 
 @pytest.mark.parametrize(
     "variant",
     ["contextpool", "adaptive_span", *(pytest.param(v, marks=pytest.mark.nightly) for v in ("performer", "mega"))],
 )
-def test_so_do_variants_with_penalties_and_states_of_their_own(data, tmp_path, variant):
-    assert compare(data, tmp_path, 2, PLAIN, variant) < 1e-5
+def test_so_do_variants_with_penalties_and_states_of_their_own(data, tmp_path, alone, variant):
+    assert compare(data, tmp_path, alone, 2, PLAIN, variant) < 1e-5
 
 
 class Odd(FullAttention):
@@ -169,12 +176,12 @@ class Odd(FullAttention):
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_so_does_a_variant_with_parameters_outside_its_forward_pass(data, tmp_path, monkeypatch, accumulation):
+def test_so_does_a_variant_with_parameters_outside_its_forward_pass(data, tmp_path, alone, monkeypatch, accumulation):
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     register_variant("odd", traits=Traits(memory="linear", complexity="O(n^2)"), paper="none")(Odd)
     settings = PLAIN | {"train.accumulation": accumulation, "train.weight_decay": 0.1}
-    assert compare(data, tmp_path, 2, settings, "odd") < 1e-5
-    weights = chosen(tmp_path / "shared", tiny("odd", **TELLING | settings), data)
+    assert compare(data, tmp_path, alone, 2, settings, "odd") < 1e-5
+    weights = chosen(tmp_path, tiny("odd", **TELLING | settings), data)
     assert weights["blocks.0.mixer.unused"] == 1.0  # not even decayed
     assert weights["blocks.0.mixer.only_in_penalty"] > 1.05
 
@@ -236,12 +243,12 @@ def forget_earlier_parts(forward):
         ("gradients of the last part only", PLAIN | {"train.accumulation": 4}),
     ],
 )
-def test_a_broken_exchange_is_told_apart(data, tmp_path, monkeypatch, how, settings):
+def test_a_broken_exchange_is_told_apart(data, tmp_path, alone, monkeypatch, how, settings):
     config = tiny(**TELLING | settings)
-    execute(config, data, Store(tmp_path / "alone"))
+    execute(config, data, Store(alone))
     break_it(monkeypatch, how)
-    together(share_run(config, data, tmp_path / "shared"), tmp_path / "shared")
-    assert furthest(chosen(tmp_path / "shared", config, data), chosen(tmp_path / "alone", config, data)) > 1e-4
+    together(share_run(config, data, tmp_path), tmp_path)
+    assert furthest(chosen(tmp_path, config, data), chosen(alone, config, data)) > 1e-4
 
 
 def test_processes_that_drift_apart_stop(data, tmp_path, monkeypatch):
