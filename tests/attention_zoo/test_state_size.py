@@ -107,7 +107,7 @@ def numbers_handed_on(mixer: SequenceMixer) -> int:
     return int(torch.linalg.matrix_rank(jacobian, rtol=1e-11))
 
 
-BEFORE, AFTER = 24, 24
+BEFORE, AFTER = 12, 12
 TIGHT = [
     ("linear", {}),
     ("cosformer", {}),

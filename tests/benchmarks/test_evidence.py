@@ -1,5 +1,6 @@
 """The evidence: its suites resolve, its records are intact, and its pages show what the records say."""
 
+import functools
 import json
 import re
 import shutil
@@ -30,6 +31,7 @@ def at_the_root(monkeypatch):
     monkeypatch.chdir(evidence.ROOT)
 
 
+@functools.cache
 def records():
     found = [entry for entry in Store(evidence.STORE).records() if isinstance(entry, RunRecord)]
     assert len(found) >= 100
@@ -69,14 +71,17 @@ def test_the_operations_of_the_records_are_those_counted_now():
 
 
 def test_a_prettier_score_is_noticed(tmp_path):
-    record = next(record for record in records() if record.outcome is not None)
-    shutil.copytree(evidence.STORE, tmp_path / "store")
+    record = next(record for record in records()[:3] if record.outcome is not None)
     store = Store(tmp_path / "store")
+    for each in records()[:3]:
+        path = store.record_path(each.run_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Store(evidence.STORE).record_path(each.run_id), path)
     path = store.record_path(record.run_id)
     envelope = json.loads(path.read_text())
     envelope["record"]["outcome"]["test"]["correct"] += 50
     path.write_text(json.dumps(envelope))
-    assert len([entry for entry in store.records() if not isinstance(entry, RunRecord)]) == 1
+    assert [isinstance(entry, RunRecord) for entry in store.records()].count(False) == 1
     correct, _ = recounted(Store(evidence.STORE), record)
     assert correct != envelope["record"]["outcome"]["test"]["correct"]
 

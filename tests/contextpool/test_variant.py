@@ -43,7 +43,7 @@ SETTINGS = {
     "bare-sum": with_options(POOL, {"normalized": False, "weights": "sigmoid", "kernel_size": 5}),
     "over-conv": with_options(POOL, {"base": "conv", "base_options": {"kernel_size": 3}}),
 }
-NIGHTLY = {"control-stream", "over-conv"}
+NIGHTLY = {"control-stream", "bare-sum", "over-conv"}
 SLOW = {"backends", "exact_limit"}  # do not depend on these settings
 CASES = [
     pytest.param(run, id=f"{setting}-{name}", marks=pytest.mark.nightly if setting in NIGHTLY else ())

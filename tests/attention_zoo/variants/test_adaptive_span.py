@@ -62,14 +62,9 @@ def test_equals_the_formula_in_outputs_and_gradients(options, causal, num_prefix
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"span": "dynamic", "initial_span": 0.5},
-        pytest.param({"span": "dynamic"}, marks=pytest.mark.nightly),
-        pytest.param({"initial_span": 0.4}, marks=pytest.mark.nightly),
-    ],
-    ids=str,
+    "options", [{"span": "dynamic", "initial_span": 0.5}, {"span": "dynamic"}, {"initial_span": 0.4}], ids=str
 )
+@pytest.mark.nightly
 def test_other_options_keep_the_contract(options):
     assert_keeps_the_contract("adaptive_span", options, without={"exact_limit"})
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from attention_zoo import get_variant
 from attention_zoo.kernels import decayed_attention as kernel
-from attention_zoo.masking import zero_masked
 from attention_zoo.variants.lion import Lion
 from tests.attention_zoo.variants.helpers import (
     BOTH,
@@ -42,34 +41,39 @@ def decays(mixer: Lion, x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def from_one_end(q: Tensor, k: Tensor, v: Tensor, factor: Tensor, order: list[int]) -> tuple[Tensor, Tensor]:
-    """Run the state and the normaliser through the tokens of one head; each token counts itself by half."""
-    state, total = torch.zeros(q.shape[0], q.shape[2], v.shape[2], dtype=q.dtype), torch.zeros_like(q[:, 0])
+    """Run the state and the normaliser of each head through the tokens; each token counts itself by half.
+
+    Args:
+        q: (batch, num_heads, length, head_dim), as are `k` and `v`.
+        k: Keys, zero where masked.
+        v: Values.
+        factor: (batch, num_heads, length).
+        order: Of the tokens.
+    """
+    state, total = torch.zeros(*q.shape[:2], q.shape[3], v.shape[3], dtype=q.dtype), torch.zeros_like(q[:, :, 0])
     read, weight = {}, {}
     for i in order:
-        state = factor[:, i, None, None] * state + k[:, i, :, None] * v[:, i, None, :]
-        total = factor[:, i, None] * total + k[:, i]
-        own = (q[:, i] * k[:, i]).sum(-1, keepdim=True) / 2
-        read[i] = (q[:, i, :, None] * state).sum(1) - own * v[:, i]
-        weight[i] = (q[:, i] * total).sum(-1, keepdim=True) - own
-    return torch.stack([read[i] for i in sorted(read)], 1), torch.stack([weight[i] for i in sorted(weight)], 1)
+        state = factor[..., i, None, None] * state + k[..., i, :, None] * v[..., i, None, :]
+        total = factor[..., i, None] * total + k[..., i, :]
+        own = (q[..., i, :] * k[..., i, :]).sum(-1, keepdim=True) / 2
+        read[i] = (q[..., i, :, None] * state).sum(-2) - own * v[..., i, :]
+        weight[i] = (q[..., i, :] * total).sum(-1, keepdim=True) - own
+    return torch.stack([read[i] for i in sorted(read)], 2), torch.stack([weight[i] for i in sorted(weight)], 2)
 
 
 def recurrence(mixer: Lion, x: Tensor, mask: Tensor | None) -> Tensor:
     q, k, v = mixer.projections.split(x)
-    q, k, factor = features(q), features(k), decays(mixer, x, mask)
-    order, heads = list(range(x.shape[1])), []
-    for head in range(2):
-        keys = zero_masked(k[:, head], mask)
-        each = q[:, head], keys, v[:, head], factor[..., head]
-        read, weight = from_one_end(*each, order)
-        if mixer.dims.causal:
-            own = (q[:, head] * keys).sum(-1, keepdim=True) / 2  # the other half of the token itself
-            read, weight = read + own * v[:, head], weight + own
-        else:
-            back = from_one_end(*each, order[::-1])
-            read, weight = read + back[0], weight + back[1]
-        heads.append(read / weight.clamp_min(1e-6))
-    return mixer.projections.merge(torch.stack(heads, 1), mask)
+    q, k, factor = features(q), features(k), decays(mixer, x, mask).transpose(1, 2)
+    k = k if mask is None else torch.where(mask[:, None, :, None], k, 0.0)
+    order = list(range(x.shape[1]))
+    read, weight = from_one_end(q, k, v, factor, order)
+    if mixer.dims.causal:
+        own = (q * k).sum(-1, keepdim=True) / 2  # the other half of the token itself
+        read, weight = read + own * v, weight + own
+    else:
+        back = from_one_end(q, k, v, factor, order[::-1])
+        read, weight = read + back[0], weight + back[1]
+    return mixer.projections.merge(read / weight.clamp_min(1e-6), mask)
 
 
 @BOTH

@@ -91,10 +91,11 @@ def test_equals_the_formula_in_outputs_and_gradients(options, masked):
     [
         ({"num_landmarks": 4, "conv_kernel": 0}, ()),
         # 256 landmarks are a quarter of the lengths that the check of memory compares
-        pytest.param({"num_landmarks": 256}, ("memory",), marks=pytest.mark.nightly),
+        ({"num_landmarks": 256}, ("memory",)),
     ],
     ids=str,
 )
+@pytest.mark.nightly
 def test_other_options_keep_the_contract(options, without):
     assert_keeps_the_contract("nystrom", options, without=without)
 

@@ -65,11 +65,12 @@ def test_equals_the_formula_in_outputs_and_gradients(options, masked):
     [
         {"kernel": "softmax", "num_features": 24, "redraw_interval": 2},
         {"kernel": "softmax", "stabiliser": 1e-4},
-        pytest.param({"kernel": "softmax"}, marks=pytest.mark.nightly),
-        pytest.param({"num_features": 24}, marks=pytest.mark.nightly),
+        {"kernel": "softmax"},
+        {"num_features": 24},
     ],
     ids=str,
 )
+@pytest.mark.nightly
 def test_other_options_keep_the_contract(options):
     assert_keeps_the_contract("performer", options)
 

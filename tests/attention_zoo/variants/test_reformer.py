@@ -49,7 +49,8 @@ def test_the_scores_are_those_of_each_source(scores, num_hashes):
             assert_same_with_and_without_mask(twin, lambda _, x, mask: sort_and_attend(mixer, x, mask), 37)
 
 
-@pytest.mark.parametrize("scores", ["lra", pytest.param("unit", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("scores", ["lra", "unit"])
+@pytest.mark.nightly
 def test_other_scores_keep_the_contract(scores):
     assert_keeps_the_contract("reformer", {"scores": scores})
 

@@ -65,11 +65,8 @@ def test_a_matrix_of_zeros_beside_dot_products_is_full_attention_and_only_then()
     torch.testing.assert_close(mixer(x, mask), full(x, mask))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"kind": "factorised"}, pytest.param({"kind": "random"}, marks=pytest.mark.nightly)],
-    ids=str,
-)
+@pytest.mark.parametrize("options", [{"kind": "factorised"}, {"kind": "random"}], ids=str)
+@pytest.mark.nightly
 def test_sums_with_dot_products_keep_the_contract(options):
     without = ("memory",) if options["kind"] == "random" else ()
     assert_keeps_the_contract("synthesizer", options | {"dot_product": True}, without=without)

@@ -1,13 +1,17 @@
 """Every task of every built-in profile resolves, and the sizes are the published ones."""
 
+import copy
+import functools
+import json
+
 import pytest
 import torch
-import yaml
 
 from attention_zoo import available
 from lra.config.builtin import config_folder, profile_names
 from lra.config.profiles import load_profile
 from lra.config.resolve import check_variant_names, resolve
+from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
 from lra.models.transformer import build_model, count_parameters
 from lra.tasks import TASKS, get_task
@@ -267,9 +271,14 @@ def test_an_option_of_some_of_several_variants_is_refused_with_the_path_for_one(
         check_variant_names({"variant.base_options.window": 8}, ["full", "contextpool"])
 
 
+@functools.cache
+def quick():
+    return load_file(config_folder("profiles") / "quick.yaml")
+
+
 def own_profile(tmp_path, **changes):
     """Write a copy of `quick` with changes; a key with dots goes into the sections."""
-    values = yaml.safe_load((config_folder("profiles") / "quick.yaml").read_text())
+    values = copy.deepcopy(quick())
     for path, value in changes.items():
         holder = values
         *sections, name = path.split("__")
@@ -277,7 +286,7 @@ def own_profile(tmp_path, **changes):
             holder = holder.setdefault(section, {})
         holder[name] = value
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(json.dumps(values))  # JSON is YAML, and soon written
     return str(path)
 
 

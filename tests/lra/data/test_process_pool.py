@@ -28,7 +28,7 @@ list(in_order(time.sleep, [600, 600], 2))
 """
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_pieces_come_in_order_from_any_number_of_workers(workers):
     pieces = in_order(math.factorial, itertools.count(), workers)
     assert list(itertools.islice(pieces, 7)) == [1, 1, 2, 6, 24, 120, 720]

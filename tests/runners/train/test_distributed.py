@@ -142,7 +142,7 @@ def compare(data, folder, alone, size, settings, variant="full"):
     return furthest(chosen(folder, config, data), chosen(alone, config, data))
 
 
-NIGHTLY = ("clip", "dropout-3-parts", "dropout-4-parts", "last")
+NIGHTLY = ("fewer-examples-than-parts", "clip", "dropout-3-parts", "dropout-4-parts", "fixed-cls", "last")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ class Odd(FullAttention):
         return (self.only_in_penalty - 3.0) ** 2
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.nightly), 4])
 def test_so_does_a_variant_with_parameters_outside_its_forward_pass(data, tmp_path, alone, monkeypatch, accumulation):
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     register_variant("odd", traits=Traits(memory="linear", complexity="O(n^2)"), paper="none")(Odd)

@@ -49,7 +49,7 @@ def run_until_killed(config, data, root, steps):
 
 THOROUGH = ("contextpool", "full")
 SWEEPS = [
-    *(pytest.param(name, 4) for name in THOROUGH),
+    pytest.param("full", 4),
     *(pytest.param(name, 40, marks=pytest.mark.nightly) for name in THOROUGH),
     *(pytest.param(name, 2, marks=pytest.mark.nightly) for name in available() if name not in THOROUGH),
 ]

@@ -80,7 +80,7 @@ def test_stopping_at_any_look_in_either_phase_changes_no_bit(data, tmp_path, var
     check_stops(tiny(variant, **SHARE | overrides), data, tmp_path, ALL_LOOKS)
 
 
-BY_DAY = ("contextpool", "s4d")
+BY_DAY = ("contextpool",)
 
 
 @pytest.mark.parametrize(
