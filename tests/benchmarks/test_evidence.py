@@ -74,9 +74,9 @@ def test_a_prettier_score_is_noticed(tmp_path):
     record = next(record for record in records()[:3] if record.outcome is not None)
     store = Store(tmp_path / "store")
     for each in records()[:3]:
-        path = store.record_path(each.run_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(Store(evidence.STORE).record_path(each.run_id), path)
+        for place in (Store.record_path, Store.arrays_path):
+            place(store, each.run_id).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(place(Store(evidence.STORE), each.run_id), place(store, each.run_id))
     path = store.record_path(record.run_id)
     envelope = json.loads(path.read_text())
     envelope["record"]["outcome"]["test"]["correct"] += 50

@@ -24,6 +24,7 @@ from lra.errors import StoreError
 from lra.names import parse_seeds
 from lra.results import load
 from lra.results.records import Store
+from reports import html_page
 from reports.cli import PRESETS, command
 from reports.tables.published import load_published
 from runners.cli.run import command as run_command
@@ -424,7 +425,8 @@ def test_a_label_selects_one_row_and_a_bare_name_all(tmp_path, name):
     assert len(re.findall("^ListOps  ", done.stdout, re.MULTILINE)) == 2
 
 
-def test_no_command_loads_a_program_that_a_record_names(tmp_path):
+def test_no_command_loads_a_program_that_a_record_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(html_page, "all_figures", lambda results: [])  # the command for figures draws them
     trap = tmp_path / "trap.py"
     trap.write_text(f"open({str(tmp_path / 'loaded')!r}, 'w')\n")
     pretrain = PretrainConfig(share=0.4, mask_rate=0.15, loss="cross_entropy")
