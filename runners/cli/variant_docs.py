@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -11,15 +10,7 @@ from importlib.metadata import entry_points
 import torch
 from tabulate import tabulate
 
-from attention_zoo import (
-    LayerDims,
-    RegistrationError,
-    SequenceMixer,
-    VariantConfig,
-    VariantSpec,
-    available,
-    get_variant,
-)
+from attention_zoo import LayerDims, RegistrationError, SequenceMixer, VariantSpec, available, get_variant
 from attention_zoo.checks.numerics import backends
 from attention_zoo.faults import fault_line
 from attention_zoo.registry import ENTRY_POINT_GROUP, OWN_DISTRIBUTION, plugin_origin
@@ -106,22 +97,28 @@ def relative_parameters(spec: VariantSpec) -> float:
 
 
 def _parameters(spec: VariantSpec) -> int:
-    return _figures(spec.mixer, spec.config)[0]
+    return _figures(spec)[0]
 
 
 def _state(spec: VariantSpec) -> str:
     """Write the numbers that one layer keeps of the longest sequence."""
-    size = _figures(spec.mixer, spec.config)[1]
+    size = _figures(spec)[1]
     return "-" if size is None else f"{size:,}"
 
 
-@functools.cache
-def _figures(mixer: type[SequenceMixer], config: type[VariantConfig]) -> tuple[int, int | None]:
-    """Build one layer, once in a process; return its parameters and the size of its state."""
-    with torch.random.fork_rng(devices=[]):
-        layer = mixer(config(), OFFICIAL_LISTOPS)
-    parameters = sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad)
-    return parameters, layer.state_size(OFFICIAL_LISTOPS.max_length)
+_known: dict[tuple[type, type], tuple[int, int | None]] = {}
+"""Figures of the layers that were built in this process."""
+
+
+def _figures(spec: VariantSpec) -> tuple[int, int | None]:
+    """Return the parameters of one layer, and the size of its state."""
+    key = (spec.mixer, spec.config)
+    if key not in _known:
+        with torch.random.fork_rng(devices=[]):
+            layer = spec.build(spec.config(), OFFICIAL_LISTOPS)
+        parameters = sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad)
+        _known[key] = parameters, layer.state_size(OFFICIAL_LISTOPS.max_length)
+    return _known[key]
 
 
 def row(spec: VariantSpec) -> tuple[str, ...]:
