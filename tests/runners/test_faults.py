@@ -68,7 +68,7 @@ def publish_for_ever(root, record, arrays, acknowledge):
         os.write(acknowledge, run_id.encode())
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.nightly)])
 def test_kills_while_publishing_lose_nothing(example, tmp_path, kills):
     record, arrays = example
     rng, store, acknowledged = random.Random(3), Store(tmp_path), []
@@ -269,7 +269,7 @@ def answer_with_result(config, data, root, barrier, answers):
         answers.put(str(error))
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(5, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(5, marks=pytest.mark.nightly)])
 def test_eight_processes_on_one_run_make_one_result(data, tmp_path, rounds):
     config = tiny()
     expected = execute(config, data, Store(tmp_path / "alone")).outcome.weights_digest

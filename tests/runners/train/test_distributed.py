@@ -154,7 +154,7 @@ def test_several_processes_compute_what_one_does(data, tmp_path, alone, case):
 
 @pytest.mark.parametrize(
     "variant",
-    ["contextpool", "adaptive_span", *(pytest.param(v, marks=pytest.mark.nightly) for v in ("performer", "mega"))],
+    ["adaptive_span", *(pytest.param(v, marks=pytest.mark.nightly) for v in ("contextpool", "performer", "mega"))],
 )
 def test_so_do_variants_with_penalties_and_states_of_their_own(data, tmp_path, alone, variant):
     assert compare(data, tmp_path, alone, 2, PLAIN, variant) < 1e-5

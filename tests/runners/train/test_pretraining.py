@@ -80,12 +80,8 @@ def test_stopping_at_any_look_in_either_phase_changes_no_bit(data, tmp_path, var
     check_stops(tiny(variant, **SHARE | overrides), data, tmp_path, ALL_LOOKS)
 
 
-BY_DAY = ("contextpool",)
-
-
-@pytest.mark.parametrize(
-    "variant", [pytest.param(name, marks=() if name in BY_DAY else pytest.mark.nightly) for name in available()]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("variant", available())
 def test_every_variant_goes_on_to_the_same_bits_in_both_phases(data, tmp_path, variant):
     check_stops(tiny(variant, **SHARE), data, tmp_path, [2, SWITCH, SWITCH + 1, SWITCH + 3])
 

@@ -15,8 +15,8 @@ from tests.runners.tiny_runs import execute, rewritten, tiny, tiny_data
 
 SIZES = {"data.train": 512, "data.validation": 100, "data.test": 400}
 LEARNT = {
-    "train.steps": 200,
-    "train.eval_every": 100,
+    "train.steps": 100,
+    "train.eval_every": 50,
     "train.batch_size": 16,
     "model.dim": 16,
     "model.pooling": "first",
