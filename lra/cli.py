@@ -33,30 +33,24 @@ EXIT_CODES = {
 """The exit codes of all commands."""
 
 
+CONTEXT: dict[str, Any] = {"max_content_width": 110, "help_option_names": ["-h", "--help"]}
+"""Settings of every command: wide help, also by `-h`."""
+
+
 class Command(click.Command):
     """A command whose help lists the exit codes."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the exit codes, and what the command itself has to say at the end."""
-        write_exit_codes(formatter)
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code), meaning) for code, meaning in EXIT_CODES.items()])
         super().format_epilog(ctx, formatter)
 
 
-class Group(click.Group):
+class Group(Command, click.Group):
     """A group of commands whose help, and that of each of them, lists the exit codes."""
 
     command_class = Command
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the exit codes, and what the group itself has to say at the end."""
-        write_exit_codes(formatter)
-        super().format_epilog(ctx, formatter)
-
-
-def write_exit_codes(formatter: click.HelpFormatter) -> None:
-    """Write the section on exit codes."""
-    with formatter.section("Exit codes"):
-        formatter.write_dl([(str(code), meaning) for code, meaning in EXIT_CODES.items()])
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

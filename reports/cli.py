@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from lra.cli import Group, echo_json, json_option, one_line_errors, version_option
+from lra.cli import CONTEXT, Group, echo_json, json_option, one_line_errors, version_option
 from lra.config.labels import split_row
 from lra.errors import UsageError
 from lra.names import parse_seeds, suggest
@@ -124,9 +124,7 @@ def image_form(path: Path, option: str) -> str:
     return form
 
 
-@click.group(
-    cls=Group, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
+@click.group(cls=Group, epilog=EXAMPLES, context_settings=CONTEXT)
 @version_option
 def command() -> None:
     """Make tables, figures and comparisons from the records of runs."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from lra.cli import Command, echo_json, one_line_errors, version_option
+from lra.cli import CONTEXT, Command, echo_json, one_line_errors, version_option
 from lra.errors import UsageError
 from lra.names import parse_natural
 from lra.terminal import echo
@@ -50,9 +50,7 @@ def defaults(*, preset: str | None, quick: bool, cuda: bool) -> Defaults:
     return Defaults(attn=ARENA_ROWS, profile=profile, lengths="1024,2048,3072,4096", batch=32, steps=20, seconds=10.0)
 
 
-@click.command(
-    cls=Command, epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]}
-)
+@click.command(cls=Command, epilog=EXAMPLES, context_settings=CONTEXT)
 @version_option
 @click.option(
     "--attn",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lra.cli import Command, echo_json, json_option, one_line_errors, version_option
+from lra.cli import CONTEXT, Command, echo_json, json_option, one_line_errors, version_option
 from lra.config.builtin import profile_names
 from lra.names import parse_seeds
 from lra.terminal import echo
@@ -49,9 +49,7 @@ Examples:
 """
 
 
-@click.command(
-    cls=Command, epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]}
-)
+@click.command(cls=Command, epilog=EXAMPLES, context_settings=CONTEXT)
 @version_option
 @click.option(
     "--attn",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lra.cli import Group, echo_json, json_option, one_line_errors, version_option
+from lra.cli import CONTEXT, Group, echo_json, json_option, one_line_errors, version_option
 from lra.terminal import echo
 
 from .. import signals
@@ -68,9 +68,7 @@ def slots_and_threads(slots: int | None, threads: int | None, gpu_slots: int) ->
     return slots or gpu_slots or default_slots(), threads or default_threads()
 
 
-@click.group(
-    cls=Group, epilog=EXAMPLES, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]}
-)
+@click.group(cls=Group, epilog=EXAMPLES, context_settings=CONTEXT)
 @version_option
 def command() -> None:
     """Run a suite: a grid of tasks, variants, options and seeds, each run in its own process.

@@ -196,7 +196,7 @@ class Image(_Pixels[ImageOptions]):
         progress: bool,
     ) -> PreparedData:
         """Read the CIFAR-10 archive."""
-        offset = 0 if options.legacy_zero_mask else 1
+        offset = self.pickle_offset(options)
         return self._prepare(options, target, source, options.gray_levels, offset=offset, progress=progress)
 
 

@@ -302,16 +302,9 @@ class PathfinderContinuous(_Family[ImageSetOptions]):
 
     size: ClassVar[int] = 32
     options: ClassVar[type[TaskOptions]] = ImageSetOptions
-    info: ClassVar[TaskInfo] = TaskInfo(
-        name="pathfinder_continuous",
-        title="Pathfinder (continuous)",
-        version=generator.VERSION,
+    info: ClassVar[TaskInfo] = replace(
+        _info("pathfinder_continuous", "Pathfinder (continuous)", size),
         vocab_size=256,
-        num_classes=2,
-        grid=(size, size),
-        generated=True,
-        mask_rate=0.5,
-        advice="more steps, pretrain.share=0.4, a start on easier images (--from), or the variants s5 and s4d",
         normalisation=(LEVEL_MEAN, LEVEL_STD),
     )
 
