@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 
 from attention_zoo import get_variant
 from lra.config.profiles import load_profile
@@ -427,6 +428,7 @@ def test_a_label_selects_one_row_and_a_bare_name_all(tmp_path, name):
 
 def test_no_command_loads_a_program_that_a_record_names(tmp_path, monkeypatch):
     monkeypatch.setattr(html_page, "all_figures", lambda results: [])  # the command for figures draws them
+    monkeypatch.setattr(Figure, "savefig", lambda *arguments, **settings: None)  # which takes half of the time
     trap = tmp_path / "trap.py"
     trap.write_text(f"open({str(tmp_path / 'loaded')!r}, 'w')\n")
     pretrain = PretrainConfig(share=0.4, mask_rate=0.15, loss="cross_entropy")
