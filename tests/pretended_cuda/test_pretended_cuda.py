@@ -22,7 +22,7 @@ NOT_DETERMINISTIC = {"gated_delta", "gated_linear", "lion"}
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2}
 TABLE = json.loads((Path(__file__).parent / "launches.json").read_text())
 """Launches of one training step, as measured: `python -m tests.pretended_cuda`."""
-GROUPS = 2
+GROUPS = 3
 
 
 def of_group(number: int) -> list[str]:
