@@ -21,7 +21,7 @@ def differences(results: ResultSet, first: str, second: str) -> list[str]:
         values = [side.get(path, "(absent)") for side in flat]
         if values[0] != values[1]:
             lines.append(f"{path}: {_short(values[0])}  |  {_short(values[1])}")
-    curves = [results.stores[run_id].arrays(run_id) for run_id in (first, second)]
+    curves = [results.arrays(run_id) for run_id in (first, second)]
     shared = sorted(name for name in {*curves[0], *curves[1]} if name.startswith("curve."))
     for name in shared:
         columns = [side.get(name, np.empty(0)) for side in curves]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lra.config.labels import settings_of, short_name, shown_value, varying
@@ -45,6 +46,14 @@ class ResultSet:
     """Records of `mlp_only` with a number: a model in which no token sees another. No selection leaves them out."""
     full: tuple[RunRecord | BenchRecord, ...] = ()
     """Records and measurements of full attention. No selection leaves them out."""
+
+    def arrays(self, run_id: str) -> dict[str, np.ndarray]:
+        """Return the arrays of a run that belong to its record as it was read.
+
+        Raises:
+            DamagedFileError: They are missing, or others by now.
+        """
+        return self.stores[run_id].arrays_of(self.records[run_id])
 
     def profiles(self) -> list[tuple[str, str]]:
         """List the (profile, track) pairs of the runs; each pair has its own tables.

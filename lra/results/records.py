@@ -15,6 +15,7 @@ Layout of a store:
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -29,7 +30,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from lra.atomic_io import atomic_write, create_exclusive
-from lra.config.schema import NUMERICS_VERSION, RunConfig, Section
+from lra.config.schema import NUMERICS_VERSION, RunConfig, Section, canonical_json
 from lra.errors import DamagedFileError, StoreError, refusals_as
 from lra.metrics import beatable, is_above
 from lra.names import rename_fields
@@ -275,7 +276,7 @@ class Store:
                 if create_exclusive(path, pack_envelope("record", record.model_dump())):
                     return record
             present, _ = self._read(path)
-            if (present.status, present.outcome) == (record.status, record.outcome):
+            if all(getattr(present, said) == getattr(record, said) for said in ("status", "outcome", "pretrained")):
                 return present
             number = 1  # also passed over if only the weights of an earlier one are left, or only its record
             while self.conflict_folder(record.run_id, number).exists() or not create_exclusive(
@@ -310,10 +311,12 @@ class Store:
         note = {"status": status, "detail": detail, "environment": environment, "schema_version": SCHEMA_VERSION}
         if run is not None:
             note["run"] = run.model_dump()
-        body = json.dumps(note, indent=1, sort_keys=True, allow_nan=False).encode()
         number = len(list(folder.glob("*.json"))) + 1
         with refusals_as(StoreError, f"cannot write to {folder}"):
-            while not create_exclusive(folder / f"{number}-{socket.gethostname()}-{os.getpid()}.json", body):
+            while not create_exclusive(
+                folder / f"{number}-{socket.gethostname()}-{os.getpid()}.json",
+                _pack_note(note | {"run_id": run_id, "number": number}),
+            ):
                 number += 1
 
     def records(self) -> Iterator[RunRecord | StoreError]:
@@ -333,20 +336,33 @@ class Store:
         """
         return self._read(self.record_path(run_id))[1]
 
-    def _read(self, path: Path) -> tuple[RunRecord, dict[str, np.ndarray]]:
-        """Read a record and its arrays: the file has the name of the run, and all that is said twice agrees."""
-        record, body = _read_record(path)
-        if path != self.record_path(record.run_id):
-            raise DamagedFileError(f"{path} holds the record of another run, {record.run_id[:12]}")
+    def arrays_of(self, record: RunRecord) -> dict[str, np.ndarray]:
+        """Return the arrays of a record that was read before, whatever has taken its place since: see `arrays`.
+
+        Raises:
+            DamagedFileError: They are missing or not those of the record.
+        """
+        return self._arrays_and_seal(record)[0]
+
+    def _arrays_and_seal(self, record: RunRecord) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         file = self.arrays_path(record.run_id)
         with reading(file, DamagedFileError):
             content = read_file(file, ARRAYS_LIMIT, DamagedFileError)
             if hashlib.sha256(content).hexdigest() != record.arrays_sha256:
                 raise DamagedFileError(f"{file} is not what its record says")
             arrays = unpack_arrays(content)
-            if SEAL in arrays and not np.array_equal(arrays.pop(SEAL), seal(body)):
-                raise DamagedFileError(f"{path} is not the record that {file} was written for")
+            found = arrays.pop(SEAL, None)
             check_arrays(record, arrays)
+        return arrays, found
+
+    def _read(self, path: Path) -> tuple[RunRecord, dict[str, np.ndarray]]:
+        """Read a record and its arrays: the file has the name of the run, and all that is said twice agrees."""
+        record, body = _read_record(path)
+        if path != self.record_path(record.run_id):
+            raise DamagedFileError(f"{path} holds the record of another run, {record.run_id[:12]}")
+        arrays, found = self._arrays_and_seal(record)
+        if found is not None and not np.array_equal(found, seal(body)):
+            raise DamagedFileError(f"{path} is not the record that {self.arrays_path(record.run_id)} was written for")
         return record, arrays
 
 
@@ -374,13 +390,37 @@ def _read_record(path: Path) -> tuple[RunRecord, dict[str, Any]]:
     return record, body
 
 
+def read_note(path: Path) -> dict[str, Any]:
+    """Read the note of one attempt: it has the name and the folder under which it was written.
+
+    Raises:
+        DamagedFileError: The file is damaged, foreign, or was moved, which would change the order of the attempts.
+    """
+    note = read_json(path)
+    with reading(path, DamagedFileError):
+        if not {"sha256", "number"} & note.keys():  # older notes have neither
+            return dict(note)
+        body = {name: value for name, value in note.items() if name != "sha256"}
+        if hashlib.sha256(canonical_json(body)).hexdigest() != note.get("sha256"):
+            raise DamagedFileError(f"{path} is damaged: its checksum does not match")
+        if (path.parent.name, path.name.partition("-")[0]) != (body["run_id"], str(body["number"])):
+            raise DamagedFileError(f"{path} was written as attempt {body['number']} at run {body['run_id'][:12]}")
+    return body
+
+
+def _pack_note(body: Mapping[str, Any]) -> bytes:
+    """Serialise the note of an attempt with its checksum."""
+    checksum = hashlib.sha256(canonical_json(body)).hexdigest()
+    return json.dumps({**body, "sha256": checksum}, indent=1, sort_keys=True, allow_nan=False).encode()
+
+
 def read_attempt(path: Path) -> AttemptedRun:
     """Read what one attempt tried to run.
 
     Raises:
         DamagedFileError: The file is damaged or foreign, or does not say what was tried.
     """
-    note = read_json(path)
+    note = read_note(path)
     with reading(path, DamagedFileError):
         tried = note.get("run")
         if note.get("schema_version") == 1 and "cell" in note:
@@ -394,6 +434,8 @@ def read_attempt(path: Path) -> AttemptedRun:
         attempt = AttemptedRun.model_validate(run)
         if not path.parent.name == attempt.run_id == _own_id(attempt, tried["config"]):
             raise DamagedFileError(f"{path} is not a note of an attempt at the run of its folder")
+        if attempt.status != note["status"]:
+            raise DamagedFileError(f"{path} says {note['status']} of the attempt, and {attempt.status} of its run")
     return attempt
 
 
@@ -415,10 +457,14 @@ def check_arrays(record: RunRecord, arrays: Mapping[str, np.ndarray]) -> None:
     if (bits is None) != (outcome is None):
         raise ValueError("the bits of the test examples belong to a run with a number, and to no other")
     columns = {name: column for name, column in arrays.items() if name != "test_correct"}
-    for curve in ("curve.", "pretrain."):
+    steps_of = {"curve.": record.config.train.steps, "pretrain.": record.config.pretrain_steps}
+    for curve, last in steps_of.items():
         rows = {column.shape for name, column in columns.items() if name.startswith(curve)}
         if len(rows) > 1 or any(len(row) != 1 for row in rows):
             raise ValueError("its learning curve is not one")
+        numbers = [0.0, *columns.get(f"{curve}step", ()), math.inf]
+        if not all(before < step for before, step in itertools.pairwise(numbers)) or numbers[-2] > last:
+            raise ValueError(f"its learning curve has other steps than 1 to {last}, one after the other")
     if not all(name.startswith(("curve.", "pretrain.")) for name in columns):
         raise ValueError("its learning curve is not one")
     before = record.pretrained
@@ -434,6 +480,8 @@ def check_arrays(record: RunRecord, arrays: Mapping[str, np.ndarray]) -> None:
     if bits is None or bits.dtype != bool or bits.shape != (outcome.test.total,) or bits.sum() != outcome.test.correct:
         raise ValueError(f"the bits do not say {outcome.test.correct} of {outcome.test.total}")
     steps, correct = columns["curve.step"], columns["curve.validation_correct"]
+    if not ((correct >= 0) & (correct <= outcome.validation.total)).all():
+        raise ValueError(f"its learning curve has right answers outside 0 to {outcome.validation.total}")
     last = len(steps) - 1
     chosen = int(correct.argmax()) if record.config.train.selection == "best" else last  # the first of equals
     loss = columns["curve.validation_loss"][chosen] if "curve.validation_loss" in columns else outcome.validation.loss

@@ -67,7 +67,7 @@ def validation_curve(results: ResultSet, run_id: str) -> tuple[np.ndarray, np.nd
     if record is None or record.outcome is None:
         return None
     try:
-        arrays = results.stores[run_id].arrays(run_id)
+        arrays = results.arrays(run_id)
     except StoreError as error:
         results.problems.append(str(error))
         return None

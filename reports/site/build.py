@@ -290,7 +290,7 @@ def _variant_page(variant: str, title: str, boards: Sequence[Board], sources: Se
 
 def _run_page(record: RunRecord, results: ResultSet, place: tuple[Board, Row] | None) -> dict[str, Any]:
     """Collect what there is of one run."""
-    arrays = results.stores[record.run_id].arrays(record.run_id)
+    arrays = results.arrays(record.run_id)
     curve, steps = "", arrays.get("curve.step")
     if record.outcome is not None and steps is not None and len(steps) > 1:
         accuracies = 100 * arrays["curve.validation_correct"] / record.outcome.validation.total

@@ -264,7 +264,7 @@ def _difference(ours: pd.DataFrame, base: pd.DataFrame) -> str:
 
 
 def _mcnemar(results: ResultSet, first: str, second: str) -> tuple[int, int, float]:
-    bits = [results.stores[run_id].arrays(run_id)["test_correct"] for run_id in (first, second)]
+    bits = [results.arrays(run_id)["test_correct"] for run_id in (first, second)]
     return mcnemar(bits[0], bits[1])
 
 

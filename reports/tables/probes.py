@@ -51,7 +51,7 @@ def scores_by_length(results: ResultSet) -> pd.DataFrame:
         record = results.records.get(row["run_id"])
         if record is None or record.outcome is None or "test_length" not in record.config.data:
             continue
-        correct = results.stores[record.run_id].arrays(record.run_id)["test_correct"]
+        correct = results.arrays(record.run_id)["test_correct"]
         for length, score in accuracy_by_length(record, correct).items():
             trained = record.config.data["length"]
             rows.append(

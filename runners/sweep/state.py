@@ -17,9 +17,8 @@ from lra.data.dataset import open_prepared
 from lra.errors import DataError, StoreError
 from lra.reading import visible
 from lra.results.checkpoints import REFUSED, list_checkpoints
-from lra.results.envelope import read_json
 from lra.results.lease import acquire, holder
-from lra.results.records import AttemptStatus, Store
+from lra.results.records import AttemptStatus, Store, read_note
 from lra.tasks import get_task
 
 MAX_ATTEMPTS = 3
@@ -121,8 +120,8 @@ def attempts(store: Store, run_id: str) -> list[dict[str, Any]]:
     logged = []
     for path in sorted(visible(store.root / "attempts" / run_id, "*.json"), key=_number):
         with contextlib.suppress(StoreError):
-            attempt = read_json(path)
-            if isinstance(attempt, dict) and attempt.get("status") in get_args(AttemptStatus) and "detail" in attempt:
+            attempt = read_note(path)
+            if attempt.get("status") in get_args(AttemptStatus) and "detail" in attempt:
                 logged.append(attempt)
     return logged
 

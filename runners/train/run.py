@@ -352,13 +352,13 @@ def run(
             try:
                 record = store.publish(record, arrays)
             except ConflictError as conflict:
-                if repeated:
+                if repeated and folder.exists():  # without a checkpoint, where it diverged before the first one
                     folder.rename(store.conflict_folder(run_id, conflict.number))
                 kept = store.find(run_id)
                 note = "" if kept is None else why_other_bits(decisive(kept.environment), environments[-1])
                 raise ConflictError(f"{conflict}{note}", conflict.number) from conflict
-            if repeated:
-                if outcome is not None and not (folder.parent / "chosen.pt").exists():
+            if repeated and folder.exists():
+                if outcome is not None:  # the same weights as before, unless those are lost or damaged
                     (folder / "chosen.pt").replace(folder.parent / "chosen.pt")
                 remove_folder(folder)
             attempts.add(record.status, record.detail)

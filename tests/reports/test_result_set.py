@@ -1,13 +1,16 @@
 """Reading of several stores as one."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from lra.errors import DamagedFileError
 from lra.results import load
 from reports import html_page
 from reports.result_set import load_stores
-from reports.tables import accuracy
+from reports.tables import accuracy, head_to_head
 from tests.reports.synthetic import add_run, cell_config
 
 
@@ -42,6 +45,20 @@ def test_of_one_run_under_two_numerics_versions_the_newest_record_counts(tmp_pat
     add_run(tmp_path, 300, seed=1, numerics_version=1)
     add_run(tmp_path, 301, seed=1, numerics_version=2)
     assert ["another outcome" in problem for problem in load_stores([tmp_path]).problems] == [True]
+
+
+def test_bits_and_curves_are_those_of_the_records_that_were_read(tmp_path):
+    """Another outcome may take the place of the first between the two readings, as a record that is run again."""
+    bits = np.arange(1000) < 400
+    for folder, right in (("store", bits), ("other", bits[::-1])):
+        for variant in ("full", "linear"):
+            add_run(tmp_path / folder, 400, variant=variant, bits=right)
+    results = load_stores([tmp_path / "store"])
+    run_id = next(iter(results.records))
+    assert np.array_equal(results.arrays(run_id)["test_correct"], bits)
+    shutil.copytree(tmp_path / "other", tmp_path / "store", dirs_exist_ok=True)
+    with pytest.raises(DamagedFileError, match="not what its record says"):
+        head_to_head(results, "quick", "matched", "full", "linear")
 
 
 def edited_recipe(**changes):

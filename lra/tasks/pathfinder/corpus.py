@@ -2,7 +2,8 @@
 """From chunks to a corpus of Pathfinder images: independent of the number of processes, resumable after a kill.
 
 Finished chunks go to the end of one file of images; a second file holds, for each, its digest and its labels. Both are
-on the disk before the next chunk is added, and what a crash left behind is verified before it is used.
+on the disk before the next chunk is added. The digest covers recipe, seed and number of the chunk as well, and all
+chunks are verified before a crash's are used and again in the end.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def generate_images(
         Images (total, size, size), mapped from the folder, and labels (total,), uint8.
 
     Raises:
-        DataError: A worker process died, or the disk refuses; what is finished stays for the next call.
+        DataError: A worker process died, the disk refuses, or a finished chunk was changed; what is sound stays for
+            the next call.
     """
     chunks = -(-total // CHUNK)
     with (
@@ -52,15 +54,19 @@ def generate_images(
         (folder / IMAGES).open("a+b") as images,
         (folder / LOG).open("a+b") as log,
     ):
-        done = min(_keep_sound(images, log, CHUNK * recipe.size**2), chunks)
+        done = min(_keep_sound(images, log, recipe, seed), chunks)
         make = functools.partial(generate_chunk, recipe, seed)
         processes = min(workers or os.cpu_count() or 1, max(1, chunks - done))
         with progress_bar(title=f"pathfinder {recipe.size}", total=total, unit="img", shown=progress) as bar:
             bar.update(min(done * CHUNK, total))
-            for pictures, labels in in_order(make, range(done, chunks), processes):
+            for number, (pictures, labels) in enumerate(in_order(make, range(done, chunks), processes), start=done):
                 _append(images, pictures.tobytes())
-                _append(log, _digest(pictures.tobytes(), labels.tobytes()) + labels.tobytes())
+                _append(log, _digest(recipe, seed, number, pictures.tobytes(), labels.tobytes()) + labels.tobytes())
                 bar.update(min(CHUNK, total - bar.n))
+        if _keep_sound(images, log, recipe, seed) < chunks:
+            raise DataError(
+                f"{folder}: changed while images were generated; the same command goes on with the sound ones"
+            )
         log.seek(0)
         entries = np.frombuffer(log.read(chunks * _ENTRY), dtype=np.uint8).reshape(chunks, _ENTRY)
     pictures = np.memmap(folder / IMAGES, dtype=np.uint8, mode="r", shape=(total, recipe.size, recipe.size))
@@ -73,17 +79,18 @@ def _append(file: BinaryIO, data: bytes) -> None:
     os.fsync(file.fileno())
 
 
-def _digest(pictures: bytes, labels: bytes) -> bytes:
-    return hashlib.sha256(labels + pictures).digest()
+def _digest(recipe: Recipe, seed: int, number: int, pictures: bytes, labels: bytes) -> bytes:
+    return hashlib.sha256(f"{recipe} {seed} {number}\n".encode() + labels + pictures).digest()
 
 
-def _keep_sound(images: BinaryIO, log: BinaryIO, chunk_bytes: int) -> int:
+def _keep_sound(images: BinaryIO, log: BinaryIO, recipe: Recipe, seed: int) -> int:
     """Truncate both files after the last complete chunk whose digest matches; return the number of chunks."""
+    chunk_bytes = CHUNK * recipe.size**2
     images.seek(0)
     log.seek(0)
     sound = 0
     while len(entry := log.read(_ENTRY)) == _ENTRY:
-        if _digest(images.read(chunk_bytes), entry[_DIGEST:]) != entry[:_DIGEST]:
+        if _digest(recipe, seed, sound, images.read(chunk_bytes), entry[_DIGEST:]) != entry[:_DIGEST]:
             break
         sound += 1
     images.truncate(sound * chunk_bytes)

@@ -15,7 +15,18 @@ from lra.errors import DamagedFileError, StoreError
 from lra.results import records
 from lra.results.arrays import pack_arrays, unpack_arrays
 from lra.results.envelope import pack_envelope, read_envelope
-from lra.results.records import AttemptedRun, Cost, Count, Outcome, RunRecord, Store, read_attempt, read_record
+from lra.results.records import (
+    AttemptedRun,
+    Cost,
+    Count,
+    Outcome,
+    RunRecord,
+    Store,
+    check_arrays,
+    read_attempt,
+    read_note,
+    read_record,
+)
 
 
 def config(**changes) -> RunConfig:
@@ -187,7 +198,7 @@ def test_an_attempt_says_what_it_tried_in_either_schema(tmp_path):
     Store(tmp_path).log_attempt(CELL, "oom", "why", {}, attempted())
     (path,) = (tmp_path / "attempts" / CELL).iterdir()
     assert read_attempt(path) == attempted()
-    note = json.loads(path.read_text())
+    note = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("sha256", "number")}
     tried = note.pop("run")
     old = {"cell_id": tried.pop("run_id"), "data_edition": tried.pop("dataset")} | tried
     del old["variant_title"]
@@ -212,6 +223,76 @@ def test_a_damaged_note_of_an_attempt_is_named(tmp_path, text, message):
     (tmp_path / "1-host-1.json").write_text(text)
     with pytest.raises(StoreError, match=message):
         read_attempt(tmp_path / "1-host-1.json")
+
+
+def moved(path, name):
+    return path.rename(path.parent / name)
+
+
+def changed_note(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: moved(path, "3-host-1.json"), "written as attempt 1 "),
+        (lambda path: moved(path, f"../{'a' * 64}/{path.name}"), "at run "),
+        (lambda path: changed_note(path, detail="another"), "checksum"),
+        (lambda path: changed_note(path, run=None), "checksum"),
+        (lambda path: changed_note(path, sha256=None), "checksum"),
+    ],
+)
+def test_a_note_counts_in_its_own_place_and_as_it_was_written(tmp_path, damage, message):
+    """A renamed one would change which attempt was the last, and so the status in a table."""
+    Store(tmp_path).log_attempt(CELL, "oom", "why", {}, attempted())
+    (path,) = (tmp_path / "attempts" / CELL).iterdir()
+    (tmp_path / "attempts" / ("a" * 64)).mkdir()
+    assert read_note(path)["status"] == "oom"
+    damaged = damage(path)
+    for read in (read_note, read_attempt):
+        with pytest.raises(DamagedFileError, match=message):
+            read(damaged)
+
+
+def test_an_older_note_is_read_and_may_not_say_two_things(tmp_path):
+    Store(tmp_path).log_attempt(CELL, "oom", "why", {}, attempted())
+    (path,) = (tmp_path / "attempts" / CELL).iterdir()
+    note = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("sha256", "number")}
+    path.write_text(json.dumps(note))
+    assert read_attempt(path) == attempted()
+    path.write_text(json.dumps(note | {"status": "failed"}))
+    with pytest.raises(DamagedFileError, match="says failed of the attempt, and oom of its run"):
+        read_attempt(path)
+
+
+def test_arrays_of_a_record_that_was_read_are_its_own_or_none(tmp_path):
+    """A report reads records first and bits later; in between, another outcome may take the place of the first."""
+    store, other = Store(tmp_path / "store"), Store(tmp_path / "other")
+    read = store.publish(record(), ARRAYS)
+    assert store.arrays_of(read).keys() == ARRAYS.keys()
+    bits = {"test_correct": np.array([False, True, True, True])}
+    other.publish(record(), ARRAYS | bits)
+    for place in (Store.record_path, Store.arrays_path):
+        place(store, CELL).write_bytes(place(other, CELL).read_bytes())
+    assert store.arrays(CELL)["test_correct"].tolist() == [False, True, True, True]
+    with pytest.raises(DamagedFileError, match="not what its record says"):
+        store.arrays_of(read)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("step", [5.0, 5.0]), ("step", [5.0, 4.0]), ("step", [5.0, np.nan]), ("step", [5.0, np.inf]),
+        ("step", [5.0, 1e6]), ("step", [-1.0, 5.0]), ("validation_correct", [3.0, -1.0]),
+        ("validation_correct", [3.0, np.nan]),
+    ],
+)  # fmt: skip
+def test_a_curve_that_no_run_has_is_refused(column, values):
+    check_arrays(record(), ARRAYS)
+    with pytest.raises(ValueError, match="its learning curve has"):
+        check_arrays(record(), ARRAYS | {f"curve.{column}": np.array(values)})
 
 
 def test_arrays_that_are_not_the_records_are_refused(tmp_path):

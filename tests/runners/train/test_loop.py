@@ -24,6 +24,7 @@ from lra.results.checkpoints import list_checkpoints
 from lra.results.records import EARLIER, ConflictError, Store
 from lra.schedules import learning_rate
 from lra.tasks import get_task
+from lra.trained import load_run
 from runners.arithmetic import set_arithmetic
 from runners.train import run as run_module
 from runners.train.loop import TrainState
@@ -215,6 +216,23 @@ def test_a_repetition_that_was_stopped_is_continued_and_agrees(data, tmp_path):
     (folder / "chosen.pt").unlink()
     assert execute(config, data, tmp_path, force=True) == first
     assert files(folder).keys() == before.keys()
+    (folder / "chosen.pt").write_bytes(b"damaged")
+    assert execute(config, data, tmp_path, force=True) == first
+    assert load_run(first.run_id, tmp_path).weights()
+
+
+def test_a_repetition_that_diverges_before_its_first_checkpoint_ends(data, tmp_path, monkeypatch):
+    config = tiny()
+    with monkeypatch.context() as broken:
+        broken.setattr(
+            "runners.train.loop.loss_of", lambda *_: torch.full((3,), torch.nan, requires_grad=True).unbind()
+        )
+        first = execute(config, data, tmp_path)
+        assert first.status == "diverged"
+        assert execute(config, data, tmp_path, force=True) == first
+    with pytest.raises(ConflictError, match="kept as conflict-1"):  # now it does not
+        execute(config, data, tmp_path, force=True)
+    assert Store(tmp_path).find(first.run_id) == first
 
 
 def test_a_repetition_with_another_outcome_leaves_the_kept_one_alone(data, tmp_path, monkeypatch):

@@ -93,6 +93,43 @@ def test_what_a_kill_or_a_bad_disk_leaves_is_checked_and_completed(
     assert calls == list(range(sound, 4))
 
 
+def chunks(content, size, order):
+    return b"".join(content[number * size : (number + 1) * size] for number in order)
+
+
+@pytest.mark.parametrize(("order", "sound"), [((1, 0, 2), 0), ((0, 2, 1), 1), ((0, 0, 2), 1), ((0, 2), 1)])
+def test_a_chunk_counts_in_its_own_place_only(tmp_path, unbroken, calls, order, sound):
+    expected, images, log = unbroken
+    (tmp_path / IMAGES).write_bytes(chunks(images, CHUNK_BYTES, order))
+    (tmp_path / LOG).write_bytes(chunks(log, ENTRY, order))
+    assert generate(tmp_path) == expected
+    assert calls == list(range(sound, 4))
+
+
+@pytest.mark.parametrize(("recipe", "seed"), [(RECIPE, 1), (make_recipe(32, "easy", keep_apart=False), 0)])
+def test_chunks_of_another_dataset_variant_are_not_kept(tmp_path, unbroken, calls, recipe, seed):
+    """The folder of another one, copied or renamed, would else give its images under our name."""
+    generate_images(recipe, CHUNK, seed, tmp_path, workers=1, progress=False)
+    calls.clear()
+    assert generate(tmp_path) == unbroken[0]
+    assert calls == [0, 1, 2, 3]
+
+
+def test_a_chunk_that_changes_while_later_ones_are_made_ends_the_command(tmp_path, unbroken, monkeypatch):
+    def make(recipe, seed, number):
+        if number == 2:
+            with (tmp_path / IMAGES).open("r+b") as file:
+                file.seek(CHUNK_BYTES + 5)
+                file.write(b"\xff")
+        return generate_chunk(recipe, seed, number)
+
+    monkeypatch.setattr(corpus, "generate_chunk", make)
+    with pytest.raises(DataError, match="changed while images were generated"):
+        generate(tmp_path)
+    monkeypatch.undo()
+    assert generate(tmp_path) == unbroken[0]
+
+
 def test_a_killed_process_is_continued_by_the_next(tmp_path, calls):
     code = (
         "import sys; from pathlib import Path\n"
