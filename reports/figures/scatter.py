@@ -51,7 +51,8 @@ def bubbles(frame: pd.DataFrame, where: str) -> Figure:
     figure = new_figure(2.2 + 0.1 * len(rows))
     axes = figure.subplots()
     area = LARGEST_BUBBLE * rows["memory"] / rows["memory"].max()
-    styles = [looks(frame)[str(label)] for label in rows.index]
+    found = looks(frame)
+    styles = [found[str(label)] for label in rows.index]
     colours = [look.colour for look in styles]
     axes.scatter(rows["speed"], rows["accuracy"], s=area, c=colours, alpha=0.4, edgecolors=colours, linewidths=0.8)
     for look, x, y in zip(styles, rows["speed"], rows["accuracy"], strict=True):
@@ -96,7 +97,8 @@ def _fronts(frame: pd.DataFrame, rows: pd.DataFrame, costs: dict[str, pd.Series]
     """Draw one panel for each cost; `rows` are the medians of the frame, and the costs have their index."""
     figure = new_figure(len(costs) * (1.8 + 0.07 * len(rows)))
     panels = np.ravel(figure.subplots(len(costs), 1))
-    styles = [looks(frame)[str(label)] for label in rows.index]
+    found = looks(frame)
+    styles = [found[str(label)] for label in rows.index]
     colours = [look.colour for look in styles]
     for axes, (text, cost) in zip(panels, costs.items(), strict=True):
         on_front = front(cost.to_numpy(), rows["accuracy"].to_numpy())
