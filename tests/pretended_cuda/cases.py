@@ -4,7 +4,6 @@ python -m tests.pretended_cuda.cases small VARIANT ...    short inputs, with val
 python -m tests.pretended_cuda.cases large VARIANT ...    4,000 tokens and batch 32, without values
 python -m tests.pretended_cuda.cases models               the model of each task, and a run that is stopped and resumed
 python -m tests.pretended_cuda.cases planted              faults that must be found
-python -m tests.pretended_cuda.cases day VARIANT ...      `small` and `planted`, in one process
 """
 
 from __future__ import annotations
@@ -243,13 +242,8 @@ def planted_fault(module: type[Right]) -> dict:
     return {"kinds": sorted(kinds), "found_by": module.found_by, "where": [event.where for event in pretended.events]}
 
 
-def day(variants: list[str]) -> Iterator[Job]:
-    yield from small(variants)
-    yield from planted(variants)
-
-
 def lines(kind: str, variants: list[str]) -> Iterator[dict]:
-    for name, job in {"small": small, "large": large, "models": models, "planted": planted, "day": day}[kind](variants):
+    for name, job in {"small": small, "large": large, "models": models, "planted": planted}[kind](variants):
         try:
             line = job()
         except Exception as error:  # noqa: BLE001 - it is what is reported

@@ -74,13 +74,9 @@ def check_results(lines: list[dict]) -> None:
     assert [each for each in errors if not each[1] <= TOLERANCE[each[0].split()[-1]]] == []
 
 
-@pytest.fixture(scope="module")
-def by_day() -> list[dict]:
-    return run("day", ["full", "adaptive_span"])
-
-
-def test_two_variants_train_without_a_fault(by_day):
-    lines = [line for line in by_day if "kinds" not in line]
+@pytest.mark.nightly  # as all variants; this one is for seeded mistakes
+def test_two_variants_train_without_a_fault():
+    lines = run("small", ["full", "adaptive_span"])
     assert len(lines) == 9
     check(lines)
     check_launches("small", lines)
@@ -94,8 +90,8 @@ def test_no_step_of_the_table_has_many_launches():
         check_launches("large", [{"case": "full", "launches": 1.1 * TABLE["large"]["full"]}])
 
 
-def test_each_planted_fault_is_found(by_day):
-    lines = [line for line in by_day if "kinds" in line]
+def test_each_planted_fault_is_found():
+    lines = run("planted")
     assert len(lines) > 10
     assert [line for line in lines if line["kinds"] != [line["found_by"]] * bool(line["found_by"])] == []
     assert all("planted.py" not in where or line["found_by"] for line in lines for where in line["where"])

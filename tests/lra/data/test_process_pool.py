@@ -49,7 +49,7 @@ def test_a_worker_that_dies_is_a_data_error():
         list(in_order(os._exit, [3, 3], 2))
 
 
-@pytest.mark.parametrize("place", ["script", "standard input"])
+@pytest.mark.parametrize("place", ["script", pytest.param("standard input", marks=pytest.mark.nightly)])
 def test_a_program_without_a_main_guard_can_use_them(place, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(PROGRAM)
