@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ def workload_config(
     if fixed:
         raise UsageError(f"--set {fixed[0]}: use --lengths, --batch or --tokens for that")
     config = resolve(task=task, variant=variant, profile=profile, seed=0, track="open", overrides=overrides)
-    grid = get_task(task).info.grid
+    grid = info_of(config).grid
     if grid is not None and grid[0] * grid[1] != length:
         raise UsageError(
             f"task {task!r} has images of {grid[0]} x {grid[1]} pixels: its only length is {grid[0] * grid[1]}"
@@ -44,6 +46,9 @@ def workload_config(
             "train": config.train.model_copy(update={"batch_size": batch_size, "accumulation": 1}),
         }
     )
+
+
+TRIED_TOKENS = 32_768
 
 
 class Workload:
@@ -98,3 +103,18 @@ class Workload:
 def tokens_per_step(config: RunConfig) -> int:
     """Return the number of tokens in a step; a step of a paired task reads two sequences per example."""
     return config.train.batch_size * config.model.max_length * (2 if get_task(config.task).info.paired else 1)
+
+
+def minutes_on_cpu(config: RunConfig) -> float | None:
+    """Estimate the minutes of a run's steps on this CPU, evaluations aside, from the second of two steps.
+
+    Returns:
+        None where a step takes too long to try: above `TRIED_TOKENS` tokens, sequences above 1,024, compiled code.
+    """
+    if config.train.compile or config.model.max_length > 1_024 or tokens_per_step(config) > TRIED_TOKENS:
+        return None
+    workload = Workload(config, torch.device("cpu"))
+    workload.step()
+    start = time.perf_counter()
+    workload.step()
+    return (time.perf_counter() - start) * config.train.steps / 60

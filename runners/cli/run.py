@@ -199,6 +199,7 @@ def command(
     from lra.trained import load_run
 
     from ..arithmetic import set_arithmetic
+    from ..bench.workload import minutes_on_cpu
     from ..progress import words
     from ..train.distributed import destroy, init, local_device, rank_info
     from ..train.evaluate_again import evaluate_again
@@ -256,7 +257,7 @@ def command(
     check_models(configs, device)
     if dry_run:
         if ranks.is_main:
-            echo(describe(configs[0], home) if len(configs) == 1 else plan_table(configs), nl=False)
+            echo(describe(configs[0], home) if len(configs) == 1 else plan_table(configs, minutes_on_cpu), nl=False)
         return
     check_shareable(configs, ranks.size)
     store.check_writable()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from lra.models.transformer import build_model
 from lra.reading import reading
 from lra.results.records import read_record
 from lra.tasks import BENCHMARK, get_task, info_of, task_name
+
+TIMED_ROWS = 12
+"""Rows of a dry run that are timed; more would take too long."""
 
 
 def plan(
@@ -315,14 +318,20 @@ def describe(config: RunConfig, home: Path) -> str:
     return dump_text(config.model_dump()) + notes
 
 
-def plan_table(configs: Sequence[RunConfig]) -> str:
+def plan_table(configs: Sequence[RunConfig], minutes: Callable[[RunConfig], float | None]) -> str:
     """Format a grid for `--dry-run`: a row for each task and variant, seeds aside.
+
+    Args:
+        configs: The runs.
+        minutes: Estimates those of a run; asked for `TIMED_ROWS` rows or fewer.
 
     Raises:
         UsageError: A variant refuses the sizes of its model.
     """
     rows = []
-    for config in {(config.task, config.variant.name): config for config in configs}.values():
+    chosen = {(config.task, config.variant.name): config for config in configs}.values()
+    for config in chosen:
+        estimate = minutes(config) if len(chosen) <= TIMED_ROWS else None
         parameters, full = parameters_of(config)
         longest, steps = config.model.max_length, config.train.steps
         tokens = steps * config.train.batch_size * longest * (2 if get_task(config.task).info.paired else 1)
@@ -336,14 +345,16 @@ def plan_table(configs: Sequence[RunConfig]) -> str:
                 f"{tokens / 1e6:,.0f}",
                 f"{parameters:,}",
                 f"{parameters / full:.3f}",
+                "-" if estimate is None else f"{estimate:.1f}",
             )
         )
-    columns = ("task", "variant", "steps", "batch", "length", "million tokens", "parameters", "x full")
+    columns = ("task", "variant", "steps", "batch", "length", "million tokens", "parameters", "x full", "minutes")
     seeds = len({config.seed for config in configs})
     return (
-        tabulate(rows, headers=columns, disable_numparse=True, colalign=("left", "left", *["right"] * 6))
+        tabulate(rows, headers=columns, disable_numparse=True, colalign=("left", "left", *["right"] * 7))
         + f"\n\n{len(configs)} runs ({seeds} seed{'' if seeds == 1 else 's'}), profile {configs[0].profile}, "
         f"{configs[0].track} track. Tokens: at most, if every sequence had the longest length.\n"
+        "Minutes: of the steps of one run on this CPU, from one step at that length; - where a step is long.\n"
         "One task, one variant and one seed print their configuration; lra-sweep plan SUITE --probe estimates times.\n"
     )
 

@@ -30,9 +30,9 @@ def parameters(profile, task):
         return count_parameters(build_model(config(profile, task), info.vocab_size, info.num_classes))
 
 
-def test_the_profiles_are_the_eight_and_that_of_the_probes():
+def test_the_profiles_are_the_nine_and_that_of_the_probes():
     assert profile_names() == [
-        "modern", "nystromformer", "official", "paper", "probes", "quick", "rotary", "s4", "spt",
+        "mini", "modern", "nystromformer", "official", "paper", "probes", "quick", "rotary", "s4", "spt",
     ]  # fmt: skip
     assert len(CELLS) >= 30
 
@@ -51,6 +51,7 @@ def test_every_task_of_every_profile_resolves_and_builds(profile, task):
         ("paper", SIX - {"pathx"}),
         ("modern", set(TASKS)),
         ("quick", set(TASKS)),
+        ("mini", SIX),
     ],
 )
 def test_each_profile_covers_what_its_source_defines(profile, tasks):

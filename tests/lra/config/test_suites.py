@@ -19,6 +19,8 @@ COUNTS = {
     # two seeds of three rows: on ListOps at two depths, on Pathfinder at one
     "tour": lambda: 2 * 3 * (2 + 1),
     "probes": lambda: 8 * 12,
+    # nine variants, of which full attention has two forms, without and with pretraining
+    "mini": lambda: 6 * (9 + 1) * 2,
     "receptive_field": lambda: 3 * 7,
     "efficiency": lambda: 4 * len(available()),
 }

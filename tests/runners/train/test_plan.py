@@ -6,6 +6,7 @@ from click.testing import CliRunner
 from lra.config.builtin import profile_names
 from lra.config.profiles import load_profile
 from lra.errors import UsageError
+from runners.bench.workload import minutes_on_cpu
 from runners.cli.run import command
 from runners.train.plan import describe, plan, read_config, shortened
 
@@ -57,6 +58,28 @@ def test_a_dry_run_of_several_runs_is_a_table(tmp_path):
         ["retrieval", "linformer", "5,000", "32", "4,000", "1,280"],
     ]
     assert "12 runs (3 seeds), profile official, matched track." in dry_run(*words)
+
+
+def test_a_dry_run_estimates_minutes_of_short_steps_and_of_few_rows(monkeypatch):
+    words = ["--task", "listops,text", "--profile", "mini"]
+    rows = [line.split() for line in dry_run("--attn", "mlp_only", *words).splitlines()]
+    minutes = {row[0]: row[-1] for row in rows if row and row[0] in ("listops", "text")}
+    assert all(0.0 < float(value) < 60.0 for value in minutes.values())
+    assert len(minutes) == 2
+    long = dry_run("--attn", "mlp_only", "--task", "text,retrieval", "--profile", "nystromformer").splitlines()
+    assert [line.split()[-1] for line in long[2:4]] == ["-", "-"]
+    monkeypatch.setattr("runners.train.plan.TIMED_ROWS", 1)
+    assert [line.split()[-1] for line in dry_run("--attn", "mlp_only", *words).splitlines()[2:4]] == ["-", "-"]
+
+
+def test_the_estimate_is_the_time_of_a_step_times_the_steps(monkeypatch):
+    clock = iter([100.0, 100.5])
+    monkeypatch.setattr("runners.bench.workload.time.perf_counter", lambda: next(clock))
+    (config,) = plan(
+        attn="mlp_only", task="listops", profile=load_profile("mini"), seeds=[0], track="open",
+        overrides={"model.dim": 8, "train.steps": 600},
+    )  # fmt: skip
+    assert minutes_on_cpu(config) == 5.0
 
 
 def test_all_tasks_are_the_six_of_the_benchmark_and_go_by_the_name_of_their_data_too():
