@@ -14,6 +14,7 @@ from lra.config.profiles import Profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig
 from lra.errors import UsageError
+from lra.measure.model_size import parameters_of
 from lra.models.transformer import build_model, mixers
 from lra.seeding import seed_torch
 from lra.tasks import get_task, info_of
@@ -48,7 +49,8 @@ def workload_config(
     )
 
 
-TRIED_TOKENS = 32_768
+TRIED_OPERATIONS = 2e10
+"""Of a step that `minutes_on_cpu` tries: six for each parameter and token, so about a second on one core."""
 
 
 class Workload:
@@ -105,15 +107,21 @@ def tokens_per_step(config: RunConfig) -> int:
     return config.train.batch_size * config.model.max_length * (2 if get_task(config.task).info.paired else 1)
 
 
-def minutes_on_cpu(config: RunConfig) -> float | None:
+def minutes_on_cpu(config: RunConfig, length: int) -> float | None:
     """Estimate the minutes of a run's steps on this CPU, evaluations aside, from the second of two steps.
 
+    Args:
+        config: The run.
+        length: Tokens of each sequence that is tried.
+
     Returns:
-        None where a step takes too long to try: above `TRIED_TOKENS` tokens, sequences above 1,024, compiled code.
+        None where a step takes too long to try: above `TRIED_OPERATIONS`, sequences above 1,024, compiled code.
     """
-    if config.train.compile or config.model.max_length > 1_024 or tokens_per_step(config) > TRIED_TOKENS:
+    operations = 6 * parameters_of(config)[0] * tokens_per_step(config)
+    if config.train.compile or config.model.max_length > 1_024 or operations > TRIED_OPERATIONS:
         return None
     workload = Workload(config, torch.device("cpu"))
+    workload.tokens = workload.tokens[..., :length]
     workload.step()
     start = time.perf_counter()
     workload.step()

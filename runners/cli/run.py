@@ -257,7 +257,9 @@ def command(
     check_models(configs, device)
     if dry_run:
         if ranks.is_main:
-            echo(describe(configs[0], home) if len(configs) == 1 else plan_table(configs, minutes_on_cpu), nl=False)
+            echo(
+                describe(configs[0], home) if len(configs) == 1 else plan_table(configs, home, minutes_on_cpu), nl=False
+            )
         return
     check_shareable(configs, ranks.size)
     store.check_writable()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -318,12 +319,24 @@ def describe(config: RunConfig, home: Path) -> str:
     return dump_text(config.model_dump()) + notes
 
 
-def plan_table(configs: Sequence[RunConfig], minutes: Callable[[RunConfig], float | None]) -> str:
+def usual_length(config: RunConfig, home: Path) -> int:
+    """Return the mean length of the training sequences, rounded up; the longest possible if they are not prepared."""
+    task = get_task(config.task)
+    try:
+        data = open_prepared(home / task.folder_name(task.options.model_validate(config.data)), verify=False)
+    except DataError:
+        return config.model.max_length
+    train = data.manifest.splits["train"]
+    return math.ceil(train.tokens / train.examples / (2 if task.info.paired else 1))
+
+
+def plan_table(configs: Sequence[RunConfig], home: Path, minutes: Callable[[RunConfig, int], float | None]) -> str:
     """Format a grid for `--dry-run`: a row for each task and variant, seeds aside.
 
     Args:
         configs: The runs.
-        minutes: Estimates those of a run; asked for `TIMED_ROWS` rows or fewer.
+        home: Folder of prepared data, for the lengths of the sequences.
+        minutes: Estimates those of a run at a length; asked for `TIMED_ROWS` rows or fewer.
 
     Raises:
         UsageError: A variant refuses the sizes of its model.
@@ -331,7 +344,7 @@ def plan_table(configs: Sequence[RunConfig], minutes: Callable[[RunConfig], floa
     rows = []
     chosen = {(config.task, config.variant.name): config for config in configs}.values()
     for config in chosen:
-        estimate = minutes(config) if len(chosen) <= TIMED_ROWS else None
+        estimate = minutes(config, usual_length(config, home)) if len(chosen) <= TIMED_ROWS else None
         parameters, full = parameters_of(config)
         longest, steps = config.model.max_length, config.train.steps
         tokens = steps * config.train.batch_size * longest * (2 if get_task(config.task).info.paired else 1)
@@ -354,7 +367,7 @@ def plan_table(configs: Sequence[RunConfig], minutes: Callable[[RunConfig], floa
         tabulate(rows, headers=columns, disable_numparse=True, colalign=("left", "left", *["right"] * 7))
         + f"\n\n{len(configs)} runs ({seeds} seed{'' if seeds == 1 else 's'}), profile {configs[0].profile}, "
         f"{configs[0].track} track. Tokens: at most, if every sequence had the longest length.\n"
-        "Minutes: of the steps of one run on this CPU, from one step at that length; - where a step is long.\n"
+        "Minutes: of the steps of one run on this CPU, from one step at the data's mean length, if it is prepared.\n"
         "One task, one variant and one seed print their configuration; lra-sweep plan SUITE --probe estimates times.\n"
     )
 

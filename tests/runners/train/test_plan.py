@@ -1,14 +1,17 @@
 """`--config` reads what `--dry-run` prints, as the same run."""
 
+import math
+
 import pytest
 from click.testing import CliRunner
 
 from lra.config.builtin import profile_names
 from lra.config.profiles import load_profile
 from lra.errors import UsageError
+from lra.tasks import get_task
 from runners.bench.workload import minutes_on_cpu
 from runners.cli.run import command
-from runners.train.plan import describe, plan, read_config, shortened
+from runners.train.plan import describe, plan, read_config, shortened, usual_length
 
 
 def dry_run(*words, text=None):
@@ -60,16 +63,22 @@ def test_a_dry_run_of_several_runs_is_a_table(tmp_path):
     assert "12 runs (3 seeds), profile official, matched track." in dry_run(*words)
 
 
-def test_a_dry_run_estimates_minutes_of_short_steps_and_of_few_rows(monkeypatch):
-    words = ["--task", "listops,text", "--profile", "mini"]
-    rows = [line.split() for line in dry_run("--attn", "mlp_only", *words).splitlines()]
-    minutes = {row[0]: row[-1] for row in rows if row and row[0] in ("listops", "text")}
-    assert all(0.0 < float(value) < 60.0 for value in minutes.values())
-    assert len(minutes) == 2
-    long = dry_run("--attn", "mlp_only", "--task", "text,retrieval", "--profile", "nystromformer").splitlines()
-    assert [line.split()[-1] for line in long[2:4]] == ["-", "-"]
+def test_a_dry_run_estimates_minutes_of_short_steps_and_of_few_rows(monkeypatch, home):
+    lengths = []
+    monkeypatch.setattr("runners.bench.workload.minutes_on_cpu", lambda config, length: lengths.append(length) or 2.25)
+    words = ["--attn", "mlp_only", "--task", "listops,text", "--profile", "mini"]
+    assert [line.split()[-1] for line in dry_run(*words).splitlines()[2:4]] == ["2.2", "2.2"]
+    assert lengths == [512, 1024]
     monkeypatch.setattr("runners.train.plan.TIMED_ROWS", 1)
-    assert [line.split()[-1] for line in dry_run("--attn", "mlp_only", *words).splitlines()[2:4]] == ["-", "-"]
+    assert [line.split()[-1] for line in dry_run(*words).splitlines()[2:4]] == ["-", "-"]
+
+
+@pytest.mark.parametrize("profile", ["official", "nystromformer"])  # more tokens and parameters, longer sequences
+def test_long_steps_are_not_tried(profile):
+    (config,) = plan(
+        attn="full", task="text", profile=load_profile(profile), seeds=[0], track="matched", overrides={}
+    )  # fmt: skip
+    assert minutes_on_cpu(config, 10) is None
 
 
 def test_the_estimate_is_the_time_of_a_step_times_the_steps(monkeypatch):
@@ -79,7 +88,18 @@ def test_the_estimate_is_the_time_of_a_step_times_the_steps(monkeypatch):
         attn="mlp_only", task="listops", profile=load_profile("mini"), seeds=[0], track="open",
         overrides={"model.dim": 8, "train.steps": 600},
     )  # fmt: skip
-    assert minutes_on_cpu(config) == 5.0
+    assert minutes_on_cpu(config, 20) == 5.0
+
+
+def test_the_length_of_the_estimate_is_that_of_the_data_once_it_is_there(home):
+    (config,) = plan(
+        attn="mlp_only", task="listops", profile=load_profile("quick"), seeds=[0], track="open",
+        overrides={"data.train": 20, "data.validation": 5, "data.test": 5},
+    )  # fmt: skip
+    assert usual_length(config, home) == 64
+    task = get_task("listops")
+    data = task.prepare(task.options.model_validate(config.data), home, workers=1, progress=False)
+    assert usual_length(config, home) == math.ceil(data.split("train").document_lengths.mean()) < 64
 
 
 def test_all_tasks_are_the_six_of_the_benchmark_and_go_by_the_name_of_their_data_too():
