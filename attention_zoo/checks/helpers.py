@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import field, fields, make_dataclass, replace
 from functools import partial
 from typing import Any
@@ -68,7 +69,8 @@ def build(
 
     The noise moves parameters away from zeros and ones, at which a gradient may vanish and a leak may not show.
     """
-    with torch.random.fork_rng(), torch.device("cpu"):
+    on_cpu = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")  # which takes longer
+    with torch.random.fork_rng(), on_cpu:
         torch.default_generator.manual_seed(seed)  # all is drawn here; `torch.manual_seed` takes much longer
         mixer = spec.build(spec.config() if config is None else config, make_dims() if dims is None else dims)
         noise = torch.Generator().manual_seed(seed)
