@@ -20,7 +20,7 @@ from lra.reading import visible
 from lra.results.bench_format import REFERENCE
 from lra.results.bench_records import BenchRecord, bench_records
 from lra.results.dataframe import record_frame, unique_titles
-from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt
+from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt, read_note
 
 BASELINE_VARIANT = "mlp_only"
 """The variant that stands among the baselines of every table of accuracy for which the store has runs of it."""
@@ -212,13 +212,16 @@ def _drop_older(records: dict[str, RunRecord], problems: list[str]) -> None:
 
 
 def _last_attempt(folder: Path, problems: list[str]) -> AttemptedRun | None:
-    """Read the newest note on a run; if it cannot be used, add it to the problems."""
+    """Read the newest note on a run; add it and all others to the problems that cannot be used."""
     notes = [path for path in folder.glob("*.json") if path.name.partition("-")[0].isdecimal()]
     if not notes:
         return None
-    newest = max(notes, key=lambda path: int(path.name.partition("-")[0]))
-    try:
-        return read_attempt(newest)
-    except StoreError as error:
-        problems.append(str(error))
-        return None
+    *earlier, newest = sorted(notes, key=lambda path: int(path.name.partition("-")[0]))
+    found = None
+    for note in [*earlier, newest]:
+        try:
+            found = read_attempt(note) if note is newest else found
+            read_note(note)  # an earlier one may be a later one, renamed
+        except StoreError as error:
+            problems.append(str(error))
+    return found

@@ -11,7 +11,7 @@ from lra.results import load
 from reports import html_page
 from reports.result_set import load_stores
 from reports.tables import accuracy, head_to_head
-from tests.reports.synthetic import add_run, cell_config
+from tests.reports.synthetic import add_attempt, add_run, cell_config
 
 
 def test_two_stores_are_read_as_one_and_disagreements_are_told(tmp_path):
@@ -59,6 +59,17 @@ def test_bits_and_curves_are_those_of_the_records_that_were_read(tmp_path):
     shutil.copytree(tmp_path / "other", tmp_path / "store", dirs_exist_ok=True)
     with pytest.raises(DamagedFileError, match="not what its record says"):
         head_to_head(results, "quick", "matched", "full", "linear")
+
+
+def test_a_renamed_note_is_named_whatever_its_new_number(tmp_path):
+    for status in ("oom", "failed"):
+        add_attempt(tmp_path, status)
+    first, second = sorted(tmp_path.glob("attempts/*/*.json"))
+    assert [attempt.status for attempt in load_stores([tmp_path]).attempts.values()] == ["failed"]
+    for name in ("0-host-1.json", "7-host-1.json"):
+        moved = second.rename(first.with_name(name))
+        assert ["written as attempt 2" in problem for problem in load_stores([tmp_path]).problems] == [True]
+        moved.rename(second)
 
 
 def edited_recipe(**changes):
