@@ -108,7 +108,7 @@ def tokens_per_step(config: RunConfig) -> int:
 
 
 def minutes_on_cpu(config: RunConfig, length: int) -> float | None:
-    """Estimate the minutes of a run's steps on this CPU, evaluations aside, from the second of two steps.
+    """Estimate the minutes of a run's steps on this CPU if it is idle, evaluations aside, from the second of two steps.
 
     Args:
         config: The run.
@@ -123,6 +123,6 @@ def minutes_on_cpu(config: RunConfig, length: int) -> float | None:
     workload = Workload(config, torch.device("cpu"))
     workload.tokens = workload.tokens[..., :length]
     workload.step()
-    start = time.perf_counter()
+    start = time.process_time()  # not that of the clock, which other programs on the machine make longer
     workload.step()
-    return (time.perf_counter() - start) * config.train.steps / 60
+    return (time.process_time() - start) / torch.get_num_threads() * config.train.steps / 60

@@ -367,7 +367,7 @@ def plan_table(configs: Sequence[RunConfig], home: Path, minutes: Callable[[RunC
         tabulate(rows, headers=columns, disable_numparse=True, colalign=("left", "left", *["right"] * 7))
         + f"\n\n{len(configs)} runs ({seeds} seed{'' if seeds == 1 else 's'}), profile {configs[0].profile}, "
         f"{configs[0].track} track. Tokens: at most, if every sequence had the longest length.\n"
-        "Minutes: of the steps of one run on this CPU, from one step at the data's mean length, if it is prepared.\n"
+        "Minutes: of the steps on this CPU if idle, from one step at the data's mean length, once it is prepared.\n"
         "One task, one variant and one seed print their configuration; lra-sweep plan SUITE --probe estimates times.\n"
     )
 

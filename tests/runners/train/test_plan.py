@@ -82,8 +82,9 @@ def test_long_steps_are_not_tried(profile):
 
 
 def test_the_estimate_is_the_time_of_a_step_times_the_steps(monkeypatch):
-    clock = iter([100.0, 100.5])
-    monkeypatch.setattr("runners.bench.workload.time.perf_counter", lambda: next(clock))
+    clock = iter([100.0, 101.0])
+    monkeypatch.setattr("runners.bench.workload.time.process_time", lambda: next(clock))
+    monkeypatch.setattr("runners.bench.workload.torch.get_num_threads", lambda: 2)
     (config,) = plan(
         attn="mlp_only", task="listops", profile=load_profile("mini"), seeds=[0], track="open",
         overrides={"model.dim": 8, "train.steps": 600},
