@@ -19,7 +19,7 @@ from lra.names import suggest_path
 from lra.reading import visible
 from lra.results.bench_format import REFERENCE
 from lra.results.bench_records import BenchRecord, bench_records
-from lra.results.dataframe import record_frame, unique_titles
+from lra.results.dataframe import record_frame, same_numbers, unique_titles, without_older
 from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt, read_note
 
 BASELINE_VARIANT = "mlp_only"
@@ -167,14 +167,19 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
         problems += [
             f"{path}: another outcome of the same run" for path in visible(folder, "results/*/*.conflict-*.json")
         ]
-    _drop_older(records, problems)
-    attempts: dict[str, AttemptedRun] = {}
+    finished = set(records)
+    records = {record.run_id: record for record in without_older(records.values(), problems)}
+    tried: dict[tuple[bytes, str, int], AttemptedRun] = {}
     for folder in folders:
         for notes in visible(folder, "attempts/*"):
-            if notes.name not in records:
-                attempt = _last_attempt(notes, problems)
-                if attempt is not None:
-                    attempts.setdefault(notes.name, attempt)
+            attempt = None if notes.name in finished else _last_attempt(notes, problems)
+            if attempt is not None:
+                other = tried.setdefault(same_numbers(attempt), attempt)
+                if other.numerics_version < attempt.numerics_version:
+                    tried[same_numbers(attempt)] = attempt
+    for record in records.values():
+        tried.pop(same_numbers(record), None)
+    attempts = {attempt.run_id: attempt for attempt in tried.values()}
     measurements: dict[str, BenchRecord] = {}
     for folder in folders:
         for measurement in bench_records(folder):
@@ -195,20 +200,6 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
         references=tuple(references),
         full=tuple(entry for entry in entries if entry.config.variant.name == REFERENCE),
     )
-
-
-def _drop_older(records: dict[str, RunRecord], problems: list[str]) -> None:
-    """Of runs that are there under two numerics versions with the same numbers, keep the newest record."""
-    newest: dict[tuple[bytes, str, int], RunRecord] = {}
-    for record in sorted(records.values(), key=lambda each: -each.numerics_version):
-        same = (record.config.key(), record.data_digest, record.config.numbers_until(record.numerics_version))
-        kept = newest.setdefault(same, record)
-        if kept is not record:
-            del records[record.run_id]
-            if kept.outcome != record.outcome:
-                problems.append(
-                    f"{record.run_id}: another outcome than {kept.run_id}, whose numbers should be the same"
-                )
 
 
 def _last_attempt(folder: Path, problems: list[str]) -> AttemptedRun | None:

@@ -13,7 +13,7 @@ from attention_zoo import (
     VariantConfig,
     get_variant,
 )
-from lra.config.profiles import Profile
+from lra.config.profiles import Profile, TaskRecipe
 from lra.config.schema import (
     VARIANT_POSITIONS,
     ModelConfig,
@@ -27,12 +27,17 @@ from lra.config.schema import (
 )
 from lra.config.yaml_loader import load_text
 from lra.errors import UsageError
+from lra.models.convnet import READS as CONVNET_READS
 from lra.models.convnet import family_problems
 from lra.models.downsamplers import UnknownDownsamplerError, downsampler_origin
 from lra.names import suggest
-from lra.tasks import get_task
+from lra.tasks import GeneratedOptions, get_task
 from lra.tasks.base import Task, TaskInfo, TaskOptions
 
+_HIDING = ("pretrain.mask_rate", "pretrain.mask_span")
+"""Settings of what denoising hides."""
+WHOLE_MODEL_READS = ("family", "max_length", "dim")
+"""Settings of the section `model` that count for a whole model of somebody else."""
 OPEN_TRACK = "--track open admits it (in a suite: `track: open`)"
 
 
@@ -131,6 +136,8 @@ def resolve(
     origins: dict[str, str] = {}
     for path, value in overrides.items():
         head, _, rest = path.partition(".")
+        if whole_model and head == "model" and rest in ModelConfig.model_fields and rest not in WHOLE_MODEL_READS:
+            continue  # of the variants beside it
         if head in sections and rest:
             sections[head][rest] = value
             if track == "matched" and not profile.admits(path, value):
@@ -156,9 +163,13 @@ def resolve(
     denoises = train is not None and train.denoise > 0.0
     pretrain, pretrain_problems = pretraining(the_task.info, sections["pretrain"], beside=denoises)
     if not pretrain_problems and (pretrain is None or not pretrain.share):
-        used = {"pretrain.share", *(("pretrain.mask_rate", "pretrain.mask_span", "pretrain.loss") if denoises else ())}
+        used = {"pretrain.share", *((*_HIDING, "pretrain.loss") if denoises else ())}
         ours = [path for path in overrides if path.startswith("pretrain.") and path not in used]
         problems += [f"{path}: without effect, since pretrain.share is 0" for path in ours]
+    if pretrain is not None and model is not None and model.causal:
+        problems += [
+            f"{path}: without effect, since a causal model hides nothing" for path in overrides if path in _HIDING
+        ]
     if train is not None and data is not None:
         problems += _augmentation_problems(train, the_task, data)
     problems += data_problems + model_problems + train_problems + pretrain_problems
@@ -166,7 +177,6 @@ def resolve(
         problems.append(f"model.num_heads: dim {model.dim} is not a multiple of {model.num_heads}; give head_dim")
     if model is not None:
         info = the_task.info if data is None else the_task.info_for(data)
-        model = _in_one_form(model, info.vocab_size)
         problems += family_problems(model, info, variant, has_options=bool(options), whole_model=whole_model)
     if pretrain is not None and model is not None:
         problems += _pretraining_problems(model, sections["data"], pretrain)
@@ -185,25 +195,31 @@ def resolve(
     if "pool_origin" in sections["model"]:
         problems.append("model.pool_origin: filled in from the layer that model.pool names, never set")
     config = _variant_config(variant, options, origins, problems)
+    if model is not None and config is not None and track == "open":
+        problems += positions_problems(model, config.to_dict())
+    if model is not None and model.family == "convnet":
+        problems += [
+            f"{path}: a convnet does not read it"
+            for path in overrides
+            if path.startswith("model.") and path.removeprefix("model.") not in CONVNET_READS
+        ]
     if data is not None and model is not None and the_task.max_length(data) > model.max_length:
         problems.append(f"model.max_length: {model.max_length} is shorter than the data ({the_task.max_length(data)})")
     if problems or data is None or model is None or train is None or config is None:
         raise UsageError("\n".join(problems))
-    return with_programs(
-        RunConfig(
-            task=task,
-            profile=profile.name,
-            track=track,
-            data=data.model_dump(),
-            variant=VariantChoice(name=variant, options=config.to_dict()),
-            model=model,
-            train=train,
-            pretrain=pretrain,
-            start=start,
-            seed=seed,
-        ),
-        config,
+    run = RunConfig(
+        task=task,
+        profile=profile.name,
+        track=track,
+        data=data.model_dump(),
+        variant=VariantChoice(name=variant, options=config.to_dict()),
+        model=model,
+        train=train,
+        pretrain=pretrain,
+        start=start,
+        seed=seed,
     )
+    return with_programs(in_one_form(run, recipe), config)
 
 
 def pretraining(info: TaskInfo, values: Mapping[str, Any], *, beside: bool) -> tuple[PretrainConfig | None, list[str]]:
@@ -254,6 +270,23 @@ def _pretraining_problems(model: ModelConfig, data: Mapping[str, Any], pretrain:
     return problems
 
 
+def positions_problems(model: ModelConfig, options: Mapping[str, Any]) -> list[str]:
+    """List why positions that are options of the variant do not have the one name that they have in `model.positions`.
+
+    Under two names, one computation would be two runs.
+    """
+    biases = [value for name, value in VARIANT_POSITIONS.values() if name == "bias"]
+    bias = options["bias"] if options.get("bias") in biases else ""
+    name = "rotary" if options.get("rotary") is True else bias or "none"
+    if model.family != "transformer" or model.positions not in ("none", *VARIANT_POSITIONS) or model.positions == name:
+        return []
+    more = f" --set variant.bias={bias}" if bias and name == "rotary" else ""
+    return [
+        f"model.positions: with these options of the variant, they are {name}; for one id of such runs, write "
+        f"--set model.positions={name}{more}"
+    ]
+
+
 def _causal_problems(model: ModelConfig, variant: str) -> list[str]:
     """List why a model cannot be causal, one line each."""
     try:
@@ -270,14 +303,29 @@ def _causal_problems(model: ModelConfig, variant: str) -> list[str]:
     return problems
 
 
-def _in_one_form(model: ModelConfig, vocab_size: int) -> ModelConfig:
-    """Return a model without sizes that spell out what it would have anyway, so that equal runs have one id."""
-    same: dict[str, int | None] = {}
+def in_one_form(config: RunConfig, recipe: TaskRecipe) -> RunConfig:
+    """Return a configuration that spells out of what it would have anyway only what its recipe does.
+
+    So equal runs have one id.
+    """
+    task, model, train, pretrain = get_task(config.task), config.model, config.train, config.pretrain
+    data = task.options.model_validate(config.data)
+    same: dict[str, Any] = {}
     if model.head_dim * model.num_heads == model.dim:
         same["head_dim"] = 0
-    if model.embedding_rows == vocab_size:
+    if model.embedding_rows == task.info_for(data).vocab_size:
         same["embedding_rows"] = None
-    return model.model_copy(update=same)
+    sections: dict[str, Any] = {"model": model.model_copy(update=same)}
+    same = {"state_space_lr": None} if train.state_space_lr == train.lr else {}
+    if train.crop is not None and train.crop >= task.max_length(data):
+        same["crop"] = None
+    sections["train"] = train.model_copy(update=same)
+    if pretrain is not None and pretrain.warmup in (None, train.warmup_steps):
+        warmup = None if recipe.pretrain.get("warmup") is None else train.warmup_steps
+        sections["pretrain"] = pretrain.model_copy(update={"warmup": warmup})
+    if isinstance(data, GeneratedOptions) and data.test_length in ([], [data.length]):
+        sections["data"] = config.data | {"test_length": [data.length] if recipe.data.get("test_length") else []}
+    return config.model_copy(update=sections)
 
 
 def with_programs(config: RunConfig, typed: VariantConfig | None = None) -> RunConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
@@ -38,6 +38,9 @@ NUMERICS_VERSION = 2
 
 CHANGED_IN_2 = frozenset({"block_topk", "gated_linear", "h_transformer_1d", "lion", "reformer", "sparse"})
 """Variants of which numerics version 2 changed the order of sums. All others it changed in their dropout only."""
+
+WRAPPERS = frozenset({"contextpool", "contextpool_conv_only"})
+"""Variants of this project that have another one as their base, in the options `base` and `base_options`."""
 
 ADDED_LATER: dict[str, Any] = {
     "task_origin": "",
@@ -298,14 +301,12 @@ class RunConfig(Section):
     def hashed(self) -> dict[str, Any]:
         """Return all settings as plain values, without those that came later and are as before: see `ADDED_LATER`."""
         values = self.model_dump()
-        # A variant or task that is named by its file is identified by its content, wherever the file is.
-        place, _, name = self.variant.name.rpartition(":")
-        if place.endswith(".py"):
-            values["variant"]["name"] = self.variant.name.rpartition("/")[2]
-        elif place == "hf":
-            values["variant"]["name"] = f"hf:{name.rpartition('/')[2]}"
-        if ".py:" in self.task:
-            values["task"] = self.task.rpartition("/")[2]
+        # What is named by its file is identified by its content, wherever the file is.
+        values["variant"]["name"] = _without_folder(self.variant.name)
+        if self.variant.name in WRAPPERS:
+            for holder in _wrappers(values["variant"]["options"]):
+                holder["base"] = _without_folder(holder["base"])
+        values["task"] = _without_folder(self.task)
         sections = {"": values, "model": values["model"], "train": values["train"]}
         sections |= {f"data.{self.task}": values["data"], f"variant.{self.variant.name}": values["variant"]["options"]}
         for path, as_before in ADDED_LATER.items():
@@ -321,9 +322,8 @@ class RunConfig(Section):
 
     def numbers_until(self, numerics_version: int) -> int:
         """Return the newest numerics version under which this run has the same numbers as under this one."""
-        changed = self.variant.origin or not CHANGED_IN_2.isdisjoint(
-            {self.variant.name, self.variant.options.get("base")}
-        )
+        bases = {str(holder["base"]) for holder in _wrappers(self.variant.options)}
+        changed = self.variant.origin or not CHANGED_IN_2.isdisjoint({self.variant.name, *bases})
         if numerics_version == 1 and not (changed or self.model.dropout or self.model.attention_dropout):
             return 2
         return numerics_version
@@ -332,6 +332,21 @@ class RunConfig(Section):
         """Return the id of the run: SHA-256 of this configuration, the data's content and the numerics version."""
         identity = {"config": self.hashed(), "data_digest": data_digest, "numerics_version": numerics_version}
         return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+
+def _without_folder(name: str) -> str:
+    """Return the name of a variant or task without the folder of the file that it may name."""
+    place, _, inner = name.rpartition(":")
+    if place == "hf":
+        return f"hf:{inner.rpartition('/')[2]}"
+    return name.rpartition("/")[2] if place.endswith(".py") else name
+
+
+def _wrappers(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the options that name a base variant: those of a wrapper, and of wrappers that are a base in it."""
+    while isinstance(options, dict) and "base" in options:
+        yield options
+        options = options.get("base_options") or {}
 
 
 def plain(value: Any) -> Any:

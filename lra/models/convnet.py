@@ -29,6 +29,11 @@ from lra.models.downsamplers import UnknownDownsamplerError, get_downsampler
 from lra.models.padding import hide_padding
 from lra.tasks.base import TaskInfo
 
+READS = (
+    "family", "pool", "dim", "num_layers", "dropout", "activation", "embedding_rows", "embedding_std", "norm_eps",
+    "head_hidden", "max_length", "norm", "norm_placement", "pool_origin",
+)  # fmt: skip
+"""Fields of the `model` section that count for this family, with those that are refused by name."""
 VARIANT = "conv"
 """The one variant that a run of this family may name."""
 STAGES = 3

@@ -24,6 +24,11 @@ COLUMNS = (
 )  # fmt: skip
 
 
+_SPEED = {"threads": "unknown", "processes": 1, "torch": "unknown", "deterministic_algorithms": False}
+"""What of an environment a speed depends on besides the processor, with the values of records that do not name it.
+Threads count on the CPU."""
+
+
 def load(folder: Path | str) -> pd.DataFrame:
     """Return the records of a store as a tidy data frame, one row per run; see `record_frame`.
 
@@ -36,9 +41,28 @@ def load(folder: Path | str) -> pd.DataFrame:
     if not root.is_dir():
         raise StoreError(f"no store at {root}")
     entries = list(Store(root).records())
-    frame = record_frame(entry for entry in entries if isinstance(entry, RunRecord))
-    frame.attrs["problems"] = [str(entry) for entry in entries if isinstance(entry, StoreError)]
+    problems = [str(entry) for entry in entries if isinstance(entry, StoreError)]
+    frame = record_frame(without_older([entry for entry in entries if isinstance(entry, RunRecord)], problems))
+    frame.attrs["problems"] = problems
     return frame
+
+
+def same_numbers(run: RunRecord | AttemptedRun) -> tuple[bytes, str, int]:
+    """Return a key that runs share if they have the same numbers, be it under two numerics versions."""
+    return run.config.key(), run.data_digest, run.config.numbers_until(run.numerics_version)
+
+
+def without_older(records: Iterable[RunRecord], problems: list[str]) -> list[RunRecord]:
+    """Return the records; of a run that is there under two numerics versions with the same numbers, the newest one.
+
+    If the two have different outcomes, that is added to the problems.
+    """
+    newest: dict[tuple[bytes, str, int], RunRecord] = {}
+    for record in sorted(records, key=lambda each: -each.numerics_version):
+        kept = newest.setdefault(same_numbers(record), record)
+        if kept.outcome != record.outcome:
+            problems.append(f"{record.run_id}: another outcome than {kept.run_id}, whose numbers should be the same")
+    return list(newest.values())
 
 
 def record_frame(
@@ -52,7 +76,8 @@ def record_frame(
     `column` is the heading of the task in tables; different data of one task get different headings. `label` is the
     name of the row: see `lra.config.labels`. One profile, track, label, heading and seed belong to one run, so a mean
     over these never mixes different runs. `device` is the processor; where runs on one processor differ in their number
-    of threads or processes, it names these too, since a speed of 8 threads is no multiple of one of 1.
+    of threads or processes, in their version of torch, or in whether they took deterministic algorithms only, it names
+    these too, since a speed of 8 threads is no multiple of one of 1.
 
     Args:
         records: Of any profiles.
@@ -112,14 +137,14 @@ def _headings(frame: pd.DataFrame) -> list[str]:
 
 
 def _devices(records: Sequence[RunRecord]) -> list[str]:
-    """Name what each run was trained on, with the threads and processes in which runs on one processor differ."""
+    """Name what each run was trained on, with what of `_SPEED` runs on one processor differ in."""
     shares: dict[str, dict[str, set[str]]] = {}
     written = []
     for record in records:
         environment = record.environment
-        counted = ("threads", "processes") if environment.get("device") == "cpu" else ("processes",)
-        values = {"threads": "unknown", "processes": 1} | environment  # older records do not name a single process
-        written.append({name: f"{name} {values[name]}" for name in counted})
+        values = _SPEED | environment
+        counted = [name for name in _SPEED if name != "threads" or environment.get("device") == "cpu"]
+        written.append({name: f"{name.replace('_', ' ')} {values[name]}" for name in counted})
         for name, text in written[-1].items():
             shares.setdefault(record.processor, {}).setdefault(name, set()).add(text)
     return [

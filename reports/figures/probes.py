@@ -32,6 +32,8 @@ def probe_panels(scores: pd.DataFrame) -> Figure:
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(labels) - 0.5))
         axes.grid(visible=False)
         means = part.groupby(["label", "column"])[["accuracy", "chance"]].mean()
+        lost = part[part["accuracy"].isna()].groupby(["label", "column"]).size()
+        means = means.drop(index=lost.index)  # the mean of the others says nothing of the row
         for (label, column), (accuracy, chance) in zip(means.index, means.to_numpy(), strict=True):
             place = (columns.index(column), labels.index(label))
             above = max(0.0, (accuracy - chance) / (100.0 - chance))

@@ -96,8 +96,9 @@ class Board:
         return f"{self.task}, profile {self.profile}" + ("" if self.track == "matched" else f", {self.track} track")
 
     def place(self, row: Row) -> str:
-        """Return the place of a row; a dash if runs of it are lost."""
-        return "-" if row.seeds < row.tried else str(self.rows.index(row) + 1)
+        """Return the place of a row, which rows of the same mean share; a dash if runs of it are lost."""
+        above = sum(other.mean > row.mean and other.seeds == other.tried for other in self.rows)
+        return "-" if row.seeds < row.tried else str(above + 1)
 
 
 def build_site(results: ResultSet, folder: Path, command: str, *, quiet: bool = False) -> int:

@@ -52,10 +52,12 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     overall = dict(zip(labels, values.to_numpy().mean(axis=1).tolist(), strict=True))  # NaN with a task missing
     keys = [RowKey(label=label, variant=variants[label], score=overall[label]) for label in labels]
     measured = _measured(results, frame)
+    totals = frame.groupby("column")["total"].min()
     unmarked = [
         column
         for column in columns
-        if not _above_trivial(frame[frame["column"] == column], beatable(measured.get(column, {})).values())
+        if values[column].notna().any()
+        and not _above_trivial(values[column].max(), totals[column], beatable(measured.get(column, {})).values())
     ]
     for name, members in (("A5", FIVE), ("A6", SIX)):
         chosen = [column for column in columns if tasks[column] in members]
@@ -194,14 +196,15 @@ def _untrained(results: ResultSet, frame: pd.DataFrame) -> list[str]:
     return [f"Not above chance by more than the noise of the test set: {'; '.join(places)}."] if places else []
 
 
-def _above_trivial(group: pd.DataFrame, baselines: Collection[float]) -> bool:
-    """Say whether the best mean of one task is above every trivial baseline by more than the noise of the test set."""
-    found = group.dropna(subset=["accuracy"])
-    if found.empty:
-        return False
-    best = found.groupby("label")["accuracy"].mean().max()
-    total = int(found["total"].min())
-    return is_above(round(best / 100 * total), total, max(baselines, default=0.0))
+def _above_trivial(best: float, total: float, baselines: Collection[float]) -> bool:
+    """Say whether a score is above every trivial baseline by more than the noise of the test set.
+
+    Args:
+        best: The best mean of a task, in %, of the rows that lost no run: only these are marked.
+        total: Its test examples.
+        baselines: In %.
+    """
+    return is_above(round(best / 100 * total), int(total), max(baselines, default=0.0))
 
 
 def _noise(frame: pd.DataFrame) -> list[str]:

@@ -127,7 +127,10 @@ def locality(results: ResultSet, records: list[RunRecord], audits: list[Audit], 
     if any(each.sigma for each in audits):
         notes.append(Term("Sigma: mean width of the pooling of each layer, in tokens; lra-report pooling draws it."))
     frame = _frame(results, records)
-    caption = f"How far the chosen weights mix, on {examples} test examples with {places} tokens of each"
+    caption = (
+        f"How far the chosen weights mix, on {_looked_at(records, examples)} test examples with at most {places} "
+        "tokens of each"
+    )
     return plain_table(caption, rows, preview(frame) + notes, frame)
 
 
@@ -147,7 +150,7 @@ def answers(
         names_of(record) | {f"within {radius}": f"{score:.1f}" for radius, score in found.items()}
         for record, found in zip(records, scores, strict=True)
     ]
-    caption = f"Accuracy in % when far tokens are {DONE[change]}, on {examples} test examples"
+    caption = f"Accuracy in % when far tokens are {DONE[change]}, on {_looked_at(records, examples)} test examples"
     what = {"hide": "masked like padding", "shuffle": "put in a random order"}[change]
     note = Term(
         f"Within: for each state that the answer is read from, the tokens farther from it than this are {what}. A head "
@@ -155,6 +158,12 @@ def answers(
     )
     frame = _frame(results, records)
     return plain_table(caption, rows, [*preview(frame), note], frame)
+
+
+def _looked_at(records: Sequence[RunRecord], examples: int) -> str:
+    """Say how many test examples were looked at: fewer than was asked, where there are no more."""
+    found = {min(examples, record.outcome.test.total) for record in records if record.outcome is not None}
+    return " or ".join(map(str, sorted(found)))
 
 
 def _frame(results: ResultSet, records: list[RunRecord]) -> pd.DataFrame:

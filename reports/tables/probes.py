@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lra.errors import UsageError
 from lra.metrics import beatable, is_above
+from lra.results.bench_format import STATUS_WORDS
 from lra.results.records import RunRecord
 
 from ..result_set import ResultSet
@@ -22,6 +26,7 @@ ERROR = 0.05
 """Probability that any cell of the table is called learnt by chance, which the cells share."""
 KEPT = 5.0
 """Points that a run may lose at a longer length and still carry over to it."""
+LOST = Term("(k/n): k of n seeds gave a number; such a row is not marked, and counts as neither learnt nor solved.")
 
 
 def accuracy_by_length(record: RunRecord, correct: np.ndarray) -> dict[int, float]:
@@ -32,28 +37,36 @@ def accuracy_by_length(record: RunRecord, correct: np.ndarray) -> dict[int, floa
         correct: (test examples,), whether each answer was right.
     """
     data = record.config.data
-    lengths = data["test_length"] or [data["length"]]
+    lengths = _lengths(data)
     return {
         length: 100.0 * float(part.mean())
         for length, part in zip(lengths, np.split(correct, len(lengths)), strict=True)
     }
 
 
+def _lengths(data: Mapping[str, Any]) -> list[int]:
+    return data["test_length"] or [data["length"]]
+
+
 def scores_by_length(results: ResultSet) -> pd.DataFrame:
     """Return one row for each run of a generated task and each of its lengths.
 
     The columns are those of the frame of the runs, with `length`, `trained` (the length of training), `head` (of the
-    column of a table), `accuracy` (at this length), `examples` (of this length), `chance` and `baseline` (the best that
-    a model can be asked to beat), in percent.
+    column of a table), `accuracy` (at this length; NaN for a run without a number), `examples` (of this length), `chance`
+    and `baseline` (the best that a model can be asked to beat), in percent.
     """
     rows = []
     for row in results.frame().to_dict("records"):
         record = results.records.get(row["run_id"])
-        if record is None or record.outcome is None or "test_length" not in record.config.data:
+        data = (record or results.attempts[row["run_id"]]).config.data
+        if "test_length" not in data:
             continue
-        correct = results.arrays(record.run_id)["test_correct"]
-        for length, score in accuracy_by_length(record, correct).items():
-            trained = record.config.data["length"]
+        scores, baselines = dict.fromkeys(_lengths(data), math.nan), {"chance": math.nan}
+        if record is not None and record.outcome is not None:
+            scores = accuracy_by_length(record, results.arrays(record.run_id)["test_correct"])
+            baselines = record.baselines
+        for length, score in scores.items():
+            trained = data["length"]
             rows.append(
                 row
                 | {
@@ -61,9 +74,9 @@ def scores_by_length(results: ResultSet) -> pd.DataFrame:
                     "trained": trained,
                     "head": _head(row["column"], length, trained),
                     "accuracy": score,
-                    "examples": record.config.data["test"],
-                    "chance": record.baselines["chance"],
-                    "baseline": max(beatable(record.baselines).values()),
+                    "examples": data["test"],
+                    "chance": baselines["chance"],
+                    "baseline": max(beatable(baselines).values()),
                 }
             )
     return pd.DataFrame(rows)
@@ -77,12 +90,14 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
     """
     results = results.for_profile(profile, track)
     scores = scores_by_length(results)
-    if not len(scores):
+    if not len(scores) or scores["accuracy"].isna().all():
         raise UsageError(f"profile {profile}: no run of a probe, or of another generated task, has a number")
     heads = list(dict.fromkeys(scores.sort_values(["column", "length"])["head"]))
     labels = sorted(scores["label"].unique())
-    means = scores.pivot_table(index="label", columns="head", values="accuracy").reindex(index=labels, columns=heads)
-    cells = means.map(lambda value: NOT_RUN if np.isnan(value) else f"{value:.1f}").astype(object)
+    cells = pd.DataFrame(NOT_RUN, index=labels, columns=heads, dtype=object)
+    means = pd.DataFrame(np.nan, index=labels, columns=heads)
+    for (label, head), group in scores.groupby(["label", "head"]):
+        cells.loc[label, head], means.loc[label, head] = _cell(group, len(results.seeds))
     chance = scores.groupby("head")["chance"].first()
     cells.loc["Chance"] = [f"{chance[head]:.1f}" for head in heads]
     values = means.copy()
@@ -97,6 +112,7 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
             "Learnt: above each baseline that knows nothing hidden, with 5 % of error shared by all cells. Solved: "
             f"{SOLVED:.0f} % or more. Carried over: learnt, and at most {KEPT:.0f} points below the trained length."
         ),
+        *([LOST] if scores["accuracy"].isna().any() else []),
         *verdicts(scores),
         *parameter_notes(frame),
         *provenance_notes(frame),
@@ -114,15 +130,34 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
     )
 
 
+def _cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
+    """Write the runs of one row at one length, and return their mean, which is NaN if one of them has no number.
+
+    Args:
+        group: The runs.
+        expected: How many seeds a suite asks for; 0 without one.
+    """
+    found, expected = group["accuracy"].dropna(), max(expected, len(group))
+    lost = Counter(group["status"][group["accuracy"].isna()])
+    words = [f"{STATUS_WORDS.get(status, status)} ({count}/{len(group)})" for status, count in sorted(lost.items())]
+    if len(found):
+        count = f" ({len(found)}/{expected})" if len(found) < expected else ""
+        words.insert(0, f"{found.mean():.1f}{count}")
+    return ", ".join(words), math.nan if lost else float(found.mean())
+
+
 def verdicts(scores: pd.DataFrame) -> list[str]:
     """Say for each head of the table which variants learnt it, solved it, and carried it over from a shorter length.
 
     Args:
-        scores: The frame of `scores_by_length`. The seeds of a variant count as one run with their mean accuracy.
+        scores: The frame of `scores_by_length`. The seeds of a variant count as one run with their mean accuracy; a
+            variant that lost one of them at a head is left out there.
     """
     cells = scores.groupby(["column", "length", "label"], as_index=False).agg(
-        {"head": "first", "trained": "first", "accuracy": "mean", "examples": "min", "baseline": "max"}
+        {"head": "first", "trained": "first", "accuracy": _whole_mean, "examples": "min", "baseline": "max"}
     )
+    heads = cells.drop_duplicates(["column", "length"])[["column", "length", "head"]]
+    cells = cells.dropna(subset=["accuracy"])
     cells["learnt"] = [
         is_above(round(accuracy / 100 * examples), examples, baseline, confidence=1 - ERROR / len(cells))
         for accuracy, examples, baseline in zip(cells["accuracy"], cells["examples"], cells["baseline"], strict=True)
@@ -133,7 +168,8 @@ def verdicts(scores: pd.DataFrame) -> list[str]:
     ]
     cells["kept"] = cells["learnt"] & (cells["length"] != cells["trained"]) & (lost - cells["accuracy"] <= KEPT)
     found = []
-    for (_, _), group in cells.groupby(["column", "length"]):
+    for column, length, head in heads.itertuples(index=False):
+        group = cells[(cells["column"] == column) & (cells["length"] == length)]
         solved = group["learnt"] & (group["accuracy"] >= SOLVED)
         parts = [
             f"{word} by {', '.join(group['label'][chosen])}"
@@ -144,8 +180,13 @@ def verdicts(scores: pd.DataFrame) -> list[str]:
             )
             if chosen.any()
         ]
-        found.append(f"{group['head'].iloc[0]}: {'; '.join(parts) or 'learnt by no variant'}.")
+        found.append(f"{head}: {'; '.join(parts) or 'learnt by no variant'}.")
     return found
+
+
+def _whole_mean(accuracies: pd.Series) -> float:
+    """Return the mean; NaN if one is missing."""
+    return float(accuracies.mean(skipna=False))
 
 
 def _head(column: str, length: int, trained: int) -> str:

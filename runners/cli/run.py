@@ -253,7 +253,7 @@ def command(
             overrides=values,
             start=None if start is None else start.start(),
         )
-        configs = [shortened(config, limit_steps) for config in configs] if limit_steps else configs
+        configs = [shortened(config, limit_steps, recipe) for config in configs] if limit_steps else configs
     check_models(configs, device)
     if dry_run:
         if ranks.is_main:

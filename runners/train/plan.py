@@ -18,8 +18,16 @@ from attention_zoo.foreign import ForeignError
 from attention_zoo.registry import normalise
 from lra.config.builtin import profile_names
 from lra.config.labels import row_name
-from lra.config.profiles import PROFILE_NAME, FamilyRecipe, Profile, load_profile, look_alike
-from lra.config.resolve import check_variant_names, pretraining, resolve, with_programs
+from lra.config.profiles import PROFILE_NAME, FamilyRecipe, Profile, TaskRecipe, load_profile, look_alike
+from lra.config.resolve import (
+    WHOLE_MODEL_READS,
+    check_variant_names,
+    in_one_form,
+    positions_problems,
+    pretraining,
+    resolve,
+    with_programs,
+)
 from lra.config.schema import ModelConfig, RunConfig, StartConfig, TrainConfig, canonical_json, valid_section
 from lra.config.suites import check_number_of_runs
 from lra.config.yaml_loader import MAX_BYTES, SeveralDocumentsError, dump_text, load_file, load_text
@@ -127,7 +135,7 @@ def _check_settings(overrides: Mapping[str, Any]) -> None:
         UsageError: One is, which would change the id of the run and nothing else.
     """
     for path in overrides:
-        if path.startswith("model.") and path not in ("model.max_length", "model.dim"):
+        if path.startswith("model.") and path.removeprefix("model.") not in WHOLE_MODEL_READS:
             raise UsageError(f"{path}: a model of your own does not read it; its own options are variant.NAME")
 
 
@@ -208,8 +216,32 @@ def read_config(source: str) -> RunConfig:
         )
     config = runnable(config)
     if "record" not in values:
+        _check_form(config, source)
         _check_recipe(config, source)
     return config
+
+
+def _check_form(config: RunConfig, source: str) -> None:
+    """Check that a configuration spells nothing out that an equal run leaves out.
+
+    Raises:
+        UsageError: It does, and would be a second run of the same numbers.
+    """
+    if config.profile in profile_names():
+        recipe = load_profile(config.profile).recipe(config.task, config.model.family)
+    else:  # of somebody else's profile, the forms that it takes are not known
+        written = {} if config.pretrain is None else config.pretrain.model_dump()
+        recipe = TaskRecipe(model={}, train={}, data=config.data, pretrain=written)
+    if config.track == "open" and (problems := positions_problems(config.model, config.variant.options)):
+        raise UsageError(f"{source}: {problems[0]}")
+    usual = in_one_form(config, recipe).model_dump()
+    for section, values in config.model_dump().items():
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if value != usual[section][name]:
+                raise UsageError(
+                    f"{source}: {section}.{name}: {value} means the same as {usual[section][name]}; write that, under "
+                    "which the run has its id"
+                )
 
 
 def _lacks(values: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:
@@ -372,11 +404,12 @@ def plan_table(configs: Sequence[RunConfig], home: Path, minutes: Callable[[RunC
     )
 
 
-def shortened(config: RunConfig, steps: int) -> RunConfig:
-    """Return the same run with at most so many steps, on the open track: for trying things out."""
+def shortened(config: RunConfig, steps: int, profile: Profile) -> RunConfig:
+    """Return the same run of a profile with at most so many steps, on the open track: for trying things out."""
     train = config.train
     limits = {name: min(getattr(train, name), steps) for name in ("steps", "eval_every", "warmup_steps")}
-    return config.model_copy(update={"train": train.model_copy(update=limits), "track": "open"})
+    short = config.model_copy(update={"train": train.model_copy(update=limits), "track": "open"})
+    return in_one_form(short, profile.recipe(config.task, config.model.family))
 
 
 def check_shareable(configs: Sequence[RunConfig], num_processes: int) -> None:

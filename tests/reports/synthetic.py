@@ -95,10 +95,11 @@ def add_run(
     return Store(folder).publish(record, arrays)
 
 
-def add_attempt(folder, status, digest="d" * 64, **of):
-    config = cell_config(**of)
+def add_attempt(folder, status, digest="d" * 64, numerics_version=NUMERICS_VERSION, config=None, **of):
+    config = config or cell_config(**of)
     cell = AttemptedRun(
-        run_id=config.run_id(digest), status=status, config=config, task_title=TITLES[config.task],
+        run_id=config.run_id(digest, numerics_version), status=status, config=config,
+        numerics_version=numerics_version, task_title=TITLES.get(config.task, config.task.capitalize()),
         variant_title=config.variant.name, dataset="made up", data_digest=digest,
     )  # fmt: skip
     Store(folder).log_attempt(cell.run_id, status, "why", {"device": "cpu"}, cell)

@@ -72,6 +72,21 @@ def test_a_renamed_note_is_named_whatever_its_new_number(tmp_path):
         moved.rename(second)
 
 
+def test_an_attempt_of_a_run_that_has_its_record_under_another_numerics_version_is_no_further_run(tmp_path):
+    add_run(tmp_path, 400, numerics_version=1)
+    add_run(tmp_path, 400, numerics_version=2)
+    of_first = cell_config().run_id("d" * 64, 1)
+    add_attempt(tmp_path, "ok", numerics_version=1)
+    assert (tmp_path / "attempts" / of_first).is_dir()
+    add_run(tmp_path, 410, seed=1)
+    add_attempt(tmp_path, "oom", seed=1, numerics_version=1)
+    for version in (1, 2):
+        add_attempt(tmp_path, "oom" if version == 1 else "failed", seed=2, numerics_version=version)
+    results = load_stores([tmp_path])
+    assert [attempt.status for attempt in results.attempts.values()] == ["failed"]
+    assert accuracy(results, "quick", "matched").cells.loc["full", "ListOps"] == "40.50 ± 0.71 (2/3), failed (1/3)"
+
+
 def edited_recipe(**changes):
     """Return the run of a profile of somebody else, whose file says something else than before."""
     config = cell_config(profile="mine")

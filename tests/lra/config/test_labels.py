@@ -52,7 +52,10 @@ def test_the_options_that_a_profile_gives_and_its_rotary_positions_are_the_defau
     assert row_name(config("linformer", "nystromformer", "matched", **{"variant.rank": 8})) == "linformer [rank=8]"
     for positions in ("rotary", "alibi", "t5"):
         assert row_name(config("full", **{"model.positions": positions})) == "full"
-    assert row_name(config("full", **{"model.positions": "rotary", "variant.rotary": False})) == "full [rotary=False]"
+    rotary = resolve(
+        task="listops", variant="full", profile=load_profile("rotary"), seed=0, overrides={"variant.rotary": False}
+    )
+    assert row_name(rotary) == "full [augment=True, rotary=False]"
 
 
 def test_options_that_a_profile_gives_on_one_task_are_the_default_there_and_the_values_as_before_are_named():

@@ -12,6 +12,7 @@ from lra.config import schema
 from lra.config.profiles import Profile, load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import ADDED_LATER, ModelConfig, RunConfig, Section, TrainConfig, plain, validate_section
+from lra.errors import UsageError
 from lra.tasks import TASKS, get_task
 
 
@@ -201,3 +202,81 @@ def test_a_variant_by_its_file_is_the_same_run_in_every_folder_and_no_other_name
     assert named("a/my.py:Mine") == named("my.py:Mine") != named("my.py:Other")
     assert named("a/b") != named("b")
     assert named("a/b: c") != named("b: c")
+
+
+def run_of(task="listops", profile="quick", variant="full", **overrides):
+    return resolve(task=task, variant=variant, profile=load_profile(profile), seed=0, track="open", overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("of", "path", "values", "kept"),
+    [
+        ({"task": "recall", "data.length": 16}, "data.test_length", [None, [], [16], 16], []),
+        ({"task": "recall", "profile": "probes"}, "data.test_length", [[64], []], [64]),
+        ({"pretrain.share": 0.5, "train.warmup_steps": 7}, "pretrain.warmup", [None, 7], None),
+        ({"profile": "spt"}, "pretrain.warmup", [2000, None], 2000),
+        ({"task": "retrieval"}, "train.crop", [None, 256, 5000], None),
+        ({"train.lr": 0.5}, "train.state_space_lr", [None, 0.5], None),
+    ],
+)
+def test_what_a_setting_says_anyway_is_spelt_as_in_the_recipe(of, path, values, kept):
+    found = [run_of(**of, **({} if value is None and path.startswith("data.") else {path: value})) for value in values]
+    assert len({config.run_id("d") for config in found}) == 1
+    section, name = path.split(".")
+    assert found[0].model_dump()[section][name] == kept
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"model.positions": "none", "variant.rotary": True}, "--set model.positions=rotary"),
+        ({"model.positions": "rotary", "variant.rotary": False}, "--set model.positions=none"),
+        ({"model.positions": "none", "variant.bias": "t5"}, "--set model.positions=t5"),
+        (
+            {"model.positions": "alibi", "variant.rotary": True},
+            "--set model.positions=rotary --set variant.bias=alibi",
+        ),
+        ({"pretrain.share": 0.5, "model.causal": True, "pretrain.mask_rate": 0.5}, "a causal model hides nothing"),
+        ({"train.denoise": 0.5, "model.causal": True, "pretrain.mask_span": 2}, "a causal model hides nothing"),
+        (
+            {"task": "image", "variant": "conv", "model.family": "convnet", "model.num_heads": 1},
+            "model.num_heads: a convnet does not read it",
+        ),
+    ],
+)
+def test_what_would_be_a_second_id_of_one_run_is_refused(given, line):
+    with pytest.raises(UsageError) as told:
+        run_of(**given)
+    assert str(told.value).endswith(line)
+
+
+def test_positions_of_both_kinds_and_beside_others_are_runs_of_their_own():
+    ways = [
+        {}, {"variant.rotary": True}, {"model.positions": "none"}, {"model.positions": "rotary"},
+        {"model.positions": "rotary", "variant.bias": "alibi"}, {"model.positions": "alibi"},
+    ]  # fmt: skip
+    assert len({run_of(**way).run_id("d") for way in ways}) == len(ways)
+
+
+def test_a_base_by_its_file_is_the_same_run_in_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.py").write_text(
+        "from torch import nn\nclass A(nn.Linear):\n    def __init__(self, dim):\n        super().__init__(dim, dim)\n"
+        "    def forward(self, x, mask=None):\n        return super().forward(x)\n"
+    )
+    near, far = "my.py:A", f"{tmp_path}/my.py:A"
+    assert len({run_of(variant="contextpool", **{"variant.base": base}).run_id("d") for base in (near, far)}) == 1
+    inner = [
+        run_of(variant="contextpool", **{"variant.base": "contextpool", "variant.base_options": {"base": base}})
+        for base in (near, far)
+    ]
+    assert len({config.run_id("d") for config in inner}) == 1
+    assert inner[1].variant.typed.to_dict()["base_options"] == {"base": far}
+
+
+@pytest.mark.parametrize("base", [{"base": "reformer"}, {"base": "contextpool", "base_options": {"base": "reformer"}}])
+def test_a_base_that_changed_with_a_numerics_version_changes_what_it_is_the_base_of(base):
+    still = {f"model.{name}": 0.0 for name in ("dropout", "attention_dropout")}
+    pooled = run_of(variant="contextpool", **still, **{f"variant.{name}": value for name, value in base.items()})
+    assert pooled.numbers_until(1) == 1
+    assert run_of(variant="contextpool", **still).numbers_until(1) == 2

@@ -102,6 +102,13 @@ def test_places_go_by_the_mean_and_one_seed_has_another_interval(store):
     assert [row.mean for row in board.published] == sorted((row.mean for row in board.published), reverse=True)
 
 
+def test_equal_means_share_a_place(tmp_path):
+    for variant, correct in (("full", 500), ("linear", 500), ("performer", 400), ("local", 600)):
+        add_run(tmp_path, correct, variant=variant)
+    [board] = make_boards(load_stores([tmp_path]), load_published())
+    assert [board.place(row) for row in board.rows] == ["1", "2", "2", "4"]
+
+
 def test_a_published_number_with_the_sizes_of_the_board_is_no_other_recipe(tmp_path):
     add_run(tmp_path, 400, profile="nystromformer")
     [board] = make_boards(load_stores([tmp_path]), load_published())

@@ -196,3 +196,16 @@ def test_nothing_is_marked_where_all_stand_at_chance(tmp_path):
     add_run(tmp_path, 400, variant="performer")
     table = made(accuracy, tmp_path)
     assert {table.cells.columns[column] for _, column in rankings(table)} == {"ListOps", "Text"}
+
+
+def test_a_row_that_lost_runs_does_not_mark_one_that_no_baseline_is_below(tmp_path):
+    for seed in range(2):
+        add_run(tmp_path, 115 + seed, seed=seed)
+        add_run(tmp_path, 112, variant="linear", seed=seed)
+        add_run(tmp_path, 900 if seed else None, variant="performer", seed=seed)
+    table = made(accuracy, tmp_path)
+    assert rankings(table) == {}
+    assert "No number is marked under ListOps" in notes_of(table)
+    add_run(tmp_path / "lost", 900, variant="performer")
+    add_run(tmp_path / "lost", None, variant="performer", seed=1)
+    assert "No number is marked" not in notes_of(made(accuracy, tmp_path / "lost"))  # there is none that could be

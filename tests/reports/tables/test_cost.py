@@ -43,9 +43,15 @@ def test_ratios_refer_to_full_attention_with_its_default_options_alone(tmp_path)
     assert cells["speed (x full)"].to_dict() == {"full": "1.00", "full [backend=reference]": "8.00", "linear": "3.00"}
 
 
-@pytest.mark.parametrize(("name", "device"), [("threads", "cpu"), ("processes", "cpu"), ("processes", "Card")])
-def test_speeds_of_another_number_of_threads_or_processes_are_told_apart(name, device, tmp_path):
-    alike = {"device": device, "cpu": "Model <7>", "threads": 1, "processes": 1}
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [("threads", "cpu"), ("processes", "cpu"), ("processes", "Card"), ("torch", "Card"),
+     ("deterministic_algorithms", "Card")],
+)  # fmt: skip
+def test_speeds_under_other_conditions_are_told_apart(name, device, tmp_path):
+    alike = {"device": device, "cpu": "Model <7>", "threads": 1, "processes": 1, "torch": 1}
+    alike["deterministic_algorithms"] = 1  # the numbers stand for themselves
+    shown = name.replace("_", " ")
     where = "Model <7>" if device == "cpu" else device
     add_run(tmp_path, 400, speed=1000.0, environment=alike)
     add_run(tmp_path, 400, variant="linear", speed=3000.0, environment=alike)
@@ -56,7 +62,7 @@ def test_speeds_of_another_number_of_threads_or_processes_are_told_apart(name, d
     table = made(cost, tmp_path)
     found = table.cells[["variant", "device", "speed (tokens/s)", "speed (x full)"]].to_numpy().tolist()
     assert sorted(found) == [
-        ["full", f"{where}, {name} 1", "1,000", "1.00"],
-        ["linear", f"{where}, {name} 1", "3,000", "3.00"],
-        ["linear", f"{where}, {name} 8", "9,000", "-"],
+        ["full", f"{where}, {shown} 1", "1,000", "1.00"],
+        ["linear", f"{where}, {shown} 1", "3,000", "3.00"],
+        ["linear", f"{where}, {shown} 8", "9,000", "-"],
     ]

@@ -1,7 +1,17 @@
+"""The table of the probes, from stores of made-up records."""
+
+import numpy as np
 import pandas as pd
 import pytest
 
-from reports.tables.probes import verdicts
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
+from reports.figures.probes import probe_panels
+from reports.render import rankings
+from reports.result_set import load_stores
+from reports.tables import probes
+from reports.tables.probes import scores_by_length, verdicts
+from tests.reports.synthetic import add_attempt, add_run, notes_of
 
 BASELINE = 30.0
 
@@ -56,3 +66,51 @@ def test_all_cells_share_the_error(cells, learnt):
 def test_seeds_count_as_one_run_with_their_mean():
     (found,) = verdicts(frame(("A", 64, 99.0), ("A", 64, 20.0)))
     assert found == "Needle 64: learnt by A."
+
+
+PROFILE = load_profile("probes")
+
+
+def run_of(variant, seed):
+    return resolve(
+        task="recall", variant=variant, profile=PROFILE, seed=seed, track="open",
+        overrides={"data.test_length": [64, 256]},
+    )  # fmt: skip
+
+
+def add_probe(folder, variant, seed, near, far):
+    """Publish a run that has `near` and `far` of 100 right at the two lengths; None diverged."""
+    lost = near is None
+    bits = None if lost else np.concatenate([np.arange(100) < near, np.arange(100) < far])
+    correct = None if lost else near + far
+    add_run(folder, correct, config=run_of(variant, seed), title="Recall", total=200, bits=bits)
+
+
+def test_a_mean_of_survivors_says_so_and_a_row_without_numbers_is_there(tmp_path):
+    for seed in range(3):
+        add_probe(tmp_path, "full", seed, 96, 50)
+        add_probe(tmp_path, "local", seed, *((95, 95) if seed == 0 else (None, None)))
+        add_attempt(tmp_path, "oom", config=run_of("linear", seed))
+    results = load_stores([tmp_path])
+    table = probes(results, "probes", "open")
+    assert table.cells["Recall 64"].to_dict() == {
+        "full": "96.0",
+        "linear": "OOM (3/3)",
+        "local": "95.0 (1/3), diverged (2/3)",
+        "Chance": "10.0",
+    }
+    assert "Recall 64: solved by full." in table.notes
+    assert "Recall 256 (x4): learnt by full." in table.notes
+    assert "k of n seeds gave a number" in notes_of(table)
+    assert {table.cells.index[row] for row, _ in rankings(table)} <= {"full"}
+    drawn = probe_panels(scores_by_length(results))
+    texts = [[text.get_text() for text in axes.texts] for axes in drawn.axes]
+    assert texts == [["96"], ["50"]]
+
+
+def test_rows_without_lost_runs_have_means_only(tmp_path):
+    add_probe(tmp_path, "full", 0, 90, 20)
+    add_probe(tmp_path, "full", 1, 100, 30)
+    table = probes(load_stores([tmp_path]), "probes", "open")
+    assert table.cells.loc["full"].tolist() == ["95.0", "25.0"]
+    assert "gave a number" not in notes_of(table)

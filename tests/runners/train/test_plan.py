@@ -124,9 +124,9 @@ def test_a_trial_is_short_and_on_the_open_track():
     [config] = plan(
         attn="full", task="listops", profile=load_profile("quick"), seeds=[0], track="matched", overrides={}
     )
-    short = shortened(config, 20)
+    short = shortened(config, 20, load_profile("quick"))
     assert (short.track, short.train.steps, short.train.eval_every, short.train.warmup_steps) == ("open", 20, 20, 20)
-    assert shortened(config, 10**6) == config.model_copy(update={"track": "open"})
+    assert shortened(config, 10**6, load_profile("quick")) == config.model_copy(update={"track": "open"})
     assert "track: open\n" in dry_run(
         "--attn", "full", "--task", "listops", "--profile", "quick", "--limit-steps", "20"
     )
@@ -204,3 +204,37 @@ def test_the_open_track_or_another_name_admits_any_recipe(tmp_path):
         assert read_config(str(tmp_path / "other.yaml")).train.lr == 0.002
     with pytest.raises(UsageError):
         read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("head_dim: 0", "head_dim: 16", "model.head_dim: 16 means the same as 0"),
+        ("embedding_rows: null", "embedding_rows: 16", "model.embedding_rows: 16 means the same as None"),
+        ("positions: sinusoidal", "positions: rotary", "--set model.positions=none"),
+    ],
+)
+def test_a_file_of_the_open_track_spells_out_no_second_id(tmp_path, old, new, told):
+    words = ["--attn", "full", "--task", "listops", "--profile", "quick", "--track", "open"]
+    printed = dry_run(*words)
+    assert old in printed
+    (tmp_path / "run.yaml").write_text(printed.replace(old, new))
+    with pytest.raises(UsageError, match=told):
+        read_config(str(tmp_path / "run.yaml"))
+
+
+def test_settings_for_the_variants_beside_a_whole_model_do_not_change_its_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = "from torch import nn\ndef build(vocabulary_size, max_length, num_classes):\n    return nn.Identity()\n"
+    (tmp_path / "whole.py").write_text(source)
+
+    def both(**overrides):
+        configs = plan(
+            attn="full", model="whole.py:build", task="listops", profile=load_profile("quick"), seeds=[0], track="open",
+            overrides=overrides,
+        )  # fmt: skip
+        return [config.run_id("d") for config in configs]
+
+    plain, changed = both(), both(**{"model.num_layers": 3})
+    assert plain[1] == changed[1]
+    assert plain[0] != changed[0]
