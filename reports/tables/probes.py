@@ -52,8 +52,8 @@ def scores_by_length(results: ResultSet) -> pd.DataFrame:
     """Return one row for each run of a generated task and each of its lengths.
 
     The columns are those of the frame of the runs, with `length`, `trained` (the length of training), `head` (of the
-    column of a table), `accuracy` (at this length; NaN for a run without a number), `examples` (of this length), `chance`
-    and `baseline` (the best that a model can be asked to beat), in percent.
+    column of a table), `accuracy` (at this length; NaN for a run without a number), `examples` (of this length),
+    `chance` and `baseline` (the best that a model can be asked to beat), in percent.
     """
     rows = []
     for row in results.frame().to_dict("records"):
