@@ -223,16 +223,15 @@ def test_a_repetition_that_was_stopped_is_continued_and_agrees(data, tmp_path):
 
 def test_a_repetition_that_diverges_before_its_first_checkpoint_ends(data, tmp_path, monkeypatch):
     config = tiny()
-    with monkeypatch.context() as broken:
-        broken.setattr(
-            "runners.train.loop.loss_of", lambda *_: torch.full((3,), torch.nan, requires_grad=True).unbind()
-        )
-        first = execute(config, data, tmp_path)
-        assert first.status == "diverged"
-        assert execute(config, data, tmp_path, force=True) == first
-    with pytest.raises(ConflictError, match="kept as conflict-1"):  # now it does not
-        execute(config, data, tmp_path, force=True)
-    assert Store(tmp_path).find(first.run_id) == first
+    first = execute(config, data, tmp_path / "sound")
+    no_loss = torch.full((3,), torch.nan, requires_grad=True)
+    monkeypatch.setattr("runners.train.loop.loss_of", lambda *_: no_loss.unbind())
+    diverged = execute(config, data, tmp_path / "diverged")
+    assert diverged.status == "diverged"
+    assert execute(config, data, tmp_path / "diverged", force=True) == diverged
+    with pytest.raises(ConflictError, match="kept as conflict-1"):
+        execute(config, data, tmp_path / "sound", force=True)
+    assert Store(tmp_path / "sound").find(first.run_id) == first
 
 
 def test_a_repetition_with_another_outcome_leaves_the_kept_one_alone(data, tmp_path, monkeypatch):
