@@ -407,7 +407,10 @@ def draw_figures(folder: Path) -> list[Path]:
     for section, names in wanted.items():
         chosen = "--task text" if section == "bench" else f"--suite {SECTIONS[section]}"
         with tempfile.TemporaryDirectory() as drawn:
-            report(f"lra-report figures {chosen} --store {STORE} --format svg --out {drawn}")
+            if section == "probes":
+                report(f"lra-report probes {chosen} --store {STORE} --figure {drawn}/probes.svg")
+            else:
+                report(f"lra-report figures {chosen} --store {STORE} --format svg --out {drawn}")
             for name in sorted(names):
                 (folder / section).mkdir(parents=True, exist_ok=True)
                 paths.append(Path(shutil.copyfile(Path(drawn) / name, folder / section / name)))

@@ -56,13 +56,13 @@ def _score(train: Split, test: Split) -> dict[str, float]:
     table = np.zeros((VOCAB_SIZE, 10), dtype=np.int64)  # (root operators, labels), counts
     np.add.at(table, (_roots(train), train.labels), 1)  # `table[...] += 1` would count repeated pairs once
     by_root = table.argmax(axis=1)[_roots(test)]  # (test examples,), best answer by the root
-    unnested = _values_without_nested(test)
+    unnested = values_without_nested(test)
     unnested = np.where(unnested == MALFORMED, by_root, unnested)
     answers = {"majority": majority, "root-only": by_root, "root's own digits": unnested}
     return {name: 100.0 * int((test.labels == answer).sum()) / len(test) for name, answer in answers.items()}
 
 
-def _values_without_nested(split: Split) -> npt.NDArray[np.int64]:
+def values_without_nested(split: Split) -> npt.NDArray[np.int64]:
     """Apply each root operator to the digits that are its own arguments: (examples,), `MALFORMED` where it has none."""
     tokens, first, last = split.tokens, split.offsets[:-1], split.offsets[1:] - 1
     steps = (tokens < CLOSE).astype(np.int8) - (tokens == CLOSE).astype(np.int8)

@@ -44,7 +44,7 @@ def test_the_root_applied_to_its_own_digits():
     tokens = [t + DIGIT_0 * k for text, kind in zip(texts, kinds, strict=True) for t, k in zip(text, kind, strict=True)]
     offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
     split = Split(tokens=np.array(tokens, np.uint8), offsets=offsets, labels=np.array([9, 2, 4], np.uint8))
-    assert baselines._values_without_nested(split).tolist() == [5, baselines.MALFORMED, 4]
+    assert baselines.values_without_nested(split).tolist() == [5, baselines.MALFORMED, 4]
     score = baselines._score(split, split)
     assert score["root's own digits"] == pytest.approx(200 / 3)  # where the root has no digit, its best answer counts
 
