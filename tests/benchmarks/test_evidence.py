@@ -45,7 +45,7 @@ def recounted(store, record):
 
 
 def test_every_section_resolves_to_its_runs():
-    assert len(evidence.SECTIONS) == 26
+    assert len(evidence.SECTIONS) == 30
     own = {name: len(expand(load_suite(suite))) for name, suite in evidence.SECTIONS.items() if suite.endswith(".yaml")}
     assert own == RUNS
     assert {path.stem for path in evidence.SUITES.glob("*.yaml")} == set(RUNS)
@@ -202,7 +202,7 @@ def test_a_report_that_fails_stops_the_page():
 def test_what_was_not_run_is_shown_as_not_run(monkeypatch, tmp_path):
     monkeypatch.setattr(evidence, "STORE", tmp_path)
     assert evidence.show_report("table accuracy --suite depth") == "Not run yet."
-    assert evidence.status_table().count("not run") == 26
+    assert evidence.status_table().count("not run") == 30
 
 
 WORK = """
