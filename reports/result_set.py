@@ -187,9 +187,7 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
                 problems.append(str(measurement))
             else:
                 measurements.setdefault(measurement.settings_id, measurement)
-    references = (
-        record for record in records.values() if record.config.variant.name == BASELINE_VARIANT and record.outcome
-    )
+    references = (record for record in records.values() if record.config.variant.name == BASELINE_VARIANT)
     entries: list[RunRecord | BenchRecord] = [*records.values(), *measurements.values()]
     return ResultSet(
         records=records,

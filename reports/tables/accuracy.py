@@ -62,7 +62,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     for name, members in (("A5", FIVE), ("A6", SIX)):
         chosen = [column for column in columns if tasks[column] in members]
         if sorted(tasks[column] for column in chosen) == sorted(members):
-            averages = values[chosen].mean(axis=1, skipna=False)
+            averages = values[chosen].mean(axis=1, skipna=False).where(_complete(frame, chosen, labels, seeds))
             cells[name] = [NOT_RUN if math.isnan(value) else f"{value:.2f}" for value in averages]
             values[name] = averages
             unmarked += [name] if set(chosen) <= set(unmarked) else []
@@ -92,6 +92,13 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
         unit="%",
         keys=keys,
     )
+
+
+def _complete(frame: pd.DataFrame, columns: list[str], labels: list[str], expected: int) -> pd.Series:
+    """Say of each row whether it has the same seeds in all columns, as many as a suite asks for: (labels,)."""
+    scored = frame.dropna(subset=["accuracy"])
+    seeds = scored.groupby(["label", "column"])["seed"].agg(frozenset).unstack().reindex(index=labels, columns=columns)
+    return seeds.apply(lambda row: len(set(row)) == 1 and len(row.iloc[0]) >= expected, axis=1)
 
 
 def accuracy_cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
@@ -154,19 +161,17 @@ def _reference_row(results: ResultSet, headings_of_runs: Mapping[str, str]) -> d
     recipes: dict[str, set[str]] = {}
     for record in results.records.values():
         recipes.setdefault(headings_of_runs[record.run_id], set()).add(_recipe(record))
-    scores: dict[str, list[float]] = {}
+    runs: dict[str, list[dict[str, float | str]]] = {}
     for record in results.references:
-        if record.run_id not in results.records and record.outcome is not None:
-            test = record.outcome.test
+        if record.run_id not in results.records:
+            test = record.outcome and record.outcome.test
+            accuracy = 100.0 * test.correct / test.total if test else math.nan
             for heading, found in recipes.items():
                 if found == {_recipe(record)}:
-                    scores.setdefault(heading, []).append(100.0 * test.correct / test.total)
-    cells = {}
-    for heading, found_scores in scores.items():
-        estimate = mean_with_interval(found_scores)
-        spread = "" if math.isnan(estimate.deviation) else f" ± {estimate.deviation:.2f}"
-        cells[heading] = f"{estimate.mean:.2f}{spread} ({estimate.count})"
-    return cells
+                    runs.setdefault(heading, []).append(
+                        {"accuracy": accuracy, "status": record.status, "seed": record.config.seed}
+                    )
+    return {heading: accuracy_cell(pd.DataFrame(rows), 0)[0] for heading, rows in runs.items()}
 
 
 def _recipe(record: RunRecord) -> str:

@@ -58,7 +58,7 @@ def head_to_head(
     frame["row"] = label_rows(frame, name="variant")
     name, *rivals = [_label_of_row(row, frame, f"under profile {profile}, {track} track") for row in (first, *others)]
     alone = len(rivals) == 1
-    rows, p_values, used = [], list[float](), set[str]()
+    rows, p_values, used, lost = [], list[float](), set[str](), list[str]()
     for column, rival in itertools.product(headings(frame), rivals):
         here = frame[frame["column"] == column]
         sides = [_scored(here[here["label"] == label]) for label in (name, rival)]
@@ -71,6 +71,9 @@ def head_to_head(
             )
         if not seeds:
             continue
+        for label in (name, rival):
+            words = accuracy_cell(here[here["label"] == label], 0)[0].partition(", ")[2]
+            lost += [f"{label} on {column} lost runs: {words}. The difference is that of the others."] if words else []
         result = compare_paired(*(side.loc[seeds, "accuracy"].tolist() for side in sides))
         difference = result.difference
         bits = [_mcnemar(results, *(str(side.loc[seed, "run_id"]) for side in sides)) for seed in seeds]
@@ -97,6 +100,7 @@ def head_to_head(
         row["p (Holm)"] = p_text(adjusted)
     frame = frame[frame["run_id"].isin(used)]
     notes: list[str] = [
+        *dict.fromkeys(lost),
         Term("Difference: first minus second, points of test accuracy, mean over the seeds that both have."),
         *([NO_SPREAD] if any(row["95 % interval (points)"] == NOT_RUN and row["seeds"] != "1" for row in rows) else []),
         Term(

@@ -21,8 +21,8 @@ from lra.results.records import RunRecord, Store
 RUNS = {
     "listops": 55, "rivals": 55, "rotary": 15, "patterns": 15, "pairs": 30, "text-again": 10, "text-rivals": 20,
     "tasks": 55, "depth": 36, "ablation": 51, "rates": 18, "longer": 9, "convnet": 12, "depth-bytes": 16,
-    "depth-text": 12, "depth-text-control": 6, "listops-2k": 10, "segments": 25, "gpu-tasks": 44,
-    "gpu-retrieval": 11, "gpu-modern": 25,
+    "depth-text": 12, "depth-text-control": 6, "listops-2k": 10, "segments": 25, "segments-ablation": 18,
+    "segments-longer": 9, "segments-depth": 9, "gpu-tasks": 44, "gpu-retrieval": 11, "gpu-modern": 25,
 }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def test_every_section_resolves_to_its_runs():
     assert own == RUNS
     assert {path.stem for path in evidence.SUITES.glob("*.yaml")} == set(RUNS)
     builtin = [suite for suite in evidence.SECTIONS.values() if not suite.endswith(".yaml")]
-    assert len([load_suite(suite) for suite in builtin]) == 5
+    assert len([load_suite(suite) for suite in builtin]) == 6
     with pytest.raises(UsageError):
         load_suite("contextpool_ablations")
 
@@ -89,7 +89,7 @@ def test_a_prettier_score_is_noticed(tmp_path):
 def pages():
     """Read the pages of the results, by their paths below docs/."""
     names = [path.relative_to(evidence.TEMPLATES) for path in sorted(evidence.TEMPLATES.rglob("*.md"))]
-    assert len(names) == 12
+    assert len(names) == 13
     return {name: (evidence.DOCS / name).read_text(encoding="utf-8") for name in names}
 
 

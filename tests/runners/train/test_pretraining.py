@@ -185,9 +185,11 @@ def test_every_variant_under_one_seed_has_the_same_places_hidden(data, tmp_path,
     assert ours == theirs
 
 
-@pytest.mark.parametrize("overrides", [{}, {"model.causal": True}, {"pretrain.mask_span": 4}], ids=str)
+@pytest.mark.parametrize(
+    "overrides", [SHARE, {"pretrain.share": 0.5, "model.causal": True}, SHARE | {"pretrain.mask_span": 4}], ids=str
+)
 def test_the_score_on_held_out_inputs_does_not_depend_on_the_batches_of_evaluation(data, tmp_path, overrides):
-    config = tiny(**SHARE | overrides)
+    config = tiny(**overrides)
     found = [
         execute(config, data, Store(tmp_path / str(tokens)), evaluation_tokens=tokens).pretrained
         for tokens in (1, 50, 10**6)
