@@ -6,7 +6,10 @@ import shutil
 import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
 from lra.errors import UsageError
 from reports.cli import FIGURES
 from reports.figures import all_figures, draw_all
@@ -187,3 +190,18 @@ def test_a_variant_has_one_colour_whatever_else_is_drawn(tmp_path):
     assert len(set(many.values())) == 4
     assert many["full"] == REFERENCE_COLOUR
     assert {name: few[name] for name in ("mine", "contextpool")} == {n: many[n] for n in ("mine", "contextpool")}
+
+
+def test_figures_of_states_and_depths_say_how_many_runs_survived(tmp_path):
+    for seed in range(3):
+        for variant, lost in (("linear", False), ("mamba", seed > 0)):
+            for layers in (1, 2):
+                config = resolve(
+                    task="listops", variant=variant, profile=load_profile("quick"), seed=seed, track="open",
+                    overrides={"model.num_layers": layers},
+                )  # fmt: skip
+                add_run(tmp_path, None if lost else 500 + seed, config=config, variant_title=variant)
+    found = {title.partition(":")[0]: figure for title, figure in all_figures(load_stores([tmp_path]))}
+    for name, words in (("state", "(1 of 3 runs)"), ("depth", "mamba (2 of 6 runs)")):
+        texts = [text.get_text().replace("\n", " ") for text in found[name].findobj(Text)]
+        assert any(words in text for text in texts), texts

@@ -112,7 +112,7 @@ def test_mlp_only_of_the_same_recipe_stands_among_the_baselines(tmp_path):
     chosen = results.filter(lambda config: config.variant.name == "full")
     table = accuracy(chosen, "quick", "matched")
     assert table.cells.index.tolist() == ["full", "Chance", "Majority", "MLP only, trained"]
-    assert table.cells.loc["MLP only, trained"].tolist() == ["31.00 ± 1.41 (2)"]
+    assert table.cells.loc["MLP only, trained"].tolist() == ["31.00 ± 1.41 (2/3), diverged (1/3)"]
     assert table.baselines == 3
     # where its runs are rows of the table, they are not repeated
     assert "MLP only, trained" not in accuracy(results, "quick", "matched").cells.index
@@ -209,3 +209,20 @@ def test_a_row_that_lost_runs_does_not_mark_one_that_no_baseline_is_below(tmp_pa
     add_run(tmp_path / "lost", 900, variant="performer")
     add_run(tmp_path / "lost", None, variant="performer", seed=1)
     assert "No number is marked" not in notes_of(made(accuracy, tmp_path / "lost"))  # there is none that could be
+
+
+def test_an_average_needs_the_same_seeds_of_every_task(tmp_path):
+    five_tasks(tmp_path, variants=("full",))
+    for task in ("listops", "text", "retrieval", "image", "pathfinder"):
+        for seed in range(1 if task == "text" else 3):
+            add_run(tmp_path, 500, task=task, variant="local", seed=seed)
+    table = made(accuracy, tmp_path)
+    assert table.cells["A5"].tolist()[:2] == ["42.10", "-"]
+
+
+def test_the_trained_baseline_says_how_many_of_its_runs_are_lost(tmp_path):
+    for seed in range(3):
+        add_run(tmp_path, 500, variant="full", seed=seed)
+        add_run(tmp_path, None if seed else 300, variant="mlp_only", seed=seed)
+    shown = accuracy(load_stores([tmp_path]).filter(lambda config: config.variant.name == "full"), "quick", "matched")
+    assert shown.cells.loc["MLP only, trained", "ListOps"] == "30.00 (1/3), diverged (2/3)"

@@ -185,3 +185,11 @@ def test_pretraining_is_a_row_of_the_same_table_and_the_same_budget(tmp_path):
     table = made(head_to_head, tmp_path, "full [share=0.4]", "full")
     assert table.cells["difference (points)"].tolist() == ["+2.00"]
     assert load_stores([tmp_path]).profiles() == [("quick", "matched")]
+
+
+def test_a_difference_of_survivors_names_the_lost_runs(tmp_path):
+    for seed in range(5):
+        add_run(tmp_path, 500 + seed * 7, variant="full", seed=seed)
+        add_run(tmp_path, None if seed > 1 else 600 + seed * 3, variant="local", seed=seed)
+    table = made(head_to_head, tmp_path, "local", "full")
+    assert table.notes[0] == "local on ListOps lost runs: diverged (3/5). The difference is that of the others."
