@@ -153,7 +153,7 @@ def test_the_figures_are_what_the_records_give(tmp_path):
         pytest.skip(f"the figures were drawn by matplotlib {pinned}, here is {version('matplotlib')}")
     drawn = evidence.draw_figures(tmp_path)
     kept = sorted((evidence.FIGURES).rglob("*.*"))
-    assert len(drawn) == len(kept) == 7
+    assert len(drawn) == len(kept) == 9
     for path in drawn:
         assert path.read_bytes() == (evidence.FIGURES / path.relative_to(tmp_path)).read_bytes()
 
