@@ -123,7 +123,7 @@ def spanned_attention(
         (batch, num_heads, length, head_dim) in the dtype of `q`; finite and unspecified for a query that sees no key.
     """
     if torch.compiler.is_compiling():
-        compiled: Tensor = _operator(q, k, v, span, mask, bias, *band)[0]
+        compiled: Tensor = torch.ops.attention_zoo.spanned_attention(q, k, v, span, mask, bias, *band)[0]
         return compiled
     out: Tensor = _Spanned.apply(q, k, v, span, mask, bias, band, _new_seed(band))  # type: ignore[no-untyped-call]
     return out
@@ -160,10 +160,9 @@ class _Spanned(torch.autograd.Function):
 
 
 # Under torch.compile the two passes are operators of their own: the compiler need not look into the loops.
-_RANDOM = torch.Tag.nondeterministic_seeded
+_NAME = "attention_zoo::spanned_attention"
 
 
-@torch.library.custom_op("attention_zoo::spanned_attention", mutates_args=(), tags=_RANDOM)
 def _operator(
     q: Tensor,
     k: Tensor,
@@ -180,6 +179,12 @@ def _operator(
     band = Band(ramp, causal, num_prefix, dropout)
     seed = _new_seed(band)
     return _forward(q, k, v, span, mask, bias, band, seed), torch.tensor(seed, device="cpu")
+
+
+# Not `custom_op`, which takes no tags in torch 2.6. The tag keeps the compiler from drawing dropout a second time.
+_TAGS = (torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag)
+torch.library.define(_NAME, torch.library.infer_schema(_operator, mutates_args=()), tags=_TAGS)
+torch.library.impl(_NAME, "default", _operator)
 
 
 @torch.library.custom_op("attention_zoo::spanned_attention_backward", mutates_args=())
@@ -204,9 +209,11 @@ def _backward_operator(
     return *grads[:4], q.new_empty(0) if grads[4] is None else grads[4]
 
 
-@_operator.register_fake
-def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), torch.empty((), dtype=torch.int64, device="cpu")
+
+
+torch.library.register_fake(_NAME, _fake)
 
 
 @_backward_operator.register_fake
@@ -225,7 +232,7 @@ def _differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     return *grads[:4], None, grads[4] if ctx.needs_input_grad[5] else None, *[None] * 4
 
 
-_operator.register_autograd(_differentiate, setup_context=_save)
+torch.library.register_autograd(_NAME, _differentiate, setup_context=_save)
 
 
 def _forward(
