@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread per worker, a seed, and no search for garbage in what stays for ever."""
+"""Shared by all tests: one thread per worker, a seed, no search for garbage that stays, and no wait for the disk."""
 
 import gc
 import os
@@ -6,18 +6,28 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; two workers share two cores
 
 import pytest
-import torch
 from click.testing import CliRunner
+from xdist import is_xdist_controller
 
 gc.disable()  # until all is imported and collected
-torch.set_num_threads(1)
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported; its kernels are tested under its interpreter
+
+
+def pytest_collection(session):
+    """Import torch, before a test does, but not in the process that only hands tests to workers, which wait for it."""
+    if is_xdist_controller(session):
+        return
+    import torch
+
+    torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported; its kernels are tested under its interpreter
 
 
 @pytest.fixture(autouse=True)
 def seeded():
     """Seed what a test draws without a generator of its own, whatever ran before it in this process."""
+    import torch
+
     torch.default_generator.manual_seed(0)  # `torch.manual_seed` takes 4 ms under pytest
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(0)
@@ -49,6 +59,17 @@ def counted_once():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def flushed_by_nobody():
+    """Leave out the wait for the disk: no test cuts the power, and a process that is killed loses nothing written.
+
+    Tests of the flushing put a function of their own here. Processes that a test starts flush as ever.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture
 def home(tmp_path):
     """The folder of the data that a test prepares."""
@@ -74,6 +95,8 @@ def pytest_collection_finish():
 
 def pytest_collection_modifyitems(items):
     """Without a CUDA device, keep one case of each test that needs one, skipped with the reason."""
+    import torch
+
     if torch.cuda.is_available():
         return
     kept, told = [], set()

@@ -1,6 +1,6 @@
 """Seeded random damage to what a run leaves behind and to what it reads: it is named, or nothing has changed.
 
-Ten inputs each by default, `NIGHTLY` in the nightly tests. Each copies a small store or prepared folder, damages one
+Six inputs each by default, `NIGHTLY` in the nightly tests. Each copies a small store or prepared folder, damages one
 thing in it, and reads it again.
 """
 
@@ -29,7 +29,7 @@ from tests.reports.synthetic import add_measurement
 from tests.runners.tiny_runs import execute, sweep_run, tiny, tiny_data
 
 ATTACKS, NIGHTLY = 40, 250
-COUNTS = [10, pytest.param(NIGHTLY, marks=pytest.mark.nightly)]
+COUNTS = [6, pytest.param(NIGHTLY, marks=pytest.mark.nightly)]
 ODD = [None, True, 0, 1, -1, 3, 2**70, 0.5, -0.0, 1e308, "", "x", "0" * 64, "\ud800", [], {}, [[[]]], {"a": {"b": [1]}}]
 PRESETS = ("accuracy", "seeds", "cost", "efficiency", "ranks", "depth")
 NEVER_CHECKED = {"cost", "environment", "task_title", "variant_title", "backend", "finished_at", "detail"}

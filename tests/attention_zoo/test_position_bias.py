@@ -172,8 +172,15 @@ BLOCK_SPARSE = [
 ]
 
 
-@KINDS
-@pytest.mark.parametrize(("name", "options"), BLOCK_SPARSE, ids=str)
+@pytest.mark.parametrize(
+    ("name", "options", "kind"),
+    [
+        pytest.param(name, options, kind, marks=pytest.mark.nightly if number % 2 == (kind == "t5") else ())
+        for number, (name, options) in enumerate(BLOCK_SPARSE)
+        for kind in ("alibi", "t5")
+    ],
+    ids=str,
+)
 def test_block_sparse_variants_equal_the_scores_with_their_biases_in_outputs_and_gradients(
     name, options, kind, monkeypatch
 ):

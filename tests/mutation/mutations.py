@@ -111,6 +111,15 @@ class Mistake:
         Raises:
             NotSeededError: The name or the code is not there, or not exactly once.
         """
+        path, module = self.seed_tree(tree)
+        return path, ast.unparse(module) + "\n"
+
+    def seed_tree(self, tree: Path) -> tuple[Path, ast.Module]:
+        """Return the file that the mistake is in and the syntax tree with the mistake.
+
+        Raises:
+            NotSeededError: The name or the code is not there, or not exactly once.
+        """
         try:
             old, new = ast.parse(self.change).body, ast.parse(self.to).body
         except SyntaxError as error:
@@ -121,7 +130,7 @@ class Mistake:
         count = sum(_replace(scope, old, new) for scope in scopes)
         if count != 1:
             raise NotSeededError(f"{self.name}: {self.where} has this {count} times, not once: {self.change!r}")
-        return path, ast.unparse(module) + "\n"
+        return path, module
 
     def _find(self, tree: Path) -> tuple[Path, ast.Module, list[ast.stmt]]:
         """Find the file of `where`, its syntax tree and what is defined in it under that name.

@@ -2,7 +2,6 @@
 `python -m tests.mutation`."""
 
 import ast
-import functools
 import re
 from collections import Counter
 from dataclasses import replace
@@ -41,16 +40,10 @@ def test_there_are_many_and_in_every_folder():
     assert min(folders.values()) >= 5
 
 
-@functools.cache
-def unparsed(path):
-    return ast.unparse(ast.parse(path.read_text())) + "\n"
-
-
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
 def test_a_mistake_fits_the_tree_and_its_tests_are_there(mistake):
-    path, code = mistake.seed(ROOT)
-    ast.parse(code)
-    assert code != unparsed(path)
+    path, module = mistake.seed_tree(ROOT)
+    compile(ast.fix_missing_locations(module), path, "exec")
     assert mistake.tests
     for test in mistake.tests:
         file, _, name = test.partition("::")

@@ -205,34 +205,36 @@ def test_every_cell_of_the_section_is_what_the_records_give():
     assert [count for count, _ in checks] == [11 + 6, 11 * 6, 11 * 10] + [10] * 10
 
 
-def test_depths_and_options_are_what_the_records_give():
-    compared = 0
-    for suite, preset, names in (("depth", "depth", []), ("ablation", "ablation", [BASE])):
-        cells = [json.loads(cell.key()) for cell in expand(load_suite(str(SUITES / f"{suite}.yaml")))]
-        found = [record for record in read(STORE).values() if record["config"] in cells]
-        assert len(found) == len(cells)
-        groups = defaultdict(dict)
-        for record in found:
-            config = record["config"]
-            options = json.dumps(config["variant"]["options"], sort_keys=True)
-            groups[record["variant_title"], config["model"]["num_layers"], options][config["seed"]] = record
-        header, rows = table(STORE, preset, *names, "--suite", SUITES / f"{suite}.yaml")
-        column = header.index("test accuracy (%)")
-        wanted = [cell_of(scores(group), 3) for key, group in groups.items() if key[0] in (names or [key[0]])]
-        assert sorted(row[column] for row in rows) == sorted(wanted)
-        compared += len(wanted)
-        if preset == "depth":
-            by_name = {(row[1], row[2]): row for row in rows}
-            for (variant, layers, _), group in groups.items():
-                costs = [record["cost"] for record in group.values()]
-                batch = next(iter(group.values()))["config"]["train"]["batch_size"]
-                seconds = statistics.median(batch / cost["examples_per_second"] for cost in costs)
-                row = dict(zip(header, by_name[variant, str(layers)], strict=True))
-                assert row["test accuracy (%)"] == cell_of(scores(group), 3)
-                assert row["operations (MFLOPs)"] == f"{statistics.median(cost['flops'] for cost in costs) / 1e6:,.1f}"
-                assert row["step time (s)"] == f"{seconds:.3f}"
-                compared += 3
-    assert compared == 12 + 3 * 12 + 14
+@pytest.mark.parametrize(
+    ("suite", "names", "count"),
+    [("depth", [], 12 + 3 * 12), pytest.param("ablation", [BASE], 14, marks=pytest.mark.nightly)],
+)
+def test_depths_and_options_are_what_the_records_give(suite, names, count):
+    cells = [json.loads(cell.key()) for cell in expand(load_suite(str(SUITES / f"{suite}.yaml")))]
+    found = [record for record in read(STORE).values() if record["config"] in cells]
+    assert len(found) == len(cells)
+    groups = defaultdict(dict)
+    for record in found:
+        config = record["config"]
+        options = json.dumps(config["variant"]["options"], sort_keys=True)
+        groups[record["variant_title"], config["model"]["num_layers"], options][config["seed"]] = record
+    header, rows = table(STORE, suite, *names, "--suite", SUITES / f"{suite}.yaml")
+    column = header.index("test accuracy (%)")
+    wanted = [cell_of(scores(group), 3) for key, group in groups.items() if key[0] in (names or [key[0]])]
+    assert sorted(row[column] for row in rows) == sorted(wanted)
+    compared = len(wanted)
+    if suite == "depth":
+        by_name = {(row[1], row[2]): row for row in rows}
+        for (variant, layers, _), group in groups.items():
+            costs = [record["cost"] for record in group.values()]
+            batch = next(iter(group.values()))["config"]["train"]["batch_size"]
+            seconds = statistics.median(batch / cost["examples_per_second"] for cost in costs)
+            row = dict(zip(header, by_name[variant, str(layers)], strict=True))
+            assert row["test accuracy (%)"] == cell_of(scores(group), 3)
+            assert row["operations (MFLOPs)"] == f"{statistics.median(cost['flops'] for cost in costs) / 1e6:,.1f}"
+            assert row["step time (s)"] == f"{seconds:.3f}"
+            compared += 3
+    assert compared == count
 
 
 @pytest.mark.nightly

@@ -80,7 +80,11 @@ def recurrence(mixer: GatedDelta, x: Tensor, mask: Tensor | None) -> Tensor:
 
 @BOTH
 @GATES
-@pytest.mark.parametrize("options", [{"chunk": 1}, {"chunk": 5, "conv_size": 0}, {"conv_size": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"chunk": 5, "conv_size": 0}, {"conv_size": 1}, pytest.param({"chunk": 1}, marks=pytest.mark.nightly)],
+    ids=str,
+)
 def test_equals_its_recurrence_in_outputs_and_gradients(gate, options, causal):
     mixer = make("gated_delta", length=LENGTH, causal=causal, gate=gate, **options)
     perturb(mixer)

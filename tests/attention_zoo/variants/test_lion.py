@@ -82,8 +82,10 @@ def recurrence(mixer: Lion, x: Tensor, mask: Tensor | None) -> Tensor:
     "options",
     [
         {"chunk": 5},
-        {"backend": "reference"},
-        *(pytest.param(each, marks=pytest.mark.nightly) for each in ({"chunk": 1}, {"chunk": 64}, {"rotary": True})),
+        *(
+            pytest.param(each, marks=pytest.mark.nightly)
+            for each in ({"chunk": 1}, {"chunk": 64}, {"rotary": True}, {"backend": "reference"})
+        ),
     ],
     ids=str,
 )
@@ -99,7 +101,7 @@ def test_equals_its_recurrence_in_outputs_and_gradients(decay, options, causal):
 
 @BOTH
 @DECAYS
-@pytest.mark.parametrize("length", [1, 2, 5, 9])
+@pytest.mark.parametrize("length", [1, 5, *(pytest.param(n, marks=pytest.mark.nightly) for n in (2, 9))])
 def test_short_sequences(decay, causal, length):
     mixer = make("lion", length=LENGTH, causal=causal, decay=decay, chunk=4)
     perturb(mixer)

@@ -55,7 +55,7 @@ def test_other_scores_keep_the_contract(scores):
     assert_keeps_the_contract("reformer", {"scores": scores})
 
 
-@pytest.mark.parametrize("length", [1, 2, 5, 16, 37])
+@pytest.mark.parametrize("length", [1, 5, 37, *(pytest.param(n, marks=pytest.mark.nightly) for n in (2, 16))])
 @pytest.mark.parametrize(("chunk_size", "num_hashes"), [(1, 1), (3, 1), (4, 3), (10, 2), (40, 2)])
 def test_reformer_attends_to_what_was_hashed_beside_it(length, chunk_size, num_hashes):
     mixer = make("reformer", length=length, dim=12, chunk_size=chunk_size, num_buckets=4, num_hashes=num_hashes)

@@ -33,7 +33,7 @@ def seen_in_lra(i, j, *, stride, num_summary, num_prefix):
     return j <= i and (i // stride == j // stride or summary)
 
 
-@pytest.mark.parametrize("num_prefix", [0, 1, 2])
+@pytest.mark.parametrize("num_prefix", [0, pytest.param(1, marks=pytest.mark.nightly), 2])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(("stride", "num_summary"), [(1, 1), (5, 2), (5, 5), (8, 3), (60, 10)])
 def test_the_pattern_of_long_range_arena_looks_to_the_left(length, stride, num_summary, num_prefix):

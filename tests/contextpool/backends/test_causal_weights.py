@@ -11,7 +11,7 @@ from tests.contextpool.backends import cases
 
 
 @pytest.mark.parametrize("backend", ["dense", "tree"])
-@pytest.mark.parametrize("sigma", ["paper", "mixed", pytest.param("tiny", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("sigma", ["mixed", *(pytest.param(s, marks=pytest.mark.nightly) for s in ("paper", "tiny"))])
 @pytest.mark.parametrize("name", cases.PROFILES)
 def test_every_row_has_a_scale_of_its_own(backend, sigma, name):
     cases.check_wide_range(functools.partial(context_pool, backend=backend), name, sigma)

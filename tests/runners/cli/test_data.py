@@ -20,6 +20,14 @@ from tests.lra.data.archive_cases import review_members, tar_bytes
 ROOT = Path(__file__).resolve().parents[3]
 TINY = ["min_length=11", "max_length=63", "max_depth=4", "max_args=5", "train=60", "validation=20", "test=20"]
 SET_TINY = [argument for setting in TINY for argument in ("--set", setting)]
+GENERATED = pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(name, marks=() if name in ("listops", "pathfinder") else pytest.mark.nightly)
+        for name, task in TASKS.items()
+        if task.info.generated
+    ],
+)
 
 
 @pytest.fixture
@@ -49,7 +57,7 @@ def test_a_small_dataset_variant_has_its_own_folder_and_description(lra_data, ho
     assert "30 / 10 / 10 examples" in small.stdout
 
 
-@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.info.generated])
+@GENERATED
 def test_generate_overrides_a_dataset_variant_that_is_read(lra_data, task):
     tiny = SET_TINY if task == "listops" else ["--set", "difficulty=easy", "--small", "8"]
     assert lra_data("prepare", task, "--set", "source=official", *tiny).exit_code != 0
@@ -205,7 +213,7 @@ def test_mistakes_are_one_line_on_stderr(lra_data, arguments, exit_code, message
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.info.generated])
+@GENERATED
 def test_a_generated_dataset_variant_takes_no_file_even_when_it_exists(lra_data, task, tmp_path):
     tiny = SET_TINY if task == "listops" else ["--set", "difficulty=easy", "--small", "8"]
     assert lra_data("prepare", task, *tiny).exit_code == 0

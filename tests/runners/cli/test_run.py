@@ -132,6 +132,7 @@ def test_a_signal_saves_the_state_and_says_so(profile, home, tmp_path, number):
     assert '"preempted"' in next(tmp_path.glob("store/attempts/*/*.json")).read_text()
 
 
+@pytest.mark.nightly
 def test_a_signal_during_the_imports_ends_with_75(profile, home, tmp_path):
     process = subprocess.Popen(arguments(profile, home, tmp_path), cwd=ROOT, stderr=subprocess.DEVNULL)
     time.sleep(0.6)

@@ -42,6 +42,7 @@ def test_a_weight_of_nearly_nothing_changes_nearly_nothing_and_a_real_one_does(d
     assert largest_difference(hidden, weighed) > 1e-3
 
 
+@pytest.mark.nightly  # as without it and with pretraining
 def test_a_stop_at_any_look_changes_no_bit(data, tmp_path):
     config = tiny(**{"train.denoise": 0.5, "train.augment": True})
     unbroken = execute(config, data, Store(tmp_path / "unbroken"))

@@ -238,8 +238,8 @@ def forget_earlier_parts(forward):
     ("how", "settings"),
     [
         ("gradients are added up", PLAIN),
-        ("all read the first shard", PLAIN),
-        ("all drop out the same", {"train.accumulation": 2}),
+        pytest.param("all read the first shard", PLAIN, marks=pytest.mark.nightly),
+        pytest.param("all drop out the same", {"train.accumulation": 2}, marks=pytest.mark.nightly),
         ("gradients of the last part only", PLAIN | {"train.accumulation": 4}),
     ],
 )

@@ -30,9 +30,9 @@ def home(monkeypatch, tmp_path):
 def test_every_run_that_a_dry_run_describes_can_be_read_back(profile, home, tmp_path):
     recipe = load_profile(profile)
     tasks = ",".join(recipe.tasks)
-    configs = plan(attn="full,contextpool", task=tasks, profile=recipe, seeds=[0, 7], track="matched", overrides={})
-    assert len(configs) == 4 * len(recipe.tasks)
-    for config in configs[::8] + configs[7::8]:  # full attention on one task, ContextPool on the next
+    configs = plan(attn="full,contextpool", task=tasks, profile=recipe, seeds=[7], track="matched", overrides={})
+    assert len(configs) == 2 * len(recipe.tasks)
+    for config in configs[::4] + configs[3::4]:  # full attention on one task, ContextPool on the next
         path = tmp_path / "run.yaml"
         path.write_text(describe(config, home))
         assert read_config(str(path)) == config

@@ -187,7 +187,13 @@ def test_every_variant_under_one_seed_has_the_same_places_hidden(data, tmp_path,
 
 
 @pytest.mark.parametrize(
-    "overrides", [SHARE, {"pretrain.share": 0.5, "model.causal": True}, SHARE | {"pretrain.mask_span": 4}], ids=str
+    "overrides",
+    [
+        SHARE,
+        pytest.param({"pretrain.share": 0.5, "model.causal": True}, marks=pytest.mark.nightly),
+        pytest.param(SHARE | {"pretrain.mask_span": 4}, marks=pytest.mark.nightly),
+    ],
+    ids=str,
 )
 def test_the_score_on_held_out_inputs_does_not_depend_on_the_batches_of_evaluation(data, tmp_path, overrides):
     config = tiny(**overrides)

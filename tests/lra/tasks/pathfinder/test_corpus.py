@@ -44,6 +44,7 @@ def calls(monkeypatch):
     return numbers
 
 
+@pytest.mark.nightly  # as of ListOps, by the same pool of processes
 def test_images_do_not_depend_on_the_number_of_workers(tmp_path, unbroken):
     assert generate(tmp_path, workers=2) == unbroken[0]
 
