@@ -122,11 +122,11 @@ TIGHT = [
     ("lru", {"state_size": 4}),
     ("hgrn", {"state_size": 4}),
     ("hgrn", {"kind": "rg_lru", "state_size": 4}),
-    ("mamba", {"state_size": 2, "inner_size": 8, "kernel_size": 3}),
+    pytest.param("mamba", {"state_size": 2, "inner_size": 8, "kernel_size": 3}, marks=pytest.mark.nightly),
     ("conv", {"kernel_size": 3}),
     ("gated_delta", {"conv_size": 3}),
     ("mamba", {"state_size": 2, "inner_size": 6, "kernel_size": 3}),
-    ("mamba", {"state_size": 2, "inner_size": 12, "kernel_size": 3}),
+    pytest.param("mamba", {"state_size": 2, "inner_size": 12, "kernel_size": 3}, marks=pytest.mark.nightly),
     ("hgrn", {"kind": "rg_lru", "state_size": 10}),
     ("mlp_only", {}),
 ]

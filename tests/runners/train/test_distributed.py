@@ -142,7 +142,7 @@ def compare(data, folder, alone, size, settings, variant="full"):
     return furthest(chosen(folder, config, data), chosen(alone, config, data))
 
 
-NIGHTLY = ("fewer-examples-than-parts", "clip", "dropout-3-parts", "dropout-4-parts", "fixed-cls", "last")
+NIGHTLY = ("plain", "fewer-examples-than-parts", "clip", "dropout-3-parts", "dropout-4-parts", "fixed-cls", "last")
 
 
 @pytest.mark.parametrize(
