@@ -434,7 +434,7 @@ def probes(selection: Selection, *, form: str, out: Path | None, figure: Path | 
     if len(places) > 1:
         raise UsageError("the figure shows one profile; --profile chooses it")
     with house_style():
-        drawn = probe_panels(scores_by_length(results.for_profile(*places[0])))
+        drawn = probe_panels(scores_by_length(results.for_profile(*places[0])), len(results.seeds))
     echo(save(drawn, figure, image), err=True)
 
 

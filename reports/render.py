@@ -87,11 +87,11 @@ def shared_notes(tables: Sequence[Table]) -> tuple[list[str], list[Table]]:
 def rankings(table: Table) -> dict[tuple[int, int], int]:
     """Return {(row, column): rank} with rank 1 for the best and 2 for the second of each column that is compared.
 
-    Values are compared with two decimals, as they are printed, so that equal numbers get equal marks.
+    Values are compared as they are printed, so that equal numbers get equal marks, and no other ones.
     """
     found = {}
     for column in range(table.values.shape[1]):
-        values = [round(float(value), 2) for value in table.values.iloc[:, column]]
+        values = [float(value) for value in table.values.iloc[:, column]]
         scores = sorted({value for value in values if not math.isnan(value)}, reverse=True)
         if len(scores) > 1:
             for row, value in enumerate(values):

@@ -49,6 +49,11 @@ def mean_with_interval(values: Sequence[float], confidence: float = 0.95) -> Est
     return Estimate(mean=mean, deviation=deviation, count=len(data), low=mean - half, high=mean + half)
 
 
+def comparable(means: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Round means, so that equal ones are equal: the last bits of a sum depend on the order of its terms."""
+    return np.asarray(means, dtype=float).round(9)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedComparison:
     """A against B over the seeds that both have."""
@@ -156,6 +161,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float], resamples:
     """
     if len(first) != len(second) or len(first) < 2:
         raise ValueError(f"{len(first)} and {len(second)} values give no correlation")
+    first, second = comparable(first).tolist(), comparable(second).tolist()
     # (n, n), 1 where the row is above the column, -1 below, 0 for equal ones
     signs = [np.sign(np.subtract.outer(np.asarray(side, float), np.asarray(side, float))) for side in (first, second)]
     result = stats.kendalltau(first, second)
@@ -186,6 +192,6 @@ def average_ranks(scores: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float
     variants, tasks = scores.shape
     if variants < 2 or tasks < 2 or np.isnan(scores).any():
         raise ValueError("ranks need two variants, two tasks and every score")
-    ranks = np.mean([stats.rankdata(-column) for column in scores.T], axis=0)
+    ranks = np.mean([stats.rankdata(-column) for column in comparable(scores).T], axis=0)
     quantile = float(stats.studentized_range.ppf(0.95, variants, math.inf)) / math.sqrt(2)
     return ranks, quantile * math.sqrt(variants * (variants + 1) / (6 * tasks))

@@ -111,22 +111,30 @@ def _of_measurements(results: ResultSet, *, titled: bool) -> Iterator[tuple[str,
                 )
 
 
-def _scored(frame: pd.DataFrame, *needed: str) -> pd.DataFrame:
-    """Return the rows with a score and what else is needed; a label says how many of its runs these are, if not all."""
+def _scored(frame: pd.DataFrame, expected: int, *needed: str) -> pd.DataFrame:
+    """Return the rows with a score and what else is needed; a label says how many of its runs these are, if not all.
+
+    Args:
+        frame: Rows of one task.
+        expected: How many seeds a suite asks for; 0 without one.
+        needed: Columns in which no value may be missing.
+    """
     rows = frame.dropna(subset=["accuracy", *needed])
-    all_runs, here = frame["label"].value_counts(), rows["label"].value_counts()
+    all_runs = frame.groupby(["label", "layers"]).size().clip(lower=expected).groupby("label").sum()
+    here = rows["label"].value_counts()
     names = {x: x if here[x] == all_runs[x] else f"{x} ({here[x]} of {all_runs[x]} runs)" for x in here.index}
     return rows.assign(label=rows["label"].map(names))
 
 
 def _of_task(results: ResultSet, frame: pd.DataFrame, where: str, *, titled: bool) -> Iterator[tuple[str, Figure]]:
+    seeds = len(results.seeds)
     yield f"seeds: {where}", seed_dots(results, frame, where if titled else "")
-    for device, group in _scored(frame, "tokens_per_second").groupby("device"):
+    for device, group in _scored(frame, seeds, "tokens_per_second").groupby("device"):
         title = f"{where}, {device}"
         if group["peak_bytes"].notna().all():
             yield f"speed, score and memory: {title}", bubbles(group, title if titled else "")
             yield f"front: {title}", pareto(group, title if titled else "")
-    scored = _scored(frame)
+    scored = _scored(frame, seeds)
     kept = scored["run_id"].map(lambda run_id: state_size(results.records[run_id].config) or math.nan)
     if kept.notna().any():
         yield f"state: {where}", state_front(scored.assign(state=kept), where if titled else "")
@@ -138,4 +146,4 @@ def _of_task(results: ResultSet, frame: pd.DataFrame, where: str, *, titled: boo
             yield title, drawn
     if frame["layers"].nunique() > 1:
         by_depth = frame.assign(label=label_rows(frame, leave_out=["model.num_layers"]))
-        yield f"depth: {where}", depth_curves(_scored(by_depth), where if titled else "")
+        yield f"depth: {where}", depth_curves(_scored(by_depth, seeds), where if titled else "")

@@ -7,17 +7,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..tables.probes import whole_mean
 from .style import PAGE, new_figure, shown, wrapped
 
 ROW = 0.17
 """Height of a row, in inches."""
 
 
-def probe_panels(scores: pd.DataFrame) -> Figure:
+def probe_panels(scores: pd.DataFrame, expected: int = 0) -> Figure:
     """Draw one panel for the length of training and one for the longest test, with the accuracies in %.
 
     Args:
         scores: See `reports.tables.probes.scores_by_length`, of one profile and track.
+        expected: How many seeds a suite asks for; 0 without one. A row that lacks one has no cell.
     """
     labels, columns = sorted(scores["label"].unique(), reverse=True), sorted(scores["column"].unique())
     figure = new_figure(1.1 + ROW * len(labels), PAGE)
@@ -31,9 +33,8 @@ def probe_panels(scores: pd.DataFrame) -> Figure:
         axes.set_title(title)
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(labels) - 0.5))
         axes.grid(visible=False)
-        means = part.groupby(["label", "column"])[["accuracy", "chance"]].mean()
-        lost = part[part["accuracy"].isna()].groupby(["label", "column"]).size()
-        means = means.drop(index=lost.index)  # the mean of the others says nothing of the row
+        found = part.groupby(["label", "column"])
+        means = found.agg({"accuracy": lambda each: whole_mean(each, expected), "chance": "mean"}).dropna()
         for (label, column), (accuracy, chance) in zip(means.index, means.to_numpy(), strict=True):
             place = (columns.index(column), labels.index(label))
             above = max(0.0, (accuracy - chance) / (100.0 - chance))

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..result_set import ResultSet
+from ..statistics import comparable
 from ..tables.captions import baseline_title, seeds_by_cell
 from .labels import ROW, SIZE, label_points
 from .style import LINE, looks, mark_preview, new_figure, plain_ticks, shown, wrapped, write_title
@@ -127,6 +128,7 @@ def front(cost: np.ndarray, score: np.ndarray) -> np.ndarray:
     It is, unless another point is at least as cheap and as good, and better in one of the two. A point whose cost or
     score is not known (NaN) is not.
     """
+    score = comparable(score)
     cheaper, better = cost[:, None] >= cost[None, :], score[:, None] <= score[None, :]
     strictly = (cost[:, None] > cost[None, :]) | (score[:, None] < score[None, :])
     known = ~(np.isnan(cost) | np.isnan(score))

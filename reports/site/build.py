@@ -33,7 +33,7 @@ from lra.tasks import PROBES, TASKS
 from lra.terminal import clean_line, progress_bar
 
 from ..result_set import ResultSet
-from ..statistics import mean_with_interval
+from ..statistics import comparable, mean_with_interval
 from ..tables.accuracy import is_trained
 from ..tables.captions import baseline_title, headings
 from ..tables.published import Published, load_published
@@ -60,7 +60,8 @@ class Row:
     seeds: int = 0
     """How many runs have a number,"""
     tried: int = 0
-    """of how many. Where one is lost, the mean is that of the survivors, and the row has no place."""
+    """of how many, be it that a suite asks for them. Where one is missing, the mean is that of the others, and the row
+    has no place."""
     trained: int = 0
     """How many of the runs are above chance and majority by more than the noise of the test set."""
     parameters: float = math.nan
@@ -97,7 +98,9 @@ class Board:
 
     def place(self, row: Row) -> str:
         """Return the place of a row, which rows of the same mean share; a dash if runs of it are lost."""
-        above = sum(other.mean > row.mean and other.seeds == other.tried for other in self.rows)
+        first, *_ = comparable([row.mean])
+        others = comparable([other.mean for other in self.rows if other.seeds == other.tried])
+        above = int((others > first).sum())
         return "-" if row.seeds < row.tried else str(above + 1)
 
 
@@ -176,7 +179,7 @@ def make_boards(results: ResultSet, published: Sequence[Published]) -> list[Boar
                     profile=clean_line(profile),
                     track=track,
                     dataset=clean_line(", ".join(sorted(set(group["dataset"])))),
-                    rows=sorted(rows, key=lambda row: (row.seeds < row.tried, -row.mean, row.name)),
+                    rows=sorted(rows, key=lambda row: (row.seeds < row.tried, -comparable([row.mean])[0], row.name)),
                     baselines=_baselines(part, group["run_id"].tolist()),
                     published=_published_rows(published, task, profile, track),
                     lost=_lost(results, group),
@@ -221,7 +224,7 @@ def _row(results: ResultSet, label: str, tried: pd.DataFrame) -> Row:
     spec = _spec(variant)
     return Row(
         name=clean_line(label), mean=estimate.mean, low=low, high=high, interval=interval, seeds=estimate.count,
-        tried=len(tried),
+        tried=max(len(tried), len(results.seeds)),
         trained=sum(is_trained(results, run_id) for run_id in runs["run_id"]),
         parameters=float(runs["parameters"].iloc[0]), megaflops=float(runs["flops"].iloc[0]) / 1e6,
         variant=variant, family=spec.family if spec else "other",

@@ -62,7 +62,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     for name, members in (("A5", FIVE), ("A6", SIX)):
         chosen = [column for column in columns if tasks[column] in members]
         if sorted(tasks[column] for column in chosen) == sorted(members):
-            averages = values[chosen].mean(axis=1, skipna=False).where(_complete(frame, chosen, labels, seeds))
+            averages = values[chosen].mean(axis=1, skipna=False).where(_same_seeds(frame, chosen, labels))
             cells[name] = [NOT_RUN if math.isnan(value) else f"{value:.2f}" for value in averages]
             values[name] = averages
             unmarked += [name] if set(chosen) <= set(unmarked) else []
@@ -85,7 +85,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     return Table(
         caption=table_caption("Test accuracy", profile, track, frame),
         cells=cells,
-        values=values,
+        values=values.round(2),
         notes=notes,
         records=frame["run_id"].tolist(),
         baselines=len(baselines),
@@ -94,17 +94,18 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     )
 
 
-def _complete(frame: pd.DataFrame, columns: list[str], labels: list[str], expected: int) -> pd.Series:
-    """Say of each row whether it has the same seeds in all columns, as many as a suite asks for: (labels,)."""
+def _same_seeds(frame: pd.DataFrame, columns: list[str], labels: list[str]) -> pd.Series:
+    """Say of each row whether it has numbers of the same seeds in all columns: (labels,)."""
     scored = frame.dropna(subset=["accuracy"])
     seeds = scored.groupby(["label", "column"])["seed"].agg(frozenset).unstack().reindex(index=labels, columns=columns)
-    return seeds.apply(lambda row: len(set(row)) == 1 and len(row.iloc[0]) >= expected, axis=1)
+    return seeds.apply(lambda row: len(set(row)) == 1, axis=1)
 
 
 def accuracy_cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
     """Write the runs of one variant on one task, and return their mean.
 
-    The mean is NaN if one of the runs ended without a number, so that no average and no ranking uses it.
+    The mean is NaN if one of the runs ended without a number, or if there are fewer than a suite asks for, so that no
+    mark, no average and no ranking uses it.
 
     Args:
         group: The runs.
@@ -119,7 +120,8 @@ def accuracy_cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
     spread = "" if math.isnan(estimate.deviation) else f" ± {estimate.deviation:.2f}"
     expected = max(expected, group["seed"].nunique())
     count = f"({estimate.count}/{expected})" if estimate.count < expected else f"({estimate.count})"
-    return ", ".join([f"{estimate.mean:.2f}{spread} {count}", *words]), (math.nan if words else estimate.mean)
+    whole = not words and estimate.count >= expected
+    return ", ".join([f"{estimate.mean:.2f}{spread} {count}", *words]), (estimate.mean if whole else math.nan)
 
 
 def _baseline_rows(

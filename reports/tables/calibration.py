@@ -126,7 +126,7 @@ def _side(results: ResultSet, name: str) -> _Side:
     frame["row"] = label_rows(frame, name="variant")
     scores: dict[str, dict[str, float]] = {}
     for (task, row), group in frame.groupby(["task", "row"]):  # by task: another profile has other data of it
-        mean = accuracy_cell(group, 0)[1]
+        mean = accuracy_cell(group, len(results.seeds))[1]
         if not math.isnan(mean):
             scores.setdefault(str(task), {})[str(row)] = mean
     several = [task for task, part in frame.groupby("task") if part["column"].nunique() > 1]

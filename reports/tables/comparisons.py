@@ -172,7 +172,7 @@ def ablation(results: ResultSet, profile: str, track: str, variant: str) -> Tabl
 
 
 def ranks(results: ResultSet, profile: str, track: str) -> Table:
-    """Rank the variants within each task and average the ranks; variants without a number for every task are left out.
+    """Rank the variants within each task and average the ranks; variants without every number are left out.
 
     Raises:
         UsageError: Fewer than two variants have numbers for all tasks, or there is only one task.
@@ -198,7 +198,7 @@ def ranks(results: ResultSet, profile: str, track: str) -> Table:
         f"Critical difference (Nemenyi, 0.05): {critical:.2f} ranks of at most {len(complete) - 1}. Variants "
         "that are closer than this cannot be told apart.",
     ]
-    notes += [f"Left out because a task is missing: {', '.join(missing)}."] if missing else []
+    notes += [f"Left out because a task or a seed is missing: {', '.join(missing)}."] if missing else []
     title = table_caption("Average ranks", profile, track, frame)
     return plain_table(
         title, rows, preview(frame) + notes + provenance_notes(frame), frame, [-rank for rank, _ in in_order]

@@ -56,7 +56,10 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
             "length": measurement.length,
             "batch": measurement.batch_size,
             "seconds": np.nan if measurement.timing is None else measurement.timing.median,
-            "bytes": np.nan if measurement.memory is None or measurement.memory.problem else measurement.memory.total,
+            # Memory comes first: one that did not fit when it was timed has it all the same, and no cell with it.
+            "bytes": measurement.memory.total
+            if measurement.status == "ok" and measurement.memory and not measurement.memory.problem
+            else np.nan,
             "measurement": measurement,
         }
         for measurement in sorted(results.measurements, key=lambda measurement: measurement.measured_at)
@@ -93,8 +96,8 @@ def efficiency(measurements: pd.DataFrame) -> Table:
         cells.loc[label, memory] = memory_text(row["measurement"], full.get(row["length"]))
         if row["length"] == lengths[-1]:
             cells.loc[label, state] = state_text(row["measurement"])
-        values.loc[label, speed] = 1.0 / row["seconds"]
-        values.loc[label, memory] = -row["bytes"] / 1e6
+        values.loc[label, speed] = float(f"{1.0 / row['seconds']:.3g}")
+        values.loc[label, memory] = -round(row["bytes"] / 1e9, 3)
     variants = dict(zip(measurements["label"], measurements["variant"], strict=True))
     keys = [RowKey(label=label, variant=variants[label], score=float(values[speeds[-1]][label])) for label in labels]
     notes = [

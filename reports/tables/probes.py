@@ -112,8 +112,8 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
             "Learnt: above each baseline that knows nothing hidden, with 5 % of error shared by all cells. Solved: "
             f"{SOLVED:.0f} % or more. Carried over: learnt, and at most {KEPT:.0f} points below the trained length."
         ),
-        *([LOST] if scores["accuracy"].isna().any() else []),
-        *verdicts(scores),
+        *([LOST] if cells.iloc[:-1].map(lambda cell: "/" in cell).any(axis=None) else []),
+        *verdicts(scores, len(results.seeds)),
         *parameter_notes(frame),
         *provenance_notes(frame),
     ]
@@ -121,7 +121,7 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
     return Table(
         caption=table_caption("Accuracy on the probes by length", profile, track, frame),
         cells=cells,
-        values=values,
+        values=values.round(1),
         notes=preview(frame) + notes,
         records=frame["run_id"].tolist(),
         baselines=1,
@@ -131,30 +131,38 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
 
 
 def _cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
-    """Write the runs of one row at one length, and return their mean, which is NaN if one of them has no number.
+    """Write the runs of one row at one length, and return their mean: see `whole_mean`.
 
     Args:
         group: The runs.
         expected: How many seeds a suite asks for; 0 without one.
     """
-    found, expected = group["accuracy"].dropna(), max(expected, len(group))
+    found, mean = group["accuracy"].dropna(), whole_mean(group["accuracy"], expected)
+    expected = max(expected, len(group))
     lost = Counter(group["status"][group["accuracy"].isna()])
     words = [f"{STATUS_WORDS.get(status, status)} ({count}/{len(group)})" for status, count in sorted(lost.items())]
     if len(found):
         count = f" ({len(found)}/{expected})" if len(found) < expected else ""
         words.insert(0, f"{found.mean():.1f}{count}")
-    return ", ".join(words), math.nan if lost else float(found.mean())
+    return ", ".join(words), mean
 
 
-def verdicts(scores: pd.DataFrame) -> list[str]:
+def verdicts(scores: pd.DataFrame, expected: int = 0) -> list[str]:
     """Say for each head of the table which variants learnt it, solved it, and carried it over from a shorter length.
 
     Args:
         scores: The frame of `scores_by_length`. The seeds of a variant count as one run with their mean accuracy; a
-            variant that lost one of them at a head is left out there.
+            variant that lacks one of them at a head is left out there.
+        expected: How many seeds a suite asks for; 0 without one.
     """
     cells = scores.groupby(["column", "length", "label"], as_index=False).agg(
-        {"head": "first", "trained": "first", "accuracy": _whole_mean, "examples": "min", "baseline": "max"}
+        {
+            "head": "first",
+            "trained": "first",
+            "accuracy": lambda accuracies: whole_mean(accuracies, expected),
+            "examples": "min",
+            "baseline": "max",
+        }
     )
     heads = cells.drop_duplicates(["column", "length"])[["column", "length", "head"]]
     cells = cells.dropna(subset=["accuracy"])
@@ -184,9 +192,9 @@ def verdicts(scores: pd.DataFrame) -> list[str]:
     return found
 
 
-def _whole_mean(accuracies: pd.Series) -> float:
-    """Return the mean; NaN if one is missing."""
-    return float(accuracies.mean(skipna=False))
+def whole_mean(accuracies: pd.Series, expected: int) -> float:
+    """Return the mean; NaN if a run has no number, or if there are fewer runs than a suite asks for."""
+    return float(accuracies.mean(skipna=False)) if len(accuracies) >= expected else math.nan
 
 
 def _head(column: str, length: int, trained: int) -> str:

@@ -70,6 +70,7 @@ class Cell(NamedTuple):
     column: str
     label: str
     settings: Settings
+    seeds: frozenset[int]
     text: str
     mean: float
     """NaN if there is none."""
@@ -96,7 +97,7 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
 
     All numbers of a source with the profile's sizes are listed. Of other sources, only variants that were run here are
     listed, and without a difference, which would compare recipes rather than variants. The averages A5 and A6 are
-    computed from the rows of both sides, over the same tasks, and only where each task has a number.
+    computed from the rows of both sides, over the same tasks, and only where each task has a number from each seed.
 
     Raises:
         UsageError: Nothing comparable was published.
@@ -104,9 +105,12 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
     frame = results.for_profile(profile, track).frame()
     seeds = len(results.seeds)
     cells = [
-        Cell(str(variant), str(task), str(column), str(label), group["settings"].iloc[0], *accuracy_cell(group, seeds))
+        Cell(
+            str(variant), str(task), str(column), str(label), group["settings"].iloc[0], frozenset(group["seed"]),
+            *accuracy_cell(group, seeds),
+        )
         for (variant, column, task, label), group in frame.groupby(["variant", "column", "task", "label"])
-    ]
+    ]  # fmt: skip
     rows, used, remarks = [], [], list[str]()
     for source in load_published():
         comparable = source.profile == profile and track == "matched"
@@ -131,7 +135,7 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
     notes = [f"{s.title}: {s.source}; {', '.join(s.flags)}." for s in {s.name: s for s in used}.values()] + remarks
     shown = {row["task"] for row in rows}
     notes += [
-        Term(f"{name}: mean of {len(members)} tasks, for both sides; only where each task has a number.")
+        Term(f"{name}: mean of {len(members)} tasks, for both sides; only where each task has a number from each seed.")
         for name, members in AVERAGES
         if name in shown
     ]
@@ -165,8 +169,8 @@ def _averages(source: Published, name: str, ours: Sequence[Cell]) -> Iterable[Be
         beside = []
         for label in sorted({cell.label for cell in ours}):
             part = [cell for cell in ours if cell.label == label and cell.task in members]
-            # Each task once: with two dataset variants of one task there is no single average.
-            if len({cell.task for cell in part}) == len(part) == len(members):
+            # Each task once, with the same seeds: of two dataset variants of one task there is no single average.
+            if len({cell.task for cell in part}) == len(part) == len(members) and len({c.seeds for c in part}) == 1:
                 mean = sum(cell.mean for cell in part) / len(part)
                 beside += [] if math.isnan(mean) else [(average, label, f"{mean:.2f}", mean)]
         yield average, published, beside

@@ -22,7 +22,7 @@ from tests.reports.synthetic import HOSTILE, add_run
 
 
 def small():
-    values = pd.DataFrame({"x": [40.004, 40.001, 39.0, np.nan], "y": [1.0, 1.0, 1.0, 1.0]}, index=list("abcd"))
+    values = pd.DataFrame({"x": [40.0, 40.0, 39.0, np.nan], "y": [1.0, 1.0, 1.0, 1.0]}, index=list("abcd"))
     cells = values.map("{:.2f}".format)
     return Table(caption="A caption", cells=cells, values=values, notes=["A note."], records=["f" * 64])
 

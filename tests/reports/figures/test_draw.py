@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from matplotlib.collections import PathCollection
@@ -205,3 +206,18 @@ def test_figures_of_states_and_depths_say_how_many_runs_survived(tmp_path):
     for name, words in (("state", "(1 of 3 runs)"), ("depth", "mamba (2 of 6 runs)")):
         texts = [text.get_text().replace("\n", " ") for text in found[name].findobj(Text)]
         assert any(words in text for text in texts), texts
+
+
+def test_figures_say_how_many_runs_of_a_suite_are_there(tmp_path):
+    for variant, seeds in (("full", 2), ("linear", 1)):
+        for seed in range(seeds):
+            config = resolve(
+                task="listops", variant=variant, profile=load_profile("quick"), seed=seed, track="open", overrides={}
+            )
+            add_run(tmp_path, 500, config=config, variant_title=variant)
+    results = replace(load_stores([tmp_path]), seeds=frozenset(range(2)))
+    for title, figure in all_figures(results):
+        if title.startswith(("front", "speed", "state")):
+            texts = [text.get_text().replace("\n", " ") for text in figure.findobj(Text)]
+            assert any("linear (1 of 2 runs)" in text for text in texts), (title, texts)
+            assert not any("full (" in text for text in texts)

@@ -23,3 +23,10 @@ def test_the_front_is_what_nothing_beats(points):
 def test_a_point_of_unknown_cost_or_score_is_not_on_the_front():
     cost, score = np.array([1.0, math.nan, 2.0]), np.array([1.0, 9.0, math.nan])
     assert front(cost, score).tolist() == [True, False, False]
+
+
+def test_means_that_are_equal_but_for_the_order_of_their_sum_beat_each_other_by_their_cost_alone():
+    scores = np.array([np.mean([1.1, 1.1, 1.1]), np.mean([1.0, 1.1, 1.2])])
+    assert scores[0] != scores[1]
+    for order in (scores, scores[::-1]):
+        assert front(np.array([1.0, 2.0]), order).tolist() == [True, False]

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,17 @@ def test_a_row_that_lost_runs_has_no_place_and_says_how_many(tmp_path):
     index = read(tmp_path / "site" / "index.html").text
     assert "50.00" in index
     assert "90.00" not in index
+
+
+def test_a_row_that_lacks_a_seed_of_the_suite_has_no_place(tmp_path):
+    for seed in range(2):
+        add_run(tmp_path, 500, seed=seed)
+    add_run(tmp_path, 900, variant="linear")
+    [board] = make_boards(replace(load_stores([tmp_path]), seeds=frozenset(range(2))), load_published())
+    assert [(row.name, board.place(row), row.seeds, row.tried) for row in board.rows] == [
+        ("full", "1", 2, 2),
+        ("linear", "-", 1, 2),
+    ]
 
 
 def test_no_program_that_a_record_names_is_loaded(tmp_path):

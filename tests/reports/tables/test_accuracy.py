@@ -1,6 +1,7 @@
 """The accuracy table cell by cell, from stores of made-up records."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from lra.errors import UsageError
 from lra.tasks import get_task
 from reports.render import rankings
 from reports.result_set import load_stores
-from reports.tables import accuracy, ranks, seeds
+from reports.tables import accuracy, ranks, seeds, sort_rows
 from reports.tables.accuracy import KNOWN_BASELINES
 from tests.reports.synthetic import add_attempt, add_run, cell_config, five_tasks, made, notes_of
 
@@ -226,3 +227,22 @@ def test_the_trained_baseline_says_how_many_of_its_runs_are_lost(tmp_path):
         add_run(tmp_path, None if seed else 300, variant="mlp_only", seed=seed)
     shown = accuracy(load_stores([tmp_path]).filter(lambda config: config.variant.name == "full"), "quick", "matched")
     assert shown.cells.loc["MLP only, trained", "ListOps"] == "30.00 (1/3), diverged (2/3)"
+
+
+def test_a_row_that_lacks_a_seed_of_the_suite_is_neither_marked_nor_averaged(tmp_path):
+    five_tasks(tmp_path, seeds=2)
+    for task in ("listops", "text", "retrieval", "image", "pathfinder"):
+        add_run(tmp_path, 900, variant="linear", task=task)
+    whole = load_stores([tmp_path])
+    for results, best in ((whole, "linear"), (replace(whole, seeds=frozenset(range(2))), "contextpool")):
+        table = accuracy(results, "quick", "matched")
+        assert {table.cells.index[row] for (row, _), rank in rankings(table).items() if rank == 1} == {best}
+        assert (table.cells.loc["linear", "A5"] == "-") == (best != "linear")
+    assert table.cells.loc["linear", "ListOps"] == "90.00 (1/2)"
+    assert sort_rows(table, "score").cells.index[2] == "linear"
+
+
+def test_a_variant_without_any_number_has_a_row(tmp_path):
+    five_tasks(tmp_path)
+    add_run(tmp_path, None, variant="linear", task="text")
+    assert made(accuracy, tmp_path).cells.loc["linear"].tolist() == ["-", "diverged (1/1)", "-", "-", "-", "-"]

@@ -1,6 +1,7 @@
 """The rank correlation of two recipes: its value, its interval, what it pairs, and what it refuses."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -138,3 +139,11 @@ def test_full_agreement_has_no_interval_and_equal_values_no_order():
     assert math.isnan(rank_correlation([1, 2, 3, 4], [5, 5, 5, 5]).tau)
     with pytest.raises(ValueError, match="3 and 2 values"):
         rank_correlation([1, 2, 3], [1, 2])
+
+
+def test_a_row_that_lacks_a_seed_of_the_suite_is_not_compared(folder):
+    for profile in ("quick", "modern"):
+        for name in NAMES[1:]:
+            add_run(folder, 500, variant=name, profile=profile, seed=1)
+    suite = replace(load_stores([folder]), seeds=frozenset(range(2)))
+    assert cells(calibration(suite, "quick", "modern"))["listops"]["of"] == "conv, linear, local, performer"

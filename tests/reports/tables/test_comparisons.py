@@ -1,5 +1,7 @@
 """Head to head, ablation and ranks, from stores of made-up records."""
 
+from dataclasses import replace
+
 import pytest
 from scipy import stats
 
@@ -95,7 +97,13 @@ def test_ranks(tmp_path):
     table = made(ranks, tmp_path)
     assert table.cells.to_numpy().tolist() == [["linear", "1.00"], ["contextpool", "2.00"], ["full", "3.00"]]
     assert "Critical difference (Nemenyi, 0.05): 1.48" in notes_of(table)  # 2.343 sqrt(3 * 4 / 30)
-    assert "Left out because a task is missing: local." in table.notes
+    assert "Left out because a task or a seed is missing: local." in table.notes
+    for task in ("listops", "text", "retrieval", "image", "pathfinder"):
+        for seed in range(2 if task == "text" else 3):
+            add_run(tmp_path, 950, variant="conv", task=task, seed=seed)
+    assert made(ranks, tmp_path).cells["variant"].tolist()[0] == "conv"
+    table = ranks(replace(load_stores([tmp_path]), seeds=frozenset(range(3))), "quick", "matched")
+    assert table.cells["variant"].tolist() == ["linear", "contextpool", "full"]
 
 
 def test_equal_differences_have_no_interval_and_the_table_says_why(tmp_path):

@@ -1,5 +1,7 @@
 """The table and the figure of cost by length, from made-up measurements of `lra-bench`."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -8,7 +10,7 @@ from lra.errors import UsageError
 from reports.cli import command
 from reports.figures import all_figures
 from reports.figures.lines import log_slope
-from reports.render import render
+from reports.render import rankings, render
 from reports.result_set import load_stores
 from reports.tables.efficiency import efficiency_tables, measurement_groups
 from tests.reports.synthetic import add_measurement, add_run
@@ -105,3 +107,24 @@ def test_a_store_with_one_kind_refuses_the_other_and_counts_damage(tmp_path):
     assert "lra-bench --preset lra makes them" in report("table", "efficiency", "--store", tmp_path / "runs").stderr
     with pytest.raises(UsageError, match="no measurements"):
         efficiency_tables(load_stores([tmp_path / "runs"]))
+
+
+def test_the_marks_are_those_of_the_printed_numbers(tmp_path):
+    for variant, seconds, mib in (("full", 81.0, 1), ("linear", 67.0, 4), ("local", 66.99, 1)):
+        add_measurement(tmp_path, variant, 1024, seconds=seconds, mib=mib)
+    (table,) = efficiency_tables(load_stores([tmp_path]))
+    shown = {label: [cell.partition(" ")[0] for cell in cells[:2]] for label, *cells in table.cells.itertuples()}
+    assert shown == {"full": ["0.0123", "0.012"], "linear": ["0.0149", "0.015"], "local": ["0.0149", "0.012"]}
+    marks = rankings(table)
+    assert [marks.get((row, column)) for column in (0, 1) for row in range(3)] == [2, 1, 1, 1, 2, 1]
+
+
+def test_memory_of_what_did_not_fit_when_it_was_timed_is_not_marked(tmp_path):
+    for variant, mib in (("full", 90), ("linear", 50), ("local", 9)):
+        add_measurement(tmp_path, variant, 1024, seconds=1.0, mib=mib)
+    results = load_stores([tmp_path])
+    *others, least = sorted(results.measurements, key=lambda each: -each.memory.total)
+    least = least.model_copy(update={"status": "oom", "timing": None})
+    (table,) = efficiency_tables(replace(results, measurements=(*others, least)))
+    assert table.cells.loc["local", "GB 1K"] == "OOM"
+    assert {table.cells.index[row] for row, _ in rankings(table)} == {"full", "linear"}

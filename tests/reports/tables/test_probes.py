@@ -1,5 +1,7 @@
 """The table of the probes, from stores of made-up records."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -114,3 +116,17 @@ def test_rows_without_lost_runs_have_means_only(tmp_path):
     table = probes(load_stores([tmp_path]), "probes", "open")
     assert table.cells.loc["full"].tolist() == ["95.0", "25.0"]
     assert "gave a number" not in notes_of(table)
+
+
+def test_a_row_that_lacks_a_seed_of_the_suite_solves_nothing(tmp_path):
+    for seed in range(2):
+        add_probe(tmp_path, "full", seed, 91, 50)
+    add_probe(tmp_path, "local", 0, 99, 99)
+    results = replace(load_stores([tmp_path]), seeds=frozenset(range(2)))
+    table = probes(results, "probes", "open")
+    assert table.cells.loc["local"].tolist() == ["99.0 (1/2)", "99.0 (1/2)"]
+    assert "Recall 64: solved by full." in table.notes
+    assert "k of n seeds gave a number" in notes_of(table)
+    assert {table.cells.index[row] for row, _ in rankings(table)} <= {"full"}
+    texts = [[text.get_text() for text in axes.texts] for axes in probe_panels(scores_by_length(results), 2).axes]
+    assert texts == [["91"], ["50"]]

@@ -1,5 +1,6 @@
 """Published numbers: that they are what their sources print, and how ours are put beside them."""
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -133,6 +134,18 @@ def test_an_average_is_over_the_same_tasks_on_both_sides(tmp_path):
     assert {row[1] for row in whole} >= {TAY, "Xiong et al., AAAI 2021"}
     assert {row[0] for row in whole} == {"A5"}  # Path-X failed, and a failure is no number
     assert averages(tmp_path / "part", FIVE[:4]) == [["A5", TAY, "54.39", "-", "-"]]
+
+
+def test_an_average_needs_the_same_seeds_of_every_task_and_those_of_the_suite(tmp_path):
+    assert averages(tmp_path, FIVE)[0][3] == "42.00"
+    add_run(tmp_path, 400, profile="official", task=FIVE[0], seed=1)
+    assert averages(tmp_path, [])[0][3] == "-"
+    for task in FIVE[1:]:
+        add_run(tmp_path, 400, profile="official", task=task, seed=1)
+    assert averages(tmp_path, [])[0][3] == "41.00"
+    suite = replace(load_stores([tmp_path]), seeds=frozenset(range(3)))
+    cells = vs_published(suite, "official", "matched").cells
+    assert cells[cells["source"] == TAY]["difference (points)"].unique().tolist() == ["-"]
 
 
 def fills_failures(self, row, tasks):
