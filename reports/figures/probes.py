@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -34,7 +36,7 @@ def probe_panels(scores: pd.DataFrame, expected: int = 0) -> Figure:
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(labels) - 0.5))
         axes.grid(visible=False)
         found = part.groupby(["label", "column"])
-        means = found.agg({"accuracy": lambda each: whole_mean(each, expected), "chance": "mean"}).dropna()
+        means = found.agg({"accuracy": functools.partial(whole_mean, expected=expected), "chance": "mean"}).dropna()
         for (label, column), (accuracy, chance) in zip(means.index, means.to_numpy(), strict=True):
             place = (columns.index(column), labels.index(label))
             above = max(0.0, (accuracy - chance) / (100.0 - chance))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -159,7 +160,7 @@ def verdicts(scores: pd.DataFrame, expected: int = 0) -> list[str]:
         {
             "head": "first",
             "trained": "first",
-            "accuracy": lambda accuracies: whole_mean(accuracies, expected),
+            "accuracy": functools.partial(whole_mean, expected=expected),
             "examples": "min",
             "baseline": "max",
         }
