@@ -111,15 +111,14 @@ def _of_measurements(results: ResultSet, *, titled: bool) -> Iterator[tuple[str,
                 )
 
 
-def _scored(frame: pd.DataFrame, expected: int, *needed: str) -> pd.DataFrame:
-    """Return the rows with a score and what else is needed; a label says how many of its runs these are, if not all.
+def _counted(rows: pd.DataFrame, frame: pd.DataFrame, expected: int) -> pd.DataFrame:
+    """Return rows that a figure shows, with labels that say how many of their runs these are, if not all.
 
     Args:
-        frame: Rows of one task.
+        rows: What the figure shows, such as the runs on one device.
+        frame: All rows of the task.
         expected: How many seeds a suite asks for; 0 without one.
-        needed: Columns in which no value may be missing.
     """
-    rows = frame.dropna(subset=["accuracy", *needed])
     all_runs = frame.groupby(["label", "layers"]).size().clip(lower=expected).groupby("label").sum()
     here = rows["label"].value_counts()
     names = {x: x if here[x] == all_runs[x] else f"{x} ({here[x]} of {all_runs[x]} runs)" for x in here.index}
@@ -129,12 +128,13 @@ def _scored(frame: pd.DataFrame, expected: int, *needed: str) -> pd.DataFrame:
 def _of_task(results: ResultSet, frame: pd.DataFrame, where: str, *, titled: bool) -> Iterator[tuple[str, Figure]]:
     seeds = len(results.seeds)
     yield f"seeds: {where}", seed_dots(results, frame, where if titled else "")
-    for device, group in _scored(frame, seeds, "tokens_per_second").groupby("device"):
-        title = f"{where}, {device}"
+    scored = frame.dropna(subset=["accuracy"])
+    for device, rows in scored.dropna(subset=["tokens_per_second"]).groupby("device"):
+        title, group = f"{where}, {device}", _counted(rows, frame, seeds)
         if group["peak_bytes"].notna().all():
             yield f"speed, score and memory: {title}", bubbles(group, title if titled else "")
             yield f"front: {title}", pareto(group, title if titled else "")
-    scored = _scored(frame, seeds)
+    scored = _counted(scored, frame, seeds)
     kept = scored["run_id"].map(lambda run_id: state_size(results.records[run_id].config) or math.nan)
     if kept.notna().any():
         yield f"state: {where}", state_front(scored.assign(state=kept), where if titled else "")
@@ -146,4 +146,5 @@ def _of_task(results: ResultSet, frame: pd.DataFrame, where: str, *, titled: boo
             yield title, drawn
     if frame["layers"].nunique() > 1:
         by_depth = frame.assign(label=label_rows(frame, leave_out=["model.num_layers"]))
-        yield f"depth: {where}", depth_curves(_scored(by_depth, seeds), where if titled else "")
+        rows = _counted(by_depth.dropna(subset=["accuracy"]), by_depth, seeds)
+        yield f"depth: {where}", depth_curves(rows, where if titled else "")

@@ -208,6 +208,20 @@ def test_figures_of_states_and_depths_say_how_many_runs_survived(tmp_path):
         assert any(words in text for text in texts), texts
 
 
+def test_figures_of_one_device_say_how_many_runs_were_on_it(tmp_path):
+    for seed, cpu in enumerate("AAB"):
+        for variant in ("full", "linear"):
+            environment = {"device": "cpu", "cpu": cpu if variant == "linear" else "A", "torch": "2"}
+            add_run(tmp_path, 500 + seed, variant=variant, seed=seed, environment=environment)
+    shown = {}
+    for title, figure in all_figures(load_stores([tmp_path])):
+        if title.startswith("front"):
+            texts = [text.get_text().replace("\n", " ") for text in figure.findobj(Text)]
+            shown[title.rpartition(", ")[2]] = {text.partition(" runs)")[0] for text in texts}
+    assert {"full", "linear (2 of 3"} <= shown["A"]
+    assert "linear (1 of 3" in shown["B"]
+
+
 def test_figures_say_how_many_runs_of_a_suite_are_there(tmp_path):
     for variant, seeds in (("full", 2), ("linear", 1)):
         for seed in range(seeds):
