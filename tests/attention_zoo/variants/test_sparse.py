@@ -15,7 +15,7 @@ def test_fixed_sparse_attends_to_the_block_and_to_all_summaries(length, stride, 
     )
 
 
-@pytest.mark.parametrize("rows", [3, 64])
+@pytest.mark.parametrize("rows", [3, pytest.param(64, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("stride", [1, 2, 5, 60])
 def test_strided_sparse_attends_to_a_window_and_to_multiples_of_the_stride(length, stride, rows, monkeypatch):

@@ -44,11 +44,12 @@ def test_round_trip_keeps_the_two_newest(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"step-000000020.pt", "step-000000030.pt"}
 
 
-def test_every_flip_and_truncation_is_detected_and_the_older_one_used(tmp_path):
+@pytest.mark.parametrize("trials", [300, pytest.param(1000, marks=pytest.mark.nightly)])
+def test_every_flip_and_truncation_is_detected_and_the_older_one_used(tmp_path, trials):
     older = save_checkpoint(tmp_path, 1, state(1))
     newer = save_checkpoint(tmp_path, 2, state(2))
     whole, rng = newer.read_bytes(), random.Random(0)
-    for trial in range(1000):
+    for trial in range(trials):
         damaged = bytearray(whole)
         if trial % 2:
             damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)

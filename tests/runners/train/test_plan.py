@@ -53,14 +53,15 @@ def test_a_dry_run_goes_in_again_as_a_file_or_as_input(tmp_path, more):
 
 def test_a_dry_run_of_several_runs_is_a_table(tmp_path):
     words = ["--attn", "full,linformer", "--task", "text,retrieval", "--profile", "official", "--seeds", "0-2"]
-    rows = [line.split() for line in dry_run(*words).splitlines()]
+    printed = dry_run(*words)
+    rows = [line.split() for line in printed.splitlines()]
     assert [row[:6] for row in rows if row and row[0] in ("text", "retrieval")] == [
         ["text", "full", "20,000", "32", "1,000", "640"],
         ["text", "linformer", "20,000", "32", "1,000", "640"],
         ["retrieval", "full", "5,000", "32", "4,000", "1,280"],
         ["retrieval", "linformer", "5,000", "32", "4,000", "1,280"],
     ]
-    assert "12 runs (3 seeds), profile official, matched track." in dry_run(*words)
+    assert "12 runs (3 seeds), profile official, matched track." in printed
 
 
 def test_a_dry_run_estimates_minutes_of_short_steps_and_of_few_rows(monkeypatch, home):
