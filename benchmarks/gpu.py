@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import re
 import subprocess
 import sys
@@ -40,6 +41,7 @@ from benchmarks.plain_loop import PlainModel
 from lra.atomic_io import atomic_write
 from lra.config.profiles import load_profile
 from lra.config.schema import RunConfig
+from lra.errors import LraError
 from lra.measure.environment import describe_environment
 from lra.tasks import get_task
 from runners.arithmetic import set_arithmetic
@@ -47,7 +49,14 @@ from runners.bench.memory import cuda_peak
 from runners.bench.workload import Workload, workload_config
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ["-n4", "tests"]
+TESTS = [
+    "-n4",
+    "tests/contextpool/backends/test_all_backends.py",
+    "tests/contextpool/backends/test_triton_kernels.py",
+    "tests/contextpool/test_on_gpu.py",
+    "tests/runners/train/test_on_gpu.py",
+]
+"""The files that have tests with the mark `gpu`: to collect all others takes a minute."""
 LONGEST_TESTS = 200.0
 """Seconds that the tests may take; at the end of them they are stopped, and what was seen counts."""
 WARM_STEPS, STEPS, PROFILED_STEPS = 4, 12, 3
@@ -84,10 +93,17 @@ def main(arguments: list[str] | None = None) -> None:
     start = time.monotonic()
     if not torch.cuda.is_available():
         sys.exit("benchmarks.gpu: no CUDA device on this machine; `lra-bench` measures on the CPU")
+    if "contextpool" not in available():
+        sys.exit(
+            "benchmarks.gpu: the project is not installed, so ContextPool is not found; run `pip install -e .` first"
+        )
     set_arithmetic()
     device = torch.device("cuda")
     record = open_record(options.output, describe_environment(device))
-    todo = [part for part in parts(options, device) if "figures" not in record["parts"].get(part.name, {})]
+    try:
+        todo = [part for part in parts(options, device) if "figures" not in record["parts"].get(part.name, {})]
+    except LraError as error:
+        sys.exit(f"benchmarks.gpu: {error}")
     left_out = []
     for number, part in enumerate(todo, 1):
         if time.monotonic() - start + part.seconds > 60 * options.minutes:
@@ -170,11 +186,17 @@ def step_parts(
 
 
 def run_tests() -> Figures:
-    """Run the tests that need a GPU, in processes of their own, and count their outcomes."""
+    """Run the tests that need a GPU, in processes of their own, and count their outcomes.
+
+    The plugins that the tests use are named, and no other is loaded: one that warns would end pytest before any test.
+    """
     command = [sys.executable, "-m", "pytest", "-m", "gpu and not nightly", "-vv", "-p", "no:cacheprovider"]
+    command += ["-p", "xdist", "-p", "timeout", *TESTS]
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    seconds = LONGEST_TESTS - 10
     try:
         done = subprocess.run(
-            [*command, *TESTS], cwd=ROOT, capture_output=True, text=True, check=False, timeout=LONGEST_TESTS - 10
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=seconds
         )
         output, ended = done.stdout + done.stderr, done.returncode in (0, 1)
     except subprocess.TimeoutExpired as stopped:

@@ -121,6 +121,23 @@ def test_without_a_device_one_line_is_printed(monkeypatch):
     assert stop.value.code == "benchmarks.gpu: no CUDA device on this machine; `lra-bench` measures on the CPU"
 
 
+def test_where_the_project_is_not_installed_one_line_says_so(three_parts, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "available", lambda: ["full", "linear"])
+    with pytest.raises(SystemExit) as stop:
+        gpu.main(["--output", str(tmp_path / "gpu.json")])
+    line = "benchmarks.gpu: the project is not installed, so ContextPool is not found; run `pip install -e .` first"
+    assert stop.value.code == line
+    assert three_parts == []
+
+
+def test_a_name_that_does_not_exist_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "describe_environment", lambda device: NVIDIA)
+    monkeypatch.setattr(gpu, "set_arithmetic", lambda: None)
+    with pytest.raises(SystemExit, match=r"^benchmarks.gpu: unknown variant 'fulll'; did you mean 'full'"):
+        gpu.main(["--output", str(tmp_path / "gpu.json"), "--attn", "fulll"])
+
+
 def test_the_tables_show_what_was_measured():
     record = made_up(
         tests={"figures": {"ended": True, "passed": 7, "skipped": 1, "failed": ["tests/a.py::test_b"]}},
@@ -156,3 +173,29 @@ def test_the_tests_on_the_device_are_counted(monkeypatch):
     monkeypatch.setattr(gpu.subprocess, "run", too_long)
     assert gpu.run_tests()["ended"] is False
     assert gpu.run_tests()["passed"] == 1
+
+
+@pytest.mark.nightly
+def test_the_files_named_are_those_that_have_tests_for_a_device():
+    command = [sys.executable, "-m", "pytest", "-n0", "--collect-only", "-m", "gpu and not nightly", "tests"]
+    found = subprocess.run(command, cwd=gpu.ROOT, capture_output=True, text=True).stdout
+    assert {line.partition("::")[0] for line in found.splitlines() if "::" in line} == set(gpu.TESTS[1:])
+
+
+@pytest.mark.nightly
+def test_a_plugin_of_pytest_that_warns_costs_no_test(monkeypatch, tmp_path):
+    (tmp_path / "foreign.py").write_text(
+        "import warnings\ndef pytest_configure():\n    warnings.warn('beside xdist')\n"
+    )
+    info = tmp_path / "foreign-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: foreign\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[pytest11]\nforeign = foreign\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(gpu, "TESTS", ["-n1", "tests/contextpool/test_on_gpu.py"])
+    found = gpu.run_tests()
+    assert (found["ended"], found["passed"] + found["skipped"], found["failed"]) == (True, 3, [])
+    plain = [sys.executable, "-m", "pytest", "-n0", "--collect-only", gpu.TESTS[1]]
+    ended = subprocess.run(plain, cwd=gpu.ROOT, capture_output=True, text=True)
+    assert "UserWarning: beside xdist" in ended.stderr, "it is loaded where all plugins are"
+    assert ended.returncode not in (0, 1)
