@@ -44,7 +44,7 @@ class PositionBiasConfig(QkvConfig):
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: torch 2.6 compiles no read of a slot that a subclass inherits
 class BiasAndBackendConfig(PositionBiasConfig):
     """Options of those that have a choice of backends, too.
 

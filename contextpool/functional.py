@@ -20,6 +20,7 @@ from contextpool.backends.tree import tree_causal_pool
 from contextpool.reference import SIGMA_MIN, reference_pool
 
 Backend = Literal["auto", "reference", "dense", "pyramid", "tree", "triton"]
+_BACKENDS = get_args(Backend)  # here, since torch.compile does not follow the call
 
 DENSE_UP_TO = {"cpu": {False: 384, True: 768}, "cuda": {False: 2048, True: 4096}}
 """Longest sequence for which `auto` takes the dense form, by type of device and whether causal.
@@ -141,8 +142,8 @@ def check_backend(backend: str, *, causal: bool) -> None:
     Raises:
         ValueError: It is unknown or has no such form.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(get_args(Backend))}")
+    if backend not in _BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(_BACKENDS)}")
     if backend in _KERNELS and causal not in _KERNELS[backend]:
         possible = ", ".join(["reference", *(name for name, forms in _KERNELS.items() if causal in forms), "triton"])
         raise ValueError(f"backend {backend!r} has no {'' if causal else 'non-'}causal form; possible: {possible}")

@@ -25,7 +25,7 @@ def compile_model(model: nn.Module, backend: str = "inductor") -> None:
     """
     import torch._dynamo  # here, since it takes a second
 
-    torch._dynamo.config.recompile_limit = MOST_GRAPHS
+    torch._dynamo.config.cache_size_limit = MOST_GRAPHS  # `recompile_limit` is the same, but torch 2.6 has it not
     model.compile(fullgraph=True, dynamic=False, backend=backend)
 
 

@@ -170,7 +170,7 @@ def test_compiled_it_follows_the_spans_without_compiling_again():
     mixer = make()
     x, mask = inputs(LENGTH)
     compiled = torch.compile(mixer, backend="aot_eager")
-    with torch._dynamo.config.patch(recompile_limit=3, fail_on_recompile_limit_hit=True):
+    with torch._dynamo.config.patch(cache_size_limit=3, fail_on_cache_limit_hit=True):
         for fraction in (0.0, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0):
             with torch.no_grad():
                 mixer.span.fraction.fill_(fraction)
