@@ -153,6 +153,7 @@ def test_a_profile_may_have_it(folder):
     assert record.outcome.test.total == 200
 
 
+@pytest.mark.nightly  # by default, the report of one length
 def test_a_report_shows_each_length(folder):
     few = ["--set", "data.test_length=[9,27]", "--set", "model.max_length=27", "--track", "open"]
     assert run("--task", "my_task.py:Majority", *few).exit_code == 0

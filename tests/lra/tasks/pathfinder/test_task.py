@@ -112,6 +112,7 @@ def test_seed_and_difficulty_change_the_images(tmp_path, data):
     assert len(digests | {data.digest}) == 3
 
 
+@pytest.mark.nightly  # the generator draws all sizes by default
 def test_the_other_sizes_are_prepared_too(tmp_path):
     for name, size in list(SIZES.items())[1:]:
         prepared = prepare(tmp_path, task=name, difficulty="easy", count=10)
