@@ -12,6 +12,7 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from types import MappingProxyType
 from typing import Any, Literal, Self, TypeVar
 
 import torch
@@ -161,6 +162,34 @@ class VariantConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain values; `from_dict` takes them back."""
         return asdict(self)
+
+    def resolved(self, dims: LayerDims) -> Self:  # noqa: ARG002 - for those that override it
+        """Return these options with the values that defaults such as 0 stand for at these dimensions, in any layer.
+
+        The constructor of the mixer reads them from here, and options that resolve to the same are one run. Nothing
+        changes unless overridden.
+        """
+        return self
+
+    def in_one_form(self, dims: LayerDims, usual: Mapping[str, Any] = MappingProxyType({})) -> Self:
+        """Return the options with each one at its usual value, or else at its default, if they resolve to the same.
+
+        Args:
+            dims: The dimensions that defaults depend on.
+            usual: Values that come before the defaults, those of a recipe.
+        """
+        found, meant = self, self.resolved(dims)
+        for name, _, default, _ in self.describe():
+            for value in (usual.get(name, default), default):
+                options = found.to_dict()
+                if options[name] == value:
+                    break
+                with contextlib.suppress(ValueError):  # some values exclude each other
+                    other = self.from_dict(options | {name: value})
+                    if other.resolved(dims) == meant:
+                        found = other
+                        break
+        return found
 
     def inner_variants(self) -> dict[str, VariantConfig]:
         """Return name and options of each other variant that this one is built around; none unless overridden."""

@@ -25,8 +25,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import pathfinder
+from lra.config.overrides import parse_override
 from lra.config.profiles import load_profile
-from lra.config.resolve import parse_override, resolve
+from lra.config.resolve import resolve
 from lra.data.batching import Batch, TrainingBatches
 from lra.data.dataset import data_home
 from lra.models.transformer import build_model

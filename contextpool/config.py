@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
-from attention_zoo.base import VariantConfig, option
+from attention_zoo.base import LayerDims, VariantConfig, option
 from contextpool.functional import Backend
 
 
@@ -19,6 +19,14 @@ class PredictorConfig(VariantConfig):
         3, "positions that each convolution sees, itself in the middle (causal: last); odd", least=1, parity="odd"
     )
     input_norm: bool = option(True, "normalise the predictor's input (LayerNorm), for streams that grow with depth")
+
+    def hidden_of(self, dim: int) -> int:
+        """Return the width between the convolutions for a stream of a width."""
+        return self.hidden or max(16, dim // 8)
+
+    def resolved(self, dims: LayerDims) -> Self:
+        """Return the options with the width that 0 means."""
+        return replace(self, hidden=self.hidden_of(dims.dim))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,3 +56,12 @@ class PoolConfig(PredictorConfig):
         least=0,
     )
     backend: Backend = option("auto", "implementation of the pooling, see `contextpool.context_pool`")
+
+    def reference_of(self, grid: tuple[int, int] | None, longest: int = 0) -> int:
+        """Return the length that `sigma_fraction` refers to; 0 for the number of real tokens of each sequence.
+
+        Args:
+            grid: (rows, columns) if tokens are the pixels of a grid.
+            longest: The longest length of a causal form, otherwise 0.
+        """
+        return self.reference_length or (grid[0] if grid else longest)

@@ -41,7 +41,7 @@ class ContextPool2d(nn.Module):
         grid = (x.shape[2], x.shape[3])
         tokens = x.flatten(2).transpose(1, 2)
         logits = () if self.predictor is None else self.predictor(tokens, None, grid)
-        reference_length = self.config.reference_length or grid[0]
+        reference_length = self.config.reference_of(grid)
         log_weight, sigma = weights_and_sigma(self.config, logits, tokens, None, reference_length)
         self._last_sigma = sigma.detach().unflatten(1, grid)
         y = grid_pool(

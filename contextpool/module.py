@@ -61,11 +61,9 @@ class ContextPool(nn.Module):
         super().__init__()
         self.config = PoolConfig() if config is None else config
         self.causal, self.num_prefix, self.grid = causal, num_prefix, grid
-        self.reference_length = self.config.reference_length or (grid[0] if grid else 0)
+        self.reference_length = self.config.reference_of(grid, (max_length or 0) if causal else 0)
         if causal and not self.reference_length:
-            if max_length is None:
-                raise ValueError("a causal ContextPool needs reference_length or max_length")
-            self.reference_length = max_length
+            raise ValueError("a causal ContextPool needs reference_length or max_length")
         if causal and grid:
             raise ValueError("a grid has no causal order: causal and grid exclude each other")
         if grid:

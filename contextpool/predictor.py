@@ -33,7 +33,7 @@ class Predictor(nn.Module):
     ) -> None:
         super().__init__()
         self.causal = causal
-        hidden, kernel_size = config.hidden or max(16, dim // 8), config.kernel_size
+        hidden, kernel_size = config.hidden_of(dim), config.kernel_size
         convolution = nn.Conv2d if planar else nn.Conv1d
         self.norm = nn.LayerNorm(dim) if config.input_norm else None
         self.inner = convolution(dim, hidden, kernel_size)

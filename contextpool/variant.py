@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,15 @@ class WrapperConfig(VariantConfig):
         changed = {name: value for name, value in options.items() if value != defaults[name]}
         object.__setattr__(self, "base_options", changed)
 
+    def resolved(self, dims: LayerDims) -> Self:
+        """Return the options with those of the base, too, resolved."""
+        return replace(super().resolved(dims), base_options=self.base_config().resolved(dims).to_dict())
+
+    def in_one_form(self, dims: LayerDims, usual: Mapping[str, Any] = MappingProxyType({})) -> Self:
+        """Return the options with those of the base, too, in one form."""
+        inner = replace(self, base_options=self.base_config().in_one_form(dims).to_dict())
+        return super(WrapperConfig, inner).in_one_form(dims, usual)
+
     def inner_variants(self) -> dict[str, VariantConfig]:
         """Return the base."""
         return {self.base: self.base_config()}
@@ -115,10 +125,23 @@ class WrapperConfig(VariantConfig):
 class ContextPoolConfig(WrapperConfig, PoolConfig):
     """Options of pooling in front of a variant."""
 
+    def resolved(self, dims: LayerDims) -> Self:
+        """Return the options with the lengths, too, that 0 means where all sequences have one reference length."""
+        longest = longest_pooled(dims) if dims.causal else 0
+        reference = self.reference_of(dims.grid if self.grid == "auto" else None, longest)
+        return replace(
+            super().resolved(dims), reference_length=reference, initial_length=self.initial_length or reference
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvOnlyConfig(WrapperConfig, PredictorConfig):
     """Options of the control."""
+
+
+def longest_pooled(dims: LayerDims) -> int:
+    """Return the length of the longest sequence without its prefix tokens, which are not pooled."""
+    return max(1, dims.max_length - dims.num_prefix)
 
 
 class _WrappedMixer(SequenceMixer):
@@ -203,10 +226,6 @@ class ContextPoolMixer(_WrappedMixer):
     def __init__(self, config: ContextPoolConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
 
-    def max_tokens(self) -> int:
-        """Return the length of the longest sequence without its prefix tokens, which are not pooled."""
-        return max(1, self.dims.max_length - self.dims.num_prefix)
-
     def build_front(self) -> ContextPool:
         """Build the pooling."""
         dims = self.dims
@@ -214,7 +233,7 @@ class ContextPoolMixer(_WrappedMixer):
             dims.dim,
             self.config,
             causal=dims.causal,
-            max_length=self.max_tokens(),
+            max_length=longest_pooled(dims),
             num_prefix=dims.num_prefix,
             grid=self.grid(),
         )
@@ -236,7 +255,7 @@ class ContextPoolMixer(_WrappedMixer):
         if grid is not None:
             return f"{resolve_grid_backend(grid, self.config.backend)} + {base}"
         pooling = resolve_backend(
-            self.max_tokens(),
+            longest_pooled(dims),
             device,
             causal=dims.causal,
             backend=self.config.backend,

@@ -25,7 +25,7 @@ have to stop to tell how long it is, and meets all keys.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -65,6 +65,10 @@ class AdaptiveSpanConfig(PositionBiasConfig):
                 "ramp 1 with initial_span 0 never sees a neighbour and cannot learn to; use 0, or 2 or more"
             )
 
+    def resolved(self, dims: LayerDims) -> AdaptiveSpanConfig:
+        """Return the options with the ramp that 0 means."""
+        return replace(self, ramp=self.ramp or (32 if dims.max_length >= 512 else max(2, round(dims.max_length / 16))))
+
 
 @register_variant(
     "adaptive_span",
@@ -87,7 +91,7 @@ class AdaptiveSpan(SequenceMixer):
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
         self.bias = make_bias(config, dims)
-        self.ramp = config.ramp or (32 if dims.max_length >= 512 else max(2, round(dims.max_length / 16)))
+        self.ramp = config.resolved(dims).ramp
         self.span = (
             StaticSpans(dims, config.initial_span)
             if config.span == "static"

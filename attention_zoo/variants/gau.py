@@ -26,7 +26,7 @@ Departures:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -57,6 +57,11 @@ class GauConfig(VariantConfig):
         0, "width of values and gate (e in the paper); 0 gives as many weights as full attention has", least=0
     )
 
+    def resolved(self, dims: LayerDims) -> GauConfig:
+        """Return the options with the width that 0 means."""
+        # 3 dim width + dim key_dim = 4 dim², rounded to a multiple of 8
+        return replace(self, width=self.width or max(8, round((4 * dims.dim - self.key_dim) / 24) * 8))
+
 
 @register_variant(
     "gau",
@@ -72,9 +77,7 @@ class Gau(SequenceMixer):
 
     def __init__(self, config: GauConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
-        dim, key_dim = dims.dim, config.key_dim
-        # 3 dim width + dim key_dim = 4 dim², rounded to a multiple of 8
-        width = config.width or max(8, round((4 * dim - key_dim) / 24) * 8)
+        dim, key_dim, width = dims.dim, config.key_dim, config.resolved(dims).width
         self.gate = nn.Linear(dim, width, bias=dims.qkv_bias)
         self.value = nn.Linear(dim, width, bias=dims.qkv_bias)
         self.shared = nn.Linear(dim, key_dim, bias=dims.qkv_bias)

@@ -35,7 +35,7 @@ Departures:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -65,6 +65,11 @@ class HGRNConfig(VariantConfig):
         0, "states of the layer; 0 gives as many weights as full attention; for rg_lru a multiple of the heads", least=0
     )
 
+    def resolved(self, dims: LayerDims) -> HGRNConfig:
+        """Return the options with the number of states that 0 means."""
+        cell = HGRU if self.kind == "hgrn" else RGLRU
+        return replace(self, state_size=self.state_size or cell.matched_size(dims))
+
 
 @register_variant(
     "hgrn",
@@ -84,7 +89,7 @@ class HGRN(SequenceMixer):
     def __init__(self, config: HGRNConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         cell = HGRU if config.kind == "hgrn" else RGLRU
-        self.cell = cell(config.state_size or cell.matched_size(dims), dims)
+        self.cell = cell(config.resolved(dims).state_size, dims)
         self.out = nn.Linear(self.cell.width, dims.dim, bias=dims.qkv_bias)
         initialise(self.out)
 

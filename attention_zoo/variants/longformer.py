@@ -17,7 +17,7 @@ length is made, and a CLS token is global.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +41,10 @@ class LongformerConfig(PositionBiasConfig):
     window: int = option(512, "tokens in the sliding window, half of them on either side", least=2)
     num_global: int = option(0, "number of leading tokens that are global; prefix tokens (CLS) always are", least=0)
 
+    def resolved(self, dims: LayerDims) -> LongformerConfig:
+        """Return the options with the prefix tokens among the global ones."""
+        return replace(self, num_global=max(self.num_global, dims.num_prefix))
+
 
 @register_variant(
     "longformer",
@@ -62,12 +66,13 @@ class Longformer(SequenceMixer):
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
         self.bias = make_bias(config, dims)
+        self.num_global = config.resolved(dims).num_global
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend; see `SequenceMixer.forward`."""
         length = x.shape[1]
         q, k, v = self.projections.split(x)
-        num_global = min(length, max(self.config.num_global, self.dims.num_prefix))
+        num_global = min(length, self.num_global)
         dropout = self.dims.dropout if self.training else 0.0
         heads = _window_attention(
             q,
@@ -88,7 +93,7 @@ class Longformer(SequenceMixer):
 
     def state_size(self, length: int) -> int:
         """Keys and values of the window and of the global tokens, and what these have read."""
-        num_global = min(length, max(self.config.num_global, self.dims.num_prefix))
+        num_global = min(length, self.num_global)
         kept = min(length, 2 * (self.config.window // 2) + num_global)
         # A running softmax of a global token: a sum of values and its normaliser in each head
         read = num_global * self.dims.num_heads * (self.dims.head_dim + 1)

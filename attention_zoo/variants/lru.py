@@ -24,7 +24,7 @@ Departures from the paper:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,13 @@ class LRUConfig(VariantConfig):
         if self.min_radius >= self.max_radius:
             raise ValueError(f"min_radius must be below max_radius: {self.min_radius}, {self.max_radius}")
 
+    def resolved(self, dims: LayerDims) -> LRUConfig:
+        """Return the options with the number of states that 0 means."""
+        directions = 1 if dims.causal else 2
+        # The output map has 2 dim² weights, B and each C have 2 dim for a state: 2 dim² + 2 (1 + directions) dim N is 4
+        # dim², the weights of full attention.
+        return replace(self, state_size=self.state_size or max(1, dims.dim // (1 + directions)))
+
 
 @register_variant(
     "lru",
@@ -83,9 +90,7 @@ class LRU(SequenceMixer):
     def __init__(self, config: LRUConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         directions = 1 if dims.causal else 2
-        # The output map has 2 dim² weights, B and each C have 2 dim for a state: 2 dim² + 2 (1 + directions) dim N is 4
-        # dim², the weights of full attention.
-        states = config.state_size or max(1, dims.dim // (1 + directions))
+        states = config.resolved(dims).state_size
         # |λ|² is uniform between the squares of the radii, so that the ring is covered evenly; its root is kept from
         # zero, whose logarithm is infinite.
         low, high = config.min_radius**2, config.max_radius**2

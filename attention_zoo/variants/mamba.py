@@ -25,7 +25,7 @@ Departures:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,13 @@ class MambaConfig(VariantConfig):
     )
     kernel_size: int = option(4, "tokens that the convolution reads, the token itself and those before it", least=1)
 
+    def resolved(self, dims: LayerDims) -> MambaConfig:
+        """Return the options with the number of channels that 0 means."""
+        directions = 1 if dims.causal else 2
+        # Weights of a channel: 3 dim of the projections, and those of each direction
+        weights = 3 * dims.dim + directions * (2 * _rank(dims) + 3 * self.state_size + self.kernel_size + 3)
+        return replace(self, inner_size=self.inner_size or max(4, round(dims.dim**2 / weights) * 4))
+
 
 @register_variant(
     "mamba",
@@ -68,10 +75,7 @@ class Mamba(SequenceMixer):
 
     def __init__(self, config: MambaConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
-        directions, rank = 1 if dims.causal else 2, -(-dims.dim // 16)
-        # Weights of a channel: 3 dim of the projections, and those of each direction
-        weights = 3 * dims.dim + directions * (2 * rank + 3 * config.state_size + config.kernel_size + 3)
-        inner = config.inner_size or max(4, round(dims.dim**2 / weights) * 4)
+        inner, rank = config.resolved(dims).inner_size, _rank(dims)
         self.expand = nn.Linear(dims.dim, 2 * inner, bias=dims.qkv_bias)
         self.past = SelectiveStateSpace(inner, rank, config)
         self.future = None if dims.causal else SelectiveStateSpace(inner, rank, config)
@@ -96,6 +100,11 @@ class Mamba(SequenceMixer):
         inner = self.out.in_features
         near = min(length, self.config.kernel_size - 1) * min(self.dims.dim, inner)
         return (1 if self.dims.causal else 2) * (inner * self.config.state_size + near)
+
+
+def _rank(dims: LayerDims) -> int:
+    """Return the width of the bottleneck before the steps."""
+    return -(-dims.dim // 16)
 
 
 class SelectiveStateSpace(nn.Module):

@@ -33,7 +33,7 @@ Departures from the paper:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -70,6 +70,15 @@ class MegaConfig(VariantConfig):
     form: Literal["paper", "code"] = option("paper", "the paper's equations, or what the authors' code computes")
     backend: Backend = option("auto", BACKEND_HELP)
 
+    def resolved(self, dims: LayerDims) -> MegaConfig:
+        """Return the options with the chunk that none means, and the widths that 0 means."""
+        key_dim = self.key_dim or dims.head_dim + dims.head_dim % 2
+        # value, reset and out have dim * value_dim weights each, update and candidate dim² each, shared dim * key_dim:
+        # 3 dim value_dim + 2 dim² + dim key_dim = 4 dim², rounded to a multiple of 8.
+        value_dim = self.value_dim or max(8, round((2 * dims.dim - key_dim) / 24) * 8)
+        chunk = min(self.chunk or dims.max_length, dims.max_length)
+        return replace(self, chunk=chunk, key_dim=key_dim, value_dim=value_dim)
+
 
 @register_variant(
     "mega",
@@ -85,17 +94,17 @@ class Mega(SequenceMixer):
 
     def __init__(self, config: MegaConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
-        dim, key_dim = dims.dim, config.key_dim or dims.head_dim + dims.head_dim % 2
-        # value, reset and out have dim * value_dim weights each, update and candidate dim² each, shared dim * key_dim:
-        # 3 dim value_dim + 2 dim² + dim key_dim = 4 dim², rounded to a multiple of 8.
-        value_dim = config.value_dim or max(8, round((2 * dim - key_dim) / 24) * 8)
+        sizes = config.resolved(dims)
+        dim, key_dim, value_dim = dims.dim, sizes.key_dim, sizes.value_dim
+        assert sizes.chunk is not None
+        self.chunk = sizes.chunk
         as_code = config.form == "code"
         self.average = MovingAverage(dim, config.num_averages, causal=dims.causal, skip=as_code)
         self.shared = nn.Linear(dim, key_dim, bias=dims.qkv_bias)
         # κ and μ, for queries and for keys: (2, key_dim)
         self.scale, self.shift = nn.Parameter(torch.ones(2, key_dim)), nn.Parameter(torch.zeros(2, key_dim))
         self.bias = nn.Parameter(torch.randn(2, key_dim) * key_dim**-0.5)
-        self.rotary = Rotary(key_dim, min(config.chunk or dims.max_length, dims.max_length))
+        self.rotary = Rotary(key_dim, self.chunk)
         self.value = nn.Linear(dim, value_dim, bias=dims.qkv_bias)
         self.reset = nn.Linear(dim, value_dim, bias=dims.qkv_bias)
         self.update = nn.Linear(dim, dim, bias=dims.qkv_bias)
@@ -139,7 +148,7 @@ class Mega(SequenceMixer):
             (batch, length, value_dim).
         """
         batch, length, key_dim = shared.shape
-        chunk = min(self.config.chunk or length, length)
+        chunk = min(self.chunk, length)
         padding = -length % chunk
         if padding:
             real = torch.ones(batch, length, dtype=torch.bool, device=shared.device) if mask is None else mask

@@ -33,7 +33,7 @@ Departures:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -71,6 +71,13 @@ class MultiscaleConvConfig(VariantConfig):
         if self.kernel_size == 1 and self.kind == "dilated":
             raise ValueError("kernel_size 1 sees only the token itself when dilated; give 2 or more")
 
+    def resolved(self, dims: LayerDims) -> MultiscaleConvConfig:
+        """Return the options with the size that 0 means."""
+        directions = 1 if dims.causal else 2
+        # The output map has 2 dim² weights, which leaves 2 dim of full attention's 4 dim² to each channel.
+        size = self.kernel_size or _largest_size(2 * dims.dim // directions, dims.max_length)
+        return replace(self, kernel_size=size)
+
 
 @register_variant(
     "multiscale_conv",
@@ -91,8 +98,7 @@ class MultiscaleConv(SequenceMixer):
     def __init__(self, config: MultiscaleConvConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         directions = 1 if dims.causal else 2
-        # The output map has 2 dim² weights, which leaves 2 dim of full attention's 4 dim² to each channel.
-        size = config.kernel_size or _largest_size(2 * dims.dim // directions, dims.max_length)
+        size = config.resolved(dims).kernel_size
         # w, (directions, scales, dim, kernel_size)
         self.weight = nn.Parameter(torch.randn(directions, _num_scales(size, dims.max_length), dims.dim, size))
         self.skip = nn.Parameter(torch.randn(dims.dim))

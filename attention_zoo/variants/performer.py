@@ -34,7 +34,7 @@ Departures from the paper:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -78,6 +78,10 @@ class PerformerConfig(QkvConfig):
         if self.redraw_interval and self.kernel == "relu" and self.num_features == 0:
             raise ValueError("redraw_interval: the relu kernel without num_features has nothing to redraw")
 
+    def resolved(self, dims: LayerDims) -> PerformerConfig:  # noqa: ARG002 - the same at all dimensions
+        """Return the options with the number of features that 0 means."""
+        return replace(self, num_features=self.num_features or (_SOFTMAX_FEATURES if self.kernel == "softmax" else 0))
+
 
 @register_variant(
     "performer",
@@ -101,7 +105,7 @@ class Performer(SequenceMixer):
     def __init__(self, config: PerformerConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
         self.projections = HeadProjections(dims, rotary=config.rotary)
-        self.num_features = config.num_features or (_SOFTMAX_FEATURES if config.kernel == "softmax" else 0)
+        self.num_features = config.resolved(dims).num_features
         self._steps = 0
         self._seed = int(torch.randint(2**31, (), device="cpu").item()) if self.num_features else 0
         self.register_buffer("features", self._draw().to(torch.get_default_dtype()) if self.num_features else None)

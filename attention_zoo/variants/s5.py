@@ -30,7 +30,7 @@ Departures from the paper:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,13 @@ class S5Config(VariantConfig):
         if self.min_step > self.max_step:
             raise ValueError(f"min_step must be at most max_step: {self.min_step}, {self.max_step}")
 
+    def resolved(self, dims: LayerDims) -> S5Config:
+        """Return the options with the number of states that 0 means."""
+        directions, unit = 1 if dims.causal else 2, 2 * self.blocks
+        # W has dim² weights, B and each C have dim for a state: dim² + (1 + directions) dim states = 4 dim².
+        size = self.state_size or unit * max(1, round(3 * dims.dim / (1 + directions) / unit))
+        return replace(self, state_size=size)
+
 
 @register_variant(
     "s5",
@@ -89,8 +96,7 @@ class S5(SequenceMixer):
     def __init__(self, config: S5Config, dims: LayerDims) -> None:
         super().__init__(config, dims)
         dim, blocks, directions = dims.dim, config.blocks, 1 if dims.causal else 2
-        # W has dim² weights, B and each C have dim for a state: dim² + (1 + directions) dim states = 4 dim².
-        size = config.state_size or 2 * blocks * max(1, round(3 * dim / (1 + directions) / (2 * blocks)))
+        size = config.resolved(dims).state_size
         values, vectors = hippo_normal(size // blocks)
         vectors = vectors.to(torch.complex64)
         # Λ = -exp(log_decay) + i frequency, each (states,), where states is half of the size

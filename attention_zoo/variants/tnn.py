@@ -21,7 +21,7 @@ Departures:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,13 @@ class TnnConfig(VariantConfig):
         0, "channels that the Toeplitz matrices mix; 0 gives as many weights as full attention has", least=0
     )
 
+    def resolved(self, dims: LayerDims) -> TnnConfig:
+        """Return the options with the number of channels that 0 means."""
+        dim, hidden = dims.dim, self.position_dim
+        # 3 dim width + hidden (width + position_layers hidden) = 4 dim², rounded to a multiple of 8
+        rest = 4 * dim * dim - self.position_layers * hidden * hidden
+        return replace(self, width=self.width or max(8, round(rest / (3 * dim + hidden) / 8) * 8))
+
 
 @register_variant(
     "tnn",
@@ -67,10 +74,7 @@ class Tnn(SequenceMixer):
 
     def __init__(self, config: TnnConfig, dims: LayerDims) -> None:
         super().__init__(config, dims)
-        dim, hidden = dims.dim, config.position_dim
-        # 3 dim width + hidden (width + position_layers hidden) = 4 dim², rounded to a multiple of 8
-        rest = 4 * dim * dim - config.position_layers * hidden * hidden
-        width = config.width or max(8, round(rest / (3 * dim + hidden) / 8) * 8)
+        dim, hidden, width = dims.dim, config.position_dim, config.resolved(dims).width
         self.gate = nn.Linear(dim, width, bias=dims.qkv_bias)
         self.value = nn.Linear(dim, width, bias=dims.qkv_bias)
         self.out = nn.Linear(width, dim, bias=dims.qkv_bias)

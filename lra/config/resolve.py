@@ -25,11 +25,11 @@ from lra.config.schema import (
     VariantChoice,
     validate_section,
 )
-from lra.config.yaml_loader import load_text
 from lra.errors import UsageError
 from lra.models.convnet import READS as CONVNET_READS
 from lra.models.convnet import family_problems
 from lra.models.downsamplers import UnknownDownsamplerError, downsampler_origin
+from lra.models.transformer import layer_dims
 from lra.names import suggest
 from lra.tasks import GeneratedOptions, get_task
 from lra.tasks.base import Task, TaskInfo, TaskOptions
@@ -39,23 +39,6 @@ _HIDING = ("pretrain.mask_rate", "pretrain.mask_span")
 WHOLE_MODEL_READS = ("family", "max_length", "dim")
 """Settings of the section `model` that count for a whole model of somebody else."""
 OPEN_TRACK = "--track open admits it (in a suite: `track: open`)"
-
-
-def parse_override(text: str, option: str = "--set", example: str = "train.lr=1e-4") -> tuple[str, Any]:
-    """Split `key.path=value`; the value is read like a value in a YAML file.
-
-    Args:
-        text: What the user wrote.
-        option: Where, for the error message.
-        example: What would have been right, for the error message.
-
-    Raises:
-        UsageError: There is no `=`, or the value is not acceptable YAML.
-    """
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise UsageError(f"{option} {text}: expected key=value, such as {example}")
-    return key.strip(), load_text(value, f"{option} {key}")
 
 
 def check_variant_names(overrides: Mapping[str, Any], variants: Sequence[str]) -> None:
@@ -219,7 +202,7 @@ def resolve(
         start=start,
         seed=seed,
     )
-    return with_programs(in_one_form(run, recipe), config)
+    return with_programs(in_one_form(run, recipe, profile.options(variant, task)))
 
 
 def pretraining(info: TaskInfo, values: Mapping[str, Any], *, beside: bool) -> tuple[PretrainConfig | None, list[str]]:
@@ -303,10 +286,15 @@ def _causal_problems(model: ModelConfig, variant: str) -> list[str]:
     return problems
 
 
-def in_one_form(config: RunConfig, recipe: TaskRecipe) -> RunConfig:
+def in_one_form(config: RunConfig, recipe: TaskRecipe, options: Mapping[str, Any]) -> RunConfig:
     """Return a configuration that spells out of what it would have anyway only what its recipe does.
 
     So equal runs have one id.
+
+    Args:
+        config: The configuration.
+        recipe: What its profile says of its task.
+        options: What its profile says of its variant.
     """
     task, model, train, pretrain = get_task(config.task), config.model, config.train, config.pretrain
     data = task.options.model_validate(config.data)
@@ -325,21 +313,24 @@ def in_one_form(config: RunConfig, recipe: TaskRecipe) -> RunConfig:
         sections["pretrain"] = pretrain.model_copy(update={"warmup": warmup})
     if isinstance(data, GeneratedOptions) and data.test_length in ([], [data.length]):
         sections["data"] = config.data | {"test_length": [data.length] if recipe.data.get("test_length") else []}
-    return config.model_copy(update=sections)
+    config = config.model_copy(update=sections)
+    if model.family == "transformer":
+        choice = config.variant
+        typed = choice.typed.in_one_form(layer_dims(config, 0), options)
+        # Made anew, since a copy would keep the options that are typed already.
+        choice = VariantChoice(name=choice.name, options=typed.to_dict(), origin=choice.origin)
+        config = config.model_copy(update={"variant": choice})
+    return config
 
 
-def with_programs(config: RunConfig, typed: VariantConfig | None = None) -> RunConfig:
+def with_programs(config: RunConfig) -> RunConfig:
     """Return a configuration that names the programs of third parties that it runs, and has its options typed.
-
-    Args:
-        config: The configuration.
-        typed: The options of its variant, if they were parsed already.
 
     Raises:
         UsageError: The source of a program cannot be found, or an option is wrong.
     """
     try:
-        choice = VariantChoice.of(config.variant.name, typed or config.variant.typed)
+        choice = VariantChoice.of(config.variant.name, config.variant.typed)
         origin = downsampler_origin(config.model.pool)
     except (UnknownVariantError, RegistrationError, OptionError, UnknownDownsamplerError) as error:
         raise UsageError(f"variant: {error.args[0]}") from error

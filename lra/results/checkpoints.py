@@ -8,6 +8,7 @@ import hashlib
 import io
 import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,14 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     Args:
         folder: The run's own folder.
         step: Steps done.
-        state: Tensors and plain values only: `run_id`, `environments`, `state` with its `step`, and what else the run
-            needs.
+        state: Tensors and plain values only: `run_id`, `environments`, `model`, `optimizer`, `state` with its `step`,
+            and what else the run needs. The list of all its parts goes with it, as `parts`.
 
     Raises:
         StoreError: The disk refuses; earlier checkpoints are as they were.
     """
     path = folder / f"step-{step:09d}.pt"
-    write_state(path, state)
+    write_state(path, state | {"parts": sorted(_parts(state))})
     for _, old in list_checkpoints(folder)[KEEP:]:
         with contextlib.suppress(OSError):  # the state is saved; an old one too many costs nothing but room
             old.unlink(missing_ok=True)
@@ -121,12 +122,28 @@ def newest_checkpoint(folder: Path, run_id: str) -> tuple[dict[str, Any] | None,
                     raise DamagedFileError(f"{path} is of step {state['state']['step']}")
                 if not state.get("environments"):
                     raise DamagedFileError(f"{path} does not say in which environment it was saved")
+                lacking = {"/model", "/optimizer", *state.get("parts", ())}.difference(_parts(state))
+                if lacking:
+                    raise DamagedFileError(f"{path} is not whole: it has no {min(lacking)[1:]}")
             return state, passed_over
         except StoreError as error:
             passed_over.append(str(error))
             with contextlib.suppress(OSError):  # a store that cannot be written is found out by who saves
                 path.rename(path.with_suffix(REFUSED))
     return None, passed_over
+
+
+def _parts(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the path of each part of a state, with the shape of a tensor and the length of a list."""
+    if isinstance(value, Tensor):
+        yield f"{path} {tuple(value.shape)}"
+    elif isinstance(value, list):
+        yield f"{path} ({len(value)})"
+        value = {index: inner for index, inner in enumerate(value) if isinstance(inner, dict | list | Tensor)}
+    else:
+        yield path
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        yield from _parts(inner, f"{path}/{name}")
 
 
 def weights_digest(weights: dict[str, Tensor]) -> str:

@@ -136,8 +136,9 @@ def command(
 
     from attention_zoo import available
     from attention_zoo.registry import normalise
+    from lra.config.overrides import parse_overrides
     from lra.config.profiles import load_profile
-    from lra.config.resolve import check_variant_names, parse_override
+    from lra.config.resolve import check_variant_names
     from lra.results.bench_format import REFERENCE
     from lra.results.bench_records import save_bench_record
     from lra.results.records import Store
@@ -160,7 +161,7 @@ def command(
         threads=threads or torch.get_num_threads(),
         batch=batch or chosen.batch,
         tokens=tokens,
-        overrides=dict(map(parse_override, overrides)),
+        overrides=parse_overrides(overrides),
         timing=TimingPlan(steps=steps or chosen.steps, seconds=chosen.seconds if seconds is None else seconds),
         memory_limit=None if memory_limit is None else int(memory_limit * 2**30),
     )

@@ -17,6 +17,8 @@ from lra.terminal import echo, terminal_size
 from .options import AT_A_TIME, data_dir_option
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
     from lra.data.dataset import PreparedData
     from lra.data.places import Place
     from lra.data.split import SplitName
@@ -136,10 +138,11 @@ def prepare(
         name = get_task(task_name).info.name
         if not get_task(task_name).info.generated:
             raise UsageError(f"{name} is not generated; lra-data fetch {name} fetches its file")
-        settings = (*settings, "source=generated")
+        settings = (*without(settings, ["source"]), "source=generated")
     task, options = resolve(task_name, settings, profile)
     if small is not None:
-        settings = (*settings, *(f"{key}={value}" for key, value in task.small(options, small).items()))
+        fewer = task.small(options, small)
+        settings = (*without(settings, fewer), *(f"{key}={value}" for key, value in fewer.items()))
         task, options = resolve(task_name, settings, profile)
     present = is_prepared(task, options, home)
     data = task.prepare(options, home, source=source, workers=workers, progress=not quiet)
@@ -338,27 +341,27 @@ def screenful(text: str, columns: int, rows: int) -> str:
     return "\n".join([*lines[:room], f"... {len(lines) - room:,} more lines; --all shows them"])
 
 
+def without(settings: Sequence[str], names: Container[str]) -> list[str]:
+    """Return the settings, as `--set` takes them, but for those of some names."""
+    return [each for each in settings if each.partition("=")[0].strip().removeprefix("data.") not in names]
+
+
 def resolve(task_name: str, settings: tuple[str, ...], profile: str | None = None) -> tuple[Task[Any], TaskOptions]:
     """Find a task and build its options from `--profile` and then `--set`.
 
     Raises:
-        UsageError: A setting is not `key=value`, or not an option of the task.
+        UsageError: A setting is not `key=value`, has two values, or is not an option of the task.
     """
+    from lra.config.overrides import parse_overrides
     from lra.config.profiles import load_profile
     from lra.config.schema import valid_section
-    from lra.config.yaml_loader import load_text
-    from lra.errors import UsageError
     from lra.tasks import get_task
     from lra.tasks import task_name as registered
 
     task, task_name = get_task(task_name), registered(task_name)
     values: dict[str, Any] = {} if profile is None else dict(load_profile(profile).recipe(task_name).data)
-    for setting in settings:
-        key, separator, value = setting.partition("=")
-        if not separator or not key:
-            raise UsageError(f"--set {setting}: expected key=value, such as seed=1")
-        values[key.strip().removeprefix("data.")] = load_text(value, f"--set {key}")
-    return task, valid_section(task.options, values, "data")
+    given = parse_overrides([setting.removeprefix("data.") for setting in settings], example="seed=1")
+    return task, valid_section(task.options, values | given, "data")
 
 
 def describe_place(place: Place) -> str:

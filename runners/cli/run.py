@@ -177,8 +177,7 @@ def command(
     Give the same command again to continue a run that was interrupted. A run that has its record is not repeated.
     Under torchrun, the processes share the batches of one run.
     """
-    overrides += ("train.compile=true",) if compiled else ()
-    grid = (attn, model, task, profile, seeds, track, overrides, limit_steps, start_run)
+    grid = (attn, model, task, profile, seeds, track, overrides, limit_steps, start_run, compiled)
     if config_file is not None and any(grid):
         raise click.UsageError("--config is a whole run: it goes without --attn, --model, --task, --profile, --set ...")
     if evaluated is not None and any((*grid, config_file, force, dry_run, trackers)):
@@ -186,15 +185,15 @@ def command(
             "--evaluate takes a run as it is; only --store, --data-dir, --device, --threads, --deterministic and "
             "--quiet go with it"
         )
-    if config_file is None and evaluated is None and not (task and (attn or model or overrides)):
+    if config_file is None and evaluated is None and not (task and (attn or model or overrides or compiled)):
         raise click.UsageError(missing(attn, task))
     seed_list = parse_seeds(seeds or "0")
     import torch
 
     from lra.config.labels import row_name
+    from lra.config.overrides import parse_overrides
     from lra.config.profiles import load_profile
-    from lra.config.resolve import parse_override
-    from lra.errors import DamagedFileError, DataError
+    from lra.errors import DamagedFileError, DataError, UsageError
     from lra.results.records import ConflictError, Store
     from lra.trained import load_run
 
@@ -234,7 +233,9 @@ def command(
         configs = [read_config(config_file)]
     else:
         recipe = load_profile(profile or ("nystromformer" if device.type == "cuda" else "quick"))
-        values = dict(map(parse_override, overrides))
+        values = parse_overrides(overrides)
+        if compiled and values.setdefault("train.compile", True) is not True:
+            raise UsageError("--compile: --set train.compile says otherwise; leave one out")
         attn, track, filled_in = family_defaults(attn, track, values, recipe)
         if not attn and not model:
             raise click.UsageError(missing(attn, task))

@@ -243,6 +243,8 @@ def status(*, suite: str, store_folder: Path, home: Path, as_json: bool) -> None
     signals.uninstall()
     store = _existing_store(store_folder) or Store(store_folder)
     rows = status_rows(_runs(suite, home, prepare=False), store)
+    for problem in [problem for row in rows for problem in row["unread"]]:
+        echo(f"{problem}; passed over", err=True)
     if as_json:
         echo_json(rows)
     else:
@@ -329,7 +331,7 @@ def make_launcher(
     store: Path,
 ) -> Launcher:
     """Build the launcher of this name."""
-    from lra.config.resolve import parse_override
+    from lra.config.overrides import parse_overrides
 
     from ..sweep.launchers.local import LocalLauncher, cpu_slots, gpu_slots
 
@@ -347,7 +349,7 @@ def make_launcher(
             threads=threads,
             gpus=int(device == "cuda"),
             cluster="slurm",
-            settings=dict(parse_override(text, "--slurm", "slurm_partition=gpu") for text in slurm),
+            settings=parse_overrides(slurm, "--slurm", "slurm_partition=gpu"),
         )
     return LocalLauncher(gpu_slots(gpus, per_gpu, slots) if gpus else cpu_slots(slots))
 

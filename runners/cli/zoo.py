@@ -79,11 +79,11 @@ def check(name: str, overrides: tuple[str, ...]) -> None:
 
     from attention_zoo import OptionError
     from attention_zoo.checks import contract_checks, verdict, with_options
-    from lra.config.resolve import parse_override
+    from lra.config.overrides import parse_overrides
     from lra.errors import UsageError
 
-    values = dict(parse_override(text, example="variant.window=8") for text in overrides)
-    options = {path.removeprefix("variant."): value for path, value in values.items()}
+    given = [text.removeprefix("variant.") for text in overrides]
+    options = parse_overrides(given, example="variant.window=8")
     try:
         checks = contract_checks(with_options(spec, options) if options else spec)
     except (OptionError, ValueError) as error:

@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from lra.config.schema import RunConfig
 from lra.config.suites import labels
 from lra.data.dataset import open_prepared
-from lra.errors import DataError, StoreError
+from lra.errors import DamagedFileError, DataError, StoreError
 from lra.reading import visible
 from lra.results.checkpoints import REFUSED, list_checkpoints
 from lra.results.lease import acquire, holder
@@ -48,6 +48,8 @@ class RunState:
     """Failed attempts so far."""
     step: int = 0
     """Steps done, as far as the store shows."""
+    unread: tuple[str, ...] = ()
+    """What is wrong with notes of attempts that do not count, one line each."""
 
     @property
     def final(self) -> bool:
@@ -87,26 +89,27 @@ def state_of(store: Store, run: SweepRun) -> RunState:
         record = store.find(run.run_id)
     except StoreError as error:
         return RunState(word="damaged", detail=str(error))
-    logged = attempts(store, run.run_id)
+    logged, unread = read_attempts(store, run.run_id)
     failures = sum(attempt["status"] == "failed" for attempt in logged)
+    told = partial(RunState, failures=failures, unread=unread)
     if record is not None:
         detail = record.detail
         if record.outcome is not None:
             test = record.outcome.test
             detail = f"{100 * test.correct / test.total:.2f} % of test, {record.cost.wall_seconds:.0f} s"
-        return RunState(word=record.status, detail=detail, failures=failures, step=run.config.train.steps)
+        return told(word=record.status, detail=detail, step=run.config.train.steps)
     saved = list_checkpoints(store.checkpoint_folder(run.run_id))
     step = saved[0][0] if saved else 0
     owner = holder(store.root, run.run_id)
     if owner is not None:
         process = f"pid {owner.get('pid')} on {owner.get('host')}"
-        return RunState(word="running", detail=process, failures=failures, step=max(step, int(owner.get("step", 0))))
+        return told(word="running", detail=process, step=max(step, int(owner.get("step", 0))))
     # An attempt that ended well without a record means that somebody removed the record.
     if not logged or logged[-1]["status"] in ("ok", "diverged"):
-        return RunState(word="not run", step=step)
+        return told(word="not run", step=step)
     last = logged[-1]
     detail = (str(last["detail"]).strip().splitlines() or [""])[-1]
-    return RunState(word=last["status"], detail=detail, failures=failures, step=step)
+    return told(word=last["status"], detail=detail, step=step)
 
 
 def tally(states: Sequence[RunState]) -> str:
@@ -116,14 +119,22 @@ def tally(states: Sequence[RunState]) -> str:
 
 
 def attempts(store: Store, run_id: str) -> list[dict[str, Any]]:
-    """Read the logged attempts of a run that count, oldest first; unreadable files are skipped."""
-    logged = []
+    """Read the logged attempts of a run that count, oldest first."""
+    return read_attempts(store, run_id)[0]
+
+
+def read_attempts(store: Store, run_id: str) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Read the logged attempts of a run, oldest first, and say what is wrong with those that do not count."""
+    logged, unread = [], []
     for path in sorted(visible(store.root / "attempts" / run_id, "*.json"), key=_number):
-        with contextlib.suppress(StoreError):
+        try:
             attempt = read_note(path)
-            if attempt.get("status") in get_args(AttemptStatus) and "detail" in attempt:
-                logged.append(attempt)
-    return logged
+            if attempt.get("status") not in get_args(AttemptStatus) or "detail" not in attempt:
+                raise DamagedFileError(f"{path} is no note of an attempt")
+            logged.append(attempt)
+        except StoreError as error:
+            unread.append(str(error))
+    return logged, tuple(unread)
 
 
 def clear_failures(store: Store, run: SweepRun) -> bool:

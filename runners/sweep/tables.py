@@ -47,6 +47,7 @@ def status_rows(runs: Sequence[SweepRun], store: Store) -> list[dict[str, Any]]:
             "steps": run.config.train.steps,
             "failures": state.failures,
             "detail": state.detail,
+            "unread": list(state.unread),
         }
         for run, state in zip(runs, states, strict=True)
     ]

@@ -227,19 +227,24 @@ def _check_form(config: RunConfig, source: str) -> None:
     Raises:
         UsageError: It does, and would be a second run of the same numbers.
     """
+    name = config.variant.name
     if config.profile in profile_names():
-        recipe = load_profile(config.profile).recipe(config.task, config.model.family)
+        profile = load_profile(config.profile)
+        recipe, options = profile.recipe(config.task, config.model.family), profile.options(name, config.task)
     else:  # of somebody else's profile, the forms that it takes are not known
         written = {} if config.pretrain is None else config.pretrain.model_dump()
         recipe = TaskRecipe(model={}, train={}, data=config.data, pretrain=written)
+        options = config.variant.options
     if config.track == "open" and (problems := positions_problems(config.model, config.variant.options)):
         raise UsageError(f"{source}: {problems[0]}")
-    usual = in_one_form(config, recipe).model_dump()
-    for section, values in config.model_dump().items():
-        for name, value in values.items() if isinstance(values, dict) else ():
-            if value != usual[section][name]:
+    usual = in_one_form(config, recipe, options).model_dump()
+    sections = config.model_dump()
+    sections["variant"], usual["variant"] = sections["variant"]["options"], usual["variant"]["options"]
+    for section, values in sections.items():
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if value != usual[section][key]:
                 raise UsageError(
-                    f"{source}: {section}.{name}: {value} means the same as {usual[section][name]}; write that, under "
+                    f"{source}: {section}.{key}: {value} means the same as {usual[section][key]}; write that, under "
                     "which the run has its id"
                 )
 
@@ -409,7 +414,9 @@ def shortened(config: RunConfig, steps: int, profile: Profile) -> RunConfig:
     train = config.train
     limits = {name: min(getattr(train, name), steps) for name in ("steps", "eval_every", "warmup_steps")}
     short = config.model_copy(update={"train": train.model_copy(update=limits), "track": "open"})
-    return in_one_form(short, profile.recipe(config.task, config.model.family))
+    return in_one_form(
+        short, profile.recipe(config.task, config.model.family), profile.options(config.variant.name, config.task)
+    )
 
 
 def check_shareable(configs: Sequence[RunConfig], num_processes: int) -> None:

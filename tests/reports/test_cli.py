@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from matplotlib.figure import Figure
 
 from attention_zoo import get_variant
+from lra.config.overrides import parse_override
 from lra.config.profiles import load_profile
-from lra.config.resolve import parse_override
 from lra.config.schema import PretrainConfig, VariantChoice, canonical_json
 from lra.config.suites import expand, load_suite
 from lra.errors import StoreError

@@ -16,7 +16,7 @@ import pytest
 
 from attention_zoo.variants.full import FullAttention
 from lra.errors import LraError, StoreError
-from lra.results.checkpoints import newest_checkpoint, save_checkpoint
+from lra.results.checkpoints import newest_checkpoint, read_state, save_checkpoint, write_state
 from lra.results.records import Store
 from lra.tasks import get_task
 from runners.sweep import driver as driver_module
@@ -140,15 +140,19 @@ def test_whichever_call_fails_a_result_is_whole_or_absent(example, tmp_path, mon
     assert number > 8
 
 
+def state_of(step):
+    return {"run_id": "a", "environments": [{}], "state": {"step": step}, "model": {}, "optimizer": {}}
+
+
 def test_whichever_call_fails_the_last_checkpoint_is_readable(tmp_path, monkeypatch):
     for number in range(1, 60):
         folder = tmp_path / str(number)
         for step in (1, 2):
-            save_checkpoint(folder, step, {"run_id": "a", "environments": [{}], "state": {"step": step}})
+            save_checkpoint(folder, step, state_of(step))
         with monkeypatch.context() as patch:
             faults = FailNth(patch, number, 5)
             try:
-                save_checkpoint(folder, 3, {"run_id": "a", "environments": [{}], "state": {"step": 3}})
+                save_checkpoint(folder, 3, state_of(3))
                 expected = {3}
             except (StoreError, OSError):
                 expected = {2, 3}
@@ -178,6 +182,21 @@ def test_a_full_disk_ends_the_run_and_costs_no_state(data, tmp_path):
     assert state["state"]["step"] == 2
     assert passed_over == []
     assert execute(config, data, store).outcome == expected
+
+
+def test_a_checkpoint_without_a_part_does_not_end_the_run(data, tmp_path, capsys):
+    config, store = tiny(), Store(tmp_path)
+    expected = execute(config, data, Store(tmp_path / "clean")).outcome
+    looks = iter([False, True])
+    with pytest.raises(PreemptedRunError):
+        execute(config, data, store, stop=lambda: next(looks))
+    [newest] = store.checkpoint_folder(config.run_id(data.digest)).glob("step-*.pt")
+    state = read_state(newest)
+    del state["optimizer"]
+    write_state(newest, state)
+    capsys.readouterr()
+    assert execute(config, data, store).outcome == expected
+    assert f"{newest} is not whole: it has no optimizer; passed over\n" in capsys.readouterr().err
 
 
 NOBODY = 65534

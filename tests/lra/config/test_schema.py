@@ -227,6 +227,29 @@ def test_what_a_setting_says_anyway_is_spelt_as_in_the_recipe(of, path, values, 
 
 
 @pytest.mark.parametrize(
+    ("of", "path", "values", "kept"),
+    [
+        ({"variant": "mega"}, "key_dim", [None, 0, 16], 0),
+        ({"variant": "mega"}, "value_dim", [None, 40], 0),
+        ({"variant": "mega"}, "chunk", [None, 64, 65], None),
+        ({"variant": "hgrn", "variant.kind": "rg_lru"}, "state_size", [None, 0, 72], 0),
+        ({"variant": "longformer", "model.pooling": "cls"}, "num_global", [None, 1], 0),
+        ({"variant": "performer", "variant.kernel": "softmax"}, "num_features", [None, 0, 256], 0),
+        ({"variant": "performer", "profile": "nystromformer"}, "num_features", [None, 0, 256], 256),
+        ({"variant": "contextpool"}, "hidden", [None, 16], 0),
+        ({"variant": "contextpool", "model.causal": True}, "reference_length", [None, 64], 0),
+        ({"variant": "contextpool", "variant.base": "lru"}, "base_options", [None, {"state_size": 21}], {}),
+    ],
+)
+def test_a_default_written_out_is_the_same_run(of, path, values, kept):
+    found = [run_of(**of, **({} if value is None else {f"variant.{path}": value})) for value in values]
+    assert len({config.run_id("d") for config in found}) == 1
+    assert found[-1].variant.options[path] == kept
+    others = run_of(**of, **{f"variant.{path}": {"state_size": 22} if path == "base_options" else 32})
+    assert others.run_id("d") != found[0].run_id("d")
+
+
+@pytest.mark.parametrize(
     ("given", "line"),
     [
         ({"model.positions": "none", "variant.rotary": True}, "--set model.positions=rotary"),

@@ -28,6 +28,7 @@ def state(step, run_id=RUN):
         "state": {"step": step},
         "step": step,
         "model": {"w": torch.full((64,), float(step))},
+        "optimizer": {"state": {0: {"exp_avg": torch.zeros(64)}}, "param_groups": [{"lr": 0.1}]},
         "note": [1.5, None, "text"],
     }
 
@@ -84,6 +85,41 @@ def test_a_whole_checkpoint_of_another_run_or_step_is_passed_over(tmp_path, wron
     assert found["step"] == 1
     assert len(passed_over) == 1
     assert message in passed_over[0]
+
+
+def without(values, place):
+    """Return nested values without one part."""
+    name, *rest = place
+    if rest:
+        inner = without(values[name], rest)
+        return [inner] if isinstance(values, list) else {**values, name: inner}
+    return {key: value for key, value in values.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        (["model"], "no model"),
+        (["optimizer"], "no optimizer"),
+        (["note"], "no note (3)"),
+        (["model", "w"], "no model/w (64,)"),
+        (["optimizer", "state", 0], "no optimizer/state/0"),
+        (["optimizer", "state", 0, "exp_avg"], "no optimizer/state/0/exp_avg (64,)"),
+        (["optimizer", "param_groups", 0, "lr"], "no optimizer/param_groups/0/lr"),
+    ],
+)
+def test_a_checkpoint_that_lacks_a_part_is_passed_over(tmp_path, place, named):
+    save_checkpoint(tmp_path, 1, state(1))
+    newer = save_checkpoint(tmp_path, 2, state(2))
+    write_state(newer, without(read_state(newer), place))
+    found, [line] = newest_checkpoint(tmp_path, RUN)
+    assert found["step"] == 1
+    assert line == f"{newer} is not whole: it has {named}"
+
+
+def test_a_checkpoint_from_before_parts_were_listed_is_used(tmp_path):
+    write_state(tmp_path / "step-000000002.pt", state(2))
+    assert newest_checkpoint(tmp_path, RUN)[0]["step"] == 2
 
 
 def test_what_was_passed_over_does_not_count_as_newer(tmp_path):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lra.config.overrides import parse_override
 from lra.config.profiles import load_profile
-from lra.config.resolve import parse_override, resolve
+from lra.config.resolve import resolve
 from lra.data.dataset import open_prepared
 from lra.data.work_folder import sole_owner
 from lra.tasks import TASKS

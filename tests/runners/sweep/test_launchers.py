@@ -13,6 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from lra.config.suites import expand, load_suite
 from lra.results.records import Store
 from runners.cli.run import command as lra_run
 from runners.cli.sweep import command
@@ -163,6 +164,24 @@ def test_looking_at_a_store_that_is_not_there_does_not_make_it(home, tmp_path, v
     assert done.exit_code == 0, done.output
     assert done.stderr == f"There is no store at {tmp_path / 'store'} yet.\n" * notes
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"status": "unheard of", "detail": ""}'])
+def test_status_names_a_note_that_it_cannot_read(home, tmp_path, content):
+    data, suite, store = tiny_data(home), write_suite(tmp_path, seeds=[0, 1]), Store(tmp_path / "store")
+    run_ids = [config.run_id(data.digest) for config in expand(load_suite(str(suite)))]
+    for run_id in run_ids:
+        store.log_attempt(run_id, "oom", "as it says", {})
+    [note] = (store.root / "attempts" / run_ids[1]).iterdir()
+    note.write_bytes(content)
+    for more in ([], ["--json"]):
+        words = ["status", str(suite), "--store", str(store.root), "--data-dir", str(home), *more]
+        done = CliRunner().invoke(command, words)
+        assert done.exit_code == 0, done.output
+        [line] = done.stderr.splitlines()
+        assert line.startswith(str(note))
+        assert line.endswith("; passed over")
+    assert [row["status"] for row in json.loads(done.stdout)] == ["oom", "not run"]
 
 
 @pytest.mark.nightly

@@ -213,10 +213,20 @@ def test_the_open_track_or_another_name_admits_any_recipe(tmp_path):
         ("head_dim: 0", "head_dim: 16", "model.head_dim: 16 means the same as 0"),
         ("embedding_rows: null", "embedding_rows: 16", "model.embedding_rows: 16 means the same as None"),
         ("positions: sinusoidal", "positions: rotary", "--set model.positions=none"),
+        ("ramp: 0", "ramp: 4", "variant.ramp: 4 means the same as 0"),
     ],
 )
 def test_a_file_of_the_open_track_spells_out_no_second_id(tmp_path, old, new, told):
-    words = ["--attn", "full", "--task", "listops", "--profile", "quick", "--track", "open"]
+    words = [
+        "--attn",
+        "adaptive_span" if "ramp" in old else "full",
+        "--task",
+        "listops",
+        "--profile",
+        "quick",
+        "--track",
+        "open",
+    ]
     printed = dry_run(*words)
     assert old in printed
     (tmp_path / "run.yaml").write_text(printed.replace(old, new))
