@@ -95,7 +95,7 @@ def rankings(table: Table) -> dict[tuple[int, int], int]:
         scores = sorted({value for value in values if not math.isnan(value)}, reverse=True)
         if len(scores) > 1:
             for row, value in enumerate(values):
-                if value in scores[:2]:
+                if value in scores[:2] and value > -math.inf:
                     found[row, column] = scores.index(value) + 1
     return found
 

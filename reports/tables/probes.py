@@ -101,7 +101,10 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
         cells.loc[label, head], means.loc[label, head] = _cell(group, len(results.seeds))
     chance = scores.groupby("head")["chance"].first()
     cells.loc["Chance"] = [f"{chance[head]:.1f}" for head in heads]
+    cells_learnt = judged(scores, len(results.seeds))
     values = means.copy()
+    for label, head in cells_learnt.loc[~cells_learnt["learnt"], ["label", "head"]].itertuples(index=False):
+        values.loc[label, head] = -math.inf
     values.loc["Chance"] = np.nan
     variants = dict(zip(scores["label"], scores["variant"], strict=True))
     keys = [RowKey(label=label, variant=variants[label], score=float(means.loc[label].mean())) for label in labels]
@@ -111,7 +114,8 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
         Term("Heads: probe and length of the test examples; x4: four times the length of training."),
         Term(
             "Learnt: above each baseline that knows nothing hidden, with 5 % of error shared by all cells. Solved: "
-            f"{SOLVED:.0f} % or more. Carried over: learnt, and at most {KEPT:.0f} points below the trained length."
+            f"{SOLVED:.0f} % or more. Carried over: learnt, and at most {KEPT:.0f} points below the trained length. "
+            "Marked: the best among those who learnt."
         ),
         *([LOST] if cells.iloc[:-1].map(lambda cell: "/" in cell).any(axis=None) else []),
         *verdicts(scores, len(results.seeds)),
@@ -148,8 +152,8 @@ def _cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
     return ", ".join(words), mean
 
 
-def verdicts(scores: pd.DataFrame, expected: int = 0) -> list[str]:
-    """Say for each head of the table which variants learnt it, solved it, and carried it over from a shorter length.
+def judged(scores: pd.DataFrame, expected: int = 0) -> pd.DataFrame:
+    """Return one row for each variant at each head of the table, with `learnt`.
 
     Args:
         scores: The frame of `scores_by_length`. The seeds of a variant count as one run with their mean accuracy; a
@@ -165,12 +169,23 @@ def verdicts(scores: pd.DataFrame, expected: int = 0) -> list[str]:
             "baseline": "max",
         }
     )
-    heads = cells.drop_duplicates(["column", "length"])[["column", "length", "head"]]
     cells = cells.dropna(subset=["accuracy"])
     cells["learnt"] = [
         is_above(round(accuracy / 100 * examples), examples, baseline, confidence=1 - ERROR / len(cells))
         for accuracy, examples, baseline in zip(cells["accuracy"], cells["examples"], cells["baseline"], strict=True)
     ]
+    return cells
+
+
+def verdicts(scores: pd.DataFrame, expected: int = 0) -> list[str]:
+    """Say for each head of the table which variants learnt it, solved it, and carried it over from a shorter length.
+
+    Args:
+        scores: See `judged`.
+        expected: See `judged`.
+    """
+    heads = scores.sort_values(["column", "length"]).drop_duplicates(["column", "length"])[["column", "length", "head"]]
+    cells = judged(scores, expected)
     before = cells[cells["length"] == cells["trained"]].set_index(["column", "label"])["accuracy"]
     lost = [
         before.get((column, label), math.inf) for column, label in zip(cells["column"], cells["label"], strict=True)

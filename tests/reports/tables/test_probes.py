@@ -110,6 +110,24 @@ def test_a_mean_of_survivors_says_so_and_a_row_without_numbers_is_there(tmp_path
     assert texts == [["96"], ["50"]]
 
 
+def test_only_what_was_learnt_is_marked(tmp_path):
+    """At the longer length nobody is above chance, and at the shorter one only two of three are."""
+    for variant, near, far in (("full", 96, 12), ("local", 60, 9), ("linear", 12, 11)):
+        add_probe(tmp_path, variant, 0, near, far)
+    table = probes(load_stores([tmp_path]), "probes", "open")
+    marked = {
+        (table.cells.index[row], table.cells.columns[column]): rank for (row, column), rank in rankings(table).items()
+    }
+    assert marked == {("full", "Recall 64"): 1, ("local", "Recall 64"): 2}
+
+
+def test_one_that_learnt_alone_is_marked(tmp_path):
+    for variant, near in (("full", 12), ("local", 60), ("linear", 9)):
+        add_probe(tmp_path, variant, 0, near, 10)
+    table = probes(load_stores([tmp_path]), "probes", "open")
+    assert [(table.cells.index[row], rank) for (row, _), rank in rankings(table).items()] == [("local", 1)]
+
+
 def test_rows_without_lost_runs_have_means_only(tmp_path):
     add_probe(tmp_path, "full", 0, 90, 20)
     add_probe(tmp_path, "full", 1, 100, 30)
