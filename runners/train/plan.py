@@ -227,10 +227,12 @@ def _check_form(config: RunConfig, source: str) -> None:
     Raises:
         UsageError: It does, and would be a second run of the same numbers.
     """
-    name = config.variant.name
     if config.profile in profile_names():
         profile = load_profile(config.profile)
-        recipe, options = profile.recipe(config.task, config.model.family), profile.options(name, config.task)
+        recipe, options = (
+            profile.recipe(config.task, config.model.family),
+            profile.options(config.variant.name, config.task),
+        )
     else:  # of somebody else's profile, the forms that it takes are not known
         written = {} if config.pretrain is None else config.pretrain.model_dump()
         recipe = TaskRecipe(model={}, train={}, data=config.data, pretrain=written)
@@ -241,10 +243,10 @@ def _check_form(config: RunConfig, source: str) -> None:
     sections = config.model_dump()
     sections["variant"], usual["variant"] = sections["variant"]["options"], usual["variant"]["options"]
     for section, values in sections.items():
-        for key, value in values.items() if isinstance(values, dict) else ():
-            if value != usual[section][key]:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if value != usual[section][name]:
                 raise UsageError(
-                    f"{source}: {section}.{key}: {value} means the same as {usual[section][key]}; write that, under "
+                    f"{source}: {section}.{name}: {value} means the same as {usual[section][name]}; write that, under "
                     "which the run has its id"
                 )
 
