@@ -42,8 +42,8 @@ class Table:
     cells: pd.DataFrame
     """Text; the index holds the names of the rows, unless it is a plain range."""
     values: pd.DataFrame
-    """Numbers of the same shape, rounded as in the text; higher is better. NaN takes no part in the comparison, and -inf
-    has no mark in it."""
+    """Numbers of the same shape, rounded as in the text; higher is better. NaN takes no part in the comparison, and
+    -inf has no mark."""
     notes: list[str] = field(default_factory=list)
     records: list[str] = field(default_factory=list)
     """Ids of the runs that the table was made from."""
