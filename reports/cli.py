@@ -58,6 +58,7 @@ NAMES_TAKEN = {"head-to-head": 2, "ablation": 1, "calibration": 2}
 """The number of variants, of `calibration` profiles, that a preset takes as arguments; the others take none.
 `head-to-head` takes more as well."""
 FIGURES = {
+    "ranks": "average ranks over tasks, with the critical difference",
     "seeds": "the runs of all seeds as dots",
     "speed, score and memory": "the benchmark's chart, one bubble per variant",
     "front": "the Pareto front of cost and score",

@@ -177,14 +177,23 @@ def rank_correlation(first: Sequence[float], second: Sequence[float], resamples:
     return RankCorrelation(tau=float(result.statistic), low=float(low), high=float(high), p_value=float(result.pvalue))
 
 
-def average_ranks(scores: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], float]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AverageRanks:
+    """How variants rank over tasks."""
+
+    ranks: npt.NDArray[np.float64]
+    """(variants,), the average rank of each, where 1 is best."""
+    critical: float
+    """Nemenyi's critical difference at the level 0.05: average ranks that are closer cannot be told apart."""
+    p_value: float
+    """Friedman's test of equal variants; NaN for two variants and where all ranks are tied."""
+
+
+def average_ranks(scores: npt.NDArray[np.float64]) -> AverageRanks:
     """Rank variants within each task and average the ranks (J. Demsar, 2006).
 
     Args:
         scores: (variants, tasks), higher is better, complete.
-
-    Returns:
-        The average rank of each variant, where 1 is best, and Nemenyi's critical difference at the level 0.05.
 
     Raises:
         ValueError: Fewer than two variants or tasks, or a score is missing.
@@ -194,4 +203,7 @@ def average_ranks(scores: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float
         raise ValueError("ranks need two variants, two tasks and every score")
     ranks = np.mean([stats.rankdata(-column) for column in comparable(scores).T], axis=0)
     quantile = float(stats.studentized_range.ppf(0.95, variants, math.inf)) / math.sqrt(2)
-    return ranks, quantile * math.sqrt(variants * (variants + 1) / (6 * tasks))
+    tied = bool((scores == scores[0]).all())
+    p_value = math.nan if variants < 3 or tied else float(stats.friedmanchisquare(*scores).pvalue)
+    critical = quantile * math.sqrt(variants * (variants + 1) / (6 * tasks))
+    return AverageRanks(ranks=ranks, critical=critical, p_value=p_value)

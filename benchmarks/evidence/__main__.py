@@ -74,12 +74,14 @@ ON_CPU = {
         "depth-text",
         "depth-text-control",
         "listops-2k",
+        "mini-seeds",
+        "mini-longer",
         "segments",
         "segments-ablation",
         "segments-longer",
         "segments-depth",
     )
-} | {"probes": "probes"}
+} | {"probes": "probes", "mini": "mini"}
 """Sections for any machine, in order of value, with their suites."""
 ON_GPU = {
     "gpu-tasks": str(SUITES / "gpu-tasks.yaml"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,15 @@ from lra.results.dataframe import label_rows
 
 from ..result_set import ResultSet
 from ..tables.captions import headings
+from ..tables.comparisons import rank_variants
 from ..tables.efficiency import describe, labels_in_order, measurement_groups
 from .lines import LINES_PER_PANEL, depth_curves, learning_curves, scaling_curves
+from .ranks import critical_difference
 from .scatter import bubbles, pareto, seed_dots, state_front
 from .style import house_style, save, slug
 
 FIGURES = {
+    "ranks": "Dot: average rank; variants whose bars do not overlap are told apart (Nemenyi, 0.05).",
     "seeds": "Dots: runs; bar: mean; dashed: trivial baselines.",
     "speed, score and memory": "Area: peak memory.",
     "front": "Filled: nothing is cheaper and better.",
@@ -52,7 +56,7 @@ def draw_all(results: ResultSet, folder: Path, form: str, *, titled: bool = Fals
 
 
 def all_figures(results: ResultSet, *, titled: bool = False) -> Iterator[tuple[str, Figure]]:
-    """Yield the title and the figure of everything that can be drawn: task by task, then cost by length.
+    """Yield the title and the figure of everything that can be drawn: ranks, task by task, then cost by length.
 
     Args:
         results: The records; full attention is drawn beside them even if it was not selected.
@@ -62,6 +66,11 @@ def all_figures(results: ResultSet, *, titled: bool = False) -> Iterator[tuple[s
     for profile, track in results.profiles():
         part = results.for_profile(profile, track)
         frame = part.frame()
+        with contextlib.suppress(UsageError):  # too few tasks or variants for ranks
+            ranking = rank_variants(frame, len(part.seeds))
+            where = f"profile {profile}, {track} track"
+            with house_style():
+                yield f"ranks: {where}", critical_difference(ranking, where if titled else "")
         for column in headings(frame):
             here = frame[frame["column"] == column]
             if here["accuracy"].notna().any():

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -25,6 +26,7 @@ from .captions import (
     p_text,
     preview,
     provenance_notes,
+    seeds_by_cell,
     table_caption,
 )
 from .table import Table, Term, plain_table
@@ -171,37 +173,77 @@ def ablation(results: ResultSet, profile: str, track: str, variant: str) -> Tabl
     return plain_table(title, rows, preview(frame) + notes, frame)
 
 
-def ranks(results: ResultSet, profile: str, track: str) -> Table:
-    """Rank the variants within each task and average the ranks; variants without every number are left out.
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """The variants that have a number for every task, by average rank."""
+
+    columns: list[str]
+    """The tasks."""
+    labels: list[str]
+    """The variants, best first."""
+    ranks: list[float]
+    """The average rank of each."""
+    critical: float
+    p_value: float
+    """See `statistics.AverageRanks`."""
+    missing: list[str]
+    """Variants without a number for every task."""
+    seeds: int
+    """The most seeds behind a number."""
+
+
+def rank_variants(frame: pd.DataFrame, seeds: int) -> Ranking:
+    """Rank the variants of one profile and track within each task, and average the ranks.
+
+    Args:
+        frame: The runs.
+        seeds: How many a suite asks for; 0 without one. A variant that lacks a number has no mean.
 
     Raises:
         UsageError: Fewer than two variants have numbers for all tasks, or there is only one task.
     """
-    frame = results.for_profile(profile, track).frame()
     columns, labels = headings(frame), sorted(frame["label"].unique())
-    expected = len(results.seeds)
     scores = {
-        label: [
-            accuracy_cell(part, expected)[1] if len(part) else math.nan for part in _by_column(frame, label, columns)
-        ]
+        label: [accuracy_cell(part, seeds)[1] if len(part) else math.nan for part in _by_column(frame, label, columns)]
         for label in labels
     }
     complete = [label for label in labels if not any(map(math.isnan, scores[label]))]
     if len(complete) < 2 or len(columns) < 2:
         raise UsageError("ranks need two tasks and two variants with numbers for all tasks")
-    average, critical = average_ranks(pd.DataFrame([scores[label] for label in complete]).to_numpy())
-    in_order = sorted(zip(average.tolist(), complete, strict=True))
-    rows = [{"variant": label, "average rank": f"{rank:.2f}"} for rank, label in in_order]
-    missing = sorted(set(labels) - set(complete))
+    found = average_ranks(pd.DataFrame([scores[label] for label in complete]).to_numpy())
+    ranks, in_order = zip(*sorted(zip(found.ranks.tolist(), complete, strict=True)), strict=True)
+    return Ranking(
+        columns=columns,
+        labels=list(in_order),
+        ranks=list(ranks),
+        critical=found.critical,
+        p_value=found.p_value,
+        missing=sorted(set(labels) - set(complete)),
+        seeds=seeds_by_cell(frame)[1],
+    )
+
+
+def ranks(results: ResultSet, profile: str, track: str) -> Table:
+    """Tabulate the average ranks of the variants over tasks, with the tests of Friedman and Nemenyi.
+
+    Raises:
+        UsageError: Fewer than two variants have numbers for all tasks, or there is only one task.
+    """
+    frame = results.for_profile(profile, track).frame()
+    found = rank_variants(frame, len(results.seeds))
+    rows = [
+        {"variant": label, "average rank": f"{rank:.2f}"} for label, rank in zip(found.labels, found.ranks, strict=True)
+    ]
     notes = [
-        f"Ranks over {len(columns)} tasks ({', '.join(columns)}); 1 is best.",
-        f"Critical difference (Nemenyi, 0.05): {critical:.2f} ranks of at most {len(complete) - 1}. Variants "
+        f"Ranks over {len(found.columns)} tasks ({', '.join(found.columns)}); 1 is best. Friedman's test of no "
+        f"difference: p {p_text(found.p_value)}.",
+        f"Critical difference (Nemenyi, 0.05): {found.critical:.2f} ranks of at most {len(found.labels) - 1}. Variants "
         "that are closer than this cannot be told apart.",
     ]
-    notes += [f"Left out because a task or a seed is missing: {', '.join(missing)}."] if missing else []
+    notes += [f"Left out because a task or a seed is missing: {', '.join(found.missing)}."] if found.missing else []
     title = table_caption("Average ranks", profile, track, frame)
     return plain_table(
-        title, rows, preview(frame) + notes + provenance_notes(frame), frame, [-rank for rank, _ in in_order]
+        title, rows, preview(frame) + notes + provenance_notes(frame), frame, [-rank for rank in found.ranks]
     )
 
 

@@ -21,8 +21,8 @@ from lra.results.records import RunRecord, Store
 RUNS = {
     "listops": 55, "rivals": 55, "rotary": 15, "patterns": 15, "pairs": 30, "text-again": 10, "text-rivals": 20,
     "tasks": 55, "depth": 36, "ablation": 51, "rates": 18, "longer": 9, "convnet": 12, "depth-bytes": 16,
-    "depth-text": 12, "depth-text-control": 6, "listops-2k": 10, "segments": 25, "segments-ablation": 18,
-    "segments-longer": 9, "segments-depth": 9, "gpu-tasks": 44, "gpu-retrieval": 11, "gpu-modern": 25,
+    "depth-text": 12, "depth-text-control": 6, "listops-2k": 10, "mini-seeds": 45, "mini-longer": 6,
+    "segments": 25, "segments-ablation": 18, "segments-longer": 9, "segments-depth": 9, "gpu-tasks": 44, "gpu-retrieval": 11, "gpu-modern": 25,
 }  # fmt: skip
 
 
@@ -45,12 +45,12 @@ def recounted(store, record):
 
 
 def test_every_section_resolves_to_its_runs():
-    assert len(evidence.SECTIONS) == 30
+    assert len(evidence.SECTIONS) == 33
     own = {name: len(expand(load_suite(suite))) for name, suite in evidence.SECTIONS.items() if suite.endswith(".yaml")}
     assert own == RUNS
     assert {path.stem for path in evidence.SUITES.glob("*.yaml")} == set(RUNS)
     builtin = [suite for suite in evidence.SECTIONS.values() if not suite.endswith(".yaml")]
-    assert len([load_suite(suite) for suite in builtin]) == 6
+    assert len([load_suite(suite) for suite in builtin]) == 7
     with pytest.raises(UsageError):
         load_suite("contextpool_ablations")
 
@@ -202,7 +202,7 @@ def test_a_report_that_fails_stops_the_page():
 def test_what_was_not_run_is_shown_as_not_run(monkeypatch, tmp_path):
     monkeypatch.setattr(evidence, "STORE", tmp_path)
     assert evidence.show_report("table accuracy --suite depth") == "Not run yet."
-    assert evidence.status_table().count("not run") == 30
+    assert evidence.status_table().count("not run") == 33
 
 
 WORK = """

@@ -198,7 +198,7 @@ def test_every_figure_of_the_list_is_drawn(made, tmp_path):
     paths = [Path(line) for line in done.stdout.split()]
     names = {kind: re.sub(r"\W+", "-", kind) for kind in FIGURES}
     drawn = {kind: [path for path in paths if path.name.startswith(name)] for kind, name in names.items()}
-    assert len(FIGURES) == 7
+    assert len(FIGURES) == 8
     assert {kind for kind, found in drawn.items() if found} == set(FIGURES)
     assert sum(map(len, drawn.values())) == len(paths)
     assert len(drawn["seeds"]) == 2  # of two tasks

@@ -121,14 +121,25 @@ def test_holm_passes_over_what_has_no_p_value():
 
 def test_ranks_and_critical_difference():
     scores = np.array([[90.0, 80.0, 70.0], [85.0, 80.0, 75.0], [10.0, 20.0, 30.0]])
-    ranks, critical = average_ranks(scores)
-    assert ranks == pytest.approx([(1 + 1.5 + 2) / 3, (2 + 1.5 + 1) / 3, 3.0])
+    found = average_ranks(scores)
+    assert found.ranks == pytest.approx([(1 + 1.5 + 2) / 3, (2 + 1.5 + 1) / 3, 3.0])
     for variants, quantile in ((2, 1.960), (3, 2.343), (5, 2.728), (10, 3.164)):  # Demsar 2006, table 5a
-        _, critical = average_ranks(np.random.default_rng(0).normal(size=(variants, 8)))
-        assert critical == pytest.approx(quantile * math.sqrt(variants * (variants + 1) / 48), rel=1e-3)
+        drawn = np.random.default_rng(0).normal(size=(variants, 8))
+        assert average_ranks(drawn).critical == pytest.approx(
+            quantile * math.sqrt(variants * (variants + 1) / 48), rel=1e-3
+        )
     for bad in (scores[:1], scores[:, :1], np.where(scores == 70.0, np.nan, scores)):
         with pytest.raises(ValueError, match="ranks need"):
             average_ranks(bad)
+
+
+def test_friedman_asks_whether_any_variant_differs():
+    apart = np.array([[3.0] * 6, [2.0] * 6, [1.0] * 6])
+    level = np.array([[1.0, 2, 3, 1, 2, 3], [2, 3, 1, 2, 3, 1], [3, 1, 2, 3, 1, 2]])
+    assert average_ranks(apart).p_value == pytest.approx(math.exp(-6))  # chi square 12 with 2 degrees of freedom
+    assert average_ranks(level).p_value == pytest.approx(1.0)
+    assert math.isnan(average_ranks(apart[:2]).p_value)
+    assert math.isnan(average_ranks(np.ones((3, 4))).p_value)
 
 
 def test_trained_means_more_than_the_noise_above_the_baseline():

@@ -1,5 +1,6 @@
 """All figures of a store: each is drawn, none is clipped, equal records give equal bytes, and names stay text."""
 
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -19,7 +20,8 @@ from reports.result_set import load_stores
 from tests.reports.figures.helpers import clipped, is_tick, overlapping
 from tests.reports.synthetic import HOSTILE, add_run, five_tasks
 
-KINDS = set(FIGURES) - {"scaling"}  # drawn from measurements of lra-bench, in test_efficiency.py
+KINDS = set(FIGURES) - {"scaling", "ranks"}
+"""Scaling is drawn from measurements of lra-bench, in test_efficiency.py; ranks have a test of their own here."""
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,18 @@ def test_every_kind_of_figure_is_drawn(drawn):
     assert {title.partition(":")[0].rstrip(" 12") for title in titles} == KINDS
     assert len(titles) == len(set(titles))
     assert "learning 2: ListOps, profile quick, matched track" in titles  # eleven labels in two figures
+
+
+def test_bars_of_ranks_overlap_as_far_as_the_critical_difference(tmp_path):
+    five_tasks(tmp_path, variants=("full", "contextpool", "linear"))
+    add_run(tmp_path, 900, variant="local", task="text")  # has no rank
+    figure = dict(all_figures(load_stores([tmp_path])))["ranks: profile quick, matched track"]
+    (bars,) = figure.axes[0].collections
+    ends = [tuple(bar[:, 0]) for bar in bars.get_segments()]
+    half = 2.3437 * math.sqrt(3 * 4 / 30) / 2
+    assert ends == [pytest.approx((rank - half, rank + half), abs=1e-3) for rank in (1, 2, 3)]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["linear", "contextpool", "full"]
+    assert [text for text in clipped(figure) if text and not is_tick(text)] == []
 
 
 def test_no_text_is_clipped(drawn):

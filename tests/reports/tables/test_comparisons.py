@@ -97,6 +97,7 @@ def test_ranks(tmp_path):
     table = made(ranks, tmp_path)
     assert table.cells.to_numpy().tolist() == [["linear", "1.00"], ["contextpool", "2.00"], ["full", "3.00"]]
     assert "Critical difference (Nemenyi, 0.05): 1.48" in notes_of(table)  # 2.343 sqrt(3 * 4 / 30)
+    assert "Friedman's test of no difference: p 0.007." in notes_of(table)  # chi square 10 of 2: exp(-5)
     assert "Left out because a task or a seed is missing: local." in table.notes
     for task in ("listops", "text", "retrieval", "image", "pathfinder"):
         for seed in range(2 if task == "text" else 3):

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figure of average ranks over tasks, with Nemenyi's critical difference."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from ..tables.comparisons import Ranking
+from .style import REFERENCE_COLOUR, mark_preview, new_figure, shown, write_title
+
+ROW = 0.19
+"""Height of a row, in inches."""
+
+
+def critical_difference(ranking: Ranking, where: str) -> Figure:
+    """Draw the average rank of each variant with a bar as long as the critical difference.
+
+    Two variants whose bars do not overlap differ by more than that (J. Demsar, 2006, section 3.2.2).
+
+    Args:
+        ranking: The variants, best first.
+        where: What the runs have in common, for the title; empty for none.
+    """
+    places = range(len(ranking.labels))
+    figure = new_figure(0.9 + ROW * len(ranking.labels))
+    axes = figure.subplots()
+    axes.errorbar(
+        ranking.ranks, places, xerr=ranking.critical / 2, fmt="o", color=REFERENCE_COLOUR, elinewidth=1.5, capsize=0
+    )
+    axes.set_yticks(places, [shown(label) for label in ranking.labels])
+    axes.set(xlabel=f"average rank over {len(ranking.columns)} tasks (1 is best)", ylim=(len(places) - 0.5, -0.5))
+    axes.grid(visible=False, axis="y")
+    mark_preview(axes, ranking.seeds)
+    write_title(figure, "Average ranks", where)
+    return figure
