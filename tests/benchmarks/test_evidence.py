@@ -90,7 +90,7 @@ def test_a_prettier_score_is_noticed(tmp_path):
 def pages():
     """Read the pages of the results, by their paths below docs/."""
     names = [path.relative_to(evidence.TEMPLATES) for path in sorted(evidence.TEMPLATES.rglob("*.md"))]
-    assert len(names) == 13
+    assert len(names) == 15
     return {name: (evidence.DOCS / name).read_text(encoding="utf-8") for name in names}
 
 
@@ -154,7 +154,7 @@ def test_the_figures_are_what_the_records_give(tmp_path):
         pytest.skip(f"the figures were drawn by matplotlib {pinned}, here is {version('matplotlib')}")
     drawn = evidence.draw_figures(tmp_path)
     kept = sorted((evidence.FIGURES).rglob("*.*"))
-    assert len(drawn) == len(kept) == 9
+    assert len(drawn) == len(kept) == 10
     for path in drawn:
         assert path.read_bytes() == (evidence.FIGURES / path.relative_to(tmp_path)).read_bytes()
 

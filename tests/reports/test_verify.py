@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from attention_zoo import get_variant
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
-from lra.config.schema import PretrainConfig, StartConfig, VariantChoice
+from lra.config.schema import PretrainConfig, RunConfig, StartConfig, VariantChoice
 from lra.config.yaml_loader import load_file
 from lra.measure.model_size import flops_of_example, parameters_of
 from lra.results.records import Count, Pretrained, RunRecord, Store, pack_arrays, seal
@@ -303,7 +303,8 @@ def test_known_data_are_those_of_the_committed_records():
         data = found.setdefault(body["config"]["task"], {}).setdefault(body["dataset"], {})
         older = data.get("baselines", body["baselines"])  # records from before have fewer
         baselines = {name: value for name, value in older.items() if body["baselines"].get(name) == value}
-        data |= {"digest": body["data_digest"], "baselines": baselines, "options": body["config"]["data"]}
+        options = RunConfig.model_validate(body["config"]).hashed()["data"]
+        data |= {"digest": body["data_digest"], "baselines": baselines, "options": options}
         data |= {"test": body["outcome"]["test"]["total"]} if body["outcome"] else {}
     assert found == KNOWN
 
