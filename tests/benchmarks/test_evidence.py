@@ -66,8 +66,11 @@ def test_every_record_is_whole_and_named_by_what_it_ran():
 
 @pytest.mark.nightly
 def test_the_operations_of_the_records_are_those_counted_now():
-    found = [record for record in records() if record.config.task == "listops"]
-    assert len({record.config.variant.name for record in found}) == 13
+    """Of those made on a CPU: `adaptive_span` and `contextpool` compute otherwise on a GPU."""
+    found = [
+        record for record in records() if record.config.task == "listops" and record.environment["device"] == "cpu"
+    ]
+    assert len({record.config.variant.name for record in found}) == 17
     assert [record.run_id for record in found if record.cost.flops != evidence.counted(record)] == []
 
 

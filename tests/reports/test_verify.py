@@ -131,6 +131,17 @@ def test_another_data_digest_is_refused(sent, tmp_path):
     assert f"its data are not {LISTOPS!r}: digest dddddddddddd, known {DIGEST[:12]}" in faults(other)
 
 
+def test_operations_on_another_device_are_named_as_not_checked(sent, tmp_path):
+    record, arrays = parts(sent)
+    cost = record.cost.model_copy(update={"flops": record.cost.flops + 1})
+    for device, refused in (("cpu", True), ("NVIDIA H100", False)):
+        environment = record.environment | {"device": device}
+        changed = record.model_copy(update={"cost": cost, "environment": environment})
+        verdict = verify(rewrite(tmp_path / device, changed, arrays))
+        assert any("operations here, and" in fault for fault in verdict.faults) is refused
+        assert ("operations on NVIDIA H100 are not checked" in verdict.remarks) is not refused
+
+
 def test_another_variant_under_a_known_name_is_refused(sent, tmp_path):
     record, arrays = parts(sent)
 
