@@ -279,7 +279,8 @@ def import_place(place: str) -> Any:
     """Import a file or a module.
 
     Raises:
-        ForeignError: It does not exist, or its code fails; the message has the line.
+        ForeignError: It does not exist, or its code fails; the message has the line. Or another file that was imported
+            has a helper of the same name with other content.
     """
     if not place.endswith(".py"):
         try:
@@ -292,6 +293,7 @@ def import_place(place: str) -> Any:
         raise ForeignError(f"{place}: no such file; {suggest(file.name, known)}")
     name = f"{file.stem}_of_{abs(hash(file)):x}"
     if name not in sys.modules:
+        _check_helpers(file.parent)
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None
         assert spec.loader is not None
@@ -303,7 +305,32 @@ def import_place(place: str) -> Any:
         except BaseException:
             del sys.modules[name]
             raise
+        _FOLDERS[name] = file.parent
     return sys.modules[name]
+
+
+_FOLDERS: dict[str, Path] = {}
+"""Name of the module of each file that was imported -> its folder."""
+
+
+def _check_helpers(folder: Path) -> None:
+    """Check that no helper of another folder stands in for one of this folder: Python loads one module of a name.
+
+    Raises:
+        ForeignError: One does.
+    """
+    others = set(_FOLDERS.values()) - {folder}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name in _FOLDERS or file is None:
+            continue
+        for other in others:
+            own = folder / Path(file).relative_to(other) if Path(file).is_relative_to(other) else None
+            if own is not None and own.is_file() and own.read_bytes() != Path(file).read_bytes():
+                raise ForeignError(
+                    f"{own}: a helper of this name is loaded from {file}, and Python loads one of a name; "
+                    "rename one of them, or run the two in commands of their own"
+                )
 
 
 def _parameters(factory: Any) -> Mapping[str, inspect.Parameter]:

@@ -1,6 +1,7 @@
 """Modules that were not written for the zoo: found by file and class, wrapped, checked, identified by their source."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from click.testing import CliRunner
 
 from attention_zoo import LayerDims, RegistrationError, available, get_variant
 from attention_zoo.checks import CHECKS, run_contract
-from attention_zoo.foreign import ForeignError
+from attention_zoo.foreign import ForeignError, import_place
 from attention_zoo.functional import attention
 from attention_zoo.registry import program_origin
 from runners.cli.zoo import main as lra_zoo
@@ -144,6 +145,18 @@ def test_an_edit_of_the_file_that_is_named_counts_whatever_it_imports(tmp_path, 
         spec = get_variant(f"{folder / 'mine.py'}:Made")
         origins.append(program_origin(spec.name, spec.config()))
     assert origins[0] != origins[1]
+
+
+def test_a_helper_of_another_folder_never_stands_in_for_ones_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for folder, scale in (("a", 2), ("b", 3), ("same", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "helper_of_two.py").write_text(f"SCALE = {scale}\n")
+        (tmp_path / folder / "plug.py").write_text("from helper_of_two import SCALE\n")
+    assert import_place(str(tmp_path / "a" / "plug.py")).SCALE == 2
+    assert import_place(str(tmp_path / "same" / "plug.py")).SCALE == 2
+    with pytest.raises(ForeignError, match=r"b/helper_of_two.py: a helper of this name is loaded from .*a/"):
+        import_place(str(tmp_path / "b" / "plug.py"))
 
 
 def test_a_reference_is_not_listed():
