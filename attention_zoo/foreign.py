@@ -325,8 +325,11 @@ def _check_helpers(folder: Path) -> None:
         if name in _FOLDERS or file is None:
             continue
         for other in others:
-            own = folder / Path(file).relative_to(other) if Path(file).is_relative_to(other) else None
-            if own is not None and own.is_file() and own.read_bytes() != Path(file).read_bytes():
+            parts = Path(file).relative_to(other).with_suffix("").parts if Path(file).is_relative_to(other) else ()
+            if name != ".".join(parts).removesuffix(".__init__"):
+                continue  # not what `import` finds from that folder
+            own = folder / Path(file).relative_to(other)
+            if own.is_file() and own.read_bytes() != Path(file).read_bytes():
                 raise ForeignError(
                     f"{own}: a helper of this name is loaded from {file}, and Python loads one of a name; "
                     "rename one of them, or run the two in commands of their own"

@@ -317,9 +317,10 @@ def in_one_form(config: RunConfig, recipe: TaskRecipe, options: Mapping[str, Any
     if model.family == "transformer":
         choice = config.variant
         typed = choice.typed.in_one_form(layer_dims(config, 0), options)
-        # Made anew, since a copy would keep the options that are typed already.
-        choice = VariantChoice(name=choice.name, options=typed.to_dict(), origin=choice.origin)
-        config = config.model_copy(update={"variant": choice})
+        if typed != choice.typed:
+            # Made anew, since a copy would keep the options that are typed already.
+            choice = VariantChoice(name=choice.name, options=typed.to_dict(), origin=choice.origin)
+            config = config.model_copy(update={"variant": choice})
     return config
 
 

@@ -114,7 +114,7 @@ def test_the_bare_command_of_the_readme_is_the_run_that_it_always_was():
     [
         (["--track", "matched"], "model.family: fixed by the profile on the matched track"),
         (["--attn", "full"], "its variant is 'conv', not 'full'"),
-        (["--set", "model.family=transformer"], "--attn is missing"),
+        (["--set", "model.family=transformer"], "given as convnet and as transformer"),
     ],
 )
 def test_what_does_not_go_with_it_is_still_refused(place, more, message):
