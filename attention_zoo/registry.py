@@ -12,7 +12,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import PurePath
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -293,7 +293,12 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _is_ours(point: EntryPoint) -> bool:
-    return point.dist is not None and point.dist.name == OWN_DISTRIBUTION
+    return point.dist is not None and _distribution_name(point.dist) == OWN_DISTRIBUTION
+
+
+@functools.cache  # each look parses the metadata of the distribution
+def _distribution_name(distribution: Distribution) -> str:
+    return distribution.name
 
 
 def plugin_origin(name: str) -> str:

@@ -64,9 +64,11 @@ def get_downsampler(name: str) -> Downsampler:
 
 def is_own(name: str) -> bool:
     """Say whether a layer is part of this project, so that no code of others is loaded for it."""
+    if name in BUILT_IN:
+        return True
     points = entry_points(group=ENTRY_POINT_GROUP, name=name)
     ours = [point.dist is not None and point.dist.name == OWN_DISTRIBUTION for point in points]
-    return name in BUILT_IN or (bool(ours) and all(ours))
+    return bool(ours) and all(ours)
 
 
 @functools.cache  # as for variants: the code that was imported, once per process

@@ -30,10 +30,12 @@ def repeat_command(config: RunConfig) -> str:
     profile = load_profile(config.profile)
     place = {"task": config.task, "variant": config.variant.name, "seed": config.seed, "track": config.track}
     try:
-        plain = settings_of(resolve(**place, profile=profile, overrides={}))  # type: ignore[arg-type]
-        wanted = settings_of(config)
+        made = resolve(**place, profile=profile, overrides={})  # type: ignore[arg-type]
+        plain, wanted = settings_of(made), settings_of(config)
         changed = {name: value for name, value in wanted.items() if name not in FILLED_IN and plain.get(name) != value}
-        if resolve(**place, profile=profile, overrides=changed).key() != config.key():  # type: ignore[arg-type]
+        if changed:
+            made = resolve(**place, profile=profile, overrides=changed)  # type: ignore[arg-type]
+        if made.key() != config.key():
             return ""
     except UsageError:
         return ""
