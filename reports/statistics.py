@@ -201,7 +201,8 @@ def average_ranks(scores: npt.NDArray[np.float64]) -> AverageRanks:
     variants, tasks = scores.shape
     if variants < 2 or tasks < 2 or np.isnan(scores).any():
         raise ValueError("ranks need two variants, two tasks and every score")
-    ranks = np.mean([stats.rankdata(-column) for column in comparable(scores).T], axis=0)
+    scores = comparable(scores)
+    ranks = np.mean([stats.rankdata(-column) for column in scores.T], axis=0)
     quantile = float(stats.studentized_range.ppf(0.95, variants, math.inf)) / math.sqrt(2)
     tied = bool((scores == scores[0]).all())
     p_value = math.nan if variants < 3 or tied else float(stats.friedmanchisquare(*scores).pvalue)

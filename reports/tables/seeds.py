@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 from lra.metrics import wilson_interval
 
 from ..result_set import ResultSet
@@ -19,8 +21,11 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
     rows, scores = [], []
     for (column, label), group in frame.groupby(["column", "label"]):
         found = group["accuracy"].dropna()
-        scores.append(float(found.mean()))
-        row = {"task": str(column), "variant": str(label), "runs": str(len(group)), "mean (%)": NOT_RUN}
+        expected = max(len(results.seeds), len(group))
+        whole = len(found) == expected
+        scores.append(float(found.mean()) if whole else math.nan)
+        runs = str(expected) if whole else f"{len(found)} of {expected}"
+        row = {"task": str(column), "variant": str(label), "runs": runs, "mean (%)": NOT_RUN}
         row |= {"interval (%)": NOT_RUN, "lowest (%)": NOT_RUN, "highest (%)": NOT_RUN, "trained": f"0/{len(group)}"}
         if len(found):
             estimate = mean_with_interval(found.tolist())
@@ -40,6 +45,7 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
             "Interval: 95 %, Student's t over seeds. With a single run: Wilson over test examples, which says nothing "
             "about other seeds."
         ),
+        Term("Runs: those with a number, and of how many if some have none; mean and interval are over those."),
         Term("Trained: above every answer that needs no input, by more than the noise of the test set."),
     ]
     if any(row["interval (%)"] == NOT_RUN != row["mean (%)"] for row in rows):

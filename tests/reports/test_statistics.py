@@ -140,6 +140,8 @@ def test_friedman_asks_whether_any_variant_differs():
     assert average_ranks(level).p_value == pytest.approx(1.0)
     assert math.isnan(average_ranks(apart[:2]).p_value)
     assert math.isnan(average_ranks(np.ones((3, 4))).p_value)
+    sums = [np.mean(order) for order in ([1.0, 1.1, 1.2], [1.1, 1.1, 1.1])]  # unlike in their last bit
+    assert math.isnan(average_ranks(np.array([[sums[0]] * 4, [sums[1]] * 4, [sums[0]] * 4])).p_value)
 
 
 def test_trained_means_more_than_the_noise_above_the_baseline():
