@@ -355,8 +355,9 @@ def _home(name: str) -> str:
     return "" if point is None else point.module.partition(".")[0]
 
 
-def _builtin_names() -> set[str]:
-    return {module.name for module in pkgutil.iter_modules(variants.__path__)}
+@functools.cache
+def _builtin_names() -> frozenset[str]:
+    return frozenset(module.name for module in pkgutil.iter_modules(variants.__path__))
 
 
 def _plugins() -> dict[str, EntryPoint]:
