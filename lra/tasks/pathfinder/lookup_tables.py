@@ -120,7 +120,9 @@ def make_tables(recipe: Recipe, margin: int) -> Tables:
     strides = np.array([side, 1])  # (row, column) @ strides is a flat index
     heads = _circle(step)  # (heads, 2), from a pivot to the head of every possible next segment
     seed_angles = np.arange(-180, 180) * math.pi / 180  # (360,)
-    step_angles = np.arctan2(heads[:, 0], heads[:, 1])  # (heads,)
+    # The turn weights have exact ties of rounding, which one unit in the last place of an angle or a cosine decides.
+    # numpy's functions differ by that much between processors; those of `math` do not.
+    step_angles = np.array([math.atan2(row, column) for row, column in heads.tolist()])  # (heads,)
     angles = np.concatenate([seed_angles, step_angles])  # (directions,), seeds first
 
     def shift(distance: float, angle: float) -> int:
@@ -180,7 +182,8 @@ def _turns(angles: npt.NDArray[np.float64], heads: Ints, continuity: float) -> t
     turn = np.abs(angles[:, None] - new)  # (directions, heads)
     # The smaller of the two angles between them, and a right angle, of weight zero, where the turn is too sharp.
     turn = np.minimum(np.minimum(turn, 2 * math.pi - turn) * continuity, math.pi / 2)
-    weight = np.round(WEIGHT_ONE * np.cos(turn) ** 2).astype(np.int64)
+    cosine = np.array([math.cos(each) for each in turn.ravel().tolist()]).reshape(turn.shape)  # `math`: see above
+    weight = np.round(WEIGHT_ONE * cosine**2).astype(np.int64)
     # Heads by falling weight, cut to the most that any direction allows: (directions, turns).
     order = np.argsort(-weight, axis=1, kind="stable")[:, : int((weight > 0).sum(axis=1).max())]
     weight = np.take_along_axis(weight, order, axis=1)
