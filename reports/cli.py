@@ -498,15 +498,13 @@ def known_rows(names: tuple[str, ...], results: ResultSet) -> list[str]:
     `local [window=4]`.
 
     Raises:
-        UsageError: No run is of a variant of that name, or one row was named twice.
+        UsageError: No run is of a variant of that name.
     """
     rows = []
     for name in names:
         variant, settings = split_row(name)
         variant = resolve_name("variant", variant, results.titles())
         rows.append(f"{variant} [{settings}]" if settings else variant)
-    if len(set(rows)) < len(rows):
-        raise UsageError(f"{rows[0]!r} against itself shows nothing; `lra-report table accuracy` lists the names")
     return rows
 
 

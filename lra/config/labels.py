@@ -234,10 +234,15 @@ def split_row(text: str) -> tuple[str, str]:
     return name.strip(), settings.strip().removesuffix("]")
 
 
+_SETTING = r'\w+=(?:"(?:\\.|[^"\\])*"|.*?)(?=,\s*\w+=|$)'
+"""One of the settings that a user typed, in quotes where its value has a comma."""
+
+
 def fits(settings: Settings, text: str) -> bool:
     """Say whether a run has the settings that a user typed, such as `window=4, rotary=True`; an empty text fits all."""
     written = {f"{short_name(name)}={shown_value(value)}" for name, value in settings.items()}
-    return all(part in written for part in re.findall(r'\w+=(?:"(?:\\.|[^"\\])*"|.*?)(?=,\s*\w+=|$)', text.strip()))
+    parts = re.findall(_SETTING, text.strip())
+    return not re.sub(_SETTING, "", text.strip()).strip(", ") and all(part in written for part in parts)
 
 
 def _of_variant(setting: str) -> bool:

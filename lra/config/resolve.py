@@ -32,7 +32,7 @@ from lra.models.downsamplers import UnknownDownsamplerError, downsampler_origin
 from lra.models.transformer import layer_dims
 from lra.names import suggest
 from lra.tasks import GeneratedOptions, get_task
-from lra.tasks.base import Task, TaskInfo, TaskOptions
+from lra.tasks.base import TaskInfo
 
 _HIDING = ("pretrain.mask_rate", "pretrain.mask_span")
 """Settings of what denoising hides."""
@@ -107,8 +107,6 @@ def resolve(
         UsageError: All mistakes at once, one per line.
     """
     problems: list[str] = []
-    if start is not None and track == "matched":
-        problems.append(f"--from: the steps of another run come on top of the profile's; {OPEN_TRACK}")
     the_task, recipe = get_task(task), profile.recipe(task, str(overrides.get("model.family", "")))
     sections = {"data": dict(recipe.data), "model": dict(recipe.model), "train": dict(recipe.train)}
     sections["pretrain"] = dict(recipe.pretrain)
@@ -153,42 +151,21 @@ def resolve(
         problems += [
             f"{path}: without effect, since a causal model hides nothing" for path in overrides if path in _HIDING
         ]
-    if train is not None and data is not None:
-        problems += _augmentation_problems(train, the_task, data)
-    problems += data_problems + model_problems + train_problems + pretrain_problems
-    if model is not None and not model.head_dim and model.dim % model.num_heads:
-        problems.append(f"model.num_heads: dim {model.dim} is not a multiple of {model.num_heads}; give head_dim")
-    if model is not None:
-        info = the_task.info if data is None else the_task.info_for(data)
-        problems += family_problems(model, info, variant, has_options=bool(options), whole_model=whole_model)
-    if pretrain is not None and model is not None:
-        problems += _pretraining_problems(model, sections["data"], pretrain)
-    if start is not None and model is not None and model.family != "transformer":
-        problems.append(f"--from: a model of family {model.family!r} starts from no other run")
-    if model is not None and model.causal:
-        problems += _causal_problems(model, variant)
-    if model is not None and model.norm == "batch" and train is not None and train.accumulation > 1:
-        problems.append("model.norm: batch norm needs its batch whole, so train.accumulation has to be 1")
-    if whole_model and track == "matched":
-        problems.append(f"{variant} builds a whole model, which no profile has; {OPEN_TRACK}")
     if model is not None and model.positions in VARIANT_POSITIONS and not whole_model:
         name, value = VARIANT_POSITIONS[model.positions]
         if name not in options:
             _set_option(options, name, value, origins, f"model.positions={model.positions}")
     if "pool_origin" in sections["model"]:
         problems.append("model.pool_origin: filled in from the layer that model.pool names, never set")
-    config = _variant_config(variant, options, origins, problems)
-    if model is not None and config is not None and track == "open":
-        problems += positions_problems(model, config.to_dict())
     if model is not None and model.family == "convnet":
         problems += [
             f"{path}: a convnet does not read it"
             for path in overrides
             if path.startswith("model.") and path.removeprefix("model.") not in CONVNET_READS
         ]
-    if data is not None and model is not None and the_task.max_length(data) > model.max_length:
-        problems.append(f"model.max_length: {model.max_length} is shorter than the data ({the_task.max_length(data)})")
-    if problems or data is None or model is None or train is None or config is None:
+    problems += data_problems + model_problems + train_problems + pretrain_problems
+    config = _variant_config(variant, options, origins, problems)
+    if data is None or model is None or train is None or config is None or pretrain_problems:
         raise UsageError("\n".join(problems))
     run = RunConfig(
         task=task,
@@ -202,7 +179,44 @@ def resolve(
         start=start,
         seed=seed,
     )
+    if problems := problems + run_problems(run):
+        raise UsageError("\n".join(problems))
     return with_programs(in_one_form(run, recipe, profile.options(variant, task)))
+
+
+def run_problems(config: RunConfig) -> list[str]:
+    """List why a configuration, however it was written, is that of no run, one line each.
+
+    Its sections and the options of its variant are valid, each on its own.
+    """
+    problems, task, variant = [], get_task(config.task), config.variant
+    model, train = config.model, config.train
+    data = task.options.model_validate(config.data)
+    if config.start is not None and config.track == "matched":
+        problems.append(f"--from: the steps of another run come on top of the profile's; {OPEN_TRACK}")
+    whole_model = is_whole_model(variant.name)
+    if whole_model and config.track == "matched":
+        problems.append(f"{variant.name} builds a whole model, which no profile has; {OPEN_TRACK}")
+    if config.start is not None and model.family != "transformer":
+        problems.append(f"--from: a model of family {model.family!r} starts from no other run")
+    if train.augment and task.augmentation(data) is None:
+        problems.append(f"train.augment: nothing is known that changes examples of {config.task} and no label")
+    if train.crop is not None and not task.info.crops:
+        problems.append(
+            f"train.crop: a part of an example of {config.task} does not have its label; text and retrieval crop"
+        )
+    if task.max_length(data) > model.max_length:
+        problems.append(f"model.max_length: {model.max_length} is shorter than the data ({task.max_length(data)})")
+    if not model.head_dim and model.dim % model.num_heads:
+        problems.append(f"model.num_heads: dim {model.dim} is not a multiple of {model.num_heads}; give head_dim")
+    problems += family_problems(model, task.info_for(data), variant, whole_model=whole_model)
+    problems += _pretraining_problems(config, task.info)
+    problems += _causal_problems(model, variant.name) if model.causal else []
+    if model.norm == "batch" and train.accumulation > 1:
+        problems.append("model.norm: batch norm needs its batch whole, so train.accumulation has to be 1")
+    if config.track == "open":
+        problems += positions_problems(model, variant.options)
+    return problems
 
 
 def pretraining(info: TaskInfo, values: Mapping[str, Any], *, beside: bool) -> tuple[PretrainConfig | None, list[str]]:
@@ -229,23 +243,20 @@ def pretraining(info: TaskInfo, values: Mapping[str, Any], *, beside: bool) -> t
     return section, []
 
 
-def _augmentation_problems(train: TrainConfig, task: Task[Any], data: TaskOptions) -> list[str]:
-    """List why a task has not the changes of examples that are asked for, one line each."""
-    problems, name = [], task.info.name
-    if train.augment and task.augmentation(data) is None:
-        problems.append(f"train.augment: nothing is known that changes examples of {name} and no label")
-    if train.crop is not None and not task.info.crops:
-        problems.append(f"train.crop: a part of an example of {name} does not have its label; text and retrieval crop")
-    return problems
-
-
-def _pretraining_problems(model: ModelConfig, data: Mapping[str, Any], pretrain: PretrainConfig) -> list[str]:
+def _pretraining_problems(config: RunConfig, info: TaskInfo) -> list[str]:
     """List why a run cannot denoise, one line each."""
-    problems = []
-    if model.family != "transformer":
+    pretrain, beside = config.pretrain, config.train.denoise > 0.0
+    if pretrain is None:
+        return ["train.denoise: the section `pretrain` says how, and is missing"] if beside else []
+    section, problems = pretraining(info, pretrain.model_dump(), beside=beside)
+    if section is None and not problems:
+        problems.append("pretrain: without effect, since pretrain.share and train.denoise are 0; leave it out")
+    if config.model.family != "transformer":
         where = "pretrain.share" if pretrain.share else "train.denoise"
-        problems.append(f"{where}: a model of family {model.family!r} gives nothing for single places to denoise")
-    if pretrain.share and data.get("validation") == "test":
+        problems.append(
+            f"{where}: a model of family {config.model.family!r} gives nothing for single places to denoise"
+        )
+    if pretrain.share and config.data.get("validation") == "test":
         problems.append(
             "pretrain.share: the validation split of this dataset is its test split, whose inputs pretraining may not "
             "see; --track open --set data.validation=held_out holds out a part of the training split"
@@ -298,7 +309,9 @@ def in_one_form(config: RunConfig, recipe: TaskRecipe, options: Mapping[str, Any
     """
     task, model, train, pretrain = get_task(config.task), config.model, config.train, config.pretrain
     data = task.options.model_validate(config.data)
-    same: dict[str, Any] = {}
+    reads = {"convnet": CONVNET_READS, "foreign": WHOLE_MODEL_READS}.get(model.family, tuple(ModelConfig.model_fields))
+    unread = {name: field.default for name, field in ModelConfig.model_fields.items() if name not in reads}
+    same: dict[str, Any] = {name: recipe.model.get(name, default) for name, default in unread.items()}
     if model.head_dim * model.num_heads == model.dim:
         same["head_dim"] = 0
     if model.embedding_rows == task.info_for(data).vocab_size:
@@ -308,9 +321,13 @@ def in_one_form(config: RunConfig, recipe: TaskRecipe, options: Mapping[str, Any
     if train.crop is not None and train.crop >= task.max_length(data):
         same["crop"] = None
     sections["train"] = train.model_copy(update=same)
-    if pretrain is not None and pretrain.warmup in (None, train.warmup_steps):
-        warmup = None if recipe.pretrain.get("warmup") is None else train.warmup_steps
-        sections["pretrain"] = pretrain.model_copy(update={"warmup": warmup})
+    if pretrain is not None:
+        usual = {"mask_rate": task.info.mask_rate, "mask_span": 1, "lr_scale": 1.0, "warmup": None} | recipe.pretrain
+        idle = (("mask_rate", "mask_span") if model.causal else ()) + (() if pretrain.share else ("lr_scale", "warmup"))
+        same = {name: usual[name] for name in idle}
+        if pretrain.share and pretrain.warmup in (None, train.warmup_steps):
+            same["warmup"] = None if usual["warmup"] is None else train.warmup_steps
+        sections["pretrain"] = pretrain.model_copy(update=same)
     if isinstance(data, GeneratedOptions) and data.test_length in ([], [data.length]):
         sections["data"] = config.data | {"test_length": [data.length] if recipe.data.get("test_length") else []}
     config = config.model_copy(update=sections)

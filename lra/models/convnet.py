@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from attention_zoo.kernels.dropout import Dropout
 from attention_zoo.masking import zero_masked
-from lra.config.schema import ModelConfig
+from lra.config.schema import ModelConfig, VariantChoice
 from lra.models.downsamplers import UnknownDownsamplerError, get_downsampler
 from lra.models.padding import hide_padding
 from lra.tasks.base import TaskInfo
@@ -40,16 +40,13 @@ STAGES = 3
 Activation = Callable[[], nn.Module]
 
 
-def family_problems(
-    model: ModelConfig, info: TaskInfo, variant: str, *, has_options: bool, whole_model: bool
-) -> list[str]:
+def family_problems(model: ModelConfig, info: TaskInfo, variant: VariantChoice, *, whole_model: bool) -> list[str]:
     """List what does not fit in a configuration, one line each, for every family of models.
 
     Args:
         model: The model.
         info: The task.
-        variant: Name of the variant.
-        has_options: Whether options of the variant are given.
+        variant: The variant and its options.
         whole_model: Whether the variant builds a whole model.
     """
     if whole_model != (model.family == "foreign"):
@@ -58,7 +55,7 @@ def family_problems(
             if whole_model
             else "is no whole model; see lra-run --model"
         )
-        return [f"model.family: {variant} {what} (got {model.family!r})"]
+        return [f"model.family: {variant.name} {what} (got {model.family!r})"]
     for name in ("norm", "norm_placement") if model.family != "transformer" else ():
         if getattr(model, name) != ModelConfig.model_fields[name].default:
             return [f"model.{name}: only model.family=transformer has it (got {getattr(model, name)!r})"]
@@ -67,11 +64,12 @@ def family_problems(
             return [f"model.pool: only model.family=convnet has poolings (got {model.pool!r})"]
         return []
     problems = []
-    if variant != VARIANT:
+    if variant.name != VARIANT:
         problems.append(
-            f"model.family: a convnet mixes by its own convolutions, so its variant is {VARIANT!r}, not {variant!r}"
+            "model.family: a convnet mixes by its own convolutions, so its variant is "
+            f"{VARIANT!r}, not {variant.name!r}"
         )
-    elif has_options:
+    elif variant.typed != type(variant.typed)():
         problems.append(f"model.family: a convnet has no mixer, so variant {VARIANT!r} takes no options with it")
     if info.grid is None or info.paired:
         problems.append(f"model.family: task {info.name!r} has no images for a convnet")

@@ -53,12 +53,15 @@ def head_to_head(
             from included.
 
     Raises:
-        UsageError: One of them has no records here, or another budget than the first, or none of the others has a task
-            and seed in common with the first.
+        UsageError: One of them has no records here, or another budget than the first, or is named twice, or none of
+            the others has a task and seed in common with the first.
     """
     frame = results.for_profile(profile, track).frame()
     frame["row"] = label_rows(frame, name="variant")
-    name, *rivals = [_label_of_row(row, frame, f"under profile {profile}, {track} track") for row in (first, *others)]
+    labels = [_label_of_row(row, frame, f"under profile {profile}, {track} track") for row in (first, *others)]
+    if twice := [label for label, times in Counter(labels).items() if times > 1]:
+        raise UsageError(f"{twice[0]!r} against itself shows nothing; `lra-report table accuracy` lists the names")
+    name, *rivals = labels
     alone = len(rivals) == 1
     rows, p_values, used, lost = [], list[float](), set[str](), list[str]()
     for column, rival in itertools.product(headings(frame), rivals):

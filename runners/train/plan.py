@@ -23,9 +23,9 @@ from lra.config.resolve import (
     WHOLE_MODEL_READS,
     check_variant_names,
     in_one_form,
-    positions_problems,
     pretraining,
     resolve,
+    run_problems,
     with_programs,
 )
 from lra.config.schema import ModelConfig, RunConfig, StartConfig, TrainConfig, canonical_json, valid_section
@@ -235,10 +235,8 @@ def _check_form(config: RunConfig, source: str) -> None:
         )
     else:  # of somebody else's profile, the forms that it takes are not known
         written = {} if config.pretrain is None else config.pretrain.model_dump()
-        recipe = TaskRecipe(model={}, train={}, data=config.data, pretrain=written)
+        recipe = TaskRecipe(model=config.model.model_dump(), train={}, data=config.data, pretrain=written)
         options = config.variant.options
-    if config.track == "open" and (problems := positions_problems(config.model, config.variant.options)):
-        raise UsageError(f"{source}: {problems[0]}")
     usual = in_one_form(config, recipe, options).model_dump()
     sections = config.model_dump()
     sections["variant"], usual["variant"] = sections["variant"]["options"], usual["variant"]["options"]
@@ -329,7 +327,7 @@ def runnable(config: RunConfig) -> RunConfig:
     ):
         if there != here:
             problems.append(f"{what} is {here!r} here, not {there!r}: with another program it is another run")
-    if problems:
+    if problems := problems + run_problems(typed):
         raise UsageError("\n".join(problems))
     return typed
 

@@ -217,7 +217,6 @@ def test_out_writes_the_file(store, tmp_path):
     [
         (["table", "head-to-head", "full"], "head-to-head takes 2 or more variant names, got 1"),
         (["table", "accuracy", "--profile", "official"], "no records of profile 'official'; known: quick"),
-        (["table", "head-to-head", "Full", "full"], "'full' against itself shows nothing"),
         (["table", "head-to-head", "full", "contextpol"], "no records of variant 'contextpol'; did you mean 'contextp"),
         (["table", "ablation", "nobody"], "no records of variant 'nobody'; known: contextpool, full"),
         (["table", "ablation", "Fulll"], "no records of variant 'Fulll'; did you mean 'full'?"),
@@ -236,6 +235,14 @@ def test_mistakes_are_one_line_and_exit_2(store, arguments, message):
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_a_row_against_itself_is_refused_under_each_profile_and_track(store):
+    done = report("table", "head-to-head", "Full", "full", "--store", store)
+    assert (done.exit_code, done.stdout) == (2, "")
+    matched, open_track = done.stderr.splitlines()
+    assert matched.startswith("Error: 'full' against itself shows nothing")
+    assert open_track.startswith("Error: no row 'full' under profile quick, open track")
 
 
 def test_a_mistyped_id_and_store_get_the_nearest(store):

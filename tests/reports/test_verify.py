@@ -10,11 +10,11 @@ from click.testing import CliRunner
 
 from attention_zoo import get_variant
 from lra.config.profiles import load_profile
-from lra.config.resolve import resolve
+from lra.config.resolve import resolve, run_problems
 from lra.config.schema import PretrainConfig, RunConfig, StartConfig, VariantChoice
 from lra.config.yaml_loader import load_file
 from lra.measure.model_size import flops_of_example, parameters_of
-from lra.results.records import Count, Pretrained, RunRecord, Store, pack_arrays, seal
+from lra.results.records import Count, Pretrained, RunRecord, Store, pack_arrays, read_record, seal
 from lra.tasks import get_task
 from reports.cli import command
 from reports.verify import records_below, verify
@@ -325,3 +325,9 @@ def test_every_committed_record_is_accepted():
     verdicts = [verify(path) for path in records_below([EVIDENCE])]
     assert len(verdicts) >= 283
     assert [verdict for verdict in verdicts if verdict.faults] == []
+
+
+def test_every_committed_configuration_is_one_that_a_command_could_give():
+    records = [read_record(path) for path in EVIDENCE.glob("results/**/*.json")]
+    assert len(records) > 500
+    assert [(record.run_id, problems) for record in records if (problems := run_problems(record.config))] == []

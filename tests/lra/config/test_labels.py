@@ -108,6 +108,9 @@ def test_of_a_variant_that_is_not_here_the_options_are_named_in_which_its_rows_d
         ("rank=8, rotary=3", False),
         ("named={'a': 1, 'b': 2}", True),
         ("named={'a': 1}", False),
+        ("rank", False),
+        ("rank=8, and more", False),
+        ("8", False),
     ],
 )
 def test_a_row_fits_what_is_typed_in_brackets(text, fit):

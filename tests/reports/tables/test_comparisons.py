@@ -146,6 +146,15 @@ def test_a_row_is_found_by_its_bare_name_and_by_its_label(tmp_path, given, found
     assert f"{found} against local" in made(head_to_head, tmp_path, given, "local").caption
 
 
+@pytest.mark.parametrize("again", ["linear [rotary=True]", "linear [ rotary=True ]", "linear"])
+def test_one_row_under_two_spellings_is_one_and_counts_once(tmp_path, again):
+    add_run(tmp_path, 400)
+    add_run(tmp_path, 420, variant="linear", options={"rotary": True})
+    for rows in (["full", "linear", again], ["linear", again], ["linear", "full", again]):
+        with pytest.raises(UsageError, match=r"^'linear \[rotary=True\]' against itself shows nothing"):
+            made(head_to_head, tmp_path, *rows)
+
+
 def test_an_ablation_takes_the_row_that_is_named_for_its_base(tmp_path):
     for seed in range(3):
         add_run(tmp_path, 400, seed=seed)

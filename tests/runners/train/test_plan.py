@@ -1,6 +1,7 @@
 """`--config` reads what `--dry-run` prints, as the same run."""
 
 import math
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -231,6 +232,80 @@ def test_a_file_of_the_open_track_spells_out_no_second_id(tmp_path, old, new, to
     assert old in printed
     (tmp_path / "run.yaml").write_text(printed.replace(old, new))
     with pytest.raises(UsageError, match=told):
+        read_config(str(tmp_path / "run.yaml"))
+
+
+WRITTEN = {
+    # what a run without it is: words of the command, and the text that is replaced in what it prints
+    "denoising that no section describes": (
+        "full listops quick", "  denoise: 0.0", "  denoise: 0.5", "train.denoise: the section `pretrain`",
+    ),
+    "changed examples of a task without any": (
+        "full text quick", "  augment: false", "  augment: true", "train.augment: nothing is known",
+    ),
+    "parts of an example that have not its label": (
+        "full listops quick", "  crop: null", "  crop: 64", "train.crop: a part of an example",
+    ),
+    "pretraining on the test inputs": (
+        "full text official", "pretrain: null\n",
+        "pretrain: {share: 0.4, mask_rate: 0.15, mask_span: 1, loss: cross_entropy, lr_scale: 1.0, warmup: null}\n",
+        "pretrain.share: the validation split of this dataset is its test split",
+    ),
+    "pretraining without steps": (
+        "full listops quick", "pretrain: null\n",
+        "pretrain: {share: 0.0, mask_rate: 0.1, mask_span: 1, loss: cross_entropy, lr_scale: 1.0, warmup: null}\n",
+        "pretrain: without effect",
+    ),
+    "a distance of ids": (
+        "full listops quick", "pretrain: null\n",
+        "pretrain: {share: 0.4, mask_rate: 0.1, mask_span: 1, loss: l1, lr_scale: 1.0, warmup: null}\n",
+        "pretrain.loss: l1 is a distance of values",
+    ),
+    "a warm-up of no phase": (
+        "full listops quick train.denoise=0.5", "  warmup: null", "  warmup: 3",
+        "pretrain.warmup: 3 means the same as None",
+    ),
+    "a rate of a causal model": (
+        "full listops quick pretrain.share=0.4 model.causal=true", "  mask_rate: 0.1", "  mask_rate: 0.2",
+        "pretrain.mask_rate: 0.2 means the same as 0.1",
+    ),
+    "a causal model of a variant without the form": (
+        "linformer listops quick", "  causal: false", "  causal: true", "model.causal: linformer has no causal form",
+    ),
+    "heads that do not share the width": (
+        "full listops quick", "  num_heads: 4", "  num_heads: 3", "model.num_heads: dim 64 is not a multiple of 3",
+    ),
+    "a pooling of a transformer": (
+        "full listops quick", "  pool: max", "  pool: average", "model.pool: only model.family=convnet",
+    ),
+    "heads of a convnet": (
+        "conv image quick model.family=convnet", "  num_heads: 2", "  num_heads: 1",
+        "model.num_heads: 1 means the same as 2",
+    ),
+    "options of a convnet's variant": (
+        "conv image quick model.family=convnet", "    kernel_size: 5", "    kernel_size: 7", "takes no options with it",
+    ),
+    "a model that is shorter than the data": (
+        "full image quick", "  max_length: 1024", "  max_length: 1000",
+        "model.max_length: 1000 is shorter than the data",
+    ),
+    "parts of a batch that has statistics": (
+        "full listops quick model.norm=batch", "  accumulation: 1", "  accumulation: 2", "model.norm: batch norm needs",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRITTEN)
+def test_a_file_is_refused_for_all_that_the_options_of_a_command_are(tmp_path, what):
+    words, old, new, told = WRITTEN[what]
+    attn, task, profile, *settings = words.split()
+    more = [word for setting in settings for word in ("--set", setting)]
+    printed = dry_run("--attn", attn, "--task", task, "--profile", profile, "--track", "open", *more)
+    assert printed.count(old) == 1
+    (tmp_path / "run.yaml").write_text(printed)
+    read_config(str(tmp_path / "run.yaml"))
+    (tmp_path / "run.yaml").write_text(printed.replace(old, new))
+    with pytest.raises(UsageError, match=re.escape(told)):
         read_config(str(tmp_path / "run.yaml"))
 
 
