@@ -31,7 +31,7 @@ from lra.models.convnet import family_problems
 from lra.models.downsamplers import UnknownDownsamplerError, downsampler_origin
 from lra.models.transformer import layer_dims
 from lra.names import suggest
-from lra.tasks import GeneratedOptions, get_task
+from lra.tasks import get_task
 from lra.tasks.base import TaskInfo
 
 _HIDING = ("pretrain.mask_rate", "pretrain.mask_span")
@@ -328,8 +328,12 @@ def in_one_form(config: RunConfig, recipe: TaskRecipe, options: Mapping[str, Any
         if pretrain.share and pretrain.warmup in (None, train.warmup_steps):
             same["warmup"] = None if usual["warmup"] is None else train.warmup_steps
         sections["pretrain"] = pretrain.model_copy(update=same)
-    if isinstance(data, GeneratedOptions) and data.test_length in ([], [data.length]):
-        sections["data"] = config.data | {"test_length": [data.length] if recipe.data.get("test_length") else []}
+    empty = {name: type(data).model_fields[name].default for name in task.defaults(data)}
+    sections["data"] = config.data | {
+        name: value if recipe.data.get(name, empty[name]) != empty[name] else empty[name]
+        for name, value in task.defaults(data).items()
+        if getattr(data, name) in (value, empty[name])
+    }
     config = config.model_copy(update=sections)
     if model.family == "transformer":
         choice = config.variant

@@ -82,6 +82,10 @@ class Task(ABC, Generic[OptionsT]):
         """Return the facts with the vocabulary and the classes of a dataset variant, if options decide these."""
         return self.info
 
+    def defaults(self, options: OptionsT) -> dict[str, Any]:  # noqa: ARG002
+        """Return what options stand for that are left empty, by name; the empty value is the default of the field."""
+        return {}
+
     def default_recipe(self) -> dict[str, dict[str, Any]] | None:
         """Return the sections of a recipe for profiles that do not define the task; None if there is none."""
         return None

@@ -131,6 +131,10 @@ class GeneratedTask(Task[OptionsT]):
         """
         return {}
 
+    def defaults(self, options: OptionsT) -> dict[str, Any]:
+        """Return the lengths of the test, which are that of training."""
+        return {"test_length": [options.length]}
+
     def max_length(self, options: OptionsT) -> int:
         """Return the longest length of all splits."""
         return options.extremes[-1]

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -120,6 +120,16 @@ class _Family(Task[OptionsT]):
     def side(self, options: OptionsT) -> int:
         """Return the rows and columns of an image."""
         return options.side or self.size
+
+    def defaults(self, options: OptionsT) -> dict[str, Any]:
+        """Return the size of the task, and what its difficulty has in an image of this size."""
+        recipe = generator.make_recipe(self.side(options), options.difficulty, contour_length=options.contour_length)
+        usual = generator.make_recipe(self.side(options), options.difficulty)
+        return {
+            "side": self.size,
+            "contour_length": usual.contour_length,
+            "distractors": recipe.num_distractors,
+        }
 
     def info_for(self, options: OptionsT) -> TaskInfo:
         """Return the facts with the size of the images."""

@@ -213,6 +213,10 @@ def run_of(task="listops", profile="quick", variant="full", **overrides):
     [
         ({"task": "recall", "data.length": 16}, "data.test_length", [None, [], [16], 16], []),
         ({"task": "recall", "profile": "probes"}, "data.test_length", [[64], []], [64]),
+        ({"task": "pathfinder", "profile": "official"}, "data.side", [None, 32], None),
+        ({"task": "pathfinder", "profile": "official"}, "data.contour_length", [None, 14], None),
+        ({"task": "pathfinder", "profile": "official"}, "data.distractors", [None, 5], None),
+        ({"task": "pathx", "profile": "official", "data.contour_length": 3}, "data.distractors", [None, 35], None),
         ({"pretrain.share": 0.5, "train.warmup_steps": 7}, "pretrain.warmup", [None, 7], None),
         ({"profile": "spt"}, "pretrain.warmup", [2000, None], 2000),
         ({"task": "retrieval"}, "train.crop", [None, 256, 5000], None),
