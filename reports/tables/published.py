@@ -43,7 +43,7 @@ class Published(Section):
     notes: dict[str, str] = Field(default_factory=dict)
     """What else there is to say of single rows; printed below the table."""
     columns: list[str]
-    """Tasks, in the order of the rows' values."""
+    """Tasks, in the order of the rows' values; or averages, `A5` or `A6`, where the numbers of tasks are not known."""
     rows: dict[str, list[float | None]]
     """By registered name, if need be with options, `lion [decay=none]`; null where the source says that it failed."""
     average: Average = "A5"
@@ -54,9 +54,11 @@ class Published(Section):
     """Averages as the source prints them, misprints included; for checks only. Tables have averages over the same tasks
     for all rows."""
 
-    def mean(self, row: str, tasks: Collection[str]) -> float | None:
-        """Average a row over tasks; None unless it has a number for each of them."""
+    def mean(self, row: str, average: str, tasks: Collection[str]) -> float | None:
+        """Return an average of a row over tasks; None unless it has a number for each of them, or the average alone."""
         numbers = dict(zip(self.columns, self.rows[row], strict=True))
+        if average in numbers:
+            return numbers[average]
         chosen = [numbers.get(task) for task in tasks]
         found = [number for number in chosen if number is not None]
         return sum(found) / len(found) if found and len(found) == len(chosen) else None
@@ -157,13 +159,15 @@ Beside = tuple[str, float | None, list[tuple[str, str, str, float]]]
 def _by_task(source: Published, name: str, ours: Sequence[Cell]) -> Iterable[Beside]:
     """Yield the numbers of a published row, with our runs of its variant."""
     for task, published in zip(source.columns, source.rows[name], strict=True):
+        if task in dict(AVERAGES):
+            continue
         yield task, published, [(c.column, c.label, c.text, c.mean) for c in ours if c.task == task]
 
 
 def _averages(source: Published, name: str, ours: Sequence[Cell]) -> Iterable[Beside]:
     """Yield the averages of a published row, with ours over the same tasks."""
     for average, members in AVERAGES:
-        published = source.mean(name, members)
+        published = source.mean(name, average, members)
         if published is None:
             continue
         beside = []
