@@ -26,7 +26,10 @@ from attention_zoo.source_digest import Program, file_digest, libraries, loaded_
 DIGITS = 16
 """Digits of a digest in a configuration."""
 TRIAL_SIZES = {"vocabulary_size": 32, "max_length": 16, "num_classes": 2}
-"""With which a whole model is built when it is tried."""
+"""With which a whole model is built when it is tried, besides those of a run."""
+TRIAL_LENGTH = 16
+"""Tokens of the examples of a trial, but for images of up to `TRIAL_PIXELS`, which a mixer on a grid needs whole."""
+TRIAL_PIXELS = 1024
 _START = """
 import json, sys
 sys.path[:] = json.loads(sys.stdin.buffer.readline())
@@ -69,7 +72,13 @@ def check_programs(texts: str) -> None:
 
 
 def program_text(
-    label: str, modules: Sequence[str], variant: str = "", options: Mapping[str, Any] | None = None, *, layer: str = ""
+    label: str,
+    modules: Sequence[str],
+    variant: str = "",
+    options: Mapping[str, Any] | None = None,
+    *,
+    layer: str = "",
+    sizes: Mapping[str, Any] | None = None,
 ) -> str:
     """Return a short text for a program: a label and the beginning of its digest.
 
@@ -79,12 +88,14 @@ def program_text(
         variant: A variant that they define, which is tried, so that what it imports and reads then counts too.
         options: Its options, which may name files.
         layer: A function (channels, stride) that they define, as `module:name`, whose layers are tried in its place.
+        sizes: Those of a run, with which the variant is tried too: the fields of `LayerDims`, or of a whole model
+            what `TRIAL_SIZES` has.
 
     Raises:
         ProgramError: It cannot be imported alone, or has changed since this process imported it.
     """
-    written = json.dumps(dict(options or {}), sort_keys=True)
-    program = program_of(tuple(modules), variant, written, layer, tuple(sys.path), str(Path.cwd()))
+    written = [json.dumps(dict(values or {}), sort_keys=True) for values in (options, sizes)]
+    program = program_of(tuple(modules), variant, *written, layer, tuple(sys.path), str(Path.cwd()))
     _compare(program)
     text = f"{label} source {program.digest[:DIGITS]}"
     _asked[text] = program
@@ -93,7 +104,7 @@ def program_text(
 
 @functools.cache  # the code that runs is the code that was imported, once per process
 def program_of(
-    modules: tuple[str, ...], variant: str, options: str, layer: str, path: tuple[str, ...], folder: str
+    modules: tuple[str, ...], variant: str, options: str, sizes: str, layer: str, path: tuple[str, ...], folder: str
 ) -> Program:
     """Return the program of modules, and of a variant in them, as a clean process finds it.
 
@@ -101,6 +112,7 @@ def program_of(
         modules: Modules or files to import; `__main__` is taken from this process, since it cannot be imported.
         variant: Name of the variant, or empty.
         options: Its options, as JSON.
+        sizes: Those of a run, as JSON; see `program_text`.
         layer: A function that makes layers, or empty; see `program_text`.
         path: Where Python looks for modules.
         folder: The working folder.
@@ -114,7 +126,7 @@ def program_of(
         except (OSError, ImportError) as error:
             raise ProgramError(str(error)) from error
     request = {"modules": modules, "variant": variant, "options": json.loads(options), "layer": layer}
-    request |= {"path": path, "folder": folder}
+    request |= {"sizes": json.loads(sizes), "path": path, "folder": folder}
     answer = _ask(request)
     if "error" in answer:
         raise ProgramError(answer["error"])
@@ -123,7 +135,8 @@ def program_of(
 
 def _compare(program: Program) -> None:
     for path, digest in program.files.items():
-        here = _imported.get(path) or (file_digest(path) if Path(path).is_file() else digest)
+        inside = any(parent.is_file() for parent in Path(path).parents)  # of an archive, which is a file of its own
+        here = _imported.get(path) or (file_digest(path) if Path(path).is_file() else digest if inside else "")
         if here != digest:
             raise ProgramError(f"{path} has changed since it was imported or read; start again")
 
@@ -198,7 +211,13 @@ def _forked(request: dict[str, Any], quiet: int) -> bytes:
 
 
 def _find(
-    modules: list[str], variant: str, options: Mapping[str, Any], layer: str, path: list[str], folder: str
+    modules: list[str],
+    variant: str,
+    options: Mapping[str, Any],
+    sizes: Mapping[str, Any],
+    layer: str,
+    path: list[str],
+    folder: str,
 ) -> dict[str, Any]:
     from attention_zoo.faults import fault_line
     from attention_zoo.foreign import import_place
@@ -209,7 +228,8 @@ def _find(
     def note(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "sqlite3.connect" or (event == "open" and _reads(*arguments[1:])):
             with contextlib.suppress(TypeError):  # a file descriptor
-                read.append(os.fsdecode(arguments[0]))
+                place = os.fsdecode(arguments[0])
+                read.extend((place, place.removeprefix("file:").partition("?")[0]))  # a database may have an address
 
     try:
         os.chdir(folder)
@@ -221,7 +241,7 @@ def _find(
                 names[imported.__name__] = Path(module).name
         if variant:
             with contextlib.suppress(Exception):
-                _try(variant, options)
+                _try(variant, options, sizes)
         if layer:
             with contextlib.suppress(Exception):
                 _try_layer(layer)
@@ -234,11 +254,14 @@ def _find(
 
 def _reads(mode: str | None, flags: int) -> bool:
     """Say whether a file is opened to be read, by Python's text for that or by the flags of the system."""
-    return mode.startswith("r") if mode else flags & os.O_ACCMODE != os.O_WRONLY
+    return mode.startswith("r") or "+" in mode if mode else flags & os.O_ACCMODE != os.O_WRONLY
 
 
-def _try(variant: str, options: Mapping[str, Any]) -> None:
-    """Build a variant and train it for a moment, so that it imports and reads what it needs."""
+def _try(variant: str, options: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
+    """Build a variant and train it for a moment, so that it imports and reads what it needs.
+
+    It is tried with the sizes of a run, and with small ones, at which it may read something even if those fail.
+    """
     import torch
 
     from attention_zoo.base import LayerDims
@@ -247,28 +270,47 @@ def _try(variant: str, options: Mapping[str, Any]) -> None:
     torch.set_num_threads(1)
     spec = get_variant(variant)
     config = spec.config.from_dict(options)
-    builds: list[Callable[[], Any]]
+    builds: list[tuple[Callable[[], Any], torch.Tensor]] = []
     if spec.whole_model:
         named = inspect.signature(spec.program).parameters
-        sizes = {name: size for name, size in TRIAL_SIZES.items() if name in named}
-        builds = [lambda: spec.program(**sizes, **config.to_dict())]
-        x = torch.randint(1, 32, (2, 16))
+        for each in (dict(TRIAL_SIZES), {**TRIAL_SIZES, **sizes}):
+            given = {name: size for name, size in each.items() if name in named}
+            build: Callable[[], Any] = functools.partial(spec.program, **given, **config.to_dict())
+            length = min(TRIAL_LENGTH, each["max_length"])
+            builds.append((build, torch.randint(1, each["vocabulary_size"], (2, length))))
     else:
         grids: list[tuple[int, int] | None] = [None, (4, 4)]
-        layers = [LayerDims(dim=64, num_heads=4, max_length=16, grid=grid) for grid in grids]
-        builds = [functools.partial(spec.build, config, dims) for dims in layers]
-        x = torch.randn(2, 16, 64, requires_grad=True)
-    mask = torch.arange(16) < torch.tensor([[16], [9]])  # (2, 16)
-    for build in builds:
+        layers = [LayerDims(dim=64, num_heads=4, max_length=TRIAL_LENGTH, grid=grid) for grid in grids]
+        if sizes:
+            grid = sizes["grid"] and tuple(sizes["grid"])  # JSON has no tuples
+            layers.append(LayerDims(**{**sizes, "grid": grid}))
+        for dims in layers:
+            pixels = dims.grid[0] * dims.grid[1] + dims.num_prefix if dims.grid else 0
+            length = pixels if 0 < pixels <= TRIAL_PIXELS + 1 else min(TRIAL_LENGTH, dims.max_length)
+            builds.append((functools.partial(spec.build, config, dims), torch.randn(2, length, dims.dim)))
+    for build, x in builds:
+        short = torch.tensor([[x.shape[1]], [x.shape[1] // 2 + 1]])
+        mask = torch.arange(x.shape[1]) < short  # (2, length)
         with contextlib.suppress(Exception):
             module = build()
             for training in (True, False):
                 module.train(training)
                 for seen in (None, mask):
                     with contextlib.suppress(Exception):
-                        result = module(x, seen)
-                        if training:
-                            result.sum().backward()
+                        _step(module, x.requires_grad_(x.is_floating_point()), seen)
+
+
+def _step(module: Any, x: Any, mask: Any) -> None:
+    """Call what a step of training or an evaluation calls, each thing whether or not the one before it fails."""
+    result = module(x, mask)
+    for name in ("parameter_groups", "auxiliary_loss", "statistics", "token_statistics"):
+        with contextlib.suppress(Exception):
+            getattr(module, name)()
+    if module.training:
+        with contextlib.suppress(Exception):
+            result.sum().backward()
+        with contextlib.suppress(Exception):
+            module.after_step()
 
 
 def _try_layer(reference: str) -> None:

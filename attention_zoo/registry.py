@@ -309,27 +309,32 @@ def plugin_origin(name: str) -> str:
     return f"{point.dist.name} {point.dist.version}"
 
 
-def program_origin(name: str, config: VariantConfig) -> str:
+def program_origin(name: str, config: VariantConfig, sizes: Mapping[str, Any] | None = None) -> str:
     """Name the program of a third party that a variant with these options runs; empty for our own variants.
 
     Our own variants are identified by the numerics version of the harness, which a release does not change. A variant
     of a third party is identified by its distribution and version, if it has any, and by the digest of its source: see
     `attention_zoo.source_digest`. A variant that is built around another one has the program of that one too.
 
+    Args:
+        name: Of the variant.
+        config: Its options.
+        sizes: Those of the run, see `attention_zoo.program.program_text`.
+
     Raises:
         UnknownVariantError: There is no such variant.
         RegistrationError: The source of the variant cannot be found.
     """
     spec = get_variant(name)
-    origins = [program_origin(base, inner) for base, inner in config.inner_variants().items()]
+    origins = [program_origin(base, inner, sizes) for base, inner in config.inner_variants().items()]
     if spec.origin:
         origins.insert(0, spec.origin)
     elif not is_own(name):
-        origins.insert(0, _third_party(normalise(name), spec, config))
+        origins.insert(0, _third_party(normalise(name), spec, config, sizes))
     return "; ".join(filter(None, origins))
 
 
-def _third_party(name: str, spec: VariantSpec, config: VariantConfig) -> str:
+def _third_party(name: str, spec: VariantSpec, config: VariantConfig, sizes: Mapping[str, Any] | None) -> str:
     point, maker = _plugins().get(spec.name), spec.program or spec.mixer
     place, _, thing = name.rpartition(":")
     if place:
@@ -339,7 +344,7 @@ def _third_party(name: str, spec: VariantSpec, config: VariantConfig) -> str:
     else:
         label, modules, tried = maker.__module__, [spec.registered_in, maker.__module__], ""
     try:
-        return program_text(label, modules, tried, config.to_dict())
+        return program_text(label, modules, tried, config.to_dict(), sizes=sizes)
     except ProgramError as error:
         raise RegistrationError(
             f"{name}: its source cannot be found, so its runs could not be told from those of a changed program; "

@@ -31,7 +31,7 @@ import os
 import sys
 import sysconfig
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -90,11 +90,13 @@ def loaded_program(distribution: Iterable[str], names: Mapping[str, str], read: 
     folders = {Path(path).parent for path in files}
     specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
     modules = {str(spec.origin) for spec in specs if isinstance(spec, ModuleSpec)}
-    for path in {os.path.abspath(_source_of(path)) for path in read} - modules:  # noqa: PTH100 - links keep their names
-        shown = _shown(Path(path), folders)
-        if shown and Path(path).is_file():
-            files[path] = file_digest(path)
-            parts.add((f"file {shown}", files[path]))
+    paths = {os.path.abspath(_source_of(path)) for path in read} - modules  # noqa: PTH100 - links keep their names
+    named = {path: shown for path in paths if (shown := _shown(Path(path), folders)) and Path(path).is_file()}
+    holders = Counter(named.values())
+    for path, shown in named.items():
+        files[path] = file_digest(path)
+        # Two files of one name may change places, so these have their whole paths.
+        parts.add((f"file {shown if holders[shown] == 1 else path}", files[path]))
     return Program(hashlib.sha256(repr(sorted(parts)).encode()).hexdigest(), files)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lra.config.resolve import with_programs
-from lra.config.schema import StartConfig
+from lra.config.schema import NUMERICS_VERSION, StartConfig
 from lra.data.batching import evaluation_batches
 from lra.data.dataset import PreparedData, data_home
 from lra.errors import StoreError, UsageError
@@ -91,6 +92,12 @@ class TrainedRun:
             raise StoreError(
                 f"run {record.run_id[:12]} was made with another program: {record.config.variant.origin or 'our own'}; "
                 f"here it is {here.variant.origin or 'our own'}"
+            )
+        if record.config.numbers_until(record.numerics_version) < NUMERICS_VERSION:
+            warnings.warn(
+                f"run {record.run_id[:12]} was made under numerics version {record.numerics_version}; this is version "
+                f"{NUMERICS_VERSION}, whose outputs may differ",
+                stacklevel=2,
             )
         info = info_of(record.config)
         model = build_model(record.config, info.vocab_size, info.num_classes)

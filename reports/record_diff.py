@@ -28,7 +28,8 @@ def differences(results: ResultSet, first: str, second: str) -> list[str]:
         if len(columns[0]) != len(columns[1]):
             lines.append(f"{name}: {len(columns[0])} | {len(columns[1])} rows")
         elif not np.array_equal(columns[0], columns[1], equal_nan=True):
-            row = int(np.flatnonzero(columns[0] != columns[1])[0])
+            same = (columns[0] == columns[1]) | (np.isnan(columns[0]) & np.isnan(columns[1]))
+            row = int(np.flatnonzero(~same)[0])
             lines.append(f"{name}: first differs in row {row}: {columns[0][row]:.6g} | {columns[1][row]:.6g}")
     return lines if len(lines) > 1 else [*lines, "no difference"]
 

@@ -19,7 +19,7 @@ from lra.names import suggest_path
 from lra.reading import visible
 from lra.results.bench_format import REFERENCE
 from lra.results.bench_records import BenchRecord, bench_records
-from lra.results.dataframe import record_frame, same_numbers, unique_titles, without_older
+from lra.results.dataframe import conflicts, record_frame, same_numbers, unique_titles, without_older
 from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt, read_note
 
 BASELINE_VARIANT = "mlp_only"
@@ -42,10 +42,10 @@ class ResultSet:
     """Seeds that a suite asks for; tables say which numbers lack one of them. Empty without a suite."""
     measurements: tuple[BenchRecord, ...] = ()
     """The measurements of `lra-bench`."""
-    references: tuple[RunRecord, ...] = ()
-    """Records of `mlp_only` with a number: a model in which no token sees another. No selection leaves them out."""
-    full: tuple[RunRecord | BenchRecord, ...] = ()
-    """Records and measurements of full attention. No selection leaves them out."""
+    references: tuple[RunRecord | AttemptedRun, ...] = ()
+    """Runs of `mlp_only`: a model in which no token sees another. No selection leaves them out."""
+    full: tuple[RunRecord | AttemptedRun | BenchRecord, ...] = ()
+    """Runs and measurements of full attention. No selection leaves them out."""
 
     def arrays(self, run_id: str) -> dict[str, np.ndarray]:
         """Return the arrays of a run that belong to its record as it was read.
@@ -119,14 +119,19 @@ class ResultSet:
         return self.filter(lambda config: self._place(config) == (profile, track))
 
     def with_full(self) -> ResultSet:
-        """Add what a selection left out of full attention: records and measurements under the same conditions."""
+        """Add what a selection left out of full attention: runs and measurements under the same conditions."""
         variants: dict[str, set[str]] = {}
         for entry in self._entries():
             variants.setdefault(_conditions(entry), set()).add(entry.config.variant.name)
         added = [each for each in self.full if REFERENCE not in variants.get(_conditions(each), {REFERENCE})]
         records = {each.run_id: each for each in added if isinstance(each, RunRecord)}
-        measurements = [each for each in added if isinstance(each, BenchRecord)]
-        return replace(self, records=self.records | records, measurements=(*self.measurements, *measurements))
+        attempts = {each.run_id: each for each in added if isinstance(each, AttemptedRun)}
+        return replace(
+            self,
+            records=self.records | records,
+            attempts=self.attempts | attempts,
+            measurements=(*self.measurements, *(each for each in added if isinstance(each, BenchRecord))),
+        )
 
     def frame(self) -> pd.DataFrame:
         """Return the tidy frame of the runs: see `lra.results.dataframe.record_frame`."""
@@ -164,9 +169,7 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
                 problems.append(
                     f"{store.record_path(entry.run_id)}: another outcome than in {stores[entry.run_id].root}"
                 )
-        problems += [
-            f"{path}: another outcome of the same run" for path in visible(folder, "results/*/*.conflict-*.json")
-        ]
+        problems += conflicts(folder)
     finished = set(records)
     records = {record.run_id: record for record in without_older(records.values(), problems)}
     tried: dict[tuple[bytes, str, int], AttemptedRun] = {}
@@ -180,23 +183,22 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
     for record in records.values():
         tried.pop(same_numbers(record), None)
     attempts = {attempt.run_id: attempt for attempt in tried.values()}
-    measurements: dict[str, BenchRecord] = {}
+    measurements: dict[bytes, BenchRecord] = {}  # by their whole content: of one setting there may be several
     for folder in folders:
         for measurement in bench_records(folder):
             if isinstance(measurement, StoreError):
                 problems.append(str(measurement))
             else:
-                measurements.setdefault(measurement.settings_id, measurement)
-    references = (record for record in records.values() if record.config.variant.name == BASELINE_VARIANT)
-    entries: list[RunRecord | BenchRecord] = [*records.values(), *measurements.values()]
+                measurements.setdefault(canonical_json(measurement.model_dump()), measurement)
+    runs: list[RunRecord | AttemptedRun] = [*records.values(), *attempts.values()]
     return ResultSet(
         records=records,
         stores=stores,
         problems=problems,
         attempts=attempts,
         measurements=tuple(measurements.values()),
-        references=tuple(references),
-        full=tuple(entry for entry in entries if entry.config.variant.name == REFERENCE),
+        references=tuple(run for run in runs if run.config.variant.name == BASELINE_VARIANT),
+        full=tuple(each for each in [*runs, *measurements.values()] if each.config.variant.name == REFERENCE),
     )
 
 

@@ -139,14 +139,18 @@ def resolve_name(kind: str, given: str, titles: dict[str, str]) -> str:
         titles: Display names by registered name.
 
     Raises:
-        UsageError: No record has this name.
+        UsageError: No record has this name, or several have.
     """
-    folded = {_fold_title(title): name for name, title in titles.items()}
     name = given if given in titles else fold(given)
-    found = name if name in titles else folded.get(_fold_title(given))
-    if found is None:
+    if name in titles:
+        return name
+    exact = [found for found, title in titles.items() if title == given]
+    alike = exact or [found for found, title in titles.items() if _fold_title(title) == _fold_title(given)]
+    if len(alike) > 1:
+        raise UsageError(f"{kind} {given!r} may be any of {', '.join(sorted(alike))}; give one of these names")
+    if not alike:
         raise UsageError(f"no records of {kind} {given!r}; {suggest(name, titles)}")
-    return found
+    return alike[0]
 
 
 def _fold_title(title: str) -> str:

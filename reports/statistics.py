@@ -42,7 +42,9 @@ def mean_with_interval(values: Sequence[float], confidence: float = 0.95) -> Est
         raise ValueError("no values to average")
     if len(data) == 1:
         return Estimate(mean=float(data[0]), deviation=math.nan, count=1, low=math.nan, high=math.nan)
-    mean, deviation = float(data.mean()), float(data.std(ddof=1))
+    # Exact sums, so that the order of the seeds decides no last digit.
+    mean = math.fsum(data) / len(data)
+    deviation = math.sqrt(math.fsum((data - mean) ** 2) / (len(data) - 1))
     if deviation <= 1e-12 * max(1.0, abs(mean)):  # a spread of the size of rounding errors is none
         return Estimate(mean=mean, deviation=0.0, count=len(data), low=math.nan, high=math.nan)
     half = float(stats.t.ppf(0.5 + confidence / 2, len(data) - 1)) * deviation / math.sqrt(len(data))
@@ -173,7 +175,8 @@ def rank_correlation(first: Sequence[float], second: Sequence[float], resamples:
     scale = np.sqrt(over_pairs(np.abs(signs[0])) * over_pairs(np.abs(signs[1])))
     drawn = scale > 0  # a resample of one value says nothing
     taus = over_pairs(signs[0] * signs[1])[drawn] / scale[drawn]
-    low, high = np.quantile(taus, (0.025, 0.975)) if len(taus) and abs(result.statistic) < 1 else (math.nan, math.nan)
+    agreed = [np.array_equal(signs[0], sign * signs[1]) for sign in (1, -1)]  # whole numbers, so exactly
+    low, high = (math.nan, math.nan) if any(agreed) or not len(taus) else np.quantile(taus, (0.025, 0.975))
     return RankCorrelation(tau=float(result.statistic), low=float(low), high=float(high), p_value=float(result.pvalue))
 
 

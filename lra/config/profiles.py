@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field
 
 from lra.config.builtin import config_folder, profile_names
-from lra.config.schema import Precision, Section, valid_section
+from lra.config.schema import ModelConfig, Precision, Section, valid_section
 from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
 from lra.names import fold, suggest, suggest_path
@@ -112,6 +113,8 @@ def load_profile(name: str) -> Profile:
             profile still has its name, under which tables would show its runs beside the built-in ones.
     """
     profile = load_builtin("profiles", name, Profile)
+    if name not in profile_names():
+        _check_names(profile, name)
     taken = look_alike(profile.name)
     if taken is not None and taken != name:
         own = load_builtin("profiles", taken, Profile)
@@ -121,6 +124,30 @@ def load_profile(name: str) -> Profile:
                 "has other settings; give it a name of its own"
             )
     return profile
+
+
+def _check_names(profile: Profile, source: str) -> None:
+    """Check that each variant, family and precision that a profile gives settings to is there.
+
+    Raises:
+        UsageError: One is not, so its settings would change nothing and say nothing.
+    """
+    from attention_zoo import available  # here, since it imports torch
+
+    families = get_args(ModelConfig.model_fields["family"].annotation)
+    parts: list[tuple[str, Collection[str], Collection[str]]] = [
+        ("families", profile.families, families),
+        ("variants", profile.variants, available()),
+        *((f"tasks.{task}.variants", recipe.variants, available()) for task, recipe in profile.tasks.items()),
+    ]
+    problems = [
+        f"{source}: {part}.{name}: no such name; {suggest(name, known)}"
+        for part, names, known in parts
+        for name in names
+        if name not in known and ":" not in name
+    ]
+    if problems:
+        raise UsageError("\n".join(problems))
 
 
 def look_alike(name: str) -> str | None:

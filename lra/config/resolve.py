@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from attention_zoo import (
@@ -352,12 +354,25 @@ def with_programs(config: RunConfig) -> RunConfig:
         UsageError: The source of a program cannot be found, or an option is wrong.
     """
     try:
-        choice = VariantChoice.of(config.variant.name, config.variant.typed)
+        choice = VariantChoice.of(config.variant.name, config.variant.typed, _trial_sizes(config))
         origin = downsampler_origin(config.model.pool)
     except (UnknownVariantError, RegistrationError, OptionError, UnknownDownsamplerError) as error:
         raise UsageError(f"variant: {error.args[0]}") from error
     model = config.model.model_copy(update={"pool_origin": origin})
     return config.model_copy(update={"variant": choice, "model": model, "task_origin": get_task(config.task).origin})
+
+
+def _trial_sizes(config: RunConfig) -> dict[str, Any]:
+    """Return the sizes of a run with which a program of a third party is tried; empty for a convnet, which has none."""
+    if config.model.family == "transformer":
+        with contextlib.suppress(ValueError):  # sizes that do not fit: `run_problems` tells
+            return asdict(layer_dims(config, 0))
+    if config.model.family == "foreign":
+        task = get_task(config.task)
+        info = task.info_for(task.options.model_validate(config.data))
+        length = config.model.max_length
+        return {"vocabulary_size": info.vocab_size, "max_length": length, "num_classes": info.num_classes}
+    return {}
 
 
 def _set_option(options: dict[str, Any], key: str, value: Any, origins: dict[str, str], path: str) -> None:

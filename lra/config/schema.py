@@ -245,15 +245,20 @@ class VariantChoice(Section):
     """
 
     @classmethod
-    def of(cls, name: str, typed: VariantConfig) -> VariantChoice:
+    def of(cls, name: str, typed: VariantConfig, sizes: Mapping[str, Any] | None = None) -> VariantChoice:
         """Return the choice of a variant with these options.
+
+        Args:
+            name: Of the variant.
+            typed: Its options.
+            sizes: Those of the run, with which a program of a third party is tried.
 
         Raises:
             RegistrationError: The source of a third party's variant cannot be found.
         """
         from attention_zoo.registry import program_origin  # here, since it imports torch, which --help does without
 
-        return cls(name=name, options=typed.to_dict(), origin=program_origin(name, typed))
+        return cls(name=name, options=typed.to_dict(), origin=program_origin(name, typed, sizes))
 
     @cached_property
     def typed(self) -> VariantConfig:

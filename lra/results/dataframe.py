@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lra.config.labels import Row, row_names, settings_of, told_apart
 from lra.errors import StoreError
+from lra.reading import visible
 from lra.results.records import EARLIER, AttemptedRun, RunRecord, Store
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ Threads count on the CPU."""
 def load(folder: Path | str) -> pd.DataFrame:
     """Return the records of a store as a tidy data frame, one row per run; see `record_frame`.
 
-    Files that are damaged, foreign or of a newer schema are listed in `frame.attrs["problems"]`.
+    Files that are damaged, foreign or of a newer schema, and second outcomes of one run, are listed in
+    `frame.attrs["problems"]`. Runs that have no record, such as those out of memory, are not in it; `lra-report export`
+    has them.
 
     Raises:
         StoreError: There is no such folder.
@@ -41,10 +44,15 @@ def load(folder: Path | str) -> pd.DataFrame:
     if not root.is_dir():
         raise StoreError(f"no store at {root}")
     entries = list(Store(root).records())
-    problems = [str(entry) for entry in entries if isinstance(entry, StoreError)]
+    problems = [str(entry) for entry in entries if isinstance(entry, StoreError)] + conflicts(root)
     frame = record_frame(without_older([entry for entry in entries if isinstance(entry, RunRecord)], problems))
     frame.attrs["problems"] = problems
     return frame
+
+
+def conflicts(folder: Path) -> list[str]:
+    """Name the second outcomes of runs in a store, which repetitions left beside the first ones, one line each."""
+    return [f"{path}: another outcome of the same run" for path in visible(folder, "results/*/*.conflict-*.json")]
 
 
 def same_numbers(run: RunRecord | AttemptedRun) -> tuple[bytes, str, int]:

@@ -121,7 +121,7 @@ def _of_measurements(results: ResultSet, *, titled: bool) -> Iterator[tuple[str,
 
 
 def _counted(rows: pd.DataFrame, frame: pd.DataFrame, expected: int) -> pd.DataFrame:
-    """Return rows that a figure shows, with labels that say how many of their runs these are, if not all.
+    """Return rows that a figure shows, with labels that say how many of their runs these are, and `whole`, if all.
 
     Args:
         rows: What the figure shows, such as the runs on one device.
@@ -131,7 +131,7 @@ def _counted(rows: pd.DataFrame, frame: pd.DataFrame, expected: int) -> pd.DataF
     all_runs = frame.groupby(["label", "layers"]).size().clip(lower=expected).groupby("label").sum()
     here = rows["label"].value_counts()
     names = {x: x if here[x] == all_runs[x] else f"{x} ({here[x]} of {all_runs[x]} runs)" for x in here.index}
-    return rows.assign(label=rows["label"].map(names))
+    return rows.assign(label=rows["label"].map(names), whole=[here[x] == all_runs[x] for x in rows["label"]])
 
 
 def _of_task(results: ResultSet, frame: pd.DataFrame, where: str, *, titled: bool) -> Iterator[tuple[str, Figure]]:

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..baselines import baselines_of
 from ..result_set import ResultSet
 from ..statistics import comparable
 from ..tables.captions import baseline_title, seeds_by_cell
@@ -28,7 +29,7 @@ CENTRE = 9.0
 
 
 def medians(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per label: mean accuracy, median speed, median memory in MiB, seeds."""
+    """Return one row per label: mean accuracy, median speed, median memory in MiB, seeds, and whether none is lost."""
     groups = frame.groupby("label")
     return pd.DataFrame(
         {
@@ -37,6 +38,7 @@ def medians(frame: pd.DataFrame) -> pd.DataFrame:
             "memory": groups["peak_bytes"].median() / MIB,
             "seeds": groups["seed"].nunique(),
             "variant": groups["variant"].first(),
+            "whole": groups["whole"].all(),
         }
     ).sort_values("accuracy", ascending=False)
 
@@ -72,7 +74,7 @@ def pareto(frame: pd.DataFrame, where: str) -> Figure:
     """Draw accuracy against training time and against memory; the points of the Pareto front are filled and joined.
 
     Args:
-        frame: Rows of one task and device, all with numbers.
+        frame: Rows of one task and device, all with numbers, and a column `whole`: whether their row lost no run.
         where: What the rows have in common, for the title; empty for none.
     """
     rows = medians(frame)
@@ -84,7 +86,7 @@ def state_front(frame: pd.DataFrame, where: str) -> Figure:
     """Draw accuracy against the numbers that a layer keeps of a sequence, with the Pareto front.
 
     Args:
-        frame: Rows of one task with numbers, and a column `state`; rows without a state are left out.
+        frame: Rows of one task with numbers, and the columns `whole` and `state`; rows without a state are left out.
         where: What the rows have in common, for the title; empty for none.
     """
     frame = frame.dropna(subset=["state"])
@@ -102,7 +104,8 @@ def _fronts(frame: pd.DataFrame, rows: pd.DataFrame, costs: dict[str, pd.Series]
     styles = [found[str(label)] for label in rows.index]
     colours = [look.colour for look in styles]
     for axes, (text, cost) in zip(panels, costs.items(), strict=True):
-        on_front = front(cost.to_numpy(), rows["accuracy"].to_numpy())
+        # A mean of the runs that are left is drawn, and is not among the best.
+        on_front = front(cost.to_numpy(), rows["accuracy"].where(rows["whole"]).to_numpy())
         best = np.flatnonzero(on_front)[np.argsort(cost.to_numpy()[on_front])]
         corners = np.repeat(np.column_stack([cost.iloc[best], rows["accuracy"].iloc[best]]), 2, axis=0)
         axes.plot(corners[1:, 0], corners[:-1, 1], color="#999999", linewidth=0.9, zorder=1)  # across, then up
@@ -161,7 +164,7 @@ def seed_dots(results: ResultSet, frame: pd.DataFrame, where: str) -> Figure:
         words = ", ".join(f"{status} {count}" for status, count in lost.items())
         names.append(wrapped(label, 34) + (f"\n({words})" if words else ""))
     baselines = {name: value for run_id in frame["run_id"] if run_id in results.records
-             for name, value in results.records[run_id].baselines.items()}  # fmt: skip
+             for name, value in baselines_of(results.records[run_id]).items()}  # fmt: skip
     tallest = max(wrapped(label, 34).count("\n") for label in labels)
     figure.set_figheight(figure.get_figheight() + LINE * tallest * len(labels))
     axes.set_yticks(range(len(labels)), names)

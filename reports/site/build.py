@@ -32,6 +32,7 @@ from lra.results.records import RunRecord
 from lra.tasks import PROBES, TASKS
 from lra.terminal import clean_line, progress_bar
 
+from ..baselines import baselines_of
 from ..result_set import ResultSet
 from ..statistics import comparable, mean_with_interval
 from ..tables.accuracy import is_trained
@@ -238,7 +239,7 @@ def _baselines(results: ResultSet, run_ids: Sequence[str]) -> list[Row]:
         name: value
         for run_id in run_ids
         if run_id in results.records
-        for name, value in results.records[run_id].baselines.items()
+        for name, value in baselines_of(results.records[run_id]).items()
     }
     rows = [Row(name=clean_line(baseline_title(name)), mean=value) for name, value in found.items()]
     return sorted(rows, key=lambda row: (-row.mean, row.name))
@@ -315,7 +316,7 @@ def _run_page(record: RunRecord, results: ResultSet, place: tuple[Board, Row] | 
         "dataset": clean_line(record.dataset),
         "profile": clean_line(record.config.profile),
         "interval": interval,
-        "baselines": sorted((clean_line(baseline_title(name)), value) for name, value in record.baselines.items()),
+        "baselines": sorted((clean_line(baseline_title(name)), value) for name, value in baselines_of(record).items()),
         "curve": curve,
         "first_step": int(steps[0]) if steps is not None and len(steps) else 0,
         "last_step": int(steps[-1]) if steps is not None and len(steps) else 0,

@@ -6,16 +6,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lra.config.yaml_loader import load_file
 from lra.metrics import beatable, is_above, wilson_interval
 from lra.results.bench_format import STATUS_WORDS
-from lra.results.records import RunRecord
+from lra.results.records import AttemptedRun, RunRecord
 
+from ..baselines import baselines_of
 from ..result_set import ResultSet
 from ..statistics import mean_with_interval
 from .captions import (
@@ -29,9 +28,8 @@ from .captions import (
     provenance_notes,
     table_caption,
 )
-from .table import RowKey, Table, Term
+from .table import RowKey, Table, Term, as_printed
 
-KNOWN_BASELINES = Path(__file__).parents[1] / "known_baselines.yaml"
 UNMARKED = "the best mean is not above the best trivial baseline by more than the noise of the test set"
 """Why no number of a column is marked as the best."""
 
@@ -85,7 +83,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     return Table(
         caption=table_caption("Test accuracy", profile, track, frame),
         cells=cells,
-        values=values.round(2),
+        values=as_printed(values, 2),
         notes=notes,
         records=frame["run_id"].tolist(),
         baselines=len(baselines),
@@ -101,6 +99,12 @@ def _same_seeds(frame: pd.DataFrame, columns: list[str], labels: list[str]) -> p
     return seeds.apply(lambda row: len(set(row)) == 1, axis=1)
 
 
+def lost_words(group: pd.DataFrame) -> list[str]:
+    """Say how many runs of one variant on one task ended without a number, for each way in which they did."""
+    failures = Counter(group["status"][group["accuracy"].isna()])
+    return [f"{STATUS_WORDS.get(status, status)} ({count}/{len(group)})" for status, count in sorted(failures.items())]
+
+
 def accuracy_cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
     """Write the runs of one variant on one task, and return their mean.
 
@@ -111,9 +115,7 @@ def accuracy_cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
         group: The runs.
         expected: How many seeds a suite asks for; 0 without one: as many as were tried.
     """
-    scores = group["accuracy"].dropna().tolist()
-    failures = Counter(group["status"][group["accuracy"].isna()])
-    words = [f"{STATUS_WORDS.get(status, status)} ({count}/{len(group)})" for status, count in sorted(failures.items())]
+    scores, words = group["accuracy"].dropna().tolist(), lost_words(group)
     if not scores:
         return ", ".join(words), math.nan
     estimate = mean_with_interval(scores)
@@ -141,16 +143,11 @@ def _baseline_rows(
 
 
 def _measured(results: ResultSet, frame: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Return the trivial baselines by heading: those in its runs, and those known of the data.
-
-    They depend on the data alone. Older records lack those that were added since.
-    """
+    """Return the trivial baselines by heading."""
     headings_of_runs = dict(zip(frame["run_id"], frame["column"], strict=True))
-    known = load_file(KNOWN_BASELINES)
     found: dict[str, dict[str, float]] = {}
     for record in results.records.values():
-        of_heading = found.setdefault(headings_of_runs[record.run_id], {})
-        of_heading.update(record.baselines | known.get(record.config.task, {}).get(record.data_digest, {}))
+        found.setdefault(headings_of_runs[record.run_id], {}).update(baselines_of(record))
     return found
 
 
@@ -164,19 +161,20 @@ def _reference_row(results: ResultSet, headings_of_runs: Mapping[str, str]) -> d
     for record in results.records.values():
         recipes.setdefault(headings_of_runs[record.run_id], set()).add(_recipe(record))
     runs: dict[str, list[dict[str, float | str]]] = {}
-    for record in results.references:
-        if record.run_id not in results.records:
-            test = record.outcome and record.outcome.test
-            accuracy = 100.0 * test.correct / test.total if test else math.nan
-            for heading, found in recipes.items():
-                if found == {_recipe(record)}:
-                    runs.setdefault(heading, []).append(
-                        {"accuracy": accuracy, "status": record.status, "seed": record.config.seed}
-                    )
-    return {heading: accuracy_cell(pd.DataFrame(rows), 0)[0] for heading, rows in runs.items()}
+    for run in results.references:
+        if run.run_id in results.records or run.run_id in results.attempts:
+            continue
+        test = run.outcome.test if isinstance(run, RunRecord) and run.outcome is not None else None
+        accuracy = 100.0 * test.correct / test.total if test else math.nan
+        for heading, found in recipes.items():
+            if found == {_recipe(run)}:
+                runs.setdefault(heading, []).append(
+                    {"accuracy": accuracy, "status": run.status, "seed": run.config.seed}
+                )
+    return {heading: accuracy_cell(pd.DataFrame(rows), len(results.seeds))[0] for heading, rows in runs.items()}
 
 
-def _recipe(record: RunRecord) -> str:
+def _recipe(record: RunRecord | AttemptedRun) -> str:
     """Return everything that must be the same in two runs that differ in variant and seed alone."""
     recipe = {name: value for name, value in record.config.hashed().items() if name not in ("variant", "seed")}
     return repr((recipe, record.data_digest, record.config.numbers_until(record.numerics_version)))

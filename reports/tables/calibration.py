@@ -56,6 +56,11 @@ def calibration(results: ResultSet, first: str, second: str) -> Table:
         raise UsageError(f"{first} against itself shows nothing; calibration takes two profiles, or published:SOURCE")
     sides = [_side(results, name) for name in (first, second)]
     pairs = {task: _paired(sides, task) for task in sides[0].scores if task in sides[1].scores}
+    apart = []
+    for task, found in pairs.items():
+        for row in [row for row in found if _are_apart(sides, task, row)]:
+            del found[row]
+            apart.append(f"{row} on {task}")
     enough = {task: found for task, found in pairs.items() if len(found) >= FEWEST}
     if not enough:
         counts = "; ".join(f"{task} has {len(found)} ({', '.join(found) or 'none'})" for task, found in pairs.items())
@@ -83,14 +88,19 @@ def calibration(results: ResultSet, first: str, second: str) -> Table:
     notes: list[str] = [
         Term("Tau: Kendall's tau-b of the mean test accuracies; 1 is the same order, 0 none, -1 the reverse."),
         Term("Interval: bootstrap over the variants, 95 %. It does not show what other seeds would do."),
-        Term("P: exact, against no relation; for equal accuracies, the normal approximation."),
+        Term("P: exact, against no relation; for equal accuracies or more than 33 variants, the normal approximation."),
     ]
     if any(row["95 % interval"] == NOT_RUN for row in rows):
         notes.append(Term(f"{NOT_RUN}: a full agreement has no spread to make an interval of."))
+    if apart:
+        notes.append(f"Not paired, since the two sides have another program or other options: {', '.join(apart)}.")
     notes += [f"Fewer than {FEWEST} common variants: {', '.join(left_out)}."] if left_out else []
     notes += [side.note for side in sides if side.note]
-    title = f"Rank correlation of variants, {sides[0].title} and {sides[1].title}, {seeds_in_words(frame)}"
-    return plain_table(title, rows, preview(frame) + notes + provenance_notes(frame), frame)
+    parts = [part for _, part in frame.groupby(["profile", "track"])]  # each has seeds of its own
+    words = " and ".join(dict.fromkeys(map(seeds_in_words, parts)))
+    title = f"Rank correlation of variants, {sides[0].title} and {sides[1].title}, {words}"
+    warnings = list(dict.fromkeys(line for part in parts for line in preview(part)))
+    return plain_table(title, rows, warnings + notes + provenance_notes(frame), frame)
 
 
 def _row(task: str, scores: Mapping[str, tuple[float, float]]) -> dict[str, str]:
@@ -125,14 +135,19 @@ def _side(results: ResultSet, name: str) -> _Side:
     frame = results.for_profile(*place).frame()
     frame["row"] = label_rows(frame, name="variant")
     scores: dict[str, dict[str, float]] = {}
+    lost = []
     for (task, row), group in frame.groupby(["task", "row"]):  # by task: another profile has other data of it
-        mean = accuracy_cell(group, len(results.seeds))[1]
-        if not math.isnan(mean):
+        text, mean = accuracy_cell(group, len(results.seeds))
+        if math.isnan(mean):
+            lost.append(f"{row} on {task}: {text}")
+        else:
             scores.setdefault(str(task), {})[str(row)] = mean
     several = [task for task, part in frame.groupby("task") if part["column"].nunique() > 1]
     if several:
         raise UsageError(f"profile {name} has several datasets of {', '.join(map(str, several))}; --suite chooses one")
-    return _Side(title=f"profile {place[0]}, {place[1]} track", scores=scores, frame=frame, note="")
+    title = f"profile {place[0]}, {place[1]} track"
+    note = f"Left out of {title}, since a run is lost or missing: {'; '.join(lost)}." if lost else ""
+    return _Side(title=title, scores=scores, frame=frame, note=note)
 
 
 def _published(source: Published) -> _Side:
@@ -171,6 +186,27 @@ def _paired(sides: Sequence[_Side], task: str) -> dict[str, tuple[float, float]]
             if name not in fitting and len(fitting) == 1:
                 scores[own][fitting.pop()] = scores[own].pop(name)
     return {row: (scores[0][row], scores[1][row]) for row in scores[0] if row in scores[1]}
+
+
+def _are_apart(sides: Sequence[_Side], task: str, row: str) -> bool:
+    """Say whether a row of one name is of two programs of a third party, or of one with other options.
+
+    Our own variants have the options that their profile gives them; those of a third party are named only where they
+    differ within a profile.
+    """
+    programs = []
+    for side in sides:
+        if side.frame is None:
+            return False
+        here = side.frame[(side.frame["task"] == task) & (side.frame["row"] == row)]
+        programs.append(
+            {
+                canonical_json({name: value for name, value in settings.items() if name.startswith("variant.")})
+                for settings in here["settings"]
+                if settings.get("variant.origin")
+            }
+        )
+    return programs[0] != programs[1]
 
 
 def _has_defaults(settings: Settings, variant: str, profile: str, task: str) -> bool:

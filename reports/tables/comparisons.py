@@ -18,7 +18,7 @@ from lra.results.dataframe import label_rows
 
 from ..result_set import ResultSet
 from ..statistics import average_ranks, compare_paired, holm, mcnemar
-from .accuracy import accuracy_cell
+from .accuracy import accuracy_cell, lost_words
 from .captions import (
     NOT_RUN,
     headings,
@@ -63,7 +63,7 @@ def head_to_head(
         raise UsageError(f"{twice[0]!r} against itself shows nothing; `lra-report table accuracy` lists the names")
     name, *rivals = labels
     alone = len(rivals) == 1
-    rows, p_values, used, lost = [], list[float](), set[str](), list[str]()
+    rows, p_values, used, lost, apart = [], list[float](), set[str](), list[str](), list[str]()
     for column, rival in itertools.product(headings(frame), rivals):
         here = frame[frame["column"] == column]
         sides = [_scored(here[here["label"] == label]) for label in (name, rival)]
@@ -74,11 +74,12 @@ def head_to_head(
             raise UsageError(
                 f"{name} and {rival} have different budgets on {column}, {steps} steps; --any-budget compares them"
             )
-        if not seeds:
-            continue
         for label in (name, rival):
-            words = accuracy_cell(here[here["label"] == label], 0)[0].partition(", ")[2]
-            lost += [f"{label} on {column} lost runs: {words}. The difference is that of the others."] if words else []
+            words = ", ".join(lost_words(here[here["label"] == label]))
+            lost += [f"{label} on {column} lost runs: {words}. No difference counts them."] if words else []
+        if not seeds:
+            apart += [f"{name} and {rival} have no seed in common on {column}."] if all(map(len, sides)) else []
+            continue
         result = compare_paired(*(side.loc[seeds, "accuracy"].tolist() for side in sides))
         difference = result.difference
         bits = [_mcnemar(results, *(str(side.loc[seed, "run_id"]) for side in sides)) for seed in seeds]
@@ -106,6 +107,7 @@ def head_to_head(
     frame = frame[frame["run_id"].isin(used)]
     notes: list[str] = [
         *dict.fromkeys(lost),
+        *apart,
         Term("Difference: first minus second, points of test accuracy, mean over the seeds that both have."),
         *([NO_SPREAD] if any(row["95 % interval (points)"] == NOT_RUN and row["seeds"] != "1" for row in rows) else []),
         Term(
@@ -113,7 +115,7 @@ def head_to_head(
             f"{NOT_RUN} for one pair, and for pairs without spread, where the t test does not apply."
         ),
         Term("Only: test examples that one has right and the other has wrong, per seed (exact McNemar test)."),
-        Term("Holm: p adjusted for the number of rows."),
+        Term("Holm: p adjusted for the number of rows that have one."),
     ]
     if all(row["seeds"] == "1" for row in rows):
         notes.insert(0, "PREVIEW: one common seed, which supports no claim.")
@@ -286,8 +288,12 @@ def _changes(frame: pd.DataFrame, base: str) -> tuple[list[str], str]:
     fitting = [row for row in order if fits(frame["settings"].iloc[row], base)] or list(order)
     common = {name: Counter(texts[row][name] for row in fitting).most_common(1)[0][0] for name in names}
 
+    holders = Counter(map(short_name, names))
+
     def written(values: dict[str, str]) -> str:
-        return ", ".join(f"{short_name(name)}={value}" for name, value in values.items())
+        # An option of a variant may have the name of another setting: then both have their whole paths.
+        shown = {name: short_name(name) if holders[short_name(name)] == 1 else name for name in values}
+        return ", ".join(f"{shown[name]}={value}" for name, value in values.items())
 
     changes = [written({name: text[name] for name in names if text[name] != common[name]}) for text in texts]
     return changes, written(common)

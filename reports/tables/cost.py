@@ -10,6 +10,7 @@ import pandas as pd
 from lra.results.bench_format import is_reference
 
 from ..result_set import ResultSet
+from .accuracy import accuracy_cell, lost_words
 from .captions import number, parameter_notes, provenance_notes, table_caption
 from .table import Table, Term, plain_table
 
@@ -43,13 +44,19 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
             }
         row |= {"parameters": f"{parameters:,}", "parameters (x full)": f"{parameters / reference:.3f}"}
         rows.append(row | {"backend": ", ".join(sorted(set(group["backend"])))})
-        scores.append(float(group["accuracy"].mean()))
+        all_runs = frame[(frame["column"] == column) & (frame["label"] == label)]
+        scores.append(accuracy_cell(all_runs, len(results.seeds))[1])
     methods = sorted({record.cost.peak_memory_method for record in results.records.values()})
     notes = [
         Term("Cost: medians over seeds, measured during training; other work may have run on the same machine."),
         Term("x full: relative to full attention with its default options and the same recipe."),
         f"Memory: {'; '.join(methods)}.",
         FLOPS_NOTE,
+        *(
+            f"{label} on {column} has no cost: {', '.join(lost_words(group))}."
+            for (column, label), group in frame.groupby(["column", "label"])
+            if group["parameters"].isna().all()
+        ),
         *parameter_notes(frame),
         *provenance_notes(frame),
     ]

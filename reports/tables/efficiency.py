@@ -38,6 +38,7 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
     its only options), `length`, `batch`, `seconds` per step and `bytes` at peak (both may be missing), and
     `measurement`. Batches may differ by length, as with equal tokens in each step. If one length was measured with
     several batches, be it of different variants, each batch has a frame of its own: within a length, all is comparable.
+    Of several measurements of one thing, such as in two stores, the newest counts.
     """
     titles = results.titles()
     rows = [
@@ -144,16 +145,11 @@ def describe(measurements: pd.DataFrame) -> str:
 
 def _conditions(measurement: BenchRecord) -> str:
     """Return everything that must be equal within a table, as a key."""
-    config = measurement.config
-    what = {
-        "task": config.task,
-        "profile": config.profile,
-        "data": {name: value for name, value in config.data.items() if "length" not in name},
-        "model": config.model.model_dump(exclude={"max_length"}),
-        "train": config.train.model_dump(exclude={"batch_size"}),
-        "machine": _machine(measurement),
-    }
-    return json.dumps(what, sort_keys=True)
+    what = measurement.config.model_dump(
+        exclude={"variant": True, "track": True, "seed": True, "model": {"max_length"}, "train": {"batch_size"}}
+    )
+    what["data"] = {name: value for name, value in what["data"].items() if "length" not in name}
+    return json.dumps(what | {"machine": _machine(measurement)}, sort_keys=True)
 
 
 def _machine(measurement: BenchRecord) -> str:

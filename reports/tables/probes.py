@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,12 +13,12 @@ import pandas as pd
 
 from lra.errors import UsageError
 from lra.metrics import beatable, is_above
-from lra.results.bench_format import STATUS_WORDS
 from lra.results.records import RunRecord
 
 from ..result_set import ResultSet
+from .accuracy import lost_words
 from .captions import NOT_RUN, parameter_notes, preview, provenance_notes, table_caption
-from .table import RowKey, Table, Term
+from .table import RowKey, Table, Term, as_printed
 
 SOLVED = 90.0
 """Accuracy in % from which a probe counts as solved in the notes."""
@@ -107,7 +106,10 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
         values.loc[label, head] = -math.inf
     values.loc["Chance"] = np.nan
     variants = dict(zip(scores["label"], scores["variant"], strict=True))
-    keys = [RowKey(label=label, variant=variants[label], score=float(means.loc[label].mean())) for label in labels]
+    keys = [
+        RowKey(label=label, variant=variants[label], score=float(means.loc[label].mean(skipna=False)))
+        for label in labels
+    ]
     frame = results.frame()
     frame = frame[frame["run_id"].isin(scores["run_id"])]
     notes: list[str] = [
@@ -126,7 +128,7 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
     return Table(
         caption=table_caption("Accuracy on the probes by length", profile, track, frame),
         cells=cells,
-        values=values.round(1),
+        values=as_printed(values, 1),
         notes=preview(frame) + notes,
         records=frame["run_id"].tolist(),
         baselines=1,
@@ -144,8 +146,7 @@ def _cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
     """
     found, mean = group["accuracy"].dropna(), whole_mean(group["accuracy"], expected)
     expected = max(expected, len(group))
-    lost = Counter(group["status"][group["accuracy"].isna()])
-    words = [f"{STATUS_WORDS.get(status, status)} ({count}/{len(group)})" for status, count in sorted(lost.items())]
+    words = lost_words(group)
     if len(found):
         count = f" ({len(found)}/{expected})" if len(found) < expected else ""
         words.insert(0, f"{found.mean():.1f}{count}")

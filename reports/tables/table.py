@@ -57,6 +57,11 @@ class Table:
     """Name for references from a text: preset, profile and track."""
 
 
+def as_printed(values: pd.DataFrame, decimals: int) -> pd.DataFrame:
+    """Round numbers as their cells are printed, so that equal ones share a mark."""
+    return values.map(lambda value: float(f"{value:.{decimals}f}"))
+
+
 def plain_table(
     caption: str,
     rows: Sequence[dict[str, str]],

@@ -8,12 +8,13 @@ import sys
 import tempfile
 import textwrap
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from attention_zoo import program, source_digest
-from attention_zoo.program import ProgramError, check_programs, program_of, program_text
+from attention_zoo import LayerDims, program, source_digest
+from attention_zoo.program import TRIAL_SIZES, ProgramError, check_programs, program_of, program_text
 from attention_zoo.source_digest import loaded_program
 
 MIXER = """
@@ -43,10 +44,10 @@ def mixer(imports="", built="", called=""):
     return textwrap.dedent(MIXER).format(imports=imports, built=built or "pass", called=called or "pass")
 
 
-def digest(*modules, variant="", **options):
+def digest(*modules, variant="", sizes=None, **options):
     program_of.cache_clear()
     program._imported.clear()  # each call stands for a new process
-    return program_text("p", modules, variant, options)
+    return program_text("p", modules, variant, options, sizes=sizes)
 
 
 FILE, PACKAGE = ["mine.py"], ["pack.mine"]
@@ -142,6 +143,20 @@ class Reading(torch.autograd.Function):
         {READ}
         return gradient
 """
+METHOD = f"""
+from attention_zoo import LayerDims, SequenceMixer, VariantConfig
+
+
+class Mine(SequenceMixer):
+    def __init__(self, config: VariantConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+
+    def forward(self, x, mask=None):
+        return x
+
+    def {{}}(self):
+        {READ}
+"""
 MOMENTS = {
     "in-training": mixer(called=f"self.training and {READ}"),
     "in-evaluation": mixer(called=f"self.training or {READ}"),
@@ -170,6 +185,13 @@ MOMENTS = {
             return torch.nn.Linear(max_length, num_classes)
         """,
     "of-a-database": mixer(built="sqlite3.connect('scale.txt')", imports="import sqlite3"),
+    "after-a-step": METHOD.format("after_step"),
+    "for-an-auxiliary-loss": METHOD.format("auxiliary_loss"),
+    "for-the-groups-of-parameters": METHOD.format("parameter_groups"),
+    "to-be-read-and-appended": mixer(built="open('scale.txt', 'a+').read()"),
+    "of-a-database-by-its-address": mixer(
+        built="sqlite3.connect('file:scale.txt?mode=ro', uri=True)", imports="import sqlite3"
+    ),
     "under-a-hidden-name": mixer(built="open('.scale.txt').read()"),
 }
 
@@ -183,6 +205,74 @@ def test_a_file_counts_whenever_a_variant_reads_it(moment, tmp_path, monkeypatch
     assert digest("mine.py", variant="mine.py:Mine", **options) == before
     write(tmp_path, {"scale.txt": "1\n", ".scale.txt": "1\n"})
     assert digest("mine.py", variant="mine.py:Mine", **options) != before
+
+
+SIZED = {
+    "by-the-width": "open(f'{dims.dim}.txt').read()",
+    "by-the-length": "open(f'{dims.max_length}.txt').read()",
+    "with-dropout-alone": "dims.dropout and open('8.txt').read()",
+    "where-other-sizes-fail": "1 / (dims.dim == 8); open('8.txt').read()",
+}
+
+
+@pytest.mark.parametrize("when", SIZED)
+def test_a_file_counts_that_a_variant_reads_at_the_sizes_of_the_run_alone(when, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = f"""
+        from attention_zoo import LayerDims, SequenceMixer, VariantConfig
+
+        class Mine(SequenceMixer):
+            def __init__(self, config: VariantConfig, dims: LayerDims) -> None:
+                super().__init__(config, dims)
+                {SIZED[when]}
+
+            def forward(self, x, mask=None):
+                return x
+        """
+    found = {}
+    for content in "01":
+        write(tmp_path, {"mine.py": source, "8.txt": content})
+        for dim in (8, 16):
+            sizes = asdict(LayerDims(dim=dim, num_heads=2, max_length=dim, dropout=0.1 if dim == 8 else 0.0))
+            found[content, dim] = digest("mine.py", variant="mine.py:Mine", sizes=sizes)
+    assert found["0", 8] != found["1", 8]
+    assert found["0", 16] == found["1", 16]
+
+
+def test_a_file_counts_that_a_whole_model_reads_at_the_sizes_of_the_run_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = """
+        import torch
+
+        def Mine(vocabulary_size, max_length, num_classes):
+            open(f"{max_length}.txt").read()
+            return torch.nn.Linear(max_length, num_classes)
+        """
+    found = []
+    for content in "01":
+        write(tmp_path, {"mine.py": source, "40.txt": content})
+        found.append(digest("mine.py", variant="mine.py:Mine", sizes=dict(TRIAL_SIZES, max_length=40)))
+    assert found[0] != found[1]
+
+
+def test_a_file_that_is_gone_since_it_was_read_is_a_change(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"mine.py": mixer(built=READ), "scale.txt": "0\n"})
+    text = digest("mine.py", variant="mine.py:Mine")
+    (tmp_path / "scale.txt").unlink()
+    with pytest.raises(ProgramError, match=r"scale\.txt has changed since it was imported or read"):
+        check_programs(text)
+
+
+def test_two_files_of_one_name_that_change_places_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(source_digest, "libraries", set(sys.modules))
+    found = []
+    for contents in ("01", "10"):
+        for folder, content in zip("ab", contents, strict=True):
+            write(tmp_path, {f"{folder}/table.txt": content})
+        found.append(loaded_program((), {}, [str(tmp_path / folder / "table.txt") for folder in "ab"]).digest)
+    assert found[0] != found[1]
 
 
 def test_files_in_other_folders_count_but_not_what_is_temporary_or_hidden(tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ import torch
 
 import lra
 from attention_zoo import available, get_variant
+from lra import trained
+from lra.config.schema import NUMERICS_VERSION
 from lra.errors import DataError, StoreError, UsageError
 from lra.results.envelope import pack_envelope
 from lra.results.records import Store
@@ -57,6 +59,12 @@ def test_the_recorded_count_comes_again(variant, data, tmp_path):
     score, right = answers(lra.load_run(Store(tmp_path).record_path(record.run_id)), data)
     assert score.correct == record.outcome.test.correct
     assert np.array_equal(right, Store(tmp_path).arrays(record.run_id)["test_correct"])
+
+
+def test_a_model_of_another_numerics_version_is_told(run, monkeypatch):
+    monkeypatch.setattr(trained, "NUMERICS_VERSION", NUMERICS_VERSION + 1)
+    with pytest.warns(UserWarning, match=r"was made under numerics version 2; this is version 3"):
+        run.model()
 
 
 @pytest.mark.parametrize("by", ["id", "file"])

@@ -106,13 +106,14 @@ def add_attempt(folder, status, digest="d" * 64, numerics_version=NUMERICS_VERSI
 
 
 def add_measurement(
-    folder, variant, length, *, seconds, mib, batch=4, status="ok", threads=2, noisy=False, options=None, limit=None
-):
+    folder, variant, length, *, seconds, mib, batch=4, status="ok", threads=2, noisy=False, options=None, limit=None,
+    torch="2", measured_at="2026-01-01T00:00:00+00:00", **changes
+):  # fmt: skip
     """Leave what `lra-bench` would: `seconds` a step, `mib` at its peak besides 10 MiB of state."""
     config = cell_config(variant=variant, task="text", options=options)
     model = config.model.model_copy(update={"max_length": length})
     data, train = get_task("text").options().model_dump(), config.train.model_copy(update={"batch_size": batch})
-    config = config.model_copy(update={"data": data, "model": model, "train": train})
+    config = config.model_copy(update={"data": data, "model": model, "train": train, **changes})
     identity = settings_id(config, device="Model <7>", threads=threads, memory_limit=limit)
     fine = status == "ok"
     steps = [seconds, seconds, seconds * (2 if noisy else 1)]
@@ -126,8 +127,8 @@ def add_measurement(
         threads=threads, memory_limit=limit,
         parameters=1, backend="reference", speed_ratio=0.5 / seconds if fine else None, flops=None,
         timing=Timing(seconds=steps, warmup_steps=1) if fine else None, memory=memory if fine else None,
-        environment={"device": "cpu", "cpu": "Model <7>", "torch": "2", "load_average": 0.5},
-        measured_at="2026-01-01T00:00:00+00:00",
+        environment={"device": "cpu", "cpu": "Model <7>", "torch": torch, "load_average": 0.5},
+        measured_at=measured_at,
     )  # fmt: skip
     return save_bench_record(folder, measurement)
 

@@ -11,6 +11,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
@@ -27,6 +28,7 @@ from lra.results import load
 from lra.results.records import Store
 from reports import html_page
 from reports.cli import PRESETS, command
+from reports.result_set import ResultSet
 from reports.tables.published import load_published
 from runners.cli.run import command as run_command
 from runners.train.plan import family_defaults, plan
@@ -346,6 +348,13 @@ def test_damaged_foreign_and_newer_files_are_counted_and_named(tmp_path):
 def test_what_was_tried_and_gave_nothing_is_in_the_table(tmp_path):
     add_attempt(tmp_path, "oom")
     assert "OOM (1/1)" in report("table", "accuracy", "--store", tmp_path).stdout
+
+
+def test_compare_passes_over_places_where_both_have_no_number(tmp_path, monkeypatch):
+    ids = [add_run(tmp_path, right, seed=seed).run_id for seed, right in ((0, 400), (1, 400))]
+    curves = dict(zip(ids, ([np.nan, 1.0, 2.0], [np.nan, 1.0, 3.0]), strict=True))
+    monkeypatch.setattr(ResultSet, "arrays", lambda _, run_id: {"curve.made_up": np.array(curves[run_id])})
+    assert "curve.made_up: first differs in row 2: 2 | 3" in report("compare", *ids, "--store", tmp_path).stdout
 
 
 def test_compare_shows_what_differs_and_nothing_else(tmp_path):

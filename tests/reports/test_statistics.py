@@ -157,3 +157,9 @@ def test_means_that_are_equal_but_for_the_order_of_their_sum_share_a_rank():
     ranks = average_ranks(np.array([[equal, 5.0], [other, 5.0]])).ranks
     assert ranks.tolist() == [1.5, 1.5]
     assert rank_correlation([equal, other, 3.0, 4.0], [2.0, 1.0, 3.0, 4.0]).tau == pytest.approx(5 / math.sqrt(6 * 5))
+
+
+def test_the_order_of_the_seeds_decides_no_digit_of_a_mean():
+    scores = [1009 / 2000 * 100, 337 / 2000 * 100, 1511 / 2000 * 100, 1021 / 2000 * 100]
+    found = {mean_with_interval(order) for order in itertools.permutations(scores)}
+    assert len(found) == 1

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import re
 
 import pytest
 import torch
@@ -292,6 +293,28 @@ def own_profile(tmp_path, **changes):
 
 
 LOOK_ALIKES = ["quick-", "quick_", "qu.ick", "qulck", "qu1ck", "0fficial", "officiaI", "0ff1c1al", "m0dern", "rnodem"]
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ({"variants": {"Longformer": {"window": 4}}}, "variants.Longformer: no such name; did you mean 'longformer'"),
+        ({"variants": {"longforner": {"window": 4}}}, "variants.longforner: no such name; did you mean 'longformer'"),
+        ({"families": {"convnt": {"train": {"lr": 1.0}}}}, "families.convnt: no such name; did you mean 'convnet'"),
+    ],
+)
+def test_settings_for_a_name_that_is_not_there_are_refused(tmp_path, part, told):
+    values = load_file(config_folder("profiles") / "quick.yaml") | {"name": "mine"}
+    path = tmp_path / "mine.yaml"
+    path.write_text(json.dumps(values | {"variants": {"longformer": {"window": 4}, "my.py:Mine": {}}}))
+    assert load_profile(str(path)).options("longformer", "listops") == {"window": 4}
+    path.write_text(json.dumps(values | part))
+    with pytest.raises(UsageError, match=re.escape(told)):
+        load_profile(str(path))
+    values["tasks"]["listops"]["variants"] = {"lokal": {"window": 2}}
+    path.write_text(json.dumps(values))
+    with pytest.raises(UsageError, match=r"tasks\.listops\.variants\.lokal: no such name; did you mean 'local'"):
+        load_profile(str(path))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from pydantic import Field
 
 from attention_zoo import available, get_variant
+from attention_zoo.program import program_of
 from attention_zoo.registry import is_own
 from lra.config import schema
 from lra.config.profiles import Profile, load_profile
@@ -307,3 +308,27 @@ def test_a_base_that_changed_with_a_numerics_version_changes_what_it_is_the_base
     pooled = run_of(variant="contextpool", **still, **{f"variant.{name}": value for name, value in base.items()})
     assert pooled.numbers_until(1) == 1
     assert run_of(variant="contextpool", **still).numbers_until(1) == 2
+
+
+def test_a_program_is_tried_at_the_sizes_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = """
+from attention_zoo import LayerDims, SequenceMixer, VariantConfig
+
+
+class Mine(SequenceMixer):
+    def __init__(self, config: VariantConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        open(f"{dims.dim}-{dims.max_length}.txt").read()
+
+    def forward(self, x, mask=None):
+        return x
+"""
+    (tmp_path / "sized.py").write_text(source)
+    origins = []
+    for content in "01":
+        (tmp_path / "48-64.txt").write_text(content)
+        program_of.cache_clear()
+        origins += [run_of(variant="sized.py:Mine", **{"model.dim": dim}).variant.origin for dim in (48, 64)]
+    assert origins[0] != origins[2]
+    assert origins[1] == origins[3]

@@ -17,8 +17,9 @@ from reports.cli import FIGURES
 from reports.figures import all_figures, draw_all
 from reports.figures.style import IN_ORDER, REFERENCE_COLOUR, save
 from reports.result_set import load_stores
+from reports.tables import accuracy
 from tests.reports.figures.helpers import clipped, is_tick, overlapping
-from tests.reports.synthetic import HOSTILE, add_run, five_tasks
+from tests.reports.synthetic import HOSTILE, add_attempt, add_run, five_tasks
 
 KINDS = set(FIGURES) - {"scaling", "ranks"}
 """Scaling is drawn from measurements of lra-bench, in test_efficiency.py; ranks have a test of their own here."""
@@ -220,6 +221,29 @@ def test_figures_of_states_and_depths_say_how_many_runs_survived(tmp_path):
     for name, words in (("state", "(1 of 3 runs)"), ("depth", "mamba (2 of 6 runs)")):
         texts = [text.get_text().replace("\n", " ") for text in found[name].findobj(Text)]
         assert any(words in text for text in texts), texts
+
+
+def test_the_mean_of_the_runs_that_are_left_is_on_no_front(tmp_path):
+    for seed in range(3):
+        add_run(tmp_path, 500, seed=seed)
+        add_run(tmp_path, None if seed else 600, variant="linear", seed=seed)
+    found = {title.partition(":")[0]: figure for title, figure in all_figures(load_stores([tmp_path]))}
+    for name in ("front", "state"):
+        for axes in found[name].axes:
+            (front,) = axes.lines
+            assert set(front.get_ydata()) == {50.0}
+
+
+def test_a_figure_of_a_selection_counts_runs_of_full_attention_without_a_record(tmp_path):
+    for seed in range(3):
+        for task in ("listops", "text"):
+            add_run(tmp_path, 500, variant="linear", task=task, seed=seed)
+            if seed:
+                add_attempt(tmp_path, "oom", task=task, seed=seed)
+            else:
+                add_run(tmp_path, 600, task=task)
+    chosen = load_stores([tmp_path]).filter(lambda config: config.variant.name == "linear").with_full()
+    assert accuracy(chosen, "quick", "matched").cells.loc["full"].tolist()[:2] == ["60.00 (1/3), OOM (2/3)"] * 2
 
 
 def test_figures_of_one_device_say_how_many_runs_were_on_it(tmp_path):

@@ -13,16 +13,21 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from matplotlib.text import Text
 
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig
+from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
+from reports.baselines import KNOWN
 from reports.cli import command
+from reports.figures.scatter import seed_dots
 from reports.result_set import load_stores
 from reports.site import build_site
 from reports.site.build import make_boards, slug
 from reports.site.command_line import repeat_command
+from reports.tables.captions import baseline_title
 from reports.tables.published import load_published
 from runners.cli.run import command as run_command
 from tests.reports.synthetic import HOSTILE, add_attempt, add_run, five_tasks
@@ -101,6 +106,17 @@ def test_places_go_by_the_mean_and_one_seed_has_another_interval(store):
     assert len(rows) > 20
     assert all("other recipe" in note for note in rows.values())
     assert [row.mean for row in board.published] == sorted((row.mean for row in board.published), reverse=True)
+
+
+def test_baselines_that_older_records_lack_stand_on_the_pages_and_the_figure_too(tmp_path):
+    [(digest, known)] = load_file(KNOWN)["listops"].items()
+    add_run(tmp_path, 500, digest=digest)
+    results = load_stores([tmp_path])
+    [board] = make_boards(results, load_published())
+    wanted = {baseline_title(name) for name in known}
+    assert wanted <= {row.name for row in board.baselines}
+    drawn = seed_dots(results, results.frame(), "")
+    assert all(any(name in text.get_text() for text in drawn.findobj(Text)) for name in wanted)
 
 
 def test_equal_means_share_a_place(tmp_path):

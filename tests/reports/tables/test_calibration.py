@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lra.config.schema import VariantChoice
 from lra.errors import UsageError
 from reports.cli import make_tables
 from reports.result_set import load_stores
 from reports.statistics import rank_correlation
 from reports.tables.calibration import calibration
-from tests.reports.synthetic import add_run
+from tests.reports.synthetic import add_run, cell_config
 
 NAMES = ("full", "linear", "local", "conv", "performer")
 
@@ -137,8 +138,47 @@ def test_full_agreement_has_no_interval_and_equal_values_no_order():
     assert math.isnan(full.low)
     assert full.p_value == pytest.approx(2 / 24)  # of 24 orders, two are as extreme
     assert math.isnan(rank_correlation([1, 2, 3, 4], [5, 5, 5, 5]).tau)
+    for count in range(4, 30):  # of which some have a tau of 0.9999999999999999
+        for order in (1, -1):
+            found = rank_correlation(list(range(count)), [order * each for each in range(count)], resamples=50)
+            assert (math.isnan(found.low), math.isnan(found.high)) == (True, True), count
+        found = rank_correlation(list(range(count)), [1, 0, *range(2, count)], resamples=50)
+        assert found.low < found.high <= 1.0
     with pytest.raises(ValueError, match="3 and 2 values"):
         rank_correlation([1, 2, 3], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("ranks", "origins", "paired"), [((4, 4), "aa", True), ((4, 8), "aa", False), ((4, 4), "ab", False)]
+)
+def test_two_programs_of_one_name_are_no_pair(folder, ranks, origins, paired):
+    for profile, rank, origin in zip(("quick", "modern"), ranks, origins, strict=True):
+        choice = VariantChoice(name="my.py:Mine", options={"rank": rank}, origin=f"my.py source {origin}")
+        add_run(folder, 450, config=cell_config(profile=profile).model_copy(update={"variant": choice}))
+    table = calibration(load_stores([folder]), "quick", "modern")
+    assert ("my.py:Mine" in cells(table)["listops"]["of"]) == paired
+    told = "Not paired, since the two sides have another program or other options: my.py:Mine on listops."
+    assert (told in table.notes) != paired
+
+
+def test_each_profile_has_seeds_of_its_own(tmp_path):
+    for seed in range(2):
+        store(tmp_path, (500, 400, 300, 200), seed=seed)
+    store(tmp_path, (500, 400, 300, 200), profile="modern", seed=5)
+    table = calibration(load_stores([tmp_path]), "quick", "modern")
+    assert table.caption.endswith(", 1 seed and 2 seeds")
+    assert table.notes[0] == "PREVIEW: one seed. No claim can rest on it."
+
+
+def test_a_row_that_is_left_out_for_a_lost_seed_is_named(folder):
+    add_run(folder, None, variant="linear", seed=9)
+    table = calibration(load_stores([folder]), "quick", "modern")
+    assert "linear" not in cells(table)["listops"]["of"]
+    (note,) = (note for note in table.notes if "Left out" in note)
+    assert note.startswith(
+        "Left out of profile quick, matched track, since a run is lost or missing: linear on listops: "
+    )
+    assert note.endswith("diverged (1/2).")
 
 
 def test_a_row_that_lacks_a_seed_of_the_suite_is_not_compared(folder):

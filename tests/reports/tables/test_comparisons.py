@@ -210,4 +210,34 @@ def test_a_difference_of_survivors_names_the_lost_runs(tmp_path):
         add_run(tmp_path, 500 + seed * 7, variant="full", seed=seed)
         add_run(tmp_path, None if seed > 1 else 600 + seed * 3, variant="local", seed=seed)
     table = made(head_to_head, tmp_path, "local", "full")
-    assert table.notes[0] == "local on ListOps lost runs: diverged (3/5). The difference is that of the others."
+    assert table.notes[0] == "local on ListOps lost runs: diverged (3/5). No difference counts them."
+
+
+def test_a_task_without_a_difference_is_named_with_the_reason(tmp_path):
+    for seed in range(2):
+        for task in ("listops", "text", "image"):
+            add_run(tmp_path, 500 + seed, task=task, seed=seed)
+        add_run(tmp_path, 520 + seed, variant="local", seed=seed)
+        add_run(tmp_path, None, variant="local", task="text", seed=seed)
+        add_run(tmp_path, 520, variant="local", task="image", seed=seed + 2)
+    table = made(head_to_head, tmp_path, "local", "full")
+    assert table.cells["task"].tolist() == ["ListOps"]
+    assert table.notes[:2] == [
+        "local on Text lost runs: diverged (2/2). No difference counts them.",
+        "local and full have no seed in common on Image.",
+    ]
+
+
+def test_settings_of_one_short_name_are_two_rows_of_an_ablation(tmp_path):
+    plain = cell_config(variant="performer", track="open")
+    variant = plain.variant.model_copy(update={"options": plain.variant.options | {"dropout": 0.1}})
+    model = plain.model.model_copy(update={"dropout": 0.1})
+    for right, changes in ((400, {}), (410, {"variant": variant}), (430, {"model": model})):
+        for seed in range(2):
+            add_run(tmp_path, right, config=plain.model_copy(update={**changes, "seed": seed}))
+    table = made(ablation, tmp_path, "performer", track="open")
+    assert sorted(zip(table.cells["changed"], table.cells["test accuracy (%)"], strict=True)) == [
+        ("(base)", "40.00 ± 0.00 (2)"),
+        ("model.dropout=0.1", "43.00 ± 0.00 (2)"),
+        ("variant.dropout=0.1", "41.00 ± 0.00 (2)"),
+    ]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from reports.tables import cost
-from tests.reports.synthetic import add_run, made, notes_of
+from reports.tables import cost, sort_rows
+from tests.reports.synthetic import add_attempt, add_run, made, notes_of
 
 
 def test_cost_is_relative_to_full_of_the_same_recipe(tmp_path):
@@ -20,6 +20,21 @@ def test_cost_is_relative_to_full_of_the_same_recipe(tmp_path):
         assert (row["operations (MFLOPs)"], row["operations (x full)"]) == (f"{2 * layers}.0", "0.40")
     assert cells.loc["conv [num_layers=2]", ["operations (MFLOPs)", "operations (x full)"]].tolist() == ["-", "-"]
     assert "matrix products, convolutions and fused attention only" in notes_of(table)
+
+
+def test_a_variant_without_any_cost_is_named_with_the_reason(tmp_path):
+    for seed in range(2):
+        add_run(tmp_path, 400, seed=seed)
+        add_attempt(tmp_path, "oom", variant="linear", seed=seed)
+    assert "linear on ListOps has no cost: OOM (2/2)." in made(cost, tmp_path).notes
+
+
+def test_a_row_that_lost_seeds_is_not_sorted_by_the_mean_of_the_others(tmp_path):
+    for seed in range(3):
+        add_run(tmp_path, 400, seed=seed)
+        add_run(tmp_path, None if seed else 500, variant="linear", seed=seed)
+    table = sort_rows(made(cost, tmp_path), "score")
+    assert table.cells["variant"].tolist() == ["full", "linear"]
 
 
 def test_processors_are_told_apart(tmp_path):

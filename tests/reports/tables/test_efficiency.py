@@ -56,6 +56,27 @@ def test_machines_and_batches_that_collide_get_tables_of_their_own(tmp_path):
     assert len(measurement_groups(load_stores([tmp_path]))) == 5
 
 
+def test_two_programs_of_a_task_get_tables_of_their_own(tmp_path):
+    fill(tmp_path, lengths=(1024,))
+    for seconds, origin in ((0.5, "p sha256:aa"), (0.25, "p sha256:bb")):
+        add_measurement(tmp_path, "full", 1024, seconds=seconds, mib=9, task="my.py:Mine", task_origin=origin)
+    groups = measurement_groups(load_stores([tmp_path]))
+    assert sorted(len(group) for group in groups) == [1, 1, 2]
+
+
+def test_of_two_stores_the_newest_measurement_counts_and_each_torch_has_a_table(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    add_measurement(one, "full", 1024, seconds=0.5, mib=9, measured_at="2026-02-01T00:00:00+00:00")
+    add_measurement(other, "full", 1024, seconds=0.25, mib=9)
+    for stores in ([one, other], [other, one]):
+        (group,) = measurement_groups(load_stores(stores))
+        assert group["seconds"].tolist() == [0.5]
+    add_measurement(other, "full", 1024, seconds=0.25, mib=9, torch="3")
+    for stores in ([one, other], [other, one]):
+        groups = measurement_groups(load_stores(stores))
+        assert sorted(group["seconds"].item() for group in groups) == [0.25, 0.5]
+
+
 def test_within_a_length_all_is_of_one_batch(tmp_path):
     """Memory of a batch of 8 is no multiple of that of another batch, whatever the variants."""
     add_measurement(tmp_path, "full", 1024, seconds=1.0, mib=90, batch=32)
