@@ -72,6 +72,7 @@ ON_CPU = {
         "options",
         "options-s5",
         "options-text",
+        "causal",
         "convnet",
         "depth-bytes",
         "depth-text",

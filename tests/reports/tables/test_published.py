@@ -160,12 +160,12 @@ def test_an_average_needs_the_same_seeds_of_every_task_and_those_of_the_suite(tm
     assert cells[cells["source"] == TAY]["difference (points)"].unique().tolist() == ["-"]
 
 
-def fills_failures(self, row, tasks):
+def fills_failures(self, row, average, tasks):
     numbers = dict(zip(self.columns, self.rows[row], strict=True))
     return sum(numbers.get(task) or 50.0 for task in tasks) / len(tasks)
 
 
-def takes_what_there_is(self, row, tasks):
+def takes_what_there_is(self, row, average, tasks):
     numbers = [number for task, number in zip(self.columns, self.rows[row], strict=True) if task in tasks and number]
     return sum(numbers) / len(numbers)
 
