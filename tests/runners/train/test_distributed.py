@@ -418,7 +418,7 @@ from torch.distributed.nn import functional  # as an optimizer does, in the midd
 barrier(ranks)
 destroy(ranks)
 names = [Path(f"/proc/self/task/{thread}/comm").read_text() for thread in os.listdir("/proc/self/task")]
-print(sum("gloo" in name for name in names))
+os.write(1, b"%d\\n" % sum("gloo" in name for name in names))  # at once: two processes write
 """
 
 
