@@ -179,9 +179,7 @@ def table(
     if siunitx and form != "latex":
         raise UsageError("--siunitx needs --format latex")
     results = load(selection)
-    tables, refusals = make_tables(preset, names, results, order, any_budget=any_budget)
-    for refusal in refusals:
-        echo(f"left out: {refusal}", err=True)
+    tables = make_tables(preset, names, results, order, any_budget=any_budget)
     if as_json:
         echo_json([plain_values(each) for each in tables])
         return
@@ -423,8 +421,7 @@ def probes(selection: Selection, *, form: str, out: Path | None, figure: Path | 
     from .render import render_all
 
     results = load(selection)
-    tables, _ = make_tables("probes", (), results)
-    write(render_all(tables, form, command=invocation()), out)
+    write(render_all(make_tables("probes", (), results), form, command=invocation()), out)
     if figure is None or image is None:
         return
     from .figures.probes import probe_panels
@@ -441,8 +438,8 @@ def probes(selection: Selection, *, form: str, out: Path | None, figure: Path | 
 
 def make_tables(
     preset: str, names: tuple[str, ...], results: ResultSet, order: str | None = None, *, any_budget: bool = False
-) -> tuple[list[Table], list[str]]:
-    """Make the tables of a preset, one for each profile and track, and say why some of them cannot be made.
+) -> list[Table]:
+    """Make the tables of a preset, one for each profile and track, and say on stderr why some of them cannot be made.
 
     Args:
         preset: Which tables.
@@ -458,13 +455,13 @@ def make_tables(
 
     if preset == "efficiency":
         made = tables.efficiency_tables(results)
-        return [tables.sort_rows(each, order) if order else each for each in made], []
+        return [tables.sort_rows(each, order) if order else each for each in made]
     if preset == "calibration":
         if order:
             raise UsageError("--sort: the rows of this table have one order only")
         each = tables.calibration(results, *names)
         each.name = " ".join([preset, *names])
-        return [each], []
+        return [each]
     makers: dict[str, Callable[..., Table]] = {
         "accuracy": tables.accuracy,
         "seeds": tables.seeds,
@@ -488,7 +485,9 @@ def make_tables(
             made.append(tables.sort_rows(each, order) if order else each)
     if not made:
         raise UsageError("\n".join(dict.fromkeys(refusals)) or "the store holds no records of runs yet")
-    return made, refusals
+    for refusal in refusals:
+        echo(f"left out: {refusal}", err=True)
+    return made
 
 
 def known_rows(names: tuple[str, ...], results: ResultSet) -> list[str]:

@@ -35,6 +35,8 @@ the same in all of them."""
 _OF_START = {"start.weights", "start.steps"}
 """What follows from `start.from`, unless one run has several outcomes."""
 _NO_TEXTS = ("True", "False", "None")
+_OF_TABLES = ("A5", "A6", "Chance", "Majority", "MLP only, trained")
+"""Columns and rows that tables add; no task and no variant has such a name without its registered one behind it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,13 +149,13 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
 
 
 def told_apart(names: Sequence[str], owners: Sequence[str]) -> list[str]:
-    """Add the owner wherever two owners have one name: a title is free text, and may be that of another.
+    """Add the owner wherever two owners have one name: a title is free text, and may be that of another, or of a table's.
 
     Args:
         names: What is shown,
         owners: and the registered name of what it is shown for, in the same order.
     """
-    holders: dict[str, set[str]] = {}
+    holders: dict[str, set[str]] = {word: {""} for word in _OF_TABLES}
     for name, owner in zip(names, owners, strict=True):
         holders.setdefault(name, set()).add(owner)
     if all(len(found) == 1 for found in holders.values()):

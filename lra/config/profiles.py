@@ -73,7 +73,9 @@ class Profile(Section):
         """
         recipe = self._find(task)
         if recipe is None:
-            raise UsageError(f"profile {self.name!r} does not define task {task!r}; {suggest(task, self.tasks)}")
+            having = [name for name in profile_names() if task in load_builtin("profiles", name, Profile).tasks]
+            hint = f"these do: {', '.join(having)} (--profile {having[0]})" if having else suggest(task, self.tasks)
+            raise UsageError(f"profile {self.name!r} does not define task {task!r}; {hint}")
         special = self.families.get(family or recipe.model.get("family", ""), FamilyRecipe())
         return recipe.model_copy(update={"model": recipe.model | special.model, "train": recipe.train | special.train})
 

@@ -171,8 +171,8 @@ def wrapped(name: object, width: int) -> str:
 
 
 def slug(text: str) -> str:
-    """Return a file name of letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:120] or "unnamed"
+    """Return a file name of small letters, digits, dashes, and the dots and underscores that names of profiles may have."""
+    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-.")[:120] or "unnamed"
 
 
 def plain_ticks(axis: Axis, low: float, high: float) -> None:

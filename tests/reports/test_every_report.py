@@ -32,7 +32,7 @@ TINY = {
         "data.train": 64, "data.validation": 16, "data.test": 64, "data.min_length": 4, "data.max_length": 16,
         "data.max_depth": 3, "data.max_args": 3, "model.max_length": 16,
     },
-    "pathfinder": {"data.count": 20, "model.num_layers": 1},
+    "parity": {"data.train": 64, "data.validation": 16, "data.test": 64, "model.num_layers": 1},
 }  # fmt: skip
 SMALL = {
     "model.dim": 8, "model.num_heads": 2, "model.mlp_dim": 8, "model.head_hidden": 8, "train.batch_size": 4,
@@ -183,7 +183,7 @@ def test_tables_have_what_only_the_tour_gives(made):
         return rows_of(done)
 
     header, *rows = cells("accuracy")
-    assert header[1:] == ["ListOps (%)", "Pathfinder (%)"]
+    assert header[1:] == ["ListOps (%)", "Parity (%)"]
     assert {row[0].partition(" [")[0] for row in rows} >= {get_variant(name).title for name in available()}
     assert {row[2] for row in cells("depth")[1:] if row[0] == "ListOps"} == {"1", "2"}
     assert [row[1] for row in cells("ablation")[1:]].count("(base)") == 2

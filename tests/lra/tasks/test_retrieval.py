@@ -291,7 +291,7 @@ def test_batches_hold_both_documents_with_ids_that_leave_zero_to_padding(tmp_pat
 def test_the_model_encodes_both_alike_and_ignores_padding(tmp_path, head, pooling):
     overrides = {"model.dim": 16, "model.mlp_dim": 32, "model.pair_head": head, "model.pooling": pooling}
     config = resolve(
-        task="retrieval", variant="full", profile=load_profile("quick"), seed=0, track="open", overrides=overrides
+        task="retrieval", variant="full", profile=load_profile("modern"), seed=0, track="open", overrides=overrides
     )
     model = build_model(config, 257, 2).double().eval()
     split = prepare(tmp_path, files()).split("train")

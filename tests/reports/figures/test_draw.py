@@ -116,6 +116,16 @@ def test_draw_all_names_its_files_after_the_figures(results, tmp_path):
     assert [path.name for path in paths] == [f"{name}.svg" for name in [*names, f"depth-{where}"]]
 
 
+def test_figures_of_profiles_that_look_alike_have_files_of_their_own_names(tmp_path):
+    names = ["my.prof", "my-prof", "my_prof"]
+    for number, name in enumerate(names):
+        for seed in (0, 1):
+            add_run(tmp_path, 400 + 10 * number + seed, seed=seed, profile=name)
+    paths = draw_all(load_stores([tmp_path]), tmp_path / "out", "svg")
+    seeds = [path.name for path in paths if path.name.startswith("seeds-")]
+    assert seeds == [f"seeds-listops-profile-{name}-matched-track.svg" for name in sorted(names)]
+
+
 @pytest.mark.nightly
 def test_hostile_names_are_drawn_as_text(tmp_path):
     for number, name in enumerate(HOSTILE):

@@ -211,6 +211,22 @@ def test_a_row_that_lost_runs_has_no_place_and_says_how_many(tmp_path):
     assert "90.00" not in index
 
 
+def test_a_task_of_which_every_run_is_lost_has_a_page_that_says_so(tmp_path):
+    add_run(tmp_path / "store", 500)
+    add_attempt(tmp_path / "store", "oom", task="text")
+    add_attempt(tmp_path / "store", "timeout", variant="linear", profile="mine")
+    results = load_stores([tmp_path / "store"])
+    boards = make_boards(results, load_published())
+    assert [(board.task, board.profile, len(board.rows), len(board.lost)) for board in boards] == [
+        ("ListOps", "mine", 0, 1),
+        ("ListOps", "quick", 1, 0),
+        ("Text", "quick", 0, 1),
+    ]
+    build_site(results, tmp_path / "site", "", quiet=True)
+    assert read(tmp_path / "site" / "index.html").text.count("no run has a number") == 2
+    assert "full (OOM)" in read(tmp_path / "site" / boards[2].address).text
+
+
 def test_a_row_that_lacks_a_seed_of_the_suite_has_no_place(tmp_path):
     for seed in range(2):
         add_run(tmp_path, 500, seed=seed)

@@ -197,6 +197,13 @@ def test_two_tasks_of_one_title_share_no_column(tmp_path):
     assert cells.loc["full"].to_dict() == {"ListOps (listops)": "40.00 (1)", "ListOps (mine.py:Task)": "60.00 (1)"}
 
 
+def test_a_task_with_the_title_of_an_average_keeps_its_column(tmp_path):
+    five_tasks(tmp_path, seeds=1)
+    config = cell_config().model_copy(update={"task": "mine.py:Task"})
+    add_run(tmp_path, 700, config=config, title="A5")
+    assert made(accuracy, tmp_path).cells.loc["full", ["A5", "A5 (mine.py:Task)"]].tolist() == ["42.00", "70.00 (1)"]
+
+
 def test_runs_of_a_task_whose_program_changed_share_no_cell(tmp_path):
     for origin, correct in (("mine 1", 400), ("mine 2", 600)):
         config = cell_config(track="open").model_copy(update={"task": "mine.py:Task", "task_origin": origin})

@@ -24,7 +24,7 @@ def test_captions_are_short_and_the_details_are_notes(tmp_path):
     tables = [
         table
         for preset in set(PRESETS) - {"depth", "ablation", "probes", "calibration"}
-        for table in make_tables(preset, ("full", "contextpool")[: NAMES_TAKEN.get(preset, 0)], results)[0]
+        for table in make_tables(preset, ("full", "contextpool")[: NAMES_TAKEN.get(preset, 0)], results)
     ]
     assert len(tables) == 7
     assert [table.caption for table in tables if len(table.caption.split()) >= 20] == []

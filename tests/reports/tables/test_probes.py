@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
+from reports.cli import command
 from reports.figures.probes import probe_panels
 from reports.render import rankings
 from reports.result_set import load_stores
@@ -80,12 +82,12 @@ def run_of(variant, seed):
     )  # fmt: skip
 
 
-def add_probe(folder, variant, seed, near, far):
+def add_probe(folder, variant, seed, near, far, **of):
     """Publish a run that has `near` and `far` of 100 right at the two lengths; None diverged."""
     lost = near is None
     bits = None if lost else np.concatenate([np.arange(100) < near, np.arange(100) < far])
     correct = None if lost else near + far
-    add_run(folder, correct, config=run_of(variant, seed), title="Recall", total=200, bits=bits)
+    add_run(folder, correct, config=run_of(variant, seed), title="Recall", total=200, bits=bits, **of)
 
 
 def test_a_mean_of_survivors_says_so_and_a_row_without_numbers_is_there(tmp_path):
@@ -108,6 +110,22 @@ def test_a_mean_of_survivors_says_so_and_a_row_without_numbers_is_there(tmp_path
     drawn = probe_panels(scores_by_length(results))
     texts = [[text.get_text() for text in axes.texts] for axes in drawn.axes]
     assert texts == [["96"], ["50"]]
+
+
+def test_a_variant_with_the_title_of_a_baseline_keeps_its_row(tmp_path):
+    add_probe(tmp_path, "local", 0, 96, 50, variant_title="Chance")
+    cells = probes(load_stores([tmp_path]), "probes", "open").cells
+    assert cells["Recall 64"].to_dict() == {"Chance (local)": "96.0", "Chance": "10.0"}
+
+
+def test_a_profile_whose_runs_are_all_lost_is_named(tmp_path):
+    add_probe(tmp_path, "full", 0, 96, 50)
+    config = run_of("full", 0).model_copy(update={"profile": "mine"})
+    add_attempt(tmp_path, "oom", config=config)
+    for words in (["probes"], ["table", "probes"]):
+        done = CliRunner().invoke(command, [*words, "--store", str(tmp_path)])
+        assert done.exit_code == 0
+        assert "left out: profile mine: no run of a probe" in done.stderr
 
 
 def test_only_what_was_learnt_is_marked(tmp_path):

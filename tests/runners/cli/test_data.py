@@ -202,7 +202,7 @@ def test_a_long_example_fits_the_screen():
         (["prepare", "listops", "--set", "source=official", "--small", "9"], 2, "a small dataset variant is generated"),
         (["prepare", "pathx", "--set", "source=official", "--small", "9"], 2, "a small dataset variant is generated"),
         (["prepare", "listops", "--profile", "quik"], 2, "Error: unknown profile 'quik'; did you mean 'quick'?"),
-        (["prepare", "pathx", "--profile", "nystromformer"], 2, "does not define task 'pathx'"),
+        (["prepare", "pathx", "--profile", "nystromformer"], 2, "not define task 'pathx'; these do: mini,"),
         (["prepare", "listops", "--set", "max_depth=3"], 2, "no tree of this depth and width"),
     ],
 )

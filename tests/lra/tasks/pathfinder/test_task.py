@@ -50,7 +50,7 @@ def test_the_continuous_edition_holds_the_same_pixels_and_reads_them_as_values(d
         np.testing.assert_array_equal(continuous.split(name).labels, data.split(name).labels)
     assert task.dataset_name(options) == "generated, easy, 160 / 20 / 20 examples, normalised values"
     assert "legacy_zero_mask" not in task.options.model_fields
-    config = resolve(task=task.info.name, variant="full", profile=load_profile("quick"), seed=0, overrides={})
+    config = resolve(task=task.info.name, variant="full", profile=load_profile("modern"), seed=0, overrides={})
     model = build_model(config, task.info.vocab_size, 2)
     batch = collate(continuous.split("test"), range(4), None, 1024, torch.device("cpu"))
     assert batch.mask is None  # black is a value, not padding
@@ -218,7 +218,7 @@ def test_a_small_variant_says_what_it_is_and_reaches_the_model_as_a_grid_of_its_
     config = resolve(
         task="pathfinder",
         variant="contextpool",
-        profile=load_profile("quick"),
+        profile=load_profile("modern"),
         seed=0,
         track="open",
         overrides=settings,
@@ -240,7 +240,7 @@ def test_the_defaults_keep_the_folders_and_ids_of_before():
     settings = {"data.side": None, "data.contour_length": None, "data.distractors": None, "data.balanced_discs": False}
     for overrides in ({}, settings):
         config = resolve(
-            task="pathfinder", variant="full", profile=load_profile("quick"), seed=0, track="open", overrides=overrides
+            task="pathfinder", variant="full", profile=load_profile("modern"), seed=0, track="open", overrides=overrides
         )
         assert not settings.keys() & {f"data.{name}" for name in config.hashed()["data"]}
 
