@@ -2,8 +2,8 @@
 """Which program a variant of a third party is: its files, found by loading it where nothing else is loaded.
 
 Only Python knows which files an import takes, so the variant is imported, and trained for a moment with its options, in
-a clean process; so is a layer of a third party. That process is forked for each question from one with torch and this
-package, which starts with the first question and ends with this process.
+a clean process; a layer or a task of a third party is tried there, too. That process is forked for each question from
+one with torch and this package, which starts with the first question and ends with this process.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def program_text(
     variant: str = "",
     options: Mapping[str, Any] | None = None,
     *,
-    layer: str = "",
+    trial: str = "",
     sizes: Mapping[str, Any] | None = None,
 ) -> str:
     """Return a short text for a program: a label and the beginning of its digest.
@@ -87,7 +87,8 @@ def program_text(
         modules: Modules or files to import, such as `package.module` or `folder/file.py`.
         variant: A variant that they define, which is tried, so that what it imports and reads then counts too.
         options: Its options, which may name files.
-        layer: A function (channels, stride) that they define, as `module:name`, whose layers are tried in its place.
+        trial: A function of this project, as `module:name`, that tries in its place what else they define: it is
+            called with the options.
         sizes: Those of a run, with which the variant is tried too: the fields of `LayerDims`, or of a whole model
             what `TRIAL_SIZES` has.
 
@@ -95,7 +96,7 @@ def program_text(
         ProgramError: It cannot be imported alone, or has changed since this process imported it.
     """
     written = [json.dumps(dict(values or {}), sort_keys=True) for values in (options, sizes)]
-    program = program_of(tuple(modules), variant, *written, layer, tuple(sys.path), str(Path.cwd()))
+    program = program_of(tuple(modules), variant, *written, trial, tuple(sys.path), str(Path.cwd()))
     _compare(program)
     text = f"{label} source {program.digest[:DIGITS]}"
     _asked[text] = program
@@ -104,7 +105,7 @@ def program_text(
 
 @functools.cache  # the code that runs is the code that was imported, once per process
 def program_of(
-    modules: tuple[str, ...], variant: str, options: str, sizes: str, layer: str, path: tuple[str, ...], folder: str
+    modules: tuple[str, ...], variant: str, options: str, sizes: str, trial: str, path: tuple[str, ...], folder: str
 ) -> Program:
     """Return the program of modules, and of a variant in them, as a clean process finds it.
 
@@ -113,7 +114,7 @@ def program_of(
         variant: Name of the variant, or empty.
         options: Its options, as JSON.
         sizes: Those of a run, as JSON; see `program_text`.
-        layer: A function that makes layers, or empty; see `program_text`.
+        trial: What tries something else, or empty; see `program_text`.
         path: Where Python looks for modules.
         folder: The working folder.
 
@@ -125,7 +126,7 @@ def program_of(
             return loaded_program((), {})
         except (OSError, ImportError) as error:
             raise ProgramError(str(error)) from error
-    request = {"modules": modules, "variant": variant, "options": json.loads(options), "layer": layer}
+    request = {"modules": modules, "variant": variant, "options": json.loads(options), "trial": trial}
     request |= {"sizes": json.loads(sizes), "path": path, "folder": folder}
     answer = _ask(request)
     if "error" in answer:
@@ -188,7 +189,7 @@ def serve() -> None:
     for line in sys.stdin.buffer:
         request = json.loads(line)
         # What ends the process may be the trial: then only what the import loads counts.
-        content = _forked(request, quiet) or _forked(request | {"variant": "", "layer": ""}, quiet)
+        content = _forked(request, quiet) or _forked(request | {"variant": "", "trial": ""}, quiet)
         answers.write((content or b'{"error": "importing it ended the process"}') + b"\n")
         answers.flush()
 
@@ -215,7 +216,7 @@ def _find(
     variant: str,
     options: Mapping[str, Any],
     sizes: Mapping[str, Any],
-    layer: str,
+    trial: str,
     path: list[str],
     folder: str,
 ) -> dict[str, Any]:
@@ -242,9 +243,9 @@ def _find(
         if variant:
             with contextlib.suppress(Exception):
                 _try(variant, options, sizes)
-        if layer:
+        if trial:
             with contextlib.suppress(Exception):
-                _try_layer(layer)
+                EntryPoint(name="trial", value=trial, group="").load()(**options)
         distributions = {owner for module in modules if not module.endswith(".py") for owner in owners_of(module)}
         program = loaded_program(distributions, names, read)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises
@@ -311,19 +312,3 @@ def _step(module: Any, x: Any, mask: Any) -> None:
             result.sum().backward()
         with contextlib.suppress(Exception):
             module.after_step()
-
-
-def _try_layer(reference: str) -> None:
-    """Build layers as a model does, and train them for a moment."""
-    import torch
-
-    torch.set_num_threads(1)
-    make = EntryPoint(name="layer", value=reference, group="").load()
-    for stride in (1, 2):
-        with contextlib.suppress(Exception):
-            module = make(8, stride)
-            for training in (True, False):
-                module.train(training)
-                result = module(torch.randn(2, 8, 8, 8, requires_grad=True))
-                if training:
-                    result.sum().backward()

@@ -135,7 +135,7 @@ def _depth(folder: Path) -> int:
 
 def _is_bookkeeping(part: str) -> bool:
     """Say whether a part of a path is of Python's or hidden: compiled code, or what pip notes on a distribution."""
-    return part.startswith(".") or part == "__pycache__" or part.endswith(".dist-info")
+    return part.startswith(".") or part == "__pycache__" or part.endswith((".dist-info", ".egg-info"))
 
 
 def user_modules(own: Iterable[str] = ()) -> dict[str, ModuleSpec]:

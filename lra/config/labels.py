@@ -149,7 +149,7 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
 
 
 def told_apart(names: Sequence[str], owners: Sequence[str]) -> list[str]:
-    """Add the owner wherever two owners have one name: a title is free text, and may be that of another, or of a table's.
+    """Add the owner to each name that another owner, or a table itself, has too: a title is free text.
 
     Args:
         names: What is shown,

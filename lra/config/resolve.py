@@ -358,8 +358,9 @@ def with_programs(config: RunConfig) -> RunConfig:
         origin = downsampler_origin(config.model.pool)
     except (UnknownVariantError, RegistrationError, OptionError, UnknownDownsamplerError) as error:
         raise UsageError(f"variant: {error.args[0]}") from error
-    model = config.model.model_copy(update={"pool_origin": origin})
-    return config.model_copy(update={"variant": choice, "model": model, "task_origin": get_task(config.task).origin})
+    model, task = config.model.model_copy(update={"pool_origin": origin}), get_task(config.task)
+    program = task.origin(task.options.model_validate(config.data))
+    return config.model_copy(update={"variant": choice, "model": model, "task_origin": program})
 
 
 def _trial_sizes(config: RunConfig) -> dict[str, Any]:

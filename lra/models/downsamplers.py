@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
+import torch
 from torch import nn
 
 from attention_zoo.program import ProgramError, program_text, remember_imports
@@ -84,7 +86,27 @@ def downsampler_origin(name: str) -> str:
             return ""
         try:
             label, modules = f"{point.dist.name} {point.dist.version}", [point.module, made.__module__]
-            return program_text(label, modules, layer=point.value)
+            return program_text(
+                label, modules, "", {"reference": point.value}, trial="lra.models.downsamplers:try_layer"
+            )
         except ProgramError as error:
             raise UnknownDownsamplerError(f"downsampler {name!r}: its source cannot be told: {error}") from error
     return ""
+
+
+def try_layer(reference: str) -> None:
+    """Build the layers that a function gives, as a model does, and train them for a moment: see `program_text`.
+
+    Args:
+        reference: The function (channels, stride), as `module:name`.
+    """
+    torch.set_num_threads(1)
+    make = EntryPoint(name="layer", value=reference, group="").load()
+    for stride in (1, 2):
+        with contextlib.suppress(Exception):
+            module = make(8, stride)
+            for training in (True, False):
+                module.train(training)
+                result = module(torch.randn(2, 8, 8, 8, requires_grad=True))
+                if training:
+                    result.sum().backward()

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -75,8 +75,12 @@ class Task(ABC, Generic[OptionsT]):
 
     info: ClassVar[TaskInfo]
     options: ClassVar[type[TaskOptions]]
-    origin: str = ""
-    """What identifies the program of a third party's task: see `lra.tasks.plugins`. Empty for our own."""
+    program: Callable[[TaskOptions], str] | None = None
+    """Finds the program of a third party's task with its options: see `lra.tasks.plugins`. None for our own."""
+
+    def origin(self, options: OptionsT) -> str:
+        """Return what identifies the program of a third party's task with these options; empty for our own."""
+        return "" if self.program is None else self.program(options)
 
     def info_for(self, options: OptionsT) -> TaskInfo:  # noqa: ARG002
         """Return the facts with the vocabulary and the classes of a dataset variant, if options decide these."""
@@ -290,7 +294,9 @@ class Task(ABC, Generic[OptionsT]):
 
     def folder_name(self, options: OptionsT) -> str:
         """Name the folder of a dataset variant: readable, with a hash of the options and the task's version."""
-        identity = f"{self.info.version}\n{options.model_dump_json(exclude=self._as_before(options))}{self.origin}"
+        identity = (
+            f"{self.info.version}\n{options.model_dump_json(exclude=self._as_before(options))}{self.origin(options)}"
+        )
         return f"{self.info.name}-{self.short_name(options)}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     def _as_before(self, options: OptionsT) -> set[str]:

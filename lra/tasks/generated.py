@@ -182,22 +182,24 @@ class GeneratedTask(Task[OptionsT]):
         """
         splits = {name: self.draw(options, name, progress=progress) for name in SPLITS}
         by = f"generator {self.info.version}"
-        if self.origin:
-            by = f"{by}, {self.origin}"
+        if origin := self.origin(options):
+            by = f"{by}, {origin}"
         return self.write(options, target, splits, generated_by=by, baselines=self.baselines(options, splits))
 
-    def draw(self, options: OptionsT, name: SplitName, *, progress: bool = False) -> Split:
+    def draw(self, options: OptionsT, name: SplitName, *, most: int | None = None, progress: bool = False) -> Split:
         """Draw one split.
 
         Args:
             options: Which dataset variant.
             name: The split.
+            most: Draw at most this many examples of each length; None draws all.
             progress: Whether to show a bar, when there is a terminal.
 
         Raises:
             DataError: An example is not what the facts of the task say.
         """
-        info, count, lengths = self.info_for(options), options.counts[name], options.lengths(name)
+        info, lengths = self.info_for(options), options.lengths(name)
+        count = min(options.counts[name], options.counts[name] if most is None else most)
         texts: list[Tokens] = []
         labels = np.zeros(count * len(lengths), dtype=np.uint8)
         with progress_bar(title=f"{info.name} {name}", total=len(labels), unit="ex", shown=progress) as bar:

@@ -6,17 +6,24 @@ They are loaded, and their source is hashed, as variants of others are: see `att
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Collection
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+
+from lra.data.split import SPLITS, Split, SplitName
 from lra.errors import UsageError
 from lra.names import fold
 from lra.tasks.base import Task, TaskInfo, TaskOptions
+from lra.tasks.generated import GeneratedTask
 
 ENTRY_POINT_GROUP = "lra.tasks"
+TRIAL_EXAMPLES = 8
+"""Examples of each split and length that are drawn when a task is tried."""
 
 
 def announced() -> dict[str, EntryPoint]:
@@ -56,11 +63,53 @@ def load_task(name: str, taken: Collection[str]) -> Task[Any]:
         raise UsageError(f"--task {name}: the entry point has another name than its task, {task.info.name!r}")
     distribution = None if point is None else point.dist
     label = f"{PurePath(place).name}:{thing}" if distribution is None else f"{distribution.name} {distribution.version}"
-    try:
-        task.origin = program_text(label, list(dict.fromkeys((place, found.__module__))) if point else [place])
-    except ProgramError as error:
-        raise UsageError(f"--task {name}: its source cannot be found: {error}") from error
+    modules = list(dict.fromkeys((place, found.__module__))) if point else [place]
+
+    def program(options: TaskOptions) -> str:
+        made = {"place": place, "name": thing, "options": options.model_dump_json()}
+        try:
+            return program_text(label, modules, "", made, trial="lra.tasks.plugins:try_task")
+        except ProgramError as error:
+            raise UsageError(f"--task {name}: its source cannot be found: {error}") from error
+
+    task.program = program
     return task
+
+
+def try_task(place: str, name: str, options: str) -> None:
+    """Draw some examples of a task and call all else that it may define, so that it imports and reads what it needs.
+
+    Args:
+        place: Module or file of the task.
+        name: Its class there.
+        options: Its options, as JSON.
+    """
+    from attention_zoo.foreign import import_place
+
+    task: Task[Any] = getattr(import_place(place), name)()
+    chosen = task.options.model_validate_json(options)
+    for call in (task.info_for, task.defaults, task.dataset_name, task.short_name, task.max_length, task.source_key):
+        with contextlib.suppress(Exception):
+            call(chosen)
+    with contextlib.suppress(Exception):
+        task.default_recipe()
+    if not isinstance(task, GeneratedTask):
+        return
+    splits: dict[SplitName, Split] = {}
+    for split in SPLITS:
+        with contextlib.suppress(Exception):
+            splits[split] = task.draw(chosen, split, most=TRIAL_EXAMPLES)
+    with contextlib.suppress(Exception):
+        task.baselines(chosen, splits)
+    with contextlib.suppress(Exception):
+        for features in task.baseline_features().values():
+            features(splits["train"], np.arange(len(splits["train"])))
+    with contextlib.suppress(Exception):
+        change = task.augmentation(chosen)
+        if change is not None:
+            change(splits["train"].tokens_of(0), np.random.default_rng(0))
+    with contextlib.suppress(Exception):
+        task.describe_example(splits["test"], 0)
 
 
 def _check(name: str, found: type[Task[Any]], taken: Collection[str]) -> None:

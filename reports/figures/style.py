@@ -171,7 +171,7 @@ def wrapped(name: object, width: int) -> str:
 
 
 def slug(text: str) -> str:
-    """Return a file name of small letters, digits, dashes, and the dots and underscores that names of profiles may have."""
+    """Return a file name of small letters, digits and dashes, with the dots and underscores that profiles may have."""
     return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-.")[:120] or "unnamed"
 
 

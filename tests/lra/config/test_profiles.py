@@ -98,7 +98,9 @@ def test_the_official_retrieval_never_leaves_its_warm_up_and_the_modern_one_trai
 
 def test_quick_has_what_leaves_chance_in_minutes_and_says_who_has_the_rest():
     assert set(load_profile("quick").tasks) == {"listops", "text", "image", "image_continuous"}
-    with pytest.raises(UsageError, match=r"'quick' does not define task 'pathfinder'; these do: mini, .*--profile mini"):
+    with pytest.raises(
+        UsageError, match=r"'quick' does not define task 'pathfinder'; these do: mini, .*--profile mini"
+    ):
         config("quick", "pathfinder")
 
 

@@ -2,10 +2,12 @@
 
 import json
 import re
+import sys
 
 import pytest
 from click.testing import CliRunner
 
+from attention_zoo import program
 from lra.results.records import Store
 from lra.tasks import get_task, plugins
 from reports.cli import command as lra_report
@@ -45,6 +47,7 @@ class Majority(GeneratedTask[MajorityOptions]):
 def folder(tmp_path, monkeypatch):
     """A working folder with the file of a task."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # without the folders of earlier tests
     (tmp_path / "my_task.py").write_text(TASK)
     plugins.load_task.cache_clear()
     return tmp_path
@@ -98,19 +101,69 @@ def test_another_program_is_another_run_on_other_data(folder):
     def state():
         plugins.load_task.cache_clear()
         task = get_task("my_task.py:Majority")
-        return task.origin, task.folder_name(task.options())
+        return task.origin(task.options()), task.folder_name(task.options())
 
     first = state()
     (folder / "sub").mkdir()
     (folder / "sub" / "my_task.py").write_text(TASK.replace('"""Is there', '"""Are there') + "# a comment\n")
     plugins.load_task.cache_clear()
     other = get_task("sub/my_task.py:Majority")
-    assert (other.origin, other.folder_name(other.options())) == first
+    assert (other.origin(other.options()), other.folder_name(other.options())) == first
     (folder / "sub2").mkdir()
     (folder / "sub2" / "my_task.py").write_text(TASK.replace("length / 2", "length / 3"))
     changed = get_task("sub2/my_task.py:Majority")
-    assert changed.origin != first[0]
+    assert changed.origin(changed.options()) != first[0]
     assert changed.folder_name(changed.options()) != first[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "reads"),
+    [
+        ("example(self, options, length, generator)", "return [1] * length, 0"),
+        ("baselines(self, options, splits)", "return {}"),
+        ("info_for(self, options)", "return self.info"),
+        ("augmentation(self, options)", "return None"),
+        ("default_recipe(self)", "return {}"),
+        ("describe_example(self, examples, index)", "return ''"),
+    ],
+)
+def test_what_a_task_reads_and_imports_late_is_part_of_its_program(folder, method, reads):
+    read = 'importlib.import_module("rule_1"), open("words.txt").read()'
+    name = method.partition("(")[0]
+    text = (
+        TASK.replace("def " + name, "def of_before_" + name) + f"\n    def {method}:\n        {read}\n        {reads}\n"
+    )
+    if name != "example":
+        text = text.replace("of_before_example", "example")
+    (folder / "my_task.py").write_text("import importlib\n" + text)
+
+    def origin():
+        program.program_of.cache_clear()
+        plugins.load_task.cache_clear()
+        task = get_task("my_task.py:Majority")
+        return task.origin(task.options())
+
+    found = []
+    for words, rule in (("a", "X = 1"), ("b", "X = 1"), ("b", "X = 2")):
+        (folder / "words.txt").write_text(words)
+        (folder / "rule_1.py").write_text(rule)
+        found.append(origin())
+    assert len(set(found)) == 3
+
+
+def test_a_file_that_an_option_names_is_part_of_the_program(folder):
+    text = TASK.replace("letters: int = 2", 'letters: int = 2\n    words: str = "a.txt"')
+    text = text.replace("        tokens =", "        open(options.words).read()\n        tokens =")
+    (folder / "my_task.py").write_text(text)
+    found = []
+    for words in ("a", "b"):
+        (folder / "a.txt").write_text(words)
+        (folder / "b.txt").write_text(words)
+        program.program_of.cache_clear()
+        plugins.load_task.cache_clear()
+        task = get_task("my_task.py:Majority")
+        found += [task.origin(task.options(words=name)) for name in ("a.txt", "b.txt")]
+    assert len(set(found)) == 4
 
 
 def test_a_file_that_changes_during_a_run_ends_it(folder):
@@ -127,7 +180,7 @@ def test_a_file_that_changes_during_a_run_ends_it(folder):
         class model:  # noqa: N801
             pool_origin = ""
 
-        task_origin = task.origin
+        task_origin = task.origin(task.options())
 
     training.check_process(Config)
     (folder / "my_task.py").write_text(TASK.replace("length / 2", "length / 4"))
@@ -219,7 +272,7 @@ def test_an_installed_task_is_found_by_its_entry_point(folder, monkeypatch):
     monkeypatch.setattr(plugins, "entry_points", lambda *, group: [point] if group == "lra.tasks" else [])
     task = get_task("majority")
     assert task.info.title == "Majority"
-    assert "source" in task.origin
+    assert "source" in task.origin(task.options())
     wrong = EntryPoint(name="minority", value="installed_majority:Majority", group=plugins.ENTRY_POINT_GROUP)
     monkeypatch.setattr(plugins, "entry_points", lambda *, group: [wrong])
     with pytest.raises(Exception, match="another name than its task, 'majority'"):

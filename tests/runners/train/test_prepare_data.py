@@ -26,7 +26,16 @@ def configs(*names):
 
 
 def test_missing_data_of_later_tasks_is_found_before_the_first_is_trained(tmp_path):
-    words = ["--attn", "full,local", "--task", "listops,image,pathfinder,text", "--profile", "modern", "--device", "cpu"]
+    words = [
+        "--attn",
+        "full,local",
+        "--task",
+        "listops,image,pathfinder,text",
+        "--profile",
+        "modern",
+        "--device",
+        "cpu",
+    ]
     done = CliRunner().invoke(command, [*words, "--data-dir", str(tmp_path / "home"), "--store", str(tmp_path / "s")])
     assert done.exit_code == 3
     assert [line.split(": ")[1] for line in done.stderr.splitlines() if "is neither prepared" in line] == [
