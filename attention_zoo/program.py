@@ -89,8 +89,8 @@ def program_text(
         options: Its options, which may name files.
         trial: A function of this project, as `module:name`, that tries in its place what else they define: it is
             called with the options.
-        sizes: Those of a run, with which the variant is tried too: the fields of `LayerDims`, or of a whole model
-            what `TRIAL_SIZES` has.
+        sizes: Those of a run, with which the variant is tried too: the fields of `LayerDims` of its last layer, for all
+            layers up to it; or of a whole model what `TRIAL_SIZES` has.
 
     Raises:
         ProgramError: It cannot be imported alone, or has changed since this process imported it.
@@ -278,13 +278,14 @@ def _try(variant: str, options: Mapping[str, Any], sizes: Mapping[str, Any]) -> 
             given = {name: size for name, size in each.items() if name in named}
             build: Callable[[], Any] = functools.partial(spec.program, **given, **config.to_dict())
             length = min(TRIAL_LENGTH, each["max_length"])
-            builds.append((build, torch.randint(1, each["vocabulary_size"], (2, length))))
+            tokens = each["vocabulary_size"]  # 0 for real values
+            builds.append((build, torch.randint(1, tokens, (2, length)) if tokens else torch.randn(2, length)))
     else:
         grids: list[tuple[int, int] | None] = [None, (4, 4)]
         layers = [LayerDims(dim=64, num_heads=4, max_length=TRIAL_LENGTH, grid=grid) for grid in grids]
         if sizes:
             grid = sizes["grid"] and tuple(sizes["grid"])  # JSON has no tuples
-            layers.append(LayerDims(**{**sizes, "grid": grid}))
+            layers += [LayerDims(**{**sizes, "grid": grid, "layer": layer}) for layer in range(sizes["layer"] + 1)]
         for dims in layers:
             pixels = dims.grid[0] * dims.grid[1] + dims.num_prefix if dims.grid else 0
             length = pixels if 0 < pixels <= TRIAL_PIXELS + 1 else min(TRIAL_LENGTH, dims.max_length)

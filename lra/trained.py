@@ -19,6 +19,7 @@ from lra.data.dataset import PreparedData, data_home
 from lra.errors import StoreError, UsageError
 from lra.models.convnet import ConvNet
 from lra.models.foreign import ForeignModel
+from lra.models.precision import autocast
 from lra.models.transformer import Classifier, build_model
 from lra.names import suggest
 from lra.results.checkpoints import read_state, weights_digest
@@ -79,7 +80,8 @@ class TrainedRun:
 
         Returns:
             A module that takes tokens, (batch, length), and a mask, (batch, length), True = real token, or None; it
-            gives logits, (batch, classes).
+            gives logits, (batch, classes). A run in another precision than float32 had its answers under
+            `lra.models.precision.autocast`.
 
         Raises:
             StoreError: The weights are missing or damaged, or are not those of the record; or the program of a third
@@ -141,7 +143,7 @@ class TrainedRun:
         if examples.lengths.max() > limit:
             number = int(examples.lengths.argmax())
             raise UsageError(f"text {number} has {examples.lengths[number]} tokens; this run takes at most {limit}")
-        with torch.no_grad():
+        with torch.no_grad(), autocast(torch.device(device), config.train.precision):
             for indices, batch in evaluation_batches(
                 examples,
                 max_tokens=PREDICTION_TOKENS,

@@ -31,9 +31,10 @@ from lra.errors import UsageError
 from lra.models.convnet import READS as CONVNET_READS
 from lra.models.convnet import family_problems
 from lra.models.downsamplers import UnknownDownsamplerError, downsampler_origin
+from lra.models.foreign import given_sizes
 from lra.models.transformer import layer_dims
 from lra.names import suggest
-from lra.tasks import get_task
+from lra.tasks import get_task, info_of
 from lra.tasks.base import TaskInfo
 
 _HIDING = ("pretrain.mask_rate", "pretrain.mask_span")
@@ -355,7 +356,7 @@ def with_programs(config: RunConfig) -> RunConfig:
     """
     try:
         choice = VariantChoice.of(config.variant.name, config.variant.typed, _trial_sizes(config))
-        origin = downsampler_origin(config.model.pool)
+        origin = downsampler_origin(config.model.pool, config.model.dim, info_of(config).grid)
     except (UnknownVariantError, RegistrationError, OptionError, UnknownDownsamplerError) as error:
         raise UsageError(f"variant: {error.args[0]}") from error
     model, task = config.model.model_copy(update={"pool_origin": origin}), get_task(config.task)
@@ -367,12 +368,10 @@ def _trial_sizes(config: RunConfig) -> dict[str, Any]:
     """Return the sizes of a run with which a program of a third party is tried; empty for a convnet, which has none."""
     if config.model.family == "transformer":
         with contextlib.suppress(ValueError):  # sizes that do not fit: `run_problems` tells
-            return asdict(layer_dims(config, 0))
+            return asdict(layer_dims(config, config.model.num_layers - 1))
     if config.model.family == "foreign":
-        task = get_task(config.task)
-        info = task.info_for(task.options.model_validate(config.data))
-        length = config.model.max_length
-        return {"vocabulary_size": info.vocab_size, "max_length": length, "num_classes": info.num_classes}
+        info = info_of(config)
+        return given_sizes(config, info, info.vocab_size, info.num_classes)
     return {}
 
 

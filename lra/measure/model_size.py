@@ -12,6 +12,7 @@ from attention_zoo.foreign import ForeignError
 from lra.config.schema import RunConfig, VariantChoice
 from lra.errors import UsageError
 from lra.measure.flops import count_flops
+from lra.models.precision import autocast
 from lra.models.transformer import build_model, count_parameters
 from lra.tasks import info_of
 from lra.tasks.base import TaskInfo
@@ -29,7 +30,7 @@ def flops_of_example(config: RunConfig, info: TaskInfo, device: torch.device) ->
         model = build_model(config, info.vocab_size, info.num_classes).to(device)
 
         def step() -> None:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+            with autocast(device, config.train.precision):
                 logits = model(tokens).float()
             F.cross_entropy(logits, labels).backward()
 

@@ -16,6 +16,8 @@ from attention_zoo.registry import OWN_DISTRIBUTION
 from lra.names import suggest
 
 ENTRY_POINT_GROUP = "lra.downsamplers"
+TRIAL_SIDE = 32
+"""Most rows and columns of the images with which a layer is tried."""
 
 Downsampler = Callable[[int, int], nn.Module]
 """(channels, stride) -> a layer from (batch, channels, rows, columns) to (batch, channels, ceil(rows / stride),
@@ -74,8 +76,13 @@ def is_own(name: str) -> bool:
 
 
 @functools.cache  # as for variants: the code that was imported, once per process
-def downsampler_origin(name: str) -> str:
+def downsampler_origin(name: str, channels: int, grid: tuple[int, int] | None) -> str:
     """Name the program of a third party's layer: its distribution, version and source; empty for our own layers.
+
+    Args:
+        name: Of the layer.
+        channels: The fewest that a run has it for,
+        grid: and rows and columns of its images; None for a task without images.
 
     Raises:
         UnknownDownsamplerError: There is no such layer, or its source cannot be found.
@@ -86,27 +93,28 @@ def downsampler_origin(name: str) -> str:
             return ""
         try:
             label, modules = f"{point.dist.name} {point.dist.version}", [point.module, made.__module__]
-            return program_text(
-                label, modules, "", {"reference": point.value}, trial="lra.models.downsamplers:try_layer"
-            )
+            given = {"reference": point.value, "channels": channels, "side": min(TRIAL_SIDE, *(grid or [TRIAL_SIDE]))}
+            return program_text(label, modules, "", given, trial="lra.models.downsamplers:try_layer")
         except ProgramError as error:
             raise UnknownDownsamplerError(f"downsampler {name!r}: its source cannot be told: {error}") from error
     return ""
 
 
-def try_layer(reference: str) -> None:
+def try_layer(reference: str, channels: int, side: int) -> None:
     """Build the layers that a function gives, as a model does, and train them for a moment: see `program_text`.
 
     Args:
         reference: The function (channels, stride), as `module:name`.
+        channels: Those of the first layer of a run; each later one has twice as many,
+        side: and images of half as many rows and columns.
     """
     torch.set_num_threads(1)
     make = EntryPoint(name="layer", value=reference, group="").load()
-    for stride in (1, 2):
+    for width, stride, rows in ((8, 1, 8), (8, 2, 8), (channels, 2, side), (2 * channels, 2, (side + 1) // 2)):
         with contextlib.suppress(Exception):
-            module = make(8, stride)
+            module = make(width, stride)
             for training in (True, False):
                 module.train(training)
-                result = module(torch.randn(2, 8, 8, 8, requires_grad=True))
+                result = module(torch.randn(2, width, rows, rows, requires_grad=True))
                 if training:
                     result.sum().backward()

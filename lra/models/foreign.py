@@ -63,12 +63,8 @@ class ForeignModel(nn.Module):
         self.title, self.info, self.head = spec.title, info, head
         self.max_length, self.fixed_length = config.model.max_length, config.train.padding == "fixed"
         self.zero_is_padding = config.data.get("legacy_zero_mask", False)
-        self.width = num_classes if head is None else config.model.dim
-        sizes = {
-            "vocabulary_size": vocab_size if info.normalisation is None else 0,
-            "max_length": self.max_length,
-            "num_classes": self.width,
-        }
+        sizes = given_sizes(config, info, vocab_size, num_classes)
+        self.width = sizes["num_classes"]
         arguments = arguments_of(spec, config.variant.typed.to_dict(), sizes)
         seed_torch(config.seed, "init", "model")
         try:
@@ -166,6 +162,22 @@ class ForeignModel(nn.Module):
         if not logits.isfinite().all():
             raise ForeignError(f"{self.title}: the logits of made-up tokens are not finite")
         return logits
+
+
+def given_sizes(config: RunConfig, info: TaskInfo, vocab_size: int, num_classes: int) -> dict[str, int]:
+    """Return the sizes that the model of a run is built with, by the names of its arguments: see the head of this file.
+
+    Args:
+        config: The configuration of the run.
+        info: The task.
+        vocab_size: Token ids are below it.
+        num_classes: Classes of the task.
+    """
+    return {
+        "vocabulary_size": vocab_size if info.normalisation is None else 0,
+        "max_length": config.model.max_length,
+        "num_classes": config.model.dim if info.paired else num_classes,
+    }
 
 
 def arguments_of(spec: VariantSpec, options: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:

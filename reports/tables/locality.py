@@ -16,6 +16,7 @@ from lra.data.batching import Batch, collate
 from lra.data.split import Split
 from lra.errors import UsageError
 from lra.measure.locality import Change, Mixing, influence, logits_within, mixing
+from lra.models.precision import autocast
 from lra.models.transformer import Classifier, mixers
 from lra.results.records import RunRecord
 from lra.trained import TrainedRun
@@ -60,7 +61,7 @@ class Looked:
         self.split: Split = run.data(data_dir).split("test")
         if self.split.documents > 1:
             raise UsageError(f"{name} is of a task of pairs")
-        self.config = run.record.config.model
+        self.config, self.precision = run.record.config.model, run.record.config.train.precision
 
     def batches(self, examples: int) -> list[Batch]:
         """Return batches of one test example, evenly spaced in the split."""
@@ -89,7 +90,7 @@ class Looked:
         """Return the accuracy in % on some examples when tokens beyond a radius are hidden or shuffled."""
         generator = torch.Generator().manual_seed(0)
         right = 0
-        with torch.no_grad():
+        with torch.no_grad(), autocast(torch.device("cpu"), self.precision):
             for batch in self.batches(examples):
                 logits = logits_within(self.model, batch.tokens, batch.mask, radius, change, generator)
                 right += int(logits.argmax(dim=1) == batch.labels)

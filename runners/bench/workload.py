@@ -15,12 +15,12 @@ from lra.config.resolve import resolve
 from lra.config.schema import RunConfig
 from lra.errors import UsageError
 from lra.measure.model_size import parameters_of
+from lra.models.precision import autocast
 from lra.models.transformer import build_model, mixers
 from lra.seeding import seed_torch
 from lra.tasks import get_task, info_of
 
 from ..train.compiled import compile_model
-from ..train.evaluate import autocast
 from ..train.optimizer import build_optimizer
 
 

@@ -17,6 +17,7 @@ from lra.data.batching import Batch, evaluation_batches
 from lra.data.split import Split
 from lra.metrics import Score
 from lra.models.denoiser import Denoised, hidden_places
+from lra.models.precision import autocast
 from lra.seeding import numpy_generator
 
 from .distributed import SINGLE, RankInfo, all_reduce
@@ -24,11 +25,6 @@ from .distributed import SINGLE, RankInfo, all_reduce
 
 class DivergedError(Exception):
     """The loss or an output is not finite, so the run has no score."""
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context of a forward pass: bfloat16 autocast, or none."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 class Answers(NamedTuple):

@@ -19,12 +19,13 @@ from lra.data.ahead import Batches
 from lra.errors import LraError
 from lra.metrics import Score
 from lra.models.denoiser import Denoised, Denoiser
+from lra.models.precision import autocast
 from lra.results.checkpoints import weights_digest
 from lra.schedules import learning_rate
 from lra.seeding import seed_torch
 
 from .distributed import RankInfo, Replica, all_reduce, all_reduce_or, communication
-from .evaluate import DivergedError, autocast
+from .evaluate import DivergedError
 
 CHECK_EVERY = 20
 """Steps between two checks of the loss on the device, each of which also updates the progress line."""

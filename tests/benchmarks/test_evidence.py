@@ -20,7 +20,7 @@ from lra.results.records import RunRecord, Store
 
 RUNS = {
     "listops": 55, "rivals": 55, "rotary": 15, "patterns": 15, "pairs": 30, "text-again": 10, "text-rivals": 20,
-    "tasks": 55, "depth": 36, "ablation": 51, "rates": 18, "longer": 9, "convnet": 12, "depth-bytes": 16,
+    "tasks": 33, "depth": 36, "ablation": 51, "rates": 18, "longer": 9, "convnet": 12, "depth-bytes": 16,
     "depth-text": 12, "depth-text-control": 6, "listops-2k": 10, "mini-seeds": 45, "mini-longer": 6,
     "segments": 25, "segments-ablation": 18, "segments-longer": 9, "segments-depth": 9,
     "options": 48, "options-s5": 12, "options-text": 9, "causal": 20,

@@ -12,10 +12,12 @@ from attention_zoo import available, get_variant
 from lra import trained
 from lra.config.schema import NUMERICS_VERSION
 from lra.errors import DataError, StoreError, UsageError
+from lra.models.transformer import Classifier
 from lra.results.envelope import pack_envelope
 from lra.results.records import Store
 from lra.tasks.listops.vocabulary import render
 from lra.trained import TrainedRun
+from reports.tables.locality import Looked
 from runners.train.evaluate import evaluate
 from runners.train.plan import read_config
 from tests.runners.tiny_runs import execute, tiny, tiny_data
@@ -101,6 +103,25 @@ def test_texts_get_the_answers_of_the_test_split(run, data):
     _, right = answers(run, data)
     assert np.array_equal(run.predict(texts) == split.labels, right)
     assert run.predict([]).shape == (0,)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_texts_are_read_in_the_precision_of_the_run(precision, data, tmp_path, monkeypatch):
+    record = execute(tiny(**{"train.precision": precision}), data, Store(tmp_path))
+    seen = []
+    forward = Classifier.forward
+
+    def spy(self, tokens, mask=None):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return forward(self, tokens, mask)
+
+    monkeypatch.setattr(Classifier, "forward", spy)
+    run = lra.load_run(record.run_id, tmp_path)
+    run.predict(["[MAX 1 2 ]"])
+    monkeypatch.setattr(run.__class__, "data", lambda *_: data)
+    Looked(run, None).accuracy(2, 16, "hide")
+    assert set(seen) == {precision == "bfloat16"}
+    assert len(seen) >= 3
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ from lra.config.schema import RunConfig
 from lra.data.ahead import CPU, BatchesAhead
 from lra.data.batching import Batch
 from lra.models import build_model, mixers
+from lra.models.precision import autocast
 from lra.results.records import RunRecord, Store
 from lra.tasks import get_task
 from runners.train.distributed import SINGLE
-from runners.train.evaluate import autocast
 from runners.train.loop import Callbacks, PreemptedRunError, TrainState, phases_of, train
 from runners.train.optimizer import build_optimizer
 from tests.pretended_cuda.device import OnCuda, PretendedCuda, pretended_cuda

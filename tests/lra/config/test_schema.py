@@ -155,7 +155,7 @@ def test_a_record_from_before_a_setting_has_the_id_of_one_with_it(path):
     section, _, name = path.rpartition(".")
     section, _, owner = section.partition(".")
     task, variant = (owner if section == kind else other for kind, other in (("data", "listops"), ("variant", "full")))
-    config = resolve(task=task, variant=variant, profile=load_profile("quick"), seed=0, overrides={})
+    config = resolve(task=task, variant=variant, profile=load_profile("modern"), seed=0, overrides={})
     values = config.model_dump()
     sections = values | {"": values, "variant": values["variant"]["options"]}
     del sections[section][name]
@@ -220,7 +220,7 @@ def run_of(task="listops", profile="quick", variant="full", **overrides):
         ({"task": "pathx", "profile": "official", "data.contour_length": 3}, "data.distractors", [None, 35], None),
         ({"pretrain.share": 0.5, "train.warmup_steps": 7}, "pretrain.warmup", [None, 7], None),
         ({"profile": "spt"}, "pretrain.warmup", [2000, None], 2000),
-        ({"task": "retrieval"}, "train.crop", [None, 256, 5000], None),
+        ({"task": "text"}, "train.crop", [None, 512, 5000], None),
         ({"train.lr": 0.5}, "train.state_space_lr", [None, 0.5], None),
     ],
 )
@@ -308,6 +308,59 @@ def test_a_base_that_changed_with_a_numerics_version_changes_what_it_is_the_base
     pooled = run_of(variant="contextpool", **still, **{f"variant.{name}": value for name, value in base.items()})
     assert pooled.numbers_until(1) == 1
     assert run_of(variant="contextpool", **still).numbers_until(1) == 2
+
+
+LAYERED = """
+from attention_zoo import LayerDims, SequenceMixer, VariantConfig
+
+
+class Mine(SequenceMixer):
+    def __init__(self, config: VariantConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        open(f"{dims.layer}.txt").read()
+
+    def forward(self, x, mask=None):
+        return x
+"""
+WHOLE = """
+import pathlib, torch
+
+
+def build(vocabulary_size, max_length, num_classes):
+    name = pathlib.Path(f"{vocabulary_size}-{num_classes}.txt")
+    if name.exists():
+        name.read_text()
+    return torch.nn.Module()
+"""
+
+
+def test_a_program_is_tried_in_each_layer_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "layered.py").write_text(LAYERED)
+    origins = []
+    for content in "01":
+        for layer in range(3):
+            (tmp_path / f"{layer}.txt").write_text(content if layer == 2 else "")
+        program_of.cache_clear()
+        origins += [run_of(variant="layered.py:Mine", **{"model.num_layers": n}).variant.origin for n in (2, 3)]
+    assert origins[0] == origins[2]
+    assert origins[1] != origins[3]
+
+
+@pytest.mark.parametrize(("task", "read"), [("image_continuous", "0-10"), ("retrieval", "257-16"), ("image", "257-10")])
+def test_a_whole_model_is_tried_with_what_the_run_gives_it(task, read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "whole.py").write_text(WHOLE)
+    origins = []
+    for content in "01":
+        (tmp_path / f"{read}.txt").write_text(content)
+        program_of.cache_clear()
+        config = resolve(
+            task=task, variant="whole.py:build", profile=load_profile("modern"), seed=0, track="open",
+            overrides={"model.dim": 16, "model.family": "foreign"},
+        )  # fmt: skip
+        origins.append(config.variant.origin)
+    assert origins[0] != origins[1]
 
 
 def test_a_program_is_tried_at_the_sizes_of_the_run(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ def config(pool="max", task="image", variant="conv", seed=0, **overrides) -> Run
     return resolve(
         task=task,
         variant=variant,
-        profile=load_profile("quick"),
+        profile=load_profile("modern"),
         seed=seed,
         track="open",
         overrides=sizes | family | overrides,
@@ -195,6 +195,29 @@ def test_a_file_that_a_layer_of_a_plug_in_reads_is_part_of_its_program(moment, t
         (tmp_path / "kernel.txt").write_text(content)
         program.program_of.cache_clear()
         downsamplers.downsampler_origin.cache_clear()
-        origins.append(downsamplers.downsampler_origin("theirs"))
+        origins.append(downsamplers.downsampler_origin("theirs", 16, (32, 32)))
     assert origins[0].startswith("theirs 1 source ")
     assert origins[0] != origins[1] == origins[2]
+
+
+@pytest.mark.parametrize("read", ["16-2", "32-2", "16x32", "32x16"])
+def test_a_file_that_a_layer_reads_at_the_sizes_of_the_run_is_part_of_its_program(read, tmp_path, monkeypatch):
+    (tmp_path / "sized_layers.py").write_text(
+        "import torch\nfrom pathlib import Path\ndef read(name):\n    if Path(name).exists(): Path(name).read_text()\n"
+        "class Pool(torch.nn.MaxPool2d):\n    def forward(self, x):\n"
+        "        read(f'{x.shape[1]}x{x.shape[2]}')\n        return super().forward(x)\n"
+        "def make(channels, stride):\n    read(f'{channels}-{stride}')\n    return Pool(3, stride, padding=1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint(name="theirs", group="lra.downsamplers", value="sized_layers:make")
+    distribution = SimpleNamespace(name="theirs", version="1")
+    monkeypatch.setattr(downsamplers, "entry_points", lambda **_: [point._for(distribution)])
+    origins = []
+    for content in ("1", "2"):
+        (tmp_path / read).write_text(content)
+        program.program_of.cache_clear()
+        downsamplers.downsampler_origin.cache_clear()
+        origins += [downsamplers.downsampler_origin("theirs", channels, (32, 32)) for channels in (16, 128)]
+    assert origins[0] != origins[2]
+    assert origins[1] == origins[3]

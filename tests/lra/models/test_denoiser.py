@@ -25,7 +25,7 @@ def encode(model, *inputs):
 def denoiser(task="text", variant="full", **overrides):
     sizes = SIZES | ({"data.max_length": LENGTH, "model.max_length": LENGTH} if task in ("text", "retrieval") else {})
     config = resolve(
-        task=task, variant=variant, profile=load_profile("quick"), seed=0, track="open",
+        task=task, variant=variant, profile=load_profile("modern"), seed=0, track="open",
         overrides=sizes | {"pretrain.share": 0.5} | overrides,
     )  # fmt: skip
     info = get_task(task).info

@@ -35,7 +35,7 @@ def model_of(config) -> ForeignModel:
 
 
 def config_of(name, task="listops", **overrides):
-    profile = load_profile("quick")
+    profile = load_profile("quick" if task == "listops" else "modern")
     return resolve(task=task, variant=f"{FILE}:{name}", profile=profile, seed=0, track="open", overrides=overrides)
 
 

@@ -33,7 +33,7 @@ def test_no_value_at_a_masked_position_reaches_logits_or_gradients(task, shape, 
     config = resolve(
         task=task,
         variant="conv" if settings is CONVNET else "full",
-        profile=load_profile("quick"),
+        profile=load_profile("modern"),
         seed=0,
         track="open",
         overrides=settings | {"model.dropout": 0.0},
@@ -64,7 +64,7 @@ def test_masked_tokens_are_zero_and_zero_is_masked_where_it_is_padding():
 
 def test_a_batch_of_none_has_no_logits():
     config = resolve(
-        task="listops", variant="full", profile=load_profile("quick"), seed=0, track="open", overrides=SIZES
+        task="listops", variant="full", profile=load_profile("modern"), seed=0, track="open", overrides=SIZES
     )
     model = build_model(config, vocab_size=16, num_classes=10)
     logits = model(torch.zeros(0, 64, dtype=torch.long), torch.zeros(0, 64, dtype=torch.bool))

@@ -168,7 +168,7 @@ def test_a_model_that_breaks_is_a_failure_with_its_reason(tmp_path):
 
 
 def config(variant="full", length=32, task="text", **settings):
-    profile = load_profile("quick")
+    profile = load_profile("quick" if task == "text" else "modern")
     return workload_config(task=task, variant=variant, profile=profile, length=length, batch_size=2, overrides=settings)
 
 

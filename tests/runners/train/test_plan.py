@@ -106,7 +106,7 @@ def test_the_length_of_the_estimate_is_that_of_the_data_once_it_is_there(home):
 
 
 def test_all_tasks_are_the_six_of_the_benchmark_and_go_by_the_name_of_their_data_too():
-    def tasks(text, profile="quick"):
+    def tasks(text, profile="mini"):
         configs = plan(attn="full", task=text, profile=load_profile(profile), seeds=[0], track="matched", overrides={})
         return [config.task for config in configs]
 

@@ -17,7 +17,7 @@ from runners.train.prepare_data import prepare_all
 
 def configs(*names):
     """Return two configurations of each task."""
-    recipe = load_profile("quick")
+    recipe = load_profile("modern")
     return [
         resolve(task=task, variant=variant, profile=recipe, seed=0, overrides={})
         for task in names
