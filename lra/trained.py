@@ -16,7 +16,8 @@ from lra.config.resolve import with_programs
 from lra.config.schema import NUMERICS_VERSION, StartConfig
 from lra.data.batching import evaluation_batches
 from lra.data.dataset import PreparedData, data_home
-from lra.errors import StoreError, UsageError
+from lra.data.overlap import MOSTLY, found_in
+from lra.errors import DataError, StoreError, UsageError
 from lra.models.convnet import ConvNet
 from lra.models.foreign import ForeignModel
 from lra.models.precision import autocast
@@ -30,6 +31,8 @@ CLASSIFIER_LAYERS = ("head.hidden.", "head.out.", "head.score.")
 """Beginnings of the names of the weights that belong to a task, and that no other run starts from."""
 PREDICTION_TOKENS = 65_536
 """Padded tokens per batch of predictions."""
+SEEN = 0.01
+"""Share of the test examples that a run may have seen, of which some are alike by chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +182,57 @@ def start_from(model: Classifier, source: TrainedRun, start: StartConfig) -> Non
             "the settings of a run"
         )
     model.load_state_dict(own | {name: weights[name] for name in ours})
+
+
+def check_unseen(source: TrainedRun, data: PreparedData) -> None:
+    """Check that a run is not tested on what the run that it starts from was trained on or chosen by.
+
+    Training or validation data of the run itself may hold some test examples, as those of tasks with few inputs do.
+    Only what comes on top of these counts.
+
+    Args:
+        source: The run to start from; the runs that this one started from are checked, too.
+        data: What the run is trained and tested on; the data of the others is looked for beside it.
+
+    Raises:
+        UsageError: More than `SEEN` of the test examples have been seen.
+        DataError: The data of a run is missing, so that this cannot be known.
+        StoreError: It is not that of its record, or a record is damaged.
+    """
+    run, test = source.record.run_id, data.split("test")
+    cut = get_task(source.record.config.task).info.crops
+    seen = np.zeros(len(test), dtype=bool)
+    before: TrainedRun | None = source
+    while before is not None:
+        try:
+            there = before.data(data.path.parent)
+        except DataError as error:
+            raise DataError(f"--from {run[:12]} needs its data, since it may hold test examples: {error}") from error
+        if there.digest != data.digest:
+            seen |= found_in(test, there.split("train"), cut=cut) | found_in(test, there.split("validation"), cut=cut)
+        start = before.record.config.start
+        before = None if start is None else load_run(start.run, before.store.root)
+    if seen.any():
+        seen &= ~(found_in(test, data.split("train")) | found_in(test, data.split("validation")))
+    if seen.mean() > SEEN:
+        raise UsageError(
+            f"--from {run[:12]}: {seen.sum():,} of the {len(test):,} test examples are among those that this run was "
+            "trained on or chosen by, so the number would mean nothing; prepare one of the two with another data.seed"
+        )
+
+
+def check_hidden(data: PreparedData) -> None:
+    """Check that validation is not the test split in another order, so that pretraining sees no test input.
+
+    Raises:
+        UsageError: More than half of the test examples are in validation.
+    """
+    share = found_in(data.split("test"), data.split("validation")).mean()
+    if share > MOSTLY:
+        raise UsageError(
+            f"pretrain.share: {share:.0%} of the test examples of {data.path.name} are in its validation split, and "
+            "pretraining may not see test inputs"
+        )
 
 
 def load_run(run: str | Path, store: str | Path = "lra-results") -> TrainedRun:

@@ -87,6 +87,28 @@ def steady(files: Iterable[Path]) -> Iterator[dict[str, str]]:
             raise DataError(f"{file}: changed while it was read; prepare the data again")
 
 
+@contextlib.contextmanager
+def untouched(files: Iterable[Path]) -> Iterator[None]:
+    """Check that nobody writes files while a block reads them, where these are too many or too large to hash twice.
+
+    Raises:
+        DataError: By the end of the block, one has another size, time or inode.
+    """
+    before = {file: _state(file) for file in files}
+    yield
+    for file, state in before.items():
+        if _state(file) != state:
+            raise DataError(f"{file}: changed while it was read; prepare the data again")
+
+
+def _state(file: Path) -> tuple[int, ...] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None  # who reads it says why
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
 def missing(task: str, what: str, home: Path) -> DataError:
     """Return the three lines that say what is missing, what fetches it, and what to do with a file fetched by hand."""
     return DataError(

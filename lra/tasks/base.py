@@ -19,6 +19,7 @@ from lra.config.schema import ADDED_LATER
 from lra.data import download
 from lra.data.augment import Change
 from lra.data.dataset import PreparedData, open_prepared, write_prepared
+from lra.data.overlap import MOSTLY, found_in
 from lra.data.pickled_rows import Ids
 from lra.data.places import REMOTES
 from lra.data.raw_files import check_source, keep_source, kept_source, steady
@@ -274,16 +275,21 @@ class Task(ABC, Generic[OptionsT]):
             generated_by: Generator or reader, with its version.
             sources: SHA-256 of the files that were read, by name.
             baselines: Further accuracies in % that the task measured, by name.
-            dataset: What tables call the data, if not `dataset_name(options)`.
+            dataset: What tables call the data, if not `dataset_name(options)`. Where it is read, and most test examples
+                are in another split, that is added.
+
+        Raises:
+            DataError: The folder cannot be written, or another process made it from other files.
         """
         classes = self.info_for(options).num_classes
         measured = {**majority(splits, classes), **(baselines or {})}
         for name, features in self.baseline_features().items():
             measured[name] = linear(features, splits, classes)
-        return write_prepared(
+        name = dataset or self.dataset_name(options)
+        data = write_prepared(
             target,
             task=self.info.name,
-            dataset=dataset or self.dataset_name(options),
+            dataset=name if self.generates(options) else ", ".join([name, *_repeated(splits, name)]),
             generated_by=generated_by,
             options=options.model_dump(mode="json", exclude=self._as_before(options)),
             num_classes=classes,
@@ -291,6 +297,9 @@ class Task(ABC, Generic[OptionsT]):
             baselines=measured,
             sources=sources,
         )
+        if data.manifest.sources != dict(sources or {}):
+            raise DataError(f"{target}: another process made it from other files meanwhile; give the command again")
+        return data
 
     def folder_name(self, options: OptionsT) -> str:
         """Name the folder of a dataset variant: readable, with a hash of the options and the task's version."""
@@ -350,6 +359,18 @@ class Task(ABC, Generic[OptionsT]):
         if data.manifest.task != self.info.name or data.manifest.options != described:
             raise DataError(f"{target}: holds other data than its name says; remove the folder and prepare it again")
         return data
+
+
+def _repeated(splits: Mapping[SplitName, Split], name: str) -> list[str]:
+    """Say which splits hold most test examples, if the name of the data does not."""
+    test_split = "validation is the test split"
+    words = []
+    for other in ("validation", "train"):
+        share = found_in(splits["test"], splits[other]).mean()
+        if share > MOSTLY and not (other == "validation" and test_split in name):
+            whole = other == "validation" and share == 1.0
+            words.append(test_split if whole else f"{share:.0%} of the test examples in {other}")
+    return words
 
 
 def in_proportion(full: Mapping[SplitName, int], train: int) -> dict[SplitName, int]:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from lra.data.archives import read_lines, stream_members
-from lra.data.raw_files import places_in_release
+from lra.data.raw_files import places_in_release, untouched
 from lra.data.split import SPLITS, Split, SplitName, write_split
 from lra.errors import DataError
 from lra.reading import check_regular, is_hidden, reading, visible
@@ -117,7 +117,7 @@ def _files(source: Path, wanted: Callable[[str], SplitName | None]) -> Iterator[
         for file in next(filter(None, found), []):
             name = wanted(file.name.removesuffix(".gz"))
             assert name is not None  # only such files are wanted
-            with reading(file):
+            with untouched([file]), reading(file):
                 check_regular(file)
                 with cast("IO[bytes]", gzip.open(file) if file.suffix == ".gz" else file.open("rb")) as handle:
                     yield name, file.name.removesuffix(".gz"), str(file), handle
@@ -126,8 +126,9 @@ def _files(source: Path, wanted: Callable[[str], SplitName | None]) -> Iterator[
     def limit(member: str) -> int | None:
         return None if is_hidden(member) or wanted(PurePosixPath(member).name) is None else FILE_LIMIT
 
-    for member in stream_members(source, limit, total_limit=ARCHIVE_LIMIT, member_limit=MEMBER_LIMIT):
-        file_name = PurePosixPath(member.name).name
-        name = wanted(file_name)
-        assert name is not None  # only such members are wanted
-        yield name, file_name, member.place, member.handle
+    with untouched([source]):
+        for member in stream_members(source, limit, total_limit=ARCHIVE_LIMIT, member_limit=MEMBER_LIMIT):
+            file_name = PurePosixPath(member.name).name
+            name = wanted(file_name)
+            assert name is not None  # only such members are wanted
+            yield name, file_name, member.place, member.handle

@@ -8,7 +8,6 @@ line of its output.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from lra.measure.flops import FlopCount, count_flops
 from lra.models.transformer import count_parameters
 from lra.results.bench_records import MemoryMeasurement
 
+from .. import fresh_python
 from ..arithmetic import set_arithmetic
 from ..train.peak_memory import size_in_proc
 from ..train.run import is_out_of_memory
@@ -67,9 +67,9 @@ class MemoryReply(Section):
 def measure_in_subprocess(request: MemoryRequest) -> MemoryReply:
     """Measure in a new process with pinned malloc; return a reply even if that process crashes."""
     done = subprocess.run(
-        [sys.executable, "-m", __name__],
+        fresh_python.command(__name__),
         input=request.model_dump_json(),
-        env=os.environ | PINNED_MALLOC,
+        env=fresh_python.environment() | PINNED_MALLOC,
         capture_output=True,
         text=True,
         check=False,

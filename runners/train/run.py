@@ -47,7 +47,7 @@ from lra.results.records import (
 )
 from lra.tasks import augmentation_of, get_task, info_of
 from lra.terminal import echo
-from lra.trained import TrainedRun, load_run, start_from
+from lra.trained import TrainedRun, check_hidden, check_unseen, load_run, start_from
 
 from ..arithmetic import refused_operator
 from ..progress import ProgressLine
@@ -127,7 +127,7 @@ def run(
     """
     run_id = config.run_id(data.digest)
     device, recipe, ranks = options.device, config.train, options.ranks
-    info = info_of(config)
+    task, info = get_task(config.task), info_of(config)
     progress = Progress(steps=recipe.steps)
     splits = data.manifest.splits
     line = ProgressLine(
@@ -172,9 +172,13 @@ def run(
             Denoiser(model, config, info).to(device) if isinstance(model, Classifier) and config.pretrain else None
         )
         state = TrainState()
+        if saved is None and config.pretrain_steps and not task.generates(task.options.model_validate(config.data)):
+            check_hidden(data)
         if saved is None and config.start is not None:
             assert isinstance(model, Classifier)
-            start_from(model, options.start or load_run(config.start.run, store.root), config.start)
+            source = options.start or load_run(config.start.run, store.root)
+            start_from(model, source, config.start)
+            check_unseen(source, data)
             line.say(f"starting from the weights of run {config.start.run[:12]}")
         if saved is not None:
             state = TrainState.from_dict(saved["state"])
@@ -306,7 +310,7 @@ def run(
                     f"the chosen weights answer {validation.correct} of validation, not the recorded {expected}"
                 )
 
-            # The test set is read here and nowhere else.
+            # The answers of the test set are read here and nowhere else.
             test, arrays["test_correct"] = score("test", "test", before=lambda: None)
             outcome = Outcome(
                 test=Count(correct=test.correct, total=test.total, loss=test.loss),

@@ -96,6 +96,11 @@ def _is_called(folder: Path, name: str) -> bool:
     return any(Path(path).as_posix().endswith(f"/{name}") for path in paths)
 
 
+def metadata(folder: Path) -> list[Path]:
+    """List the files of metadata of a dataset variant, in the order of their numbers."""
+    return sorted(visible(folder / "metadata", "*.npy"), key=lambda file: (len(file.stem), file.stem))
+
+
 def read_entries(folder: Path) -> list[Entry]:
     """Read all metadata of a dataset variant, files in the order of their numbers; the known empty image is left out.
 
@@ -103,9 +108,8 @@ def read_entries(folder: Path) -> list[Entry]:
         DataError: With the file and the line, at the first that is not as it must be.
     """
     with reading(folder):
-        files = sorted(visible(folder / "metadata", "*.npy"), key=lambda file: (len(file.stem), file.stem))
         entries: list[Entry] = []
-        for file in files:
+        for file in metadata(folder):
             with reading(file):
                 entries += _parse(file)
             if len(entries) > MAX_IMAGES:

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from lra.data.augment import Change, flips
 from lra.data.dataset import PreparedData, open_prepared
 from lra.data.pickled_rows import Ids
+from lra.data.raw_files import untouched
 from lra.data.split import Split, SplitName
 from lra.data.work_folder import sole_owner
 from lra.errors import DataError, UsageError
@@ -233,15 +234,17 @@ class _Family(Task[OptionsT]):
                 f"Read them with: lra-data prepare {self.info.name} --set source=official --from FOLDER"
             )
         folder = files.find_dataset(source, self.size, options.difficulty)
-        entries = files.read_entries(folder)
-        known_gap = self.size == 32 and options.difficulty == "easy"
-        if len(entries) != options.count and not (known_gap and len(entries) == options.count - 1):
-            raise DataError(
-                f"{folder}: {len(entries)} images, expected {options.count}; --set count={len(entries)} admits them"
-            )
-        sources = {f"list of images and labels of {folder.name}": files.labels_digest(entries)}
-        entries = [entries[index] for index in files.split_order(len(entries))]
-        images = files.copy_images(folder, entries, self.size, work / "official.bin", progress=progress)
+        with untouched(files.metadata(folder)):
+            entries = files.read_entries(folder)
+            known_gap = self.size == 32 and options.difficulty == "easy"
+            if len(entries) != options.count and not (known_gap and len(entries) == options.count - 1):
+                raise DataError(
+                    f"{folder}: {len(entries)} images, expected {options.count}; --set count={len(entries)} admits them"
+                )
+            sources = {f"list of images and labels of {folder.name}": files.labels_digest(entries)}
+            entries = [entries[index] for index in files.split_order(len(entries))]
+            with untouched(folder / entry.subfolder / entry.name for entry in entries):
+                images = files.copy_images(folder, entries, self.size, work / "official.bin", progress=progress)
         test = entries[len(entries) - split_counts(len(entries))["test"] :]
         place = files.place_in_release(folder)
         generated_by = f"official reader {files.VERSION}, {place}, test ids {files.ids_digest(test)}"

@@ -8,13 +8,12 @@ import itertools
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from ... import signals
+from ... import fresh_python, signals
 from .base import Job, JobResult
 
 MODULE = __name__.removesuffix(".sweep.launchers.process") + ".cli.run"
@@ -41,14 +40,14 @@ def run_job(job: Job, environment: Mapping[str, str], stop: Callable[[], bool]) 
     Raises:
         OSError: The process cannot be started, or its log cannot be written.
     """
-    command = [sys.executable, "-X", "faulthandler", "-m", MODULE, "--config", "-", *job.arguments]
+    command = [*fresh_python.command(MODULE, "-X", "faulthandler"), "--config", "-", *job.arguments]
     with _new_log(job.log) as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env=os.environ | dict(environment),
+            env=fresh_python.environment() | dict(environment),
             start_new_session=True,  # Ctrl-C reaches the driver only, which then stops its jobs
         )
         signals.children.add(process.pid)

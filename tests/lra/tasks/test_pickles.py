@@ -13,6 +13,7 @@ from lra.data.pickled_rows import read_pickled_rows
 from lra.data.split import SPLITS
 from lra.errors import DataError, UsageError
 from lra.tasks import get_task, pickles
+from lra.trained import check_hidden
 
 COUNTS = {"train": 9, "dev": 4, "test": 5}
 STEMS = {
@@ -81,7 +82,7 @@ def test_rows_come_back_in_order_and_are_marked(tmp_path, task, protocol, prefix
 
 def test_brackets_are_counted_or_missed(tmp_path):
     with_brackets = prepare("listops", tmp_path, write(tmp_path / "a", "listops"))
-    assert with_brackets.manifest.dataset.endswith(", 18 close brackets")
+    assert ", 18 close brackets, " in with_brackets.manifest.dataset
     without = prepare("listops", tmp_path / "b", write(tmp_path / "old", "listops", brackets=False))
     assert without.manifest.dataset.endswith(", without close brackets")
     task = get_task("listops")
@@ -192,6 +193,38 @@ def test_any_damage_is_rows_or_one_line(tmp_path_factory, position, value, cut):
     except DataError as error:
         message = str(error)
     assert "\n" not in message
+
+
+def test_a_validation_that_is_the_test_split_is_named_and_pretrains_nothing(tmp_path):
+    """As the text of that code is."""
+    source = write(tmp_path / "folder", "text")
+    (source / "lra-text.dev.pickle").write_bytes((source / "lra-text.test.pickle").read_bytes())
+    data = prepare("text", tmp_path, source)
+    assert data.manifest.dataset.endswith("9 / 5 / 5 examples, validation is the test split")
+    with pytest.raises(UsageError, match=r"pretrain.share: 100% of the test examples .* in its validation split"):
+        check_hidden(data)
+    check_hidden(prepare("text", tmp_path / "other", write(tmp_path / "sound", "text")))
+
+
+def test_test_examples_in_training_are_named(tmp_path):
+    source = write(tmp_path / "folder", "text")
+    (source / "lra-text.train.pickle").write_bytes((source / "lra-text.test.pickle").read_bytes())
+    assert prepare("text", tmp_path, source).manifest.dataset.endswith("100% of the test examples in train")
+
+
+def test_data_that_another_process_made_meanwhile_from_other_files_is_not_taken(tmp_path, monkeypatch):
+    read = pickles.read_pickles
+    source, other = write(tmp_path / "folder", "text"), write(tmp_path / "other", "text", prefix="")
+
+    def read_and_meet_another(*arguments, **keywords):
+        monkeypatch.setattr(pickles, "read_pickles", read)
+        prepare("text", tmp_path, other)
+        return read(*arguments, **keywords)
+
+    monkeypatch.setattr(pickles, "read_pickles", read_and_meet_another)
+    with pytest.raises(DataError, match="another process made it from other files meanwhile"):
+        prepare("text", tmp_path, source)
+    assert [entry.resolve() for entry in (tmp_path / "home" / "sources").iterdir()] == [other]
 
 
 def test_files_that_change_while_they_are_read_give_no_data(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from lra.data.dataset import open_prepared
 from lra.data.split import SPLITS
 from lra.errors import DataError, UsageError
 from lra.models.transformer import build_model
-from lra.tasks import get_task
+from lra.tasks import get_task, pairs
 from lra.tasks import retrieval as module
 from tests.lra.data.archive_cases import link, tar_bytes
 
@@ -67,6 +67,27 @@ def test_pairs_come_back_in_order_and_are_labelled_as_a_substitute(tmp_path):
     assert "substitute" in data.manifest.dataset
     assert "6 / 3 / 2 pairs" in data.manifest.dataset
     assert open_prepared(data.path, verify=True).split("test").documents == 2
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_files_that_change_while_they_are_read_give_no_data(tmp_path, packed, monkeypatch):
+    source = tmp_path / "pairs.tar.xz"
+    if packed:
+        source.write_bytes(tar_bytes(files(), "w:xz"))
+    else:
+        source = tmp_path / "tsv_data"
+        source.mkdir()
+        for name, content in files():
+            (source / name).write_bytes(content)
+    parse = pairs.parse_row
+
+    def parse_and_change(line, place):
+        (source if packed else source / "aan_sub.train.tsv").touch()
+        return parse(line, place)
+
+    monkeypatch.setattr(pairs, "parse_row", parse_and_change)
+    with pytest.raises(DataError, match="changed while it was read; prepare the data again"):
+        TASK.prepare(TASK.options(source="substitute"), tmp_path / "home", source=source, progress=False)
 
 
 def test_a_folder_reads_like_an_archive(tmp_path):

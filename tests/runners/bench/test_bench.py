@@ -25,7 +25,8 @@ from lra.results.bench_records import (
     save_bench_record,
     settings_id,
 )
-from runners.bench import measure
+from runners import fresh_python
+from runners.bench import measure, memory_process
 from runners.bench.memory import PINNED_MALLOC, allocator_peak
 from runners.bench.memory_process import MemoryReply
 from runners.bench.tables import arena_report, full_report
@@ -165,6 +166,16 @@ def test_a_model_that_breaks_is_a_failure_with_its_reason(tmp_path):
     [record] = bench_records(tmp_path / "store")
     assert (record.status, record.timing) == ("failed", None)
     assert "Full attention at 64: failed: exit status 1: IndexError: index out of range in self" in printed
+
+
+def test_memory_is_measured_with_the_code_of_this_process(monkeypatch):
+    called = []
+    monkeypatch.setattr(memory_process.subprocess, "run", lambda command, **options: called.append((command, options)))
+    with pytest.raises(AttributeError):
+        memory_process.measure_in_subprocess(memory_process.MemoryRequest.model_construct())  # of which nothing is read
+    [(command, options)] = called
+    assert command == fresh_python.command(memory_process.__name__)
+    assert options["env"]["PYTHONPATH"] == fresh_python.environment()["PYTHONPATH"]
 
 
 def config(variant="full", length=32, task="text", **settings):

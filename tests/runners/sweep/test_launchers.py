@@ -307,7 +307,7 @@ if what in ("polite", "deaf"):
 def stand_in(tmp_path, monkeypatch):
     """Jobs that run a small module instead of a run."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(process_module, "MODULE", "stand_in")
     monkeypatch.setattr(process_module, "DUMP_SECONDS", 20.0)
 
@@ -322,6 +322,14 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < limit
         time.sleep(0.01)
+
+
+def test_a_job_takes_the_code_of_this_process_and_not_that_of_the_working_folder(stand_in, tmp_path, monkeypatch):
+    other = tmp_path / "a clone of another commit"
+    other.mkdir()
+    (other / "stand_in.py").write_text("print('another program')")
+    monkeypatch.chdir(other)
+    assert run_job(stand_in("hello"), {}, lambda: False).detail.startswith("got hello")
 
 
 def test_a_process_gets_its_configuration_and_leaves_its_output(stand_in):

@@ -5,10 +5,11 @@ import torch
 
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
-from lra.errors import StoreError, UsageError
+from lra.errors import DataError, StoreError, UsageError
 from lra.results.checkpoints import read_state, write_state
 from lra.results.records import Store
-from lra.trained import CLASSIFIER_LAYERS, load_run
+from lra.tasks import get_task
+from lra.trained import CLASSIFIER_LAYERS, TrainedRun, load_run
 from runners.train.run import PreemptedRunError
 from runners.train.summary import summary, summary_rows
 from tests.runners.tiny_runs import TINY, execute, tiny_data
@@ -81,6 +82,47 @@ def test_other_weights_than_those_of_the_id_are_refused(data, tmp_path):
     write_state(path, state)
     with pytest.raises(StoreError, match="does not hold the weights"):
         execute(config, data, store)
+
+
+def on_sizes(folder, **sizes):
+    """A configuration on more or less of the same generated data, and that data."""
+    config = tiny(**{f"data.{name}": value for name, value in sizes.items()})
+    task = get_task("listops")
+    return config, task.prepare(task.options.model_validate(config.data), folder, workers=1, progress=False)
+
+
+@pytest.mark.parametrize("larger", ["train", "validation"])
+def test_a_run_that_has_seen_the_test_examples_is_no_start(tmp_path, larger):
+    """ListOps cuts its splits out of one stream, so more of one split holds what was another."""
+    home, store = tmp_path / "home", Store(tmp_path / "store")
+    longer = {"min_length": 8, "max_length": 16}
+    ours = {"train": 64, "validation": 16, "test": 16, **longer}
+    theirs = {"train": {"train": 128}, "validation": {"validation": 64}}[larger]
+    config, data = on_sizes(home, **ours)
+    source = execute(*on_sizes(home, **ours | theirs), store)
+    start = load_run(source.run_id, store.root).start()
+    with pytest.raises(UsageError, match="of the 16 test examples are among those that this run was trained on"):
+        execute(config.model_copy(update={"start": start}), data, store)
+    # Nor is one that started there.
+    between = config.model_copy(update={"start": start, "data": {**config.data, "seed": 1}})
+    task = get_task("listops")
+    other = task.prepare(task.options.model_validate(between.data), home, workers=1, progress=False)
+    second = execute(between, other, store)
+    start = load_run(second.run_id, store.root).start()
+    with pytest.raises(UsageError, match="test examples are among those"):
+        execute(config.model_copy(update={"start": start}), data, store)
+
+
+def test_a_start_whose_data_is_gone_is_refused_since_it_may_hold_test_examples(data, tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    source = load_run(execute(tiny(), data, store).run_id, store.root)
+
+    def gone(self, home):
+        raise DataError("no data")
+
+    monkeypatch.setattr(TrainedRun, "data", gone)
+    with pytest.raises(DataError, match=r"--from .* needs its data, since it may hold test examples: no data"):
+        execute(tiny(source.start(), **FROZEN), data, store)
 
 
 def test_another_model_is_refused(data, donor, tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 from lra.data.split import SPLITS
 from lra.errors import DataError
 from lra.tasks import get_task
+from lra.tasks.pathfinder import reader
 from lra.tasks.pathfinder.reader import find_dataset, read_entries, read_png, split_order
 from lra.tasks.pathfinder.task import PathfinderOptions
 
@@ -269,6 +270,23 @@ def test_counts_and_folders_must_be_the_expected_ones(tmp_path, dataset):
         file.unlink()
     with pytest.raises(DataError, match="no images are listed"):
         read_entries(dataset)
+
+
+@pytest.mark.parametrize("changed", ["metadata/10.npy", "imgs/0/sample_3.png"])
+def test_a_release_that_changes_while_it_is_read_gives_no_data(tmp_path, dataset, changed, monkeypatch):
+    read, file, left = reader.read_png, dataset / changed, [15]
+
+    def read_and_change(path, size):
+        left[0] -= 1
+        if not left[0]:
+            content = file.read_bytes()
+            file.unlink()
+            file.write_bytes(content)
+        return read(path, size)
+
+    monkeypatch.setattr(reader, "read_png", read_and_change)
+    with pytest.raises(DataError, match=rf"{file.name}: changed while it was read; prepare the data again"):
+        prepare(tmp_path, dataset)
 
 
 def outcome(call):
