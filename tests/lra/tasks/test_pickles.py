@@ -84,7 +84,7 @@ def test_brackets_are_counted_or_missed(tmp_path):
     with_brackets = prepare("listops", tmp_path, write(tmp_path / "a", "listops"))
     assert ", 18 close brackets, " in with_brackets.manifest.dataset
     without = prepare("listops", tmp_path / "b", write(tmp_path / "old", "listops", brackets=False))
-    assert without.manifest.dataset.endswith(", without close brackets")
+    assert ", without close brackets, " in without.manifest.dataset
     task = get_task("listops")
     assert task.show(without, "test", 1) == ("test example 1: label 1, symbols as numbered in the file\n3 9 14 13")
     with pytest.raises(UsageError, match="do not say which number is which symbol"):
