@@ -72,6 +72,7 @@ ON_CPU = {
         "options",
         "options-s5",
         "options-text",
+        "options-image",
         "causal",
         "convnet",
         "depth-bytes",
