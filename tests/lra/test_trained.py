@@ -121,7 +121,7 @@ def test_texts_are_read_in_the_precision_of_the_run(precision, data, tmp_path, m
     monkeypatch.setattr(TrainedRun, "data", lambda *_: data)
     reader = "locality"
     Looked(run, None).accuracy(2, 16, "hide")
-    assert seen == dict.fromkeys(("predict", "locality"), {precision == "bfloat16"})
+    assert seen == {"predict": {precision == "bfloat16"}, "locality": {precision == "bfloat16"}}
 
 
 @pytest.mark.parametrize(
