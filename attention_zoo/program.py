@@ -12,16 +12,27 @@ import atexit
 import contextlib
 import functools
 import inspect
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
 
-from attention_zoo.source_digest import Program, file_digest, libraries, loaded_program, owners_of, user_modules
+from attention_zoo.source_digest import (
+    Program,
+    file_digest,
+    files_that_count,
+    libraries,
+    loaded_program,
+    owners_of,
+    user_modules,
+)
 
 DIGITS = 16
 """Digits of a digest in a configuration."""
@@ -55,20 +66,81 @@ def remember_imports() -> None:
                 _imported[path] = file_digest(path)
 
 
-def check_programs(texts: str) -> None:
+def check_programs(texts: str, read: Iterable[str] = ()) -> None:
     """Check that programs are what this process runs; call it once all that they need is imported and read.
 
     Args:
         texts: What `program_text` gave for them, in one text.
+        read: What their code has read since, see `reads_below`.
 
     Raises:
-        ProgramError: A file has changed since it was hashed, and this process may have taken either.
+        ProgramError: A file has changed since it was hashed, and this process may have taken either; or a file was read
+            that was not hashed.
     """
     programs = [program for text, program in _asked.items() if text in texts]
     if programs:
         remember_imports()
     for program in programs:
         _compare(program)
+    known = {path for program in programs for path in program.files}
+    for path in sorted(files_that_count(read, known).keys() - known):
+        raise ProgramError(
+            f"{path} was read now, but not in the trial from which the run id comes, so a change of it could not be "
+            "told; read it where the module is imported"
+        )
+
+
+_watched: list[tuple[CodeType, set[str]]] = []
+"""Functions below which reads are noted, and what was read."""
+
+
+@contextlib.contextmanager
+def reads_below(function: Callable[..., Any]) -> Iterator[set[str]]:
+    """Note the paths that code of third parties reads in calls below a function, for `check_programs`.
+
+    Args:
+        function: One that is running, so that what calls it is not taken for a plug-in.
+    """
+    _watch_reads()
+    entry = (function.__code__, set[str]())
+    _watched.append(entry)
+    try:
+        yield entry[1]
+    finally:
+        _watched.remove(entry)
+
+
+@functools.cache
+def _watch_reads() -> None:
+    sys.addaudithook(_note_reads)  # for good: there is no way to remove one
+
+
+def _note_reads(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _watched or not (paths := _opened(event, arguments)):
+        return
+    programs = {path for program in _asked.values() for path in program.files}
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename not in programs:
+        frame = frame.f_back
+    if frame is None:
+        return
+    callers = set()
+    while frame is not None:
+        callers.add(frame.f_code)
+        frame = frame.f_back
+    alone = threading.current_thread() is not threading.main_thread()  # such as one that loads batches
+    for code, read in _watched:
+        if alone or code in callers:
+            read.update(paths)
+
+
+def _opened(event: str, arguments: tuple[Any, ...]) -> list[str]:
+    """Return the paths that an audit event of Python opens for reading, as data or as a library."""
+    if event in ("sqlite3.connect", "ctypes.dlopen") or (event == "open" and _reads(*arguments[1:])):
+        with contextlib.suppress(TypeError):  # a file descriptor
+            place = os.fsdecode(arguments[0])
+            return [place, place.removeprefix("file:").partition("?")[0]]  # a database may have an address
+    return []
 
 
 def program_text(
@@ -226,16 +298,10 @@ def _find(
     read: list[str] = []
     names: dict[str, str] = {}
 
-    def note(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "sqlite3.connect" or (event == "open" and _reads(*arguments[1:])):
-            with contextlib.suppress(TypeError):  # a file descriptor
-                place = os.fsdecode(arguments[0])
-                read.extend((place, place.removeprefix("file:").partition("?")[0]))  # a database may have an address
-
     try:
         os.chdir(folder)
         sys.path[:] = path
-        sys.addaudithook(note)
+        sys.addaudithook(lambda event, arguments: read.extend(_opened(event, arguments)))
         for module in modules:
             imported = import_place(module)
             if module.endswith(".py"):
@@ -259,7 +325,7 @@ def _reads(mode: str | None, flags: int) -> bool:
 
 
 def _try(variant: str, options: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
-    """Build a variant and train it for a moment, so that it imports and reads what it needs.
+    """Build a variant, train it for a moment and evaluate it, so that it imports and reads what it needs.
 
     It is tried with the sizes of a run, and with small ones, at which it may read something even if those fail.
     """
@@ -275,17 +341,18 @@ def _try(variant: str, options: Mapping[str, Any], sizes: Mapping[str, Any]) -> 
     if spec.whole_model:
         named = inspect.signature(spec.program).parameters
         for each in (dict(TRIAL_SIZES), {**TRIAL_SIZES, **sizes}):
-            given = {name: size for name, size in each.items() if name in named}
+            given = {name: each[name] for name in TRIAL_SIZES if name in named}
             build: Callable[[], Any] = functools.partial(spec.program, **given, **config.to_dict())
-            length = min(TRIAL_LENGTH, each["max_length"])
+            length = min(each.get("trial_length", TRIAL_LENGTH), each["max_length"])
             tokens = each["vocabulary_size"]  # 0 for real values
             builds.append((build, torch.randint(1, tokens, (2, length)) if tokens else torch.randn(2, length)))
     else:
         grids: list[tuple[int, int] | None] = [None, (4, 4)]
         layers = [LayerDims(dim=64, num_heads=4, max_length=TRIAL_LENGTH, grid=grid) for grid in grids]
         if sizes:
-            grid = sizes["grid"] and tuple(sizes["grid"])  # JSON has no tuples
-            layers += [LayerDims(**{**sizes, "grid": grid, "layer": layer}) for layer in range(sizes["layer"] + 1)]
+            fields = {name: size for name, size in sizes.items() if name in LayerDims.__slots__}
+            fields["grid"] = sizes["grid"] and tuple(sizes["grid"])  # JSON has no tuples
+            layers += [LayerDims(**{**fields, "layer": layer}) for layer in range(sizes["layer"] + 1)]
         for dims in layers:
             pixels = dims.grid[0] * dims.grid[1] + dims.num_prefix if dims.grid else 0
             length = pixels if 0 < pixels <= TRIAL_PIXELS + 1 else min(TRIAL_LENGTH, dims.max_length)
@@ -295,11 +362,11 @@ def _try(variant: str, options: Mapping[str, Any], sizes: Mapping[str, Any]) -> 
         mask = torch.arange(x.shape[1]) < short  # (2, length)
         with contextlib.suppress(Exception):
             module = build()
-            for training in (True, False):
+            for training, seen in itertools.product((True, False), (None, mask)):
                 module.train(training)
-                for seen in (None, mask):
-                    with contextlib.suppress(Exception):
-                        _step(module, x.requires_grad_(x.is_floating_point()), seen)
+                bfloat16 = torch.autocast("cpu", torch.bfloat16, enabled=sizes.get("precision") == "bfloat16")
+                with contextlib.suppress(Exception), torch.set_grad_enabled(training), bfloat16:
+                    _step(module, x.requires_grad_(training and x.is_floating_point()), seen)
 
 
 def _step(module: Any, x: Any, mask: Any) -> None:

@@ -87,17 +87,27 @@ def loaded_program(distribution: Iterable[str], names: Mapping[str, str], read: 
             parts.add((f"module {names.get(name, name)}", digest or files[str(spec.origin)]))
             _check_compiled(name, spec, content)
             parts |= {(text, "") for text in _follow(content, spec, own)}
-    folders = {Path(path).parent for path in files}
     specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
     modules = {str(spec.origin) for spec in specs if isinstance(spec, ModuleSpec)}
-    paths = {os.path.abspath(_source_of(path)) for path in read} - modules  # noqa: PTH100 - links keep their names
-    named = {path: shown for path in paths if (shown := _shown(Path(path), folders)) and Path(path).is_file()}
+    named = {path: shown for path, shown in files_that_count(read, files).items() if path not in modules}
     holders = Counter(named.values())
     for path, shown in named.items():
         files[path] = file_digest(path)
         # Two files of one name may change places, so these have their whole paths.
         parts.add((f"file {shown if holders[shown] == 1 else path}", files[path]))
     return Program(hashlib.sha256(repr(sorted(parts)).encode()).hexdigest(), files)
+
+
+def files_that_count(read: Iterable[str], program: Iterable[str]) -> dict[str, str]:
+    """Return which of the paths that were read count for a program, and what each is called in its digest.
+
+    Args:
+        read: Paths, some of which may be no files.
+        program: The files of the program.
+    """
+    folders = {Path(path).parent for path in program}
+    paths = {os.path.abspath(_source_of(path)) for path in read}  # noqa: PTH100 - links keep their names
+    return {path: shown for path in paths if (shown := _shown(Path(path), folders)) and Path(path).is_file()}
 
 
 def _source_of(path: str) -> str:

@@ -15,6 +15,7 @@ from attention_zoo import (
     VariantConfig,
     get_variant,
 )
+from attention_zoo.program import TRIAL_PIXELS
 from lra.config.profiles import Profile, TaskRecipe
 from lra.config.schema import (
     VARIANT_POSITIONS,
@@ -368,10 +369,13 @@ def _trial_sizes(config: RunConfig) -> dict[str, Any]:
     """Return the sizes of a run with which a program of a third party is tried; empty for a convnet, which has none."""
     if config.model.family == "transformer":
         with contextlib.suppress(ValueError):  # sizes that do not fit: `run_problems` tells
-            return asdict(layer_dims(config, config.model.num_layers - 1))
+            return asdict(layer_dims(config, config.model.num_layers - 1)) | {"precision": config.train.precision}
     if config.model.family == "foreign":
         info = info_of(config)
-        return given_sizes(config, info, info.vocab_size, info.num_classes)
+        sizes: dict[str, Any] = given_sizes(config, info, info.vocab_size, info.num_classes)
+        if info.grid is not None or config.train.padding == "fixed":
+            sizes["trial_length"] = min(config.model.max_length, TRIAL_PIXELS)
+        return sizes | {"precision": config.train.precision}
     return {}
 
 

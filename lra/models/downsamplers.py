@@ -115,6 +115,7 @@ def try_layer(reference: str, channels: int, side: int) -> None:
             module = make(width, stride)
             for training in (True, False):
                 module.train(training)
-                result = module(torch.randn(2, width, rows, rows, requires_grad=True))
+                with torch.set_grad_enabled(training):
+                    result = module(torch.randn(2, width, rows, rows, requires_grad=training))
                 if training:
                     result.sum().backward()

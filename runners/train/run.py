@@ -7,7 +7,7 @@ import contextlib
 import gc
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -19,7 +19,7 @@ from torch import nn
 
 from attention_zoo import get_variant
 from attention_zoo.faults import fault_line, is_in_variant
-from attention_zoo.program import ProgramError, check_programs
+from attention_zoo.program import ProgramError, check_programs, reads_below
 from lra.atomic_io import remove_folder
 from lra.config.labels import row_name
 from lra.config.schema import NUMERICS_VERSION, RunConfig
@@ -161,6 +161,7 @@ def run(
         record, saved = broadcast((record, saved), ranks)
         if record is not None:
             return record
+        read = stack.enter_context(reads_below(run)) if programs_of(config) else set[str]()
         data = data.verified()
 
         # The model.
@@ -197,6 +198,7 @@ def run(
 
         def save() -> None:
             nonlocal last_save
+            check_process(config, read)  # what was read is not known to the process that goes on
             if ranks.is_main:
                 content = {"model": trained.state_dict(), "optimizer": optimizer.state_dict(), "state": state.to_dict()}
                 save_checkpoint(folder, state.step, content | {"run_id": run_id, "environments": environments})
@@ -322,7 +324,7 @@ def run(
             detail = str(diverged)
 
         # The record.
-        check_process(config)  # a variant may read a file in each step
+        check_process(config, read)  # a variant may read a file in each step
         if ranks.is_main:
             if outcome is not None and (repeated or store.find(run_id) is None):
                 weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
@@ -371,11 +373,21 @@ def run(
         return record
 
 
-def check_process(config: RunConfig) -> None:
+def programs_of(config: RunConfig) -> str:
+    """Return the programs of third parties that a run has, in one text; empty if it has none."""
+    return "; ".join(filter(None, (config.variant.origin, config.model.pool_origin, config.task_origin)))
+
+
+def check_process(config: RunConfig, read: Collection[str] = ()) -> None:
     """Check that this process runs the programs that a configuration names, and computes in float32.
 
+    Args:
+        config: The configuration.
+        read: What code of third parties has read, see `attention_zoo.program.reads_below`.
+
     Raises:
-        UsageError: A file of a program has changed, or something set another default type for this whole process.
+        UsageError: A file of a program has changed, or was not part of it; or something set another default type for
+            this whole process.
     """
     if torch.get_default_dtype() != torch.float32:
         raise UsageError(
@@ -383,7 +395,7 @@ def check_process(config: RunConfig) -> None:
             "if a plug-in sets it, which changes all variants, give the tensors of the plug-in their type instead"
         )
     try:
-        check_programs(f"{config.variant.origin}; {config.model.pool_origin}; {config.task_origin}")
+        check_programs(programs_of(config), read)
     except ProgramError as error:
         raise UsageError(str(error)) from error
 

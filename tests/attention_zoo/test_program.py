@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from attention_zoo import LayerDims, program, source_digest
-from attention_zoo.program import TRIAL_SIZES, ProgramError, check_programs, program_of, program_text
+from attention_zoo.foreign import import_place
+from attention_zoo.program import TRIAL_SIZES, ProgramError, check_programs, program_of, program_text, reads_below
 from attention_zoo.source_digest import loaded_program
 
 MIXER = """
@@ -160,6 +162,8 @@ class Mine(SequenceMixer):
 MOMENTS = {
     "in-training": mixer(called=f"self.training and {READ}"),
     "in-evaluation": mixer(called=f"self.training or {READ}"),
+    "without-gradients": mixer(imports="import torch", called=f"torch.is_grad_enabled() or {READ}"),
+    "a-library-of-its-own": mixer(imports="import ctypes, os", called="ctypes.CDLL(os.path.abspath('scale.txt'))"),
     "of-padded-sequences": mixer(called=f"mask is None or {READ}"),
     "in-the-backward-pass": mixer(called="x = Reading.apply(x)") + IN_BACKWARD,
     "on-a-grid-alone": f"""
@@ -253,6 +257,57 @@ def test_a_file_counts_that_a_whole_model_reads_at_the_sizes_of_the_run_alone(tm
         write(tmp_path, {"mine.py": source, "40.txt": content})
         found.append(digest("mine.py", variant="mine.py:Mine", sizes=dict(TRIAL_SIZES, max_length=40)))
     assert found[0] != found[1]
+
+
+def test_a_file_counts_that_is_read_in_the_precision_of_the_run_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    called = f"(torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16 and {READ}"
+    sizes = asdict(LayerDims(dim=8, num_heads=2, max_length=8))
+    found = {}
+    for content in "01":
+        write(tmp_path, {"mine.py": mixer(imports="import torch", called=called), "scale.txt": content})
+        for precision in ("float32", "bfloat16"):
+            found[content, precision] = digest(
+                "mine.py", variant="mine.py:Mine", sizes=sizes | {"precision": precision}
+            )
+    assert found["0", "float32"] == found["1", "float32"]
+    assert found["0", "bfloat16"] != found["1", "bfloat16"]
+
+
+def reader(*arguments):
+    """Runs what a plug-in has, as the function of a run does."""
+    return arguments[0](*arguments[1:])
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_what_a_plug_in_reads_in_a_run_and_not_in_its_trial_is_refused(threaded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = "from pathlib import Path\n\ndef read(name):\n    return Path(name).read_text()\n"
+    write(tmp_path, {"mine_reads.py": source + "\nTABLE = read('known.txt')\n", "known.txt": "1", "late.txt": "2"})
+    text = digest("mine_reads.py")
+    mine = import_place("mine_reads.py")
+
+    def call(name):
+        if not threaded:
+            return reader(mine.read, name)
+        thread = threading.Thread(target=mine.read, args=(name,))
+        thread.start()
+        return thread.join()
+
+    with reads_below(reader) as read:
+        call("known.txt")
+        reader(Path(tmp_path / "late.txt").read_text)  # our own code may read what it likes
+        if not threaded:
+            mine.read("late.txt")  # so may a script that calls a plug-in outside of the run
+    check_programs(text, read)
+    assert read
+    with reads_below(reader) as read:
+        call("late.txt")
+    with pytest.raises(ProgramError, match=r"late\.txt was read now, but not in the trial"):
+        check_programs(text, read)
+    read.clear()
+    call("late.txt")  # nobody watches
+    assert read == set()
 
 
 def test_a_file_that_is_gone_since_it_was_read_is_a_change(tmp_path, monkeypatch):

@@ -310,6 +310,19 @@ def test_a_base_that_changed_with_a_numerics_version_changes_what_it_is_the_base
     assert run_of(variant="contextpool", **still).numbers_until(1) == 2
 
 
+WHOLE_IMAGES = """
+import torch
+
+
+class Net(torch.nn.Module):
+    def forward(self, tokens, mask):
+        tokens.view(-1, 16, 16)
+        return open("scale.txt").read()
+
+
+def build(vocabulary_size, num_classes):
+    return Net()
+"""
 LAYERED = """
 from attention_zoo import LayerDims, SequenceMixer, VariantConfig
 
@@ -358,6 +371,21 @@ def test_a_whole_model_is_tried_with_what_the_run_gives_it(task, read, tmp_path,
         config = resolve(
             task=task, variant="whole.py:build", profile=load_profile("modern"), seed=0, track="open",
             overrides={"model.dim": 16, "model.family": "foreign"},
+        )  # fmt: skip
+        origins.append(config.variant.origin)
+    assert origins[0] != origins[1]
+
+
+def test_a_whole_model_is_tried_with_whole_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    origins = []
+    for content in "01":
+        (tmp_path / "whole.py").write_text(WHOLE_IMAGES)
+        (tmp_path / "scale.txt").write_text(content)
+        program_of.cache_clear()
+        config = resolve(
+            task="pathfinder", variant="whole.py:build", profile=load_profile("mini"), seed=0, track="open",
+            overrides={"model.family": "foreign"},
         )  # fmt: skip
         origins.append(config.variant.origin)
     assert origins[0] != origins[1]

@@ -194,6 +194,47 @@ def test_a_file_that_changes_during_a_run_ends_it(folder):
     del program._imported[path]
 
 
+def test_a_task_that_reads_more_than_its_trial_is_refused(folder):
+    late = (
+        "        if generator.integers(0, 50) == 0:\n            __import__('pathlib').Path('late.txt').read_text()\n        return tokens, int("
+    )
+    (folder / "my_task.py").write_text(TASK.replace("        return tokens, int(", late))
+    (folder / "late.txt").write_text("1")
+    done = run("--task", "my_task.py:Majority")
+    assert done.exit_code == 3
+    assert "late.txt was read now, but not in the trial from which the run id comes" in done.stderr
+    assert not list((folder / "home").glob("majority-*"))
+
+
+LATE = """
+import pathlib
+
+import torch
+
+
+class Late(torch.nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.map = torch.nn.Linear(dim, dim)
+
+    def forward(self, x, mask):
+        if len(x) == 32:
+            pathlib.Path("late.txt").read_text()
+        return self.map(x)
+"""
+
+
+def test_a_variant_that_reads_more_than_its_trial_gives_no_number(folder):
+    (folder / "late.py").write_text(LATE)
+    (folder / "late.txt").write_text("1")
+    words = ["--task", "my_task.py:Majority", "--attn", "late.py:Late"]
+    common = ["--data-dir", "home", "--store", "store", "--device", "cpu", "--threads", "1", "--quiet"]
+    done = CliRunner().invoke(lra_run, [*words, *common], catch_exceptions=False)
+    assert done.exit_code == 2
+    assert "late.txt was read now, but not in the trial from which the run id comes" in done.stderr
+    assert not list((folder / "store").glob("results/*/*"))
+
+
 def test_a_profile_may_have_it(folder):
     (folder / "mine.yaml").write_text(
         "name: mine\ntitle: mine\nsource: mine\ntasks:\n  majority:\n    data: {length: 7, test_length: [7, 21]}\n"

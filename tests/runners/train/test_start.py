@@ -9,10 +9,10 @@ from lra.errors import DataError, StoreError, UsageError
 from lra.results.checkpoints import read_state, write_state
 from lra.results.records import Store
 from lra.tasks import get_task
-from lra.trained import CLASSIFIER_LAYERS, TrainedRun, load_run
+from lra.trained import CLASSIFIER_LAYERS, TrainedRun, check_unseen, load_run
 from runners.train.run import PreemptedRunError
 from runners.train.summary import summary, summary_rows
-from tests.runners.tiny_runs import TINY, execute, tiny_data
+from tests.runners.tiny_runs import TINY, execute, rewritten, tiny_data
 from tests.runners.train.test_pretraining import StopAt
 
 
@@ -111,6 +111,21 @@ def test_a_run_that_has_seen_the_test_examples_is_no_start(tmp_path, larger):
     start = load_run(second.run_id, store.root).start()
     with pytest.raises(UsageError, match="test examples are among those"):
         execute(config.model_copy(update={"start": start}), data, store)
+
+
+def test_a_start_that_was_trained_on_the_test_examples_is_refused_where_they_validate_too(tmp_path):
+    """To choose a step by them is less, and the name of the data says it."""
+    home, store = tmp_path / "home", Store(tmp_path / "store")
+    config, data = on_sizes(home, train=64, validation=16, test=16)
+    splits = {name: data.split(name) for name in ("train", "validation", "test")}
+    taught = rewritten(data, home / "taught", splits | {"train": data.split("test")})
+    source = load_run(execute(config, taught, store).run_id, store.root)
+    validated = rewritten(data, home / "validated", splits | {"validation": data.split("test")})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainedRun, "data", lambda *_: taught)
+        with pytest.raises(UsageError, match="16 of the 16 test examples are among those"):
+            check_unseen(source, validated)
+        check_unseen(source, taught)
 
 
 def test_a_start_whose_data_is_gone_is_refused_since_it_may_hold_test_examples(data, tmp_path, monkeypatch):
