@@ -196,7 +196,7 @@ def test_a_file_that_changes_during_a_run_ends_it(folder):
 
 def test_a_task_that_reads_more_than_its_trial_is_refused(folder):
     late = (
-        "        if generator.integers(0, 50) == 0:\n            __import__('pathlib').Path('late.txt').read_text()\n        return tokens, int("
+        "        if generator.integers(0, 150) == 7:\n            __import__('pathlib').Path('late.txt').read_text()\n        return tokens, int("
     )
     (folder / "my_task.py").write_text(TASK.replace("        return tokens, int(", late))
     (folder / "late.txt").write_text("1")
