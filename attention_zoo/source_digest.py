@@ -10,7 +10,7 @@ What counts:
 - modules that were imported, however that was done, with what Python took for them: source, compiled code, a file in a
   zip archive; and modules that a function would import later;
 - of distributions in an installation folder, the code of those that the program is from, and name and version of those
-  that it imports from;
+  that it imports from, and of those that come with these, unless this project or torch needs them too;
 - files that were read, by Python, when the code was imported and tried: below the folders of the code with their paths
   there, and from elsewhere with their names. What is in hidden or temporary folders, and what is of Python, of
   installed distributions or of the system, does not count.
@@ -28,6 +28,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import sysconfig
 import tempfile
@@ -35,7 +36,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.metadata import distributions, version
+from importlib.metadata import PackageNotFoundError, distributions, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def loaded_program(distribution: Iterable[str], names: Mapping[str, str], read: 
             parts.add((f"module {names.get(name, name)}", digest or files[str(spec.origin)]))
             _check_compiled(name, spec, content)
             parts |= {(text, "") for text in _follow(content, spec, own)}
+    parts |= {(text, "") for text in _loaded_packages(own)}
     specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
     modules = {str(spec.origin) for spec in specs if isinstance(spec, ModuleSpec)}
     named = {path: shown for path, shown in files_that_count(read, files).items() if path not in modules}
@@ -240,6 +242,34 @@ def _follow(content: bytes, spec: ModuleSpec, own: set[str]) -> Iterator[str]:
             continue
         if not any(_load(each) for each in (absolute, *(f"{absolute}.{member}" for member in members))):
             yield f"missing {absolute}"
+
+
+def _loaded_packages(own: set[str]) -> Iterator[str]:
+    """Yield a text for each distribution that was loaded since `libraries` was filled, by whatever code."""
+    if not libraries:
+        return
+    tops = {name.partition(".")[0] for name in sys.modules if name not in libraries}
+    for owner in sorted(set().union(*map(_owners, tops)) - own):
+        if _normal(owner) not in _needed_anyway():
+            yield f"package {owner} {version(owner)}"
+
+
+@functools.cache
+def _needed_anyway() -> frozenset[str]:
+    """Return the distributions that this project and torch need, themselves among them: normal names."""
+    found, waiting = set[str](), ["lra-harness", *RECORDED_ELSEWHERE]
+    while waiting:
+        name = _normal(waiting.pop())
+        if name not in found:
+            found.add(name)
+            with contextlib.suppress(PackageNotFoundError):
+                lines = [line for line in requires(name) or () if "extra ==" not in line]
+                waiting += [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines]
+    return frozenset(found)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _load(name: str) -> bool:

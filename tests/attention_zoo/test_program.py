@@ -425,6 +425,26 @@ def distribution(folder: Path, name: str, version: str, modules: list[str]) -> N
     (info / "RECORD").write_text("".join(f"{module}.py,,\n" for module in modules))
 
 
+def test_the_version_counts_of_a_distribution_that_comes_with_another_one(tmp_path, monkeypatch):
+    source = "import importlib, theirs_1\nimportlib.import_module('theirs' + '_3')\n"
+    write(
+        tmp_path,
+        {"mine.py": source, "theirs_1.py": "import theirs_2\nimport yaml\n", "theirs_2.py": "", "theirs_3.py": ""},
+    )
+    for number in "123":
+        distribution(tmp_path / "site", f"theirs-{number}", "1.0", [f"theirs_{number}"])
+        (tmp_path / f"theirs_{number}.py").rename(tmp_path / "site" / f"theirs_{number}.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    found = [digest("mine.py")]
+    for number in "123":
+        metadata = tmp_path / "site" / f"theirs_{number}-1.0.dist-info" / "METADATA"
+        metadata.write_text(metadata.read_text().replace("1.0", "2.0"))
+        found.append(digest("mine.py"))
+    assert len(set(found)) == 4
+    assert "pyyaml" in source_digest._needed_anyway()  # so its version is none of a plug-in's
+
+
 def test_of_other_distributions_the_version_counts_and_of_the_own_one_the_code(tmp_path, monkeypatch):
     write(tmp_path, {"ours.py": "import ours_too, theirs\n", "ours_too.py": "A = 1\n", "theirs.py": "B = 1\n"})
     distribution(tmp_path, "ours-dist", "1.0", ["ours", "ours_too"])

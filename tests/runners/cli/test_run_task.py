@@ -195,10 +195,9 @@ def test_a_file_that_changes_during_a_run_ends_it(folder):
 
 
 def test_a_task_that_reads_more_than_its_trial_is_refused(folder):
-    late = (
-        "        if generator.integers(0, 150) == 7:\n            __import__('pathlib').Path('late.txt').read_text()\n        return tokens, int("
-    )
-    (folder / "my_task.py").write_text(TASK.replace("        return tokens, int(", late))
+    late = "if generator.integers(0, 150) == 7:\n            Path('late.txt').read_text()"
+    changed = TASK.replace("        return tokens, int(", f"        {late}\n        return tokens, int(")
+    (folder / "my_task.py").write_text("from pathlib import Path\n" + changed)
     (folder / "late.txt").write_text("1")
     done = run("--task", "my_task.py:Majority")
     assert done.exit_code == 3
