@@ -384,7 +384,7 @@ def locality(
     from .tables import locality as tables
 
     results = load(selection)
-    records = [results.records[find(results, run)] for run in runs]
+    records = [results.records[run_id] for run_id in dict.fromkeys(find(results, run) for run in runs)]
     audits = []
     scores: dict[Change, list[dict[int, float]]] = {change: [] for change in asked}
     with progress_bar(records, title="runs", unit="run", shown=True) as bar:
@@ -393,8 +393,8 @@ def locality(
             audits.append(looked.audit(examples, places))
             for change, radii in asked.items():
                 scores[change].append({radius: looked.accuracy(answers, radius, change) for radius in radii})
-    made = [tables.locality(results, records, audits, examples=examples, places=places)]
-    made += [tables.answers(results, records, each, change, answers) for change, each in scores.items()]
+    made = [tables.locality(records, audits, examples=examples, places=places)]
+    made += [tables.answers(records, each, change, answers) for change, each in scores.items()]
     write(render_all(made, form, command=invocation()), out)
     if figure is None or image is None:
         return

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from lra.config.labels import row_name
 from lra.measure.locality import Change
+from lra.results.dataframe import record_frame
 from lra.results.records import RunRecord
 
-from ..tables.locality import DONE, Audit
+from ..tables.locality import DONE, Audit, names_of
 from .style import PAGE, looks, new_figure, shown
 
 MAPS = 4
@@ -30,9 +29,9 @@ def locality_panels(
         audits: What was measured of each.
         scores: By change, the accuracy in % of each run by radius.
     """
-    names = [f"{row_name(record.config, record.variant_title)}, seed {record.config.seed}" for record in records]
-    frame = pd.DataFrame({"label": names, "variant": [record.config.variant.name for record in records]})
-    look = looks(frame)
+    frame = record_frame(records)
+    names = [", ".join(each.values()) for each in names_of(frame.assign(seed="seed " + frame["seed"].astype(str)))]
+    look = looks(frame.assign(label=names))
     figure = new_figure(4.2, PAGE)
     parts = figure.subfigures(2, 1, height_ratios=[1.2, 1.0], squeeze=False)
     above, below = parts[0, 0], parts[1, 0]

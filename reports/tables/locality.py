@@ -11,17 +11,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lra.config.labels import row_name
 from lra.data.batching import Batch, collate
 from lra.data.split import Split
 from lra.errors import UsageError
 from lra.measure.locality import Change, Mixing, influence, logits_within, mixing
 from lra.models.precision import autocast
 from lra.models.transformer import Classifier, mixers
+from lra.results.dataframe import record_frame
 from lra.results.records import RunRecord
 from lra.trained import TrainedRun
 
-from ..result_set import ResultSet
 from .captions import preview
 from .table import Table, Term, plain_table
 
@@ -97,19 +96,23 @@ class Looked:
         return 100.0 * right / min(examples, len(self.split))
 
 
-def names_of(record: RunRecord) -> dict[str, str]:
-    """Return the cells that name a run."""
-    return {
-        "task": record.task_title,
-        "variant": row_name(record.config, record.variant_title),
-        "seed": str(record.config.seed),
-    }
+def names_of(frame: pd.DataFrame) -> list[dict[str, str]]:
+    """Return for each run of a frame the cells that name it: task, row and seed, and the profile if there are several.
+
+    No two runs have the same cells: see `lra.results.dataframe.record_frame`.
+    """
+    profiles = frame["profile"] + ", " + frame["track"] + " track"
+    cells = pd.DataFrame({"task": frame["column"], "variant": frame["label"], "seed": frame["seed"].astype(str)})
+    if profiles.nunique() > 1:
+        cells.insert(0, "profile", profiles)
+    return cells.to_dict("records")
 
 
-def locality(results: ResultSet, records: list[RunRecord], audits: list[Audit], *, examples: int, places: int) -> Table:
+def locality(records: list[RunRecord], audits: list[Audit], *, examples: int, places: int) -> Table:
     """Tabulate how far runs mix."""
+    frame = record_frame(records)
     rows = [
-        names_of(record)
+        names
         | {
             "mean distance": f"{audit.mixing.mean:.2f}",
             "median": str(audit.mixing.median),
@@ -118,7 +121,7 @@ def locality(results: ResultSet, records: list[RunRecord], audits: list[Audit], 
             "of": str(audit.mixing.reach),
         }
         | ({"sigma": ", ".join(f"{width:.1f}" for width in audit.sigma)} if any(each.sigma for each in audits) else {})
-        for record, audit in zip(records, audits, strict=True)
+        for names, audit in zip(names_of(frame), audits, strict=True)
     ]
     notes: list[str] = [
         Term("Distance: in tokens, between a token and those that its final state depends on, weighted by influence."),
@@ -127,7 +130,6 @@ def locality(results: ResultSet, records: list[RunRecord], audits: list[Audit], 
     ]
     if any(each.sigma for each in audits):
         notes.append(Term("Sigma: mean width of the pooling of each layer, in tokens; lra-report pooling draws it."))
-    frame = _frame(results, records)
     caption = (
         f"How far the chosen weights mix, on {_looked_at(records, examples)} test examples with at most {places} "
         "tokens of each"
@@ -135,21 +137,19 @@ def locality(results: ResultSet, records: list[RunRecord], audits: list[Audit], 
     return plain_table(caption, rows, preview(frame) + notes, frame)
 
 
-def answers(
-    results: ResultSet, records: list[RunRecord], scores: Sequence[dict[int, float]], change: Change, examples: int
-) -> Table:
+def answers(records: list[RunRecord], scores: Sequence[dict[int, float]], change: Change, examples: int) -> Table:
     """Tabulate the accuracy when tokens beyond each radius are hidden or shuffled.
 
     Args:
-        results: The records.
         records: The runs that were asked.
         scores: The accuracy in % by radius, of each run.
         change: What was done to the tokens.
         examples: Test examples that were answered.
     """
+    frame = record_frame(records)
     rows = [
-        names_of(record) | {f"within {radius}": f"{score:.1f}" for radius, score in found.items()}
-        for record, found in zip(records, scores, strict=True)
+        names | {f"within {radius}": f"{score:.1f}" for radius, score in found.items()}
+        for names, found in zip(names_of(frame), scores, strict=True)
     ]
     caption = f"Accuracy in % when far tokens are {DONE[change]}, on {_looked_at(records, examples)} test examples"
     what = {"hide": "masked like padding", "shuffle": "put in a random order"}[change]
@@ -157,7 +157,6 @@ def answers(
         f"Within: for each state that the answer is read from, the tokens farther from it than this are {what}. A head "
         "that reads the first token has one such state, another one has a state for each token."
     )
-    frame = _frame(results, records)
     return plain_table(caption, rows, [*preview(frame), note], frame)
 
 
@@ -165,8 +164,3 @@ def _looked_at(records: Sequence[RunRecord], examples: int) -> str:
     """Say how many test examples were looked at: fewer than was asked, where there are no more."""
     found = {min(examples, record.outcome.test.total) for record in records if record.outcome is not None}
     return " or ".join(map(str, sorted(found)))
-
-
-def _frame(results: ResultSet, records: list[RunRecord]) -> pd.DataFrame:
-    frame = results.frame()
-    return frame[frame["run_id"].isin({record.run_id for record in records})]

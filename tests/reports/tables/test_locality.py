@@ -1,0 +1,48 @@
+"""The tables of locality: each run has a name of its own."""
+
+import torch
+
+from lra.measure.locality import mixing
+from reports.render import plain_values
+from reports.tables.locality import Audit, answers, locality
+from tests.reports.synthetic import add_run, cell_config
+
+
+def audit(distance):
+    weights = torch.zeros(9)
+    weights[distance] = 1.0
+    return Audit(mixing=mixing(torch.arange(9), weights), sigma=[], influences=torch.ones(2, 9))
+
+
+def runs(folder):
+    """Runs of one variant and seed that differ in one thing each."""
+    base = cell_config(variant="local", track="open")
+    configs = [
+        base.model_copy(update={"train": base.train.model_copy(update={"lr": 0.01})}),
+        base,
+        base.model_copy(update={"seed": 1}),
+        base.model_copy(update={"profile": "mine"}),
+        base.model_copy(update={"track": "matched"}),
+    ]
+    made = [add_run(folder, 400 + number, config=config) for number, config in enumerate(configs)]
+    return [*made, add_run(folder, 400, config=base, digest="c" * 64)]
+
+
+def test_no_two_runs_have_one_name_and_the_ids_stand_in_the_order_of_the_rows(tmp_path):
+    records = runs(tmp_path)
+    tables = [
+        locality(records, [audit(number) for number in range(6)], examples=8, places=8),
+        answers(records, [{4: float(number)} for number in range(6)], "hide", 100),
+    ]
+    for table in tables:
+        names = table.cells[["profile", "task", "variant", "seed"]]
+        assert not names.duplicated().any()
+        assert names.iloc[0].tolist() == ["quick, open track", "ListOps dddddddd", "local [lr=0.01]", "0"]
+        assert plain_values(table)["runs"] == [record.run_id for record in records]
+    assert tables[0].cells["mean distance"].tolist() == [f"{number:.2f}" for number in range(6)]
+    alone = locality(records[:2], [audit(1), audit(2)], examples=8, places=8).cells
+    assert alone[["task", "variant"]].to_numpy().tolist() == [
+        ["ListOps", "local [lr=0.01]"],
+        ["ListOps", "local [lr=0.001]"],
+    ]
+    assert "profile" not in alone
