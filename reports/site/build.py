@@ -26,7 +26,7 @@ from attention_zoo.registry import is_own
 from lra.config.builtin import profile_names
 from lra.config.labels import split_row
 from lra.errors import UsageError, refusals_as
-from lra.metrics import wilson_interval
+from lra.metrics import beatable, wilson_interval
 from lra.results.bench_format import STATUS_WORDS
 from lra.results.records import RunRecord
 from lra.tasks import PROBES, TASKS
@@ -86,6 +86,9 @@ class Board:
     rows: list[Row]
     """Best first; after these, the rows that lost runs."""
     baselines: list[Row]
+    """The accuracies of answers that need no model, best first;"""
+    beatable: float
+    """the best that a model can be asked to beat, in percent; NaN for none."""
     published: list[Row]
     lost: list[tuple[str, str, str, str]]
     """Label, variant and status of each run without a number, and its id if it has a record; else an empty text."""
@@ -172,6 +175,7 @@ def make_boards(results: ResultSet, published: Sequence[Published]) -> list[Boar
                 _row(part, str(label), runs) for label, runs in group.groupby("label") if runs["accuracy"].notna().any()
             ]
             task = str(group["task"].iloc[0])
+            baselines = _baselines(part, group["run_id"].tolist())
             boards.append(
                 Board(
                     task=clean_line(heading),
@@ -179,7 +183,8 @@ def make_boards(results: ResultSet, published: Sequence[Published]) -> list[Boar
                     track=track,
                     dataset=clean_line(", ".join(sorted(set(group["dataset"])))),
                     rows=sorted(rows, key=lambda row: (row.seeds < row.tried, -comparable([row.mean])[0], row.name)),
-                    baselines=_baselines(part, group["run_id"].tolist()),
+                    baselines=[Row(name=clean_line(baseline_title(name)), mean=each) for name, each in baselines],
+                    beatable=max(beatable(dict(baselines)).values(), default=math.nan),
                     published=_published_rows(published, task, profile, track),
                     lost=_lost(results, group),
                     address=_address(heading, profile, track),
@@ -231,16 +236,15 @@ def _row(results: ResultSet, label: str, tried: pd.DataFrame) -> Row:
     )  # fmt: skip
 
 
-def _baselines(results: ResultSet, run_ids: Sequence[str]) -> list[Row]:
-    """Return the accuracies of answers that need no model, best first."""
+def _baselines(results: ResultSet, run_ids: Sequence[str]) -> list[tuple[str, float]]:
+    """Return the accuracies of answers that need no model with their names, best first."""
     found = {
         name: value
         for run_id in run_ids
         if run_id in results.records
         for name, value in baselines_of(results.records[run_id]).items()
     }
-    rows = [Row(name=clean_line(baseline_title(name)), mean=value) for name, value in found.items()]
-    return sorted(rows, key=lambda row: (-row.mean, row.name))
+    return sorted(found.items(), key=lambda each: (-each[1], each[0]))
 
 
 def _published_rows(sources: Sequence[Published], task: str, profile: str, track: str) -> list[Row]:

@@ -211,6 +211,29 @@ def test_a_row_that_lost_runs_has_no_place_and_says_how_many(tmp_path):
     assert "90.00" not in index
 
 
+def test_none_is_above_chance_only_if_no_row_has_a_trained_run(tmp_path):
+    for seed in range(3):
+        add_run(tmp_path / "store", 105, variant="local", seed=seed)
+        add_run(tmp_path / "store", 105, variant="local", task="text", seed=seed)
+        add_run(tmp_path / "store", 950 if seed else None, seed=seed)
+    results = load_stores([tmp_path / "store"])
+    build_site(results, tmp_path / "site", "", quiet=True)
+    assert read(tmp_path / "site" / "index.html").text.count("none is above chance") == 1
+
+
+def test_the_best_answer_without_a_model_is_no_oracle(tmp_path):
+    baselines = {"chance": 10.0, "bag of tokens": 30.0, "oracle": 99.5}
+    add_run(tmp_path / "store", 700, baselines=baselines)
+    add_run(tmp_path / "store", 700, task="text", baselines={"oracle": 98.5})
+    results = load_stores([tmp_path / "store"])
+    board, _ = make_boards(results, load_published())
+    assert [row.name for row in board.baselines] == ["Oracle", "Bag of tokens", "Chance"]
+    build_site(results, tmp_path / "site", "", quiet=True)
+    index = read(tmp_path / "site" / "index.html").text
+    assert "30.00" in index
+    assert not any(bound in index for bound in ("99.50", "98.50"))
+
+
 def test_a_task_of_which_every_run_is_lost_has_a_page_that_says_so(tmp_path):
     add_run(tmp_path / "store", 500)
     add_attempt(tmp_path / "store", "oom", task="text")
