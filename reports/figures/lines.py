@@ -50,14 +50,14 @@ def learning_curves(results: ResultSet, frame: pd.DataFrame, where: str) -> Figu
         if len(curves) > 1:
             axes.fill_between(steps, scores.min(axis=0), scores.max(axis=0), color=look.colour, alpha=0.15, linewidth=0)
         ends.append((float(steps[-1]), float(mean[-1])))
-        names.append(wrapped(f"{label} ({len(curves)})", LABEL))
+        names.append(f"{label} ({len(curves)})")
         colours.append(look.colour)
     if not names:
         return None
     axes.set(xlabel="training step", ylabel="validation accuracy (%)")
     write_title(figure, "Line: mean of seeds (n); band: all of them", where)
     mark_preview(axes, seeds_by_cell(frame)[1])
-    label_ends(axes, ends, names, colours)
+    label_ends(axes, ends, wrapped(names, LABEL), colours)
     return figure
 
 
@@ -105,7 +105,7 @@ def depth_curves(frame: pd.DataFrame, where: str) -> Figure:
             axes.scatter(runs, group["accuracy"], s=9, color=look.colour, alpha=0.45, linewidths=0)
             axes.plot(joined, means, linestyle=look.dash, color=look.colour, marker=look.marker)
         ends.append((float(np.asarray(places[counted][1])[-1]), float(means.iloc[-1])))
-        names.append(wrapped(label, LABEL))
+        names.append(str(label))
         colours.append(look.colour)
     panels[0].set(xlabel="layers", ylabel="test accuracy (%)", xticks=sorted(rows["layers"].unique()))
     if counted:
@@ -116,7 +116,7 @@ def depth_curves(frame: pd.DataFrame, where: str) -> Figure:
     write_title(figure, "Dots: runs; line: mean", where)
     for axes in panels:
         mark_preview(axes, seeds_by_cell(frame)[1])
-    label_ends(panels[-1], ends, names, colours)
+    label_ends(panels[-1], ends, wrapped(names, LABEL), colours)
     return figure
 
 
@@ -146,7 +146,7 @@ def scaling_curves(measurements: pd.DataFrame, labels: Sequence[str], where: str
             axes.plot(lengths, values, color=look.colour, marker=look.marker, linestyle=look.dash)
             if len(lengths):
                 ends.append((lengths[-1], values[-1]))
-                names.append(wrapped(f"{label} ({number(log_slope(lengths, values), '{:.2f}')})", LABEL))
+                names.append(f"{label} ({number(log_slope(lengths, values), '{:.2f}')})")
                 colours.append(look.colour)
         axes.set(xscale="log", yscale="log", ylabel=unit)
         ticks = sorted(rows["length"].unique())
@@ -154,7 +154,7 @@ def scaling_curves(measurements: pd.DataFrame, labels: Sequence[str], where: str
         axes.xaxis.set_minor_locator(NullLocator())
         low, high = axes.get_ylim()
         plain_ticks(axes.yaxis, low, high)
-        label_ends(axes, ends, names, colours)
+        label_ends(axes, ends, wrapped(names, LABEL), colours)
     panels[1].set_xlabel("length (tokens)")
     write_title(figure, "In brackets: slope", where)
     return figure

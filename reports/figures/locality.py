@@ -13,7 +13,7 @@ from lra.results.dataframe import record_frame
 from lra.results.records import RunRecord
 
 from ..tables.locality import DONE, Audit, names_of
-from .style import PAGE, looks, new_figure, shown
+from .style import PAGE, looks, new_figure, wrapped
 
 MAPS = 4
 """Runs whose map is drawn, the first ones."""
@@ -52,16 +52,15 @@ def locality_panels(
         panel.set(xlim=(0, farthest), xticks=(marks := [0, *(4**power for power in range(8) if 4**power <= farthest)]))
         panel.set_xticklabels([str(mark) for mark in marks])
         panel.minorticks_off()
-    above.legend(lines, [shown(name, 50) for name in names], loc="outside lower center", ncols=2)
-    for panel, name, audit in zip(
-        below.subplots(1, min(MAPS, len(names)), squeeze=False)[0], names, audits, strict=False
-    ):
+    above.legend(lines, wrapped(names, 50, 1), loc="outside lower center", ncols=2)
+    maps = below.subplots(1, min(MAPS, len(names)), squeeze=False)[0]
+    for panel, name, audit in zip(maps, wrapped(names[:MAPS], 90 // len(maps)), audits, strict=False):
         # Each row is divided by its largest influence; what is a thousandth of it or less is as pale as nothing.
         rows = audit.influences / audit.influences.amax(dim=1, keepdim=True)
         panel.imshow(
             torch.log10(rows.clamp(min=1e-3)).numpy(), aspect="auto", cmap="Greys", vmin=-3, interpolation="nearest"
         )
         panel.grid(visible=False)
-        panel.set_title(shown(name, 45))
+        panel.set_title(name)
         panel.set(xlabel="token", ylabel="token that was read", yticks=[])
     return figure

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..tables.probes import whole_mean
-from .style import PAGE, new_figure, shown, wrapped
+from .style import PAGE, extra_height, new_figure, wrapped
 
 ROW = 0.17
 """Height of a row, in inches."""
@@ -24,7 +24,8 @@ def probe_panels(scores: pd.DataFrame, expected: int = 0) -> Figure:
         expected: How many seeds a suite asks for; 0 without one. A row that lacks one has no cell.
     """
     labels, columns = sorted(scores["label"].unique(), reverse=True), sorted(scores["column"].unique())
-    figure = new_figure(1.1 + ROW * len(labels), PAGE)
+    names = wrapped(labels, 40, 1)
+    figure = new_figure(1.1 + ROW * len(names) + extra_height(names), PAGE)
     longest = scores.groupby("column")["length"].transform("max")
     panels = {
         "length of training": scores[scores["length"] == scores["trained"]],
@@ -44,7 +45,7 @@ def probe_panels(scores: pd.DataFrame, expected: int = 0) -> Figure:
             axes.add_patch(Rectangle(corner, 1, 1, facecolor="#0072B2", alpha=above, linewidth=0))
             ink = "white" if above > 0.6 else "black"
             axes.text(*place, f"{accuracy:.0f}", ha="center", va="center", fontsize=6, color=ink)
-        axes.set_xticks(range(len(columns)), [wrapped(column, 12) for column in columns], rotation=60, ha="right")
-        axes.set_yticks(range(len(labels)), [shown(label) for label in labels])
+        axes.set_xticks(range(len(columns)), wrapped(columns, 12), rotation=60, ha="right")
+        axes.set_yticks(range(len(labels)), names)
         axes.tick_params(length=0)
     return figure

@@ -6,7 +6,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from ..tables.comparisons import Ranking
-from .style import REFERENCE_COLOUR, mark_preview, new_figure, shown, write_title
+from .style import REFERENCE_COLOUR, extra_height, mark_preview, new_figure, wrapped, write_title
 
 ROW = 0.19
 """Height of a row, in inches."""
@@ -21,13 +21,13 @@ def critical_difference(ranking: Ranking, where: str) -> Figure:
         ranking: The variants, best first.
         where: What the runs have in common, for the title; empty for none.
     """
-    places = range(len(ranking.labels))
-    figure = new_figure(0.9 + ROW * len(ranking.labels))
+    places, names = range(len(ranking.labels)), wrapped(ranking.labels, 40, 1)
+    figure = new_figure(0.9 + ROW * len(names) + extra_height(names))
     axes = figure.subplots()
     axes.errorbar(
         ranking.ranks, places, xerr=ranking.critical / 2, fmt="o", color=REFERENCE_COLOUR, elinewidth=1.5, capsize=0
     )
-    axes.set_yticks(places, [shown(label) for label in ranking.labels])
+    axes.set_yticks(places, names)
     axes.set(xlabel=f"average rank over {len(ranking.columns)} tasks (1 is best)", ylim=(len(places) - 0.5, -0.5))
     axes.grid(visible=False, axis="y")
     mark_preview(axes, ranking.seeds)

@@ -15,7 +15,7 @@ from ..result_set import ResultSet
 from ..statistics import comparable
 from ..tables.captions import baseline_title, seeds_by_cell
 from .labels import ROW, SIZE, label_points
-from .style import LINE, looks, mark_preview, new_figure, plain_ticks, shown, wrapped, write_title
+from .style import extra_height, looks, mark_preview, new_figure, plain_ticks, wrapped, write_title
 
 MIB = 2**20
 LABEL = 24
@@ -65,7 +65,9 @@ def bubbles(frame: pd.DataFrame, where: str) -> Figure:
     plain_ticks(axes.xaxis, *axes.get_xlim())
     write_title(figure, "Area: peak memory", where)
     mark_preview(axes, int(rows["seeds"].max()))
-    names = [f"{wrapped(label, LABEL)}\n{row.memory:,.0f} MiB" for label, row in rows.iterrows()]
+    names = [
+        f"{name}\n{memory:,.0f} MiB" for name, memory in zip(wrapped(rows.index, LABEL), rows["memory"], strict=True)
+    ]
     label_points([(axes, rows["speed"])], rows["accuracy"], names, np.sqrt(area / np.pi), colours)
     return figure
 
@@ -119,7 +121,7 @@ def _fronts(frame: pd.DataFrame, rows: pd.DataFrame, costs: dict[str, pd.Series]
         plain_ticks(axes.xaxis, *axes.get_xlim())
         mark_preview(axes, int(rows["seeds"].max()))
     write_title(figure, title, where)
-    names = [wrapped(label, LABEL) for label in rows.index]
+    names = wrapped(rows.index, LABEL)
     panels_with_costs = list(zip(panels, costs.values(), strict=True))
     label_points(panels_with_costs, rows["accuracy"], names, math.sqrt(POINT / 2), colours)  # a diamond is the widest
     return figure
@@ -147,10 +149,11 @@ def seed_dots(results: ResultSet, frame: pd.DataFrame, where: str) -> Figure:
         where: What the rows have in common, for the title; empty for none.
     """
     labels = sorted(frame["label"].unique(), reverse=True)
-    figure = new_figure(1.3 + 0.2 * len(labels))
+    short = wrapped(labels, 34)
+    figure = new_figure(1.3 + 0.2 * len(labels) + extra_height(short))
     axes = figure.subplots()
     names, styles = [], looks(frame)
-    for row, label in enumerate(labels):
+    for row, (label, name) in enumerate(zip(labels, short, strict=True)):
         group = frame[frame["label"] == label]
         scores = group["accuracy"].dropna()
         offsets = np.linspace(-0.18, 0.18, len(scores)) if len(scores) > 1 else np.zeros(len(scores))
@@ -162,11 +165,9 @@ def seed_dots(results: ResultSet, frame: pd.DataFrame, where: str) -> Figure:
             axes.vlines(scores.mean(skipna=False), row - 0.32, row + 0.32, color="#777777", linewidth=1.4, zorder=2)
         lost = group["status"][group["accuracy"].isna()].value_counts().sort_index()
         words = ", ".join(f"{status} {count}" for status, count in lost.items())
-        names.append(wrapped(label, 34) + (f"\n({words})" if words else ""))
+        names.append(name + (f"\n({words})" if words else ""))
     baselines = {name: value for run_id in frame["run_id"] if run_id in results.records
              for name, value in baselines_of(results.records[run_id]).items()}  # fmt: skip
-    tallest = max(wrapped(label, 34).count("\n") for label in labels)
-    figure.set_figheight(figure.get_figheight() + LINE * tallest * len(labels))
     axes.set_yticks(range(len(labels)), names)
     axes.set_ylim(-0.6, len(labels) - 0.4)
     axes.margins(x=0.06)
@@ -186,9 +187,10 @@ def _draw_baselines(axes: Axes, baselines: dict[str, float]) -> None:
     figure.draw_without_rendering()
     middle = sum(axes.get_xlim()) / 2
     ends = list[float]()  # the right end of the last name in each row, in pixels
-    for name, value in sorted(baselines.items(), key=lambda item: item[1]):
+    titles = wrapped([baseline_title(name) for name in baselines], 20, 1)
+    for title, value in sorted(zip(titles, baselines.values(), strict=True), key=lambda item: item[1]):
         text = axes.annotate(
-            f"{shown(baseline_title(name), 20)} {value:.1f}", (value, 1.0), xycoords=("data", "axes fraction"),
+            f"{title} {value:.1f}", (value, 1.0), xycoords=("data", "axes fraction"),
             textcoords="offset points", xytext=(0, 3), ha="left" if value < middle else "right", va="bottom",
             fontsize=SIZE, color="#555555",
         )  # fmt: skip

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,17 +158,38 @@ def save(figure: Figure, path: Path, form: str) -> Path:
 
 
 def shown(name: object, longest: int = 40) -> str:
-    """Return a name as a figure shows it: without control characters, and shortened to fit."""
+    """Return a name as a figure shows it: without control characters, and cut in the middle to fit."""
     text = clean_line(name)
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+    head, tail = (longest - 3) // 2, (longest - 2) // 2
+    return text if len(text) <= longest else f"{text[:head]}...{text[-tail:]}"
 
 
-def wrapped(name: object, width: int) -> str:
-    """Break a name into at most four lines of `width` letters, so that different names look different."""
-    lines = textwrap.wrap(clean_line(name), width) or [""]
-    if len(lines) > LABEL_LINES:
-        lines = [*lines[: LABEL_LINES - 1], f"{lines[LABEL_LINES - 1][: width - 3]}..."]
+def wrapped(names: Sequence[object], width: int, most: int = LABEL_LINES) -> list[str]:
+    """Break the names of one figure into lines of `width` letters, and cut those with more than `most` lines.
+
+    Their ends stay, with what follows a name, such as the count of its runs. Where different names would look alike,
+    there are more lines.
+    """
+    texts = [clean_line(name) for name in names]
+    whole = {text: _lines(text, width, len(text) + 1) for text in texts}
+    for lines in itertools.count(most):
+        found = {text: _lines(text, width, lines) for text in texts}
+        if len(set(found.values())) == len(set(whole.values())):
+            break
+    return [found[text] for text in texts]
+
+
+def _lines(text: str, width: int, most: int) -> str:
+    """Break a text into at most `most` lines of `width` letters."""
+    room = width * most
+    while len(lines := textwrap.wrap(shown(text, room), width)) > most:
+        room -= 1
     return "\n".join(lines)
+
+
+def extra_height(names: Sequence[str]) -> float:
+    """Return the height that rows of these names need besides that of one line each, in inches."""
+    return LINE * max(name.count("\n") for name in names) * len(names)
 
 
 def slug(text: str) -> str:

@@ -19,7 +19,7 @@ from reports.figures.style import IN_ORDER, REFERENCE_COLOUR, save
 from reports.result_set import load_stores
 from reports.tables import accuracy
 from tests.reports.figures.helpers import clipped, is_tick, overlapping
-from tests.reports.synthetic import HOSTILE, add_attempt, add_run, five_tasks
+from tests.reports.synthetic import HOSTILE, add_attempt, add_run, cell_config, five_tasks
 
 KINDS = set(FIGURES) - {"scaling", "ranks"}
 """Scaling is drawn from measurements of lra-bench, in test_efficiency.py; ranks have a test of their own here."""
@@ -283,3 +283,39 @@ def test_figures_say_how_many_runs_of_a_suite_are_there(tmp_path):
             texts = [text.get_text().replace("\n", " ") for text in figure.findobj(Text)]
             assert any("linear (1 of 2 runs)" in text for text in texts), (title, texts)
             assert not any("full (" in text for text in texts)
+
+
+def test_rows_with_many_settings_keep_the_count_of_their_runs_and_look_different(tmp_path):
+    base = cell_config(variant="local", track="open")
+    for seed in range(3):
+        for layers, lr, steps in ((4, 0.001, 100), (4, 0.0005, 200), (2, 0.0005, 200)):
+            train = base.train.model_copy(update={"lr": lr, "steps": steps, "warmup_steps": steps // 10})
+            model = base.model.model_copy(update={"dropout": lr, "attention_dropout": lr, "num_layers": layers})
+            config = base.model_copy(update={"model": model, "train": train, "seed": seed})
+            lost = seed and layers == 4 and lr < 0.001
+            add_run(tmp_path, None if lost else 400 + 50 * layers + seed, config=config)
+    checked = set()
+    for title, figure in all_figures(load_stores([tmp_path])):
+        kind = title.partition(":")[0]
+        axes = figure.axes[-1]
+        texts = axes.get_yticklabels() if kind == "seeds" else axes.texts
+        names = [text.get_text() for text in texts if "PREVIEW" not in text.get_text()]
+        assert len(set(names)) == len(names) == 3 - (kind == "depth"), title
+        assert clipped(figure) == [] or all(is_tick(text) for text in clipped(figure)), title
+        if kind not in ("seeds", "learning"):
+            count = "(4 of 6 runs)" if kind == "depth" else "(1 of 3 runs)"
+            assert any(count in name.replace("\n", " ") for name in names), names
+        checked.add(kind)
+    assert checked == KINDS
+
+
+def test_ranks_of_names_that_differ_at_their_end_are_told_apart(tmp_path):
+    for task in ("listops", "text"):
+        for size in (5, 7):
+            options = {"initial_sigma": 2.0, "kernel_size": size}
+            add_run(
+                tmp_path, 500 + size, variant="contextpool", variant_title="ContextPool", task=task, options=options
+            )
+    figure = dict(all_figures(load_stores([tmp_path])))["ranks: profile quick, matched track"]
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert [name.partition("kernel_size=")[2] for name in names] == ["7]", "5]"]

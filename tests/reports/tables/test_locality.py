@@ -1,8 +1,10 @@
-"""The tables of locality: each run has a name of its own."""
+"""The tables and the figure of locality: each run has a name of its own."""
 
 import torch
 
 from lra.measure.locality import mixing
+from reports.figures.locality import locality_panels
+from reports.figures.style import house_style
 from reports.render import plain_values
 from reports.tables.locality import Audit, answers, locality
 from tests.reports.synthetic import add_run, cell_config
@@ -46,3 +48,15 @@ def test_no_two_runs_have_one_name_and_the_ids_stand_in_the_order_of_the_rows(tm
         ["ListOps", "local [lr=0.001]"],
     ]
     assert "profile" not in alone
+
+
+def test_the_figure_names_the_runs_like_the_tables(tmp_path):
+    records = runs(tmp_path)
+    with house_style():
+        figure = locality_panels(records, [audit(number + 1) for number in range(6)], {})
+    legend = [text.get_text().replace("\n", " ") for text in figure.subfigs[0].legends[0].get_texts()]
+    maps = [axes.get_title() for axes in figure.subfigs[1].axes]
+    assert len(set(legend)) == len(records)
+    assert len(set(maps)) == len(maps) == 4
+    assert legend[0].startswith("quick, open track, ListOps")
+    assert all(name.endswith("seed 1" if number == 2 else "seed 0") for number, name in enumerate(legend))
