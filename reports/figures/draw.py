@@ -59,15 +59,15 @@ def all_figures(results: ResultSet, *, titled: bool = False) -> Iterator[tuple[s
     """Yield the title and the figure of everything that can be drawn: ranks, task by task, then cost by length.
 
     Args:
-        results: The records; full attention is drawn beside them even if it was not selected.
+        results: The records; full attention is drawn beside them even if it was not selected, but not ranked with them.
         titled: Whether the title also stands in the figure.
     """
-    results = results.with_full()
+    selected, results = results, results.with_full()
     for profile, track in results.profiles():
         part = results.for_profile(profile, track)
         frame = part.frame()
         with contextlib.suppress(UsageError):  # too few tasks or variants for ranks
-            ranking = rank_variants(frame, len(part.seeds))
+            ranking = rank_variants(selected.for_profile(profile, track).frame(), len(part.seeds))
             where = f"profile {profile}, {track} track"
             with house_style():
                 yield f"ranks: {where}", critical_difference(ranking, where if titled else "")

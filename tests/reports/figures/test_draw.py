@@ -17,7 +17,7 @@ from reports.cli import FIGURES
 from reports.figures import all_figures, draw_all
 from reports.figures.style import IN_ORDER, REFERENCE_COLOUR, save
 from reports.result_set import load_stores
-from reports.tables import accuracy
+from reports.tables import accuracy, ranks
 from tests.reports.figures.helpers import clipped, is_tick, overlapping
 from tests.reports.synthetic import HOSTILE, add_attempt, add_run, cell_config, five_tasks
 
@@ -319,3 +319,19 @@ def test_ranks_of_names_that_differ_at_their_end_are_told_apart(tmp_path):
     figure = dict(all_figures(load_stores([tmp_path])))["ranks: profile quick, matched track"]
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert [name.partition("kernel_size=")[2] for name in names] == ["7]", "5]"]
+    assert [text for text in clipped(figure) if text and not is_tick(text)] == []
+
+
+def test_ranks_of_a_selection_are_those_of_the_table_and_say_what_is_left_out(tmp_path):
+    for number, variant in enumerate(("local", "performer", "linear", "full")):
+        for task in ("listops", "text"):
+            for seed in range(2):
+                lost = seed and variant == "linear"
+                add_run(tmp_path, None if lost else 500 + 100 * number, variant=variant, task=task, seed=seed)
+    chosen = load_stores([tmp_path]).filter(lambda config: config.variant.name != "full")
+    axes = dict(all_figures(chosen))["ranks: profile quick, matched track"].axes[0]
+    table = ranks(chosen, "quick", "matched").cells
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["performer", "local"] == table["variant"].tolist()
+    assert axes.lines[0].get_xdata().tolist() == [1.0, 2.0]
+    assert "missing: linear" in axes.figure.get_supxlabel().replace("\n", " ")
+    assert [text for text in clipped(axes.figure) if text and not is_tick(text)] == []
