@@ -8,7 +8,7 @@ import math
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +164,7 @@ def shown(name: object, longest: int = 40) -> str:
     return text if len(text) <= longest else f"{text[:head]}...{text[-tail:]}"
 
 
-def wrapped(names: Sequence[object], width: int, most: int = LABEL_LINES) -> list[str]:
+def wrapped(names: Iterable[object], width: int, most: int = LABEL_LINES) -> list[str]:
     """Break the names of one figure into lines of `width` letters, and cut those with more than `most` lines.
 
     Their ends stay, with what follows a name, such as the count of its runs. Where different names would look alike,

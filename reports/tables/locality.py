@@ -105,7 +105,7 @@ def names_of(frame: pd.DataFrame) -> list[dict[str, str]]:
     cells = pd.DataFrame({"task": frame["column"], "variant": frame["label"], "seed": frame["seed"].astype(str)})
     if profiles.nunique() > 1:
         cells.insert(0, "profile", profiles)
-    return cells.to_dict("records")
+    return [{str(head): text for head, text in row.items()} for row in cells.to_dict("records")]
 
 
 def locality(records: list[RunRecord], audits: list[Audit], *, examples: int, places: int) -> Table:
