@@ -67,6 +67,9 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
             notes.append(
                 Term(f"{name}: mean of {len(members)} tasks; {NOT_RUN} unless every task has a number from each seed.")
             )
+        elif {tasks[column] for column in chosen} == set(members):
+            twice = [column for column in chosen if [tasks[each] for each in chosen].count(tasks[column]) > 1]
+            notes.append(f"No {name}: a task has several columns, on other data: {', '.join(twice)}.")
     values[unmarked] = np.nan
     baselines = _baseline_rows(results, frame, list(cells.columns), measured)
     cells = pd.concat([cells, baselines])

@@ -242,6 +242,14 @@ def test_a_row_that_lost_runs_does_not_mark_one_that_no_baseline_is_below(tmp_pa
     assert "No number is marked" not in notes_of(made(accuracy, tmp_path / "lost"))  # there is none that could be
 
 
+def test_a_task_on_two_data_gives_no_average_and_a_note_says_so(tmp_path):
+    five_tasks(tmp_path, seeds=1)
+    add_attempt(tmp_path, "oom", variant="linear", task="text", digest="e" * 64)
+    table = made(accuracy, tmp_path)
+    assert "A5" not in table.cells.columns
+    assert "No A5: a task has several columns, on other data: Text dddddddd, Text eeeeeeee." in table.notes
+
+
 def test_an_average_needs_the_same_seeds_of_every_task(tmp_path):
     five_tasks(tmp_path, variants=("full",))
     for task in ("listops", "text", "retrieval", "image", "pathfinder"):
