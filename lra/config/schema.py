@@ -260,6 +260,11 @@ class VariantChoice(Section):
 
         return cls(name=name, options=typed.to_dict(), origin=program_origin(name, typed, sizes))
 
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leave out `typed`, whose class another process may have to make anew."""
+        state = super().__getstate__()
+        return state | {"__dict__": {name: self.__dict__[name] for name in type(self).model_fields}}
+
     @cached_property
     def typed(self) -> VariantConfig:
         """The options as an instance of the variant's own class, made from what is hashed, so that a run is its id's.

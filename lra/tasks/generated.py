@@ -265,6 +265,6 @@ def _checked_tokens(info: TaskInfo, tokens: npt.NDArray[Any], length: int) -> To
 
 
 def _checked_label(info: TaskInfo, label: int) -> int:
-    if not 0 <= label < min(info.num_classes, 256):
+    if not 0 <= label < min(info.num_classes, 256) or label != int(label):
         raise DataError(f"{info.name}: example() gave label {label}; with num_classes={info.num_classes} there is none")
     return label

@@ -1,5 +1,6 @@
 """Unknown keys are answered with the names of the section that they stand in."""
 
+import pickle
 from pathlib import Path
 from typing import Annotated
 
@@ -374,6 +375,18 @@ def test_a_whole_model_is_tried_with_what_the_run_gives_it(task, read, tmp_path,
         )  # fmt: skip
         origins.append(config.variant.origin)
     assert origins[0] != origins[1]
+
+
+def test_a_configuration_goes_to_another_process_whatever_its_variant(tmp_path, monkeypatch):
+    """The class of the options of a plain module is made on the fly, so it cannot be pickled."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.py").write_text(
+        "import torch\n\n\nclass Plain(torch.nn.Linear):\n    def __init__(self, dim, scale=0.5):\n"
+        "        super().__init__(dim, dim)\n"
+    )
+    config = run_of(variant="plain.py:Plain")
+    assert config.variant.typed.scale == 0.5
+    assert pickle.loads(pickle.dumps(config)) == config
 
 
 def test_a_whole_model_is_tried_with_whole_images(tmp_path, monkeypatch):

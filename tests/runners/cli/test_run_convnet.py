@@ -70,7 +70,7 @@ def test_it_is_the_run_of_the_explicit_form(place):
 FAMILY = {"model.family": "convnet"}
 
 
-@pytest.mark.parametrize("task", ["image", "image_continuous", "pathfinder"])
+@pytest.mark.parametrize("task", ["image", "image_continuous"])
 @pytest.mark.parametrize(
     ("profile", "overrides", "expected"),
     [

@@ -288,6 +288,7 @@ def test_a_report_of_other_tasks_is_refused(folder):
         ("my_task.py:Majority", ('name="majority"', 'name="My-Task"'), "must be lower snake case"),
         ("my_task.py:Majority", ("integers(1,", "integers(0,"), "tokens 0 to 2; with vocab_size=3 they are 1 to 2"),
         ("my_task.py:Majority", ("> length / 2)", "> length / 2) + 1"), "gave label 2; with num_classes=2"),
+        ("my_task.py:Majority", ("int((tokens == 2).sum() > length / 2)", "0.7"), "gave label 0.7; with num_classes=2"),
         ("my_task.py:Majority", ("letters, length", "letters, length + 1"), "shape (10,)"),
         ("majorty", None, "unknown task 'majorty'"),
     ],
