@@ -104,7 +104,7 @@ STOPPED = 75
 """Exit code of a sweep that was stopped after it saved its state."""
 REPORT = re.compile(r"^```report\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 """A command in the text of the page, which is replaced by its output."""
-FIGURE = re.compile(r"\((?:results/)?figures/([\w-]+)/([\w-]+\.svg)\)")
+FIGURE = re.compile(r"\((?:results/)?figures/([\w-]+)/([\w.-]+\.svg)\)")
 """A figure of the pages: its section, or `bench`, and the name that `lra-report figures` gives it."""
 CAPTION = re.compile(r"^\*\*", re.MULTILINE)
 """The beginning of the caption of a table."""

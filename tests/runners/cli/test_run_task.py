@@ -260,8 +260,8 @@ def test_a_report_shows_each_length(folder):
     (row,) = [line.split() for line in done.stdout.splitlines() if line.startswith("MLP only")]
     assert row[-2:] == [f"{correct[:100].mean() * 100:.1f}", f"{correct[100:].mean() * 100:.1f}"]
     assert row[-2] != row[-1]
-    assert "Majority 27 (x3)" in done.stdout
-    assert "Majority 9: learnt by no variant." in done.stdout  # the bag of tokens says it all
+    assert "Majority (my_task.py:Majority) 27 (x3)" in done.stdout  # a baseline has this title, too
+    assert "Majority (my_task.py:Majority) 9: learnt by no variant." in done.stdout  # the bag of tokens says it all
     assert [line.split()[-2:] for line in done.stdout.splitlines() if line.startswith("Chance")] == [["50.0", "50.0"]]
     words = ["locality", record.run_id[:8], "--store", "store", "--data-dir", "home", "--examples", "2"]
     done = CliRunner().invoke(lra_report, words, catch_exceptions=False)
