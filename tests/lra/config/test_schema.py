@@ -406,18 +406,7 @@ def test_a_whole_model_is_tried_with_whole_images(tmp_path, monkeypatch):
 
 def test_a_program_is_tried_at_the_sizes_of_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    source = """
-from attention_zoo import LayerDims, SequenceMixer, VariantConfig
-
-
-class Mine(SequenceMixer):
-    def __init__(self, config: VariantConfig, dims: LayerDims) -> None:
-        super().__init__(config, dims)
-        open(f"{dims.dim}-{dims.max_length}.txt").read()
-
-    def forward(self, x, mask=None):
-        return x
-"""
+    source = LAYERED.replace("{dims.layer}", "{dims.dim}-{dims.max_length}")
     (tmp_path / "sized.py").write_text(source)
     origins = []
     for content in "01":
