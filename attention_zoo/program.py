@@ -90,6 +90,8 @@ def check_programs(texts: str, read: Iterable[str] = ()) -> None:
         )
 
 
+_OPENING = frozenset({"open", "sqlite3.connect", "ctypes.dlopen"})
+"""Audit events of Python by which a file is opened."""
 _watched: list[tuple[CodeType, set[str]]] = []
 """Functions below which reads are noted, and what was read."""
 
@@ -116,7 +118,7 @@ def _watch_reads() -> None:
 
 
 def _note_reads(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _watched or not (paths := _opened(event, arguments)):
+    if event not in _OPENING or not _watched or not (paths := _opened(event, arguments)):  # first what is so mostly
         return
     programs = {path for program in _asked.values() for path in program.files}
     frame: FrameType | None = sys._getframe(1)
