@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,19 @@ MAX_SEEDS = 1_000
 def fold(name: str) -> str:
     """Return the registered form of a name: lower case, with `_` for `-`."""
     return name.strip().lower().replace("-", "_")
+
+
+_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+"""Letters and marks by their category that print nothing."""
+
+
+def legible(title: str) -> str:
+    """Return a title without what cannot be seen, so that titles that print alike are equal.
+
+    Control characters and invisible letters are left out, and each run of spaces is one space.
+    """
+    seen = [" " if letter.isspace() else letter for letter in _BLANK.sub("", title)]
+    return " ".join("".join(letter for letter in seen if unicodedata.category(letter)[0] != "C").split())
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from lra.config.builtin import profile_names
 from lra.config.schema import ADDED_LATER, VARIANT_POSITIONS, PretrainConfig, RunConfig, canonical_json
+from lra.names import legible
 
 Settings = Mapping[str, Any]
 """Settings of one run by path: `variant.rank`, `model.num_layers`, `train.lr` ..."""
@@ -254,7 +255,8 @@ def _of_variant(setting: str) -> bool:
 def shown_value(value: Any) -> str:
     """Write a value for a name; text in quotes where it could be taken for another value, or for several."""
     plain = not isinstance(value, str) or (re.fullmatch(r"[A-Za-z][\w./:+-]*", value) and value not in _NO_TEXTS)
-    return str(value) if plain else json.dumps(value, ensure_ascii=False)
+    text = str(value) if plain else json.dumps(value, ensure_ascii=False)
+    return text if text == legible(text) else json.dumps(value).replace("  ", r" \u0020")
 
 
 def _text(value: Any) -> str:

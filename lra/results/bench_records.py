@@ -23,7 +23,7 @@ from lra.measure.flops import FlopCount
 from lra.names import rename_fields
 from lra.reading import reading, visible
 from lra.results.envelope import pack_envelope, read_envelope
-from lra.results.records import Measure, Natural, Positive
+from lra.results.records import Measure, Natural, Positive, Title
 from lra.results.upgrades import title_from_name, without_own_version
 
 BENCH_SCHEMA_VERSION = 3
@@ -117,7 +117,7 @@ class BenchRecord(Section):
     status: Literal["ok", "oom", "failed"]
     """`oom`: a step needs more memory than there is, which is a finding, not a fault."""
     detail: str
-    variant_title: str
+    variant_title: Title
     """How tables and figures call the variant."""
     config: RunConfig
     """Variant, task and sizes; `model.max_length` is the length, `train.batch_size` the batch on this one device."""

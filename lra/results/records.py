@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from lra.atomic_io import atomic_write, create_exclusive
 from lra.config.schema import NUMERICS_VERSION, RunConfig, Section, canonical_json
 from lra.errors import DamagedFileError, StoreError, refusals_as
 from lra.metrics import beatable, is_above
-from lra.names import rename_fields
+from lra.names import legible, rename_fields
 from lra.reading import read_file, reading, visible
 from lra.results.arrays import ARRAYS_LIMIT, SEAL, pack_arrays, seal, unpack_arrays
 from lra.results.envelope import pack_envelope, read_envelope, read_json
@@ -46,6 +46,7 @@ EARLIER = "earlier_environments"
 FinalStatus = Literal["ok", "diverged"]
 AttemptStatus = Literal["ok", "diverged", "oom", "failed", "timeout", "preempted"]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Title = Annotated[str, AfterValidator(legible)]
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Measure = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -129,10 +130,10 @@ class RunRecord(Section):
     detail: str = ""
     config: RunConfig
     numerics_version: Positive
-    task_title: str
-    variant_title: str
+    task_title: Title
+    variant_title: Title
     """How tables and figures call the variant."""
-    dataset: str
+    dataset: Title
     data_digest: Digest
     baselines: dict[str, Percent]
     """Accuracies, in percent, of answers that need no model."""
@@ -196,9 +197,9 @@ class AttemptedRun(Section):
     status: AttemptStatus
     config: RunConfig
     numerics_version: int = NUMERICS_VERSION
-    task_title: str
-    variant_title: str
-    dataset: str
+    task_title: Title
+    variant_title: Title
+    dataset: Title
     data_digest: str
 
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -25,6 +26,7 @@ from lra.data.places import REMOTES
 from lra.data.raw_files import check_source, keep_source, kept_source, steady
 from lra.data.split import Split, SplitName
 from lra.errors import DataError, UsageError
+from lra.names import legible
 from lra.reading import reading
 from lra.tasks import pickles
 from lra.tasks.baselines import Features, linear, majority, token_counts
@@ -279,12 +281,19 @@ class Task(ABC, Generic[OptionsT]):
                 are in another split, that is added.
 
         Raises:
-            DataError: The folder cannot be written, or another process made it from other files.
+            DataError: The folder cannot be written, another process made it from other files, or two baselines
+                would look alike.
         """
         classes = self.info_for(options).num_classes
-        measured = {**majority(splits, classes), **(baselines or {})}
-        for name, features in self.baseline_features().items():
-            measured[name] = linear(features, splits, classes)
+        measured = majority(splits, classes)
+        fitted = {name: linear(features, splits, classes) for name, features in self.baseline_features().items()}
+        for name, value in (*(baselines or {}).items(), *fitted.items()):
+            others = {*map(str.casefold, measured), "mlp only, trained"}
+            if name != legible(name) or (name.casefold() in others and measured.get(name) != value):
+                raise DataError(
+                    f"{self.info.name}: no baseline can be called {name!r}, as another one would look alike"
+                )
+            measured[name] = value
         name = dataset or self.dataset_name(options)
         data = write_prepared(
             target,
@@ -346,7 +355,11 @@ class Task(ABC, Generic[OptionsT]):
         if not target.is_dir():
             _check_writable(home)
             origin = kept_source(home, key) if source is None and key is not None else source
-            with contextlib.nullcontext() if origin is None else reading(origin):
+            with contextlib.ExitStack() as stack:
+                if origin is not None:
+                    stack.enter_context(reading(origin))
+                if program := self.origin(options):
+                    stack.enter_context(_nothing_unknown_is_read(program, origin, target))
                 if getattr(options, "source", None) == pickles.SOURCE:
                     data = self.build_from_pickles(options, target, source=origin, progress=progress)
                 else:
@@ -359,6 +372,25 @@ class Task(ABC, Generic[OptionsT]):
         if data.manifest.task != self.info.name or data.manifest.options != described:
             raise DataError(f"{target}: holds other data than its name says; remove the folder and prepare it again")
         return data
+
+
+@contextlib.contextmanager
+def _nothing_unknown_is_read(program: str, source: Path | None, target: Path) -> Iterator[None]:
+    """Check that the code of a third party's task reads what its origin covers and its source, and nothing else.
+
+    Raises:
+        DataError: It has read another file, and what it made of that is removed.
+    """
+    from attention_zoo.program import ProgramError, check_programs, reads_below  # here, since it imports torch
+
+    with reads_below(Task.prepare) as read:
+        yield
+    own = {path for path in read if source is not None and Path(path).resolve().is_relative_to(source.resolve())}
+    try:
+        check_programs(program, read - own)
+    except ProgramError as error:
+        shutil.rmtree(target, ignore_errors=True)
+        raise DataError(str(error)) from error
 
 
 def _repeated(splits: Mapping[SplitName, Split], name: str) -> list[str]:

@@ -22,6 +22,8 @@ from lra.tasks.base import Task, TaskInfo, TaskOptions
 from lra.tasks.generated import GeneratedTask
 
 ENTRY_POINT_GROUP = "lra.tasks"
+OF_THE_HARNESS = ("prepare", "write", "folder_name", "origin", "build_from_pickles")
+"""What a task of others does not replace."""
 TRIAL_EXAMPLES = 8
 """Examples of each split and length that are drawn when a task is tried."""
 
@@ -91,6 +93,9 @@ def try_task(place: str, name: str, options: str) -> None:
     for call in (task.info_for, task.defaults, task.dataset_name, task.short_name, task.max_length, task.source_key):
         with contextlib.suppress(Exception):
             call(chosen)
+    for call in (task.generates, functools.partial(task.small, train=1)):
+        with contextlib.suppress(Exception):
+            call(chosen)
     with contextlib.suppress(Exception):
         task.default_recipe()
     if not isinstance(task, GeneratedTask):
@@ -114,9 +119,12 @@ def try_task(place: str, name: str, options: str) -> None:
 
 def _check(name: str, found: type[Task[Any]], taken: Collection[str]) -> None:
     missing = sorted(getattr(found, "__abstractmethods__", ()))
+    replaced = [method for method in OF_THE_HARNESS if getattr(found, method) is not getattr(Task, method)]
     info, options = getattr(found, "info", None), getattr(found, "options", None)
     if missing:
         problem = f"define {', '.join(missing)}"
+    elif replaced:
+        problem = f"leave {', '.join(replaced)} as it is, which says what data is prepared from"
     elif not isinstance(info, TaskInfo):
         problem = "give it `info = TaskInfo(name=..., title=..., version=1, vocab_size=..., num_classes=...)`"
     elif not (isinstance(options, type) and issubclass(options, TaskOptions)):

@@ -33,7 +33,7 @@ FIGURES = {
     "state": "Filled: nothing keeps less and is better. Left out: what keeps nothing, or has no recurrent form.",
     "learning": "Line: mean of seeds (n); band: from the lowest to the highest of them.",
     "depth": "Dots: runs; line: mean.",
-    "scaling": "In brackets: slope of the line.",
+    "scaling": "In brackets: slope of the line. Hollow: noisy, as the step times vary by more than 10 % of the median.",
 }
 """What a reader of each kind of figure must know, by the beginning of their titles."""
 

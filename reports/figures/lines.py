@@ -131,19 +131,27 @@ def scaling_curves(measurements: pd.DataFrame, labels: Sequence[str], where: str
     figure = new_figure(4.2)
     panels = figure.subplots(2, 1, sharex=True)
     step = [np.nan if r.memory is None or r.memory.problem else r.memory.step for r in measurements["measurement"]]
+    noisy = [record.timing is not None and record.timing.noisy for record in measurements["measurement"]]
+    steady = [False] * len(noisy)
     costs = (
-        ("ms per example", 1e3 * measurements["seconds"]),
-        ("MiB per example", pd.Series(step, measurements.index) / MIB),
+        ("ms per example", 1e3 * measurements["seconds"], noisy),
+        ("MiB per example", pd.Series(step, measurements.index) / MIB, steady),
     )
     styles = looks(measurements)
-    for axes, (unit, cost) in zip(panels, costs, strict=True):
-        rows = measurements.assign(cost=cost / measurements["batch"]).dropna(subset=["cost"]).sort_values("length")
+    for axes, (unit, cost, hollow) in zip(panels, costs, strict=True):
+        rows = (
+            measurements.assign(cost=cost / measurements["batch"], hollow=hollow)
+            .dropna(subset=["cost"])
+            .sort_values("length")
+        )
         ends, names, colours = list[tuple[float, float]](), list[str](), list[str]()
         for label in labels:
             line = rows[rows["label"] == label]
             lengths, values = line["length"].to_numpy(dtype=float), line["cost"].to_numpy(dtype=float)
             look = styles[label]
             axes.plot(lengths, values, color=look.colour, marker=look.marker, linestyle=look.dash)
+            doubtful = line["hollow"].to_numpy(dtype=bool)
+            axes.plot(lengths[doubtful], values[doubtful], look.marker, color=look.colour, markerfacecolor="white")
             if len(lengths):
                 ends.append((lengths[-1], values[-1]))
                 names.append(f"{label} ({number(log_slope(lengths, values), '{:.2f}')})")
@@ -156,7 +164,7 @@ def scaling_curves(measurements: pd.DataFrame, labels: Sequence[str], where: str
         plain_ticks(axes.yaxis, low, high)
         label_ends(axes, ends, wrapped(names, LABEL), colours)
     panels[1].set_xlabel("length (tokens)")
-    write_title(figure, "In brackets: slope", where)
+    write_title(figure, f"In brackets: slope{'; hollow: noisy' if any(noisy) else ''}", where)
     return figure
 
 

@@ -72,6 +72,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
             notes.append(f"No {name}: a task has several columns, on other data: {', '.join(twice)}.")
     values[unmarked] = np.nan
     baselines = _baseline_rows(results, frame, list(cells.columns), measured)
+    baselines.index = [f"{name} (baseline)" if name in cells.index else name for name in baselines.index]
     cells = pd.concat([cells, baselines])
     values = pd.concat([values, pd.DataFrame(np.nan, index=baselines.index, columns=values.columns)])
     notes = (

@@ -9,10 +9,11 @@ from typing import Any
 from tabulate import tabulate
 
 from attention_zoo import get_variant
-from lra.config.labels import row_name
+from lra.config.labels import row_name, told_apart
 from lra.config.schema import RunConfig
 from lra.measure.environment import decisive, differences
 from lra.metrics import wilson_interval
+from lra.names import legible
 from lra.results.bench_format import breaks_parameter_rule
 from lra.results.records import EARLIER, RunRecord, Store
 from lra.tasks import get_task
@@ -26,7 +27,15 @@ def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> 
         store: Where the records are.
     """
     records = [record for _, record in rows if isinstance(record, RunRecord)]
-    lines = [tabulate([_row(*row) for row in rows], headers=_HEADERS, disable_numparse=True, tablefmt="simple")]
+    labels = _labels(rows)
+    lines = [
+        tabulate(
+            [_row(label, *row) for label, row in zip(labels, rows, strict=True)],
+            headers=_HEADERS,
+            disable_numparse=True,
+            tablefmt="simple",
+        )
+    ]
     if records:
         first = records[0]
         title = f"{first.task_title} ({first.dataset}), profile {first.config.profile}, {first.config.track} track"
@@ -49,13 +58,13 @@ def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> 
 def summary_rows(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> list[dict[str, Any]]:
     """Return what `summary` shows of each run as plain values; what a run did not give is None."""
     found = []
-    for config, record in rows:
+    for label, (config, record) in zip(_labels(rows), rows, strict=True):
         row: dict[str, Any] = {
             "task": config.task,
             "profile": config.profile,
             "track": config.track,
             "variant": config.variant.name,
-            "label": row_name(config, get_variant(config.variant.name).title),
+            "label": label,
             "seed": config.seed,
             "status": record if isinstance(record, str) else record.status,
         }
@@ -87,8 +96,15 @@ _HEADERS = (
 )
 
 
-def _row(config: RunConfig, record: RunRecord | str) -> tuple[str, ...]:
-    first = (row_name(config, get_variant(config.variant.name).title), str(config.seed))
+def _labels(rows: Sequence[tuple[RunConfig, RunRecord | str]]) -> list[str]:
+    """Name each row by the title of its variant, and by its registered name, too, where another one has this title."""
+    variants = [config.variant.name for config, _ in rows]
+    titles = (legible(get_variant(variant).title) for variant in variants)
+    return told_apart([row_name(config, title) for (config, _), title in zip(rows, titles, strict=True)], variants)
+
+
+def _row(label: str, config: RunConfig, record: RunRecord | str) -> tuple[str, ...]:
+    first = (label, str(config.seed))
     if isinstance(record, str) or record.outcome is None:
         status = record if isinstance(record, str) else record.status
         return (*first, status, *("-",) * (len(_HEADERS) - 3))
