@@ -385,9 +385,10 @@ def _nothing_unknown_is_read(program: str, source: Path | None, target: Path) ->
 
     with reads_below(Task.prepare) as read:
         yield
-    own = {path for path in read if source is not None and Path(path).resolve().is_relative_to(source.resolve())}
+    data = [place.resolve() for place in (source, target) if place is not None]
+    unknown = [path for path in read if not any(Path(path).resolve().is_relative_to(place) for place in data)]
     try:
-        check_programs(program, read - own)
+        check_programs(program, unknown)
     except ProgramError as error:
         shutil.rmtree(target, ignore_errors=True)
         raise DataError(str(error)) from error

@@ -3,10 +3,11 @@
 import pytest
 
 from attention_zoo import RegistrationError, get_variant
-from lra.config.labels import Row, default_options, fits, row_name, row_names, settings_of, split_row
+from lra.config.labels import Row, default_options, fits, row_name, row_names, settings_of, shown_value, split_row
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import PretrainConfig, StartConfig, VariantChoice
+from lra.names import legible
 
 
 def config(variant="contextpool", profile="quick", track="open", **overrides):
@@ -187,3 +188,10 @@ def test_an_option_with_the_name_of_another_setting_is_told_from_it():
     ]
     assert len(set(row_names(rows))) == 2
     assert len(set(names(first, second, first.model_copy(update={"pretrain": pretrain})))) == 3
+
+
+def test_text_that_cannot_be_seen_is_written_out():
+    values = ["a", "a\u200b", "a ", "a  b", "a b", "a\u00a0b", "é b", "e\u0301 b"]
+    written = [shown_value(value) for value in values]
+    assert written[:5] == ["a", r'"a\u200b"', '"a "', r'"a \u0020b"', '"a b"']
+    assert len({legible(text) for text in written}) == len(values)

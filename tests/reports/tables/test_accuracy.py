@@ -284,3 +284,24 @@ def test_a_variant_without_any_number_has_a_row(tmp_path):
     five_tasks(tmp_path)
     add_run(tmp_path, None, variant="linear", task="text")
     assert made(accuracy, tmp_path).cells.loc["linear"].tolist() == ["-", "diverged (1/1)", "-", "-", "-", "-"]
+
+
+def test_titles_that_print_alike_share_no_row_and_no_column(tmp_path):
+    """Two programs, two tasks and two data whose titles differ by what cannot be seen."""
+    for variant, title, correct in (("one", "Mixer", 400), ("two", "Mixer\u200b", 600)):
+        add_run(tmp_path, correct, variant=variant, variant_title=title)
+    cells = made(accuracy, tmp_path).cells
+    assert cells["ListOps"][["Mixer (one)", "Mixer (two)"]].tolist() == ["40.00 (1)", "60.00 (1)"]
+    add_run(tmp_path, 700, variant="one", variant_title="Mixer", digest="e" * 64, dataset="made  up")
+    headings = list(made(accuracy, tmp_path).cells.columns)
+    assert headings == ["ListOps dddddddd", "ListOps eeeeeeee"]
+
+
+def test_a_variant_with_the_title_of_a_baseline_of_its_task_is_told_from_it(tmp_path):
+    add_run(
+        tmp_path, 400, variant="local", variant_title="Bag of tokens", baselines={"chance": 10.0, "bag of tokens": 33.0}
+    )
+    cells = made(accuracy, tmp_path).cells
+    assert cells["ListOps"].to_dict() == {
+        "Bag of tokens": "40.00 (1)", "Chance": "10.00", "Bag of tokens (baseline)": "33.00",
+    }  # fmt: skip

@@ -149,3 +149,19 @@ def test_memory_of_what_did_not_fit_when_it_was_timed_is_not_marked(tmp_path):
     (table,) = efficiency_tables(replace(results, measurements=(*others, least)))
     assert table.cells.loc["local", "GB 1K"] == "OOM"
     assert {table.cells.index[row] for row, _ in rankings(table)} == {"full", "linear"}
+
+
+def test_noisy_times_are_hollow_and_others_are_not(tmp_path):
+    for length, noisy in ((1024, False), (2048, True), (4096, False)):
+        add_measurement(tmp_path, "full", length, seconds=length / 1024, mib=9, noisy=noisy)
+    ((_, figure),) = all_figures(load_stores([tmp_path]), titled=True)
+    hollow = [
+        [
+            line.get_xdata().tolist()
+            for line in axes.lines
+            if line.get_markerfacecolor() == "white" and len(line.get_xdata())
+        ]
+        for axes in figure.axes
+    ]
+    assert hollow == [[[2048.0]], []]  # of the times, and none of memory
+    assert figure.get_suptitle().startswith("In brackets: slope; hollow: noisy\n")

@@ -318,3 +318,42 @@ def test_an_installed_task_is_found_by_its_entry_point(folder, monkeypatch):
     monkeypatch.setattr(plugins, "entry_points", lambda *, group: [wrong])
     with pytest.raises(Exception, match="another name than its task, 'majority'"):
         get_task("minority")
+
+
+BUILD = """
+    def build(self, options, target, *, source, workers, progress):
+        open("late.txt").close()
+        return super().build(options, target, source=source, workers=workers, progress=progress)
+"""
+
+
+def test_what_all_of_a_tasks_preparation_reads_is_watched(folder):
+    """Not its draws alone: what it was made from is not known, so nothing is left of it."""
+    (folder / "late.txt").write_text("1")
+    (folder / "my_task.py").write_text(TASK + BUILD)
+    done = run("--task", "my_task.py:Majority")
+    assert done.exit_code == 3
+    assert "late.txt was read now, but not in the trial" in done.stderr
+    assert not list((folder / "home").glob("majority-*"))
+
+
+def test_a_task_may_read_what_it_was_tried_with_and_what_it_wrote(folder):
+    (folder / "late.txt").write_text("1")
+    (folder / "my_task.py").write_text(f"open('late.txt').close()\n{TASK}{BUILD}")
+    done = CliRunner().invoke(lra_data, ["prepare", "my_task.py:Majority", "--data-dir", "home"])
+    assert done.exit_code == 0, done.output
+
+
+def test_a_task_leaves_alone_what_says_from_what_its_data_is(folder):
+    (folder / "my_task.py").write_text(f"{TASK}\n    def folder_name(self, options):\n        return 'majority'\n")
+    done = run("--task", "my_task.py:Majority")
+    assert done.exit_code == 2
+    assert "Majority: leave folder_name as it is" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["Majority", "chance", "first\u200b letter", "MLP only, trained"])
+def test_baselines_that_would_look_alike_are_refused(folder, name):
+    (folder / "my_task.py").write_text(TASK.replace('{"first letter": 61.0}', f"{{{name!r}: 61.0}}"))
+    done = run("--task", "my_task.py:Majority")
+    assert done.exit_code == 3
+    assert f"no baseline can be called {name!r}" in done.stderr

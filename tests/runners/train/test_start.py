@@ -1,5 +1,7 @@
 """`--from`: a run that starts from the chosen weights of another one, and runs that learn nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -164,3 +166,15 @@ def test_a_run_that_learnt_nothing_says_so_in_its_table_and_its_record(donor):
     assert "trained: no" not in summary([(high.config, high)], donor.store)
     with pytest.raises(ValueError, match="trained is False, which its score and its baselines do not say"):
         type(high).model_validate(high.model_dump() | {"trained": False})
+
+
+def test_variants_of_one_title_are_told_apart_in_the_table_of_a_command(donor, monkeypatch):
+    from runners.train import summary as module
+
+    record = donor.record
+    monkeypatch.setattr(module, "get_variant", lambda _: SimpleNamespace(title="Mixer "))
+    other = record.config.model_copy(update={"variant": record.config.variant.model_copy(update={"name": "linear"})})
+    rows = [(record.config, record), (other, "failed")]
+    labels = [row["label"] for row in summary_rows(rows, donor.store)]
+    assert [label.partition(" (")[2].partition(")")[0] for label in labels] == [record.config.variant.name, "linear"]
+    assert all(f"({name})" in summary(rows, donor.store) for name in (record.config.variant.name, "linear"))
