@@ -87,6 +87,8 @@ def write_prepared(
 ) -> PreparedData:
     """Write a prepared folder and open it; if another process finished the same folder first, open that one.
 
+    Both have the same data then, or this one is refused.
+
     Args:
         target: The folder to make.
         task: Name of the task.
@@ -99,7 +101,8 @@ def write_prepared(
         sources: SHA-256 of the files that were read, by name.
 
     Raises:
-        DataError: A split is empty or has a label out of range, or the folder cannot be written.
+        DataError: A split is empty or has a label out of range, the folder cannot be written, or another process made
+            it from other files.
     """
     for name in SPLITS:
         split = splits[name]
@@ -124,7 +127,10 @@ def write_prepared(
         values = manifest.model_dump(mode="json")
         values["checksum"] = hashlib.sha256(canonical_json(values)).hexdigest()
         (folder / MANIFEST).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    return open_prepared(target, verify=False)
+    data = open_prepared(target, verify=False)
+    if (data.manifest.digest, data.manifest.sources) != (manifest.digest, manifest.sources):
+        raise DataError(f"{target}: another process made it from other files meanwhile; give the command again")
+    return data
 
 
 def open_prepared(path: Path, *, verify: bool) -> PreparedData:

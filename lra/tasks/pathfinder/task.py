@@ -178,7 +178,9 @@ class _Family(Task[OptionsT]):
         """Generate the images, or read them from an unpacked release; a killed generation is taken up again."""
         work = target.with_name(f".{target.name}.work")
         with sole_owner(work):
-            if target.is_dir():
+            if (
+                target.is_dir() and source is None
+            ):  # made while this one waited; a folder is read, to see it is the same
                 return open_prepared(target, verify=False)
             if options.source == "official":
                 images, labels, sources, generated_by, dataset = self._read(options, work, source, progress=progress)

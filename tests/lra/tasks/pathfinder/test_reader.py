@@ -15,6 +15,7 @@ from lra.data.split import SPLITS
 from lra.errors import DataError
 from lra.tasks import get_task
 from lra.tasks.pathfinder import reader
+from lra.tasks.pathfinder import task as task_module
 from lra.tasks.pathfinder.reader import find_dataset, read_entries, read_png, split_order
 from lra.tasks.pathfinder.task import PathfinderOptions
 
@@ -86,6 +87,27 @@ def test_the_inner_of_two_copies_is_taken_and_named(tmp_path):
     assert find_dataset(outer, 128, "hard") == outer
     data = prepare(tmp_path, tmp_path, name="pathx")
     assert f"lra_release/lra_release/pathfinder128/{HARD}" in data.manifest.generated_by
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_what_another_process_made_meanwhile_is_taken_only_if_it_has_the_same_images(tmp_path, monkeypatch, same):
+    """The lists of both releases are equal, and one pixel of one image is not."""
+    ours, theirs = (write_dataset(tmp_path / name / "pathfinder32" / HARD) for name in ("ours", "theirs"))
+    if not same:
+        Image.fromarray(np.full((32, 32), 41, dtype=np.uint8)).save(theirs / "imgs" / "0" / "sample_3.png")
+    alone = task_module.sole_owner
+
+    def wait_for_another(work):
+        monkeypatch.setattr(task_module, "sole_owner", alone)
+        prepare(tmp_path, theirs)
+        return alone(work)
+
+    monkeypatch.setattr(task_module, "sole_owner", wait_for_another)
+    if same:
+        assert len(prepare(tmp_path, ours).split("train")) == 24
+    else:
+        with pytest.raises(DataError, match="another process made it from other files meanwhile"):
+            prepare(tmp_path, ours)
 
 
 @pytest.mark.parametrize("below", ["pathfinder/pathfinder", "pathfinder"])
