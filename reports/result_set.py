@@ -204,10 +204,10 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
 
 def _last_attempt(folder: Path, problems: list[str]) -> AttemptedRun | None:
     """Read the newest note on a run; add it and all others to the problems that cannot be used."""
-    notes = [path for path in folder.glob("*.json") if path.name.partition("-")[0].isdecimal()]
-    if not notes:
+    numbers = {path: path.name.partition("-")[0] for path in visible(folder, "*.json")}
+    if not numbers:
         return None
-    *earlier, newest = sorted(notes, key=lambda path: int(path.name.partition("-")[0]))
+    *earlier, newest = sorted(numbers, key=lambda path: int(numbers[path]) if numbers[path].isdecimal() else 0)
     found = None
     for note in [*earlier, newest]:
         try:

@@ -17,8 +17,10 @@ import torch
 LIBRARY_SETTINGS = (
     "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",
     "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG",
+    "OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_MAX_ACTIVE_LEVELS", "MKL_DYNAMIC",
 )  # fmt: skip
-"""Environment variables by which the libraries below torch choose other instructions, and so other last bits."""
+"""Environment variables by which the libraries below torch choose other instructions, or fewer threads than torch asks
+for, and so other last bits."""
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

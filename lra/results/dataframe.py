@@ -25,7 +25,13 @@ COLUMNS = (
 )  # fmt: skip
 
 
-_SPEED = {"threads": "unknown", "processes": 1, "torch": "unknown", "deterministic_algorithms": False}
+_SPEED = {
+    "threads": "unknown",
+    "processes": 1,
+    "torch": "unknown",
+    "deterministic_algorithms": False,
+    "library_settings": "",
+}
 """What of an environment a speed depends on besides the processor, with the values of records that do not name it.
 Threads count on the CPU."""
 
@@ -152,7 +158,9 @@ def _devices(records: Sequence[RunRecord]) -> list[str]:
         environment = record.environment
         values = _SPEED | environment
         counted = [name for name in _SPEED if name != "threads" or environment.get("device") == "cpu"]
-        written.append({name: f"{name.replace('_', ' ')} {values[name]}" for name in counted})
+        written.append(
+            {name: f"{name.replace('_', ' ')} {'none' if values[name] == '' else values[name]}" for name in counted}
+        )
         for name, text in written[-1].items():
             shares.setdefault(record.processor, {}).setdefault(name, set()).add(text)
     return [

@@ -18,7 +18,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lra.atomic_io import atomic_write
+from lra.atomic_io import atomic_write, file_digest
 from lra.data.archives import LINE_LIMIT
 from lra.data.download import Remote, Transfer
 from lra.data.work_folder import sole_owner
@@ -50,6 +50,8 @@ class FileState(BaseModel):
     """Bytes of ours that hold these rows."""
     sha256: str | None = None
     """Of the whole file on the server; known if one command read all of it."""
+    kept_sha256: str | None = None
+    """Of our file; None in notes of earlier versions."""
 
     @property
     def complete(self) -> bool:
@@ -77,10 +79,10 @@ class Fetched(BaseModel):
         return bool(self.files) and all(state.complete for state in self.files.values())
 
     def check(self, folder: Path, max_length: int) -> None:
-        """Check that all is there that a dataset variant needs.
+        """Check that all is there that a dataset variant needs, as it was kept.
 
         Raises:
-            DataError: A file is not complete, or documents are kept to a shorter length.
+            DataError: A file is not complete or has changed, or documents are kept to a shorter length.
         """
         if not self.complete:
             raise DataError(f"{folder}: not complete; lra-data fetch retrieval goes on with it")
@@ -89,6 +91,10 @@ class Fetched(BaseModel):
                 f"{folder}: the first {self.first_bytes:,} bytes of each document were kept; "
                 f"lra-data fetch retrieval --set max_length={max_length} fetches more"
             )
+        for name, state in self.files.items():
+            kept = folder / f"{name}.gz"
+            if state.kept_sha256 not in (None, file_digest(kept)):
+                raise DataError(f"{kept}: has changed since it was fetched; remove {folder} and fetch again")
 
 
 def read_state(folder: Path) -> Fetched | None:
@@ -144,15 +150,22 @@ def _fetch_file(transfer: Transfer, kept: Path, fetched: Fetched, state: FileSta
     digest = None if state.position else hashlib.sha256()
     fetched.files[name] = state
     problem = ""
-    with kept.open("ab") as handle, contextlib.closing(transfer.chunks(state.position)) as chunks:
+    with kept.open("a+b") as handle, contextlib.closing(transfer.chunks(state.position)) as chunks:
         handle.truncate(state.kept)
+        handle.seek(0)
+        ours = hashlib.file_digest(handle, "sha256")
+        if state.position and state.kept_sha256 not in (None, ours.hexdigest()):
+            raise DataError(f"{kept}: has changed since it was fetched; remove {kept.parent} and fetch again")
         for rows, read in _pieces(chunks, digest.update if digest else None):
             first = state.rows + 1
             lines = [_shorten(row, f"{name}:{first + i}", fetched.first_bytes) for i, row in enumerate(rows)]
-            handle.write(gzip.compress(b"".join(lines), LEVEL, mtime=0))
+            piece = gzip.compress(b"".join(lines), LEVEL, mtime=0)
+            handle.write(piece)
+            ours.update(piece)
             handle.flush()
             os.fsync(handle.fileno())
             state.position, state.rows, state.kept = state.position + read, state.rows + len(rows), handle.tell()
+            state.kept_sha256 = ours.hexdigest()
             state.size = transfer.size or 0
             if state.complete and digest is not None:
                 state.sha256 = digest.hexdigest()

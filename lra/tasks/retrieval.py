@@ -118,7 +118,9 @@ class Retrieval(Task[RetrievalOptions]):
 
         fetched = fetch_pairs(REMOTES[self.source_key(options)], kept, first_bytes=first_bytes, transfer=transfer)
         rows = sum(state.rows for state in fetched.files.values())
-        return kept, f"{rows:,} pairs, the first {first_bytes:,} bytes of each document"
+        words = f"{rows:,} pairs, the first {first_bytes:,} bytes of each document"
+        parts = sorted(fetched.files.keys() - fetched.digests.keys())
+        return kept, f"{words}; no SHA-256 of {', '.join(parts)}, which came in parts" if parts else words
 
     def build(
         self,

@@ -155,7 +155,8 @@ def _conditions(measurement: BenchRecord) -> str:
 def _machine(measurement: BenchRecord) -> str:
     threads = f", {measurement.threads} threads" if measurement.device_type == "cpu" else ""
     limit = "" if measurement.memory_limit is None else f", memory limit {measurement.memory_limit / 2**30:.3g} GiB"
-    return f"{measurement.processor}{threads}{limit}, torch {measurement.environment['torch']}"
+    settings = f", {found}" if (found := measurement.environment.get("library_settings")) else ""
+    return f"{measurement.processor}{threads}{limit}, torch {measurement.environment['torch']}{settings}"
 
 
 def _caption(measurements: pd.DataFrame) -> str:

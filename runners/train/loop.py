@@ -106,6 +106,10 @@ class TrainState:
     timed_examples: int = 0
     timed_tokens: int = 0
     wall_seconds: float = 0.0
+    peak_bytes: int | None = None
+    """Of memory, see `PeakMemory.used`,"""
+    reserved_bytes: int | None = None
+    """and `PeakMemory.reserved`."""
     resumed: int = 0
 
     def end_pretraining(self) -> None:

@@ -31,19 +31,24 @@ class PeakMemory:
             self.method = "CUDA allocator, max_memory_allocated, without evaluation"
         elif reset_high_water_mark():
             self.method = "process, kernel high-water mark (VmHWM), without evaluation"
+        self._is_paused = False
         self._start_again()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Leave out what happens inside the context."""
         self.update()
+        self._is_paused = True
         try:
             yield
         finally:
+            self._is_paused = False
             self._start_again()
 
     def update(self) -> None:
-        """Take in what has happened since the start or the last pause."""
+        """Take in what has happened since the start or the last pause; in a pause, do nothing."""
+        if self._is_paused:
+            return
         if self.device.type == "cuda":
             self.used = max(self.used or 0, torch.cuda.max_memory_allocated(self.device))
             self.reserved = max(self.reserved or 0, torch.cuda.max_memory_reserved(self.device))

@@ -410,13 +410,20 @@ def plan_table(configs: Sequence[RunConfig], home: Path, minutes: Callable[[RunC
 
 
 def shortened(config: RunConfig, steps: int, profile: Profile) -> RunConfig:
-    """Return the same run of a profile with at most so many steps, on the open track: for trying things out."""
+    """Return the same run of a profile with at most so many steps, on the open track: for trying things out.
+
+    Raises:
+        UsageError: It is no run of the open track.
+    """
     train = config.train
     limits = {name: min(getattr(train, name), steps) for name in ("steps", "eval_every", "warmup_steps")}
     short = config.model_copy(update={"train": train.model_copy(update=limits), "track": "open"})
-    return in_one_form(
+    short = in_one_form(
         short, profile.recipe(config.task, config.model.family), profile.options(config.variant.name, config.task)
     )
+    if problems := run_problems(short):
+        raise UsageError("\n".join(f"{problem} (--limit-steps makes a run of the open track)" for problem in problems))
+    return short
 
 
 def check_shareable(configs: Sequence[RunConfig], num_processes: int) -> None:

@@ -184,6 +184,7 @@ def run(
         if saved is not None:
             state = TrainState.from_dict(saved["state"])
             state.resumed += 1
+            memory.used, memory.reserved = state.peak_bytes, state.reserved_bytes
             if not ranks.is_main:
                 state.sums.zero_()  # they are the sums of all processes, which the main one keeps
             line.say(f"continuing from step {state.step}")
@@ -199,6 +200,8 @@ def run(
         def save() -> None:
             nonlocal last_save
             check_process(config, read)  # what was read is not known to the process that goes on
+            memory.update()
+            state.peak_bytes, state.reserved_bytes = memory.used, memory.reserved
             if ranks.is_main:
                 content = {"model": trained.state_dict(), "optimizer": optimizer.state_dict(), "state": state.to_dict()}
                 save_checkpoint(folder, state.step, content | {"run_id": run_id, "environments": environments})

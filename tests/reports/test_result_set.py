@@ -137,3 +137,13 @@ def test_the_frame_from_python_has_the_rows_of_the_tables(tmp_path):
         ("quick", "open", "ListOps", "full"): 80.0,
     }
     assert (frame.groupby(["profile", "track", "column", "label", "seed"]).size() == 1).all()
+
+
+def test_a_note_of_an_attempt_under_another_name_is_named(tmp_path):
+    """Without it, the lost seed would be in no count."""
+    add_attempt(tmp_path, "oom")
+    (note,) = tmp_path.glob("attempts/*/*.json")
+    note.rename(note.with_name(f"copy-of-{note.name}"))
+    results = load_stores([tmp_path])
+    assert results.attempts == {}
+    assert [f"copy-of-{note.name} was written as attempt 1" in problem for problem in results.problems] == [True]

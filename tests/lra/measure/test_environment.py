@@ -15,7 +15,7 @@ def test_another_value_of_what_decides_is_told(name):
     assert differences(decisive(HERE | {name: "another"}), decisive(HERE)).startswith(f"{name} another there, ")
 
 
-@pytest.mark.parametrize("name", ["MKL_CBWR", "ONEDNN_MAX_CPU_ISA"])
+@pytest.mark.parametrize("name", ["MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "OMP_THREAD_LIMIT", "OMP_DYNAMIC"])
 def test_settings_of_the_libraries_below_torch_decide_in_both_directions(name, monkeypatch):
     before = decisive(HERE)
     monkeypatch.setenv(name, "another")

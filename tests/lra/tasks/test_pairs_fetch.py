@@ -135,7 +135,9 @@ def test_a_fetch_that_broke_off_goes_on_where_it_was(lra_data, home, server, fro
     with (folder / f"{TRAIN}.gz").open("ab") as file:
         file.write(b"a piece that a kill left without a note")
     server.behaviours, asked = [then], len(server.ranges)
-    assert lra_data("fetch", "retrieval").exit_code == 0
+    done = lra_data("fetch", "retrieval")
+    assert done.exit_code == 0
+    assert f"; no SHA-256 of {TRAIN}, which came in parts)" in done.stdout
     assert server.ranges[asked:] == [f"bytes={state['position']}-"]
     assert prepared(home).digest == from_files.digest
     # no command read all of the training file, so no digest of it is known
@@ -269,3 +271,25 @@ def test_neither_the_files_nor_what_is_kept_of_them_is_ever_in_memory(tmp_path, 
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) < 100, done.stdout
+
+
+def test_kept_rows_that_were_changed_are_not_read_as_those_of_the_server(lra_data, home, server):
+    assert lra_data("fetch", "retrieval").exit_code == 0
+    file = home / "sources" / "new_aan_pairs-first-4000" / f"{TRAIN}.gz"
+    rows = gzip.decompress(file.read_bytes()).splitlines(keepends=True)
+    turned = [bytes([row[0] ^ 1]) + row[1:] for row in rows]  # "0" for "1", and "1" for "0"
+    file.write_bytes(gzip.compress(b"".join(turned)))
+    changed = lra_data("prepare", "retrieval", "--set", "max_length=9")
+    assert changed.exit_code == 3
+    assert changed.stderr == f"Error: {file}: has changed since it was fetched; remove {file.parent} and fetch again\n"
+
+
+def test_a_fetch_goes_on_only_with_what_it_kept(lra_data, home, server):
+    server.behaviours = ["good", "good", "break"]
+    refused(lra_data)
+    file = home / "sources" / "new_aan_pairs-first-4000" / f"{TRAIN}.gz"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+    server.behaviours = ["good"]
+    assert "has changed since it was fetched" in refused(lra_data)

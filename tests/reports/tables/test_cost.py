@@ -61,11 +61,11 @@ def test_ratios_refer_to_full_attention_with_its_default_options_alone(tmp_path)
 @pytest.mark.parametrize(
     ("name", "device"),
     [("threads", "cpu"), ("processes", "cpu"), ("processes", "Card"), ("torch", "Card"),
-     ("deterministic_algorithms", "Card")],
+     ("deterministic_algorithms", "Card"), ("library_settings", "cpu")],
 )  # fmt: skip
 def test_speeds_under_other_conditions_are_told_apart(name, device, tmp_path):
     alike = {"device": device, "cpu": "Model <7>", "threads": 1, "processes": 1, "torch": 1}
-    alike["deterministic_algorithms"] = 1  # the numbers stand for themselves
+    alike |= {"deterministic_algorithms": 1, "library_settings": 1}  # the numbers stand for themselves
     shown = name.replace("_", " ")
     where = "Model <7>" if device == "cpu" else device
     add_run(tmp_path, 400, speed=1000.0, environment=alike)

@@ -26,6 +26,7 @@ from lra.schedules import learning_rate
 from lra.tasks import get_task
 from lra.trained import load_run
 from runners.arithmetic import set_arithmetic
+from runners.train import peak_memory
 from runners.train import run as run_module
 from runners.train.loop import TrainState
 from runners.train.run import OtherEnvironmentError, PreemptedRunError, RunError, RunOptions, run
@@ -619,3 +620,12 @@ def test_a_file_that_a_plug_in_reads_and_that_changes_gives_no_number(data, tmp_
     with pytest.raises(UsageError, match=r"scale\.txt has changed"):
         execute(second, data, tmp_path / "store", change_and_go_on)
     assert len(list(Store(tmp_path / "store").records())) == 1
+
+
+def test_the_peak_of_memory_is_that_of_all_processes_of_a_run(data, tmp_path, monkeypatch):
+    """The last one may only have tested."""
+    peaks = iter([7_000_000, *[1_000] * 1_000])
+    monkeypatch.setattr(peak_memory, "size_in_proc", lambda field: next(peaks))
+    monkeypatch.setattr(peak_memory, "reset_high_water_mark", lambda: True)
+    stopped(tiny(), data, tmp_path)
+    assert execute(tiny(), data, tmp_path).cost.peak_memory_bytes == 7_000_000

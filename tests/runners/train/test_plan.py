@@ -324,3 +324,12 @@ def test_settings_for_the_variants_beside_a_whole_model_do_not_change_its_run(tm
     plain, changed = both(), both(**{"model.num_layers": 3})
     assert plain[1] == changed[1]
     assert plain[0] != changed[0]
+
+
+def test_a_trial_has_the_one_name_of_its_positions():
+    """On the open track; else one computation would have two ids."""
+    profile = load_profile("rotary")
+    words = {"attn": "full", "task": "listops", "profile": profile, "seeds": [0], "track": "matched"}
+    [config] = plan(**words, overrides={"variant.rotary": False})
+    with pytest.raises(UsageError, match=r"write --set model\.positions=none \(--limit-steps makes a run of the open"):
+        shortened(config, 20, profile)
