@@ -15,6 +15,7 @@ from lra.data.batching import Batch, collate
 from lra.data.split import Split
 from lra.errors import UsageError
 from lra.measure.locality import Change, Mixing, influence, logits_within, mixing
+from lra.models.padding import hide_padding
 from lra.models.precision import autocast
 from lra.models.transformer import Classifier, mixers
 from lra.results.dataframe import record_frame
@@ -68,20 +69,25 @@ class Looked:
         return [collate(self.split, [index], None, self.config.max_length, torch.device("cpu")) for index in indices]
 
     def audit(self, examples: int, places: int) -> Audit:
-        """Measure how far the weights mix, with some places of each example: evenly spaced, the first among them."""
+        """Measure how far the weights mix, with some tokens of each example: evenly spaced, the first among them.
+
+        What the model takes for padding, such as black pixels of Pathfinder, is no token.
+        """
         prefix = int(self.config.pooling == "cls")
         generator = torch.Generator().manual_seed(0)
         distances, weights, widths = [], [], list[list[Tensor]]()
         rows: list[Tensor] = []
         for number, batch in enumerate(self.batches(examples)):
-            length = int(batch.lengths[0])
-            for place in sorted(set(torch.linspace(0, length - 1, places).long().tolist())):
-                found = influence(self.model, batch.tokens, batch.mask, place + prefix, PROBES, generator)
-                distances.append((torch.arange(length) - place).abs())
-                weights.append(found[prefix : prefix + length])
-                rows += [weights[-1]] if number == 0 else []
+            zero_is_padding = self.model.embedding.zero_is_padding
+            _, mask = hide_padding(batch.tokens, batch.mask, zero_is_padding=zero_is_padding)
+            real = torch.arange(batch.tokens.shape[1]) if mask is None else mask[0].nonzero()[:, 0]
+            for place in real[sorted(set(torch.linspace(0, len(real) - 1, places).long().tolist()))].tolist():
+                found = influence(self.model, batch.tokens, batch.mask, place + prefix, PROBES, generator)[prefix:]
+                distances.append((real - place).abs())
+                weights.append(found[real])
+                rows += [found[: int(real[-1]) + 1]] if number == 0 else []
             statistics = [mixer.token_statistics().get("sigma") for mixer in mixers(self.model)]
-            widths.append([each[0, prefix : prefix + length].detach() for each in statistics if each is not None])
+            widths.append([each[0, real].detach() for each in statistics if each is not None])
         sigma = [float(torch.cat(layer).mean()) for layer in zip(*widths, strict=True)]
         return Audit(mixing=mixing(torch.cat(distances), torch.cat(weights)), sigma=sigma, influences=torch.stack(rows))
 

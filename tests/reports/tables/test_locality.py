@@ -1,12 +1,21 @@
 """The tables and the figure of locality: each run has a name of its own."""
 
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
 import torch
 
-from lra.measure.locality import mixing
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
+from lra.data.split import Split
+from lra.measure.locality import influence, mixing
+from lra.models.transformer import build_model, mixers
+from lra.tasks import info_of
 from reports.figures.locality import locality_panels
 from reports.figures.style import house_style
 from reports.render import plain_values
-from reports.tables.locality import Audit, answers, locality
+from reports.tables.locality import PROBES, Audit, Looked, answers, locality
 from tests.reports.synthetic import add_run, cell_config
 
 
@@ -60,3 +69,36 @@ def test_the_figure_names_the_runs_like_the_tables(tmp_path):
     assert len(set(maps)) == len(maps) == 4
     assert legend[0].startswith("quick, open track, ListOps")
     assert all(name.endswith("seed 1" if number == 2 else "seed 0") for number, name in enumerate(legend))
+
+
+@pytest.mark.parametrize("pooling", ["masked_mean", "cls"])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_what_the_model_takes_for_padding_is_no_token(pooling, hidden):
+    """Black pixels of Pathfinder: as places they would have distance 0, and a width of 0."""
+    config = resolve(
+        task="needle", variant="contextpool", profile=load_profile("probes"), seed=0, track="open",
+        overrides={"model.pooling": pooling},
+    )  # fmt: skip
+    info = info_of(config)
+    model = build_model(config, info.vocab_size, info.num_classes).eval()
+    model.embedding.zero_is_padding = hidden
+    tokens = np.arange(24, dtype=np.uint8) % 7 * (np.arange(24) % 3 != 0)
+    split = Split(tokens=tokens, offsets=np.array([0, 24]), labels=np.zeros(1, dtype=np.uint8))
+    run = SimpleNamespace(
+        record=SimpleNamespace(run_id="f" * 64, config=config), model=lambda: model,
+        data=lambda _: SimpleNamespace(split=lambda _: split),
+    )  # fmt: skip
+    found = Looked(run, None).audit(1, 24)
+    prefix, generator = int(pooling == "cls"), torch.Generator().manual_seed(0)
+    real = [place for place in range(24) if not hidden or tokens[place] > 0]
+    batch = torch.tensor(tokens[None].astype(np.int64))
+    pairs = [
+        (abs(other - place), float(weights[prefix + other]))
+        for place in real
+        for weights in [influence(model, batch, None, prefix + place, PROBES, generator)]
+        for other in real
+    ]
+    assert found.mixing == mixing(*map(torch.tensor, zip(*pairs, strict=True)))
+    widths = [mixer.token_statistics()["sigma"][0, real].mean().item() for mixer in mixers(model)]
+    assert found.sigma == pytest.approx(widths)
+    assert min(found.sigma) > 0.5
