@@ -5,21 +5,27 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field
 
 from lra.config.builtin import config_folder, profile_names
-from lra.config.schema import ModelConfig, Precision, Section, valid_section
+from lra.config.schema import ModelConfig, Precision, Section, valid_section, without_folder
 from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
 from lra.names import fold, suggest, suggest_path
 from lra.reading import reading
-from lra.tasks import TASKS, get_task
+from lra.tasks import TASKS, get_task, is_own, task_name
+from lra.tasks.plugins import announced
+from lra.terminal import echo
 
 S = TypeVar("S", bound=Section)
+V = TypeVar("V")
+D = TypeVar("D")
+FAMILY: str = ModelConfig.model_fields["family"].default
 _SHAPES = {ord("0"): "o", ord("1"): "l", ord("i"): "l", ord("_"): "", ord("."): ""}
 _WHAT_RUNS = ("name", "tasks", "variants", "families", "precisions")
 """The fields of a profile in which a copy of a built-in one may not differ under its name."""
@@ -76,7 +82,7 @@ class Profile(Section):
             having = [name for name in profile_names() if task in load_builtin("profiles", name, Profile).tasks]
             hint = f"these do: {', '.join(having)} (--profile {having[0]})" if having else suggest(task, self.tasks)
             raise UsageError(f"profile {self.name!r} does not define task {task!r}; {hint}")
-        special = self.families.get(family or recipe.model.get("family", ""), FamilyRecipe())
+        special = self.families.get(family or recipe.model.get("family", FAMILY), FamilyRecipe())
         return recipe.model_copy(update={"model": recipe.model | special.model, "train": recipe.train | special.train})
 
     def admits(self, path: str, value: Any) -> bool:
@@ -91,16 +97,21 @@ class Profile(Section):
         """Return the options that the source gives to a variant on a task; empty for a task without a recipe."""
         recipe = self._find(task)
         own = {} if recipe is None else recipe.variants
-        return self.variants.get(variant, {}) | own.get(variant, {})
+        return _entry(self.variants, variant, {}) | _entry(own, variant, {})
 
     def _find(self, task: str) -> TaskRecipe | None:
-        if task in self.tasks:
-            return self.tasks[task]
+        if (recipe := _entry(self.tasks, task, None)) is not None:
+            return recipe
         if ":" not in task and task in TASKS:
             return None
         the_task = get_task(task)
         own = the_task.default_recipe()
         return self.tasks.get(the_task.info.name) or (None if own is None else TaskRecipe.model_validate(own))
+
+
+def _entry(entries: Mapping[str, V], name: str, default: D) -> V | D:
+    """Return what a profile has of a name; a file is the same wherever it is, as in the identity of a run."""
+    return next((value for key, value in entries.items() if without_folder(key) == without_folder(name)), default)
 
 
 _load_once = functools.cache(load_file)
@@ -129,7 +140,7 @@ def load_profile(name: str) -> Profile:
 
 
 def _check_names(profile: Profile, source: str) -> None:
-    """Check that each variant, family and precision that a profile gives settings to is there.
+    """Check that each variant and family that a profile gives settings to is there, under its own name.
 
     Raises:
         UsageError: One is not, so its settings would change nothing and say nothing.
@@ -148,8 +159,34 @@ def _check_names(profile: Profile, source: str) -> None:
         for name in names
         if name not in known and ":" not in name
     ]
+    problems += [
+        f"{source}: tasks.{name}: write {task_name(name)!r}" for name in profile.tasks if name != task_name(name)
+    ]
+    named: list[tuple[str, Collection[str]]] = [("tasks", profile.tasks), *((part, names) for part, names, _ in parts)]
+    for part, names in named:
+        alike = Counter(map(without_folder, names))
+        problems += [f"{source}: {part}: two names for {name}" for name, count in alike.items() if count > 1]
     if problems:
         raise UsageError("\n".join(problems))
+
+
+def name_unused(profile: Profile, runs: Iterable[tuple[str, str]]) -> None:
+    """Print which names in a profile nobody knows and no run of a command has: their settings would change nothing.
+
+    Args:
+        profile: Of a user; in those of this project all names are known.
+        runs: Tasks and variants of the runs.
+    """
+    pairs = list(runs)
+    tasks = {without_folder(task) for task, _ in pairs} | {get_task(task).info.name for task in dict(pairs)}
+    variants = {without_folder(variant) for _, variant in pairs}
+    named = [("tasks", name, tasks) for name in profile.tasks if not is_own(name) and name not in announced()]
+    named += [("variants", name, variants) for name in profile.variants if ":" in name]
+    for task, recipe in profile.tasks.items():
+        named += [(f"tasks.{task}.variants", name, variants) for name in recipe.variants if ":" in name]
+    for part, name, used in named:
+        if without_folder(name) not in used:
+            echo(f"Profile {profile.name}: no run of this command has {part}.{name}.", err=True)
 
 
 def look_alike(name: str) -> str | None:

@@ -111,10 +111,10 @@ def resolve(
         UsageError: All mistakes at once, one per line.
     """
     problems: list[str] = []
-    the_task, recipe = get_task(task), profile.recipe(task, str(overrides.get("model.family", "")))
+    the_task, whole_model = get_task(task), is_whole_model(variant)
+    recipe = profile.recipe(task, "foreign" if whole_model else str(overrides.get("model.family", "")))
     sections = {"data": dict(recipe.data), "model": dict(recipe.model), "train": dict(recipe.train)}
     sections["pretrain"] = dict(recipe.pretrain)
-    whole_model = is_whole_model(variant)
     if whole_model:
         sections["model"]["family"] = "foreign"
     options = profile.options(variant, task)

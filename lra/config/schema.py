@@ -312,11 +312,11 @@ class RunConfig(Section):
         """Return all settings as plain values, without those that came later and are as before: see `ADDED_LATER`."""
         values = self.model_dump()
         # What is named by its file is identified by its content, wherever the file is.
-        values["variant"]["name"] = _without_folder(self.variant.name)
+        values["variant"]["name"] = without_folder(self.variant.name)
         if self.variant.name in WRAPPERS:
             for holder in _wrappers(values["variant"]["options"]):
-                holder["base"] = _without_folder(holder["base"])
-        values["task"] = _without_folder(self.task)
+                holder["base"] = without_folder(holder["base"])
+        values["task"] = without_folder(self.task)
         sections = {"": values, "model": values["model"], "train": values["train"]}
         sections |= {f"data.{self.task}": values["data"], f"variant.{self.variant.name}": values["variant"]["options"]}
         for path, as_before in ADDED_LATER.items():
@@ -344,7 +344,7 @@ class RunConfig(Section):
         return hashlib.sha256(canonical_json(identity)).hexdigest()
 
 
-def _without_folder(name: str) -> str:
+def without_folder(name: str) -> str:
     """Return the name of a variant or task without the folder of the file that it may name."""
     place, _, inner = name.rpartition(":")
     if place == "hf":

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from attention_zoo import available
 from attention_zoo.registry import normalise
 from lra.config.labels import Row, row_names, settings_of
-from lra.config.profiles import Profile, load_builtin, load_profile
+from lra.config.profiles import Profile, load_builtin, load_profile, name_unused
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig, Section, Track
 from lra.errors import UsageError
@@ -92,6 +92,7 @@ def expand(suite: Suite) -> list[RunConfig]:
                 problems += str(error).splitlines()
     if problems:
         raise UsageError("\n".join(dict.fromkeys(problems)))
+    name_unused(profile, itertools.product(tasks, (variant for variant, _ in variants)))
     return list(runs.values())
 
 

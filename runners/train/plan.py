@@ -18,7 +18,7 @@ from attention_zoo.foreign import ForeignError
 from attention_zoo.registry import normalise
 from lra.config.builtin import profile_names
 from lra.config.labels import row_name
-from lra.config.profiles import PROFILE_NAME, FamilyRecipe, Profile, TaskRecipe, load_profile, look_alike
+from lra.config.profiles import PROFILE_NAME, FamilyRecipe, Profile, TaskRecipe, load_profile, look_alike, name_unused
 from lra.config.resolve import (
     WHOLE_MODEL_READS,
     check_variant_names,
@@ -104,6 +104,7 @@ def plan(
                     problems += str(error).splitlines()
     if problems:
         raise UsageError("\n".join(dict.fromkeys(problems)))
+    name_unused(profile, ((config.task, config.variant.name) for config in configs))
     return configs
 
 

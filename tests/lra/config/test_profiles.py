@@ -16,6 +16,7 @@ from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
 from lra.models.transformer import build_model, count_parameters
 from lra.tasks import TASKS, get_task
+from runners.train.plan import plan
 
 CELLS = [(profile, task) for profile in profile_names() for task in load_profile(profile).tasks]
 SIX = {"listops", "text", "retrieval", "image", "pathfinder", "pathx"}
@@ -377,3 +378,42 @@ def test_compiled_steps_round_lengths_up_and_are_another_run_on_either_track():
 
 def test_an_unchanged_copy_keeps_the_name(tmp_path):
     assert load_profile(own_profile(tmp_path, title="The same", departures=[])).name == "quick"
+
+
+def test_what_a_profile_says_of_a_file_holds_wherever_its_folder_is_written(tmp_path):
+    profile = load_profile(
+        own_profile(tmp_path, name="mine", **{"variants__plug/v.py:Mix": {"rank": 8}, "tasks__listops__variants": {}})
+    )
+    for name in ("plug/v.py:Mix", "./plug/v.py:Mix", "v.py:Mix", "/elsewhere/v.py:Mix"):
+        assert profile.options(name, "listops") == {"rank": 8}
+    assert profile.options("v.py:Mixer", "listops") == {}
+
+
+def test_one_name_stands_once_in_a_profile_and_as_it_is_registered(tmp_path):
+    two = {"a/v.py:Mix": {"rank": 8}, "b/v.py:Mix": {"rank": 4}}
+    with pytest.raises(UsageError, match=r"variants: two names for v\.py:Mix"):
+        load_profile(own_profile(tmp_path, name="mine", variants=two))
+    with pytest.raises(UsageError, match=r"tasks\.Needle: write 'needle'"):
+        load_profile(own_profile(tmp_path, name="mine", tasks__Needle=quick()["tasks"]["listops"]))
+
+
+def test_names_that_nobody_knows_and_no_run_has_are_printed(tmp_path, capsys):
+    changes = {"tasks__needel": quick()["tasks"]["listops"], "variants": {"v.py:Mxi": {}, "local": {}}}
+    profile = load_profile(own_profile(tmp_path, name="mine", **changes))
+    words = {"task": "listops", "profile": profile, "seeds": [0], "track": "matched", "overrides": {}}
+    plan(attn="full", **words)
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        f"Profile mine: no run of this command has {name}." for name in ("tasks.needel", "variants.v.py:Mxi")
+    ]
+    plan(attn="full", **words | {"profile": load_profile(own_profile(tmp_path, name="mine"))})
+    assert capsys.readouterr().err == ""
+
+
+def test_the_family_that_is_the_default_counts_without_being_named(tmp_path):
+    profile = load_profile(own_profile(tmp_path, name="mine", families__transformer={"train": {"lr": 0.5}}))
+    assert profile.recipe("listops").train["lr"] == profile.recipe("listops", "transformer").train["lr"] == 0.5
+    assert profile.recipe("listops", "convnet").train["lr"] != 0.5
+    words = {"task": "listops", "variant": "full", "profile": profile, "seed": 0, "track": "open"}
+    ids = {resolve(**words, overrides=values).run_id("d") for values in ({}, {"model.family": "transformer"})}
+    assert len(ids) == 1
