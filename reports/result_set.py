@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from lra.config.labels import settings_of, short_name, shown_value, varying
-from lra.config.schema import RunConfig, canonical_json
+from lra.config.schema import RunConfig, canonical_json, without_folder
 from lra.errors import StoreError, UsageError
 from lra.names import suggest_path
 from lra.reading import visible
@@ -68,7 +68,11 @@ class ResultSet:
 
     def _place(self, config: RunConfig) -> tuple[str, str]:
         """Return the profile and track under which tables show a run."""
-        names = self._recipe_settings.get((config.profile, config.task), []) if config.track == "matched" else []
+        names = (
+            self._recipe_settings.get((config.profile, without_folder(config.task)), [])
+            if config.track == "matched"
+            else []
+        )
         settings = settings_of(config)
         text = ", ".join(
             f"{short_name(name)}={shown_value(settings[name]) if name in settings else '(absent)'}" for name in names
@@ -86,7 +90,7 @@ class ResultSet:
                     for name, value in settings_of(config).items()
                     if not name.startswith(("variant.", "pretrain."))
                 }
-                found.setdefault((config.profile, config.task), {})[canonical_json(recipe)] = recipe
+                found.setdefault((config.profile, without_folder(config.task)), {})[canonical_json(recipe)] = recipe
         return {key: varying(recipes.values()) for key, recipes in found.items() if len(recipes) > 1}
 
     def configs(self) -> list[RunConfig]:
@@ -96,7 +100,9 @@ class ResultSet:
     def titles(self) -> dict[str, str]:
         """Return the display name of each variant; the registered name follows it if several variants share it."""
         entries = self._entries()
-        return unique_titles((e.config.variant.name for e in entries), (e.variant_title for e in entries))
+        return unique_titles(
+            (without_folder(e.config.variant.name) for e in entries), (e.variant_title for e in entries)
+        )
 
     def _entries(self) -> list[RunRecord | AttemptedRun | BenchRecord]:
         return [*self.records.values(), *self.attempts.values(), *self.measurements]
@@ -143,7 +149,7 @@ def _conditions(entry: RunRecord | AttemptedRun | BenchRecord) -> str:
     config = entry.config
     settings = {name: value for name, value in settings_of(config).items() if not name.startswith("variant.")}
     measured_on = entry.processor if isinstance(entry, BenchRecord) else ""
-    return canonical_json([config.task, config.profile, config.track, measured_on, settings]).decode()
+    return canonical_json([without_folder(config.task), config.profile, config.track, measured_on, settings]).decode()
 
 
 def load_stores(folders: Sequence[Path]) -> ResultSet:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 import click
 
 from lra.config.labels import fits, settings_of, split_row
+from lra.config.schema import without_folder
 from lra.errors import UsageError, refusals_as
 from lra.names import fold, suggest
 from lra.terminal import clean_line, echo
@@ -116,14 +117,16 @@ def select(results: ResultSet, selection: Selection) -> ResultSet:
         found = len({config.run_id("") for config in configs})
         echo(f"suite {selection.suite}: {found} of {len(runs)} runs have a record", err=True)
     if selection.tasks:
-        known = {config.task: config.task for config in results.configs()}
-        tasks = {resolve_name("task", name, known) for name in selection.tasks}
-        results = results.filter(lambda config: config.task in tasks)
+        known = {task: task for config in results.configs() for task in [without_folder(config.task)]}
+        tasks = {resolve_name("task", without_folder(name), known) for name in selection.tasks}
+        results = results.filter(lambda config: without_folder(config.task) in tasks)
     if selection.variants:
         split = [split_row(name) for name in selection.variants]
-        rows = [(resolve_name("variant", name, results.titles()), settings) for name, settings in split]
+        rows = [(resolve_name("variant", without_folder(name), results.titles()), settings) for name, settings in split]
         results = results.filter(
-            lambda config: any(config.variant.name == name and fits(settings_of(config), text) for name, text in rows)
+            lambda config: any(
+                without_folder(config.variant.name) == name and fits(settings_of(config), text) for name, text in rows
+            )
         )
     if not results.configs():
         raise UsageError("no record fits all options together")

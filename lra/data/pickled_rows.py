@@ -121,6 +121,8 @@ class _Machine:
             elif name == "STOP":
                 if len(self.stack) != 1 or not isinstance(self.stack[0], list):
                     raise DataError("no list")
+                if handle.read(1):
+                    raise DataError("more behind the list")
                 return
             else:
                 self.step(name, argument)

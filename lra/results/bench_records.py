@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from lra.atomic_io import atomic_write
-from lra.config.schema import RunConfig, Section, canonical_json
+from lra.config.schema import RunConfig, Section, canonical_json, without_folder
 from lra.errors import DamagedFileError, StoreError, refusals_as
 from lra.measure.flops import FlopCount
 from lra.names import rename_fields
@@ -155,8 +155,8 @@ class BenchRecord(Section):
 
     @property
     def variant(self) -> str:
-        """Name of the variant."""
-        return self.config.variant.name
+        """Name of the variant, without the folder of its file."""
+        return without_folder(self.config.variant.name)
 
     @property
     def length(self) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lra.config.labels import Row, row_names, settings_of, told_apart
+from lra.config.schema import without_folder
 from lra.errors import StoreError
 from lra.reading import visible
 from lra.results.records import EARLIER, AttemptedRun, RunRecord, Store
@@ -208,13 +209,13 @@ def _run_row(run: RunRecord | AttemptedRun) -> dict[str, Any]:
     config = run.config
     return {
         "run_id": run.run_id,
-        "task": config.task,
+        "task": without_folder(config.task),
         "title": run.task_title,
         "dataset": run.dataset,
         "data_digest": run.data_digest,
         "profile": config.profile,
         "track": config.track,
-        "variant": config.variant.name,
+        "variant": without_folder(config.variant.name),
         "variant_title": run.variant_title,
         "seed": config.seed,
         "steps": config.train.steps,

@@ -6,9 +6,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -80,6 +79,10 @@ class Task(ABC, Generic[OptionsT]):
     options: ClassVar[type[TaskOptions]]
     program: Callable[[TaskOptions], str] | None = None
     """Finds the program of a third party's task with its options: see `lra.tasks.plugins`. None for our own."""
+    _files_read: Collection[str] = ()
+    """What the code of third parties has read in the preparation that goes on,"""
+    _files_source: Path | None = None
+    """and the file or folder that is to be read in it."""
 
     def origin(self, options: OptionsT) -> str:
         """Return what identifies the program of a third party's task with these options; empty for our own."""
@@ -281,8 +284,8 @@ class Task(ABC, Generic[OptionsT]):
                 are in another split, that is added.
 
         Raises:
-            DataError: The folder cannot be written, another process made it from other files, or two baselines
-                would look alike.
+            DataError: The folder cannot be written, another process made it from other files, the code of a third party
+                has read files that its program does not have, or two baselines would look alike.
         """
         classes = self.info_for(options).num_classes
         measured = majority(splits, classes)
@@ -294,18 +297,37 @@ class Task(ABC, Generic[OptionsT]):
                     f"{self.info.name}: no baseline can be called {name!r}, as another one would look alike"
                 )
             measured[name] = value
-        name = dataset or self.dataset_name(options)
+        name, program = dataset or self.dataset_name(options), self.origin(options)
+        if program:
+            self._check_read(program)
         return write_prepared(
             target,
             task=self.info.name,
             dataset=name if self.generates(options) else ", ".join([name, *_repeated(splits, name)]),
-            generated_by=generated_by,
+            generated_by=", ".join(filter(None, [generated_by, program])),
             options=options.model_dump(mode="json", exclude=self._as_before(options)),
             num_classes=classes,
             splits=splits,
             baselines=measured,
             sources=sources,
         )
+
+    def _check_read(self, program: str) -> None:
+        """Check that the code of a third party has read what its program covers and the source, and nothing else.
+
+        Raises:
+            DataError: It has read another file.
+        """
+        from attention_zoo.program import ProgramError, check_programs  # here, since it imports torch
+
+        source = None if self._files_source is None else self._files_source.resolve()
+        unknown = [
+            path for path in self._files_read if source is None or not Path(path).resolve().is_relative_to(source)
+        ]
+        try:
+            check_programs(program, unknown)
+        except ProgramError as error:
+            raise DataError(str(error)) from error
 
     def folder_name(self, options: OptionsT) -> str:
         """Name the folder of a dataset variant: readable, with a hash of the options and the task's version."""
@@ -348,15 +370,17 @@ class Task(ABC, Generic[OptionsT]):
             if self.generates(options):
                 raise UsageError(f"{self.info.name} is generated; --set source=official reads it from --from")
             check_source(source)
-        target, key = home / self.folder_name(options), self.source_key(options)
+        target, key, program = home / self.folder_name(options), self.source_key(options), self.origin(options)
         if not target.is_dir():
             _check_writable(home)
             origin = kept_source(home, key) if source is None and key is not None else source
             with contextlib.ExitStack() as stack:
                 if origin is not None:
                     stack.enter_context(reading(origin))
-                if program := self.origin(options):
-                    stack.enter_context(_nothing_unknown_is_read(program, origin, target))
+                if program:
+                    from attention_zoo.program import reads_below  # here, since it imports torch
+
+                    self._files_read, self._files_source = stack.enter_context(reads_below(Task.prepare)), origin
                 if getattr(options, "source", None) == pickles.SOURCE:
                     data = self.build_from_pickles(options, target, source=origin, progress=progress)
                 else:
@@ -366,29 +390,10 @@ class Task(ABC, Generic[OptionsT]):
         else:
             data = open_prepared(target, verify=False)
         described = options.model_dump(mode="json", exclude=self._as_before(options))
-        if data.manifest.task != self.info.name or data.manifest.options != described:
+        made_by = data.manifest.generated_by
+        if data.manifest.task != self.info.name or data.manifest.options != described or not made_by.endswith(program):
             raise DataError(f"{target}: holds other data than its name says; remove the folder and prepare it again")
         return data
-
-
-@contextlib.contextmanager
-def _nothing_unknown_is_read(program: str, source: Path | None, target: Path) -> Iterator[None]:
-    """Check that the code of a third party's task reads what its origin covers and its source, and nothing else.
-
-    Raises:
-        DataError: It has read another file, and what it made of that is removed.
-    """
-    from attention_zoo.program import ProgramError, check_programs, reads_below  # here, since it imports torch
-
-    with reads_below(Task.prepare) as read:
-        yield
-    data = [place.resolve() for place in (source, target) if place is not None]
-    unknown = [path for path in read if not any(Path(path).resolve().is_relative_to(place) for place in data)]
-    try:
-        check_programs(program, unknown)
-    except ProgramError as error:
-        shutil.rmtree(target, ignore_errors=True)
-        raise DataError(str(error)) from error
 
 
 def _repeated(splits: Mapping[SplitName, Split], name: str) -> list[str]:

@@ -182,8 +182,7 @@ class GeneratedTask(Task[OptionsT]):
         """
         splits = {name: self.draw(options, name, progress=progress) for name in SPLITS}
         baselines = self.baselines(options, splits)
-        by = ", ".join(filter(None, [f"generator {self.info.version}", self.origin(options)]))
-        return self.write(options, target, splits, generated_by=by, baselines=baselines)
+        return self.write(options, target, splits, generated_by=f"generator {self.info.version}", baselines=baselines)
 
     def draw(self, options: OptionsT, name: SplitName, *, most: int | None = None, progress: bool = False) -> Split:
         """Draw one split.

@@ -25,6 +25,7 @@ from attention_zoo import VariantSpec, get_variant
 from attention_zoo.registry import is_own
 from lra.config.builtin import profile_names
 from lra.config.labels import split_row
+from lra.config.schema import without_folder
 from lra.errors import UsageError, refusals_as
 from lra.metrics import beatable, wilson_interval
 from lra.results.bench_format import STATUS_WORDS
@@ -140,7 +141,7 @@ def build_site(results: ResultSet, folder: Path, command: str, *, quiet: bool = 
     pages = {"index.html": ("index.html.j2", {"boards": boards, "runs": len(results.records), "command": command})}
     for board in boards:
         pages[board.address] = ("board.html.j2", {"board": board})
-    trained = {record.config.variant.name for record in results.records.values()}
+    trained = {without_folder(record.config.variant.name) for record in results.records.values()}
     for variant, title in results.titles().items():
         if variant not in trained:
             continue  # it was measured or tried, and has no record
@@ -312,7 +313,7 @@ def _run_page(record: RunRecord, results: ResultSet, place: tuple[Board, Row] | 
     return {
         "record": record,
         "title": clean_line(place[1].name if place else record.variant_title),
-        "variant": record.config.variant.name,
+        "variant": without_folder(record.config.variant.name),
         "board": place[0] if place else None,
         "task": clean_line(record.task_title),
         "dataset": clean_line(record.dataset),

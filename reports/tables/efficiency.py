@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lra.config.labels import settings_of
+from lra.config.schema import without_folder
 from lra.errors import UsageError
 from lra.results.bench_format import (
     FLAGGED,
@@ -48,7 +49,7 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
             "variant_title": titles[measurement.variant],
             "column": "",
             "profile": measurement.config.profile,
-            "task": measurement.config.task,
+            "task": without_folder(measurement.config.task),
             "settings": {
                 name: value
                 for name, value in settings_of(measurement.config).items()

@@ -331,3 +331,9 @@ def test_every_committed_configuration_is_one_that_a_command_could_give():
     records = [read_record(path) for path in EVIDENCE.glob("results/**/*.json")]
     assert len(records) > 500
     assert [(record.run_id, problems) for record in records if (problems := run_problems(record.config))] == []
+
+
+def test_a_record_with_another_outcome_beside_it_is_refused(sent):
+    other = sent.with_suffix(".conflict-1.json")
+    other.write_bytes(sent.read_bytes())
+    assert faults(sent) == f"{other.name} is another outcome of it"

@@ -238,3 +238,11 @@ def test_files_that_change_while_they_are_read_give_no_data(tmp_path, monkeypatc
     monkeypatch.setattr(pickles, "read_pickles", read_and_change)
     with pytest.raises(DataError, match="changed while it was read"):
         prepare("listops", tmp_path, write(tmp_path / "rows", "listops"))
+
+
+def test_pickles_that_were_written_one_behind_the_other_are_refused(tmp_path):
+    source = write(tmp_path / "folder", "text")
+    file = source / "lra-text.train.pickle"
+    file.write_bytes(2 * file.read_bytes())
+    with pytest.raises(DataError, match="more behind the list"):
+        prepare("text", tmp_path, source)

@@ -13,6 +13,7 @@ from lra.tasks import get_task
 from reports.baselines import KNOWN as KNOWN_BASELINES
 from reports.render import rankings
 from reports.result_set import load_stores
+from reports.selection import Selection, select
 from reports.tables import accuracy, ranks, seeds, sort_rows
 from tests.reports.synthetic import add_attempt, add_run, cell_config, five_tasks, made, notes_of
 
@@ -305,3 +306,14 @@ def test_a_variant_with_the_title_of_a_baseline_of_its_task_is_told_from_it(tmp_
     assert cells["ListOps"].to_dict() == {
         "Bag of tokens": "40.00 (1)", "Chance": "10.00", "Bag of tokens (baseline)": "33.00",
     }  # fmt: skip
+
+
+def test_a_file_is_one_variant_and_one_task_wherever_its_folder_is_written(tmp_path):
+    for seed, folder in enumerate(("plug/", "./plug/", "/elsewhere/")):
+        config = cell_config(variant=f"{folder}v.py:Mix", track="open", seed=seed)
+        config = config.model_copy(update={"task": f"{folder}t.py:Mine"})
+        add_run(tmp_path, 400 + 10 * seed, config=config, variant_title="Mix", title="Mine")
+    results = load_stores([tmp_path])
+    assert accuracy(results, "quick", "open").cells.loc["Mix", "Mine"] == "41.00 ± 1.00 (3)"
+    chosen = select(results, Selection(variants=("plug/v.py:Mix",), tasks=("anywhere/t.py:Mine",)))
+    assert len(chosen.records) == 3

@@ -8,8 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from attention_zoo import program
+from lra.errors import DataError
 from lra.results.records import Store
-from lra.tasks import get_task, plugins
+from lra.tasks import base, get_task, plugins
 from reports.cli import command as lra_report
 from runners.cli.data import main as lra_data
 from runners.cli.run import command as lra_run
@@ -335,6 +336,25 @@ def test_what_all_of_a_tasks_preparation_reads_is_watched(folder):
     assert done.exit_code == 3
     assert "late.txt was read now, but not in the trial" in done.stderr
     assert not list((folder / "home").glob("majority-*"))
+
+
+def test_nothing_that_has_to_be_refused_is_there_for_a_moment(folder, monkeypatch):
+    """A kill at that moment would leave it, and another process would take it."""
+    (folder / "late.txt").write_text("1")
+    (folder / "my_task.py").write_text(TASK + BUILD)
+    monkeypatch.setattr(base, "write_prepared", lambda *_, **__: pytest.fail("published"))
+    assert run("--task", "my_task.py:Majority").exit_code == 3
+
+
+def test_data_of_another_program_under_the_name_of_this_one_is_refused(folder, monkeypatch):
+    assert run("--task", "my_task.py:Majority", "--limit-steps", "2").exit_code == 0
+    (prepared,) = (folder / "home").glob("majority-*")
+    task = get_task("my_task.py:Majority")
+    monkeypatch.setattr(task, "program", lambda _: "my_task.py:Majority source 0123456789abcdef")
+    other = prepared.rename(prepared.with_name(task.folder_name(task.options())))
+    assert other != prepared
+    with pytest.raises(DataError, match="holds other data than its name says"):
+        task.prepare(task.options(), folder / "home", progress=False)
 
 
 def test_a_task_may_read_what_it_was_tried_with_and_what_it_wrote(folder):
