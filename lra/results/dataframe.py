@@ -32,9 +32,16 @@ _SPEED = {
     "torch": "unknown",
     "deterministic_algorithms": False,
     "library_settings": "",
+    "float32_matmul_precision": None,
+    "cpu_capability": None,
+    "cuda": None,
+    "cudnn": None,
+    "tf32": None,
 }
-"""What of an environment a speed depends on besides the processor, with the values of records that do not name it.
-Threads count on the CPU."""
+"""What of an environment a speed depends on besides the processor, with the values of records that do not name it. None
+is not known, and differs from no value."""
+_ON_CPU, _ON_CUDA = {"threads", "cpu_capability"}, {"cuda", "cudnn", "tf32"}
+"""What of it counts on one kind of device only."""
 
 
 def load(folder: Path | str) -> pd.DataFrame:
@@ -91,8 +98,8 @@ def record_frame(
     `column` is the heading of the task in tables; different data of one task get different headings. `label` is the
     name of the row: see `lra.config.labels`. One profile, track, label, heading and seed belong to one run, so a mean
     over these never mixes different runs. `device` is the processor; where runs on one processor differ in their number
-    of threads or processes, in their version of torch, or in whether they took deterministic algorithms only, it names
-    these too, since a speed of 8 threads is no multiple of one of 1.
+    of threads or processes, in the versions or settings of torch and what is below it, or in the instructions that it
+    uses, it names these too, since a speed of 8 threads is no multiple of one of 1.
 
     Args:
         records: Of any profiles.
@@ -102,7 +109,8 @@ def record_frame(
     import pandas as pd
 
     done = list(records)
-    rows = [_record_row(record) | {"device": device} for record, device in zip(done, _devices(done), strict=True)]
+    devices = conditions_of_speed([record.processor for record in done], [record.environment for record in done])
+    rows = [_record_row(record) | {"device": device} for record, device in zip(done, devices, strict=True)]
     rows += [_attempt_row(attempt) for attempt in attempts]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     numbers = ["accuracy", "validation_accuracy", "flops", "examples_per_second", "tokens_per_second", "peak_bytes"]
@@ -151,24 +159,23 @@ def _headings(frame: pd.DataFrame) -> list[str]:
     return told_apart(headings, frame["task"].tolist())
 
 
-def _devices(records: Sequence[RunRecord]) -> list[str]:
-    """Name what each run was trained on, with what of `_SPEED` runs on one processor differ in."""
+def conditions_of_speed(names: Sequence[str], environments: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the name of each machine, with what of `_SPEED` differs between the environments of one name."""
     shares: dict[str, dict[str, set[str]]] = {}
     written = []
-    for record in records:
-        environment = record.environment
-        values = _SPEED | environment
-        counted = [name for name in _SPEED if name != "threads" or environment.get("device") == "cpu"]
-        written.append(
-            {name: f"{name.replace('_', ' ')} {'none' if values[name] == '' else values[name]}" for name in counted}
-        )
+    for machine, environment in zip(names, environments, strict=True):
+        values = {**_SPEED, **environment}
+        idle = _ON_CUDA if environment.get("device") == "cpu" else _ON_CPU
+        shown = {
+            name: "unknown" if value is None else "none" if value == "" else value for name, value in values.items()
+        }
+        written.append({name: f"{name.replace('_', ' ')} {shown[name]}" for name in _SPEED if name not in idle})
         for name, text in written[-1].items():
-            shares.setdefault(record.processor, {}).setdefault(name, set()).add(text)
+            known = shares.setdefault(machine, {}).setdefault(name, set())
+            known.update([] if values[name] is None else [text])
     return [
-        ", ".join(
-            [record.processor, *(text for name, text in texts.items() if len(shares[record.processor][name]) > 1)]
-        )
-        for record, texts in zip(records, written, strict=True)
+        ", ".join([machine, *(text for name, text in texts.items() if len(shares[machine][name]) > 1)])
+        for machine, texts in zip(names, written, strict=True)
     ]
 
 

@@ -61,11 +61,13 @@ def test_ratios_refer_to_full_attention_with_its_default_options_alone(tmp_path)
 @pytest.mark.parametrize(
     ("name", "device"),
     [("threads", "cpu"), ("processes", "cpu"), ("processes", "Card"), ("torch", "Card"),
-     ("deterministic_algorithms", "Card"), ("library_settings", "cpu")],
+     ("deterministic_algorithms", "Card"), ("library_settings", "cpu"), ("cpu_capability", "cpu"),
+     ("float32_matmul_precision", "Card"), ("cuda", "Card"), ("cudnn", "Card"), ("tf32", "Card")],
 )  # fmt: skip
 def test_speeds_under_other_conditions_are_told_apart(name, device, tmp_path):
     alike = {"device": device, "cpu": "Model <7>", "threads": 1, "processes": 1, "torch": 1}
-    alike |= {"deterministic_algorithms": 1, "library_settings": 1}  # the numbers stand for themselves
+    alike |= dict.fromkeys(["deterministic_algorithms", "library_settings", "cpu_capability"], 1)
+    alike |= dict.fromkeys(["float32_matmul_precision", "cuda", "cudnn", "tf32"], 1)  # the numbers stand for themselves
     shown = name.replace("_", " ")
     where = "Model <7>" if device == "cpu" else device
     add_run(tmp_path, 400, speed=1000.0, environment=alike)
@@ -81,3 +83,20 @@ def test_speeds_under_other_conditions_are_told_apart(name, device, tmp_path):
         ["linear", f"{where}, {shown} 1", "3,000", "3.00"],
         ["linear", f"{where}, {shown} 8", "9,000", "-"],
     ]
+
+
+@pytest.mark.parametrize(("name", "device"), [("threads", "Card"), ("cpu_capability", "Card"), ("tf32", "cpu")])
+def test_what_changes_no_speed_on_a_kind_of_device_parts_no_rows(name, device, tmp_path):
+    for seed in range(2):
+        add_run(tmp_path, 400, seed=seed, environment={"device": device, "cpu": "Model <7>", "torch": 1, name: seed})
+    assert made(cost, tmp_path).cells["device"].tolist() == ["Model <7>" if device == "cpu" else device]
+
+
+def test_what_older_records_do_not_name_parts_no_rows_unless_others_differ_in_it(tmp_path):
+    device = {"device": "cpu", "cpu": "Model <7>", "torch": 1}
+    add_run(tmp_path, 400, environment=device)
+    add_run(tmp_path, 400, seed=1, environment=device | {"cpu_capability": "AVX2"})
+    assert made(cost, tmp_path).cells["device"].tolist() == ["Model <7>"]
+    add_run(tmp_path, 400, seed=2, environment=device | {"cpu_capability": "AVX512"})
+    found = sorted(made(cost, tmp_path).cells["device"])
+    assert found == [f"Model <7>, cpu capability {name}" for name in ("AVX2", "AVX512", "unknown")]
