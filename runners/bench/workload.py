@@ -23,18 +23,33 @@ from lra.tasks import get_task, info_of
 from ..train.compiled import compile_model
 from ..train.optimizer import build_optimizer
 
+_WITHOUT = {"augment": False, "crop": None, "denoise": 0.0}
+"""What a profile may have beside the step that is measured, each with the value that means "none"."""
+_SCHEDULE = ("accumulation", "steps", "schedule", "warmup_steps", "eval_every", "selection")
+_NOT_IN_STEP = {f"train.{name}" for name in (*_WITHOUT, *_SCHEDULE)}
+"""Settings that change nothing of a step."""
+
 
 def workload_config(
     *, task: str, variant: str, profile: Profile, length: int, batch_size: int, overrides: dict[str, object]
 ) -> RunConfig:
     """Resolve the configuration of a step: the profile's model at the given length and batch size.
 
+    What a profile does to its inputs, and its denoising, are no part of the step, and its configuration has neither.
+
     Raises:
-        UsageError: A name or a setting is wrong, or the length does not fit the image size of the task.
+        UsageError: A name or a setting is wrong or no part of the step, or the length does not fit the image size of
+            the task.
     """
     fixed = [path for path in overrides if path in ("model.max_length", "train.batch_size")]
     if fixed:
         raise UsageError(f"--set {fixed[0]}: use --lengths, --batch or --tokens for that")
+    idle = [path for path in overrides if path in _NOT_IN_STEP or path.startswith("pretrain.")]
+    if idle:
+        raise UsageError(
+            f"--set {idle[0]}: the step that is measured does not have it; leave it out, or see what runs with it take "
+            "in `lra-report table cost`"
+        )
     config = resolve(task=task, variant=variant, profile=profile, seed=0, track="open", overrides=overrides)
     grid = info_of(config).grid
     if grid is not None and grid[0] * grid[1] != length:
@@ -44,7 +59,8 @@ def workload_config(
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"max_length": length}),
-            "train": config.train.model_copy(update={"batch_size": batch_size, "accumulation": 1}),
+            "train": config.train.model_copy(update={"batch_size": batch_size, "accumulation": 1, **_WITHOUT}),
+            "pretrain": None,
         }
     )
 
