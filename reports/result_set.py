@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lra.config.labels import settings_of, short_name, shown_value, varying
+from lra.config.labels import in_words, settings_of, varying
 from lra.config.schema import RunConfig, canonical_json, without_folder
 from lra.errors import StoreError, UsageError
 from lra.names import suggest_path
@@ -68,15 +68,9 @@ class ResultSet:
 
     def _place(self, config: RunConfig) -> tuple[str, str]:
         """Return the profile and track under which tables show a run."""
-        names = (
-            self._recipe_settings.get((config.profile, without_folder(config.task)), [])
-            if config.track == "matched"
-            else []
-        )
-        settings = settings_of(config)
-        text = ", ".join(
-            f"{short_name(name)}={shown_value(settings[name]) if name in settings else '(absent)'}" for name in names
-        )
+        task = without_folder(config.task)
+        names = self._recipe_settings.get((config.profile, task), []) if config.track == "matched" else []
+        text = in_words(settings_of(config), names)
         return (f"{config.profile} [{text}]" if text else config.profile), config.track
 
     @functools.cached_property

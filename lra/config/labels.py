@@ -18,6 +18,7 @@ from typing import Any
 
 from lra.config.builtin import profile_names
 from lra.config.schema import ADDED_LATER, VARIANT_POSITIONS, PretrainConfig, RunConfig, canonical_json
+from lra.errors import UsageError
 from lra.names import legible
 
 Settings = Mapping[str, Any]
@@ -33,6 +34,8 @@ _ALWAYS_NAMED = {
 }
 """How a run computes, and what it does to its inputs. Another value than this is named in every row, also where it is
 the same in all of them."""
+_SIZES_OF_STEP = ("model.max_length", "train.batch_size", "train.accumulation")
+"""What a measurement sets itself."""
 _OF_START = {"start.weights", "start.steps"}
 """What follows from `start.from`, unless one run has several outcomes."""
 _NO_TEXTS = ("True", "False", "None")
@@ -167,6 +170,67 @@ def told_apart(names: Sequence[str], owners: Sequence[str]) -> list[str]:
     return told_apart(longer, owners)
 
 
+def profiles_of_steps(configs: Sequence[RunConfig]) -> list[str]:
+    """Name the profiles of measured steps, each followed in brackets by the settings that are not its own.
+
+    Of a profile that is not built in, nothing is known. Settings are also named where steps that differ in them still
+    have one name. Lengths and batches stand elsewhere.
+    """
+    steps = [_settings_of_step(config) for config in configs]
+    named = [_not_of_profile(config, settings) for config, settings in zip(configs, steps, strict=True)]
+    places = [
+        (config.task, config.profile, in_words(settings, names))
+        for config, settings, names in zip(configs, steps, named, strict=True)
+    ]
+    together: dict[tuple[str, str, str], list[Settings]] = {}
+    for place, settings in zip(places, steps, strict=True):
+        together.setdefault(place, []).append(settings)
+    apart = {place: varying(group) for place, group in together.items()}
+    texts = [
+        in_words(settings, sorted({*names, *apart[place]}))
+        for place, settings, names in zip(places, steps, named, strict=True)
+    ]
+    return [
+        f"{config.profile} [{text}]" if text else config.profile for config, text in zip(configs, texts, strict=True)
+    ]
+
+
+def _settings_of_step(config: RunConfig) -> Settings:
+    """Return all settings of a measured step, defaults included, but for its variant, length and batch."""
+    sections = config.model_dump(include={"data", "model", "train"})
+    written = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+    return {
+        name: value
+        for name, value in (settings_of(config) | written).items()
+        if not _of_variant(name) and name not in _SIZES_OF_STEP and not (name.startswith("data.") and "length" in name)
+    }
+
+
+def _not_of_profile(config: RunConfig, settings: Settings) -> list[str]:
+    """List the settings of a step in which it is not as its profile, and those that are named always."""
+    usual = _recipe_of(config.profile, config.task)
+    named = {name for name, value in _ALWAYS_NAMED.items() if settings.get(name, value) != value}
+    if usual:
+        named |= {name for name, value in settings.items() if name not in usual or usual[name] != value}
+    return sorted(named)
+
+
+@functools.cache
+def _recipe_of(profile: str, task: str) -> Settings:
+    """Return the settings of a step as a built-in profile has it for a task; empty where that is not known."""
+    from lra.config.profiles import load_profile  # here, since it imports torch
+    from lra.config.resolve import resolve
+    from lra.tasks import is_own as is_own_task
+
+    if profile not in profile_names() or not is_own_task(task):
+        return {}
+    try:
+        config = resolve(task=task, variant="full", profile=load_profile(profile), seed=0, track="open", overrides={})
+    except UsageError:  # such as that the profile does not define the task
+        return {}
+    return _settings_of_step(config)
+
+
 def _settings_apart(rows: Sequence[Row], names: Sequence[str], leave_out: Collection[str]) -> list[str]:
     """Add the settings by their whole paths wherever runs that differ in them still have one name under a heading.
 
@@ -229,6 +293,13 @@ def varying(group: Iterable[Settings]) -> list[str]:
 def short_name(setting: str) -> str:
     """Return the name of a setting without its section."""
     return setting.partition(".")[2] or setting
+
+
+def in_words(settings: Settings, names: Iterable[str]) -> str:
+    """Write settings by their short names, such as `causal=True, norm=rms`."""
+    return ", ".join(
+        f"{short_name(name)}={shown_value(settings[name]) if name in settings else '(absent)'}" for name in names
+    )
 
 
 def split_row(text: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lra.config.labels import settings_of
+from lra.config.labels import profiles_of_steps, settings_of
 from lra.config.schema import without_folder
 from lra.errors import UsageError
 from lra.results.bench_format import (
@@ -25,7 +25,7 @@ from lra.results.bench_format import (
     table_2_columns,
 )
 from lra.results.bench_records import BenchRecord
-from lra.results.dataframe import label_rows
+from lra.results.dataframe import conditions_of_speed, label_rows
 
 from ..result_set import ResultSet
 from .captions import NOT_RUN
@@ -36,15 +36,21 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
     """Return frames of measurements that one table can hold: one machine, task, model and recipe.
 
     Columns: `label` (variant, with its options where they differ), `is_reference` (whether it is full attention with
-    its only options), `length`, `batch`, `seconds` per step and `bytes` at peak (both may be missing), and
-    `measurement`. Batches may differ by length, as with equal tokens in each step. If one length was measured with
-    several batches, be it of different variants, each batch has a frame of its own: within a length, all is comparable.
-    Of several measurements of one thing, such as in two stores, the newest counts.
+    its only options), `length`, `batch`, `seconds` per step and `bytes` at peak (both may be missing), `measurement`,
+    `machine`, `recipe` (the profile, with the settings that are not its own), and `place`, which no other frame has.
+    Batches may differ by length, as with equal tokens in each step. If one length was measured with several batches, be
+    it of different variants, each batch has a frame of its own: within a length, all is comparable. Of several
+    measurements of one thing, such as in two stores, the newest counts.
     """
     titles = results.titles()
+    taken = sorted(results.measurements, key=lambda measurement: measurement.measured_at)
+    machines = conditions_of_speed([_machine(each) for each in taken], [each.environment for each in taken])
+    recipes = profiles_of_steps([each.config for each in taken])
     rows = [
         {
-            "key": _conditions(measurement),
+            "key": _conditions(measurement, machine),
+            "machine": machine,
+            "recipe": recipe,
             "variant": measurement.variant,
             "variant_title": titles[measurement.variant],
             "column": "",
@@ -64,9 +70,9 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
             else np.nan,
             "measurement": measurement,
         }
-        for measurement in sorted(results.measurements, key=lambda measurement: measurement.measured_at)
+        for measurement, machine, recipe in zip(taken, machines, recipes, strict=True)
     ]
-    groups = []
+    groups: list[pd.DataFrame] = []
     for _, group in pd.DataFrame(rows).groupby("key") if rows else []:
         names = pd.Series(label_rows(group, name="variant"), group.index)
         labelled = group.assign(label=label_rows(group), is_reference=names == REFERENCE)
@@ -74,7 +80,11 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
         split = bool((labelled.groupby("length")["batch"].nunique() > 1).any())
         parts = [part for _, part in labelled.groupby("batch")] if split else [labelled]
         groups += [part.drop_duplicates(same_place, keep="last") for part in parts]
-    return groups
+    places = [f"{_what(group)}, {group['measurement'].iloc[0].processor}" for group in groups]
+    return [
+        group.assign(place=place if places.count(place) == 1 else describe(group))
+        for group, place in zip(groups, places, strict=True)
+    ]
 
 
 def efficiency(measurements: pd.DataFrame) -> Table:
@@ -111,7 +121,8 @@ def efficiency(measurements: pd.DataFrame) -> Table:
         *_remarks(measurements),
     ]
     ids = [measurement.settings_id for measurement in measurements["measurement"]]
-    return Table(caption=_caption(measurements), cells=cells, values=values, notes=notes, records=ids, keys=keys)
+    caption = f"Speed and memory of training by length: {measurements['place'].iloc[0]}"
+    return Table(caption=caption, cells=cells, values=values, notes=notes, records=ids, keys=keys)
 
 
 def efficiency_tables(results: ResultSet) -> list[Table]:
@@ -134,23 +145,26 @@ def labels_in_order(measurements: pd.DataFrame) -> list[str]:
 
 def describe(measurements: pd.DataFrame) -> str:
     """Describe the machine and the recipe of measurements in one line."""
-    first: BenchRecord = measurements["measurement"].iloc[0]
     by_batch = {
         str(batch): ", ".join(short_length(n) for n in sorted(part["length"].unique()))
         for batch, part in measurements.groupby("batch")
     }
     sizes = [f"{batch} ({lengths})" if len(by_batch) > 1 else batch for batch, lengths in by_batch.items()]
     batch = f"batch {', '.join(sizes)}"
-    return f"{first.config.task}, profile {first.config.profile}, {batch}, {_machine(first)}"
+    return f"{_what(measurements)}, {batch}, {measurements['machine'].iloc[0]}"
 
 
-def _conditions(measurement: BenchRecord) -> str:
+def _what(measurements: pd.DataFrame) -> str:
+    return f"{measurements['task'].iloc[0]}, profile {measurements['recipe'].iloc[0]}"
+
+
+def _conditions(measurement: BenchRecord, machine: str) -> str:
     """Return everything that must be equal within a table, as a key."""
     what = measurement.config.model_dump(
         exclude={"variant": True, "track": True, "seed": True, "model": {"max_length"}, "train": {"batch_size"}}
     )
     what["data"] = {name: value for name, value in what["data"].items() if "length" not in name}
-    return json.dumps(what | {"machine": _machine(measurement)}, sort_keys=True)
+    return json.dumps(what | {"machine": machine}, sort_keys=True)
 
 
 def _machine(measurement: BenchRecord) -> str:
@@ -158,12 +172,6 @@ def _machine(measurement: BenchRecord) -> str:
     limit = "" if measurement.memory_limit is None else f", memory limit {measurement.memory_limit / 2**30:.3g} GiB"
     settings = f", {found}" if (found := measurement.environment.get("library_settings")) else ""
     return f"{measurement.processor}{threads}{limit}, torch {measurement.environment['torch']}{settings}"
-
-
-def _caption(measurements: pd.DataFrame) -> str:
-    first: BenchRecord = measurements["measurement"].iloc[0]
-    config = first.config
-    return f"Speed and memory of training by length: {config.task}, profile {config.profile}, {first.processor}"
 
 
 def _conditions_note(measurements: pd.DataFrame) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from lra.config.labels import row_name
+from lra.config.labels import profiles_of_steps, row_name
 from lra.results.bench_format import (
     FLAGGED,
     MISSING,
@@ -79,12 +79,12 @@ def caption(records: Sequence[BenchRecord]) -> str:
         batch = f"batch {first.batch_size}"
     else:
         batch = "batch " + ", ".join(f"{size} at {length}" for length, size in batches)
-    compiled = ", torch.compile" if first.config.train.compile else ""
+    (profile,) = profiles_of_steps([first.config])
     dropout = f"dropout {model.dropout:g}, of attention {model.attention_dropout:g}"
     return (
-        f"{first.config.task}, profile {first.config.profile}: {model.num_layers} layers, dim {model.dim}, "
+        f"{first.config.task}, profile {profile}: {model.num_layers} layers, dim {model.dim}, "
         f"{model.num_heads} heads, mlp {model.mlp_dim}, {dropout}; {batch} on this one device, random tokens;\n"
-        f"{first.config.train.precision}{compiled}, forward + backward + AdamW; {first.processor}, "
+        f"{first.config.train.precision}, forward + backward + AdamW; {first.processor}, "
         f"CPU threads: {first.threads}, load up to {highest_load(records)} when timing began, torch {version}"
     )
 

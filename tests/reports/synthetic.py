@@ -14,7 +14,6 @@ from lra.results.bench_records import (
     settings_id,
 )
 from lra.results.records import AttemptedRun, Cost, Count, Outcome, Pretrained, RunRecord, Store
-from lra.tasks import get_task
 from reports.result_set import load_stores
 
 TITLES = {"listops": "ListOps", "text": "Text", "retrieval": "Retrieval", "image": "Image", "pathfinder": "Pathfinder"}
@@ -107,13 +106,20 @@ def add_attempt(folder, status, digest="d" * 64, numerics_version=NUMERICS_VERSI
 
 def add_measurement(
     folder, variant, length, *, seconds, mib, batch=4, status="ok", threads=2, noisy=False, options=None, limit=None,
-    torch="2", measured_at="2026-01-01T00:00:00+00:00", **changes
+    torch="2", measured_at="2026-01-01T00:00:00+00:00", environment=None, settings=None, **changes
 ):  # fmt: skip
-    """Leave what `lra-bench` would: `seconds` a step, `mib` at its peak besides 10 MiB of state."""
-    config = cell_config(variant=variant, task="text", options=options)
-    model = config.model.model_copy(update={"max_length": length})
-    data, train = get_task("text").options().model_dump(), config.train.model_copy(update={"batch_size": batch})
-    config = config.model_copy(update={"data": data, "model": model, "train": train, **changes})
+    """Leave what `lra-bench` would: `seconds` a step, `mib` at its peak besides 10 MiB of state.
+
+    `settings` are of the model and the training, by path; `environment` adds to that of the measurement.
+    """
+    base = resolve(task="text", variant="full", profile=load_profile("quick"), seed=0, track="open", overrides={})
+    sections = {"model": {"max_length": length}, "train": {"batch_size": batch}}
+    for path, value in (settings or {}).items():
+        section, _, name = path.partition(".")
+        sections[section][name] = value
+    parts = {name: getattr(base, name).model_copy(update=values) for name, values in sections.items()}
+    choice = VariantChoice(name=variant, options=BASE.variant.options | (options or {}))
+    config = base.model_copy(update={"variant": choice, **parts, **changes})
     identity = settings_id(config, device="Model <7>", threads=threads, memory_limit=limit)
     fine = status == "ok"
     steps = [seconds, seconds, seconds * (2 if noisy else 1)]
@@ -127,7 +133,7 @@ def add_measurement(
         threads=threads, memory_limit=limit,
         parameters=1, backend="reference", speed_ratio=0.5 / seconds if fine else None, flops=None,
         timing=Timing(seconds=steps, warmup_steps=1) if fine else None, memory=memory if fine else None,
-        environment={"device": "cpu", "cpu": "Model <7>", "torch": torch, "load_average": 0.5},
+        environment={"device": "cpu", "cpu": "Model <7>", "torch": torch, "load_average": 0.5} | (environment or {}),
         measured_at=measured_at,
     )  # fmt: skip
     return save_bench_record(folder, measurement)

@@ -165,3 +165,53 @@ def test_noisy_times_are_hollow_and_others_are_not(tmp_path):
     ]
     assert hollow == [[[2048.0]], []]  # of the times, and none of memory
     assert figure.get_suptitle().startswith("In brackets: slope; hollow: noisy\n")
+
+
+PLAIN = "text, profile quick"
+OTHERS = {
+    f"{PLAIN} [causal=True, norm=rms]": {"model.causal": True, "model.norm": "rms"},
+    f"{PLAIN} [attention_dropout=0.5, dropout=0.5]": {"model.dropout": 0.5, "model.attention_dropout": 0.5},
+    f"{PLAIN} [compile=True]": {"train.compile": True},
+}
+
+
+def test_settings_that_are_not_those_of_the_profile_are_named(tmp_path):
+    """Also where nothing else was measured, beside which they could be seen to differ."""
+    for number, (what, settings) in enumerate({PLAIN: {}, **OTHERS}.items()):
+        store = tmp_path / str(number)
+        for length in (1024, 2048):
+            add_measurement(store, "full", length, seconds=1.0, mib=9, settings=settings)
+        results = load_stores([store])
+        (table,) = efficiency_tables(results)
+        assert table.caption == f"Speed and memory of training by length: {what}, Model <7>"
+        assert table.notes[0].startswith(f"Measured: {what}, batch 4, Model <7>, 2 threads, torch 2, 2 layers")
+        ((title, _),) = all_figures(results)
+        assert title == f"scaling: {what}, batch 4, Model <7>, 2 threads, torch 2"
+
+
+def test_no_two_tables_of_a_report_have_one_caption(tmp_path):
+    under = [{"settings": settings} for settings in ({}, *OTHERS.values())]
+    under += [{"threads": 1}, {"torch": "3"}, {"limit": 2**30}, {"batch": 8}]
+    under += [{"environment": {name: "other"}} for name in ("library_settings", "deterministic_algorithms")]
+    under += [{"profile": "mine"}, {"profile": "mine", "settings": {"model.norm": "rms"}}]
+    stores = [tmp_path / str(number) for number in range(len(under))]
+    for store, of in zip(stores, under, strict=True):
+        for length in (1024, 2048):
+            add_measurement(store, "full", length, seconds=1.0, mib=9, **of)
+    results = load_stores(stores)
+    made, drawn = efficiency_tables(results), [title for title, _ in all_figures(results)]
+    assert len({table.caption for table in made}) == len(set(drawn)) == len(made) == len(under)
+    # Of a profile that is not built in, all that is known is in what its measurements differ.
+    captions = [table.caption.partition(": ")[2] for table in made]
+    assert {f"text, profile mine [norm={norm}], Model <7>" for norm in ("layer", "rms")} < set(captions)
+
+
+def test_speeds_with_other_instructions_never_share_a_table(tmp_path):
+    for variant, instructions in (("full", "AVX512"), ("local", "DEFAULT")):
+        where = {"cpu_capability": instructions}
+        add_measurement(tmp_path, variant, 1024, seconds=1.0, mib=9, environment=where)
+        alone = load_stores([tmp_path]).filter(lambda config, of=variant: config.variant.name == of)
+        assert "cpu capability" not in measurement_groups(alone)[0]["place"].iloc[0]
+    tables = efficiency_tables(load_stores([tmp_path]))
+    found = {table.caption.partition("torch 2, ")[2]: list(table.cells.index) for table in tables}
+    assert found == {"cpu capability AVX512": ["full"], "cpu capability DEFAULT": ["local"]}

@@ -29,7 +29,7 @@ from runners import fresh_python
 from runners.bench import measure, memory_process
 from runners.bench.memory import PINNED_MALLOC, allocator_peak
 from runners.bench.memory_process import MemoryReply
-from runners.bench.tables import arena_report, full_report
+from runners.bench.tables import arena_report, caption, full_report
 from runners.bench.workload import Workload, tokens_per_step, workload_config
 from runners.cli.bench import command, defaults, parse_lengths
 
@@ -223,6 +223,34 @@ def test_settings_that_the_length_decides_on_and_foreign_lengths_are_refused():
         with pytest.raises(UsageError, match="is not a length"):
             parse_lengths(text)
     assert parse_lengths("2048, 512,2048") == [512, 2048]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["train.denoise", "train.crop", "train.augment", "train.accumulation", "train.steps", "train.schedule",
+     "pretrain.share"],
+)  # fmt: skip
+def test_settings_that_the_step_does_not_have_are_refused(path):
+    with pytest.raises(UsageError, match=f"--set {path}: the step that is measured does not have it; leave it out"):
+        config(**{path: 1})
+
+
+def test_a_profile_that_denoises_is_measured_without_and_says_so():
+    found = workload_config(
+        task="text", variant="full", profile=load_profile("rotary"), length=64, batch_size=2, overrides={}
+    )
+    assert (found.train.denoise, found.train.crop, found.train.augment, found.pretrain) == (0.0, None, False, None)
+    assert caption([record("full", 64, config=found)]).startswith("text, profile rotary [crop=None, denoise=0.0]: ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [({}, "quick"), ({"model.causal": True, "model.norm": "rms"}, "quick [causal=True, norm=rms]"),
+     ({"train.compile": True}, "quick [compile=True, padding=coarse]")],
+)  # fmt: skip
+def test_the_caption_names_settings_that_are_not_those_of_the_profile(settings, shown):
+    measured = record("full", 32, config=config(**settings))
+    assert caption([measured]).startswith(f"text, profile {shown}: 2 layers, ")
 
 
 def measurement(step=100 * MIB, check=100 * MIB, self_test=SELF_TEST_BYTES):
