@@ -189,6 +189,12 @@ def test_settings_that_are_not_those_of_the_profile_are_named(tmp_path):
         assert title == f"scaling: {what}, batch 4, Model <7>, 2 threads, torch 2"
 
 
+def test_compiled_steps_are_named_under_a_profile_of_which_nothing_is_known(tmp_path):
+    add_measurement(tmp_path, "full", 1024, seconds=1.0, mib=9, profile="mine", settings={"train.compile": True})
+    (table,) = efficiency_tables(load_stores([tmp_path]))
+    assert table.caption.endswith(": text, profile mine [compile=True], Model <7>")
+
+
 def test_no_two_tables_of_a_report_have_one_caption(tmp_path):
     under = [{"settings": settings} for settings in ({}, *OTHERS.values())]
     under += [{"threads": 1}, {"torch": "3"}, {"limit": 2**30}, {"batch": 8}]

@@ -247,6 +247,7 @@ def test_a_profile_that_denoises_is_measured_without_and_says_so():
     ("settings", "shown"),
     [({}, "quick"), ({"model.causal": True, "model.norm": "rms"}, "quick [causal=True, norm=rms]"),
      ({"train.compile": True}, "quick [compile=True, padding=coarse]")],
+    ids=["plain", "causal", "compiled"],
 )  # fmt: skip
 def test_the_caption_names_settings_that_are_not_those_of_the_profile(settings, shown):
     measured = record("full", 32, config=config(**settings))
