@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -44,9 +44,30 @@ ORACLE = "oracle"
 """How the names of baselines begin that know something hidden: bounds, which no model is asked to beat."""
 
 
+def of_whole_test(baselines: Mapping[str, float]) -> dict[str, float]:
+    """Leave out baselines at one length of the test, as `majority at 64`, where that of the whole test is there."""
+    return {name: value for name, value in baselines.items() if name.rpartition(" at ")[0] not in baselines}
+
+
+def at_length(baselines: Mapping[str, float], length: int, lengths: Sequence[int]) -> dict[str, float]:
+    """Return the baselines at one length of the test, by their names without it.
+
+    Args:
+        baselines: Those of the data.
+        length: The length.
+        lengths: All lengths of the test. A baseline that has none in its name is taken as it is where there is no
+            other: it is that of all lengths together.
+    """
+    endings = tuple(f" at {each}" for each in lengths)
+    ending = f" at {length}"
+    whole = {name: value for name, value in baselines.items() if not name.endswith(endings)}
+    own = {name.removesuffix(ending): value for name, value in baselines.items() if name.endswith(ending)}
+    return whole | own
+
+
 def beatable(baselines: Mapping[str, float]) -> dict[str, float]:
-    """Return the baselines that a model can be asked to beat: all but the oracles."""
-    return {name: value for name, value in baselines.items() if not name.startswith(ORACLE)}
+    """Return the baselines that the accuracy on a whole test can be asked to beat: all but the oracles."""
+    return {name: value for name, value in of_whole_test(baselines).items() if not name.startswith(ORACLE)}
 
 
 def is_above(correct: int, total: int, baseline: float, *, confidence: float = 0.95) -> bool:

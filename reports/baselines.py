@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lra.config.yaml_loader import load_file
+from lra.metrics import of_whole_test
 from lra.results.records import RunRecord
 
 KNOWN = Path(__file__).parent / "known_baselines.yaml"
@@ -15,8 +16,19 @@ KNOWN = Path(__file__).parent / "known_baselines.yaml"
 
 
 def baselines_of(record: RunRecord) -> dict[str, float]:
-    """Return the trivial baselines of the data of a run, in %, by name: those in its record, and those known since."""
-    return record.baselines | _known().get(record.config.task, {}).get(record.data_digest, {})
+    """Return the trivial baselines of the whole test of a run, in %, by name: in its record, or known since."""
+    return of_whole_test(all_baselines_of(record))
+
+
+def all_baselines_of(record: RunRecord) -> dict[str, float]:
+    """Return the trivial baselines of the data of a run, also those at each length of the test."""
+    return record.baselines | known_since(record)
+
+
+def known_since(record: RunRecord) -> dict[str, float]:
+    """Return the baselines of the data of a run that older records lack, in %, by name."""
+    found: dict[str, float] = _known().get(record.config.task, {}).get(record.data_digest, {})
+    return found
 
 
 @functools.cache

@@ -26,6 +26,8 @@ from lra.results.upgrades import title_from_name
 from lra.tasks import get_task
 from lra.tasks import is_own as is_own_task
 
+from .baselines import known_since
+
 UNKNOWABLE = (
     "No check can tell whether the run was made as its record says: whoever trains another model, or makes up every "
     "answer, and writes record and arrays to match, is not found. Times, memory and environment are believed. "
@@ -139,10 +141,12 @@ def _check_known(record: RunRecord, data: Mapping[str, Any], faults: list[str], 
         faults.append(f"its data were not made with the options of the record: {', '.join(options)}")
     if record.outcome is not None and record.outcome.test.total != data["test"]:
         faults.append(f"its data have {data['test']:,} test examples, and it has {record.outcome.test.total:,} answers")
-    for name, value in data["baselines"].items():
+    since = known_since(record)
+    known = data["baselines"] | {name: value for name, value in since.items() if name in record.baselines}
+    for name, value in known.items():
         if record.baselines.get(name) != value:
             faults.append(f"baseline {name}: {record.baselines.get(name, 'missing')} in the record, known {value}")
-    if more := sorted(record.baselines.keys() - data["baselines"].keys()):
+    if more := sorted(record.baselines.keys() - known.keys()):
         remarks.append(f"baselines {', '.join(more)}: not known here")
 
 

@@ -22,6 +22,7 @@ from lra.data.split import SPLITS, Split, SplitName
 from lra.errors import DataError
 from lra.seeding import numpy_generator
 from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
+from lra.tasks.baselines import majority
 from lra.terminal import progress_bar
 
 Count = Annotated[int, Field(ge=1)]
@@ -126,10 +127,24 @@ class GeneratedTask(Task[OptionsT]):
     def baselines(self, options: OptionsT, splits: Mapping[SplitName, Split]) -> dict[str, float]:  # noqa: ARG002
         """Return accuracies in % on the test split of answers that need no training, by name.
 
-        Chance, the most frequent label and a linear map of the bag of tokens are always there. A name that begins with
-        `oracle` says that the answer knows something hidden: a bound, which a trained model need not beat.
+        Chance, the most frequent label and a linear map of the bag of tokens are always there, also at each length of
+        the test. A name that begins with `oracle` says that the answer knows something hidden: a bound, which a trained
+        model need not beat. A name such as `fixed width at 64` says that the number is that at one length of the test.
         """
         return {}
+
+    def by_length(self, options: OptionsT, splits: Mapping[SplitName, Split]) -> dict[str, float]:
+        """Return the baselines that are always there at each length of the test, such as `majority at 64`.
+
+        There are none if the test has one length. Chance is the same at all.
+        """
+        classes, lengths = self.info_for(options).num_classes, options.lengths("test")
+        found: dict[str, float] = {}
+        for number, length in enumerate(lengths if len(lengths) > 1 else []):
+            part: dict[SplitName, Split] = {**splits, "test": _part(splits["test"], number, len(lengths))}
+            at_length = {"majority": majority(part, classes)["majority"], **self.fitted(part, classes)}
+            found |= {f"{name} at {length}": value for name, value in at_length.items()}
+        return found
 
     def defaults(self, options: OptionsT) -> dict[str, Any]:
         """Return the lengths of the test, which are that of training."""
@@ -181,7 +196,7 @@ class GeneratedTask(Task[OptionsT]):
             DataError: An example is not what the facts of the task say.
         """
         splits = {name: self.draw(options, name, progress=progress) for name in SPLITS}
-        baselines = self.baselines(options, splits)
+        baselines = self.baselines(options, splits) | self.by_length(options, splits)
         return self.write(options, target, splits, generated_by=f"generator {self.info.version}", baselines=baselines)
 
     def draw(self, options: OptionsT, name: SplitName, *, most: int | None = None, progress: bool = False) -> Split:
@@ -225,6 +240,17 @@ class GeneratedTask(Task[OptionsT]):
         """Return the sections of a profile's recipe."""
         sections = {"model": MODEL, "train": TRAIN}
         return {name: {**common, **self.recipe.get(name, {})} for name, common in sections.items()}
+
+
+def _part(split: Split, number: int, count: int) -> Split:
+    """Return one of `count` equal parts of a split."""
+    size = len(split) // count
+    offsets = split.offsets[number * size : (number + 1) * size + 1]
+    return Split(
+        tokens=split.tokens[offsets[0] : offsets[-1]],
+        offsets=offsets - offsets[0],
+        labels=split.labels[number * size : (number + 1) * size],
+    )
 
 
 def _checked_tokens(info: TaskInfo, tokens: npt.NDArray[Any], length: int) -> Tokens:

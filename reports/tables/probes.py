@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lra.errors import UsageError
-from lra.metrics import beatable, is_above
+from lra.metrics import at_length, beatable, is_above
 from lra.results.records import RunRecord
 
+from ..baselines import all_baselines_of
 from ..result_set import ResultSet
+from ..statistics import comparable
 from .accuracy import lost_words
 from .captions import NOT_RUN, parameter_notes, preview, provenance_notes, table_caption
 from .table import RowKey, Table, Term, as_printed
@@ -53,7 +55,8 @@ def scores_by_length(results: ResultSet) -> pd.DataFrame:
 
     The columns are those of the frame of the runs, with `length`, `trained` (the length of training), `head` (of the
     column of a table), `accuracy` (at this length; NaN for a run without a number), `examples` (of this length),
-    `chance` and `baseline` (the best that a model can be asked to beat), in percent.
+    `chance` and `baseline` (the best at this length that a model can be asked to beat), in percent, and `pooled` (names
+    of the baselines that are known of all lengths together only).
     """
     rows = []
     for row in results.frame().to_dict("records"):
@@ -61,12 +64,15 @@ def scores_by_length(results: ResultSet) -> pd.DataFrame:
         data = (record or results.attempts[row["run_id"]]).config.data
         if "test_length" not in data:
             continue
-        scores, baselines = dict.fromkeys(_lengths(data), math.nan), {"chance": math.nan}
+        lengths, trained = _lengths(data), data["length"]
+        scores, pooled = dict.fromkeys(lengths, math.nan), ""
+        known = {length: {"chance": math.nan} for length in lengths}
         if record is not None and record.outcome is not None:
             scores = accuracy_by_length(record, results.arrays(record.run_id)["test_correct"])
-            baselines = record.baselines
+            baselines = all_baselines_of(record)
+            known = {length: beatable(at_length(baselines, length, lengths)) for length in lengths}
+            pooled = ", ".join(_pooled(baselines, lengths))
         for length, score in scores.items():
-            trained = data["length"]
             rows.append(
                 row
                 | {
@@ -75,11 +81,33 @@ def scores_by_length(results: ResultSet) -> pd.DataFrame:
                     "head": _head(row["column"], length, trained),
                     "accuracy": score,
                     "examples": data["test"],
-                    "chance": baselines["chance"],
-                    "baseline": max(beatable(baselines).values()),
+                    "chance": known[length]["chance"],
+                    "baseline": max(known[length].values()),
+                    "pooled": pooled,
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _pooled(baselines: Mapping[str, float], lengths: Sequence[int]) -> list[str]:
+    """Name the baselines that are not known at each of several lengths of the test; chance is the same at all."""
+    if len(lengths) == 1:
+        return []
+    endings = tuple(f" at {length}" for length in lengths)
+    return [
+        name
+        for name in beatable(baselines)
+        if name != "chance" and not name.endswith(endings) and not all(name + ending in baselines for ending in endings)
+    ]
+
+
+def _pooled_notes(scores: pd.DataFrame) -> list[str]:
+    """Name for each probe the baselines whose values are those of all lengths together."""
+    found = scores[scores["pooled"] != ""].drop_duplicates(["column", "pooled"])
+    return [
+        f"{column}: known of all lengths together only, and taken for each, which may be wrong by much: {pooled}."
+        for column, pooled in zip(found["column"], found["pooled"], strict=True)
+    ]
 
 
 def probes(results: ResultSet, profile: str, track: str) -> Table:
@@ -115,12 +143,14 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
     notes: list[str] = [
         Term("Heads: probe and length of the test examples; x4: four times the length of training."),
         Term(
-            "Learnt: above each baseline that knows nothing hidden, with 5 % of error shared by all cells. Solved: "
+            "Learnt: above each baseline at that length that knows nothing hidden, with 5 % of error shared by all "
+            "cells. Solved: "
             f"{SOLVED:.0f} % or more. Carried over: learnt, and at most {KEPT:.0f} points below the trained length. "
             "Marked: the best among those who learnt."
         ),
         *([LOST] if cells.iloc[:-1].map(lambda cell: "/" in cell).any(axis=None) else []),
         *verdicts(scores, len(results.seeds)),
+        *_pooled_notes(scores),
         *parameter_notes(frame),
         *provenance_notes(frame),
     ]
@@ -191,11 +221,12 @@ def verdicts(scores: pd.DataFrame, expected: int = 0) -> list[str]:
     lost = [
         before.get((column, label), math.inf) for column, label in zip(cells["column"], cells["label"], strict=True)
     ]
-    cells["kept"] = cells["learnt"] & (cells["length"] != cells["trained"]) & (lost - cells["accuracy"] <= KEPT)
+    near = comparable(lost - cells["accuracy"]) <= KEPT
+    cells["kept"] = cells["learnt"] & (cells["length"] != cells["trained"]) & near
     found = []
     for column, length, head in heads.itertuples(index=False):
         group = cells[(cells["column"] == column) & (cells["length"] == length)]
-        solved = group["learnt"] & (group["accuracy"] >= SOLVED)
+        solved = group["learnt"] & (comparable(group["accuracy"]) >= SOLVED)
         parts = [
             f"{word} by {', '.join(group['label'][chosen])}"
             for word, chosen in (

@@ -396,13 +396,15 @@ def is_prepared(task: Task[Any], options: TaskOptions, home: Path) -> bool:
 
 def describe(data: PreparedData, *, present: bool, unread_source: bool = False) -> None:
     """Print where prepared data is, what it holds, and the accuracy of trivial baselines."""
+    from lra.metrics import of_whole_test
+
     unread = "; --from was not read" if unread_source else ""
     echo(f"{'Already prepared' if present else 'Prepared'}: {data.path}{unread}")
     echo(f"{data.manifest.task}, {data.manifest.dataset}; digest {data.digest[:12]}")
     for name, record in data.manifest.splits.items():
         lengths = f"{record.min_length} to {record.max_length} tokens"
         echo(f"  {name}: {record.examples:,} examples of {lengths}, {record.tokens:,} in all")
-    baselines = ", ".join(f"{name} {value:.1f}" for name, value in data.manifest.baselines.items())
+    baselines = ", ".join(f"{name} {value:.1f}" for name, value in of_whole_test(data.manifest.baselines).items())
     echo(f"Trivial baselines, in %: {baselines}")
     echo("SHA-256, to compare with those of others:")
     for what, digest in {**data.manifest.sources, "content of all arrays": data.digest}.items():

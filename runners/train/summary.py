@@ -12,7 +12,7 @@ from attention_zoo import get_variant
 from lra.config.labels import row_name, told_apart
 from lra.config.schema import RunConfig
 from lra.measure.environment import decisive, differences
-from lra.metrics import wilson_interval
+from lra.metrics import of_whole_test, wilson_interval
 from lra.names import legible
 from lra.results.bench_format import breaks_parameter_rule
 from lra.results.records import EARLIER, RunRecord, Store
@@ -40,7 +40,8 @@ def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> 
         first = records[0]
         title = f"{first.task_title} ({first.dataset}), profile {first.config.profile}, {first.config.track} track"
         baselines = ", ".join(
-            f"{name} {value:.1f}" for name, value in sorted(first.baselines.items(), key=lambda item: item[1])
+            f"{name} {value:.1f}"
+            for name, value in sorted(of_whole_test(first.baselines).items(), key=lambda item: item[1])
         )
         notes = [
             f"Trivial baselines, in %: {baselines}.",

@@ -307,6 +307,19 @@ def test_the_command_counts_and_its_exit_code_says_whether_all_passed(sent, tmp_
     assert run(command, ["verify", str(tmp_path / "nothing")]).exit_code == 2
 
 
+def test_baselines_that_older_records_lack_are_compared_where_they_are_there(sent, tmp_path):
+    record, arrays = parts(sent)
+    since = load_file(ROOT / "reports" / "known_baselines.yaml")["listops"][DIGEST]
+
+    def with_baselines(name, more):
+        return rewrite(tmp_path / name, record.model_copy(update={"baselines": record.baselines | more}), arrays)
+
+    verdict = verify(with_baselines("true", since))
+    assert not [word for word in verdict.faults + verdict.remarks if "baseline" in word]
+    forged = with_baselines("forged", {"bag of tokens": 1.0})
+    assert faults(forged) == "baseline bag of tokens: 1.0 in the record, known 30.55"
+
+
 def test_known_data_are_those_of_the_committed_records():
     found = {}
     for path in sorted((EVIDENCE / "results").glob("*/*.json")):

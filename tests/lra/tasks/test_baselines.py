@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lra.data.split import Split
-from lra.tasks import TASKS, get_task
+from lra.data.split import SPLITS, Split
+from lra.tasks import PROBES, TASKS, get_task
 from lra.tasks.baselines import LinearClassifier, linear, majority, pixels, token_counts
 
 
@@ -107,6 +107,16 @@ def test_the_majority_is_learnt_on_train_and_scored_on_test():
         "test": split_of([[1]] * 4, [0, 0, 0, 1]),
     }
     assert majority(splits, 2) == {"chance": 50.0, "majority": 25.0}
+
+
+def test_a_task_may_measure_the_majority_too_and_differ_in_the_last_bit(tmp_path):
+    """A count of a total and a mean of bits round differently."""
+    task = PROBES["needle"]
+    options = task.options(train=50, validation=5, test=20)
+    splits = {name: task.draw(options, name) for name in SPLITS}
+    value = np.nextafter(majority(splits, 8)["majority"], 100.0)
+    data = task.write(options, tmp_path / "needle", splits, generated_by="a test", baselines={"majority": float(value)})
+    assert data.manifest.baselines["majority"] == value
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))

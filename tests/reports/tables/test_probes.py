@@ -9,11 +9,14 @@ from click.testing import CliRunner
 
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
+from lra.config.yaml_loader import load_file
+from lra.tasks import PROBES
+from reports.baselines import KNOWN
 from reports.cli import command
 from reports.figures.probes import probe_panels
 from reports.render import rankings
 from reports.result_set import load_stores
-from reports.tables import probes
+from reports.tables import accuracy, probes
 from reports.tables.probes import scores_by_length, verdicts
 from tests.reports.synthetic import add_attempt, add_run, notes_of
 
@@ -70,6 +73,21 @@ def test_all_cells_share_the_error(cells, learnt):
 def test_seeds_count_as_one_run_with_their_mean():
     (found,) = verdicts(frame(("A", 64, 99.0), ("A", 64, 20.0)))
     assert found == "Needle 64: learnt by A."
+
+
+@pytest.mark.parametrize("right", [400, 401, 702])
+def test_exactly_five_points_below_is_carried_over(right):
+    """In floats 100 * 0.401 - 100 * 0.351 is above 5."""
+    accuracies = [100.0 * (count / 1000) for count in (right, right - 50, right - 51)]
+    found = verdicts(frame(("A", 64, accuracies[0]), ("A", 256, accuracies[1]), ("A", 512, accuracies[2])))
+    assert ["carried over by A" in line for line in found] == [False, True, False]
+
+
+def test_exactly_ninety_percent_is_solved():
+    """In floats the mean of these is below 90."""
+    accuracies = [100.0 * (count / 1000) for count in (850, 917, 902, 914, 917)]
+    assert np.mean(accuracies) < 90.0
+    assert verdicts(frame(*[("A", 64, each) for each in accuracies])) == ["Needle 64: solved by A."]
 
 
 PROFILE = load_profile("probes")
@@ -144,6 +162,45 @@ def test_one_that_learnt_alone_is_marked(tmp_path):
         add_probe(tmp_path, variant, 0, near, 10)
     table = probes(load_stores([tmp_path]), "probes", "open")
     assert [(table.cells.index[row], rank) for (row, _), rank in rankings(table).items()] == [("local", 1)]
+
+
+BY_LENGTH = {"bag of tokens at 64": 24.0, "bag of tokens at 256": 4.0, "majority at 64": 9.0, "majority at 256": 9.0}
+
+
+@pytest.mark.parametrize("by_length", [True, False])
+def test_each_length_is_compared_with_the_baselines_at_that_length(tmp_path, by_length):
+    """22 % are below the bag of tokens at the one length, and above it at the other."""
+    baselines = {"chance": 2.0, "majority": 9.0, "bag of tokens": 14.0} | (BY_LENGTH if by_length else {})
+    bits = np.concatenate([np.arange(1000) < 220, np.arange(1000) < 150])
+    add_run(tmp_path, 370, config=run_of("full", 0), title="Recall", total=2000, bits=bits, baselines=baselines)
+    results = load_stores([tmp_path])
+    table = probes(results, "probes", "open")
+    assert ("Recall 64: learnt by full." in table.notes) == (not by_length)
+    assert ("Recall 256 (x4): learnt by full." in table.notes) == by_length
+    assert ("all lengths together only" in notes_of(table)) == (not by_length)
+    assert "Bag of tokens at 64" not in accuracy(results, "probes", "open").cells.index
+
+
+def test_baselines_at_each_length_of_older_records_are_known(tmp_path):
+    [(digest, known)] = load_file(KNOWN)["listops_distance"].items()
+    config = resolve(task="listops_distance", variant="full", profile=PROFILE, seed=0, overrides={})
+    bits = np.concatenate([np.arange(1000) < 230, np.arange(1000) < 150])
+    pooled = {"chance": 10.0, "majority": 9.75, "bag of tokens": 17.0}
+    title = "ListOps at a distance"
+    add_run(tmp_path, 380, config=config, title=title, total=2000, bits=bits, baselines=pooled, digest=digest)
+    scores = scores_by_length(load_stores([tmp_path]))
+    assert scores["baseline"].tolist() == [known["bag of tokens at 64"], 10.0]
+    assert scores["pooled"].tolist() == ["", ""]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", PROBES)
+def test_the_known_baselines_at_each_length_are_those_that_preparing_measures(name, tmp_path):
+    task = PROBES[name]
+    manifest = task.prepare(task.options(**PROFILE.tasks[name].data), tmp_path, progress=False).manifest
+    known = load_file(KNOWN)[name][manifest.digest]
+    assert len(known) == (2 if name == "needle" else 4)
+    assert known == {each: manifest.baselines[each] for each in known}
 
 
 def test_rows_without_lost_runs_have_means_only(tmp_path):

@@ -50,6 +50,14 @@ def test_prepare_prints_what_it_made_and_where(lra_data, home):
     assert first.stderr == ""  # no progress bar outside a terminal
 
 
+def test_prepare_prints_baselines_of_the_whole_test(lra_data):
+    sizes = ("length=16", "test_length=[16,32]", "train=60", "validation=20", "test=20")
+    done = lra_data("prepare", "recall", *(word for each in sizes for word in ("--set", each)))
+    assert done.exit_code == 0, done.stderr
+    assert "majority" in done.stdout
+    assert " at 16" not in done.stdout.split("Trivial baselines")[1]
+
+
 def test_a_small_dataset_variant_has_its_own_folder_and_description(lra_data, home):
     full, small = lra_data("prepare", "listops", *SET_TINY), lra_data("prepare", "listops", *SET_TINY, "--small", 30)
     assert (full.exit_code, small.exit_code) == (0, 0), small.stderr

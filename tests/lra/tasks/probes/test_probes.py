@@ -229,3 +229,21 @@ def test_needle_has_no_baseline_that_nobody_can_be_above(tmp_path):
         options_of(task, train=500, test=500), tmp_path / "needle", source=None, workers=None, progress=False
     )
     assert max(data.manifest.baselines.values()) < 20
+
+
+def test_baselines_at_each_length_are_those_of_a_test_of_that_length(tmp_path):
+    task = PROBES["listops_distance"]
+
+    def baselines(*lengths):
+        options = options_of(task, length=32, test_length=list(lengths), train=2000, test=300)
+        folder = tmp_path / str(lengths)
+        return task.build(options, folder, source=None, workers=None, progress=False).manifest.baselines
+
+    both = baselines(32, 64)
+    assert len(both) == 3 + 2 * 2
+    for length in (32, 64):
+        alone = baselines(length)
+        assert sorted(alone) == ["bag of tokens", "chance", "majority"]
+        for name in ("bag of tokens", "majority"):
+            assert both[f"{name} at {length}"] == alone[name]
+    assert both["bag of tokens at 32"] > both["bag of tokens"] + 1 > both["bag of tokens at 64"] + 2
