@@ -151,7 +151,8 @@ def scaling_curves(measurements: pd.DataFrame, labels: Sequence[str], where: str
             look = styles[label]
             axes.plot(lengths, values, color=look.colour, marker=look.marker, linestyle=look.dash)
             doubtful = line["hollow"].to_numpy(dtype=bool)
-            axes.plot(lengths[doubtful], values[doubtful], look.marker, color=look.colour, markerfacecolor="white")
+            if doubtful.any():
+                axes.plot(lengths[doubtful], values[doubtful], look.marker, color=look.colour, markerfacecolor="white")
             if len(lengths):
                 ends.append((lengths[-1], values[-1]))
                 names.append(f"{label} ({number(log_slope(lengths, values), '{:.2f}')})")
