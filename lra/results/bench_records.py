@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from lra.atomic_io import atomic_write
 from lra.config.schema import RunConfig, Section, canonical_json, without_folder
 from lra.errors import DamagedFileError, StoreError, refusals_as
+from lra.measure.environment import decisive
 from lra.measure.flops import FlopCount
 from lra.names import rename_fields
 from lra.reading import reading, visible
@@ -180,18 +181,24 @@ def counters_agree(first: int, second: int) -> bool:
 
 
 def settings_id(config: RunConfig, *, device: str, threads: int, memory_limit: int | None) -> str:
-    """Return the id of what is measured and on what; it names the file."""
+    """Return the id of what is measured and on what; the name of the file begins with it."""
     identity = {"config": config.hashed(), "device": device, "threads": threads, "memory_limit": memory_limit}
     return hashlib.sha256(canonical_json(identity)).hexdigest()[:20]
 
 
+def file_stem(record: BenchRecord) -> str:
+    """Return the name of the file of a record: its id, and what of its environment decides what a step computes."""
+    environment = hashlib.sha256(canonical_json(decisive(record.environment))).hexdigest()
+    return f"{record.settings_id}-{environment[:8]}"
+
+
 def save_bench_record(store: Path, record: BenchRecord) -> Path:
-    """Write a record into a store, in place of an earlier one of the same settings.
+    """Write a record into a store, in place of an earlier one of the same settings and environment.
 
     Raises:
         StoreError: The disk refuses.
     """
-    path = store / "bench" / f"{record.settings_id}.json"
+    path = store / "bench" / f"{file_stem(record)}.json"
     with refusals_as(StoreError, f"cannot write {path}"):
         atomic_write(path, pack_envelope("bench", record.model_dump()))
     return path
@@ -209,7 +216,7 @@ def read_bench_record(path: Path) -> BenchRecord:
         on, threads, limit = record.processor, record.threads, record.memory_limit
         written = RunConfig.model_validate(body["config"])  # schema 1 hashed the version of this project as well
         own_id = settings_id(written, device=on, threads=threads, memory_limit=limit)
-        if not path.stem == record.settings_id == own_id:
+        if record.settings_id != own_id or path.stem not in (own_id, file_stem(record)):  # older names have no ending
             raise DamagedFileError(f"{path} is not the measurement of its name, or has other settings than its id")
     return record
 

@@ -244,6 +244,10 @@ class Store:
         """Return the folder of a run's checkpoints."""
         return self.root / "checkpoints" / run_id
 
+    def other_outcomes(self, run_id: str) -> list[Path]:
+        """List the records of other outcomes of a run, which lie beside the kept one."""
+        return visible(self.record_path(run_id).parent, f"{run_id}.conflict-*.json")
+
     def conflict_folder(self, run_id: str, number: int) -> Path:
         """Return the folder of the checkpoints of a repetition with another outcome."""
         return self.checkpoint_folder(run_id) / f"conflict-{number}"

@@ -50,6 +50,7 @@ def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> 
             *_untrained_notes(records),
             *_parameter_notes(records),
             *_environment_notes(records),
+            *(f"Another outcome of run {r.run_id[:12]}: {p}" for r in records for p in store.other_outcomes(r.run_id)),
             *(f"{row_name(r.config)}, seed {r.config.seed}: {store.record_path(r.run_id)}" for r in records),
         ]
         lines = [title, "", *lines, "", *notes]

@@ -336,6 +336,14 @@ def test_the_long_table_has_crossover_lengths_and_what_was_not_counted():
     assert "  local: _fft_r2c" in printed
 
 
+def test_a_measurement_replaces_that_of_its_own_environment_alone(tmp_path):
+    one = record("full", 64)
+    for torch_version in ("1.0", "1.0", "2.0"):
+        environment = one.environment | {"torch": torch_version}
+        save_bench_record(tmp_path, one.model_copy(update={"environment": environment}))
+    assert sorted(str(each.environment["torch"]) for each in bench_records(tmp_path)) == ["1.0", "2.0"]
+
+
 def test_a_damaged_or_newer_record_is_refused(tmp_path):
     path = save_bench_record(tmp_path, record("full", 64))
     assert read_bench_record(path) == record("full", 64)
@@ -350,7 +358,7 @@ def test_a_damaged_or_newer_record_is_refused(tmp_path):
         {"settings_id": "f" * 20}, {"measured_at": "late"}, {"speed_ratio": -1.0}, {"environment": {"cpu": "another"}},
     ):  # fmt: skip
         saved = save_bench_record(tmp_path, record("full", 64, **change))
-        if "settings_id" in change:
+        if saved != path:
             saved.replace(path)
         with pytest.raises(StoreError, match=str(path)):
             read_bench_record(path)

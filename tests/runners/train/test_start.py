@@ -168,6 +168,15 @@ def test_a_run_that_learnt_nothing_says_so_in_its_table_and_its_record(donor):
         type(high).model_validate(high.model_dump() | {"trained": False})
 
 
+def test_another_outcome_of_a_run_is_named_in_the_table_of_a_command(donor):
+    rows, path = [(donor.record.config, donor.record)], donor.store.record_path(donor.record.run_id)
+    assert "Another outcome" not in summary(rows, donor.store)
+    other = path.with_suffix(".conflict-1.json")
+    other.write_bytes(path.read_bytes())
+    assert f"Another outcome of run {donor.record.run_id[:12]}: {other}" in summary(rows, donor.store)
+    other.unlink()
+
+
 def test_variants_of_one_title_are_told_apart_in_the_table_of_a_command(donor, monkeypatch):
     from runners.train import summary as module
 
