@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from lra.data.batching import collate
 from lra.data.split import Split
 from lra.errors import UsageError
+from lra.models.precision import autocast
 from lra.models.transformer import mixers
 from lra.results.records import RunRecord, Store
 from lra.tasks.listops.vocabulary import WORDS
@@ -52,7 +53,7 @@ def load_supports(record: RunRecord, store: Store, data_dir: Path | None, count:
         count: Number of test examples to run.
 
     Raises:
-        UsageError: The run diverged, or its variant has no widths.
+        UsageError: The run diverged, its task has pairs, or its variant has no widths.
         StoreError: The weights are missing or damaged, or the data is not that of the record.
         DataError: The data is missing.
     """
@@ -61,7 +62,9 @@ def load_supports(record: RunRecord, store: Store, data_dir: Path | None, count:
     layers = list(mixers(model))
     split, found = data.split("test"), dict[int, list[np.ndarray]]()
     indices = list(range(min(count, len(split))))
-    with torch.no_grad():
+    if split.documents > 1:
+        raise UsageError(f"run {record.run_id[:12]} is of a task of pairs")
+    with torch.no_grad(), autocast(torch.device("cpu"), config.train.precision):
         for index in indices:
             batch = collate(split, [index], None, config.model.max_length, torch.device("cpu"))
             model(batch.tokens, batch.mask)

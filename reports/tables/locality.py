@@ -82,7 +82,8 @@ class Looked:
             _, mask = hide_padding(batch.tokens, batch.mask, zero_is_padding=zero_is_padding)
             real = torch.arange(batch.tokens.shape[1]) if mask is None else mask[0].nonzero()[:, 0]
             for place in real[sorted(set(torch.linspace(0, len(real) - 1, places).long().tolist()))].tolist():
-                found = influence(self.model, batch.tokens, batch.mask, place + prefix, PROBES, generator)[prefix:]
+                with autocast(torch.device("cpu"), self.precision):
+                    found = influence(self.model, batch.tokens, batch.mask, place + prefix, PROBES, generator)[prefix:]
                 distances.append((real - place).abs())
                 weights.append(found[real])
                 rows += [found[: int(real[-1]) + 1]] if number == 0 else []

@@ -1,11 +1,16 @@
 """The figure of pooling widths, of a run that is really trained."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
 
+from lra.data.split import Split
 from lra.errors import StoreError, UsageError
+from lra.trained import TrainedRun
+from reports.figures import pooling_widths
 from reports.figures.pooling_widths import draw_supports, load_supports
 from reports.figures.style import house_style, save
 from reports.result_set import load_stores
@@ -63,6 +68,22 @@ def test_pooling_shows_the_widths_that_training_recorded(trained, tmp_path):
     assert [t for t in clipped(drawn[0]) if not is_tick(t)] == []
     contents = [save(figure, tmp_path / f"{i}.svg", "svg").read_bytes() for i, figure in enumerate(drawn[1:])]
     assert contents[0] == contents[1]
+
+
+def test_pooling_refuses_pairs_and_computes_as_the_run_did(trained, monkeypatch):
+    folder, results = trained
+    record = pick(results, "contextpool")
+    arguments = (record, results.stores[record.run_id], folder / "home", 5)
+    exact = load_supports(*arguments)
+    real = pooling_widths.autocast
+    monkeypatch.setattr(pooling_widths, "autocast", lambda device, _: real(device, "bfloat16"))
+    rounded = load_supports(*arguments)
+    assert not np.array_equal(rounded.sigma[0], exact.sigma[0])
+    assert rounded.sigma[0] == pytest.approx(exact.sigma[0], rel=0.05)
+    pairs = Split(tokens=np.ones(4, dtype=np.uint8), offsets=np.arange(5), labels=np.zeros(2, dtype=np.uint8))
+    monkeypatch.setattr(TrainedRun, "data", lambda *_: SimpleNamespace(split=lambda _: pairs))
+    with pytest.raises(UsageError, match="is of a task of pairs"):
+        load_supports(*arguments)
 
 
 def test_pooling_refuses_what_has_no_widths_and_weights_that_are_gone(trained):
