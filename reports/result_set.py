@@ -169,6 +169,11 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
                 problems.append(
                     f"{store.record_path(entry.run_id)}: another outcome than in {stores[entry.run_id].root}"
                 )
+            elif (first.cost, first.environment) != (entry.cost, entry.environment):
+                problems.append(
+                    f"{store.record_path(entry.run_id)}: executed apart from the one in {stores[entry.run_id].root}, "
+                    "whose cost is shown"
+                )
         problems += conflicts(folder)
     finished = set(records)
     records = {record.run_id: record for record in without_older(records.values(), problems)}
@@ -211,8 +216,12 @@ def _last_attempt(folder: Path, problems: list[str]) -> AttemptedRun | None:
     found = None
     for note in [*earlier, newest]:
         try:
-            found = read_attempt(note) if note is newest else found
-            read_note(note)  # an earlier one may be a later one, renamed
+            content = read_note(note)
+            if {"run", "cell"} & content.keys() or found is None:
+                found = read_attempt(note)
+            else:  # a driver of an earlier version did not say what it tried
+                found = AttemptedRun.model_validate(found.model_dump() | {"status": content["status"]})
         except StoreError as error:
             problems.append(str(error))
+            found = found if note is not newest else None
     return found

@@ -14,7 +14,7 @@ from attention_zoo import available
 from attention_zoo.registry import normalise
 from lra.config.labels import Row, row_names, settings_of
 from lra.config.profiles import Profile, load_builtin, load_profile, name_unused
-from lra.config.resolve import resolve
+from lra.config.resolve import check_variant_names, resolve
 from lra.config.schema import RunConfig, Section, Track
 from lra.errors import UsageError
 from lra.names import parse_seeds
@@ -78,6 +78,11 @@ def expand(suite: Suite) -> list[RunConfig]:
     tasks, variants, settings_of_runs = _tasks(suite, profile), _variants(suite), list(_combinations(suite.settings))
     check_number_of_runs(len(suite.seeds) * len(tasks) * len(settings_of_runs) * len(variants), suite.name)
     problems = [f"overrides: {suite.name} has no task {task!r}" for task in suite.overrides if task not in tasks]
+    for paths in (*settings_of_runs, *suite.overrides.values()):
+        try:
+            check_variant_names(paths, [variant for variant, _ in variants])
+        except UsageError as error:
+            problems.append(str(error))
     runs: dict[str, RunConfig] = {}
     for seed, task, settings in itertools.product(suite.seeds, tasks, settings_of_runs):
         for variant, options in variants:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lra.atomic_io import file_digest
 from lra.errors import DataError, UsageError
 from lra.reading import check_regular, reading, visible
 
@@ -38,9 +39,18 @@ def source_files(source: Path) -> list[Path]:
     """Return the files that a source consists of: the archive itself, or the parquet files of a folder.
 
     Raises:
-        DataError: The folder has none.
+        DataError: The folder has none, or they lie in several folders, or one is a copy of another.
     """
-    return [file for split in PARQUET_SPLITS for file in parquet_files(source, split)] if source.is_dir() else [source]
+    if not source.is_dir():
+        return [source]
+    files = [file for split in PARQUET_SPLITS for file in parquet_files(source, split)]
+    if len({file.parent for file in files}) > 1:
+        raise DataError(f"{source}: its parquet files lie in several folders; name one of them")
+    first: dict[str, Path] = {}
+    for file in files:
+        if (other := first.setdefault(file_digest(file), file)) != file:
+            raise DataError(f"{file}: a copy of {other.name}")
+    return files
 
 
 def read_rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
@@ -56,7 +66,7 @@ def read_rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]
 
     with reading(file):
         check_regular(file)
-        with ParquetFile(file) as table:
+        with ParquetFile(file, page_checksum_verification=True) as table:
             groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
             size = sum(group.total_byte_size for group in groups)
             if size > SIZE_LIMIT:

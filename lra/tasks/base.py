@@ -20,6 +20,7 @@ from lra.config.schema import ADDED_LATER
 from lra.data import download
 from lra.data.augment import Change
 from lra.data.dataset import PreparedData, open_prepared, write_prepared
+from lra.data.manifest import Manifest
 from lra.data.overlap import MOSTLY, found_in
 from lra.data.pickled_rows import Ids
 from lra.data.places import REMOTES
@@ -392,13 +393,30 @@ class Task(ABC, Generic[OptionsT]):
                     data = self.build(options, target, source=origin, workers=workers, progress=progress)
             if source is not None and key is not None:
                 keep_source(home, key, source)
-        else:
-            data = open_prepared(target, verify=False)
-        described = options.model_dump(mode="json", exclude=self._as_before(options))
-        made_by = data.manifest.generated_by
-        if data.manifest.task != self.info.name or data.manifest.options != described or not made_by.endswith(program):
-            raise DataError(f"{target}: holds other data than its name says; remove the folder and prepare it again")
+            self._check_manifest(data.manifest, options, target)
+            return data
+        return self.opened(options, home)
+
+    def opened(self, options: OptionsT, home: Path) -> PreparedData:
+        """Open the prepared data of a dataset variant.
+
+        Args:
+            options: Which dataset variant.
+            home: Folder of all prepared data.
+
+        Raises:
+            DataError: It is not there or damaged, or the folder holds other data than its name says.
+        """
+        folder = home / self.folder_name(options)
+        data = open_prepared(folder, verify=False)
+        self._check_manifest(data.manifest, options, folder)
         return data
+
+    def _check_manifest(self, manifest: Manifest, options: OptionsT, folder: Path) -> None:
+        described = options.model_dump(mode="json", exclude=self._as_before(options))
+        same_program = manifest.generated_by.endswith(self.origin(options))
+        if manifest.task != self.info.name or manifest.options != described or not same_program:
+            raise DataError(f"{folder}: holds other data than its name says; remove the folder and prepare it again")
 
 
 def _repeated(splits: Mapping[SplitName, Split], name: str) -> list[str]:

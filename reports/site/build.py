@@ -231,10 +231,15 @@ def _row(results: ResultSet, label: str, tried: pd.DataFrame) -> Row:
         name=clean_line(label), mean=estimate.mean, low=low, high=high, interval=interval, seeds=estimate.count,
         tried=max(len(tried), len(results.seeds)),
         trained=sum(is_trained(results, run_id) for run_id in runs["run_id"]),
-        parameters=float(runs["parameters"].iloc[0]), megaflops=float(runs["flops"].iloc[0]) / 1e6,
+        parameters=float(runs["parameters"].iloc[0]), megaflops=_one_value(runs["flops"]) / 1e6,
         variant=variant, family=spec.family if spec else "other",
         runs=runs.sort_values("seed")["run_id"].tolist(),
     )  # fmt: skip
+
+
+def _one_value(column: pd.Series) -> float:
+    """Return the value that all runs have; NaN where devices count differently."""
+    return float(column.iloc[0]) if column.nunique() == 1 else math.nan
 
 
 def _baselines(results: ResultSet, run_ids: Sequence[str]) -> list[tuple[str, float]]:

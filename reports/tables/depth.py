@@ -31,6 +31,9 @@ def depth(results: ResultSet, profile: str, track: str) -> Table:
             number(median(part["step_seconds"]), "{:.3f}") + ("" if frame["device"].nunique() == 1 else f" ({device})")
             for device, part in group.groupby("device")
         ]
+        counts = {
+            number(median(part["flops"]) / 1e6, "{:,.1f}"): f" ({device})" for device, part in group.groupby("device")
+        }
         text, mean = accuracy_cell(group, seed_count)
         scores.append(mean)
         rows.append(
@@ -39,7 +42,10 @@ def depth(results: ResultSet, profile: str, track: str) -> Table:
                 "variant": str(label),
                 "layers": str(layers),
                 "test accuracy (%)": text,
-                "operations (MFLOPs)": number(median(group["flops"]) / 1e6, "{:,.1f}"),
+                "operations (MFLOPs)": ", ".join(
+                    text + (device if len(counts) > 1 else "") for text, device in counts.items()
+                )
+                or NOT_RUN,
                 "step time (s)": ", ".join(times) or NOT_RUN,
             }
         )

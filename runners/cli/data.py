@@ -146,7 +146,7 @@ def prepare(
         task, options = resolve(task_name, settings, profile)
     present = is_prepared(task, options, home)
     data = task.prepare(options, home, source=source, workers=workers, progress=not quiet)
-    describe(data, present=present, unread_source=present and source is not None)
+    describe(data, present=present, unread="--from" if source is not None else "")
     if small is not None and profile is not None:
         chosen = " ".join(f"--set data.{setting.removeprefix('data.')}" for setting in settings)
         name = task.info.name
@@ -206,7 +206,7 @@ def fetch(task_name: str, mirror: str | None, *, quiet: bool, settings: tuple[st
     present = is_prepared(task, options, home)
     data = task.prepare(options, home, source=source, progress=not quiet)
     keep_source(home, key, source)
-    describe(data, present=present)
+    describe(data, present=present, unread="what was fetched")
 
 
 @main.command()
@@ -394,12 +394,21 @@ def is_prepared(task: Task[Any], options: TaskOptions, home: Path) -> bool:
     return (home / task.folder_name(options)).is_dir()
 
 
-def describe(data: PreparedData, *, present: bool, unread_source: bool = False) -> None:
-    """Print where prepared data is, what it holds, and the accuracy of trivial baselines."""
+def describe(data: PreparedData, *, present: bool, unread: str = "") -> None:
+    """Print where prepared data is, what it holds, and the accuracy of trivial baselines.
+
+    Args:
+        data: The data.
+        present: Whether it was there already,
+        unread: and what was not read then.
+    """
     from lra.metrics import of_whole_test
 
-    unread = "; --from was not read" if unread_source else ""
-    echo(f"{'Already prepared' if present else 'Prepared'}: {data.path}{unread}")
+    echo(
+        f"Already prepared: {data.path}{f'; {unread} was not read' if unread else ''}"
+        if present
+        else f"Prepared: {data.path}"
+    )
     echo(f"{data.manifest.task}, {data.manifest.dataset}; digest {data.digest[:12]}")
     for name, record in data.manifest.splits.items():
         lengths = f"{record.min_length} to {record.max_length} tokens"

@@ -16,6 +16,7 @@ from lra.errors import StoreError
 from lra.results.records import AttemptStatus, Store
 
 from ..signals import EXIT_PREEMPTED
+from ..train.run import attempted_run
 from .launchers.base import Job, JobResult, Launcher
 from .progress import SweepView
 from .state import MAX_ATTEMPTS, RunState, SweepRun, attempts, log_path, state_of
@@ -175,7 +176,9 @@ class Sweep:
         return self._retry_with_backoff(lambda: state_of(self.store, queued.run))
 
     def _log_attempt(self, queued: _QueuedRun, status: AttemptStatus, detail: str) -> None:
-        self._retry_with_backoff(lambda: self.store.log_attempt(queued.run_id, status, detail, {}))
+        run = queued.run
+        tried = None if run.manifest is None else attempted_run(run.config, run.manifest, status)
+        self._retry_with_backoff(lambda: self.store.log_attempt(queued.run_id, status, detail, {}, tried))
 
     def _retry_with_backoff(self, action: Callable[[], T]) -> T:
         """Access the store; while it cannot be reached, try again with growing pauses.

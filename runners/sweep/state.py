@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from lra.config.schema import RunConfig
 from lra.config.suites import labels
-from lra.data.dataset import open_prepared
+from lra.data.manifest import Manifest
 from lra.errors import DamagedFileError, DataError, StoreError
 from lra.reading import visible
 from lra.results.checkpoints import REFUSED, list_checkpoints
@@ -35,6 +35,8 @@ class SweepRun:
     config: RunConfig
     run_id: str | None
     """None while the data is not prepared, because the id depends on its content."""
+    manifest: Manifest | None = None
+    """Of its prepared data."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,17 +63,19 @@ class RunState:
 
 def sweep_runs(configs: Sequence[RunConfig], home: Path) -> list[SweepRun]:
     """Give each configuration its label and, if its data is prepared in `home`, its run id."""
-    digests: dict[Path, str | None] = {}
+    manifests: dict[Path, Manifest | None] = {}
     runs = []
     for config, label in zip(configs, labels(list(configs)), strict=True):
         folder = data_folder(config, home)
-        if folder not in digests:
+        if folder not in manifests:
+            task = get_task(config.task)
             try:
-                digests[folder] = open_prepared(folder, verify=False).digest
+                manifests[folder] = task.opened(task.options.model_validate(config.data), home).manifest
             except DataError:
-                digests[folder] = None
-        digest = digests[folder]
-        runs.append(SweepRun(label=label, config=config, run_id=digest and config.run_id(digest)))
+                manifests[folder] = None
+        manifest = manifests[folder]
+        run_id = None if manifest is None else config.run_id(manifest.digest)
+        runs.append(SweepRun(label=label, config=config, run_id=run_id, manifest=manifest))
     return runs
 
 

@@ -31,7 +31,6 @@ from lra.config.resolve import (
 from lra.config.schema import ModelConfig, RunConfig, StartConfig, TrainConfig, canonical_json, valid_section
 from lra.config.suites import check_number_of_runs
 from lra.config.yaml_loader import MAX_BYTES, SeveralDocumentsError, dump_text, load_file, load_text
-from lra.data.dataset import open_prepared
 from lra.errors import DataError, UsageError
 from lra.measure.model_size import parameters_of
 from lra.models.convnet import VARIANT as CONVNET_VARIANT
@@ -344,9 +343,8 @@ def describe(config: RunConfig, home: Path) -> str:
     task = get_task(config.task)
     options = task.options.model_validate(config.data)
     parameters, full = parameters_of(config)
-    folder = home / task.folder_name(options)
     try:
-        run_id = config.run_id(open_prepared(folder, verify=False).digest)
+        run_id = config.run_id(task.opened(options, home).digest)
     except DataError:
         run_id = "known once the data is prepared, since it covers the content of the data"
     notes = (
@@ -361,7 +359,7 @@ def usual_length(config: RunConfig, home: Path) -> int:
     """Return the mean length of the training sequences, rounded up; the longest possible if they are not prepared."""
     task = get_task(config.task)
     try:
-        data = open_prepared(home / task.folder_name(task.options.model_validate(config.data)), verify=False)
+        data = task.opened(task.options.model_validate(config.data), home)
     except DataError:
         return config.model.max_length
     train = data.manifest.splits["train"]

@@ -26,6 +26,7 @@ from lra.config.schema import NUMERICS_VERSION, RunConfig
 from lra.data.ahead import BatchesAhead
 from lra.data.batching import TrainingBatches
 from lra.data.dataset import PreparedData
+from lra.data.manifest import Manifest
 from lra.data.split import SplitName
 from lra.errors import LraError, StoreError, UsageError, refusals_as
 from lra.measure.environment import decisive, describe_environment, differences, same_bits, why_other_bits
@@ -441,6 +442,19 @@ def hold_lease(store: Store, run_id: str, progress: Progress, stop_requested: Ca
         yield
 
 
+def attempted_run(config: RunConfig, manifest: Manifest, status: AttemptStatus) -> AttemptedRun:
+    """Return what an attempt at a run tried, for its note."""
+    return AttemptedRun(
+        run_id=config.run_id(manifest.digest),
+        status=status,
+        config=config,
+        task_title=get_task(config.task).info.title,
+        variant_title=get_variant(config.variant.name).title,
+        dataset=manifest.dataset,
+        data_digest=manifest.digest,
+    )
+
+
 class AttemptLog:
     """Logs in the store how an attempt at a run ends, and turns what ended it into an error for the user."""
 
@@ -451,15 +465,7 @@ class AttemptLog:
 
     def add(self, status: AttemptStatus, detail: str) -> None:
         """Log the end of the attempt. If the store refuses the note, a warning says so: it changes no result."""
-        attempted = AttemptedRun(
-            run_id=self.run_id,
-            status=status,
-            config=self.config,
-            task_title=get_task(self.config.task).info.title,
-            variant_title=get_variant(self.config.variant.name).title,
-            dataset=self.data.manifest.dataset,
-            data_digest=self.data.digest,
-        )
+        attempted = attempted_run(self.config, self.data.manifest, status)
         try:
             self.store.log_attempt(self.run_id, status, detail, self.environment, attempted)
         except StoreError as error:

@@ -26,7 +26,7 @@ from lra.errors import StoreError
 from lra.names import parse_seeds
 from lra.results import load
 from lra.results.records import Store
-from reports import html_page
+from reports import cli, html_page
 from reports.cli import PRESETS, command
 from reports.result_set import ResultSet
 from reports.tables.published import load_published
@@ -472,3 +472,21 @@ def test_no_command_loads_a_program_that_a_record_names(tmp_path, monkeypatch):
         assert not (tmp_path / "loaded").exists(), command_line
     report("verify", tmp_path / "store")
     assert not (tmp_path / "loaded").exists()
+
+
+def test_figures_name_the_curves_that_went_while_they_were_drawn(tmp_path, monkeypatch):
+    for seed in range(2):
+        add_run(tmp_path / "store", 400, seed=seed)
+    words = ["figures", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "figures")]
+    assert CliRunner().invoke(command, words).exit_code == 0
+    real = cli.load
+
+    def load_and_lose(selection):
+        results = real(selection)
+        next((tmp_path / "store").glob("arrays/*/*")).unlink()
+        return results
+
+    monkeypatch.setattr(cli, "load", load_and_lose)
+    done = CliRunner().invoke(command, words)
+    assert done.exit_code == 3
+    assert done.stderr.count("arrays") == 1

@@ -8,6 +8,7 @@ import pytest
 
 from lra.errors import DamagedFileError
 from lra.results import load
+from lra.results.records import Store
 from reports import html_page
 from reports.result_set import load_stores
 from reports.tables import accuracy, head_to_head
@@ -147,3 +148,19 @@ def test_a_note_of_an_attempt_under_another_name_is_named(tmp_path):
     results = load_stores([tmp_path])
     assert results.attempts == {}
     assert [f"copy-of-{note.name} was written as attempt 1" in problem for problem in results.problems] == [True]
+
+
+def test_a_note_that_does_not_say_what_it_tried_counts_for_the_run_of_an_earlier_one(tmp_path):
+    """Drivers of sweeps once wrote such notes of runs that they ended."""
+    add_attempt(tmp_path, "preempted")
+    Store(tmp_path).log_attempt(cell_config().run_id("d" * 64), "timeout", "no end within 7 s", {})
+    results = load_stores([tmp_path])
+    assert [(each.status, each.config) for each in results.attempts.values()] == [("timeout", cell_config())]
+    assert results.problems == []
+
+
+def test_a_run_that_was_executed_in_two_stores_is_named_since_one_cost_is_shown(tmp_path):
+    for folder, speed in (("a", 1000.0), ("b", 2000.0), ("c", 1000.0)):
+        add_run(tmp_path / folder, 400, speed=speed)
+    problems = load_stores([tmp_path / folder for folder in "abc"]).problems
+    assert ["executed apart from the one in" in problem and "/b/" in problem for problem in problems] == [True]

@@ -66,7 +66,9 @@ def execute(config, data, store, stop=lambda: False, **settings):
 
 
 def sweep_run(config, data):
-    return SweepRun(label=f"seed {config.seed}", config=config, run_id=config.run_id(data.digest))
+    return SweepRun(
+        label=f"seed {config.seed}", config=config, run_id=config.run_id(data.digest), manifest=data.manifest
+    )
 
 
 def outcomes(store):

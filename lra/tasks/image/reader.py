@@ -56,6 +56,8 @@ def read_images(source: Path, levels: GrayLevels, *, progress: bool) -> tuple[By
             reader = read_pickle if dataset == "py" else _read_binary
             images, labels = reader(member.read(), member.place)
             found[number] = to_gray(images, levels), labels
+            if any(np.array_equal(found[number][0], other) for key, (other, _) in found.items() if key != number):
+                raise DataError(f"{member.place}: the same images as in another member")
             bar.update()
     absent = [number for number in range(1, _TEST + 1) if number not in found]
     if absent:
@@ -118,6 +120,8 @@ def _read_png(data: bytes, place: str) -> Bytes:
     from PIL import Image
 
     try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+            picture.verify()  # the checksums, which decoding leaves out; afterwards it has to be opened again
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             if (picture.size, picture.mode) == ((SIDE, SIDE), "RGB"):
                 return np.asarray(picture).transpose(2, 0, 1).reshape(-1)

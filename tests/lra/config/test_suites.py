@@ -104,6 +104,11 @@ def test_seeds_and_variants_are_written_as_on_the_command_line(tmp_path):
         ({"seeds": list(range(5000)), "variants": {"full": {}, "local": {}, "linear": {}}}, "15,000 runs; at most"),
         ({"sedes": [1]}, "did you mean 'seeds'"),
         ({"profile": "quik"}, "did you mean 'quick'"),
+        ({"track": "open", "settings": {"variants.linfomer.rank": [8, 16]}}, "'linfomer' is not among the variants"),
+        (
+            {"track": "open", "overrides": {"listops": {"variants.local.window": 4}}},
+            "'local' is not among the variants",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, values, message):

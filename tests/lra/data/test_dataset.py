@@ -226,9 +226,11 @@ def test_a_place_that_cannot_hold_a_folder_is_one_line(tmp_path):
         write(tmp_path / "file" / "toy")
 
 
-def test_the_first_of_two_writers_wins(tmp_path):
-    first, second = write(tmp_path / "toy", make_splits(0)), write(tmp_path / "toy", make_splits(1))
+def test_the_first_of_two_writers_wins_and_another_content_is_refused(tmp_path):
+    first, second = write(tmp_path / "toy", make_splits(0)), write(tmp_path / "toy", make_splits(0))
     assert first.digest == second.digest == content_digest(make_splits(0))
+    with pytest.raises(DataError, match="another process made it from other files meanwhile"):
+        write(tmp_path / "toy", make_splits(1))
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 
 import numpy as np
 import pytest
@@ -155,3 +156,40 @@ def test_without_pyarrow_the_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"needs pyarrow; pip install 'lra-harness\[export\]'"):
         prepare("text", tmp_path, folder)
+
+
+def test_a_page_whose_checksum_is_wrong_is_not_read(tmp_path):
+    from pyarrow import parquet as files
+
+    folder = write(tmp_path / "imdb", reviews())
+    file = folder / NAME.format("test")
+    files.write_table(pyarrow.table(reviews()["test"]), file, write_page_checksum=True, compression="none")
+    content = file.read_bytes()
+    assert content.count(b"test 1") > 0
+    file.write_bytes(content.replace(b"test 1", b"test 7"))
+    with pytest.raises(DataError, match=re.escape(str(file))):
+        prepare("text", tmp_path, folder)
+
+
+def test_a_copy_of_a_file_in_place_of_another_and_files_of_two_folders_are_refused(tmp_path):
+    folder = write(tmp_path / "imdb", reviews())
+    first = folder / NAME.format("train")
+    first.rename(folder / "train-00000-of-00002.parquet")
+    (folder / "train-00001-of-00002.parquet").write_bytes((folder / "train-00000-of-00002.parquet").read_bytes())
+    with pytest.raises(DataError, match=r"train-00001-of-00002\.parquet: a copy of train-00000-of-00002\.parquet"):
+        prepare("text", tmp_path, folder, train_reviews=20)
+    (folder / "plain_text").mkdir()
+    (folder / NAME.format("test")).rename(folder / "plain_text" / NAME.format("test"))
+    with pytest.raises(DataError, match="lie in several folders"):
+        prepare("text", tmp_path, folder)
+
+
+def test_an_image_whose_checksum_is_wrong_is_not_read(tmp_path):
+    smooth = np.broadcast_to(np.arange(32, dtype=np.uint8), (3, 32, 32)).reshape(-1)
+    columns = images()
+    data = bytearray(png(smooth))
+    start = data.index(b"IDAT")  # its length stands before it, its checksum behind it
+    data[start + 4 + int.from_bytes(data[start - 4 : start], "big")] ^= 1
+    columns["test"]["img"][0] = {"bytes": bytes(data), "path": None}
+    with pytest.raises(DataError, match="row 0: a damaged image"):
+        prepare("image", tmp_path, write(tmp_path / "cifar", columns))

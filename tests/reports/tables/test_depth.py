@@ -1,5 +1,10 @@
 """The table of depth, from stores of made-up records."""
 
+import math
+
+from reports.figures import all_figures
+from reports.result_set import load_stores
+from reports.site.build import make_boards
 from reports.tables import depth
 from tests.reports.synthetic import BASE, add_attempt, add_run, made
 
@@ -23,3 +28,18 @@ def test_depth_has_accuracy_operations_and_time(tmp_path):
     ]
     assert cells["step time (s)"].tolist()[:3] == ["1.000", "2.000", "4.000"]
     assert cells["step time (s)"].tolist()[5] == "-"
+
+
+def test_devices_that_count_differently_share_no_number_of_operations(tmp_path):
+    for seed, device in enumerate(("cpu", "Card")):
+        for layers in (1, 2):
+            flops = 10_000_000 * layers * (1 + 2 * seed)
+            where = {"device": device, "torch": "2"}
+            add_run(tmp_path, 400, seed=seed, layers=layers, track="open", flops=flops, environment=where)
+    cells = made(depth, tmp_path, track="open").cells
+    assert cells["operations (MFLOPs)"].tolist() == ["30.0 (Card), 10.0 (cpu)", "60.0 (Card), 20.0 (cpu)"]
+    results = load_stores([tmp_path])
+    (figure,) = [figure for title, figure in all_figures(results) if title.startswith("depth")]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["layers"]
+    (board,) = make_boards(results, [])
+    assert all(math.isnan(row.megaflops) for row in board.rows)

@@ -21,6 +21,7 @@ from lra.results.bench_records import (
     Timing,
     bench_records,
     counters_agree,
+    file_stem,
     read_bench_record,
     save_bench_record,
     settings_id,
@@ -140,7 +141,7 @@ def test_a_record_has_all_that_the_table_shows(bench):
         assert record.flops.total > 0
         assert record.parameters > 0
         assert {"load_average", "cpu", "threads", "torch", "frequency_governor"} <= record.environment.keys()
-        assert read_bench_record(store / "bench" / f"{record.settings_id}.json") == record
+        assert read_bench_record(store / "bench" / f"{file_stem(record)}.json") == record
     full, local = sorted(records, key=lambda record: record.variant)
     assert full.speed_ratio is local.speed_ratio is None  # its full attention has an option
     assert {entry["settings_id"] for entry in json.loads(json_file.read_text())} == {r.settings_id for r in records}

@@ -100,6 +100,7 @@ def test_a_fetched_file_is_remembered_though_the_data_was_prepared(lra_data, hom
     fetched = lra_data("fetch", "text", "--mirror", server.url, *SMALL)
     assert fetched.exit_code == 0
     assert "Already prepared: " in fetched.stdout
+    assert "; what was fetched was not read\n" in fetched.stdout
     assert lra_data("prepare", "text", "--set", "seed=5", *SMALL).exit_code == 0
 
 

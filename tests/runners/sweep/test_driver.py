@@ -8,6 +8,7 @@ from lra.errors import StoreError
 from lra.results import lease
 from lra.results.checkpoints import list_checkpoints
 from lra.results.records import Store
+from reports.result_set import load_stores
 from runners.sweep import driver as driver_module
 from runners.sweep import progress
 from runners.sweep.driver import describe_exit
@@ -130,6 +131,8 @@ def test_a_timeout_is_noted_and_not_tried_again(data, store):
     state = state_of(store, run)
     assert (state.word, state.final) == ("timeout", True)
     assert "no end within 7 s" in attempts(store, run.run_id)[0]["detail"]
+    (lost,) = load_stores([store.root]).attempts.values()  # so that tables count it
+    assert (lost.status, lost.config, lost.dataset) == ("timeout", run.config, data.manifest.dataset)
 
 
 def test_a_preempted_run_is_continued_a_limited_number_of_times(data, store):

@@ -12,6 +12,7 @@ from lra.errors import UsageError
 from lra.tasks import get_task
 from runners.bench.workload import minutes_on_cpu
 from runners.cli.run import command
+from runners.sweep.state import sweep_runs
 from runners.train.plan import describe, plan, read_config, shortened, usual_length
 
 
@@ -333,3 +334,22 @@ def test_a_trial_has_the_one_name_of_its_positions():
     [config] = plan(**words, overrides={"variant.rotary": False})
     with pytest.raises(UsageError, match=r"write --set model\.positions=none \(--limit-steps makes a run of the open"):
         shortened(config, 20, profile)
+
+
+def test_no_id_is_printed_of_data_that_is_not_what_its_folder_says(tmp_path):
+    """A run would refuse it."""
+    sizes = {"data.train": 40, "data.validation": 20, "data.test": 20}
+    [config] = plan(
+        attn="full", task="parity", profile=load_profile("probes"), seeds=[0], track="open", overrides=sizes
+    )
+    task = get_task("parity")
+    options = task.options.model_validate(config.data)
+    other = task.prepare(options.model_copy(update={"seed": 5}), tmp_path, progress=False)
+    other.path.rename(tmp_path / task.folder_name(options))
+    assert "known once the data is prepared" in describe(config, tmp_path)
+    assert usual_length(config, tmp_path) == config.model.max_length
+    assert [run.run_id for run in sweep_runs([config], tmp_path)] == [None]
+    (tmp_path / task.folder_name(options)).rename(tmp_path / "elsewhere")
+    assert f"# run id: {config.run_id(task.prepare(options, tmp_path, progress=False).digest)}" in describe(
+        config, tmp_path
+    )

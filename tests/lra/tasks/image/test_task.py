@@ -204,6 +204,7 @@ def test_show_draws_the_image_and_names_its_class(tmp_path):
         (lambda members: [], "data_batch_1, data_batch_2"),
         (lambda members: [*members, members[1]], "twice"),
         (lambda members: [*members, cifar_members("bin")[1]], "from another member already"),
+        (lambda members: [*members[:2], (members[2][0], members[1][1]), *members[3:]], "the same images as in another"),
         (lambda members: [link("cifar-10-batches-py/data_batch_1")], "link"),
         (lambda members: [("../data_batch_1", b"")], "leads out"),
         (lambda members: [("cifar-10-batches-bin/data_batch_1.bin", bytes(3074))], "rows of 3,073"),
