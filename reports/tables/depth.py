@@ -32,8 +32,10 @@ def depth(results: ResultSet, profile: str, track: str) -> Table:
             for device, part in group.groupby("device")
         ]
         counts = {
-            number(median(part["flops"]) / 1e6, "{:,.1f}"): f" ({device})" for device, part in group.groupby("device")
+            str(device): number(median(part["flops"]) / 1e6, "{:,.1f}") for device, part in group.groupby("device")
         }
+        if len(set(counts.values())) > 1:
+            counts = {device: f"{text} ({device})" for device, text in counts.items()}
         text, mean = accuracy_cell(group, seed_count)
         scores.append(mean)
         rows.append(
@@ -42,10 +44,7 @@ def depth(results: ResultSet, profile: str, track: str) -> Table:
                 "variant": str(label),
                 "layers": str(layers),
                 "test accuracy (%)": text,
-                "operations (MFLOPs)": ", ".join(
-                    text + (device if len(counts) > 1 else "") for text, device in counts.items()
-                )
-                or NOT_RUN,
+                "operations (MFLOPs)": ", ".join(dict.fromkeys(counts.values())) or NOT_RUN,
                 "step time (s)": ", ".join(times) or NOT_RUN,
             }
         )

@@ -31,13 +31,16 @@ def test_depth_has_accuracy_operations_and_time(tmp_path):
 
 
 def test_devices_that_count_differently_share_no_number_of_operations(tmp_path):
-    for seed, device in enumerate(("cpu", "Card")):
+    for seed, device in enumerate(("cpu", "Card", "Other card")):
         for layers in (1, 2):
-            flops = 10_000_000 * layers * (1 + 2 * seed)
+            flops = 10_000_000 * layers * (1 if device == "cpu" else 3)
             where = {"device": device, "torch": "2"}
             add_run(tmp_path, 400, seed=seed, layers=layers, track="open", flops=flops, environment=where)
     cells = made(depth, tmp_path, track="open").cells
-    assert cells["operations (MFLOPs)"].tolist() == ["30.0 (Card), 10.0 (cpu)", "60.0 (Card), 20.0 (cpu)"]
+    assert cells["operations (MFLOPs)"].tolist() == [
+        "30.0 (Card), 30.0 (Other card), 10.0 (cpu)",
+        "60.0 (Card), 60.0 (Other card), 20.0 (cpu)",
+    ]
     results = load_stores([tmp_path])
     (figure,) = [figure for title, figure in all_figures(results) if title.startswith("depth")]
     assert [axes.get_xlabel() for axes in figure.axes] == ["layers"]
