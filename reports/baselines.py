@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,20 @@ def baselines_of(record: RunRecord) -> dict[str, float]:
 def all_baselines_of(record: RunRecord) -> dict[str, float]:
     """Return the trivial baselines of the data of a run, also those at each length of the test."""
     return record.baselines | known_since(record)
+
+
+def highest_baselines(records: Iterable[RunRecord]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the trivial baselines of runs on the same data, in %, by name, and the lowest of those that differ.
+
+    The linear ones are fitted where the data is prepared, so those of two machines may differ. The highest counts.
+    """
+    highest: dict[str, float] = {}
+    lowest: dict[str, float] = {}
+    for record in records:
+        for name, value in baselines_of(record).items():
+            highest[name] = max(value, highest.get(name, value))
+            lowest[name] = min(value, lowest.get(name, value))
+    return highest, {name: value for name, value in lowest.items() if value != highest[name]}
 
 
 def known_since(record: RunRecord) -> dict[str, float]:

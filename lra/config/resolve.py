@@ -137,9 +137,8 @@ def resolve(
             problems.append(
                 f"{path}: unknown key; paths begin with data., model., train., pretrain., variant. or variants.NAME."
             )
-    if sections["train"].get("compile") is True and "train.padding" not in overrides:
-        bucketed = sections["train"].get("padding", "bucketed") == "bucketed"
-        sections["train"] |= {"padding": "coarse"} if bucketed else {}
+    if sections["train"].get("compile") is True:
+        sections["train"].setdefault("padding", "coarse")
     data, data_problems = validate_section(the_task.options, sections["data"], "data")
     if data is not None and "max_length" not in sections["model"]:
         sections["model"]["max_length"] = the_task.max_length(data)
@@ -316,7 +315,7 @@ def in_one_form(config: RunConfig, recipe: TaskRecipe, options: Mapping[str, Any
     reads = {"convnet": CONVNET_READS, "foreign": WHOLE_MODEL_READS}.get(model.family, tuple(ModelConfig.model_fields))
     unread = {name: field.default for name, field in ModelConfig.model_fields.items() if name not in reads}
     same: dict[str, Any] = {name: recipe.model.get(name, default) for name, default in unread.items()}
-    if model.head_dim * model.num_heads == model.dim:
+    if same.get("head_dim", model.head_dim) * same.get("num_heads", model.num_heads) == model.dim:
         same["head_dim"] = 0
     if model.embedding_rows == task.info_for(data).vocab_size:
         same["embedding_rows"] = None

@@ -77,6 +77,8 @@ def expand(suite: Suite) -> list[RunConfig]:
     profile = load_profile(suite.profile)
     tasks, variants, settings_of_runs = _tasks(suite, profile), _variants(suite), list(_combinations(suite.settings))
     check_number_of_runs(len(suite.seeds) * len(tasks) * len(settings_of_runs) * len(variants), suite.name)
+    if not tasks or not variants:
+        raise UsageError(f"{suite.name}: names no {'variants' if tasks else 'tasks'}")
     problems = [f"overrides: {suite.name} has no task {task!r}" for task in suite.overrides if task not in tasks]
     for paths in (*settings_of_runs, *suite.overrides.values()):
         try:
@@ -87,6 +89,11 @@ def expand(suite: Suite) -> list[RunConfig]:
     for seed, task, settings in itertools.product(suite.seeds, tasks, settings_of_runs):
         for variant, options in variants:
             values = settings | suite.overrides.get(task, {})
+            problems += [
+                f"{suite.name}: variant.{name} is given by variants, and by settings or overrides; leave one out"
+                for name in options
+                if f"variant.{name}" in values
+            ]
             values |= {f"variant.{name}": value for name, value in options.items()}
             try:
                 config = resolve(
@@ -131,9 +138,13 @@ def _combinations(grids: Grid | list[Grid]) -> Iterator[dict[str, Any]]:
     """Yield every combination of every grid; a value that is not a list counts as a list of one.
 
     Raises:
-        UsageError: There are more than `MAX_RUNS`.
+        UsageError: There are more than `MAX_RUNS`, or an empty list, of which no run could come.
     """
+    if grids == []:
+        raise UsageError("an empty list stands for no run; {} stands for the defaults")
     each = grids if isinstance(grids, list) else [grids]
+    if empty := [name for grid in each for name, value in grid.items() if value == []]:
+        raise UsageError(f"{empty[0]}: an empty list stands for no run; [[]] is the value of an empty list")
     choices = [[value if isinstance(value, list) else [value] for value in grid.values()] for grid in each]
     check_number_of_runs(sum(math.prod(map(len, values)) for values in choices), "a grid")
     for grid, values in zip(each, choices, strict=True):

@@ -111,7 +111,7 @@ def _break_stale(path: Path, dead_token: str | None) -> None:
 
 
 def _dead(path: Path, present: dict[str, Any], give_up: Callable[[], bool]) -> bool:
-    if _same_machine(present):
+    if same_machine(present):
         return _process_gone(present)
     waited_from = time.monotonic()
     while time.monotonic() - waited_from <= STALE_SECONDS:
@@ -121,14 +121,15 @@ def _dead(path: Path, present: dict[str, Any], give_up: Callable[[], bool]) -> b
     return True
 
 
-def _same_machine(content: dict[str, Any]) -> bool:
+def same_machine(content: dict[str, Any]) -> bool:
+    """Return whether a holder is a process of this machine, so that one look tells whether it is alive."""
     ours = _identity()
     return bool(ours["boot"]) and all(content.get(key) == ours[key] for key in ("host", "boot", "namespace"))
 
 
 def _process_gone(content: dict[str, Any]) -> bool:
     """Return whether the holder is certainly gone: False if that cannot be seen from here."""
-    return _same_machine(content) and _process_start(content.get("pid")) != content.get("start")
+    return same_machine(content) and _process_start(content.get("pid")) != content.get("start")
 
 
 def _identity() -> dict[str, Any]:

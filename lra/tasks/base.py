@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lra.atomic_io import scratch_folder
 from lra.config.schema import ADDED_LATER
@@ -411,6 +411,20 @@ class Task(ABC, Generic[OptionsT]):
         data = open_prepared(folder, verify=False)
         self._check_manifest(data.manifest, options, folder)
         return data
+
+    def check_name(self, manifest: Manifest, folder: Path) -> None:
+        """Check that a prepared folder of this task has the name of what it holds.
+
+        Raises:
+            DataError: It has another one.
+        """
+        try:
+            options: Any = self.options.model_validate(manifest.options)
+        except ValidationError as error:
+            raise DataError(f"{folder}: holds data of another task or version than its name says") from error
+        if folder.name != self.folder_name(options):
+            raise DataError(f"{folder}: holds other data than its name says; remove the folder and prepare it again")
+        self._check_manifest(manifest, options, folder)
 
     def _check_manifest(self, manifest: Manifest, options: OptionsT, folder: Path) -> None:
         described = options.model_dump(mode="json", exclude=self._as_before(options))

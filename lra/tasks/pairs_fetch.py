@@ -133,14 +133,21 @@ def fetch_pairs(
     """
     with sole_owner(folder), reading(folder):
         fetched = read_state(folder) or Fetched(first_bytes=first_bytes)
+        for remote in remotes:  # noted before any is there: a folder without one of them is not complete
+            fetched.files.setdefault(remote.file_name, FileState(size=0))
+        _note(folder, fetched)
         for remote in remotes:
             state = fetched.files.get(remote.file_name)
             kept = folder / f"{remote.file_name}.gz"
             if state is not None and (not kept.is_file() or kept.stat().st_size < state.kept):
                 state = None  # what the note speaks of is gone
             if state is None or not state.complete:
-                _fetch_file(transfer(remote, state.size if state else None), kept, fetched, state)
+                _fetch_file(transfer(remote, (state and state.size) or None), kept, fetched, state)
         return fetched
+
+
+def _note(folder: Path, fetched: Fetched) -> None:
+    atomic_write(folder / STATE, fetched.model_dump_json(indent=2).encode())
 
 
 def _fetch_file(transfer: Transfer, kept: Path, fetched: Fetched, state: FileState | None) -> None:
@@ -171,8 +178,8 @@ def _fetch_file(transfer: Transfer, kept: Path, fetched: Fetched, state: FileSta
                 state.sha256 = digest.hexdigest()
                 if transfer.stated_sha256 not in (None, state.sha256):
                     problem = f"the SHA-256 is {state.sha256}, but the server stated {transfer.stated_sha256}"
-                    del fetched.files[name]
-            atomic_write(kept.with_name(STATE), fetched.model_dump_json(indent=2).encode())
+                    fetched.files[name] = FileState(size=0)
+            _note(kept.parent, fetched)
     if problem or not state.complete:
         raise DataError(f"{transfer.url}: {problem or 'nothing came'}; nothing of it was kept")
 

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..baselines import baselines_of
+from ..baselines import highest_baselines
 from ..result_set import ResultSet
 from ..statistics import comparable
 from ..tables.captions import baseline_title, seeds_by_cell
@@ -166,8 +166,7 @@ def seed_dots(results: ResultSet, frame: pd.DataFrame, where: str) -> Figure:
         lost = group["status"][group["accuracy"].isna()].value_counts().sort_index()
         words = ", ".join(f"{status} {count}" for status, count in lost.items())
         names.append(name + (f"\n({words})" if words else ""))
-    baselines = {name: value for run_id in frame["run_id"] if run_id in results.records
-             for name, value in baselines_of(results.records[run_id]).items()}  # fmt: skip
+    baselines, _ = highest_baselines(results.records[each] for each in frame["run_id"] if each in results.records)
     axes.set_yticks(range(len(labels)), names)
     axes.set_ylim(-0.6, len(labels) - 0.4)
     axes.margins(x=0.06)

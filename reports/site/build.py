@@ -33,7 +33,7 @@ from lra.results.records import RunRecord
 from lra.tasks import PROBES, TASKS
 from lra.terminal import clean_line, progress_bar
 
-from ..baselines import baselines_of
+from ..baselines import baselines_of, highest_baselines
 from ..result_set import ResultSet
 from ..statistics import comparable, mean_with_interval
 from ..tables.accuracy import is_trained
@@ -244,12 +244,7 @@ def _one_value(column: pd.Series) -> float:
 
 def _baselines(results: ResultSet, run_ids: Sequence[str]) -> list[tuple[str, float]]:
     """Return the accuracies of answers that need no model with their names, best first."""
-    found = {
-        name: value
-        for run_id in run_ids
-        if run_id in results.records
-        for name, value in baselines_of(results.records[run_id]).items()
-    }
+    found, _ = highest_baselines(results.records[run_id] for run_id in run_ids if run_id in results.records)
     return sorted(found.items(), key=lambda each: (-each[1], each[0]))
 
 

@@ -14,7 +14,7 @@ from lra.metrics import beatable, is_above, wilson_interval
 from lra.results.bench_format import STATUS_WORDS
 from lra.results.records import AttemptedRun, RunRecord
 
-from ..baselines import baselines_of
+from ..baselines import highest_baselines
 from ..result_set import ResultSet
 from ..statistics import mean_with_interval
 from .captions import (
@@ -49,7 +49,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     variants = dict(zip(frame["label"], frame["variant"], strict=True))
     overall = dict(zip(labels, values.to_numpy().mean(axis=1).tolist(), strict=True))  # NaN with a task missing
     keys = [RowKey(label=label, variant=variants[label], score=overall[label]) for label in labels]
-    measured = _measured(results, frame)
+    measured, unlike = _measured(results, frame)
     totals = frame.groupby("column")["total"].min()
     unmarked = [
         column
@@ -80,6 +80,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
         + notes
         + _noise(frame)
         + _untrained(results, frame)
+        + unlike
         + ([f"No number is marked under {', '.join(unmarked)}: {UNMARKED}."] if unmarked else [])
         + parameter_notes(frame)
         + provenance_notes(frame)
@@ -146,13 +147,20 @@ def _baseline_rows(
     return pd.DataFrame(rows, index=list(baselines), columns=columns, dtype=object)
 
 
-def _measured(results: ResultSet, frame: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Return the trivial baselines by heading."""
+def _measured(results: ResultSet, frame: pd.DataFrame) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Return the trivial baselines by heading, and a note for each heading whose records do not agree on them."""
     headings_of_runs = dict(zip(frame["run_id"], frame["column"], strict=True))
-    found: dict[str, dict[str, float]] = {}
+    records: dict[str, list[RunRecord]] = {}
     for record in results.records.values():
-        found.setdefault(headings_of_runs[record.run_id], {}).update(baselines_of(record))
-    return found
+        records.setdefault(headings_of_runs[record.run_id], []).append(record)
+    found, notes = {}, []
+    for heading, group in records.items():
+        found[heading], lowest = highest_baselines(group)
+        words = [f"{baseline_title(name)} {low:.2f} to {found[heading][name]:.2f}" for name, low in lowest.items()]
+        if words:
+            listed = ", ".join(words)
+            notes.append(f"{heading}: records of the same data have other baselines; the highest counts: {listed}.")
+    return found, notes
 
 
 def _reference_row(results: ResultSet, headings_of_runs: Mapping[str, str]) -> dict[str, str]:

@@ -95,12 +95,23 @@ def calibration(results: ResultSet, first: str, second: str) -> Table:
     if apart:
         notes.append(f"Not paired, since the two sides have another program or other options: {', '.join(apart)}.")
     notes += [f"Fewer than {FEWEST} common variants: {', '.join(left_out)}."] if left_out else []
-    notes += [side.note for side in sides if side.note]
+    notes += [side.note for side in sides if side.note] + _unlike_data(frame)
     parts = [part for _, part in frame.groupby(["profile", "track"])]  # each has seeds of its own
     words = " and ".join(dict.fromkeys(map(seeds_in_words, parts)))
     title = f"Rank correlation of variants, {sides[0].title} and {sides[1].title}, {words}"
     warnings = list(dict.fromkeys(line for part in parts for line in preview(part)))
     return plain_table(title, rows, warnings + notes + provenance_notes(frame), frame)
+
+
+def _unlike_data(frame: pd.DataFrame) -> list[str]:
+    """Name the tasks of which the two sides have other data under one name, with the digests of the data."""
+    notes = []
+    for (task, dataset), part in frame.groupby(["task", "dataset"]):
+        if part["data_digest"].nunique() > 1:
+            sides = part[["data_digest", "profile", "track"]].drop_duplicates().itertuples(index=False)
+            words = [f"{digest[:8]} in profile {profile}, {track} track" for digest, profile, track in sides]
+            notes.append(f"{task}, {dataset}: other data on each side: {'; '.join(words)}.")
+    return notes
 
 
 def _row(task: str, scores: Mapping[str, tuple[float, float]]) -> dict[str, str]:

@@ -259,10 +259,10 @@ def remove(names: tuple[str, ...], home: Path, *, yes: bool) -> None:
 @data_dir_option
 @one_line_errors
 def verify(task_name: str | None, home: Path) -> None:
-    """Check the prepared data of all tasks, or of TASK, against its checksums."""
+    """Check the prepared data of all tasks, or of TASK, against its checksums and the names of its folders."""
     from lra.data.dataset import open_prepared
     from lra.errors import DataError
-    from lra.tasks import get_task
+    from lra.tasks import TASKS, get_task
 
     name = None if task_name is None else get_task(task_name).info.name
     folders = [folder for folder in prepared_folders(home) if name is None or name == task_of(folder)]
@@ -272,6 +272,8 @@ def verify(task_name: str | None, home: Path) -> None:
     for folder in folders:
         try:
             data = open_prepared(folder, verify=True)
+            if task_of(folder) in TASKS:  # else it is of somebody's task that is not loaded here
+                get_task(task_of(folder)).check_name(data.manifest, folder)
             echo(f"{folder.name}: sound, SHA-256 of the content {data.digest}")
         except DataError as error:
             problems.append(str(error))
@@ -321,6 +323,7 @@ def show(
     if out is not None and task.info.grid is None:
         raise UsageError(f"--out draws images, and {task.info.name} has none")
     data = task.prepare(options, home)
+    data = data.verified()
     if out is None:
         text = task.show(data, split, index)
         echo(text if everything or not sys.stdout.isatty() else screenful(text, *terminal_size(sys.stdout)))
@@ -401,9 +404,14 @@ def describe(data: PreparedData, *, present: bool, unread: str = "") -> None:
         data: The data.
         present: Whether it was there already,
         unread: and what was not read then.
+
+    Raises:
+        DataError: It has changed since.
     """
     from lra.metrics import of_whole_test
 
+    if present:
+        data.verified()
     echo(
         f"Already prepared: {data.path}{f'; {unread} was not read' if unread else ''}"
         if present

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from lra.config.schema import RunConfig
     from lra.results.records import RunRecord
+    from lra.trained import TrainedRun
 
 EXAMPLES = """
 \b
@@ -195,7 +196,6 @@ def command(
     from lra.config.profiles import load_profile
     from lra.errors import DamagedFileError, DataError, UsageError
     from lra.results.records import ConflictError, Store
-    from lra.trained import load_run
 
     from ..arithmetic import set_arithmetic
     from ..bench.workload import minutes_on_cpu
@@ -226,7 +226,7 @@ def command(
     if evaluated is not None:
         options = RunOptions(device=device, progress=not quiet)
         with signals.stop_at_once():
-            echo("\n".join(evaluate_again(load_run(evaluated, store_folder), options, home)))
+            echo("\n".join(evaluate_again(_named_run(evaluated, store_folder), options, home)))
         return
     store, start = Store(store_folder), None
     if config_file is not None:
@@ -243,7 +243,7 @@ def command(
             echo(filled_in, err=True)
         if profile is None and ranks.is_main:
             echo(f"Profile {recipe.name} (the default on {device.type}); --profile picks another.", err=True)
-        start = load_run(start_run, store_folder) if start_run is not None else None
+        start = _named_run(start_run, store_folder) if start_run is not None else None
         configs = plan(
             attn=attn or "",
             model=model or "",
@@ -326,6 +326,16 @@ def command(
             echo("\n\n".join(summary(rows, store) for rows in tables.values()))
     if exit_code:
         sys.exit(exit_code)
+
+
+def _named_run(run: str, store_folder: Path) -> TrainedRun:
+    """Find a run that the user names, and say if the store holds other outcomes of it."""
+    from lra.trained import load_run
+
+    found = load_run(run, store_folder)
+    for path in found.store.other_outcomes(found.record.run_id):
+        echo(f"Another outcome of run {found.record.run_id[:12]}: {path}", err=True)
+    return found
 
 
 def missing(attn: str | None, task: str | None) -> str:

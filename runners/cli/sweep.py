@@ -194,7 +194,7 @@ def run(
 
     from ..sweep.driver import Sweep, SweepSettings
     from ..sweep.progress import SweepView
-    from ..sweep.state import NO_NUMBER, state_of, tally
+    from ..sweep.state import state_of, tally
     from ..train.trackers import check_trackers
 
     for option, given, wanted in (("--slurm", slurm, "slurm"), ("--ray-address", ray_address, "ray")):
@@ -226,7 +226,7 @@ def run(
     echo(f"{suite}: {tally(states)}", err=True)
     if not finished:
         sys.exit(signals.EXIT_PREEMPTED)
-    if any(state.word in NO_NUMBER for state in states):
+    if any(state.word != "ok" for state in states):
         sys.exit(EXIT_FAILED_RUNS)
 
 
@@ -295,6 +295,7 @@ def _existing_store(folder: Path) -> Store | None:
 def _runs(suite: str, home: Path, *, prepare: bool) -> list[SweepRun]:
     """Expand the suite; with `prepare`, also prepare the data of every run."""
     from lra.config.suites import expand, load_suite
+    from lra.errors import DataError
 
     from ..sweep.state import data_folder, sweep_runs
     from ..train.prepare_data import prepare as prepare_data
@@ -303,7 +304,10 @@ def _runs(suite: str, home: Path, *, prepare: bool) -> list[SweepRun]:
     if prepare:
         for config in {data_folder(config, home): config for config in configs}.values():
             prepare_data(config, home, progress=True)
-    return sweep_runs(configs, home)
+    runs = sweep_runs(configs, home)
+    if gone := sorted({run.config.task for run in runs if prepare and run.manifest is None}):
+        raise DataError(f"the data of {', '.join(gone)} has been removed or changed since it was prepared; start again")
+    return runs
 
 
 def _gpus(device: str) -> list[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from lra.errors import StoreError
+from lra.results.lease import STALE_SECONDS
 from lra.results.records import AttemptStatus, Store
 
 from ..signals import EXIT_PREEMPTED
@@ -61,6 +62,10 @@ class _QueuedRun:
     preemptions: int = 0
     unexplained: int = 0
     """How often its process ended as if another one held the lease, which none did."""
+    beat: str = ""
+    """What its holder on another machine had written when this driver looked last,"""
+    beat_since: float = 0.0
+    """and since when."""
 
 
 class Sweep:
@@ -120,8 +125,11 @@ class Sweep:
                 continue
             state = self._state(queued)
             if state.word == "running":
-                queued.not_before = now + LEASED_SECONDS
-                continue
+                if not state.beat or state.beat != queued.beat:
+                    queued.beat, queued.beat_since = state.beat, now
+                if now - queued.beat_since <= STALE_SECONDS:
+                    queued.not_before = now + LEASED_SECONDS
+                    continue  # else the holder is dead, and the process that is started takes the run over
             self.waiting.remove(queued)
             if state.final:
                 self.view.finished(queued.run, state)

@@ -17,14 +17,12 @@ from lra.data.manifest import Manifest
 from lra.errors import DamagedFileError, DataError, StoreError
 from lra.reading import visible
 from lra.results.checkpoints import REFUSED, list_checkpoints
-from lra.results.lease import acquire, holder
+from lra.results.lease import acquire, holder, same_machine
 from lra.results.records import AttemptStatus, Store, read_note
 from lra.tasks import get_task
 
 MAX_ATTEMPTS = 3
 """Failed attempts after which a run is not started again until `lra-sweep retry`."""
-NO_NUMBER = ("diverged", "oom", "failed", "timeout", "damaged")
-"""States of runs that ended without an accuracy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +48,8 @@ class RunState:
     """Failed attempts so far."""
     step: int = 0
     """Steps done, as far as the store shows."""
+    beat: str = ""
+    """What a holder on another machine wrote last; while that one lives, it changes. Empty for one on this machine."""
     unread: tuple[str, ...] = ()
     """What is wrong with notes of attempts that do not count, one line each."""
 
@@ -101,13 +101,16 @@ def state_of(store: Store, run: SweepRun) -> RunState:
         if record.outcome is not None:
             test = record.outcome.test
             detail = f"{100 * test.correct / test.total:.2f} % of test, {record.cost.wall_seconds:.0f} s"
+            others = [path.name for path in store.other_outcomes(run.run_id)]
+            detail += f"; another outcome beside it: {', '.join(others)}" if others else ""
         return told(word=record.status, detail=detail, step=run.config.train.steps)
     saved = list_checkpoints(store.checkpoint_folder(run.run_id))
     step = saved[0][0] if saved else 0
     owner = holder(store.root, run.run_id)
     if owner is not None:
         process = f"pid {owner.get('pid')} on {owner.get('host')}"
-        return told(word="running", detail=process, step=max(step, int(owner.get("step", 0))))
+        beat = "" if same_machine(owner) else repr(owner)
+        return told(word="running", detail=process, beat=beat, step=max(step, int(owner.get("step", 0))))
     # An attempt that ended well without a record means that somebody removed the record.
     if not logged or logged[-1]["status"] in ("ok", "diverged"):
         return told(word="not run", step=step)

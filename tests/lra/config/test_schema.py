@@ -232,6 +232,22 @@ def test_what_a_setting_says_anyway_is_spelt_as_in_the_recipe(of, path, values, 
     assert found[0].model_dump()[section][name] == kept
 
 
+@pytest.mark.parametrize("family", ["transformer", "convnet"])
+def test_a_width_that_a_profile_writes_out_is_the_same_run(family):
+    """A convnet does not read it and takes what its profile says, in whichever spelling."""
+    profile, found = load_profile("quick"), set()
+    recipe = profile.tasks["image"]
+    for width in (0, recipe.model["dim"] // recipe.model["num_heads"]):
+        spelt = recipe.model_copy(update={"model": recipe.model | {"head_dim": width}})
+        own = profile.model_copy(update={"tasks": profile.tasks | {"image": spelt}, "families": {}})
+        overrides = {"model.family": family}
+        variant = "conv" if family == "convnet" else "full"
+        config = resolve(task="image", variant=variant, profile=own, seed=0, track="open", overrides=overrides)
+        assert config.model.head_dim == 0
+        found.add(config.run_id("d"))
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize(
     ("of", "path", "values", "kept"),
     [

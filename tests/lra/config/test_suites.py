@@ -73,6 +73,12 @@ def test_settings_and_overrides_reach_the_cells_of_the_open_track(tmp_path):
     assert {cell.train.steps for cell in cells} == {7}
 
 
+def test_a_setting_whose_value_is_an_empty_list_is_written_as_a_list_of_it(tmp_path):
+    settings = {"train.undecayed": [[], ["biases"]]}
+    cells = expand(suite(tmp_path, track="open", settings=settings))
+    assert [list(cell.train.undecayed) for cell in cells] == [[], ["biases"]]
+
+
 def test_seeds_and_variants_are_written_as_on_the_command_line(tmp_path):
     short = suite(tmp_path, seeds="0-1,4", variants=["full", "ContextPool"], tasks="all")
     long = suite(tmp_path, seeds=[0, 1, 4], variants={"full": {}, "contextpool": {}}, tasks=["listops", "imdb"])
@@ -102,6 +108,16 @@ def test_seeds_and_variants_are_written_as_on_the_command_line(tmp_path):
             "1,000,000,000,000 runs; at most",
         ),
         ({"seeds": list(range(5000)), "variants": {"full": {}, "local": {}, "linear": {}}}, "15,000 runs; at most"),
+        ({"variants": {"full": []}}, "an empty list stands for no run"),
+        ({"variants": {"local": {"window": []}}}, "window: an empty list stands for no run"),
+        ({"track": "open", "settings": [{"train.lr": 0.1}, {"train.undecayed": []}]}, "train.undecayed: an empty list"),
+        ({"track": "open", "settings": []}, "an empty list stands for no run"),
+        ({"tasks": []}, "names no tasks"),
+        ({"variants": {}}, "names no variants"),
+        (
+            {"track": "open", "variants": {"local": {"window": [4, 8]}}, "settings": {"variant.window": [16, 32]}},
+            "variant.window is given by variants, and by settings",
+        ),
         ({"sedes": [1]}, "did you mean 'seeds'"),
         ({"profile": "quik"}, "did you mean 'quick'"),
         ({"track": "open", "settings": {"variants.linfomer.rank": [8, 16]}}, "'linfomer' is not among the variants"),

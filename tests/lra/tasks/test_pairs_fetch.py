@@ -16,6 +16,7 @@ from lra.data.download import Remote, Transfer
 from lra.data.split import SPLITS
 from lra.tasks import pairs_fetch
 from lra.tasks import retrieval as module
+from lra.tasks.pairs_fetch import read_state
 from runners.cli.data import main
 from tests.lra.data.loopback import Server
 
@@ -142,6 +143,24 @@ def test_a_fetch_that_broke_off_goes_on_where_it_was(lra_data, home, server, fro
     assert prepared(home).digest == from_files.digest
     # no command read all of the training file, so no digest of it is known
     assert prepared(home).manifest.sources == digests(NAMES["validation"], NAMES["test"])
+
+
+def test_a_folder_that_lacks_a_file_is_not_complete(lra_data, home, server):
+    """As a kill leaves it before the first piece of the last file is noted."""
+    server.behaviours = ["good", "good", 404]
+    refused(lra_data)
+    folder = home / "sources" / "new_aan_pairs-first-4000"
+    state = read_state(folder)
+    assert [state.files[name].complete for name in NAMES.values()].count(True) == 2
+    assert not state.complete
+    kept = gzip.compress(b"".join(row("train", number) + b"\n" for number in range(20)))
+    (folder / f"{TRAIN}.gz").write_bytes(kept)
+    for source in ("official", "substitute"):
+        result = lra_data("prepare", "retrieval", "--set", f"source={source}", "--from", folder)
+        assert result.stderr == f"Error: {folder}: not complete; lra-data fetch retrieval goes on with it\n"
+    server.behaviours = ["good"]
+    assert lra_data("fetch", "retrieval").exit_code == 0
+    assert read_state(folder).complete
 
 
 def test_breaks_within_one_command_lose_nothing(lra_data, home, server, from_files):

@@ -154,6 +154,20 @@ def test_baselines_that_older_records_lack_are_known_of_the_data(tmp_path):
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize("order", [(300, 470), (470, 300)])
+def test_the_highest_of_unlike_baselines_of_the_same_data_counts(tmp_path, order):
+    folders = [tmp_path / str(tenths) for tenths in order]
+    for folder, tenths, seed in zip(folders, order, (0, 1), strict=True):
+        for variant, correct in (("full", 400), ("local", 450)):
+            baselines = {"chance": 10.0, "bag of tokens": tenths / 10}
+            add_run(folder, correct, variant=variant, seed=seed, baselines=baselines)
+    table = accuracy(load_stores(folders), "quick", "matched")
+    assert table.cells.loc["Bag of tokens", "ListOps"] == "47.00"
+    assert any(note.startswith("No number is marked under ListOps") for note in table.notes)
+    words = "records of the same data have other baselines; the highest counts: Bag of tokens 30.00 to 47.00"
+    assert f"ListOps: {words}." in table.notes
+
+
 def test_the_known_baselines_are_those_that_preparing_measures(tmp_path):
     options = load_profile("quick").tasks["listops"].data
     task = get_task("listops")

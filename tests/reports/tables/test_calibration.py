@@ -20,7 +20,7 @@ NAMES = ("full", "linear", "local", "conv", "performer")
 
 def store(folder, scores, **of):
     for name, correct in zip(NAMES, scores, strict=False):
-        add_run(folder, correct, variant=name, digest=str(of.get("digest", "d" * 64)), **of)
+        add_run(folder, correct, variant=name, **of)
     return folder
 
 
@@ -158,6 +158,15 @@ def test_two_programs_of_one_name_are_no_pair(folder, ranks, origins, paired):
     assert ("my.py:Mine" in cells(table)["listops"]["of"]) == paired
     told = "Not paired, since the two sides have another program or other options: my.py:Mine on listops."
     assert (told in table.notes) != paired
+
+
+def test_other_data_of_one_name_on_each_side_is_named(tmp_path):
+    for profile, digest in (("quick", "d" * 64), ("modern", "e" * 64)):
+        store(tmp_path, (500, 400, 300, 200), profile=profile, digest=digest, task="text")
+        store(tmp_path, (500, 400, 300, 200), profile=profile)
+    notes = calibration(load_stores([tmp_path]), "quick", "modern").notes
+    words = "dddddddd in profile quick, matched track; eeeeeeee in profile modern, matched track"
+    assert [note for note in notes if "other data" in note] == [f"text, made up: other data on each side: {words}."]
 
 
 def test_each_profile_has_seeds_of_its_own(tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lra.config.overrides import parse_override
@@ -142,6 +143,26 @@ def test_verify_finds_a_flipped_bit(lra_data, folder):
         assert damaged.exit_code == 3
         assert damaged.stderr == f"Error: {file}: damaged, its SHA-256 is not the manifest's\n"
         assert damaged.stdout == ""
+
+
+def test_data_that_has_changed_is_neither_shown_nor_given_its_digest(lra_data, folder):
+    labels = np.load(folder / "test-labels.npy")
+    labels[0] = (labels[0] + 1) % 10
+    np.save(folder / "test-labels.npy", labels)
+    for arguments in (["prepare", "listops"], ["show", "listops", "--split", "test"]):
+        result = lra_data(*arguments, *SET_TINY)
+        assert (result.exit_code, result.stdout) == (3, ""), arguments
+        assert result.stderr.startswith(f"Error: {folder}: damaged, its content is not what its manifest says")
+
+
+def test_verify_finds_folders_that_changed_their_names(lra_data, home, folder):
+    assert lra_data("prepare", "listops", *SET_TINY, "--set", "seed=1").exit_code == 0
+    (other,) = set(home.glob("listops-*")) - {folder}
+    for source, target in ((folder, home / "aside"), (other, folder), (home / "aside", other)):
+        source.rename(target)
+    result = lra_data("verify")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.count("holds other data than its name says") == 2
 
 
 def test_verify_checks_the_rest_after_a_damaged_one(lra_data, home, folder):

@@ -1,6 +1,9 @@
 """The driver of a sweep: what it repeats, what it leaves alone, what it makes of every way to end."""
 
 import itertools
+import json
+import shutil
+import time
 
 import pytest
 
@@ -172,6 +175,40 @@ def test_a_run_that_another_sweep_holds_is_left_to_it(data, store):
         launcher = ScriptedLauncher()
         assert not sweep([sweep_run(tiny(seed=1), data)], store, launcher, stop=lambda: next(looks))
         assert launcher.jobs == []
+
+
+def test_a_run_whose_holder_elsewhere_stands_still_is_started(data, store, monkeypatch):
+    monkeypatch.setattr(driver_module, "STALE_SECONDS", 0.5)
+    run, elsewhere = sweep_run(tiny(), data), {"host": "elsewhere", "token": "a", "pid": 1}
+    file, beats = store.root / "leases" / run.run_id, iter(range(9))
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(elsewhere | {"beat": 0}))
+    looks = []
+
+    def alive():  # for two seconds: a beat at every tenth look, after which the holder is dead
+        looks.append(time.monotonic())
+        if len(looks) % 10 == 0 and (beat := next(beats, None)) is not None:
+            file.write_text(json.dumps(elsewhere | {"beat": beat + 1}))
+        return False
+
+    def takes_over(job):
+        assert next(beats, None) is None, "started beside a living holder"
+        file.unlink()
+        return succeeds(store, data)(job)
+
+    launcher = ScriptedLauncher(takes_over)
+    assert sweep([run], store, launcher, stop=alive)
+    assert len(launcher.jobs) == 1
+    assert state_of(store, run).word == "ok"
+
+
+def test_a_second_outcome_is_named_by_the_status(data, store):
+    run = sweep_run(tiny(), data)
+    execute(tiny(), data, store)
+    assert "another outcome" not in state_of(store, run).detail
+    beside = store.record_path(run.run_id).with_suffix(".conflict-1.json")
+    shutil.copy(store.record_path(run.run_id), beside)
+    assert state_of(store, run).detail.endswith(f"; another outcome beside it: {beside.name}")
 
 
 def test_a_stop_reaches_the_launcher_and_starts_nothing_more(data, store):
