@@ -370,6 +370,13 @@ def test_compiled_steps_round_lengths_up_and_are_another_run_on_either_track():
     assert config("quick", "listops").train.padding == "bucketed"
     assert compiled.run_id("d") != config("quick", "listops").run_id("d")
     assert config("quick", "listops", **{"train.compile": True, "train.padding": "coarse"}) == compiled
+    own = load_profile("quick")
+    recipe = own.tasks["listops"]
+    spelt = recipe.model_copy(update={"train": recipe.train | {"padding": "bucketed"}})
+    own = own.model_copy(update={"tasks": {"listops": spelt}})
+    overrides = {"train.compile": True}
+    of_the_profile = resolve(task="listops", variant="full", profile=own, seed=0, track="open", overrides=overrides)
+    assert of_the_profile.train.padding == "bucketed"
     kept = config("quick", "listops", "open", **{"train.compile": True, "train.padding": "bucketed"})
     assert kept.train.padding == "bucketed"
     with pytest.raises(UsageError, match=r"train\.padding: fixed by the profile"):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +165,31 @@ def test_looking_at_a_store_that_is_not_there_does_not_make_it(home, tmp_path, v
     assert done.exit_code == 0, done.output
     assert done.stderr == f"There is no store at {tmp_path / 'store'} yet.\n" * notes
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_runs_whose_data_is_gone_when_they_start_are_not_left_out(tmp_path, monkeypatch):
+    """As `lra-data remove` does while data of another task is generated."""
+
+    def prepare_and_lose(config, home, *, progress):
+        shutil.rmtree(tiny_data(home).path)
+
+    monkeypatch.setattr("runners.train.prepare_data.prepare", prepare_and_lose)
+    suite, home = write_suite(tmp_path), tmp_path / "home"
+    arguments = ["run", str(suite), "--store", str(tmp_path / "store"), "--data-dir", str(home)]
+    done = CliRunner().invoke(command, arguments)
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert done.stderr == (
+        "Error: the data of listops has been removed or changed since it was prepared; start again\n"
+    )
+
+
+def test_a_sweep_whose_record_is_gone_at_the_end_does_not_end_well(home, tmp_path, monkeypatch):
+    monkeypatch.setattr("runners.sweep.driver.Sweep.run", lambda self: True)
+    arguments = ["run", str(write_suite(tmp_path)), "--store", str(tmp_path / "store"), "--data-dir", str(home)]
+    tiny_data(home)
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 5
+    assert done.stderr.endswith(": 2 not run\n")
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"status": "unheard of", "detail": ""}'])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -104,6 +105,19 @@ def test_answers_that_are_no_numbers_are_another_count(run, home, monkeypatch):
 def call(run, home, *words):
     arguments = ["--store", str(run.store.root), "--data-dir", str(home), "--device", "cpu", "--threads", "1", *words]
     return CliRunner().invoke(lra_run, arguments, catch_exceptions=False)
+
+
+@pytest.mark.parametrize("option", ["--evaluate", "--from"])
+def test_another_outcome_of_the_run_is_named(option, run, home):
+    path = run.store.record_path(run.record.run_id)
+    beside = path.with_suffix(".conflict-1.json")
+    arguments = [] if option == "--evaluate" else ["--attn", "full", "--task", "listops", "--dry-run"]
+    line = f"Another outcome of run {run.record.run_id[:12]}: {beside}\n"
+    assert line not in call(run, home, option, run.record.run_id[:10], *arguments).stderr
+    shutil.copy(path, beside)
+    told = call(run, home, option, run.record.run_id[:10], *arguments).stderr
+    beside.unlink()
+    assert line in told
 
 
 def test_the_command_scores_again_and_ends_with_4_if_a_count_differs(run, home, tmp_path, monkeypatch):
