@@ -315,7 +315,7 @@ def in_one_form(config: RunConfig, recipe: TaskRecipe, options: Mapping[str, Any
     reads = {"convnet": CONVNET_READS, "foreign": WHOLE_MODEL_READS}.get(model.family, tuple(ModelConfig.model_fields))
     unread = {name: field.default for name, field in ModelConfig.model_fields.items() if name not in reads}
     same: dict[str, Any] = {name: recipe.model.get(name, default) for name, default in unread.items()}
-    if same.get("head_dim", model.head_dim) * same.get("num_heads", model.num_heads) == model.dim:
+    if "head_dim" not in reads or model.head_dim * model.num_heads == model.dim:
         same["head_dim"] = 0
     if model.embedding_rows == task.info_for(data).vocab_size:
         same["embedding_rows"] = None

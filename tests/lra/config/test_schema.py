@@ -239,7 +239,7 @@ def test_a_width_that_a_profile_writes_out_is_the_same_run(family):
     recipe = profile.tasks["image"]
     for width in (0, recipe.model["dim"] // recipe.model["num_heads"]):
         spelt = recipe.model_copy(update={"model": recipe.model | {"head_dim": width}})
-        own = profile.model_copy(update={"tasks": profile.tasks | {"image": spelt}, "families": {}})
+        own = profile.model_copy(update={"tasks": profile.tasks | {"image": spelt}})
         overrides = {"model.family": family}
         variant = "conv" if family == "convnet" else "full"
         config = resolve(task="image", variant=variant, profile=own, seed=0, track="open", overrides=overrides)
