@@ -77,13 +77,15 @@ def same_numbers(run: RunRecord | AttemptedRun) -> tuple[bytes, str, int]:
 def without_older(records: Iterable[RunRecord], problems: list[str]) -> list[RunRecord]:
     """Return the records; of a run that is there under two numerics versions with the same numbers, the newest one.
 
-    If the two have different outcomes, that is added to the problems.
+    If the two have different outcomes or costs, that is added to the problems.
     """
     newest: dict[tuple[bytes, str, int], RunRecord] = {}
     for record in sorted(records, key=lambda each: -each.numerics_version):
         kept = newest.setdefault(same_numbers(record), record)
         if kept.outcome != record.outcome:
             problems.append(f"{record.run_id}: another outcome than {kept.run_id}, whose numbers should be the same")
+        elif (kept.cost, kept.environment) != (record.cost, record.environment):
+            problems.append(f"{record.run_id}: executed apart from {kept.run_id}, the same run, whose cost is shown")
     return list(newest.values())
 
 
@@ -160,7 +162,10 @@ def _headings(frame: pd.DataFrame) -> list[str]:
 
 
 def conditions_of_speed(names: Sequence[str], environments: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the name of each machine, with what of `_SPEED` differs between the environments of one name."""
+    """Return the name of each machine, with what of `_SPEED` differs between the environments of one name.
+
+    The speed of a run that was continued under another environment is that of none, so its name says so.
+    """
     shares: dict[str, dict[str, set[str]]] = {}
     written = []
     for machine, environment in zip(names, environments, strict=True):
@@ -174,8 +179,14 @@ def conditions_of_speed(names: Sequence[str], environments: Sequence[Mapping[str
             known = shares.setdefault(machine, {}).setdefault(name, set())
             known.update([] if values[name] is None else [text])
     return [
-        ", ".join([machine, *(text for name, text in texts.items() if len(shares[machine][name]) > 1)])
-        for machine, texts in zip(names, written, strict=True)
+        ", ".join(
+            [
+                machine,
+                *(text for name, text in texts.items() if len(shares[machine][name]) > 1),
+                *(["in part under another environment"] if EARLIER in environment else []),
+            ]
+        )
+        for machine, texts, environment in zip(names, written, environments, strict=True)
     ]
 
 

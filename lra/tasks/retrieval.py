@@ -16,7 +16,7 @@ from lra.data.dataset import PreparedData
 from lra.data.download import Remote, Transfer
 from lra.data.pickled_rows import Ids
 from lra.data.places import REMOTES
-from lra.data.raw_files import missing
+from lra.data.raw_files import missing, untouched
 from lra.data.split import SPLITS, Split, SplitName
 from lra.errors import DataError
 from lra.tasks import passages, pickles
@@ -143,12 +143,14 @@ class Retrieval(Task[RetrievalOptions]):
                 "Read them with: lra-data prepare retrieval --set source=substitute --from FILE-OR-FOLDER"
             )
         fetched = read_state(source)
-        if fetched is not None:
-            fetched.check(source, options.max_length)
+        files = [] if fetched is None else [source / f"{name}.gz" for name in fetched.files]
         with scratch_folder(target) as scratch:
             kept = options.max_length if options.pairs == "given" else KEPT_BYTES
             reader = PairReader(max_length=kept, scratch=scratch, progress=progress)
-            splits = reader.read(source, OFFICIAL_STEM if official else None)
+            with untouched(files):  # all of them, since the check reads each before any of them is read
+                if fetched is not None:
+                    fetched.check(source, options.max_length)
+                splits = reader.read(source, OFFICIAL_STEM if official else None)
             counts = {name: len(splits[name]) for name in SPLITS}
             if official and counts != OFFICIAL_COUNTS:
                 raise DataError(

@@ -50,7 +50,8 @@ def learning_curves(results: ResultSet, frame: pd.DataFrame, where: str) -> Figu
         if len(curves) > 1:
             axes.fill_between(steps, scores.min(axis=0), scores.max(axis=0), color=look.colour, alpha=0.15, linewidth=0)
         ends.append((float(steps[-1]), float(mean[-1])))
-        names.append(f"{label} ({len(curves)})")
+        tried = max(group["seed"].nunique(), len(results.seeds))
+        names.append(f"{label} ({len(curves)})" if len(curves) == tried else f"{label} ({len(curves)}/{tried})")
         colours.append(look.colour)
     if not names:
         return None

@@ -143,6 +143,8 @@ def front(cost: np.ndarray, score: np.ndarray) -> np.ndarray:
 def seed_dots(results: ResultSet, frame: pd.DataFrame, where: str) -> Figure:
     """Draw every run as a dot, the mean as a bar, and the trivial baselines as lines.
 
+    A row that lacks seeds which its suite asks for says how many it has.
+
     Args:
         results: The records.
         frame: Rows of one task.
@@ -164,7 +166,10 @@ def seed_dots(results: ResultSet, frame: pd.DataFrame, where: str) -> Figure:
         if len(scores) > 1:
             axes.vlines(scores.mean(skipna=False), row - 0.32, row + 0.32, color="#777777", linewidth=1.4, zorder=2)
         lost = group["status"][group["accuracy"].isna()].value_counts().sort_index()
-        words = ", ".join(f"{status} {count}" for status, count in lost.items())
+        missing = len(results.seeds) - group["seed"].nunique()
+        words = ", ".join(
+            [f"{status} {count}" for status, count in lost.items()] + [f"not run {missing}"] * (missing > 0)
+        )
         names.append(name + (f"\n({words})" if words else ""))
     baselines, _ = highest_baselines(results.records[each] for each in frame["run_id"] if each in results.records)
     axes.set_yticks(range(len(labels)), names)

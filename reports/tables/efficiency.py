@@ -99,6 +99,7 @@ def efficiency(measurements: pd.DataFrame) -> Table:
     state = f"state {short_length(lengths[-1])}"
     columns = [*speeds, *memories, state]
     cells = pd.DataFrame(NOT_RUN, index=labels, columns=columns, dtype=object)
+    cells[state] = "not measured"  # at this length
     values = pd.DataFrame(np.nan, index=labels, columns=columns)
     full = {record.length: record for record in measurements["measurement"][measurements["is_reference"]]}
     for row in measurements.to_dict("records"):

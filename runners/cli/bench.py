@@ -142,6 +142,7 @@ def command(
     from lra.results.bench_format import REFERENCE
     from lra.results.bench_records import save_bench_record
     from lra.results.records import Store
+    from lra.tasks import task_name
 
     from ..bench.measure import BenchPlan, measure_length
     from ..bench.tables import arena_report, full_report
@@ -155,7 +156,7 @@ def command(
     plan = BenchPlan(
         variants=list(dict.fromkeys([REFERENCE, *names])),
         lengths=parse_lengths(chosen.lengths if lengths is None else lengths),
-        task=normalise(task),
+        task=task_name(task),
         profile=load_profile(profile or chosen.profile),
         device=torch_device,
         threads=threads or torch.get_num_threads(),

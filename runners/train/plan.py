@@ -314,10 +314,12 @@ def runnable(config: RunConfig) -> RunConfig:
     """
     data = valid_section(get_task(config.task).options, config.data, "data")
     typed = with_programs(config.model_copy(update={"data": data.model_dump()}))
-    problems = []
-    name = normalise(config.variant.name)
-    if name != config.variant.name:
-        problems.append(f"variant {config.variant.name!r}: its name is {name!r}, under which a run has another id")
+    written = (("variant", config.variant.name, normalise), ("task", config.task, task_name))
+    problems = [
+        f"{what} {name!r}: its name is {registered(name)!r}, under which a run has another id"
+        for what, name, registered in written
+        if registered(name) != name
+    ]
     if _lacks(config.model_dump(), typed.hashed()):
         problems.append("a configuration names every option of task and variant; this one leaves some out")
     for what, there, here in (

@@ -43,6 +43,12 @@ def test_of_one_run_under_two_numerics_versions_the_newest_record_counts(tmp_pat
     results = load_stores([tmp_path])
     assert [record.numerics_version for record in results.records.values()] == [2]
     assert results.problems == []
+    for store, version, speed in (("mine", 1, 500.0), ("theirs", 2, 900.0)):
+        add_run(tmp_path / store, 400, numerics_version=version, speed=speed)
+    results = load_stores([tmp_path / "mine", tmp_path / "theirs"])
+    assert [record.cost.tokens_per_second for record in results.records.values()] == [900.0]
+    (problem,) = results.problems
+    assert problem.endswith(", the same run, whose cost is shown")
     add_run(tmp_path, 300, seed=1, numerics_version=1)
     add_run(tmp_path, 301, seed=1, numerics_version=2)
     assert ["another outcome" in problem for problem in load_stores([tmp_path]).problems] == [True]

@@ -28,7 +28,10 @@ QUOTED = b'a "lone quote and \xff\x00\xe2\x80\xa8'
 
 def row(split, number):
     first = b"%s %d " % (split.encode(), number) + b"x" * 9_000
-    return b"\t".join([b"%d.0" % (number % 2), b"P00-1", b"P00-2", first, QUOTED * 300])
+    second = QUOTED * 300
+    if number % 3:
+        second = second[:3_999] + b"\r" + second[4_000:]  # at the end of what is kept
+    return b"\t".join([b"%d.0" % (number % 2), b"P00-1", b"P00-2", first, second])
 
 
 CONTENT = {
@@ -130,7 +133,7 @@ def test_a_fetch_that_broke_off_goes_on_where_it_was(lra_data, home, server, fro
     folder = home / "sources" / "new_aan_pairs-first-4000"
     state = json.loads((folder / "fetched.json").read_text())["files"][TRAIN]
     assert 0 < state["position"] < state["size"] == len(CONTENT[TRAIN])
-    assert len(gzip.decompress((folder / f"{TRAIN}.gz").read_bytes()).splitlines()) == state["rows"] > 0
+    assert len(gzip.decompress((folder / f"{TRAIN}.gz").read_bytes()).split(b"\r\n")[:-1]) == state["rows"] > 0
     incomplete = lra_data("prepare", "retrieval", "--from", folder)
     assert incomplete.stderr == f"Error: {folder}: not complete; lra-data fetch retrieval goes on with it\n"
     with (folder / f"{TRAIN}.gz").open("ab") as file:
@@ -301,6 +304,21 @@ def test_kept_rows_that_were_changed_are_not_read_as_those_of_the_server(lra_dat
     changed = lra_data("prepare", "retrieval", "--set", "max_length=9")
     assert changed.exit_code == 3
     assert changed.stderr == f"Error: {file}: has changed since it was fetched; remove {file.parent} and fetch again\n"
+
+
+def test_kept_rows_that_change_between_their_check_and_their_reading_are_refused(lra_data, home, server, monkeypatch):
+    assert lra_data("fetch", "retrieval").exit_code == 0
+    file, read = home / "sources" / "new_aan_pairs-first-4000" / f"{NAMES['test']}.gz", module.PairReader.read
+
+    def changed(reader, *arguments):
+        rows = gzip.decompress(file.read_bytes())
+        file.write_bytes(gzip.compress(rows.replace(b"1.0\t", b"0.0\t")))
+        return read(reader, *arguments)
+
+    monkeypatch.setattr(module.PairReader, "read", changed)
+    result = lra_data("prepare", "retrieval", "--set", "max_length=30")
+    assert result.stderr == f"Error: {file}: changed while it was read; prepare the data again\n"
+    assert len(list(home.glob("retrieval-*"))) == 1
 
 
 def test_a_fetch_goes_on_only_with_what_it_kept(lra_data, home, server):

@@ -33,6 +33,9 @@ def test_the_layout_of_the_original_cell_by_cell(tmp_path):
     # The made-up record of `linear` has options of `full`, which it refuses: no state.
     assert table.cells.loc["linear"].tolist() == ["4 (2)", "1 (0.5)", "0.063 (0.55)", "0.220 (0.13)", "-"]
     assert table.cells.loc["local"].tolist() == ["5~ (2.5)", "OOM", "0.052 (0.45)", "OOM", "6,400"]
+    add_measurement(tmp_path, "conv", 1024, seconds=0.2, mib=40)
+    (shorter,) = efficiency_tables(load_stores([tmp_path]))
+    assert shorter.cells.loc["conv"].tolist()[1:] == ["-", "0.052 (0.45)", "-", "not measured"]
     assert list(table.cells.index) == ["full", "linear", "local"]
     assert table.caption == "Speed and memory of training by length: text, profile quick, Model <7>"
     assert "text, profile quick, batch 4, Model <7>, 2 threads, torch 2" in table.notes[0]

@@ -377,6 +377,18 @@ def test_defaults_follow_preset_device_and_quick():
     assert (arena.lengths, arena.batch) == ("1024,2048,3072,4096", 32)
 
 
+def test_a_task_by_the_name_of_its_data_is_that_task(tmp_path, monkeypatch):
+    asked = []
+
+    def stop(plan):
+        asked.append(plan.task)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(measure.BenchPlan, "configs", stop)
+    invoke(tmp_path, "--task", "IMDB", exit_code=2)
+    assert asked == ["text"]
+
+
 def test_batch_and_tokens_exclude_each_other():
     done = CliRunner().invoke(command, ["--batch", "2", "--tokens", "64"])
     assert done.exit_code == 2

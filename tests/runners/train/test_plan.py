@@ -177,6 +177,7 @@ def test_a_configuration_that_is_written_otherwise_is_the_same_run(tmp_path, old
         ("  clip_norm: 1.0\n", "", "not a complete configuration"),
         ("origin: ''\nmodel", "origin: theirs 1.0\nmodel", "not 'theirs 1.0': with another program it is another run"),
         ("name: contextpool", "name: ContextPool", "its name is 'contextpool', under which a run has another id"),
+        ("task: listops", "task: ListOps", "task 'ListOps': its name is 'listops', under which a run has another id"),
         ("profile: quick", "profile: Quick", "`profile: Quick` could be taken for another one"),
         ("profile: quick", "profile: 'qu-ick '", "could be taken for another one"),
         ("profile: quick", "profile: qu\u0456ck", "could be taken for another one"),
