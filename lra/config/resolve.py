@@ -94,6 +94,7 @@ def resolve(
     track: Track = "matched",
     overrides: Mapping[str, Any],
     start: StartConfig | None = None,
+    length: int | None = None,
 ) -> RunConfig:
     """Combine profile, variant and overrides into the configuration of one run.
 
@@ -106,6 +107,7 @@ def resolve(
         overrides: Values by path: `data.x`, `model.x`, `train.x`; `variant.x` for the variant at hand, or
             `variants.NAME.x` for one of several; `x.y` for one entry of an option that is a mapping.
         start: The run whose weights it starts from.
+        length: Of what the model reads, in place of the length of the data: for a step that is measured without data.
 
     Raises:
         UsageError: All mistakes at once, one per line.
@@ -184,6 +186,8 @@ def resolve(
     )
     if problems := problems + run_problems(run):
         raise UsageError("\n".join(problems))
+    if length is not None:  # before options get their one form, since defaults of some depend on it
+        run = run.model_copy(update={"model": model.model_copy(update={"max_length": length})})
     return with_programs(in_one_form(run, recipe, profile.options(variant, task)))
 
 

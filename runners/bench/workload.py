@@ -50,7 +50,9 @@ def workload_config(
             f"--set {idle[0]}: the step that is measured does not have it; leave it out, or see what runs with it take "
             "in `lra-report table cost`"
         )
-    config = resolve(task=task, variant=variant, profile=profile, seed=0, track="open", overrides=overrides)
+    config = resolve(
+        task=task, variant=variant, profile=profile, seed=0, track="open", overrides=overrides, length=length
+    )
     grid = info_of(config).grid
     if grid is not None and grid[0] * grid[1] != length:
         raise UsageError(
@@ -58,7 +60,6 @@ def workload_config(
         )
     return config.model_copy(
         update={
-            "model": config.model.model_copy(update={"max_length": length}),
             "train": config.train.model_copy(update={"batch_size": batch_size, "accumulation": 1, **_WITHOUT}),
             "pretrain": None,
         }

@@ -91,10 +91,10 @@ def plan_rows(
         row |= {"parameters": parameters, "parameters_full": full}
         if probe is not None:
             key = canonical_json(config.model_dump(exclude={"seed"}))
-            if key not in measured:
-                measured[key] = None if state.final else _measure_cost(config, home, probe)
-            cost = measured[key]
-            row |= {"operations": None, "minutes": None, "peak_memory_bytes": None}
+            if key not in measured and not state.final:
+                measured[key] = _measure_cost(config, home, probe)
+            cost = measured.get(key)
+            row |= {"operations": None, "minutes": None, "peak_memory_bytes": None, "left": not state.final}
             if cost is not None and cost.flops is not None:
                 row["operations"] = cost.flops * config.train.steps * config.train.batch_size
             if cost is not None and cost.examples_per_second and not state.final:
@@ -125,8 +125,10 @@ def plan_table(rows: Sequence[dict[str, Any]], probe: Probe | None = None) -> st
     lines = [tabulate(cells, headers=headers, disable_numparse=True), "", _count(rows)]
     if probe is not None:
         minutes = sum(row["minutes"] or 0.0 for row in rows)
+        unknown = sum(row["left"] and row["minutes"] is None for row in rows)
+        besides = f", besides {unknown} runs that could not be tried" if unknown else ""
         lines.append(
-            f"Left: {minutes / probe.slots:.0f} minutes in all on {probe.device}, evaluations included, with "
+            f"Left: {minutes / probe.slots:.0f} minutes in all on {probe.device}{besides}, evaluations included, with "
             f"{probe.slots} runs at a time and {probe.threads} threads each. TFLOPs: at most, of the whole training."
         )
     return "\n".join(lines)

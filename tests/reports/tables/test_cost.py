@@ -86,7 +86,6 @@ def test_speeds_under_other_conditions_are_told_apart(name, device, tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("name", "device"), [("threads", "Card"), ("cpu_capability", "Card"), ("tf32", "cpu")])
 def test_the_speed_of_a_run_in_two_environments_is_that_of_neither(tmp_path):
     environment = {"device": "cpu", "processor": "CPU X", "threads": 8}
     joined = environment | {EARLIER: [environment | {"threads": 1}]}
@@ -99,6 +98,7 @@ def test_the_speed_of_a_run_in_two_environments_is_that_of_neither(tmp_path):
     assert table.cells.set_index("variant")["speed (x full)"].to_dict() == {"full": "1.00", "linear": "-"}
 
 
+@pytest.mark.parametrize(("name", "device"), [("threads", "Card"), ("cpu_capability", "Card"), ("tf32", "cpu")])
 def test_what_changes_no_speed_on_a_kind_of_device_parts_no_rows(name, device, tmp_path):
     for seed in range(2):
         add_run(tmp_path, 400, seed=seed, environment={"device": device, "cpu": "Model <7>", "torch": 1, name: seed})

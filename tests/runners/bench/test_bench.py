@@ -214,6 +214,14 @@ def test_a_step_is_forward_backward_and_optimiser_and_counters_do_not_change_it(
     assert plain.state_bytes() > 3 * sum(p.numel() * 4 for p in before)
 
 
+def test_an_option_that_is_the_default_at_another_length_is_kept():
+    """The default chunk of Mega is the whole length: 512 in the profile, which is not what is measured."""
+    kept, whole = (config("mega", 2048, **{"variants.mega.chunk": chunk}) for chunk in (512, 2048))
+    assert (kept.variant.options["chunk"], whole.variant.options["chunk"]) == (512, None)
+    assert whole == config("mega", 2048)
+    assert config("mega", 512, **{"variants.mega.chunk": 512}).variant.options["chunk"] is None
+
+
 def test_settings_that_the_length_decides_on_and_foreign_lengths_are_refused():
     with pytest.raises(UsageError, match="--lengths"):
         config(**{"model.max_length": 64})

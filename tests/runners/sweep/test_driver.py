@@ -14,6 +14,7 @@ from lra.results.records import Store
 from reports.result_set import load_stores
 from runners.sweep import driver as driver_module
 from runners.sweep import progress
+from runners.sweep import tables as tables_module
 from runners.sweep.driver import describe_exit
 from runners.sweep.launchers.base import JobResult, Launcher
 from runners.sweep.launchers.local import cpu_slots, gpu_slots
@@ -209,6 +210,21 @@ def test_a_second_outcome_is_named_by_the_status(data, store):
     beside = store.record_path(run.run_id).with_suffix(".conflict-1.json")
     shutil.copy(store.record_path(run.run_id), beside)
     assert state_of(store, run).detail.endswith(f"; another outcome beside it: {beside.name}")
+
+
+def test_a_plan_counts_the_seeds_that_are_left_and_says_what_it_could_not_try(data, store, monkeypatch):
+    cost = execute(tiny(), data, store).cost.model_copy(update={"examples_per_second": 0.1})
+    tried = {"full": cost, "linear": None}
+    monkeypatch.setattr(tables_module, "_measure_cost", lambda config, home, probe: tried[config.variant.name])
+    runs = [sweep_run(tiny(name, seed=seed), data) for name in tried for seed in range(3)]
+    probe = tables_module.Probe(device="cpu", threads=1, slots=1)
+    rows = tables_module.plan_rows(runs, store.root, data.path.parent, probe)
+    assert [row["status"] for row in rows] == ["ok"] + ["not run"] * 5
+    assert [row["minutes"] is None for row in rows] == [True, False, False, True, True, True]
+    minutes = sum(row["minutes"] or 0 for row in rows)
+    assert minutes > 1
+    told = f"Left: {minutes:.0f} minutes in all on cpu, besides 3 runs that could not be tried, evaluations included"
+    assert told in tables_module.plan_table(rows, probe)
 
 
 def test_a_stop_reaches_the_launcher_and_starts_nothing_more(data, store):
