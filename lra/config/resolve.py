@@ -16,6 +16,7 @@ from attention_zoo import (
     get_variant,
 )
 from attention_zoo.program import TRIAL_PIXELS
+from lra.config.builtin import profile_names
 from lra.config.profiles import Profile, TaskRecipe
 from lra.config.schema import (
     VARIANT_POSITIONS,
@@ -188,7 +189,7 @@ def resolve(
         raise UsageError("\n".join(problems))
     if length is not None:  # before options get their one form, since defaults of some depend on it
         run = run.model_copy(update={"model": model.model_copy(update={"max_length": length})})
-    return with_programs(in_one_form(run, recipe, profile.options(variant, task)))
+    return with_programs(in_one_form(run, *spelt_out(run, profile)))
 
 
 def run_problems(config: RunConfig) -> list[str]:
@@ -302,6 +303,17 @@ def _causal_problems(model: ModelConfig, variant: str) -> list[str]:
     if model.norm == "batch":
         problems.append("model.causal: the statistics of model.norm=batch are of later tokens too")
     return problems
+
+
+def spelt_out(config: RunConfig, profile: Profile | None) -> tuple[TaskRecipe, Mapping[str, Any]]:
+    """Return what `in_one_form` keeps of a run: what a built-in profile says, and nothing of other profiles.
+
+    The ids of records have the spelling of their built-in profile. A profile of somebody's own may be spelt in several
+    ways, and a configuration in a file does not say in which.
+    """
+    if profile is None or profile.name not in profile_names():
+        return TaskRecipe(model={}, train={}), {}
+    return profile.recipe(config.task, config.model.family), profile.options(config.variant.name, config.task)
 
 
 def in_one_form(config: RunConfig, recipe: TaskRecipe, options: Mapping[str, Any]) -> RunConfig:

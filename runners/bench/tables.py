@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tabulate import tabulate
@@ -112,6 +113,7 @@ def notes(records: Sequence[BenchRecord]) -> list[str]:
 def time_crossing(records: Sequence[BenchRecord], name: str) -> Crossover:
     """Find from which length on a variant's steps take less time than those of full."""
     ratios = {r.length: 1.0 / r.speed_ratio for r in records if r.variant == name and r.speed_ratio is not None}
+    ratios |= _too_large(records, name)
     return crossover(ratios, dict.fromkeys(ratios, 1.0))
 
 
@@ -120,7 +122,14 @@ def memory_crossing(records: Sequence[BenchRecord], name: str) -> Crossover:
     known = [r for r in records if r.memory and not r.memory.problem]
     own = {r.length: float(r.memory.step) for r in known if r.memory and r.variant == name}
     full = {r.length: float(r.memory.step) for r in known if r.memory and is_reference(r.config)}
-    return crossover(own, full)
+    return crossover(own | _too_large(records, name), full)
+
+
+def _too_large(records: Sequence[BenchRecord], name: str) -> dict[int, float]:
+    """Return the infinite cost of a variant at each length at which it does not fit and full attention does."""
+    fits = {record.length for record in records if is_reference(record.config) and record.status == "ok"}
+    lost = [record.length for record in records if record.variant == name and record.status == "oom"]
+    return {length: math.inf for length in lost if length in fits}
 
 
 def _row(record: BenchRecord, full: BenchRecord | None) -> list[str]:

@@ -18,7 +18,7 @@ from attention_zoo.foreign import ForeignError
 from attention_zoo.registry import normalise
 from lra.config.builtin import profile_names
 from lra.config.labels import row_name
-from lra.config.profiles import PROFILE_NAME, FamilyRecipe, Profile, TaskRecipe, load_profile, look_alike, name_unused
+from lra.config.profiles import PROFILE_NAME, FamilyRecipe, Profile, load_profile, look_alike, name_unused
 from lra.config.resolve import (
     WHOLE_MODEL_READS,
     check_variant_names,
@@ -26,6 +26,7 @@ from lra.config.resolve import (
     pretraining,
     resolve,
     run_problems,
+    spelt_out,
     with_programs,
 )
 from lra.config.schema import ModelConfig, RunConfig, StartConfig, TrainConfig, canonical_json, valid_section
@@ -227,17 +228,8 @@ def _check_form(config: RunConfig, source: str) -> None:
     Raises:
         UsageError: It does, and would be a second run of the same numbers.
     """
-    if config.profile in profile_names():
-        profile = load_profile(config.profile)
-        recipe, options = (
-            profile.recipe(config.task, config.model.family),
-            profile.options(config.variant.name, config.task),
-        )
-    else:  # of somebody else's profile, the forms that it takes are not known
-        written = {} if config.pretrain is None else config.pretrain.model_dump()
-        recipe = TaskRecipe(model=config.model.model_dump(), train={}, data=config.data, pretrain=written)
-        options = config.variant.options
-    usual = in_one_form(config, recipe, options).model_dump()
+    profile = load_profile(config.profile) if config.profile in profile_names() else None
+    usual = in_one_form(config, *spelt_out(config, profile)).model_dump()
     sections = config.model_dump()
     sections["variant"], usual["variant"] = sections["variant"]["options"], usual["variant"]["options"]
     for section, values in sections.items():
@@ -419,9 +411,7 @@ def shortened(config: RunConfig, steps: int, profile: Profile) -> RunConfig:
     train = config.train
     limits = {name: min(getattr(train, name), steps) for name in ("steps", "eval_every", "warmup_steps")}
     short = config.model_copy(update={"train": train.model_copy(update=limits), "track": "open"})
-    short = in_one_form(
-        short, profile.recipe(config.task, config.model.family), profile.options(config.variant.name, config.task)
-    )
+    short = in_one_form(short, *spelt_out(short, profile))
     if problems := run_problems(short):
         raise UsageError("\n".join(f"{problem} (--limit-steps makes a run of the open track)" for problem in problems))
     return short

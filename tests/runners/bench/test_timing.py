@@ -4,9 +4,11 @@ import math
 
 import pytest
 
-from lra.results.bench_records import Timing
+from lra.results.bench_records import Timing, bench_records
 from runners.bench.crossover import crossover
+from runners.bench.tables import memory_crossing, time_crossing
 from runners.bench.timing import MIN_CYCLES, TimingPlan, cycle, speed_ratio, time_in_turns
+from tests.reports.synthetic import add_measurement
 
 
 class Clock:
@@ -103,6 +105,19 @@ def test_crossover_outside_the_measured_lengths_is_a_bound():
     assert str(crossover({1024: 0.9, 2048: 1.0}, full)) == "< 1024"
     assert str(crossover({1024: 1.5, 2048: 2.0}, full)) == "> 2048"
     assert str(crossover({4096: 1.0}, full)) == "-"
+
+
+def test_a_variant_that_does_not_fit_where_full_attention_does_is_not_ahead(tmp_path):
+    for length in (1024, 2048, 4096):
+        add_measurement(tmp_path, "full", length, seconds=0.5, mib=400)
+        add_measurement(tmp_path, "local", length, seconds=0.25, mib=100, status="oom" if length == 4096 else "ok")
+    records = list(bench_records(tmp_path))
+    assert (str(time_crossing(records, "local")), str(memory_crossing(records, "local"))) == ("> 4096", "> 4096")
+    shorter = [record for record in records if record.length < 4096]
+    assert (str(time_crossing(shorter, "local")), str(memory_crossing(shorter, "local"))) == ("< 1024", "< 1024")
+    without = [record for record in records if (record.variant, record.length) != ("full", 4096)]
+    assert (str(time_crossing(without, "local")), str(memory_crossing(without, "local"))) == ("< 1024", "< 1024")
+    assert str(crossover({1024: float("inf"), 2048: 1.0}, {1024: 1.0, 2048: 2.0})) == "2048"
 
 
 def test_crossover_is_the_last_one_and_ignores_lengths_without_both():
