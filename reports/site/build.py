@@ -101,6 +101,16 @@ class Board:
         """The title of the page."""
         return f"{self.task}, profile {self.profile}" + ("" if self.track == "matched" else f", {self.track} track")
 
+    @property
+    def placed(self) -> list[Row]:
+        """The rows that have a place, best first."""
+        return [row for row in self.rows if row.seeds == row.tried]
+
+    @property
+    def leaders(self) -> list[Row]:
+        """The rows from which the first is the best: those with a place that are above chance, or else all."""
+        return [row for row in self.placed if row.trained] or self.rows
+
     def place(self, row: Row) -> str:
         """Return the place of a row, which rows of the same mean share; a dash if runs of it are lost."""
         first, *_ = comparable([row.mean])

@@ -19,7 +19,7 @@ from ..baselines import all_baselines_of
 from ..result_set import ResultSet
 from ..statistics import comparable
 from .accuracy import lost_words
-from .captions import NOT_RUN, parameter_notes, preview, provenance_notes, table_caption
+from .captions import NOT_RUN, number, parameter_notes, preview, provenance_notes, table_caption
 from .table import RowKey, Table, Term, as_printed
 
 SOLVED = 90.0
@@ -127,7 +127,7 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
     for (label, head), group in scores.groupby(["label", "head"]):
         cells.loc[label, head], means.loc[label, head] = _cell(group, len(results.seeds))
     chance = scores.groupby("head")["chance"].first()
-    cells.loc["Chance"] = [f"{chance[head]:.1f}" for head in heads]
+    cells.loc["Chance"] = [number(chance[head], "{:.1f}") for head in heads]
     cells_learnt = judged(scores, len(results.seeds))
     values = means.copy()
     for label, head in cells_learnt.loc[~cells_learnt["learnt"], ["label", "head"]].itertuples(index=False):

@@ -206,6 +206,7 @@ def test_a_row_that_lost_runs_has_no_place_and_says_how_many(tmp_path):
     assert [status for _, _, status, _ in board.lost] == ["diverged", "diverged", "OOM"]
     build_site(results, tmp_path / "site", "", quiet=True)
     assert "1 of 4" in read(tmp_path / "site" / board.address).text
+    assert "1 of 1" in read(tmp_path / "site" / "variants" / "full.html").text
     index = read(tmp_path / "site" / "index.html").text
     assert "50.00" in index
     assert "90.00" not in index
@@ -218,7 +219,15 @@ def test_none_is_above_chance_only_if_no_row_has_a_trained_run(tmp_path):
         add_run(tmp_path / "store", 950 if seed else None, seed=seed)
     results = load_stores([tmp_path / "store"])
     build_site(results, tmp_path / "site", "", quiet=True)
-    assert read(tmp_path / "site" / "index.html").text.count("none is above chance") == 1
+    text = read(tmp_path / "site" / "index.html").text
+    assert text.count("none is above chance") == text.count("local (not above chance)") == 1
+    add_run(tmp_path / "store", 300, variant="linear")
+    add_run(tmp_path / "store", 200, variant="conv")
+    build_site(load_stores([tmp_path / "store"]), tmp_path / "site", "", quiet=True)
+    text = read(tmp_path / "site" / "index.html").text
+    assert "linear" in text
+    assert "30.00" in text
+    assert "(not above chance)" not in text
 
 
 def test_the_best_answer_without_a_model_is_no_oracle(tmp_path):
