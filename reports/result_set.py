@@ -119,11 +119,19 @@ class ResultSet:
         return self.filter(lambda config: self._place(config) == (profile, track))
 
     def with_full(self) -> ResultSet:
-        """Add what a selection left out of full attention: runs and measurements under the same conditions."""
+        """Add what a selection left out of full attention: runs and measurements under the same conditions.
+
+        Of a suite, runs of its seeds only.
+        """
         variants: dict[str, set[str]] = {}
         for entry in self._entries():
             variants.setdefault(_conditions(entry), set()).add(entry.config.variant.name)
-        added = [each for each in self.full if REFERENCE not in variants.get(_conditions(each), {REFERENCE})]
+        added = [
+            each
+            for each in self.full
+            if REFERENCE not in variants.get(_conditions(each), {REFERENCE})
+            and (isinstance(each, BenchRecord) or not self.seeds or each.config.seed in self.seeds)
+        ]
         records = {each.run_id: each for each in added if isinstance(each, RunRecord)}
         attempts = {each.run_id: each for each in added if isinstance(each, AttemptedRun)}
         return replace(
@@ -142,7 +150,7 @@ def _conditions(entry: RunRecord | AttemptedRun | BenchRecord) -> str:
     """Return everything in which runs are alike that differ in their variant and seed only, as a key."""
     config = entry.config
     settings = {name: value for name, value in settings_of(config).items() if not name.startswith("variant.")}
-    measured_on = entry.processor if isinstance(entry, BenchRecord) else ""
+    measured_on = entry.processor if isinstance(entry, BenchRecord) else entry.data_digest
     return canonical_json([without_folder(config.task), config.profile, config.track, measured_on, settings]).decode()
 
 

@@ -319,6 +319,11 @@ def fits(settings: Settings, text: str) -> bool:
     return not re.sub(_SETTING, "", text.strip()).strip(", ") and all(part in written for part in parts)
 
 
+def names_no_more(row: str, text: str) -> bool:
+    """Say whether every setting in the name of a row is one that a user typed: a bare name is the default."""
+    return set(re.findall(_SETTING, split_row(row)[1])) <= set(re.findall(_SETTING, text.strip()))
+
+
 def _of_variant(setting: str) -> bool:
     return setting.startswith("variant.")
 

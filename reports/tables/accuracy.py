@@ -176,6 +176,8 @@ def _reference_row(results: ResultSet, headings_of_runs: Mapping[str, str]) -> d
     for run in results.references:
         if run.run_id in results.records or run.run_id in results.attempts:
             continue
+        if results.seeds and run.config.seed not in results.seeds:
+            continue
         test = run.outcome.test if isinstance(run, RunRecord) and run.outcome is not None else None
         accuracy = 100.0 * test.correct / test.total if test else math.nan
         for heading, found in recipes.items():

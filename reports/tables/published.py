@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from lra.config.labels import Settings, fits, split_row
+from lra.config.labels import Settings, fits, names_no_more, split_row
 from lra.config.schema import Section, validate_section
 from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
@@ -118,7 +118,11 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
         comparable = source.profile == profile and track == "matched"
         for name in source.rows:
             variant, options = split_row(name)
-            ours = [cell for cell in cells if cell.variant == variant and fits(cell.settings, options)]
+            ours = [
+                cell
+                for cell in cells
+                if cell.variant == variant and fits(cell.settings, options) and names_no_more(cell.label, options)
+            ]
             found = [
                 _row(source, name, published, *each, comparable)
                 for task, published, beside in (*_by_task(source, name, ours), *_averages(source, name, ours))

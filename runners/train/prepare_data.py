@@ -39,7 +39,7 @@ def prepare_all(
 
     Raises:
         DataError: Data is missing; the message lists all of it, before minutes are spent on generating other data.
-            Or the machines have different data.
+            Or the machines have different data, or were given different settings.
     """
     prepared: dict[str, PreparedData] = {}
     missing: list[str] = []
@@ -54,6 +54,8 @@ def prepare_all(
                 barrier(ranks)
             if not all_equal(data.digest, ranks):
                 raise DataError(f"the processes of this run have different data for task {config.task}")
+            if not all_equal(config.run_id(data.digest), ranks):
+                raise DataError("the processes of this run have different settings; start each by the same command")
         except DataError as error:
             missing.append(str(error))
     if missing:

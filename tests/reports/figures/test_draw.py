@@ -205,6 +205,10 @@ def test_rows_that_lack_seeds_of_their_suite_say_so(tmp_path):
         for seed in range(seeds):
             add_run(tmp_path, 500 + seed, variant=variant, seed=seed)
     drawn = dict(all_figures(replace(load_stores([tmp_path]), seeds=frozenset(range(3)))))
+    selected = load_stores([tmp_path]).filter(lambda config: config.variant.name == "linear")
+    of_suite = replace(selected, seeds=frozenset((0, 1, 9))).with_full()
+    assert {record.config.seed for record in of_suite.records.values()} == {0, 1}
+    assert len(of_suite.records) == 4
     (dots,) = (figure for title, figure in drawn.items() if title.startswith("seeds"))
     assert [text.get_text() for text in dots.axes[0].get_yticklabels()] == ["linear\n(not run 1)", "full"]
     (curves,) = (figure for title, figure in drawn.items() if title.startswith("learning"))

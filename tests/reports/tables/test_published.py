@@ -1,5 +1,6 @@
 """Published numbers: that they are what their sources print, and how ours are put beside them."""
 
+import itertools
 from dataclasses import replace
 from typing import get_args
 
@@ -189,6 +190,21 @@ def test_a_row_with_options_stands_beside_runs_with_these_options_only(tmp_path)
     assert found == [["lion", "62.25"], ["lion [decay=none]", "16.78"]]
     assert [note for note in table.notes if "lion [decay=selective]: decays start from HiPPO's values" in note]
     assert not [note for note in table.notes if "lion [decay=fixed]" in note]
+
+
+def test_a_published_default_stands_beside_our_default_alone(tmp_path):
+    profile = load_profile("official")
+    for rotary, share in itertools.product((False, True), (0.0, 0.1)):
+        overrides = {"variant.rotary": rotary, "pretrain.share": share}
+        config = resolve(task="listops", variant="full", profile=profile, seed=0, overrides=overrides)
+        add_run(tmp_path, 400, config=config)
+    frame = load_stores([tmp_path]).frame()
+    assert set(frame["label"]) == {"full", "full [rotary=True]", "full [share=0.1]", "full [share=0.1, rotary=True]"}
+    cells = vs_published(load_stores([tmp_path]), "official", "matched").cells
+    ours = cells[cells["ours (%)"] != "-"]
+    assert set(ours["variant"]) == {"full", "full [rotary=True]"}
+    (tay,) = ours["variant"][ours["source"] == "Tay et al., ICLR 2021"]
+    assert tay == "full"
 
 
 def test_no_difference_across_recipes_or_on_the_open_track(tmp_path):

@@ -67,6 +67,15 @@ def test_each_task_is_prepared_once_and_what_is_read_comes_first(asked, tmp_path
     assert {task: data.digest for task, data in prepared.items()} == {task: task for task in asked}
 
 
+@pytest.mark.parametrize(("differs", "message"), [("data", "different data"), ("run", "different settings")])
+def test_processes_that_were_given_other_data_or_settings_share_no_run(asked, tmp_path, monkeypatch, differs, message):
+    config, _ = configs("listops")
+    same = {"data": "listops", "run": config.run_id("listops")}
+    monkeypatch.setattr(prepare_data, "all_equal", lambda text, ranks: text != same[differs])
+    with pytest.raises(DataError, match=f"the processes of this run have {message}"):
+        prepare_all([config], SINGLE, tmp_path, progress=False)
+
+
 def test_nothing_is_generated_after_a_failure(asked, tmp_path):
     with pytest.raises(DataError, match="no space left"):
         prepare_all(configs("pathfinder", "listops"), SINGLE, tmp_path, progress=False)
