@@ -329,8 +329,9 @@ def in_one_form(config: RunConfig, recipe: TaskRecipe, options: Mapping[str, Any
     task, model, train, pretrain = get_task(config.task), config.model, config.train, config.pretrain
     data = task.options.model_validate(config.data)
     reads = {"convnet": CONVNET_READS, "foreign": WHOLE_MODEL_READS}.get(model.family, tuple(ModelConfig.model_fields))
-    unread = {name: field.default for name, field in ModelConfig.model_fields.items() if name not in reads}
-    same: dict[str, Any] = {name: recipe.model.get(name, default) for name, default in unread.items()}
+    usual_model = {name: field.default for name, field in ModelConfig.model_fields.items() if not field.is_required()}
+    usual_model |= recipe.model  # sizes without a default stay as they are if no recipe says them
+    same: dict[str, Any] = {name: value for name, value in usual_model.items() if name not in reads}
     if "head_dim" not in reads or model.head_dim * model.num_heads == model.dim:
         same["head_dim"] = 0
     if model.embedding_rows == task.info_for(data).vocab_size:
