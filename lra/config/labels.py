@@ -319,9 +319,17 @@ def fits(settings: Settings, text: str) -> bool:
     return not re.sub(_SETTING, "", text.strip()).strip(", ") and all(part in written for part in parts)
 
 
-def names_no_more(row: str, text: str) -> bool:
-    """Say whether every setting in the name of a row is one that a user typed: a bare name is the default."""
-    return set(re.findall(_SETTING, split_row(row)[1])) <= set(re.findall(_SETTING, text.strip()))
+def names_no_more(row: str, settings: Settings, text: str) -> bool:
+    """Say whether the name of a row has no option of the variant, and no pretraining, that a text does not have.
+
+    A name without options stands for the default ones. Settings of model, training and data do not matter.
+    """
+    beside = {
+        f"{short_name(name)}={shown_value(value)}"
+        for name, value in settings.items()
+        if name.startswith(("model.", "train.", "data."))
+    }
+    return set(re.findall(_SETTING, split_row(row)[1])) <= beside | set(re.findall(_SETTING, text.strip()))
 
 
 def _of_variant(setting: str) -> bool:

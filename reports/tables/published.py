@@ -121,7 +121,9 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
             ours = [
                 cell
                 for cell in cells
-                if cell.variant == variant and fits(cell.settings, options) and names_no_more(cell.label, options)
+                if cell.variant == variant
+                and fits(cell.settings, options)
+                and names_no_more(cell.label, cell.settings, options)
             ]
             found = [
                 _row(source, name, published, *each, comparable)

@@ -204,6 +204,10 @@ def test_a_published_default_stands_beside_our_default_alone(tmp_path):
     ours = cells[cells["ours (%)"] != "-"]
     assert set(ours["variant"]) == {"full"}
     assert (ours["source"] == "Tay et al., ICLR 2021").sum() == 1
+    for layers in (2, 4):
+        add_run(tmp_path, 400, layers=layers, track="open")
+    depths = vs_published(load_stores([tmp_path]), "quick", "open").cells["variant"]
+    assert set(depths) == {"full [num_layers=2]", "full [num_layers=4]"}
 
 
 def test_no_difference_across_recipes_or_on_the_open_track(tmp_path):
