@@ -179,16 +179,16 @@ def test_a_run_that_another_sweep_holds_is_left_to_it(data, store):
 
 
 def test_a_run_whose_holder_elsewhere_stands_still_is_started(data, store, monkeypatch):
-    monkeypatch.setattr(driver_module, "STALE_SECONDS", 0.5)
+    monkeypatch.setattr(driver_module, "STALE_SECONDS", 2.0)
     run, elsewhere = sweep_run(tiny(), data), {"host": "elsewhere", "token": "a", "pid": 1}
     file, beats = store.root / "leases" / run.run_id, iter(range(9))
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(elsewhere | {"beat": 0}))
     looks = []
 
-    def alive():  # for two seconds: a beat at every tenth look, after which the holder is dead
+    def alive():  # a beat at every fifth look, nine times, after which the holder is dead
         looks.append(time.monotonic())
-        if len(looks) % 10 == 0 and (beat := next(beats, None)) is not None:
+        if len(looks) % 5 == 0 and (beat := next(beats, None)) is not None:
             file.write_text(json.dumps(elsewhere | {"beat": beat + 1}))
         return len(looks) > 1000
 
