@@ -82,27 +82,29 @@ class TokenFile:
     Args:
         path: The file.
         split: The split as it was opened.
+        checksums: CRC-32 of each document, (documents,); None takes them when all are hashed for the first time.
 
     Raises:
         DataError: The file cannot be opened.
     """
 
-    def __init__(self, path: Path, split: Split) -> None:
+    def __init__(self, path: Path, split: Split, checksums: npt.NDArray[np.uint32] | None) -> None:
         self.path, self._dtype = path, split.tokens.dtype
         with refusals_as(DataError, f"{path}"):
             self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
         self._header = os.fstat(self._descriptor).st_size - split.tokens.nbytes
         self._bounds = split.offsets.astype(np.int64)
-        self._checksums = np.zeros(len(self._bounds) - 1, dtype=np.uint32)
+        self._checksums = checksums
 
     def hash_into(self, update: Callable[[bytes | memoryview], None]) -> None:
         """Feed all tokens to a hash, and take the checksum of every document on the way.
 
         Raises:
-            DataError: The file has become shorter.
+            DataError: The file has become shorter, or is no longer what its checksums say.
         """
-        start, count = 0, len(self._checksums)
+        start, count = 0, len(self._bounds) - 1
+        checksums = np.zeros(count, dtype=np.uint32)
         while start < count:
             limit = self._bounds[start] + CHUNK_BYTES // self._dtype.itemsize
             stop = max(start + 1, int(np.searchsorted(self._bounds, limit, side="right")) - 1)
@@ -110,8 +112,12 @@ class TokenFile:
             update(content)
             ends = ((self._bounds[start : stop + 1] - self._bounds[start]) * self._dtype.itemsize).tolist()
             view = memoryview(content)
-            self._checksums[start:stop] = [zlib.crc32(view[first:last]) for first, last in itertools.pairwise(ends)]
+            checksums[start:stop] = [zlib.crc32(view[first:last]) for first, last in itertools.pairwise(ends)]
             start = stop
+        if self._checksums is None:
+            self._checksums = checksums
+        elif not np.array_equal(checksums, self._checksums):
+            raise DataError(f"{self.path}: changed since it was written or hashed; give the command again")
 
     def document(self, position: int) -> npt.NDArray[Any]:
         """Return the tokens of one document: (length,).
@@ -120,6 +126,7 @@ class TokenFile:
             DataError: They are no longer those that were hashed.
         """
         content = self._read(position, position + 1)
+        assert self._checksums is not None  # all was hashed before
         if zlib.crc32(content) != self._checksums[position]:
             raise DataError(f"{self.path}: changed while a run was reading it; the run has no number")
         return np.frombuffer(content, dtype=self._dtype)
@@ -154,7 +161,7 @@ class VerifiedSplit(Split):
         """Feed all tokens to a hash, read from the file piece by piece.
 
         Raises:
-            DataError: The file has become shorter.
+            DataError: The file has become shorter, or is no longer what was written or hashed.
         """
         self.file.hash_into(update)
 
@@ -173,8 +180,13 @@ def content_digest(splits: Mapping[SplitName, Split]) -> str:
     return digest.hexdigest()
 
 
-def on_disk(split: Split, file: Path) -> VerifiedSplit:
+def on_disk(split: Split, file: Path, checksums: npt.NDArray[np.uint32] | None = None) -> VerifiedSplit:
     """Return a split whose tokens are read from a file, document by document; all are hashed before the first is read.
+
+    Args:
+        split: The split as it was opened.
+        file: Holds its tokens.
+        checksums: CRC-32 of each document, where they are known; the file has to agree when it is hashed.
 
     Raises:
         DataError: The file cannot be opened.
@@ -184,14 +196,14 @@ def on_disk(split: Split, file: Path) -> VerifiedSplit:
         offsets=split.offsets,
         labels=split.labels,
         token_offset=split.token_offset,
-        file=TokenFile(file, split),
+        file=TokenFile(file, split, checksums),
     )
 
 
 def write_split(file: Path, examples: Iterable[tuple[int, Sequence[bytes]]], *, token_offset: int) -> VerifiedSplit:
     """Write the documents of a split to a file as they come, so that they never are in memory together.
 
-    `write_prepared` moves the file into the prepared folder.
+    `write_prepared` moves the file into the prepared folder, if it still holds what was written.
 
     Args:
         file: Where the tokens go, as NumPy writes an array of bytes.
@@ -201,7 +213,7 @@ def write_split(file: Path, examples: Iterable[tuple[int, Sequence[bytes]]], *, 
     Raises:
         OSError: The file cannot be written.
     """
-    labels, lengths = bytearray(), list[int]()
+    labels, lengths, checksums = bytearray(), list[int](), list[int]()
     with file.open("wb") as handle:
         _write_header(handle, 0)
         start = handle.tell()
@@ -210,11 +222,12 @@ def write_split(file: Path, examples: Iterable[tuple[int, Sequence[bytes]]], *, 
             for document in documents:
                 handle.write(document)
                 lengths.append(len(document))
+                checksums.append(zlib.crc32(document))
         total = handle.tell() - start
         handle.seek(0)
         _write_header(handle, total)  # NumPy pads headers so that another length fits
         assert handle.tell() == start
-    split = on_disk(
+    return on_disk(
         Split(
             tokens=np.asarray(np.load(file, mmap_mode="r" if total else None)),
             offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
@@ -222,9 +235,8 @@ def write_split(file: Path, examples: Iterable[tuple[int, Sequence[bytes]]], *, 
             token_offset=token_offset,
         ),
         file,
+        np.array(checksums, dtype=np.uint32),
     )
-    split.hash_tokens(lambda _: None)
-    return split
 
 
 def _write_header(handle: IO[bytes], length: int) -> None:

@@ -3,24 +3,23 @@
 
 Finished chunks go to the end of one file of images; a second file holds, for each, its digest and its labels. Both are
 on the disk before the next chunk is added. The digest covers recipe, seed and number of the chunk as well, and all
-chunks are verified before a crash's are used and again in the end.
+chunks are verified before a crash's are used and again when they are read in the end.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
-
-import numpy as np
 
 from lra.data.process_pool import in_order
 from lra.errors import DataError, refusals_as
 from lra.tasks.pathfinder.generator import CHUNK, generate_chunk
 from lra.tasks.pathfinder.lookup_tables import Recipe
-from lra.tasks.pathfinder.sprites import Bytes
 from lra.terminal import progress_bar
 
 IMAGES, LOG = "images.bin", "chunks.bin"
@@ -30,7 +29,7 @@ _ENTRY = _DIGEST + CHUNK
 
 def generate_images(
     recipe: Recipe, total: int, seed: int, folder: Path, *, workers: int | None, progress: bool
-) -> tuple[Bytes, Bytes]:
+) -> Iterator[tuple[int, bytes]]:
     """Generate images, or what is missing of them, in a folder for work in progress.
 
     Args:
@@ -41,8 +40,8 @@ def generate_images(
         workers: Processes; None takes one per core. The images do not depend on it.
         progress: Whether to show a bar, when there is a terminal.
 
-    Returns:
-        Images (total, size, size), mapped from the folder, and labels (total,), uint8.
+    Yields:
+        Label and gray levels, row by row, of each image.
 
     Raises:
         DataError: A worker process died, the disk refuses, or a finished chunk was changed; what is sound stays for
@@ -63,14 +62,15 @@ def generate_images(
                 _append(images, pictures.tobytes())
                 _append(log, _digest(recipe, seed, number, pictures.tobytes(), labels.tobytes()) + labels.tobytes())
                 bar.update(min(CHUNK, total - bar.n))
-        if _keep_sound(images, log, recipe, seed) < chunks:
+        examples = (example for chunk in _sound(images, log, recipe, seed) for example in chunk)
+        read = 0
+        for example in itertools.islice(examples, total):
+            yield example
+            read += 1
+        if read < total:
             raise DataError(
                 f"{folder}: changed while images were generated; the same command goes on with the sound ones"
             )
-        log.seek(0)
-        entries = np.frombuffer(log.read(chunks * _ENTRY), dtype=np.uint8).reshape(chunks, _ENTRY)
-    pictures = np.memmap(folder / IMAGES, dtype=np.uint8, mode="r", shape=(total, recipe.size, recipe.size))
-    return pictures, entries[:, _DIGEST:].reshape(-1)[:total]
 
 
 def _append(file: BinaryIO, data: bytes) -> None:
@@ -85,14 +85,24 @@ def _digest(recipe: Recipe, seed: int, number: int, pictures: bytes, labels: byt
 
 def _keep_sound(images: BinaryIO, log: BinaryIO, recipe: Recipe, seed: int) -> int:
     """Truncate both files after the last complete chunk whose digest matches; return the number of chunks."""
-    chunk_bytes = CHUNK * recipe.size**2
-    images.seek(0)
-    log.seek(0)
-    sound = 0
-    while len(entry := log.read(_ENTRY)) == _ENTRY:
-        if _digest(recipe, seed, sound, images.read(chunk_bytes), entry[_DIGEST:]) != entry[:_DIGEST]:
-            break
-        sound += 1
-    images.truncate(sound * chunk_bytes)
+    sound = sum(1 for _ in _sound(images, log, recipe, seed))
+    images.truncate(sound * CHUNK * recipe.size**2)
     log.truncate(sound * _ENTRY)
     return sound
+
+
+def _sound(images: BinaryIO, log: BinaryIO, recipe: Recipe, seed: int) -> Iterator[list[tuple[int, bytes]]]:
+    """Read the chunks, as far as their digests match: label and levels of each image."""
+    image_bytes = recipe.size**2
+    images.seek(0)
+    log.seek(0)
+    number = 0
+    while len(entry := log.read(_ENTRY)) == _ENTRY:
+        pictures, labels = images.read(CHUNK * image_bytes), entry[_DIGEST:]
+        if _digest(recipe, seed, number, pictures, labels) != entry[:_DIGEST]:
+            return
+        yield [
+            (label, pictures[start : start + image_bytes])
+            for label, start in zip(labels, range(0, len(pictures), image_bytes), strict=True)
+        ]
+        number += 1

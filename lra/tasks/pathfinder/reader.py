@@ -143,17 +143,15 @@ def ids_digest(entries: list[Entry]) -> str:
     return hashlib.sha256("\n".join(f"{entry.subfolder}/{entry.name}" for entry in entries).encode()).hexdigest()
 
 
-def copy_images(folder: Path, entries: list[Entry], size: int, target: Path, *, progress: bool) -> Bytes:
-    """Decode images, in the order of the entries, into one file; return it mapped, (images, size, size).
+def read_images(folder: Path, entries: list[Entry], size: int, *, progress: bool) -> Iterator[tuple[int, bytes]]:
+    """Yield label and gray levels, row by row, of each image in the order of the entries.
 
     Raises:
-        DataError: An image is missing or is not an 8-bit gray PNG of the right size, or the disk refuses.
+        DataError: An image is missing or is not an 8-bit gray PNG of the right size.
     """
-    bar = progress_bar(entries, title=folder.name, unit="img", shown=progress)
-    with bar, reading(target), target.open("wb") as file:
+    with progress_bar(entries, title=folder.name, unit="img", shown=progress) as bar:
         for entry in bar:
-            file.write(read_png(folder / entry.subfolder / entry.name, size).tobytes())
-    return np.memmap(target, dtype=np.uint8, mode="r", shape=(len(entries), size, size))
+            yield entry.label, read_png(folder / entry.subfolder / entry.name, size).tobytes()
 
 
 def read_png(file: Path, size: int) -> Bytes:

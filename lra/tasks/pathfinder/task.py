@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -18,9 +19,9 @@ from lra.data.augment import Change, flips
 from lra.data.dataset import PreparedData, open_prepared
 from lra.data.pickled_rows import Ids
 from lra.data.raw_files import untouched
-from lra.data.split import Split, SplitName
+from lra.data.split import Split, SplitName, write_split
 from lra.data.work_folder import sole_owner
-from lra.errors import DataError, UsageError
+from lra.errors import DataError, UsageError, refusals_as
 from lra.tasks import pickles
 from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
 from lra.tasks.baselines import Features, Floats, Ints
@@ -28,7 +29,6 @@ from lra.tasks.image_preview import shade
 from lra.tasks.pathfinder import generator
 from lra.tasks.pathfinder.corpus import generate_images
 from lra.tasks.pathfinder.discs import find_discs, place_features
-from lra.tasks.pathfinder.sprites import Bytes
 from lra.terminal import echo
 
 OFFICIAL_COUNT = 200_000
@@ -183,7 +183,7 @@ class _Family(Task[OptionsT]):
             ):  # made while this one waited; a folder is read, to see it is the same
                 return open_prepared(target, verify=False)
             if options.source == "official":
-                images, labels, sources, generated_by, dataset = self._read(options, work, source, progress=progress)
+                splits, sources, generated_by, dataset = self._read(options, work, source, progress=progress)
             else:
                 keep_apart = options.touching == "refused"
                 recipe = generator.make_recipe(
@@ -194,11 +194,11 @@ class _Family(Task[OptionsT]):
                     distractors=options.distractors,
                     balanced_discs=options.balanced_discs,
                 )
-                images, labels = generate_images(
+                examples = generate_images(
                     recipe, options.count, options.seed, work, workers=workers, progress=progress
                 )
+                splits = self._cut(examples, options.count, work, offset=self.token_offset(options))
                 sources, generated_by, dataset = {}, f"generator {generator.VERSION}", None
-            splits = self._cut(images, labels, offset=self.token_offset(options))
             data = self.write(options, target, splits, generated_by=generated_by, sources=sources, dataset=dataset)
             shutil.rmtree(work, ignore_errors=True)
             return data
@@ -222,11 +222,11 @@ class _Family(Task[OptionsT]):
 
     def _read(
         self, options: OptionsT, work: Path, source: Path | None, *, progress: bool
-    ) -> tuple[Bytes, Bytes, dict[str, str], str, str | None]:
+    ) -> tuple[dict[SplitName, Split], dict[str, str], str, str | None]:
         """Read the images of a release.
 
         Returns:
-            Images, labels, the digest of their list, what read them, and what tables call them if not `dataset_name`.
+            The splits, the digest of their list, what read them, and what tables call them if not `dataset_name`.
         """
         from lra.tasks.pathfinder import reader as files
 
@@ -246,29 +246,27 @@ class _Family(Task[OptionsT]):
             sources = {f"list of images and labels of {folder.name}": files.labels_digest(entries)}
             entries = [entries[index] for index in files.split_order(len(entries))]
             with untouched(folder / entry.subfolder / entry.name for entry in entries):
-                images = files.copy_images(folder, entries, self.size, work / "official.bin", progress=progress)
+                examples = files.read_images(folder, entries, self.size, progress=progress)
+                splits = self._cut(examples, len(entries), work, offset=self.token_offset(options))
         test = entries[len(entries) - split_counts(len(entries))["test"] :]
         place = files.place_in_release(folder)
         generated_by = f"official reader {files.VERSION}, {place}, test ids {files.ids_digest(test)}"
         outer = f"{self.dataset_name(options)}, outer copy of the release" if files.is_outer_copy(folder) else None
         if outer is not None:
             echo(f"Warning: {folder} is the outer of two copies in the release. {files.OUTER_COPY}", err=True)
-        return images, np.array([entry.label for entry in entries], dtype=np.uint8), sources, generated_by, outer
+        return splits, sources, generated_by, outer
 
-    def _cut(self, images: Bytes, labels: Bytes, *, offset: int) -> dict[SplitName, Split]:
-        share = float(labels.mean())
-        if len(labels) >= BALANCE_SAMPLE and abs(share - 0.5) > 0.01:
-            raise DataError(f"{self.info.name}: {share:.1%} of the labels are 1; this is not the benchmark's task")
+    def _cut(
+        self, examples: Iterator[tuple[int, bytes]], count: int, work: Path, *, offset: int
+    ) -> dict[SplitName, Split]:
         splits: dict[SplitName, Split] = {}
-        start = 0
-        for name, count in split_counts(len(labels)).items():
-            splits[name] = Split(
-                tokens=images[start : start + count].reshape(-1),
-                offsets=np.arange(count + 1, dtype=np.int64) * images[0].size,
-                labels=labels[start : start + count],
-                token_offset=offset,
-            )
-            start += count
+        for name, size in split_counts(count).items():
+            rows = ((label, [pixels]) for label, pixels in itertools.islice(examples, size))
+            with refusals_as(DataError, f"cannot write to {work}"):
+                splits[name] = write_split(work / f"{name}.npy", rows, token_offset=offset)
+        share = float(np.concatenate([split.labels for split in splits.values()]).mean())
+        if count >= BALANCE_SAMPLE and abs(share - 0.5) > 0.01:
+            raise DataError(f"{self.info.name}: {share:.1%} of the labels are 1; this is not the benchmark's task")
         return splits
 
 

@@ -114,6 +114,18 @@ def test_a_split_written_as_it_comes_is_the_split_itself(tmp_path):
         assert (tmp_path / "b" / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_split_that_changes_before_it_is_prepared_is_refused(tmp_path, name):
+    """As baselines are measured between the reading of data and its writing, which takes minutes for large data."""
+    examples = [(0, [b"abc"]), (1, [b"de"])]
+    splits = {split: write_split(tmp_path / f"{split}.npy", examples, token_offset=0) for split in SPLITS}
+    file = tmp_path / f"{name}.npy"
+    file.write_bytes(file.read_bytes()[:-1] + b"E")
+    with pytest.raises(DataError, match=f"{name}.npy: changed since it was written"):
+        write(tmp_path / "a", splits)
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize("name", [f"{split}-{kind}.npy" for split in SPLITS for kind in ARRAYS])
 def test_a_truncated_or_missing_file_is_refused_without_verification(folder, name):
     file = folder / name

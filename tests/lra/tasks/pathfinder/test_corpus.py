@@ -6,7 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from lra.data.work_folder import sole_owner
@@ -20,8 +19,8 @@ TOTAL = 3 * CHUNK + 10
 
 
 def generate(folder, workers=1, total=TOTAL):
-    images, labels = generate_images(RECIPE, total, 0, folder, workers=workers, progress=False)
-    return images.tobytes(), labels.tobytes()
+    examples = list(generate_images(RECIPE, total, 0, folder, workers=workers, progress=False))
+    return b"".join(pixels for _, pixels in examples), bytes(label for label, _ in examples)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def test_a_chunk_counts_in_its_own_place_only(tmp_path, unbroken, calls, order, 
 @pytest.mark.parametrize(("recipe", "seed"), [(RECIPE, 1), (make_recipe(32, "easy", keep_apart=False), 0)])
 def test_chunks_of_another_dataset_variant_are_not_kept(tmp_path, unbroken, calls, recipe, seed):
     """The folder of another one, copied or renamed, would else give its images under our name."""
-    generate_images(recipe, CHUNK, seed, tmp_path, workers=1, progress=False)
+    list(generate_images(recipe, CHUNK, seed, tmp_path, workers=1, progress=False))
     calls.clear()
     assert generate(tmp_path) == unbroken[0]
     assert calls == [0, 1, 2, 3]
@@ -136,7 +135,7 @@ def test_a_killed_process_is_continued_by_the_next(tmp_path, calls):
         "import sys; from pathlib import Path\n"
         "from lra.tasks.pathfinder.generator import make_recipe\n"
         "from lra.tasks.pathfinder.corpus import generate_images\n"
-        "generate_images(make_recipe(32, 'easy'), 10**6, 0, Path(sys.argv[1]), workers=1, progress=False)\n"
+        "next(generate_images(make_recipe(32, 'easy'), 10**6, 0, Path(sys.argv[1]), workers=1, progress=False))\n"
     )
     root = Path(__file__).resolve().parents[4]
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root)
@@ -152,11 +151,11 @@ def test_a_killed_process_is_continued_by_the_next(tmp_path, calls):
         child.wait()
     finished = (tmp_path / LOG).stat().st_size // ENTRY
     total = (finished + 1) * CHUNK
-    images, labels = generate_images(RECIPE, total, 0, tmp_path, workers=1, progress=False)
+    images, labels = generate(tmp_path, total=total)
     assert finished - 1 <= min(calls) <= finished
     direct = [generate_chunk(RECIPE, 0, number) for number in range(finished + 1)]
-    assert (images == np.concatenate([pictures for pictures, _ in direct])).all()
-    assert (labels == np.concatenate([answers for _, answers in direct])).all()
+    assert images == b"".join(pictures.tobytes() for pictures, _ in direct)
+    assert labels == b"".join(answers.tobytes() for _, answers in direct)
 
 
 def test_a_folder_that_refuses_is_a_data_error(tmp_path):
