@@ -279,8 +279,8 @@ def import_place(place: str) -> Any:
     """Import a file or a module.
 
     Raises:
-        ForeignError: It does not exist, or its code fails; the message has the line. Or another file that was imported
-            has a helper of the same name with other content.
+        ForeignError: It does not exist, or its code fails; the message has the line. Or a helper of the same name with
+            other content is loaded, see `check_helpers`.
     """
     if not place.endswith(".py"):
         try:
@@ -293,13 +293,14 @@ def import_place(place: str) -> Any:
         raise ForeignError(f"{place}: no such file; {suggest(file.name, known)}")
     name = f"{file.stem}_of_{abs(hash(file)):x}"
     if name not in sys.modules:
-        _check_helpers(file.parent)
+        _check_helpers_of(file.parent)
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None
         assert spec.loader is not None
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         if str(file.parent) not in sys.path:
             sys.path.append(str(file.parent))  # for what it imports from its folder; after all that is installed
+            _added.add(str(file.parent))
         try:
             spec.loader.exec_module(module)
         except BaseException:
@@ -311,9 +312,26 @@ def import_place(place: str) -> Any:
 
 _FOLDERS: dict[str, Path] = {}
 """Name of the module of each file that was imported -> its folder."""
+_added: set[str] = set()
+"""Folders that were appended to `sys.path`."""
 
 
-def _check_helpers(folder: Path) -> None:
+def search_path() -> tuple[str, ...]:
+    """Return where Python looks for modules, without the folders of the files that were imported."""
+    return tuple(entry for entry in sys.path if entry not in _added)
+
+
+def check_helpers() -> None:
+    """Check that no helper of one folder stands in for that of another, such as one imported in a function.
+
+    Raises:
+        ForeignError: One does.
+    """
+    for folder in dict.fromkeys(_FOLDERS.values()):
+        _check_helpers_of(folder)
+
+
+def _check_helpers_of(folder: Path) -> None:
     """Check that no helper of another folder stands in for one of this folder: Python loads one module of a name.
 
     Raises:

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+from attention_zoo.foreign import ForeignError, check_helpers, search_path
 from attention_zoo.source_digest import (
     Program,
     file_digest,
@@ -74,9 +75,13 @@ def check_programs(texts: str, read: Iterable[str] = ()) -> None:
         read: What their code has read since, see `reads_below`.
 
     Raises:
-        ProgramError: A file has changed since it was hashed, and this process may have taken either; or a file was read
-            that was not hashed.
+        ProgramError: A file has changed since it was hashed, and this process may have taken either; a file was read
+            that was not hashed; or a helper of another plug-in stands in for one of the same name.
     """
+    try:
+        check_helpers()
+    except ForeignError as error:
+        raise ProgramError(str(error)) from error
     programs = [program for text, program in _asked.items() if text in texts]
     if programs:
         remember_imports()
@@ -170,7 +175,7 @@ def program_text(
         ProgramError: It cannot be imported alone, or has changed since this process imported it.
     """
     written = [json.dumps(dict(values or {}), sort_keys=True) for values in (options, sizes)]
-    program = program_of(tuple(modules), variant, *written, trial, tuple(sys.path), str(Path.cwd()))
+    program = program_of(tuple(modules), variant, *written, trial, search_path(), str(Path.cwd()))
     _compare(program)
     text = f"{label} source {program.digest[:DIGITS]}"
     _asked[text] = program

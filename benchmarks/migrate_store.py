@@ -4,8 +4,9 @@
 
 Each file is read and compared with what would be written. A file that would not say the same stops the migration. The
 new file is then written under its new id and read back, and only then is the old one removed. Files of schema 2 are
-left alone, so the migration can be run again. So is a measurement whose id cannot be recomputed: it was made under a
-limit on memory, which schema 1 did not keep, and no reader believes it.
+left alone, so the migration can be run again. So is a file whose new id is taken by another outcome, and a measurement
+whose id cannot be recomputed: it was made under a limit on memory, which schema 1 did not keep, and no reader believes
+it.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ def migrate_run(store: Store, path: Path) -> bool:
     del back["variant_title"]
     check_same(path, old, back, may_differ=("cell_id", "schema_version"))
 
+    if taken(store.record_path(record.run_id), "record", new):
+        print(f"left alone: {path}, as {store.record_path(record.run_id)} is the same run, made again")
+        return False
     arrays = store.arrays_path(old["cell_id"]).read_bytes()
     atomic_write(store.arrays_path(record.run_id), arrays)
     write_and_read_back(store.record_path(record.run_id), "record", new)
@@ -74,6 +78,9 @@ def migrate_measurement(path: Path) -> bool:
     new = plain(record)
     check_same(path, upgrade_bench_record(old), new, may_differ=("settings_id", "variant_title"))
     target = path.with_name(f"{record.settings_id}.json")
+    if taken(target, "bench", new):
+        print(f"left alone: {path}, as {target} has the same settings, measured again")
+        return False
     write_and_read_back(target, "bench", new)
     if target != path:
         path.unlink()
@@ -84,6 +91,14 @@ def plain(record: BaseModel) -> dict[str, Any]:
     """Return a record as the plain values that its JSON file would hold."""
     body: dict[str, Any] = json.loads(record.model_dump_json())
     return body
+
+
+def taken(path: Path, kind: str, body: dict[str, Any]) -> bool:
+    """Say whether a file is there already, and of the new schema with another body."""
+    if not path.exists():
+        return False
+    there = read_envelope(path, kind, body["schema_version"])
+    return bool(there["schema_version"] == body["schema_version"] and there != body)
 
 
 def write_and_read_back(path: Path, kind: str, body: dict[str, Any]) -> None:

@@ -50,13 +50,17 @@ class PairReader:
             stem: What their names begin with; None takes any three that end as they should.
 
         Raises:
-            DataError: A file is missing, there twice or empty, or a row is not as it must be.
+            DataError: A file is missing, there twice, empty or of another set, or a row is not as it must be.
         """
         splits: dict[SplitName, Split] = {}
         places: dict[SplitName, str] = {}
+        sets = set[str]()
         for name, file_name, place, handle in _files(source, lambda name: split_of(name, stem)):
             if name in splits:
                 raise DataError(f"{source}: both {places[name]} and {place} are a {name} split")
+            sets.add(file_name.removesuffix(SUFFIXES[name]))
+            if len(sets) > 1:
+                raise DataError(f"{source}: {file_name} is of another set than {', '.join(places.values())}")
             digest = hashlib.sha256()
             with reading(place):
                 rows = self._rows(read_lines(handle, place, digest.update), place)

@@ -34,15 +34,19 @@ def pickle_files(folder: Path, stem: str) -> dict[SplitName, Path]:
     """Return the three files `lra-STEM.SPLIT.pickle` or `STEM.SPLIT.pickle` of a folder, by split.
 
     Raises:
-        DataError: One is not there.
+        DataError: One is not there, or files of both names are, whose symbols may have other numbers.
     """
-    files: dict[SplitName, Path] = {}
-    for split, suffix in SUFFIXES.items():
-        names = [f"lra-{stem}.{suffix}.pickle", f"{stem}.{suffix}.pickle"]
-        found = [folder / name for name in names if (folder / name).is_file()]
-        if not found:
-            raise DataError(f"{folder}: {names[0]} not found")
-        files[split] = found[0]
+    sets: list[dict[SplitName, Path]] = [
+        {split: folder / f"{prefix}{stem}.{suffix}.pickle" for split, suffix in SUFFIXES.items()}
+        for prefix in ("lra-", "")
+    ]
+    present = [files for files in sets if any(file.is_file() for file in files.values())]
+    if len(present) > 1:
+        raise DataError(f"{folder}: holds files of two sets, lra-{stem}.* and {stem}.*; leave one of them there")
+    files = present[0] if present else sets[0]
+    for file in files.values():
+        if not file.is_file():
+            raise DataError(f"{folder}: {file.name} not found")
     return files
 
 

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+
+from lra.errors import UsageError
 
 MOST_GRAPHS = 64
 """More than a run needs: `lra.data.batching.MOST_LENGTHS` lengths, and parts of a batch in two sizes."""
@@ -22,11 +26,32 @@ def compile_model(model: nn.Module, backend: str = "inductor") -> None:
     Args:
         model: The model.
         backend: What makes code of a graph; "eager" only runs it, for tests.
+
+    Raises:
+        UsageError: torch compiles nothing in this process.
     """
     import torch._dynamo  # here, since it takes a second
 
     torch._dynamo.config.cache_size_limit = MOST_GRAPHS  # `recompile_limit` is the same, but torch 2.6 has it not
+    torch._dynamo.config.suppress_errors = False
+    if not _compiles():
+        raise UsageError(
+            "compile: torch compiles nothing in this process, as with TORCHDYNAMO_DISABLE=1 or "
+            "TORCH_COMPILE_DISABLE=1; unset that, or leave --compile out"
+        )
     model.compile(fullgraph=True, dynamic=False, backend=backend)
+
+
+def _compiles() -> bool:
+    """Say whether a function that is compiled reaches the compiler."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:  # noqa: ARG001
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compile(lambda x: x + 1, backend=backend)(torch.zeros(1))
+    return bool(graphs)
 
 
 def uncompiled(*, compiled: bool) -> contextlib.AbstractContextManager[object]:

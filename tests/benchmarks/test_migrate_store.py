@@ -160,3 +160,37 @@ def test_an_upgrade_that_changes_a_measurement_is_stopped(store, monkeypatch, ca
     with pytest.raises(SystemExit, match="speed_ratio would not be the same afterwards"):
         migrate(store, monkeypatch, capsys)
     assert contents(store) == before
+
+
+def test_a_run_that_was_made_again_since_keeps_its_record(store, monkeypatch, capsys):
+    """Both outcomes stay, and reports go on to say that there are two."""
+    ours, measured = add_run(store, "contextpool"), add_measurement(store)
+    copies = {path: path.read_bytes() for path in (store.record_path(ours), store.root / "bench" / f"{measured}.json")}
+    migrate(store, monkeypatch, capsys)
+    (new,) = [record.run_id for record in store.records()]
+    (bench,) = (store.root / "bench").iterdir()
+    changed = {}
+    for path, kind, field in ((store.record_path(new), "record", "finished_at"), (bench, "bench", "measured_at")):
+        body = read_envelope(path, kind, 3) | {field: "2026-02-02T00:00:00"}
+        path.write_bytes(pack_envelope(kind, body))
+        changed[path] = path.read_bytes()
+    for path, content in copies.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    out = migrate(store, monkeypatch, capsys)
+    assert "is the same run, made again" in out
+    assert "has the same settings, measured again" in out
+    assert {path: path.read_bytes() for path in (*copies, *changed)} == copies | changed
+
+
+def test_a_migration_that_was_killed_goes_on(store, monkeypatch, capsys):
+    """Killed between the new file and the removal of the old one."""
+    ours = add_run(store, "contextpool")
+    record, arrays = store.record_path(ours), store.arrays_path(ours)
+    copies = {path: path.read_bytes() for path in (record, arrays)}
+    migrate(store, monkeypatch, capsys)
+    for path, content in copies.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    assert "1 of 2 records" in migrate(store, monkeypatch, capsys)
+    assert not record.exists()

@@ -45,11 +45,19 @@ _ERRORS = (
 """What running a malformed pickle of the admitted instructions raises."""
 
 
-def read_pickle(data: bytes, place: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+def read_pickle(
+    data: bytes, place: str, batch: bytes | None = None
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Return the images (count, 3072) and the labels (count,) of one file.
 
+    Args:
+        data: Its content.
+        place: Where it is from, for an error.
+        batch: What the file has to call itself, if it says what it is; None takes any.
+
     Raises:
-        DataError: The file is not a pickle of such images, or holds an instruction that those do not need.
+        DataError: The file is not a pickle of such images, is another batch, or holds an instruction that those do not
+            need.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # strings with odd escapes make the standard library warn; they are refused
@@ -61,6 +69,9 @@ def read_pickle(data: bytes, place: str) -> tuple[npt.NDArray[np.uint8], npt.NDA
         raise DataError(f"{place}: not a CIFAR-10 pickle: {reason}") from error
     if type(content) is not dict:
         raise DataError(f"{place}: not a CIFAR-10 pickle: no dictionary")
+    label = content.get(b"batch_label")
+    if batch is not None and isinstance(label, bytes) and label != batch:
+        raise DataError(f"{place}: says that it is {label.decode('latin-1')!r}, not {batch.decode()!r}; renamed?")
     images = _images(content.get(b"data"), place)
     labels = content.get(b"labels")
     if type(labels) is not list or len(labels) != len(images) or not all(type(label) is int for label in labels):

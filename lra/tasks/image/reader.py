@@ -53,8 +53,11 @@ def read_images(source: Path, levels: GrayLevels, *, progress: bool) -> tuple[By
             dataset, number = match[1], int(match[2] or _TEST)
             if number in found:
                 raise DataError(f"{member.place}: these images were read from another member already")
-            reader = read_pickle if dataset == "py" else _read_binary
-            images, labels = reader(member.read(), member.place)
+            if dataset == "py":
+                batch = b"testing batch 1 of 1" if number == _TEST else b"training batch %d of 5" % number
+                images, labels = read_pickle(member.read(), member.place, batch)
+            else:
+                images, labels = _read_binary(member.read(), member.place)
             found[number] = to_gray(images, levels), labels
             if any(np.array_equal(found[number][0], other) for key, (other, _) in found.items() if key != number):
                 raise DataError(f"{member.place}: the same images as in another member")

@@ -64,7 +64,9 @@ OptionsT = TypeVar("OptionsT", bound=PixelOptions)
 
 
 def _size(options: PixelOptions) -> list[str]:
-    return [] if options.side == SIDE else [f"{options.side} x {options.side} pixels"]
+    images = (options.train_images, options.test_images)
+    whole = [] if images == (TRAIN_IMAGES, TEST_IMAGES) else [f"archive of {images[0]:,} + {images[1]:,} images"]
+    return whole if options.side == SIDE else [*whole, f"{options.side} x {options.side} pixels"]
 
 
 class _Pixels(Task[OptionsT]):

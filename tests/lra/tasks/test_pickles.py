@@ -246,3 +246,10 @@ def test_pickles_that_were_written_one_behind_the_other_are_refused(tmp_path):
     file.write_bytes(2 * file.read_bytes())
     with pytest.raises(DataError, match="more behind the list"):
         prepare("text", tmp_path, source)
+
+
+def test_files_of_two_sets_in_a_folder_are_not_mixed(tmp_path):
+    folder = write(tmp_path / "folder", "listops", prefix="")
+    (folder / "lra-listops.train.pickle").write_bytes((folder / "listops.train.pickle").read_bytes())
+    with pytest.raises(DataError, match=r"holds files of two sets, lra-listops\.\* and listops\.\*"):
+        prepare("listops", tmp_path, folder)

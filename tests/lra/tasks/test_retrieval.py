@@ -327,3 +327,17 @@ def test_the_model_encodes_both_alike_and_ignores_padding(tmp_path, head, poolin
     width = {"paper": 4, "code": 2}[head] * 16
     assert model.head.hidden[0].in_features == width
     assert len(model.head.hidden) == {"paper": 1, "code": 2}[head]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_files_of_two_sets_are_not_mixed(tmp_path, packed):
+    mixed = [("other.test.tsv" if ".test." in name else name, content) for name, content in files()]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in mixed:
+        (folder / name).write_bytes(content)
+    archive = tmp_path / "pairs.tar"
+    archive.write_bytes(tar_bytes(mixed, "w"))
+    options = TASK.options.model_validate({"source": "substitute"})
+    with pytest.raises(DataError, match=r"test\.tsv is of another set than .*|is of another set than .*other"):
+        TASK.prepare(options, tmp_path / "home", source=archive if packed else folder, progress=False)

@@ -1,6 +1,9 @@
 """Compiled steps: one graph for each length, or an error."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -66,12 +69,21 @@ def test_200_batches_need_a_graph_for_each_length_at_most():
     stream = TrainingBatches(split, batch_size=4, seed=0, padded_length=None, limit=2048, coarse=True)
     model = Tiny()
     compile_model(model, backend="eager")
-    sizes = set()
+    before, sizes = graphs(), set()
     for step in range(200):
         batch = stream.batch(step, CPU)
         sizes.add(batch.tokens.shape)
         model(batch.tokens, batch.mask)
-    assert MOST_LENGTHS / 2 < graphs() == len(sizes) <= MOST_LENGTHS
+    assert MOST_LENGTHS / 2 < graphs() - before == len(sizes) <= MOST_LENGTHS
+
+
+@pytest.mark.parametrize("switch", ["TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"])
+def test_a_process_in_which_torch_compiles_nothing_is_refused(switch):
+    code = "from torch import nn; from lra.runners.train.compiled import compile_model; compile_model(nn.Linear(1, 1))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {switch: "1"}, capture_output=True, text=True, check=False
+    )
+    assert "UsageError: compile: torch compiles nothing in this process" in ended.stderr
 
 
 @pytest.mark.nightly

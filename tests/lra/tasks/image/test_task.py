@@ -261,6 +261,15 @@ def test_hostile_and_malformed_pickles_are_refused(data, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_batch_that_says_that_it_is_another_one_is_refused():
+    """As with `test_batch` and `data_batch_5` exchanged."""
+    label = b"testing batch 1 of 1"
+    data = GOOD.replace(b"}(", b"}(" + b"U\x0bbatch_label" + b"U%c" % len(label) + label, 1)
+    assert read_pickle(data, "x", label)[0].tolist() == read_pickle(GOOD, "x", label)[0].tolist()
+    with pytest.raises(DataError, match=r"x: says that it is 'testing batch 1 of 1', not 'training batch 5 of 5'"):
+        read_pickle(data, "x", b"training batch 5 of 5")
+
+
 def test_the_pickle_of_the_fixtures_is_one_that_pickle_itself_reads():
     images, labels = cifar_arrays()
     content = pickle.loads(GOOD, encoding="bytes")
@@ -323,7 +332,8 @@ def test_half_the_size_is_the_rounded_mean_of_two_by_two_levels(tmp_path):
         assert (expected != np.floor(means).reshape(len(levels), 256)).any()  # cutting instead of rounding would show
         assert (expected != np.round(means).reshape(len(levels), 256)).any()  # and halves to even
         np.testing.assert_array_equal(half.split(name).labels, whole.split(name).labels)
-    assert half.manifest.dataset == "gray CIFAR-10, 16 x 16 pixels"
+    assert half.manifest.dataset == "gray CIFAR-10, archive of 20 + 4 images, 16 x 16 pixels"
+    assert TASK.dataset_name(TASK.options()) == "gray CIFAR-10"
     assert TASK.show(half, "test", 0).startswith("test example 0: 16 x 16 pixels")
 
 
