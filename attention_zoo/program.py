@@ -86,7 +86,7 @@ def check_programs(texts: str, read: Iterable[str] = ()) -> None:
     if programs:
         remember_imports()
     for program in programs:
-        _compare(program)
+        _compare(program, _imported)
     known = {path for program in programs for path in program.files}
     for path in sorted(files_that_count(read, known).keys() - known):
         raise ProgramError(
@@ -142,11 +142,15 @@ def _note_reads(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _opened(event: str, arguments: tuple[Any, ...]) -> list[str]:
-    """Return the paths that an audit event of Python opens for reading, as data or as a library."""
+    """Return the paths that an audit event of Python opens for reading, as data or as a library.
+
+    They are absolute, since the working folder may be another one later.
+    """
     if event in ("sqlite3.connect", "ctypes.dlopen") or (event == "open" and _reads(*arguments[1:])):
-        with contextlib.suppress(TypeError):  # a file descriptor
+        with contextlib.suppress(TypeError, OSError):  # a file descriptor; a working folder that is gone
             place = os.fsdecode(arguments[0])
-            return [place, place.removeprefix("file:").partition("?")[0]]  # a database may have an address
+            address = place.removeprefix("file:").partition("?")[0]  # as a database may have it
+            return [os.path.abspath(path) for path in (place, address)]  # noqa: PTH100 - links keep their names
     return []
 
 
@@ -176,7 +180,13 @@ def program_text(
     """
     written = [json.dumps(dict(values or {}), sort_keys=True) for values in (options, sizes)]
     program = program_of(tuple(modules), variant, *written, trial, search_path(), str(Path.cwd()))
-    _compare(program)
+    for module in modules:
+        if module.endswith(".py") and os.path.abspath(module) not in program.files:  # noqa: PTH100 - as it is found
+            raise ProgramError(
+                f"{module} is in a folder of this project or of Python, whose files are no part of a run id; "
+                "move it elsewhere"
+            )
+    _compare(program, _imported)
     text = f"{label} source {program.digest[:DIGITS]}"
     _asked[text] = program
     return text
@@ -213,10 +223,24 @@ def program_of(
     return Program(answer["digest"], answer["files"])
 
 
-def _compare(program: Program) -> None:
+def check_files(texts: str) -> None:
+    """Check that the files of programs still are what they were, for processes that were started meanwhile.
+
+    Args:
+        texts: What `program_text` gave for them, in one text.
+
+    Raises:
+        ProgramError: One has changed.
+    """
+    for text, program in _asked.items():
+        if text in texts:
+            _compare(program, {})
+
+
+def _compare(program: Program, imported: Mapping[str, str]) -> None:
     for path, digest in program.files.items():
         inside = any(parent.is_file() for parent in Path(path).parents)  # of an archive, which is a file of its own
-        here = _imported.get(path) or (file_digest(path) if Path(path).is_file() else digest if inside else "")
+        here = imported.get(path) or (file_digest(path) if Path(path).is_file() else digest if inside else "")
         if here != digest:
             raise ProgramError(f"{path} has changed since it was imported or read; start again")
 

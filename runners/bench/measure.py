@@ -19,7 +19,7 @@ from lra.results.bench_format import REFERENCE, is_reference
 from lra.results.bench_records import BenchRecord, Timing, settings_id
 
 from ..arithmetic import set_arithmetic
-from ..train.run import is_out_of_memory
+from ..train.run import check_process, check_sources, is_out_of_memory
 from .memory_process import MemoryReply, MemoryRequest, measure_in_subprocess
 from .timing import WARMUP_STEPS, TimingPlan, speed_ratio, time_in_turns
 from .workload import Workload, workload_config
@@ -81,6 +81,9 @@ def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[
         plan: How to measure.
         configs: The configuration of each variant.
         say: Prints what is being measured.
+
+    Raises:
+        UsageError: The code of a variant has changed meanwhile.
     """
     torch.set_num_threads(plan.threads)
     set_arithmetic()
@@ -97,6 +100,9 @@ def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[
     processor = environment["device" if plan.device.type == "cuda" else "cpu"]
     fitting = [config for config in configs if replies[config.variant.name].status == "ok"]
     seconds = time_variants(fitting, plan)
+    for config in configs:
+        check_process(config)
+        check_sources(config)  # the processes that measured memory have imported the files again
     # The ratio is kept without the options of full attention, so with others there is none.
     comparable = any(is_reference(config) for config in configs)
     records = []

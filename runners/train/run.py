@@ -19,7 +19,7 @@ from torch import nn
 
 from attention_zoo import get_variant
 from attention_zoo.faults import fault_line, is_in_variant
-from attention_zoo.program import ProgramError, check_programs, reads_below
+from attention_zoo.program import ProgramError, check_files, check_programs, reads_below
 from lra.atomic_io import remove_folder
 from lra.config.labels import row_name
 from lra.config.schema import NUMERICS_VERSION, RunConfig
@@ -400,6 +400,18 @@ def check_process(config: RunConfig, read: Collection[str] = ()) -> None:
         )
     try:
         check_programs(programs_of(config), read)
+    except ProgramError as error:
+        raise UsageError(str(error)) from error
+
+
+def check_sources(config: RunConfig) -> None:
+    """Check that the files of the programs that a configuration names are what they were, see `check_files`.
+
+    Raises:
+        UsageError: One has changed.
+    """
+    try:
+        check_files(programs_of(config))
     except ProgramError as error:
         raise UsageError(str(error)) from error
 

@@ -16,7 +16,16 @@ import pytest
 
 from attention_zoo import LayerDims, program, source_digest
 from attention_zoo.foreign import import_place
-from attention_zoo.program import TRIAL_SIZES, ProgramError, check_programs, program_of, program_text, reads_below
+from attention_zoo.program import (
+    TRIAL_SIZES,
+    ProgramError,
+    check_files,
+    check_programs,
+    program_of,
+    program_text,
+    reads_below,
+    remember_imports,
+)
 from attention_zoo.source_digest import loaded_program
 
 MIXER = """
@@ -93,6 +102,11 @@ LAYOUTS = {
     ),
     "executed": (FILE, {"mine.py": "exec(open('helper.txt').read())\n", "helper.txt": "S = 0\n"}, "helper.txt"),
     "read": (FILE, {"mine.py": "import json\njson.load(open('s.json'))\n", "s.json": "0\n"}, "s.json"),
+    "read-in-its-own-folder": (
+        FILE,
+        {"mine.py": "import os\nos.chdir('deep')\nopen('s.txt').read()\nos.chdir('..')\n", "deep/s.txt": "0\n"},
+        "deep/s.txt",
+    ),
     "by-hand": (
         FILE,
         {
@@ -317,6 +331,26 @@ def test_a_file_that_is_gone_since_it_was_read_is_a_change(tmp_path, monkeypatch
     (tmp_path / "scale.txt").unlink()
     with pytest.raises(ProgramError, match=r"scale\.txt has changed since it was imported or read"):
         check_programs(text)
+
+
+def test_files_are_compared_as_they_are_now_after_other_processes_had_them(tmp_path, monkeypatch):
+    """Such a process imports them again, and this one would not notice by what it has imported itself."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"mine.py": "S = 0\n"})
+    text = digest("mine.py")
+    import_place("mine.py")
+    remember_imports()
+    check_files(text)
+    write(tmp_path, {"mine.py": "S = 1\n"})
+    check_programs(text)
+    with pytest.raises(ProgramError, match=r"mine\.py has changed since it was imported or read"):
+        check_files(text)
+
+
+def test_a_file_in_a_folder_of_this_project_is_no_plug_in():
+    """Its edits would change no id."""
+    with pytest.raises(ProgramError, match=r"masking\.py is in a folder of this project or of Python"):
+        digest(str(Path(source_digest.__file__).parent / "masking.py"))
 
 
 def test_two_files_of_one_name_that_change_places_count(tmp_path, monkeypatch):

@@ -312,6 +312,24 @@ def test_ratios_refer_to_full_attention_with_its_default_options_alone(options, 
     assert ("(1.00)" in printed) == (not options)
 
 
+def test_a_variant_that_is_edited_while_it_is_measured_has_no_measurement(tmp_path, monkeypatch):
+    """Its memory would be that of the new code, its times those of the old."""
+    file = tmp_path / "mine_bench.py"
+    file.write_text("import torch\n\nclass Mine(torch.nn.Identity):\n    K = 1\n")
+    plan = measure.BenchPlan(
+        variants=["full", f"{file}:Mine"], lengths=[64], task="text", profile=load_profile("quick"), device=CPU,
+        threads=1, batch=1,
+    )  # fmt: skip
+    configs = plan.configs()[64]
+    reply = MemoryReply(status="ok", parameters=1)
+    monkeypatch.setattr(measure, "measure_in_subprocess", lambda _: reply)
+    monkeypatch.setattr(measure, "time_variants", lambda *_: {})
+    measure.measure_length(plan, configs, lambda _: None)
+    file.write_text(file.read_text().replace("1", "2"))
+    with pytest.raises(UsageError, match=r"mine_bench\.py has changed since it was imported or read"):
+        measure.measure_length(plan, configs, lambda _: None)
+
+
 def test_the_arena_layout_is_that_of_table_2():
     oom = {"status": "oom", "detail": "no room", "timing": None, "speed_ratio": None, "memory": None, "flops": None}
     noisy = Timing(seconds=[0.1, 0.5, 0.9], warmup_steps=5)
