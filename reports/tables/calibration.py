@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from lra.config.labels import Settings, default_options, fits, split_row
+from lra.config.labels import Settings, default_options, fits, short_name, split_row
 from lra.config.schema import canonical_json
 from lra.errors import UsageError
 from lra.names import suggest
@@ -174,8 +175,8 @@ def _published(source: Published) -> _Side:
 def _paired(sides: Sequence[_Side], task: str) -> dict[str, tuple[float, float]]:
     """Return the accuracies of the rows that both sides have on a task, by row.
 
-    Rows of one name are the same. A published row is also the one row of ours that has its options, which may be our
-    defaults; without options, the one row that has all our defaults, though it may be named by other settings.
+    Rows of one name are the same. A published row is also the one row of ours that it means, though that may be named
+    by other settings.
     """
     scores = [dict(side.scores[task]) for side in sides]
     for own, (side, other) in enumerate((sides, sides[::-1])):
@@ -187,12 +188,7 @@ def _paired(sides: Sequence[_Side], task: str) -> dict[str, tuple[float, float]]
             here = frame[(frame["task"] == task) & (frame["variant"] == variant)]
             places = zip(here["settings"], here["profile"], strict=True)
             fitting = set(
-                here["row"][
-                    [
-                        fits(settings, options) if options else _has_defaults(settings, variant, profile, task)
-                        for settings, profile in places
-                    ]
-                ]
+                here["row"][[_is_meant(settings, variant, profile, task, options) for settings, profile in places]]
             )
             if name not in fitting and len(fitting) == 1:
                 scores[own][fitting.pop()] = scores[own].pop(name)
@@ -220,7 +216,17 @@ def _are_apart(sides: Sequence[_Side], task: str, row: str) -> bool:
     return programs[0] != programs[1]
 
 
-def _has_defaults(settings: Settings, variant: str, profile: str, task: str) -> bool:
-    """Say whether a run has the default of each option of its variant."""
+def _is_meant(settings: Settings, variant: str, profile: str, task: str, options: str) -> bool:
+    """Say whether a run is what a published row names: it has the options of that name, and nothing else but defaults.
+
+    Pretraining and a start from another run are not the default.
+    """
     defaults = default_options(variant, profile, task, str(settings.get("model.positions")))
-    return all(canonical_json(settings[name]).decode() == text for name, text in defaults.items() if name in settings)
+    others = [
+        name
+        for name, value in settings.items()
+        if name.startswith(("pretrain.", "start."))
+        or (name in defaults and canonical_json(value).decode() != defaults[name])
+    ]
+    named = set(re.findall(r"[\w.]+(?==)", options))
+    return fits(settings, options) and all(short_name(name) in named for name in others)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lra.config.schema import VariantChoice
+from attention_zoo.registry import get_variant
+from lra.config.schema import PretrainConfig, VariantChoice
 from lra.errors import UsageError
 from reports.cli import make_tables
 from reports.result_set import load_stores
@@ -71,9 +72,27 @@ def test_a_published_table_is_the_other_side(tmp_path):
 
 def test_a_published_row_that_names_our_default_is_our_row(tmp_path):
     for name, correct in (("lion", 500), ("full", 400)):
-        add_run(tmp_path, correct, variant=name, options={"decay": "selective"} if name == "lion" else None)
+        choice = VariantChoice(name=name, options=get_variant(name).config().to_dict())
+        add_run(tmp_path, correct, config=cell_config(variant=name).model_copy(update={"variant": choice}))
     with pytest.raises(UsageError, match=r"listops has 1 \(lion( \[.*\])?\)"):
         calibration(load_stores([tmp_path]), "quick", "published:lion")
+
+
+@pytest.mark.parametrize("further", [{"state_size": 2}, {}, None])
+def test_a_published_row_with_options_is_no_row_with_further_ones(tmp_path, further):
+    """Nor one that was pretrained, which stands for `None` here."""
+    for index, name in enumerate(("s5", "mamba", "hgrn", "tnn", "s4d")):
+        config = cell_config(variant=name)
+        if name == "s4d":
+            options = get_variant(name).config.from_dict({"initialisation": "legs"} | (further or {})).to_dict()
+            config = config.model_copy(update={"variant": VariantChoice(name=name, options=options)})
+            if further is None:
+                config = config.model_copy(
+                    update={"pretrain": PretrainConfig(share=0.5, mask_rate=0.1, loss="cross_entropy")}
+                )
+        add_run(tmp_path, 500 + 10 * index, config=config)
+    found = cells(calibration(load_stores([tmp_path]), "quick", "published:state_space"))
+    assert found["listops"]["variants"] == ("5" if further == {} else "4")
 
 
 @pytest.mark.parametrize(
