@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -116,9 +118,21 @@ def _of_cuda() -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
+    info, name = Path("/proc/cpuinfo"), ""
     if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+        name = _model_in(info.read_text(encoding="utf-8", errors="replace"))
+    elif platform.system() == "Darwin":  # whose platform.processor() is `arm` or `i386` for all
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        with contextlib.suppress(OSError):
+            name = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return name or platform.processor()
+
+
+def _model_in(cpuinfo: str) -> str:
+    """Return the model in the text of /proc/cpuinfo; on ARM its numbers, since there is no name; empty if it has none."""
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    numbers = ("CPU implementer", "CPU variant", "CPU part", "CPU revision")
+    return fields.get("model name") or " ".join(f"{name} {fields[name]}" for name in numbers if name in fields)

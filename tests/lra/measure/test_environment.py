@@ -1,8 +1,12 @@
 """What of an environment decides the last bits of a result."""
 
+import platform
+import subprocess
+
 import pytest
 import torch
 
+from lra.measure import environment
 from lra.measure.environment import decisive, describe_environment, differences, same_bits, why_other_bits
 
 HERE = describe_environment(torch.device("cpu")) | {"processes": 1}
@@ -53,3 +57,28 @@ def test_it_is_told_why_a_record_may_have_other_bits():
     assert why_other_bits(gpu, here).startswith("; the record is from another environment (device a GPU there")
     assert why_other_bits(gpu, gpu).endswith("with --deterministic only")
     assert why_other_bits(gpu | {"deterministic_algorithms": True}, gpu | {"deterministic_algorithms": True}) == ""
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("processor\t: 0\nmodel name\t: A B 3\nmodel name\t: C\nCPU part\t: 0xd0c\n", "A B 3"),
+        (
+            "processor\t: 0\nCPU implementer\t: 0x41\nCPU variant\t: 0x3\nCPU part\t: 0xd0c\nCPU revision\t: 1\n",
+            "CPU implementer 0x41 CPU variant 0x3 CPU part 0xd0c CPU revision 1",
+        ),
+        ("processor\t: 0\n", platform.processor()),
+    ],
+)
+def test_processors_have_the_name_of_their_model(monkeypatch, cpuinfo, expected):
+    """On ARM, Linux gives numbers only; `aarch64` would put the speeds of all of them into one row."""
+    monkeypatch.setattr(environment.Path, "read_text", lambda *_, **__: cpuinfo)
+    assert describe_environment(torch.device("cpu"))["cpu"] == expected
+
+
+def test_a_mac_has_the_name_of_its_chip(monkeypatch):
+    done = subprocess.CompletedProcess([], 0, stdout="Apple M1 Pro\n")
+    monkeypatch.setattr(environment.Path, "is_file", lambda _: False)
+    monkeypatch.setattr(environment.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: done)
+    assert describe_environment(torch.device("cpu"))["cpu"] == "Apple M1 Pro"
