@@ -129,7 +129,7 @@ def _cpu_model() -> str:
 
 
 def _model_in(cpuinfo: str) -> str:
-    """Return the model in the text of /proc/cpuinfo; on ARM its numbers, since there is no name; empty if it has none."""
+    """Return the model in the text of /proc/cpuinfo, on ARM its numbers; empty if it has neither."""
     fields: dict[str, str] = {}
     for line in cpuinfo.splitlines():
         name, _, value = line.partition(":")
