@@ -13,8 +13,6 @@ import torch
 from attention_zoo import OptionError, get_variant
 from attention_zoo.registry import is_own
 from lra.config.builtin import profile_names
-from lra.config.profiles import load_profile
-from lra.config.resolve import resolve
 from lra.config.schema import ADDED_LATER, NUMERICS_VERSION, ModelConfig, RunConfig, validate_section
 from lra.config.yaml_loader import load_file
 from lra.errors import StoreError, UsageError
@@ -27,6 +25,7 @@ from lra.tasks import get_task
 from lra.tasks import is_own as is_own_task
 
 from .baselines import known_since
+from .recipe import off_recipe
 
 UNKNOWABLE = (
     "No check can tell whether the run was made as its record says: whoever trains another model, or makes up every "
@@ -210,26 +209,11 @@ def _check_recipe(config: RunConfig, faults: list[str], remarks: list[str]) -> N
     if config.profile not in profile_names():
         remarks.append(f"{config.profile} is not a profile of this project, so its recipe is not checked")
         return
-    profile = load_profile(config.profile)
-    options = {f"variant.{name}": value for name, value in config.variant.options.items()}
-    train = {f"train.{name}": value for name, value in config.train.model_dump().items()}
-    options |= {path: value for path, value in train.items() if profile.admits(path, value)}
-    options |= {} if config.pretrain is None else {"pretrain.share": config.pretrain.share}
     try:
-        ours = resolve(
-            task=config.task, variant=config.variant.name, profile=profile, seed=config.seed, overrides=options
-        )
+        differing = off_recipe(config)
     except UsageError as error:
         faults.append(f"its configuration is refused: {str(error).splitlines()[0]}")
         return
-    theirs, recipe = ({"pretrain": None} | each.hashed() for each in (config, ours))
-    differing = [
-        f"{section}.{name}"
-        for section in ("data", "model", "train", "pretrain")
-        for mine, yours in [(recipe[section] or {}, theirs[section] or {})]
-        for name in sorted({*mine, *yours})
-        if yours.get(name) != mine.get(name)
-    ]
     if differing:
         faults.append(f"matched track, but not the recipe of profile {config.profile}: {', '.join(differing)}")
 

@@ -32,8 +32,8 @@ _ALWAYS_NAMED = {
     "train.crop": None,
     "train.denoise": 0.0,
 }
-"""How a run computes, and what it does to its inputs. Another value than this is named in every row, also where it is
-the same in all of them."""
+"""How a run computes, and what it does to its inputs. Another value than this, or than that of the profile, is named in
+every row, also where it is the same in all of them."""
 _SIZES_OF_STEP = ("model.max_length", "train.batch_size", "train.accumulation")
 """What a measurement sets itself."""
 _OF_START = {"start.weights", "start.steps"}
@@ -136,18 +136,24 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
     names = []
     for row in rows:
         defaults = default_options(row.variant, row.profile, row.task, str(row.settings.get("model.positions")))
+        usual = _recipe_of(row.profile, row.task)
+        settings = _ALWAYS_NAMED | dict(row.settings)
         named = shared[row.variant] | {
             name
             for name in row.settings
-            if (name.startswith(("pretrain.", "start.")) and name not in _OF_START)
+            if (
+                name.startswith(("pretrain.", "start."))
+                and name not in _OF_START
+                and usual.get(name) != row.settings[name]
+            )
             or (
                 _of_variant(name)
                 and (name in own[row.variant] if name not in defaults else _text(row.settings[name]) != defaults[name])
             )
         }
-        named |= {name for name, usual in _ALWAYS_NAMED.items() if row.settings.get(name, usual) != usual}
-        shown = [name for name in sorted(named) if name in row.settings and name not in leave_out]
-        text = ", ".join(f"{short_name(name)}={shown_value(row.settings[name])}" for name in shown)
+        named |= {name for name, off in _ALWAYS_NAMED.items() if settings[name] != usual.get(name, off)}
+        shown = [name for name in sorted(named) if name in settings and name not in leave_out]
+        text = ", ".join(f"{short_name(name)}={shown_value(settings[name])}" for name in shown)
         names.append(f"{row.shown} [{text}]" if text else row.shown)
     return told_apart(_settings_apart(rows, names, leave_out), [row.variant for row in rows])
 

@@ -19,17 +19,20 @@ import torch
 LIBRARY_SETTINGS = (
     "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",
     "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG",
-    "OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_MAX_ACTIVE_LEVELS", "MKL_DYNAMIC", "TORCHINDUCTOR_MAX_AUTOTUNE",
-    "TORCHINDUCTOR_FREEZING", "TORCHINDUCTOR_EMULATE_PRECISION_CASTS",
+    "OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_MAX_ACTIVE_LEVELS", "MKL_DYNAMIC",
 )  # fmt: skip
 """Environment variables by which the libraries below torch choose other instructions, or fewer threads than torch asks
 for, and so other last bits."""
+_OF_COMPILER = re.compile(
+    r"(TORCHINDUCTOR|TORCH_COMPILE|TORCHDYNAMO)_(?!.*(CACHE|DIR|THREADS|WORKERS|DEBUG|LOG|TRACE))"
+)
+"""Environment variables of torch's compiler, but for those that say where and how fast it works."""
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Return plain values that describe software and hardware; no host name, no paths.
 
-    Of the environment variables, only those of `LIBRARY_SETTINGS` are named.
+    Of the environment variables, only those of `LIBRARY_SETTINGS` and of torch's compiler are named.
     """
     return {
         "lra_harness": package_version(),
@@ -46,8 +49,12 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         **(_of_cuda() if device.type == "cuda" else {}),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "library_settings": " ".join(f"{name}={os.environ[name]}" for name in LIBRARY_SETTINGS if os.environ.get(name)),
+        "library_settings": " ".join(f"{name}={os.environ[name]}" for name in _settings() if os.environ.get(name)),
     }
+
+
+def _settings() -> list[str]:
+    return [*LIBRARY_SETTINGS, *sorted(filter(_OF_COMPILER.match, os.environ))]
 
 
 def decisive(environment: Mapping[str, Any]) -> dict[str, Any]:

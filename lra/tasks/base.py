@@ -31,6 +31,7 @@ from lra.names import legible
 from lra.reading import reading
 from lra.tasks import pickles
 from lra.tasks.baselines import Features, linear, majority, token_counts
+from lra.terminal import echo
 
 PICKLE_OPTIONS = ("source", "max_length", "difficulty", "legacy_zero_mask")
 """Options that data from Nystromformer's pickles takes."""
@@ -286,8 +287,8 @@ class Task(ABC, Generic[OptionsT]):
             generated_by: Generator or reader, with its version.
             sources: SHA-256 of the files that were read, by name.
             baselines: Further accuracies in % that the task measured, by name.
-            dataset: What tables call the data, if not `dataset_name(options)`. Where it is read, and most test examples
-                are in another split, that is added.
+            dataset: What tables call the data, if not `dataset_name(options)`. Where most test examples are in another
+                split, that is added.
 
         Raises:
             DataError: The folder cannot be written, another process made it from other files, the code of a third party
@@ -309,7 +310,7 @@ class Task(ABC, Generic[OptionsT]):
         return write_prepared(
             target,
             task=self.info.name,
-            dataset=name if self.generates(options) else ", ".join([name, *_repeated(splits, name)]),
+            dataset=", ".join([name, *_repeated(splits, name)]),
             generated_by=", ".join(filter(None, [generated_by, program])),
             options=options.model_dump(mode="json", exclude=self._as_before(options)),
             num_classes=classes,
@@ -383,6 +384,8 @@ class Task(ABC, Generic[OptionsT]):
             with contextlib.ExitStack() as stack:
                 if origin is not None:
                     stack.enter_context(reading(origin))
+                if origin is not None and source is None:
+                    echo(f"{self.info.name}: reading {origin}, which was read before; --from names another.", err=True)
                 if program:
                     from attention_zoo.program import reads_below  # here, since it imports torch
 

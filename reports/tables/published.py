@@ -11,11 +11,16 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
+from attention_zoo.registry import is_own
+from lra.config.builtin import profile_names
 from lra.config.labels import Settings, fits, names_no_more, split_row
 from lra.config.schema import Section, validate_section
 from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
+from lra.models.downsamplers import is_own as is_own_layer
+from lra.tasks import is_own as is_own_task
 
+from ..recipe import off_recipe
 from ..result_set import ResultSet
 from .accuracy import accuracy_cell
 from .captions import FIVE, NOT_RUN, SIX, preview, provenance_notes, table_caption
@@ -76,6 +81,8 @@ class Cell(NamedTuple):
     text: str
     mean: float
     """NaN if there is none."""
+    has_recipe: bool
+    """Whether all of them have the recipe of their profile."""
 
 
 @functools.cache
@@ -109,7 +116,7 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
     cells = [
         Cell(
             str(variant), str(task), str(column), str(label), group["settings"].iloc[0], frozenset(group["seed"]),
-            *accuracy_cell(group, seeds),
+            *accuracy_cell(group, seeds), not any(_off_recipe(results, str(run_id)) for run_id in group["run_id"]),
         )
         for (variant, column, task, label), group in frame.groupby(["variant", "column", "task", "label"])
     ]  # fmt: skip
@@ -126,9 +133,10 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
                 and names_no_more(cell.label, cell.settings, options)
             ]
             found = [
-                _row(source, name, published, *each, comparable)
-                for task, published, beside in (*_by_task(source, name, ours), *_averages(source, name, ours))
-                for each in beside or ([(task, name, NOT_RUN, math.nan)] if comparable else [])
+                _row(source, name, number, heading, label, text, mean, comparable and recipe)
+                for task, number, beside in (*_by_task(source, name, ours), *_averages(source, name, ours))
+                for heading, label, text, mean, recipe in beside
+                or ([(task, name, NOT_RUN, math.nan, True)] if comparable else [])
             ]
             rows += found
             if found:
@@ -148,7 +156,10 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
         if name in shown
     ]
     notes.append(
-        Term(f"{OTHER_RECIPE}: the source's model, data rules or training differ from the profile; no difference.")
+        Term(
+            f"{OTHER_RECIPE}: the source's model, data rules or training differ from the profile, or those of our runs "
+            "do; no difference."
+        )
     )
     if profile == "quick":
         notes.append(
@@ -158,8 +169,20 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
     return plain_table(title, rows, preview(frame) + notes + provenance_notes(frame), frame)
 
 
-Beside = tuple[str, float | None, list[tuple[str, str, str, float]]]
-"""A task or average, its published number, and ours beside it: heading, label, text and mean."""
+Beside = tuple[str, float | None, list[tuple[str, str, str, float, bool]]]
+"""A task or average, its published number, and ours beside it: heading, label, text, mean and `Cell.has_recipe`."""
+
+
+def _off_recipe(results: ResultSet, run_id: str) -> bool:
+    """Say whether a run has another recipe than its profile has here."""
+    config = (results.records.get(run_id) or results.attempts[run_id]).config
+    own = is_own(config.variant.name, config.variant.options) and is_own_layer(config.model.pool)
+    if config.track != "matched" or config.profile not in profile_names() or not own or not is_own_task(config.task):
+        return False
+    try:
+        return bool(off_recipe(config))
+    except UsageError:
+        return True
 
 
 def _by_task(source: Published, name: str, ours: Sequence[Cell]) -> Iterable[Beside]:
@@ -167,7 +190,7 @@ def _by_task(source: Published, name: str, ours: Sequence[Cell]) -> Iterable[Bes
     for task, published in zip(source.columns, source.rows[name], strict=True):
         if task in dict(AVERAGES):
             continue
-        yield task, published, [(c.column, c.label, c.text, c.mean) for c in ours if c.task == task]
+        yield task, published, [(c.column, c.label, c.text, c.mean, c.has_recipe) for c in ours if c.task == task]
 
 
 def _averages(source: Published, name: str, ours: Sequence[Cell]) -> Iterable[Beside]:
@@ -182,7 +205,8 @@ def _averages(source: Published, name: str, ours: Sequence[Cell]) -> Iterable[Be
             # Each task once, with the same seeds: of two dataset variants of one task there is no single average.
             if len({cell.task for cell in part}) == len(part) == len(members) and len({c.seeds for c in part}) == 1:
                 mean = sum(cell.mean for cell in part) / len(part)
-                beside += [] if math.isnan(mean) else [(average, label, f"{mean:.2f}", mean)]
+                recipe = all(cell.has_recipe for cell in part)
+                beside += [] if math.isnan(mean) else [(average, label, f"{mean:.2f}", mean, recipe)]
         yield average, published, beside
 
 

@@ -262,7 +262,7 @@ def verify(task_name: str | None, home: Path) -> None:
     """Check the prepared data of all tasks, or of TASK, against its checksums and the names of its folders."""
     from lra.data.dataset import open_prepared
     from lra.errors import DataError
-    from lra.tasks import TASKS, get_task
+    from lra.tasks import PROBES, TASKS, get_task
 
     name = None if task_name is None else get_task(task_name).info.name
     folders = [folder for folder in prepared_folders(home) if name is None or name == task_of(folder)]
@@ -272,7 +272,7 @@ def verify(task_name: str | None, home: Path) -> None:
     for folder in folders:
         try:
             data = open_prepared(folder, verify=True)
-            if task_of(folder) in TASKS:  # else it is of somebody's task that is not loaded here
+            if task_of(folder) in TASKS | PROBES:  # else it is of somebody's task that is not loaded here
                 get_task(task_of(folder)).check_name(data.manifest, folder)
             echo(f"{folder.name}: sound, SHA-256 of the content {data.digest}")
         except DataError as error:

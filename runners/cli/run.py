@@ -213,7 +213,7 @@ def command(
         read_config,
         shortened,
     )
-    from ..train.prepare_data import prepare_all
+    from ..train.prepare_data import check_repeats, prepare_all
     from ..train.run import LeasedRunError, OtherEnvironmentError, RunError, RunOptions, run
     from ..train.summary import summary, summary_rows
     from ..train.trackers import check_trackers
@@ -228,9 +228,10 @@ def command(
         with signals.stop_at_once():
             echo("\n".join(evaluate_again(_named_run(evaluated, store_folder), options, home)))
         return
-    store, start = Store(store_folder), None
+    store, start, repeated = Store(store_folder), None, None
     if config_file is not None:
-        configs = [read_config(config_file)]
+        config, repeated = read_config(config_file)
+        configs = [config]
     else:
         recipe = load_profile(profile or ("nystromformer" if device.type == "cuda" else "quick"))
         values = parse_overrides(overrides)
@@ -284,6 +285,10 @@ def command(
     started, ran = time.monotonic(), 0
     paths = [store.record_path(config.run_id(prepared[config.task].digest)) for config in configs]
     new = [force or not path.exists() for path in paths]
+    if repeated is not None:
+        check_repeats(repeated, prepared[repeated.config.task])
+    for task_name in {config.task for config, trains in zip(configs, new, strict=True) if not trains}:
+        prepared[task_name].verified()  # a record that is there is printed for this data; a run that trains verifies it
     for number, config in enumerate(configs):
         if signals.stop_requested():
             sys.exit(signals.EXIT_PREEMPTED)

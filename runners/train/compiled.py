@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -28,16 +29,16 @@ def compile_model(model: nn.Module, backend: str = "inductor") -> None:
         backend: What makes code of a graph; "eager" only runs it, for tests.
 
     Raises:
-        UsageError: torch compiles nothing in this process.
+        UsageError: torch compiles nothing in this process, or not all.
     """
     import torch._dynamo  # here, since it takes a second
 
     torch._dynamo.config.cache_size_limit = MOST_GRAPHS  # `recompile_limit` is the same, but torch 2.6 has it not
     torch._dynamo.config.suppress_errors = False
-    if not _compiles():
+    if os.environ.get("TORCH_COMPILE_OVERRIDE_BACKENDS") or not _compiles():
         raise UsageError(
-            "compile: torch compiles nothing in this process, as with TORCHDYNAMO_DISABLE=1 or "
-            "TORCH_COMPILE_DISABLE=1; unset that, or leave --compile out"
+            "compile: torch does not compile all steps in this process, as with TORCHDYNAMO_DISABLE=1 or a value of "
+            "TORCH_COMPILE_OVERRIDE_BACKENDS; unset that, or leave --compile out"
         )
     model.compile(fullgraph=True, dynamic=False, backend=backend)
 

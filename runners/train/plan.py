@@ -38,7 +38,7 @@ from lra.models.convnet import VARIANT as CONVNET_VARIANT
 from lra.models.foreign import ForeignModel
 from lra.models.transformer import build_model
 from lra.reading import reading
-from lra.results.records import read_record
+from lra.results.records import RunRecord, read_record
 from lra.tasks import BENCHMARK, get_task, info_of, task_name
 
 TIMED_ROWS = 12
@@ -182,8 +182,11 @@ def family_defaults(
     return attn or CONVNET_VARIANT, track or "open", line
 
 
-def read_config(source: str) -> RunConfig:
+def read_config(source: str) -> tuple[RunConfig, RunRecord | None]:
     """Read the configuration of one run from a YAML or JSON file, a record, or standard input (`-`).
+
+    Returns:
+        The configuration, and the record if it is from one.
 
     Raises:
         UsageError: The file does not exist, or does not hold a configuration that can be run here.
@@ -200,6 +203,7 @@ def read_config(source: str) -> RunConfig:
         raise UsageError(
             f"{source}: several runs; --config runs one: keep the lines of one, up to a line `---`"
         ) from error
+    record = None
     if isinstance(values, dict) and values.keys() == {"record", "sha256"}:
         record = read_record(path)
         config = record.config
@@ -216,10 +220,10 @@ def read_config(source: str) -> RunConfig:
             f"{source}: not a complete configuration of this version; it would be another run than the one meant"
         )
     config = runnable(config)
-    if "record" not in values:
+    if record is None:
         _check_form(config, source)
         _check_recipe(config, source)
-    return config
+    return config, record
 
 
 def _check_form(config: RunConfig, source: str) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lra.config.schema import NUMERICS_VERSION
 from lra.errors import DataError
 from lra.tasks import get_task
+from lra.terminal import echo
 
 from .. import signals
 from .distributed import RankInfo, all_equal, barrier
@@ -16,6 +18,7 @@ from .distributed import RankInfo, all_equal, barrier
 if TYPE_CHECKING:
     from lra.config.schema import RunConfig
     from lra.data.dataset import PreparedData
+    from lra.results.records import RunRecord
 
 
 def prepare(config: RunConfig, home: Path, *, progress: bool) -> PreparedData:
@@ -61,6 +64,27 @@ def prepare_all(
     if missing:
         raise DataError("\n".join(missing))
     return prepared
+
+
+def check_repeats(record: RunRecord, data: PreparedData) -> None:
+    """Check that the configuration of a record, run here on this data, is the run of that record.
+
+    If only the numerics version of the record is another one, a line says so.
+
+    Raises:
+        DataError: The record was made with other data.
+    """
+    if data.digest != record.data_digest:
+        raise DataError(
+            f"{data.path}: not the data of run {record.run_id[:12]}, whose digest is {record.data_digest[:12]}, here "
+            f"{data.digest[:12]}; to run its settings on this data, write them without --config"
+        )
+    if record.numerics_version != NUMERICS_VERSION:
+        echo(
+            f"Run {record.run_id[:12]} was made at numerics version {record.numerics_version}, this is version "
+            f"{NUMERICS_VERSION}: it is another run, under another id.",
+            err=True,
+        )
 
 
 def _generated(config: RunConfig) -> bool:

@@ -128,7 +128,7 @@ def run(
     """
     run_id = config.run_id(data.digest)
     device, recipe, ranks = options.device, config.train, options.ranks
-    task, info = get_task(config.task), info_of(config)
+    info = info_of(config)
     progress = Progress(steps=recipe.steps)
     splits = data.manifest.splits
     line = ProgressLine(
@@ -174,7 +174,7 @@ def run(
             Denoiser(model, config, info).to(device) if isinstance(model, Classifier) and config.pretrain else None
         )
         state = TrainState()
-        if saved is None and config.pretrain_steps and not task.generates(task.options.model_validate(config.data)):
+        if saved is None and config.pretrain_steps:
             check_hidden(data)
         if saved is None and config.start is not None:
             assert isinstance(model, Classifier)

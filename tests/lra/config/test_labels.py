@@ -56,7 +56,25 @@ def test_the_options_that_a_profile_gives_and_its_rotary_positions_are_the_defau
     rotary = resolve(
         task="listops", variant="full", profile=load_profile("rotary"), seed=0, overrides={"variant.rotary": False}
     )
-    assert row_name(rotary) == "full [augment=True, rotary=False]"
+    assert row_name(rotary) == "full [rotary=False]"
+
+
+def test_what_a_profile_does_to_its_inputs_is_named_where_a_run_does_otherwise_alone():
+    """A profile that denoises on one task and mirrors on another would else have two rows for one variant."""
+    profile = load_profile("rotary")
+    for task in ("listops", "text", "image"):
+        run = resolve(task=task, variant="full", profile=profile, seed=0, track="open", overrides={})
+        assert row_name(run) == "full"
+    changed = {"train.augment": False, "pretrain.share": 0.1}
+    run = resolve(task="listops", variant="full", profile=profile, seed=0, track="open", overrides=changed)
+    assert row_name(run) == "full [share=0.1, augment=False]"
+    usual = resolve(task="listops", variant="full", profile=load_profile("quick"), seed=0, track="open", overrides={})
+    augmented = {"train.augment": True}
+    assert row_name(usual) == "full"
+    run = resolve(
+        task="listops", variant="full", profile=load_profile("quick"), seed=0, track="open", overrides=augmented
+    )
+    assert row_name(run) == "full [augment=True]"
 
 
 def test_options_that_a_profile_gives_on_one_task_are_the_default_there_and_the_values_as_before_are_named():

@@ -19,7 +19,9 @@ def test_another_value_of_what_decides_is_told(name):
     assert differences(decisive(HERE | {name: "another"}), decisive(HERE)).startswith(f"{name} another there, ")
 
 
-@pytest.mark.parametrize("name", ["MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "OMP_THREAD_LIMIT", "OMP_DYNAMIC"])
+@pytest.mark.parametrize(
+    "name", ["MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "OMP_DYNAMIC", "TORCHINDUCTOR_USE_FAST_MATH", "TORCH_COMPILE_DEFAULT"]
+)
 def test_settings_of_the_libraries_below_torch_decide_in_both_directions(name, monkeypatch):
     before = decisive(HERE)
     monkeypatch.setenv(name, "another")
@@ -27,6 +29,12 @@ def test_settings_of_the_libraries_below_torch_decide_in_both_directions(name, m
     assert differences(before, now) == f"library_settings unknown there, {name}=another here"
     assert differences(now, before) == f"library_settings {name}=another there, unknown here"
     assert "library_settings" not in before  # older checkpoints are of an environment without any
+
+
+def test_where_the_compiler_works_decides_nothing(monkeypatch):
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_FX_GRAPH_CACHE"):
+        monkeypatch.setenv(name, "/a/folder")
+    assert describe_environment(torch.device("cpu"))["library_settings"] == HERE["library_settings"]
 
 
 def test_the_load_and_the_version_of_this_project_decide_nothing():

@@ -99,9 +99,26 @@ def test_every_source_says_where_it_is_from_and_what_is_wrong_with_it():
     assert "continuous_input" in SOURCES["s4"].row_flags["s4"]
 
 
+def add(folder, correct, profile, task="listops", seed=0, **overrides):
+    """Publish a run of full attention that has the recipe of its profile."""
+    config = resolve(task=task, variant="full", profile=load_profile(profile), seed=seed, overrides=overrides)
+    add_run(folder, correct, config=config)
+
+
+def test_a_run_that_has_not_the_recipe_of_its_profile_stands_without_a_difference(tmp_path):
+    """As after an update of the profile, or under an edited copy of this project."""
+    config = resolve(task="listops", variant="full", profile=load_profile("official"), seed=0, overrides={})
+    edited = config.model_copy(update={"train": config.train.model_copy(update={"lr": 0.5})})
+    for name, each, difference in (("own", config, "+0.63"), ("edited", edited, OTHER_RECIPE)):
+        add_run(tmp_path / name, 370, config=each)
+        cells = vs_published(load_stores([tmp_path / name]), "official", "matched").cells
+        ours = cells[(cells["source"] == TAY) & (cells["ours (%)"] != "-")]
+        assert ours["difference (points)"].tolist() == [difference]
+
+
 def test_ours_beside_a_source_of_the_same_sizes(tmp_path):
     for seed in range(3):
-        add_run(tmp_path, 370 + seed, profile="official", seed=seed)
+        add(tmp_path, 370 + seed, "official", seed=seed)
     cells = vs_published(load_stores([tmp_path]), "official", "matched").cells
     comparable = cells[cells["difference (points)"] != OTHER_RECIPE]
     assert len(comparable) == 55 + 11  # all of the original's table, and the average of each row
@@ -118,7 +135,7 @@ def test_ours_beside_a_source_of_the_same_sizes(tmp_path):
 
 def test_a_source_of_averages_alone_stands_beside_ours_of_all_its_tasks_and_beside_no_single_one(tmp_path):
     for number, task in enumerate(FIVE):
-        add_run(tmp_path, 300 + number, profile="rotary", task=task, options={"rotary": True})
+        add(tmp_path, 300 + number, "rotary", task, **{"variant.rotary": True})
     cells = vs_published(load_stores([tmp_path]), "rotary", "matched").cells
     source = cells[cells["source"] == "Miralles-Gonzalez et al. 2025"]
     assert set(source["task"]) == {"A5"}
@@ -131,7 +148,7 @@ def test_a_source_of_averages_alone_stands_beside_ours_of_all_its_tasks_and_besi
 def averages(folder, tasks):
     """Return the rows of averages for full attention beside the original's table, after runs of some tasks."""
     for number, task in enumerate(tasks):
-        add_run(folder, 400 + 10 * number, profile="official", task=task)
+        add(folder, 400 + 10 * number, "official", task)
     cells = vs_published(load_stores([folder]), "official", "matched").cells
     chosen = cells[cells["task"].isin(["A5", "A6"]) & (cells["variant"] == "full")]
     return chosen[["task", "source", "published (%)", "ours (%)", "difference (points)"]].to_numpy().tolist()
@@ -151,10 +168,10 @@ def test_an_average_is_over_the_same_tasks_on_both_sides(tmp_path):
 
 def test_an_average_needs_the_same_seeds_of_every_task_and_those_of_the_suite(tmp_path):
     assert averages(tmp_path, FIVE)[0][3] == "42.00"
-    add_run(tmp_path, 400, profile="official", task=FIVE[0], seed=1)
+    add(tmp_path, 400, "official", FIVE[0], seed=1)
     assert averages(tmp_path, [])[0][3] == "-"
     for task in FIVE[1:]:
-        add_run(tmp_path, 400, profile="official", task=task, seed=1)
+        add(tmp_path, 400, "official", task, seed=1)
     assert averages(tmp_path, [])[0][3] == "41.00"
     suite = replace(load_stores([tmp_path]), seeds=frozenset(range(3)))
     cells = vs_published(suite, "official", "matched").cells

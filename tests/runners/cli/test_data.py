@@ -165,6 +165,18 @@ def test_verify_finds_folders_that_changed_their_names(lra_data, home, folder):
     assert result.stderr.count("holds other data than its name says") == 2
 
 
+def test_folders_of_probes_that_change_places_are_found(lra_data, home):
+    few = ["--set", "train=20", "--set", "validation=5", "--set", "test=5"]
+    for length in ("8", "12"):
+        assert lra_data("prepare", "parity", *few, "--set", f"length={length}").exit_code == 0
+    first, second = sorted(home.glob("parity-*"))
+    for source, target in ((first, home / "aside"), (second, first), (home / "aside", second)):
+        source.rename(target)
+    result = lra_data("verify")
+    assert result.exit_code == 3
+    assert result.stderr.count("holds other data than its name says") == 2
+
+
 def test_verify_checks_the_rest_after_a_damaged_one(lra_data, home, folder):
     assert lra_data("prepare", "listops", *SET_TINY, "--set", "seed=1").exit_code == 0
     (folder / "manifest.json").unlink()

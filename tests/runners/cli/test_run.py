@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
+from lra.data.dataset import open_prepared
 from reports.cli import command as lra_report
 from runners.cli.run import command as lra_run
 from runners.threads import default_threads
+from tests.runners.tiny_runs import rewritten
 
 ROOT = Path(__file__).resolve().parents[3]
 RUN = [sys.executable, "-c", "from runners.cli.run import main; main()"]
@@ -263,6 +266,35 @@ def test_damaged_data_ends_with_3(profile, home, tmp_path):
     assert done.exit_code == 3
     assert "damaged" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_record_is_not_printed_for_data_that_was_changed_since(profile, home, tmp_path):
+    changed = tmp_path / "home"
+    command = arguments(profile, changed, tmp_path / "store", "--quiet")
+    assert run_here(command).exit_code == 0
+    labels = next(changed.glob("*/test-labels.npy"))
+    labels.chmod(0o644)
+    content = labels.read_bytes()
+    labels.write_bytes(content[:-1] + bytes([(content[-1] + 1) % 10]))
+    done = run_here(command)
+    assert done.exit_code == 3
+    assert "damaged, its content is not what its manifest says" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_record_is_repeated_on_its_own_data_alone(profile, home, tmp_path):
+    assert run_here(arguments(profile, home, tmp_path / "store", "--quiet")).exit_code == 0
+    (record,) = (tmp_path / "store").glob("results/*/*.json")
+    words = ["--config", str(record), "--store", str(tmp_path / "store"), "--device", "cpu", "--threads", "1"]
+    assert run_here([*RUN, *words, "--data-dir", str(home)]).exit_code == 0
+    (folder,) = home.glob("listops-*")
+    data = open_prepared(folder, verify=False)
+    others = data.splits | {"train": replace(data.split("train"), labels=data.split("train").labels[::-1])}
+    rewritten(data, tmp_path / "other" / folder.name, others)
+    done = run_here([*RUN, *words, "--data-dir", str(tmp_path / "other"), "--force"])
+    assert done.exit_code == 3
+    assert "not the data of run" in done.stderr
+    assert len(list((tmp_path / "store").glob("results/*/*"))) == 1
 
 
 def test_a_damaged_record_costs_no_other_seed_its_run(profile, home, tmp_path):

@@ -7,12 +7,13 @@ from click.testing import CliRunner
 
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
+from lra.config.schema import NUMERICS_VERSION
 from lra.errors import DataError
 from runners import signals
 from runners.cli.run import command
 from runners.train import prepare_data
 from runners.train.distributed import SINGLE
-from runners.train.prepare_data import prepare_all
+from runners.train.prepare_data import check_repeats, prepare_all
 
 
 def configs(*names):
@@ -87,3 +88,13 @@ def test_nothing_is_generated_after_a_request_to_stop(tmp_path, monkeypatch):
     with pytest.raises(signals.StoppedError):
         prepare_all(configs("listops"), SINGLE, tmp_path / "home", progress=False)
     assert not (tmp_path / "home").exists()
+
+
+def test_a_record_of_another_numerics_version_is_said_to_be_another_run(capsys):
+    record = SimpleNamespace(run_id="ab12" * 16, data_digest="d" * 64, numerics_version=NUMERICS_VERSION)
+    data = SimpleNamespace(digest="d" * 64, path="folder")
+    check_repeats(record, data)
+    assert capsys.readouterr().err == ""
+    record.numerics_version = NUMERICS_VERSION - 1
+    check_repeats(record, data)
+    assert "Run ab12ab12ab12 was made at numerics version" in capsys.readouterr().err

@@ -160,6 +160,12 @@ def hidden_in_training(config, data, folder, monkeypatch):
 FIXED = {"train.padding": "fixed"}
 
 
+def test_test_inputs_that_are_held_out_too_are_not_pretrained_on_if_they_were_generated_either(data, tmp_path):
+    repeating = rewritten(data, tmp_path / "data", data.splits | {"validation": data.split("test")})
+    with pytest.raises(UsageError, match=r"100% of the test examples of .* are in its validation split"):
+        execute(tiny(**SHARE), repeating, Store(tmp_path / "store"))
+
+
 def test_places_are_hidden_anew_in_each_step_and_the_same_when_the_run_is_repeated(data, tmp_path, monkeypatch):
     config = tiny(**SHARE, **FIXED)
     first = hidden_in_training(config, data, tmp_path / "first", monkeypatch)

@@ -168,6 +168,14 @@ def test_training_lengths_are_drawn_and_test_lengths_are_given():
     assert "tested at 12, 48, certified distance 11" in task.dataset_name(options)
 
 
+def test_a_probe_whose_test_examples_were_trained_on_says_so(tmp_path):
+    task = PROBES["parity"]
+    data = task.prepare(options_of(task, length=4, train=200), tmp_path, progress=False)
+    assert data.manifest.dataset.endswith("80% of the test examples in train")
+    sound = task.prepare(options_of(task, length=64, train=200), tmp_path, progress=False)
+    assert "examples in" not in sound.manifest.dataset
+
+
 def test_lengths_that_say_nothing_new_are_as_if_not_given():
     options = PROBES["recall"].options
     plain = options(length=64)
