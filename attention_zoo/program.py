@@ -50,6 +50,8 @@ serve()
 """
 _imported: dict[str, str] = {}
 """SHA-256 of the files of the user's modules when they were imported here, by path."""
+_hashed: dict[str, str] = {}
+"""SHA-256 of each file that is no module, as it was when a program with it was first asked for, by path."""
 _asked: dict[str, Program] = {}
 """Programs that were asked for, by their text."""
 
@@ -187,6 +189,10 @@ def program_text(
                 "move it elsewhere"
             )
     _compare(program, _imported)
+    for path, digest in program.files.items():
+        # Of a file that is no module, nobody knows whether this process still holds what it read before.
+        if not path.endswith(".py") and _hashed.setdefault(path, digest) != digest:
+            raise ProgramError(f"{path} has changed since it was imported or read; start again")
     text = f"{label} source {program.digest[:DIGITS]}"
     _asked[text] = program
     return text

@@ -58,6 +58,7 @@ def mixer(imports="", built="", called=""):
 def digest(*modules, variant="", sizes=None, **options):
     program_of.cache_clear()
     program._imported.clear()  # each call stands for a new process
+    program._hashed.clear()
     return program_text("p", modules, variant, options, sizes=sizes)
 
 
@@ -345,6 +346,17 @@ def test_files_are_compared_as_they_are_now_after_other_processes_had_them(tmp_p
     check_programs(text)
     with pytest.raises(ProgramError, match=r"mine\.py has changed since it was imported or read"):
         check_files(text)
+
+
+def test_a_file_that_changes_between_two_questions_of_one_process_is_refused(tmp_path, monkeypatch):
+    """The process may have kept what it read, and would give the old content the id of the new one."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"mine.py": mixer(built=READ), "scale.txt": "0\n"})
+    digest("mine.py", variant="mine.py:Mine")
+    write(tmp_path, {"scale.txt": "1\n"})
+    program_of.cache_clear()
+    with pytest.raises(ProgramError, match=r"scale\.txt has changed since it was imported or read"):
+        program_text("p", ["mine.py"], "mine.py:Mine", {}, sizes=None)
 
 
 def test_a_file_in_a_folder_of_this_project_is_no_plug_in():
