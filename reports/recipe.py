@@ -23,7 +23,7 @@ def off_recipe(config: RunConfig) -> list[str]:
     options = {f"variant.{name}": value for name, value in config.variant.options.items()}
     train = {f"train.{name}": value for name, value in config.train.model_dump().items()}
     options |= {path: value for path, value in train.items() if profile.admits(path, value)}
-    options |= {} if config.pretrain is None else {"pretrain.share": config.pretrain.share}
+    options["pretrain.share"] = 0.0 if config.pretrain is None else config.pretrain.share
     ours = resolve(task=config.task, variant=config.variant.name, profile=profile, seed=config.seed, overrides=options)
     theirs, recipe = ({"pretrain": None} | each.hashed() for each in (config, ours))
     return [

@@ -86,17 +86,24 @@ def _pretraining(config: RunConfig) -> dict[str, Any]:
 
     The task of a third party is not loaded, so what it has by default is not left out.
     """
+    if config.pretrain is None:
+        return {}
+    values = {f"pretrain.{name}": value for name, value in config.pretrain.model_dump().items()}
+    usual = _denoising_defaults(config.task)
+    return {name: value for name, value in values.items() if value != usual[name]}
+
+
+@functools.cache
+def _denoising_defaults(task: str) -> dict[str, Any]:
+    """Return the settings of pretraining that a run on a task has by default; of a third party's, some are unknown."""
     from lra.tasks import get_task  # here, since it imports torch
     from lra.tasks import is_own as is_own_task
 
-    if config.pretrain is None:
-        return {}
-    usual = {name: field.default for name, field in PretrainConfig.model_fields.items()}
-    if is_own_task(config.task):
-        info = get_task(config.task).info
-        usual |= {"mask_rate": info.mask_rate, "loss": info.denoising_loss}
-    values = config.pretrain.model_dump()
-    return {f"pretrain.{name}": value for name, value in values.items() if value != usual[name]}
+    usual = {f"pretrain.{name}": field.default for name, field in PretrainConfig.model_fields.items()}
+    if is_own_task(task):
+        info = get_task(task).info
+        usual |= {"pretrain.mask_rate": info.mask_rate, "pretrain.loss": info.denoising_loss}
+    return usual
 
 
 def row_name(config: RunConfig, shown: str = "") -> str:
@@ -137,22 +144,22 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
     for row in rows:
         defaults = default_options(row.variant, row.profile, row.task, str(row.settings.get("model.positions")))
         usual = _recipe_of(row.profile, row.task)
-        settings = _ALWAYS_NAMED | dict(row.settings)
-        named = shared[row.variant] | {
+        off = _ALWAYS_NAMED | _denoising_defaults(row.task)
+        settings = off | dict(row.settings)
+        # Of a run that denoises nothing, only that counts, and not how it would.
+        apply = off if settings["pretrain.share"] or settings["train.denoise"] else {*_ALWAYS_NAMED, "pretrain.share"}
+        named = {name for name in apply if settings[name] != usual.get(name, off[name])}
+        named |= {name for name in shared[row.variant] if name in row.settings}
+        named |= {
             name
             for name in row.settings
-            if (
-                name.startswith(("pretrain.", "start."))
-                and name not in _OF_START
-                and usual.get(name) != row.settings[name]
-            )
+            if (name.startswith("start.") and name not in _OF_START)
             or (
                 _of_variant(name)
                 and (name in own[row.variant] if name not in defaults else _text(row.settings[name]) != defaults[name])
             )
         }
-        named |= {name for name, off in _ALWAYS_NAMED.items() if settings[name] != usual.get(name, off)}
-        shown = [name for name in sorted(named) if name in settings and name not in leave_out]
+        shown = [name for name in sorted(named) if name not in leave_out]
         text = ", ".join(f"{short_name(name)}={shown_value(settings[name])}" for name in shown)
         names.append(f"{row.shown} [{text}]" if text else row.shown)
     return told_apart(_settings_apart(rows, names, leave_out), [row.variant for row in rows])

@@ -77,6 +77,20 @@ def test_what_a_profile_does_to_its_inputs_is_named_where_a_run_does_otherwise_a
     assert row_name(run) == "full [augment=True]"
 
 
+def test_what_a_profile_pretrains_with_is_named_where_a_run_does_otherwise_alone():
+    """Without its name, a run without the pretraining of its profile would stand for one with it."""
+
+    def name(task="listops", **overrides):
+        return row_name(
+            resolve(task=task, variant="full", profile=load_profile("spt"), seed=0, track="open", overrides=overrides)
+        )
+
+    assert name() == name("text") == "full"
+    assert name(**{"pretrain.share": 0.0}) == "full [share=0.0]"
+    assert name(**{"pretrain.share": 0.1}) == "full [share=0.1]"
+    assert name(**{"pretrain.lr_scale": 1.0}) == "full [lr_scale=1.0]"
+
+
 def test_options_that_a_profile_gives_on_one_task_are_the_default_there_and_the_values_as_before_are_named():
     def run(task, **overrides):
         profile = load_profile("official")

@@ -7,7 +7,7 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from attention_zoo import available, get_variant
+from attention_zoo import available, get_variant, program
 from attention_zoo.program import program_of
 from attention_zoo.registry import is_own
 from lra.config import schema
@@ -372,6 +372,7 @@ def test_a_program_is_tried_in_each_layer_of_the_run(tmp_path, monkeypatch):
         for layer in range(3):
             (tmp_path / f"{layer}.txt").write_text(content if layer == 2 else "")
         program_of.cache_clear()
+        program._hashed.clear()
         origins += [run_of(variant="layered.py:Mine", **{"model.num_layers": n}).variant.origin for n in (2, 3)]
     assert origins[0] == origins[2]
     assert origins[1] != origins[3]
@@ -385,6 +386,7 @@ def test_a_whole_model_is_tried_with_what_the_run_gives_it(task, read, tmp_path,
     for content in "01":
         (tmp_path / f"{read}.txt").write_text(content)
         program_of.cache_clear()
+        program._hashed.clear()
         config = resolve(
             task=task, variant="whole.py:build", profile=load_profile("modern"), seed=0, track="open",
             overrides={"model.dim": 16, "model.family": "foreign"},
@@ -412,6 +414,7 @@ def test_a_whole_model_is_tried_with_whole_images(tmp_path, monkeypatch):
         (tmp_path / "whole.py").write_text(WHOLE_IMAGES)
         (tmp_path / "scale.txt").write_text(content)
         program_of.cache_clear()
+        program._hashed.clear()
         config = resolve(
             task="pathfinder", variant="whole.py:build", profile=load_profile("mini"), seed=0, track="open",
             overrides={"model.family": "foreign"},
@@ -428,6 +431,7 @@ def test_a_program_is_tried_at_the_sizes_of_the_run(tmp_path, monkeypatch):
     for content in "01":
         (tmp_path / "48-64.txt").write_text(content)
         program_of.cache_clear()
+        program._hashed.clear()
         origins += [run_of(variant="sized.py:Mine", **{"model.dim": dim}).variant.origin for dim in (48, 64)]
     assert origins[0] != origins[2]
     assert origins[1] == origins[3]

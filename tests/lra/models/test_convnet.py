@@ -194,6 +194,7 @@ def test_a_file_that_a_layer_of_a_plug_in_reads_is_part_of_its_program(moment, t
     for content in ("1", "2", "2"):
         (tmp_path / "kernel.txt").write_text(content)
         program.program_of.cache_clear()
+        program._hashed.clear()
         downsamplers.downsampler_origin.cache_clear()
         origins.append(downsamplers.downsampler_origin("theirs", 16, (32, 32)))
     assert origins[0].startswith("theirs 1 source ")
@@ -217,6 +218,7 @@ def test_a_file_that_a_layer_reads_at_the_sizes_of_the_run_is_part_of_its_progra
     for content in ("1", "2"):
         (tmp_path / read).write_text(content)
         program.program_of.cache_clear()
+        program._hashed.clear()
         downsamplers.downsampler_origin.cache_clear()
         origins += [downsamplers.downsampler_origin("theirs", channels, (32, 32)) for channels in (16, 128)]
     assert origins[0] != origins[2]
