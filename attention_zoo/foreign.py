@@ -301,8 +301,11 @@ def import_place(place: str) -> Any:
         if str(file.parent) not in sys.path:
             sys.path.append(str(file.parent))  # for what it imports from its folder; after all that is installed
             _added.add(str(file.parent))
+        from attention_zoo.program import remembering_reads  # here, since it imports this module
+
         try:
-            spec.loader.exec_module(module)
+            with remembering_reads():
+                spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[name]
             raise

@@ -49,7 +49,7 @@ from attention_zoo.program import serve
 serve()
 """
 _imported: dict[str, str] = {}
-"""SHA-256 of the files of the user's modules when they were imported here, by path."""
+"""SHA-256 of the files of the user's modules when they were imported here, and of what these read then, by path."""
 _hashed: dict[str, str] = {}
 """SHA-256 of each file that is no module, as it was when a program with it was first asked for, by path."""
 _asked: dict[str, Program] = {}
@@ -66,6 +66,21 @@ def remember_imports() -> None:
         path = str(spec.origin)
         if path not in _imported:
             with contextlib.suppress(OSError):  # in a zip archive, or gone already
+                _imported[path] = file_digest(path)
+
+
+@contextlib.contextmanager
+def remembering_reads() -> Iterator[None]:
+    """Note what files are like that are read during an import, by whatever code; they may change afterwards."""
+    read: set[str] = set()
+    _watch_reads()
+    _importing.append(read)
+    try:
+        yield
+    finally:
+        _importing.remove(read)
+        for path in read - _imported.keys():
+            with contextlib.suppress(OSError):  # gone already, or no file
                 _imported[path] = file_digest(path)
 
 
@@ -101,6 +116,8 @@ _OPENING = frozenset({"open", "sqlite3.connect", "ctypes.dlopen"})
 """Audit events of Python by which a file is opened."""
 _watched: list[tuple[CodeType, set[str]]] = []
 """Functions below which reads are noted, and what was read."""
+_importing: list[set[str]] = []
+"""What was read during imports that are going on."""
 
 
 @contextlib.contextmanager
@@ -125,7 +142,12 @@ def _watch_reads() -> None:
 
 
 def _note_reads(event: str, arguments: tuple[Any, ...]) -> None:
-    if event not in _OPENING or not _watched or not (paths := _opened(event, arguments)):  # first what is so mostly
+    if event not in _OPENING or not (_watched or _importing):  # first what is so mostly
+        return
+    paths = _opened(event, arguments)
+    for read in _importing:
+        read.update(path for path in paths if not path.endswith(".pyc"))
+    if not paths or not _watched:
         return
     programs = {path for program in _asked.values() for path in program.files}
     frame: FrameType | None = sys._getframe(1)

@@ -140,9 +140,19 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
     for (variant, heading), group in by_variant.items():
         shared.setdefault(variant, set()).update(name for name in recipe[heading] if not _of_variant(name))
         own.setdefault(variant, set()).update(name for name in varying(group) if _of_variant(name))
+    options = [
+        default_options(row.variant, row.profile, row.task, str(row.settings.get("model.positions"))) for row in rows
+    ]
+    # A value that is the default on some tasks only, and that all runs of a variant have, is named on all of them.
+    values: dict[tuple[str, str], set[str]] = {}
+    departing: set[tuple[str, str]] = set()
+    for row, defaults in zip(rows, options, strict=True):
+        for name in defaults.keys() & row.settings.keys():
+            values.setdefault((row.variant, name), set()).add(text := _text(row.settings[name]))
+            departing |= {(row.variant, name)} if text != defaults[name] else set()
+    everywhere = {place for place in departing if len(values[place]) == 1}
     names = []
-    for row in rows:
-        defaults = default_options(row.variant, row.profile, row.task, str(row.settings.get("model.positions")))
+    for row, defaults in zip(rows, options, strict=True):
         usual = _recipe_of(row.profile, row.task)
         off = _ALWAYS_NAMED | _denoising_defaults(row.task)
         settings = off | dict(row.settings)
@@ -156,7 +166,11 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
             if (name.startswith("start.") and name not in _OF_START)
             or (
                 _of_variant(name)
-                and (name in own[row.variant] if name not in defaults else _text(row.settings[name]) != defaults[name])
+                and (
+                    name in own[row.variant]
+                    if name not in defaults
+                    else _text(row.settings[name]) != defaults[name] or (row.variant, name) in everywhere
+                )
             )
         }
         shown = [name for name in sorted(named) if name not in leave_out]

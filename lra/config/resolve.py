@@ -209,7 +209,7 @@ def run_problems(config: RunConfig) -> list[str]:
         problems.append(f"--from: a model of family {model.family!r} starts from no other run")
     if train.augment and task.augmentation(data) is None:
         problems.append(f"train.augment: nothing is known that changes examples of {config.task} and no label")
-    if train.crop is not None and not task.info.crops:
+    if train.crop is not None and not task.info_for(data).crops:
         problems.append(
             f"train.crop: a part of an example of {config.task} does not have its label; text and retrieval crop"
         )

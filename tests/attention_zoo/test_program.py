@@ -348,6 +348,17 @@ def test_files_are_compared_as_they_are_now_after_other_processes_had_them(tmp_p
         check_files(text)
 
 
+def test_a_file_that_changes_between_its_import_and_its_question_is_refused(tmp_path, monkeypatch):
+    """The process that hashes starts for seconds, and a file may be saved meanwhile."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"mine_at_once.py": "TABLE = open('table.txt').read()\n", "table.txt": "0\n"})
+    import_place("mine_at_once.py")
+    write(tmp_path, {"table.txt": "1\n"})
+    program_of.cache_clear()
+    with pytest.raises(ProgramError, match=r"table\.txt has changed since it was imported or read"):
+        program_text("p", ["mine_at_once.py"])
+
+
 def test_a_file_that_changes_between_two_questions_of_one_process_is_refused(tmp_path, monkeypatch):
     """The process may have kept what it read, and would give the old content the id of the new one."""
     monkeypatch.chdir(tmp_path)

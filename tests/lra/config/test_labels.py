@@ -77,6 +77,28 @@ def test_what_a_profile_does_to_its_inputs_is_named_where_a_run_does_otherwise_a
     assert row_name(run) == "full [augment=True]"
 
 
+def test_an_option_that_is_the_default_on_some_tasks_is_one_row_on_all():
+    """The profile gives `local` a window of 64 on some tasks; asked for on all, it is one row with all of them."""
+
+    def row(task, **overrides):
+        profile = load_profile("official")
+        run = resolve(task=task, variant="local", profile=profile, seed=0, overrides=overrides)
+        return Row(
+            variant="local", shown="local", heading=task, profile="official", task=task, settings=settings_of(run)
+        )
+
+    tasks = ("listops", "text", "image", "pathfinder")
+    assert row_names([row(task) for task in tasks]) == ["local"] * 4
+    window = {"variant.window": 64}
+    assert row_names([row(task, **window) for task in tasks]) == ["local [window=64]"] * 4
+    # Of a run that belongs to both rows, the default is the name.
+    assert row_names([row("image"), row("listops"), row("listops", **window)]) == [
+        "local",
+        "local",
+        "local [window=64]",
+    ]
+
+
 def test_what_a_profile_pretrains_with_is_named_where_a_run_does_otherwise_alone():
     """Without its name, a run without the pretraining of its profile would stand for one with it."""
 
