@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from lra.config.labels import in_words, settings_of, varying
+from lra.config.profiles import EXECUTION
 from lra.config.schema import RunConfig, canonical_json, without_folder
 from lra.errors import StoreError, UsageError
 from lra.names import suggest_path
@@ -82,7 +83,7 @@ class ResultSet:
                 recipe = {
                     name: value
                     for name, value in settings_of(config).items()
-                    if not name.startswith(("variant.", "pretrain."))
+                    if not name.startswith(("variant.", "pretrain.")) and name not in EXECUTION
                 }
                 found.setdefault((config.profile, without_folder(config.task)), {})[canonical_json(recipe)] = recipe
         return {key: varying(recipes.values()) for key, recipes in found.items() if len(recipes) > 1}

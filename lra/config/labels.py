@@ -140,43 +140,66 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
     for (variant, heading), group in by_variant.items():
         shared.setdefault(variant, set()).update(name for name in recipe[heading] if not _of_variant(name))
         own.setdefault(variant, set()).update(name for name in varying(group) if _of_variant(name))
-    options = [
-        default_options(row.variant, row.profile, row.task, str(row.settings.get("model.positions"))) for row in rows
-    ]
-    # A value that is the default on some tasks only, and that all runs of a variant have, is named on all of them.
-    values: dict[tuple[str, str], set[str]] = {}
-    departing: set[tuple[str, str]] = set()
-    for row, defaults in zip(rows, options, strict=True):
-        for name in defaults.keys() & row.settings.keys():
-            values.setdefault((row.variant, name), set()).add(text := _text(row.settings[name]))
-            departing |= {(row.variant, name)} if text != defaults[name] else set()
-    everywhere = {place for place in departing if len(values[place]) == 1}
     names = []
-    for row, defaults in zip(rows, options, strict=True):
-        usual = _recipe_of(row.profile, row.task)
-        off = _ALWAYS_NAMED | _denoising_defaults(row.task)
-        settings = off | dict(row.settings)
-        # Of a run that denoises nothing, only that counts, and not how it would.
-        apply = off if settings["pretrain.share"] or settings["train.denoise"] else {*_ALWAYS_NAMED, "pretrain.share"}
-        named = {name for name in apply if settings[name] != usual.get(name, off[name])}
-        named |= {name for name in shared[row.variant] if name in row.settings}
-        named |= {
-            name
-            for name in row.settings
-            if (name.startswith("start.") and name not in _OF_START)
-            or (
-                _of_variant(name)
-                and (
-                    name in own[row.variant]
-                    if name not in defaults
-                    else _text(row.settings[name]) != defaults[name] or (row.variant, name) in everywhere
-                )
-            )
-        }
+    for row in rows:
+        settings = _with_defaults(row.task, row.settings)
+        named = departures(row.variant, row.profile, row.task, row.settings)
+        compared = {name for name in row.settings if not name.startswith("pretrain.") and name not in _ALWAYS_NAMED}
+        named |= compared & shared[row.variant]
+        named |= {name for name in compared if name.startswith("start.") and name not in _OF_START}
+        if not default_options(row.variant, row.profile, row.task, str(row.settings.get("model.positions"))):
+            named |= compared & own[row.variant]
         shown = [name for name in sorted(named) if name not in leave_out]
         text = ", ".join(f"{short_name(name)}={shown_value(settings[name])}" for name in shown)
         names.append(f"{row.shown} [{text}]" if text else row.shown)
     return told_apart(_settings_apart(rows, names, leave_out), [row.variant for row in rows])
+
+
+def departures(variant: str, profile: str, task: str, settings: Settings) -> set[str]:
+    """Return the settings in which a run is not as its profile has it on its task: by path.
+
+    These are options of the variant, pretraining, how a run computes, and what it does to its inputs. Of a profile that
+    is not built in, the defaults of this project stand in its place.
+    """
+    options = default_options(variant, profile, task, str(settings.get("model.positions")))
+    usual, here = _with_defaults(task, _recipe_of(profile, task)), _with_defaults(task, settings)
+    # Of a run that denoises nothing, only that counts, and not how it would.
+    denoises = here["pretrain.share"] or here["train.denoise"]
+    names = {*_ALWAYS_NAMED, *(_denoising_defaults(task) if denoises else ["pretrain.share"])}
+    return {name for name in names if here[name] != usual[name]} | {
+        name for name, value in settings.items() if name in options and _text(value) != options[name]
+    }
+
+
+def usual_elsewhere(variant: str, profile: str, task: str, settings: Settings) -> dict[str, list[str]]:
+    """Return which settings of a run are not those of its profile on its task, but on others, and on which.
+
+    Runs with them there have the bare name.
+
+    Returns:
+        Tasks by setting, such as `window=64`.
+    """
+    from lra.config.profiles import load_profile  # here, since it imports torch
+
+    found: dict[str, list[str]] = {}
+    if profile in profile_names():
+        positions = str(settings.get("model.positions"))
+        for name in departures(variant, profile, task, settings):
+            value = _with_defaults(task, settings)[name]
+            for other in load_profile(profile).tasks:
+                options = default_options(variant, profile, other, positions)
+                same = (
+                    options.get(name) == _text(value)
+                    if _of_variant(name)
+                    else _with_defaults(other, _recipe_of(profile, other))[name] == value
+                )
+                if same:
+                    found.setdefault(f"{short_name(name)}={shown_value(value)}", []).append(other)
+    return found
+
+
+def _with_defaults(task: str, settings: Settings) -> dict[str, Any]:
+    return _ALWAYS_NAMED | _denoising_defaults(task) | dict(settings)
 
 
 def told_apart(names: Sequence[str], owners: Sequence[str]) -> list[str]:

@@ -27,6 +27,8 @@ V = TypeVar("V")
 D = TypeVar("D")
 FAMILY: str = ModelConfig.model_fields["family"].default
 _SHAPES = {ord("0"): "o", ord("1"): "l", ord("i"): "l", ord("_"): "", ord("."): ""}
+EXECUTION = ("train.compile", "train.padding", "train.precision")
+"""How a run computes; the matched track admits other values, and rows name them."""
 _WHAT_RUNS = ("name", "tasks", "variants", "families", "precisions")
 """The fields of a profile in which a copy of a built-in one may not differ under its name."""
 PROFILE_NAME = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -90,8 +92,8 @@ class Profile(Section):
         if path == "pretrain.share":  # with it, a run has the same steps
             return True
         # Compiled code and the padding for it do not change what is computed but for rounding and draws.
-        execution = path == "train.compile" or (path == "train.padding" and value == "coarse")
-        return execution or (path == "train.precision" and value in self.precisions)
+        compiled = path == "train.compile" or (path == "train.padding" and value == "coarse")
+        return compiled or (path == "train.precision" and value in self.precisions)
 
     def options(self, variant: str, task: str) -> dict[str, Any]:
         """Return the options that the source gives to a variant on a task; empty for a task without a recipe."""

@@ -12,12 +12,14 @@ import torch
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
+from lra.config.schema import RunConfig
 from lra.data.batching import collate
 from lra.data.split import Split
 from lra.errors import UsageError
 from lra.models.precision import autocast
 from lra.models.transformer import mixers
 from lra.results.records import RunRecord, Store
+from lra.tasks import pickles
 from lra.tasks.listops.vocabulary import WORDS
 from lra.trained import TrainedRun
 
@@ -78,7 +80,7 @@ def load_supports(record: RunRecord, store: Store, data_dir: Path | None, count:
     return Supports(
         layers=sorted(found),
         sigma=[np.stack([found[layer][row] for layer in sorted(found)]) for row in range(len(indices))],
-        tokens=[_names(record.config.task, split, index) for index in indices],
+        tokens=[_names(record.config, split, index) for index in indices],
         indices=indices,
     )
 
@@ -135,6 +137,11 @@ def draw_supports(supports: Supports, title: str, examples: Sequence[int]) -> Fi
     return figure
 
 
-def _names(task: str, split: Split, index: int) -> list[str] | None:
-    """Return the names of the tokens of an example; only those of ListOps are short enough to be read."""
-    return [WORDS[token] for token in split.tokens_of(index).tolist()] if task == "listops" else None
+def _names(config: RunConfig, split: Split, index: int) -> list[str] | None:
+    """Return the names of the tokens of an example; only those of ListOps are short enough to be read.
+
+    In the pickles of Nystromformer, nobody knows which symbol has which number.
+    """
+    if config.task != "listops" or config.data.get("source") == pickles.SOURCE:
+        return None
+    return [WORDS[token] for token in split.tokens_of(index).tolist()]

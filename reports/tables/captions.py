@@ -7,6 +7,7 @@ import math
 
 import pandas as pd
 
+from lra.config.labels import usual_elsewhere
 from lra.results.bench_format import MISSING, breaks_parameter_rule
 
 FIVE = ("listops", "text", "retrieval", "image", "pathfinder")
@@ -50,11 +51,27 @@ def provenance_notes(frame: pd.DataFrame) -> list[str]:
     datasets = sorted(set(zip(frame["title"], frame["dataset"], strict=True)))
     notes = [f"Trained for {steps} steps on {', '.join(machines) or 'no device'}."]
     notes += [f"{title}: {dataset}." for title, dataset in datasets]
+    notes += _usual_elsewhere(frame)
     continued = frame[frame["continued"] == True]  # noqa: E712 - missing for runs without a record
     if len(continued):
         runs = ", ".join(f"{row.label} on {row.column}, seed {row.seed}" for row in continued.itertuples())
         notes.append(f"Continued under another environment, on which the last bits may depend: {runs}.")
     return notes
+
+
+def _usual_elsewhere(frame: pd.DataFrame) -> list[str]:
+    """Say of options in names of rows on which other tasks the profile has them itself: such runs stand elsewhere."""
+    found: dict[tuple[str, str, str], set[str]] = {}
+    rows = frame.drop_duplicates(["variant", "profile", "task", "label"])
+    columns = (rows[name] for name in ("variant", "profile", "task", "settings"))
+    for variant, profile, task, settings in zip(*columns, strict=True):
+        for setting, tasks in usual_elsewhere(variant, profile, task, settings).items():
+            found.setdefault((variant, profile, setting), set()).update(tasks)
+    return [
+        f"{setting} of {variant} is what profile {profile} has itself on {', '.join(sorted(tasks))}: runs with it "
+        "there stand in the row without it."
+        for (variant, profile, setting), tasks in sorted(found.items())
+    ]
 
 
 def parameter_notes(frame: pd.DataFrame) -> list[str]:

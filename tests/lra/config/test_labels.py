@@ -3,7 +3,17 @@
 import pytest
 
 from attention_zoo import RegistrationError, get_variant
-from lra.config.labels import Row, default_options, fits, row_name, row_names, settings_of, shown_value, split_row
+from lra.config.labels import (
+    Row,
+    default_options,
+    fits,
+    row_name,
+    row_names,
+    settings_of,
+    shown_value,
+    split_row,
+    usual_elsewhere,
+)
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import PretrainConfig, StartConfig, VariantChoice
@@ -77,26 +87,32 @@ def test_what_a_profile_does_to_its_inputs_is_named_where_a_run_does_otherwise_a
     assert row_name(run) == "full [augment=True]"
 
 
-def test_an_option_that_is_the_default_on_some_tasks_is_one_row_on_all():
-    """The profile gives `local` a window of 64 on some tasks; asked for on all, it is one row with all of them."""
+def test_a_share_of_one_variant_does_not_name_those_that_others_have_of_the_profile():
+    profile = load_profile("spt")
 
-    def row(task, **overrides):
-        profile = load_profile("official")
-        run = resolve(task=task, variant="local", profile=profile, seed=0, overrides=overrides)
-        return Row(
-            variant="local", shown="local", heading=task, profile="official", task=task, settings=settings_of(run)
-        )
+    def row(variant, task, **overrides):
+        run = resolve(task=task, variant=variant, profile=profile, seed=0, overrides=overrides)
+        return Row(variant=variant, shown=variant, heading=task, profile="spt", task=task, settings=settings_of(run))
 
-    tasks = ("listops", "text", "image", "pathfinder")
-    assert row_names([row(task) for task in tasks]) == ["local"] * 4
+    share = {"pretrain.share": 0.1}
+    rows = [row("full", "listops", **share), row("linear", "listops"), row("linear", "text"), row("full", "listops")]
+    assert row_names(rows) == ["full [share=0.1]", "linear", "linear", "full"]
+
+
+def test_an_option_that_is_the_default_on_some_tasks_is_known():
+    """The profile gives `local` a window of 64 on some tasks; asked for on all, those stand in the row without it."""
+
+    def elsewhere(task, **overrides):
+        run = resolve(task=task, variant="local", profile=load_profile("official"), seed=0, overrides=overrides)
+        return row_name(run), usual_elsewhere("local", "official", task, settings_of(run))
+
     window = {"variant.window": 64}
-    assert row_names([row(task, **window) for task in tasks]) == ["local [window=64]"] * 4
-    # Of a run that belongs to both rows, the default is the name.
-    assert row_names([row("image"), row("listops"), row("listops", **window)]) == [
-        "local",
-        "local",
-        "local [window=64]",
-    ]
+    assert elsewhere("listops") == ("local", {})
+    name, tasks = elsewhere("listops", **window)
+    assert name == "local [window=64]"
+    assert {"image", "pathfinder"} <= set(tasks["window=64"]) <= {"image", "pathfinder", "pathx"}
+    assert elsewhere("image", **window) == ("local", {})
+    assert elsewhere("listops", **{"variant.window": 3}) == ("local [window=3]", {})
 
 
 def test_what_a_profile_pretrains_with_is_named_where_a_run_does_otherwise_alone():

@@ -16,6 +16,7 @@ from reports.figures.style import house_style, save
 from reports.result_set import load_stores
 from runners.cli.run import command as lra_run
 from tests.reports.figures.helpers import clipped, is_tick
+from tests.reports.synthetic import cell_config
 
 TINY = {
     "name": "tiny", "title": "For tests", "source": "this test",
@@ -103,3 +104,11 @@ def test_pooling_refuses_what_has_no_widths_and_weights_that_are_gone(trained):
         load_supports(other, store, folder / "home")
     with pytest.raises(UsageError, match="ended without weights"):
         load_supports(pooled.model_copy(update={"outcome": None, "status": "diverged"}), store, folder / "home")
+
+
+def test_symbols_whose_numbers_nobody_wrote_down_have_no_names():
+    split = Split(tokens=np.array([1, 2, 3]), offsets=np.array([0, 3]), labels=np.array([0]))
+    config = cell_config()
+    assert len(pooling_widths._names(config, split, 0)) == 3
+    unknown = config.model_copy(update={"data": config.data | {"source": "nystromformer"}})
+    assert pooling_widths._names(unknown, split, 0) is None

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
 from lra.config.schema import NUMERICS_VERSION
 from lra.config.yaml_loader import load_file
 from lra.errors import UsageError
@@ -333,3 +334,14 @@ def test_a_file_is_one_variant_and_one_task_wherever_its_folder_is_written(tmp_p
     assert accuracy(results, "quick", "open").cells.loc["Mix", "Mine"] == "41.00 ± 1.00 (3)"
     chosen = select(results, Selection(variants=("plug/v.py:Mix",), tasks=("anywhere/t.py:Mine",)))
     assert len(chosen.records) == 3
+
+
+def test_an_option_that_is_the_default_on_other_tasks_is_said_to_be_in_another_row(tmp_path):
+    for task in ("listops", "image"):
+        config = resolve(
+            task=task, variant="local", profile=load_profile("official"), seed=0, overrides={"variant.window": 64}
+        )
+        add_run(tmp_path, 400, config=config)
+    table = accuracy(load_stores([tmp_path]), "official", "matched")
+    assert list(table.cells.index[:2]) == ["local", "local [window=64]"]
+    assert "window=64 of local is what profile official has itself on image, pathfinder" in notes_of(table)

@@ -116,6 +116,15 @@ def test_a_run_that_has_not_the_recipe_of_its_profile_stands_without_a_differenc
         assert ours["difference (points)"].tolist() == [difference]
 
 
+def test_a_run_that_was_computed_in_another_way_leaves_the_others_their_differences(tmp_path):
+    """The matched track admits it, and its row says so."""
+    add(tmp_path, 370, "official")
+    add(tmp_path, 380, "official", **{"train.compile": True})
+    cells = vs_published(load_stores([tmp_path]), "official", "matched").cells
+    ours = cells[(cells["source"] == TAY) & (cells["ours (%)"] != "-")]
+    assert ours[["variant", "difference (points)"]].to_numpy().tolist() == [["full", "+0.63"]]
+
+
 def test_ours_beside_a_source_of_the_same_sizes(tmp_path):
     for seed in range(3):
         add(tmp_path, 370 + seed, "official", seed=seed)
