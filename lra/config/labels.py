@@ -144,7 +144,13 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
     for row in rows:
         settings = _with_defaults(row.task, row.settings)
         named = departures(row.variant, row.profile, row.task, row.settings)
-        compared = {name for name in row.settings if not name.startswith("pretrain.") and name not in _ALWAYS_NAMED}
+        usual = _recipe_of(row.profile, row.task)
+        compared = {
+            name
+            for name, value in row.settings.items()
+            if not (name.startswith("pretrain.") or name in _ALWAYS_NAMED)
+            and not (name == "train.padding" and value == usual.get(name))  # another follows from compiling
+        }
         named |= compared & shared[row.variant]
         named |= {name for name in compared if name.startswith("start.") and name not in _OF_START}
         if not default_options(row.variant, row.profile, row.task, str(row.settings.get("model.positions"))):

@@ -351,7 +351,8 @@ def test_files_are_compared_as_they_are_now_after_other_processes_had_them(tmp_p
 def test_a_file_that_changes_between_its_import_and_its_question_is_refused(tmp_path, monkeypatch):
     """The process that hashes starts for seconds, and a file may be saved meanwhile."""
     monkeypatch.chdir(tmp_path)
-    write(tmp_path, {"mine_at_once.py": "TABLE = open('table.txt').read()\n", "table.txt": "0\n"})
+    source = "from pathlib import Path\n\nTABLE = Path('table.txt').read_text()\n"
+    write(tmp_path, {"mine_at_once.py": source, "table.txt": "0\n"})
     import_place("mine_at_once.py")
     write(tmp_path, {"table.txt": "1\n"})
     program_of.cache_clear()
