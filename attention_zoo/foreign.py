@@ -20,8 +20,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -293,7 +294,7 @@ def import_place(place: str) -> Any:
         raise ForeignError(f"{place}: no such file; {suggest(file.name, known)}")
     name = f"{file.stem}_of_{abs(hash(file)):x}"
     if name not in sys.modules:
-        _check_helpers_of(file.parent)
+        check_helpers([file.parent])
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None
         assert spec.loader is not None
@@ -324,33 +325,28 @@ def search_path() -> tuple[str, ...]:
     return tuple(entry for entry in sys.path if entry not in _added)
 
 
-def check_helpers() -> None:
-    """Check that no helper of one folder stands in for that of another, such as one imported in a function.
+def check_helpers(folders: Iterable[Path] | None = None) -> None:
+    """Check that no helper of one folder stands in for that of another: Python loads one module of a name.
+
+    Args:
+        folders: Those whose helpers are compared with what is loaded from others; None takes all that files were
+            imported from, such as for a helper that is imported in a function.
 
     Raises:
         ForeignError: One does.
     """
-    for folder in dict.fromkeys(_FOLDERS.values()):
-        _check_helpers_of(folder)
-
-
-def _check_helpers_of(folder: Path) -> None:
-    """Check that no helper of another folder stands in for one of this folder: Python loads one module of a name.
-
-    Raises:
-        ForeignError: One does.
-    """
-    others = set(_FOLDERS.values()) - {folder}
+    roots = {str(folder) for folder in _FOLDERS.values()}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if name in _FOLDERS or file is None:
+        if file is None or name in _FOLDERS:
             continue
-        for other in others:
-            parts = Path(file).relative_to(other).with_suffix("").parts if Path(file).is_relative_to(other) else ()
-            if name != ".".join(parts).removesuffix(".__init__"):
-                continue  # not what `import` finds from that folder
-            own = folder / Path(file).relative_to(other)
-            if own.is_file() and own.read_bytes() != Path(file).read_bytes():
+        inside = name.replace(".", os.sep)
+        root = str(file).rpartition(".")[0].removesuffix(f"{os.sep}__init__").removesuffix(f"{os.sep}{inside}")
+        if root not in roots:
+            continue  # not what `import` finds from such a folder
+        for folder in set(_FOLDERS.values()) if folders is None else folders:
+            own = folder / Path(file).relative_to(root)
+            if str(folder) != root and own.is_file() and own.read_bytes() != Path(file).read_bytes():
                 raise ForeignError(
                     f"{own}: a helper of this name is loaded from {file}, and Python loads one of a name; "
                     "rename one of them, or run the two in commands of their own"

@@ -95,12 +95,12 @@ def check_programs(texts: str, read: Iterable[str] = ()) -> None:
         ProgramError: A file has changed since it was hashed, and this process may have taken either; a file was read
             that was not hashed; or a helper of another plug-in stands in for one of the same name.
     """
-    try:
-        check_helpers()
-    except ForeignError as error:
-        raise ProgramError(str(error)) from error
     programs = [program for text, program in _asked.items() if text in texts]
     if programs:
+        try:
+            check_helpers()
+        except ForeignError as error:
+            raise ProgramError(str(error)) from error
         remember_imports()
     for program in programs:
         _compare(program, _imported)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from attention_zoo import LayerDims, RegistrationError, available, foreign, get_variant
+from attention_zoo import LayerDims, RegistrationError, available, foreign, get_variant, program
 from attention_zoo.checks import CHECKS, run_contract
 from attention_zoo.foreign import ForeignError, import_place
 from attention_zoo.functional import attention
 from attention_zoo.program import ProgramError, check_programs
 from attention_zoo.registry import program_origin
+from attention_zoo.source_digest import Program
 from runners.cli.zoo import main as lra_zoo
 
 FILE = str(Path(__file__).with_name("foreign_modules.py"))
@@ -163,15 +164,16 @@ def test_a_helper_of_another_folder_never_stands_in_for_ones_own(tmp_path, monke
 def test_a_helper_that_is_imported_in_a_function_is_compared_before_a_number_is_published(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(foreign, "_FOLDERS", {})
+    monkeypatch.setattr(program, "_asked", {"p": Program("digest", {})})
     for folder, scale in (("a", 2), ("b", 3)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "late_helper.py").write_text(f"SCALE = {scale}\n")
         (tmp_path / folder / "plug.py").write_text("def f():\n    from late_helper import SCALE\n    return SCALE\n")
     first, second = (import_place(str(tmp_path / folder / "plug.py")) for folder in "ab")
-    check_programs("")
+    check_programs("p")
     assert first.f() == second.f() == 2
     with pytest.raises(ProgramError, match=r"b/late_helper.py: a helper of this name is loaded from .*a/"):
-        check_programs("")
+        check_programs("p")
 
 
 def test_the_program_of_a_file_is_found_without_the_folders_of_others(tmp_path, monkeypatch):
