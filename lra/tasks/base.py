@@ -384,7 +384,7 @@ class Task(ABC, Generic[OptionsT]):
             with contextlib.ExitStack() as stack:
                 if origin is not None:
                     stack.enter_context(reading(origin))
-                if origin is not None and source is None:
+                if origin is not None and source is None and not origin.is_relative_to(home.resolve()):
                     echo(f"{self.info.name}: reading {origin}, which was read before; --from names another.", err=True)
                 if program:
                     from attention_zoo.program import reads_below  # here, since it imports torch

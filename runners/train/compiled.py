@@ -34,7 +34,6 @@ def compile_model(model: nn.Module, backend: str = "inductor") -> None:
     import torch._dynamo  # here, since it takes a second
 
     torch._dynamo.config.cache_size_limit = MOST_GRAPHS  # `recompile_limit` is the same, but torch 2.6 has it not
-    torch._dynamo.config.suppress_errors = False
     if os.environ.get("TORCH_COMPILE_OVERRIDE_BACKENDS") or not _compiles():
         raise UsageError(
             "compile: torch does not compile all steps in this process, as with TORCHDYNAMO_DISABLE=1 or a value of "

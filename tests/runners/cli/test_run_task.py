@@ -140,6 +140,8 @@ def test_what_a_task_reads_and_imports_late_is_part_of_its_program(folder, metho
 
     def origin():
         program.program_of.cache_clear()
+        program._hashed.clear()
+        program._imported.clear()
         plugins.load_task.cache_clear()
         task = get_task("my_task.py:Majority")
         return task.origin(task.options())
@@ -161,6 +163,8 @@ def test_a_file_that_an_option_names_is_part_of_the_program(folder):
         (folder / "a.txt").write_text(words)
         (folder / "b.txt").write_text(words)
         program.program_of.cache_clear()
+        program._hashed.clear()
+        program._imported.clear()
         plugins.load_task.cache_clear()
         task = get_task("my_task.py:Majority")
         found += [task.origin(task.options(words=name)) for name in ("a.txt", "b.txt")]
