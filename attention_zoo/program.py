@@ -205,7 +205,7 @@ def program_text(
     written = [json.dumps(dict(values or {}), sort_keys=True) for values in (options, sizes)]
     program = program_of(tuple(modules), variant, *written, trial, search_path(), str(Path.cwd()))
     for module in modules:
-        if module.endswith(".py") and os.path.abspath(module) not in program.files:  # noqa: PTH100 - as it is found
+        if module.endswith(".py") and str(Path(module).resolve()) not in program.files:
             raise ProgramError(
                 f"{module} is in a folder of this project or of Python, whose files are no part of a run id; "
                 "move it elsewhere"

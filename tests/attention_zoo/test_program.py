@@ -371,6 +371,15 @@ def test_a_file_that_changes_between_two_questions_of_one_process_is_refused(tmp
         program_text("p", ["mine.py"], "mine.py:Mine", {}, sizes=None)
 
 
+def test_a_linked_file_is_a_plug_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"elsewhere/mine_linked.py": "S = 0\n"})
+    (tmp_path / "linked.py").symlink_to("elsewhere/mine_linked.py")
+    before = digest("linked.py")
+    write(tmp_path, {"elsewhere/mine_linked.py": "S = 1\n"})
+    assert digest("linked.py") != before
+
+
 def test_a_file_in_a_folder_of_this_project_is_no_plug_in():
     """Its edits would change no id."""
     with pytest.raises(ProgramError, match=r"masking\.py is in a folder of this project or of Python"):
