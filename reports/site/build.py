@@ -38,7 +38,7 @@ from ..result_set import ResultSet
 from ..statistics import comparable, mean_with_interval
 from ..tables.accuracy import is_trained
 from ..tables.captions import baseline_title, headings
-from ..tables.published import Published, load_published
+from ..tables.published import Published, is_off_recipe, load_published
 from .command_line import repeat_command
 
 HERE = Path(__file__).parent
@@ -187,6 +187,7 @@ def make_boards(results: ResultSet, published: Sequence[Published]) -> list[Boar
             ]
             task = str(group["task"].iloc[0])
             baselines = _baselines(part, group["run_id"].tolist())
+            recipe = not any(is_off_recipe(part, str(run_id)) for run_id in group["run_id"])
             boards.append(
                 Board(
                     task=clean_line(heading),
@@ -196,7 +197,7 @@ def make_boards(results: ResultSet, published: Sequence[Published]) -> list[Boar
                     rows=sorted(rows, key=lambda row: (row.seeds < row.tried, -comparable([row.mean])[0], row.name)),
                     baselines=[Row(name=clean_line(baseline_title(name)), mean=each) for name, each in baselines],
                     beatable=max(beatable(dict(baselines)).values(), default=math.nan),
-                    published=_published_rows(published, task, profile, track),
+                    published=_published_rows(published, task, profile if recipe else "", track),
                     lost=_lost(results, group),
                     address=_address(heading, profile, track),
                 )
@@ -259,10 +260,17 @@ def _baselines(results: ResultSet, run_ids: Sequence[str]) -> list[tuple[str, fl
 
 
 def _published_rows(sources: Sequence[Published], task: str, profile: str, track: str) -> list[Row]:
-    """Return the published numbers of a task, best first, each with its source and its flags."""
+    """Return the published numbers of a task, best first, each with its source and its flags.
+
+    Args:
+        sources: What was published.
+        task: Of the board.
+        profile: That of the board, if all its runs have the recipe of it.
+        track: Of the board.
+    """
     rows = []
     for source in sources:
-        same = source.profile == profile and track == "matched"
+        same = source.profile == profile and profile in profile_names() and track == "matched"
         for name, numbers in source.rows.items():
             value = dict(zip(source.columns, numbers, strict=True)).get(task)
             if value is not None:

@@ -116,13 +116,13 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
     cells = [
         Cell(
             str(variant), str(task), str(column), str(label), group["settings"].iloc[0], frozenset(group["seed"]),
-            *accuracy_cell(group, seeds), not any(_off_recipe(results, str(run_id)) for run_id in group["run_id"]),
+            *accuracy_cell(group, seeds), not any(is_off_recipe(results, str(run_id)) for run_id in group["run_id"]),
         )
         for (variant, column, task, label), group in frame.groupby(["variant", "column", "task", "label"])
     ]  # fmt: skip
     rows, used, remarks = [], [], list[str]()
     for source in load_published():
-        comparable = source.profile == profile and track == "matched"
+        comparable = source.profile == profile and profile in profile_names() and track == "matched"
         for name in source.rows:
             variant, options = split_row(name)
             ours = [
@@ -173,8 +173,8 @@ Beside = tuple[str, float | None, list[tuple[str, str, str, float, bool]]]
 """A task or average, its published number, and ours beside it: heading, label, text, mean and `Cell.has_recipe`."""
 
 
-def _off_recipe(results: ResultSet, run_id: str) -> bool:
-    """Say whether a run has another recipe than its profile has here."""
+def is_off_recipe(results: ResultSet, run_id: str) -> bool:
+    """Say whether a run on the matched track has another recipe than its profile has here; False where nobody knows."""
     config = (results.records.get(run_id) or results.attempts[run_id]).config
     own = is_own(config.variant.name, config.variant.options) and is_own_layer(config.model.pool)
     if config.track != "matched" or config.profile not in profile_names() or not own or not is_own_task(config.task):

@@ -126,12 +126,19 @@ def test_equal_means_share_a_place(tmp_path):
     assert [board.place(row) for row in board.rows] == ["1", "2", "2", "4"]
 
 
-def test_a_published_number_with_the_sizes_of_the_board_is_no_other_recipe(tmp_path):
-    add_run(tmp_path, 400, profile="nystromformer")
-    [board] = make_boards(load_stores([tmp_path]), load_published())
-    notes = {row.note for row in board.published if "other recipe" not in row.note}
-    assert notes
-    assert not any("other recipe" in note for note in notes)
+def notes_of_published(folder, profile, **changed):
+    """Return the notes of all published numbers beside one run of full attention, whose recipe may be another."""
+    config = resolve(task="listops", variant="full", profile=load_profile("official"), seed=0, overrides={})
+    config = config.model_copy(update={"profile": profile, "train": config.train.model_copy(update=changed)})
+    add_run(folder, 400, config=config)
+    [board] = make_boards(load_stores([folder]), load_published())
+    return [row.note for row in board.published]
+
+
+def test_a_published_number_with_the_recipe_of_the_board_is_no_other_recipe(tmp_path):
+    assert not all("other recipe" in note for note in notes_of_published(tmp_path / "own", "official"))
+    for name, profile, changed in (("edited", "official", {"lr": 0.5}), ("named", "skyformer", {})):
+        assert all("other recipe" in note for note in notes_of_published(tmp_path / name, profile, **changed))
 
 
 def test_the_page_of_a_run_says_what_the_record_says(site, store):

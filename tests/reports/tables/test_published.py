@@ -116,6 +116,12 @@ def test_a_run_that_has_not_the_recipe_of_its_profile_stands_without_a_differenc
         assert ours["difference (points)"].tolist() == [difference]
 
 
+def test_a_profile_of_ones_own_that_has_the_name_of_a_source_has_no_differences(tmp_path):
+    add_run(tmp_path, 400, profile="skyformer")
+    cells = vs_published(load_stores([tmp_path]), "skyformer", "matched").cells
+    assert set(cells["difference (points)"]) == {OTHER_RECIPE}
+
+
 def test_a_run_that_was_computed_in_another_way_leaves_the_others_their_differences(tmp_path):
     """The matched track admits it, and its row says so."""
     add(tmp_path, 370, "official")
