@@ -34,6 +34,10 @@ _ALWAYS_NAMED = {
 }
 """How a run computes, and what it does to its inputs. Another value than this, or than that of the profile, is named in
 every row, also where it is the same in all of them."""
+NOT_IN_STEP = frozenset(
+    {"train.augment", "train.crop", "train.denoise", *(f"pretrain.{name}" for name in PretrainConfig.model_fields)}
+)
+"""What a measured step does not have, whatever its profile has."""
 _SIZES_OF_STEP = ("model.max_length", "train.batch_size", "train.accumulation")
 """What a measurement sets itself."""
 _OF_START = {"start.weights", "start.steps"}
@@ -106,7 +110,7 @@ def _denoising_defaults(task: str) -> dict[str, Any]:
     return usual
 
 
-def row_name(config: RunConfig, shown: str = "") -> str:
+def row_name(config: RunConfig, shown: str = "", leave_out: Collection[str] = ()) -> str:
     """Name a run alone: the variant, or what is shown for it, with the options that are not the default."""
     variant = config.variant.name
     row = Row(
@@ -117,7 +121,7 @@ def row_name(config: RunConfig, shown: str = "") -> str:
         task=config.task,
         settings=settings_of(config),
     )
-    return row_names([row])[0]
+    return row_names([row], leave_out)[0]
 
 
 def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lra.config.labels import row_name
+from lra.config.labels import NOT_IN_STEP, row_name
 
 if TYPE_CHECKING:
     from lra.config.schema import RunConfig
@@ -26,7 +26,7 @@ PARAMETER_RULE = 0.10
 
 def is_reference(config: RunConfig) -> bool:
     """Say whether a configuration is of full attention with its default options, to which ratios refer."""
-    return row_name(config) == REFERENCE
+    return row_name(config, leave_out=NOT_IN_STEP) == REFERENCE
 
 
 def breaks_parameter_rule(ratio: float) -> bool:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lra.config.labels import profiles_of_steps, settings_of
+from lra.config.labels import NOT_IN_STEP, profiles_of_steps, settings_of
+from lra.config.profiles import EXECUTION
 from lra.config.schema import without_folder
 from lra.errors import UsageError
 from lra.results.bench_format import (
@@ -74,8 +75,9 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
     ]
     groups: list[pd.DataFrame] = []
     for _, group in pd.DataFrame(rows).groupby("key") if rows else []:
-        names = pd.Series(label_rows(group, name="variant"), group.index)
-        labelled = group.assign(label=label_rows(group), is_reference=names == REFERENCE)
+        elsewhere = NOT_IN_STEP | set(EXECUTION)  # the recipe of a table names how its steps compute
+        names = pd.Series(label_rows(group, elsewhere, name="variant"), group.index)
+        labelled = group.assign(label=label_rows(group, elsewhere), is_reference=names == REFERENCE)
         same_place = ["label", "length"]
         split = bool((labelled.groupby("length")["batch"].nunique() > 1).any())
         parts = [part for _, part in labelled.groupby("batch")] if split else [labelled]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from lra.config.labels import profiles_of_steps, row_name
+from lra.config.labels import NOT_IN_STEP, profiles_of_steps, row_name
 from lra.results.bench_format import (
     FLAGGED,
     MISSING,
@@ -189,7 +189,7 @@ def _titles(records: Sequence[BenchRecord]) -> dict[str, str]:
 
 def _title(record: BenchRecord) -> str:
     """Return the name of a row: the title of the variant, with the options that are not the default."""
-    return row_name(record.config, record.variant_title)
+    return row_name(record.config, record.variant_title, NOT_IN_STEP)
 
 
 def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from lra.config.profiles import load_profile
 from lra.errors import StoreError, UsageError
 from lra.measure.flops import FlopCount, count_flops
+from lra.results.bench_format import is_reference
 from lra.results.bench_records import (
     MIB,
     SELF_TEST_BYTES,
@@ -310,6 +311,14 @@ def test_ratios_refer_to_full_attention_with_its_default_options_alone(options, 
     printed = arena_report(found)
     assert ("| Full attention [backend=reference] |" in printed) == bool(options)
     assert ("(1.00)" in printed) == (not options)
+
+
+@pytest.mark.parametrize(("profile", "task"), [("spt", "listops"), ("rotary", "text"), ("quick", "text")])
+def test_full_attention_is_the_reference_under_every_profile(profile, task):
+    """A measured step has neither the pretraining of a profile nor what it does to its inputs."""
+    settings = {"overrides": {}, "length": 64, "batch_size": 2, "task": task, "profile": load_profile(profile)}
+    assert is_reference(workload_config(variant="full", **settings))
+    assert not is_reference(workload_config(variant="linear", **settings))
 
 
 def test_a_variant_that_is_edited_while_it_is_measured_has_no_measurement(tmp_path, monkeypatch):
