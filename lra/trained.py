@@ -222,17 +222,18 @@ def check_unseen(source: TrainedRun, data: PreparedData) -> None:
 
 
 def check_hidden(data: PreparedData) -> None:
-    """Check that validation is not the test split in another order, so that pretraining sees no test input.
+    """Check that training and validation do not have the test examples, so that pretraining sees no test input.
 
     Raises:
-        UsageError: More than half of the test examples are in validation.
+        UsageError: More than half of the test examples are in one of them.
     """
-    share = found_in(data.split("test"), data.split("validation")).mean()
-    if share > MOSTLY:
-        raise UsageError(
-            f"pretrain.share: {share:.0%} of the test examples of {data.path.name} are in its validation split, and "
-            "pretraining may not see test inputs"
-        )
+    for other in ("validation", "train"):
+        share = found_in(data.split("test"), data.split(other)).mean()
+        if share > MOSTLY:
+            raise UsageError(
+                f"pretrain.share: {share:.0%} of the test examples of {data.path.name} are in its {other} split, and "
+                "pretraining may not see test inputs"
+            )
 
 
 def load_run(run: str | Path, store: str | Path = "lra-results") -> TrainedRun:

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lra.config.labels import in_words, settings_of, varying
-from lra.config.profiles import EXECUTION
+from lra.config.labels import EXECUTION, in_words, settings_of, varying
 from lra.config.schema import RunConfig, canonical_json, without_folder
 from lra.errors import StoreError, UsageError
 from lra.names import suggest_path

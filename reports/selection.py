@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
-from lra.config.labels import fits, settings_of, split_row
+from lra.config.labels import fits, named_settings, split_row
 from lra.config.schema import without_folder
 from lra.errors import UsageError, refusals_as
 from lra.names import fold, suggest
 from lra.terminal import clean_line, echo
 
 if TYPE_CHECKING:
+    from lra.config.schema import RunConfig
+
     from .result_set import ResultSet
 
 P = ParamSpec("P")
@@ -121,13 +123,21 @@ def select(results: ResultSet, selection: Selection) -> ResultSet:
         tasks = {resolve_name("task", without_folder(name), known) for name in selection.tasks}
         results = results.filter(lambda config: without_folder(config.task) in tasks)
     if selection.variants:
-        split = [split_row(name) for name in selection.variants]
-        rows = [(resolve_name("variant", without_folder(name), results.titles()), settings) for name, settings in split]
-        results = results.filter(
-            lambda config: any(
-                without_folder(config.variant.name) == name and fits(settings_of(config), text) for name, text in rows
-            )
-        )
+        rows = {
+            given: (resolve_name("variant", without_folder(name), results.titles()), text)
+            for given in selection.variants
+            for name, text in [split_row(given)]
+        }
+
+        def rows_of(config: RunConfig) -> list[str]:
+            own, settings = without_folder(config.variant.name), named_settings(config)
+            return [given for given, (name, text) in rows.items() if name == own and fits(settings, text)]
+
+        used = {given for config in results.configs() for given in rows_of(config)}
+        for given in rows:
+            if given not in used:
+                raise UsageError(f"no record fits --variant {given!r}; `lra-report table accuracy` lists the rows")
+        results = results.filter(lambda config: bool(rows_of(config)))
     if not results.configs():
         raise UsageError("no record fits all options together")
     return results

@@ -21,7 +21,7 @@ from lra.models.downsamplers import is_own as is_own_layer
 from lra.reading import visible
 from lra.results.records import RunRecord, Store
 from lra.results.upgrades import title_from_name
-from lra.tasks import get_task
+from lra.tasks import get_task, info_of
 from lra.tasks import is_own as is_own_task
 
 from .baselines import known_since
@@ -239,6 +239,6 @@ def _check_cost(record: RunRecord, faults: list[str], remarks: list[str]) -> Non
     elif (device := record.environment.get("device")) != "cpu":  # adaptive_span and contextpool compute otherwise there
         remarks.append(f"operations on {device} are not checked")
     else:
-        flops = flops_of_example(record.config, get_task(record.config.task).info, torch.device("cpu"))
+        flops = flops_of_example(record.config, info_of(record.config), torch.device("cpu"))
         if flops != record.cost.flops:
             faults.append(f"an example takes {flops} operations here, and {record.cost.flops} in the record")

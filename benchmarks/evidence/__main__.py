@@ -79,6 +79,7 @@ ON_CPU = {
         "depth-text",
         "depth-text-control",
         "listops-2k",
+        "listops-2k-seeds",
         "mini-seeds",
         "mini-longer",
         "segments",

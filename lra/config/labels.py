@@ -27,6 +27,7 @@ Settings = Mapping[str, Any]
 
 _ALWAYS_NAMED = {
     "train.compile": False,
+    "train.padding": "bucketed",
     "train.precision": "float32",
     "train.augment": False,
     "train.crop": None,
@@ -34,6 +35,8 @@ _ALWAYS_NAMED = {
 }
 """How a run computes, and what it does to its inputs. Another value than this, or than that of the profile, is named in
 every row, also where it is the same in all of them."""
+EXECUTION = ("train.compile", "train.padding", "train.precision")
+"""How a run computes; the matched track admits other values, and rows name them."""
 NOT_IN_STEP = frozenset(
     {"train.augment", "train.crop", "train.denoise", *(f"pretrain.{name}" for name in PretrainConfig.model_fields)}
 )
@@ -83,6 +86,11 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
             "start.steps": config.start.steps,
         }
     return settings | _pretraining(config)
+
+
+def named_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings of a run as the names of rows have them: also how it computes and pretrains by default."""
+    return _with_defaults(config.task, settings_of(config))
 
 
 def _pretraining(config: RunConfig) -> dict[str, Any]:
@@ -148,13 +156,7 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
     for row in rows:
         settings = _with_defaults(row.task, row.settings)
         named = departures(row.variant, row.profile, row.task, row.settings)
-        usual = _recipe_of(row.profile, row.task)
-        compared = {
-            name
-            for name, value in row.settings.items()
-            if not (name.startswith("pretrain.") or name in _ALWAYS_NAMED)
-            and not (name == "train.padding" and value == usual.get(name))  # another follows from compiling
-        }
+        compared = {name for name in row.settings if not (name.startswith("pretrain.") or name in _ALWAYS_NAMED)}
         named |= compared & shared[row.variant]
         named |= {name for name in compared if name.startswith("start.") and name not in _OF_START}
         if not default_options(row.variant, row.profile, row.task, str(row.settings.get("model.positions"))):
@@ -176,6 +178,8 @@ def departures(variant: str, profile: str, task: str, settings: Settings) -> set
     # Of a run that denoises nothing, only that counts, and not how it would.
     denoises = here["pretrain.share"] or here["train.denoise"]
     names = {*_ALWAYS_NAMED, *(_denoising_defaults(task) if denoises else ["pretrain.share"])}
+    if here["train.compile"] and here["train.padding"] == "coarse":
+        names -= {"train.padding"}  # it follows from compiling
     return {name for name in names if here[name] != usual[name]} | {
         name for name, value in settings.items() if name in options and _text(value) != options[name]
     }

@@ -27,8 +27,6 @@ V = TypeVar("V")
 D = TypeVar("D")
 FAMILY: str = ModelConfig.model_fields["family"].default
 _SHAPES = {ord("0"): "o", ord("1"): "l", ord("i"): "l", ord("_"): "", ord("."): ""}
-EXECUTION = ("train.compile", "train.padding", "train.precision")
-"""How a run computes; the matched track admits other values, and rows name them."""
 _WHAT_RUNS = ("name", "tasks", "variants", "families", "precisions")
 """The fields of a profile in which a copy of a built-in one may not differ under its name."""
 PROFILE_NAME = "^[A-Za-z0-9][A-Za-z0-9._-]*$"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lra.config.labels import NOT_IN_STEP, row_name
+from lra.config.labels import EXECUTION, NOT_IN_STEP, row_name
 
 if TYPE_CHECKING:
     from lra.config.schema import RunConfig
@@ -25,8 +25,11 @@ PARAMETER_RULE = 0.10
 
 
 def is_reference(config: RunConfig) -> bool:
-    """Say whether a configuration is of full attention with its default options, to which ratios refer."""
-    return row_name(config, leave_out=NOT_IN_STEP) == REFERENCE
+    """Say whether a configuration is of full attention with its default options, to which ratios refer.
+
+    How it computes does not matter: all that is measured together computes alike.
+    """
+    return row_name(config, leave_out=NOT_IN_STEP | set(EXECUTION)) == REFERENCE
 
 
 def breaks_parameter_rule(ratio: float) -> bool:

@@ -26,10 +26,10 @@ from attention_zoo.registry import is_own
 from lra.config.builtin import profile_names
 from lra.config.labels import split_row
 from lra.config.schema import without_folder
-from lra.errors import UsageError, refusals_as
+from lra.errors import DamagedFileError, StoreError, UsageError, refusals_as
 from lra.metrics import beatable, wilson_interval
 from lra.results.bench_format import STATUS_WORDS
-from lra.results.records import RunRecord
+from lra.results.records import RunRecord, read_record
 from lra.tasks import PROBES, TASKS
 from lra.terminal import clean_line, progress_bar
 
@@ -169,9 +169,23 @@ def build_site(results: ResultSet, folder: Path, command: str, *, quiet: bool = 
             address = f"runs/{run_id[:16]}.html"
             values = _run_page(record, results, places.get(run_id))
             _write(folder / address, environment.get_template("run.html.j2"), address, values)
-            source = results.stores[run_id].record_path(run_id)
-            (folder / "runs" / f"{run_id[:16]}.json").write_bytes(source.read_bytes())
+            _copy_record(results.stores[run_id].record_path(run_id), folder / "runs" / f"{run_id[:16]}.json", record)
     return len(pages) + len(results.records)
+
+
+def _copy_record(source: Path, target: Path, record: RunRecord) -> None:
+    """Copy the file of a record that was read before.
+
+    Raises:
+        StoreError: The file has changed since.
+    """
+    target.write_bytes(source.read_bytes())
+    try:
+        same = read_record(target) == record
+    except DamagedFileError:
+        same = False
+    if not same:
+        raise StoreError(f"{source} changed while the site was written; run the command again")
 
 
 def make_boards(results: ResultSet, published: Sequence[Published]) -> list[Board]:

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lra.config.labels import NOT_IN_STEP, profiles_of_steps, settings_of
-from lra.config.profiles import EXECUTION
+from lra.config.labels import EXECUTION, NOT_IN_STEP, profiles_of_steps, settings_of
 from lra.config.schema import without_folder
 from lra.errors import UsageError
 from lra.results.bench_format import (

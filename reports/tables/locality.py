@@ -22,7 +22,7 @@ from lra.results.dataframe import record_frame
 from lra.results.records import RunRecord
 from lra.trained import TrainedRun
 
-from .captions import preview
+from .captions import preview, provenance_notes
 from .table import Table, Term, plain_table
 
 DONE: dict[Change, str] = {"hide": "hidden", "shuffle": "shuffled"}
@@ -141,7 +141,7 @@ def locality(records: list[RunRecord], audits: list[Audit], *, examples: int, pl
         f"How far the chosen weights mix, on {_looked_at(records, examples)} test examples with at most {places} "
         "tokens of each"
     )
-    return plain_table(caption, rows, preview(frame) + notes, frame)
+    return plain_table(caption, rows, preview(frame) + notes + provenance_notes(frame), frame)
 
 
 def answers(records: list[RunRecord], scores: Sequence[dict[int, float]], change: Change, examples: int) -> Table:
@@ -164,7 +164,7 @@ def answers(records: list[RunRecord], scores: Sequence[dict[int, float]], change
         f"Within: for each state that the answer is read from, the tokens farther from it than this are {what}. A head "
         "that reads the first token has one such state, another one has a state for each token."
     )
-    return plain_table(caption, rows, [*preview(frame), note], frame)
+    return plain_table(caption, rows, [*preview(frame), note, *provenance_notes(frame)], frame)
 
 
 def _looked_at(records: Sequence[RunRecord], examples: int) -> str:

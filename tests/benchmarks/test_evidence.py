@@ -21,8 +21,8 @@ from lra.results.records import RunRecord, Store
 RUNS = {
     "listops": 55, "rivals": 55, "rotary": 15, "patterns": 15, "pairs": 30, "text-again": 10, "text-rivals": 20,
     "tasks": 33, "depth": 36, "ablation": 51, "rates": 18, "longer": 9, "convnet": 12, "depth-bytes": 16,
-    "depth-text": 12, "depth-text-control": 6, "listops-2k": 10, "mini-seeds": 45, "mini-longer": 6,
-    "segments": 25, "segments-ablation": 18, "segments-longer": 9, "segments-depth": 9,
+    "depth-text": 12, "depth-text-control": 6, "listops-2k": 10, "listops-2k-seeds": 9, "mini-seeds": 54,
+    "mini-longer": 6, "segments": 25, "segments-ablation": 18, "segments-longer": 9, "segments-depth": 9,
     "options": 54, "options-s5": 12, "options-text": 9, "options-image": 6, "causal": 20,
     "gpu-tasks": 44, "gpu-retrieval": 11, "gpu-modern": 25,
 }  # fmt: skip

@@ -1,9 +1,29 @@
 """Names that a user types for what the records have."""
 
+import re
+
 import pytest
 
+from lra.config.profiles import load_profile
+from lra.config.resolve import resolve
 from lra.errors import UsageError
-from reports.selection import resolve_name
+from reports.result_set import load_stores
+from reports.selection import Selection, resolve_name, select
+from tests.reports.synthetic import add_run
+
+
+def test_each_row_that_is_named_must_be_there_and_can_be_named_as_it_is_printed(tmp_path):
+    """Else a table would lack a row without a word."""
+    config = resolve(task="listops", variant="full", profile=load_profile("spt"), seed=0, overrides={})
+    without = config.model_copy(update={"pretrain": None})
+    for correct, each in enumerate((config, without, without.model_copy(update={"seed": 1}))):
+        add_run(tmp_path, 400 + correct, config=each)
+    results = load_stores([tmp_path])
+    assert len(select(results, Selection(variants=("full [share=0.0]",))).records) == 2
+    assert len(select(results, Selection(variants=("full [share=0.0]", "full"))).records) == 3
+    for missing in ("full [share=0.7]", "full [rotary=True]"):
+        with pytest.raises(UsageError, match=re.escape(f"no record fits --variant {missing!r}; `lra-report table")):
+            select(results, Selection(variants=("full", missing)))
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -15,9 +15,9 @@ from lra.config.schema import PretrainConfig, RunConfig, StartConfig, VariantCho
 from lra.config.yaml_loader import load_file
 from lra.measure.model_size import flops_of_example, parameters_of
 from lra.results.records import Count, Pretrained, RunRecord, Store, pack_arrays, read_record, seal
-from lra.tasks import get_task
+from lra.tasks import get_task, info_of
 from reports.cli import command
-from reports.verify import records_below, verify
+from reports.verify import _check_cost, records_below, verify
 from tests.reports.synthetic import add_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +85,24 @@ def test_a_true_record_is_accepted_and_says_what_was_not_checked(sent):
 @pytest.mark.parametrize("variant", ["contextpool", "local"])
 def test_true_records_of_other_variants_are_accepted(tmp_path, variant):
     assert verify(true_record(tmp_path, quick(variant))).faults == []
+
+
+def test_a_probe_with_options_of_its_own_is_accepted(tmp_path):
+    """Its vocabulary decides how many operations an example takes."""
+    overrides = {"data.vocabulary": 5}
+    config = resolve(
+        task="needle", variant="mlp_only", profile=load_profile("probes"), seed=0, track="open", overrides=overrides
+    )
+    parameters, full = parameters_of(config)
+    cost = {"parameters": parameters, "parameters_full": full}
+    cost["flops"] = flops_of_example(config, info_of(config), torch.device("cpu"))
+    made = add_run(tmp_path, 500, config=config, title="Needle")
+    record = made.model_copy(
+        update={"cost": made.cost.model_copy(update=cost), "environment": made.environment | {"device": "cpu"}}
+    )
+    faults: list[str] = []
+    _check_cost(record, faults, [])
+    assert faults == []
 
 
 def test_a_changed_count_is_refused(sent):

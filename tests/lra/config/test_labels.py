@@ -50,6 +50,7 @@ def names(*configs, leave_out=()):
         ({"variant.sigma_min": 0.5, "variant.base": "local"}, "contextpool [base=local, sigma_min=0.5]"),
         ({"train.lr": 0.5}, "contextpool"),
         ({"train.precision": "bfloat16"}, "contextpool [precision=bfloat16]"),
+        ({"train.padding": "coarse"}, "contextpool [padding=coarse]"),
         ({"train.compile": True, "variant.sigma_min": 0.5}, "contextpool [compile=True, sigma_min=0.5]"),
     ],
 )

@@ -206,6 +206,13 @@ def test_a_validation_that_is_the_test_split_is_named_and_pretrains_nothing(tmp_
     check_hidden(prepare("text", tmp_path / "other", write(tmp_path / "sound", "text")))
 
 
+def test_a_training_split_that_has_the_test_examples_pretrains_nothing(tmp_path):
+    source = write(tmp_path / "folder", "text")
+    (source / "lra-text.train.pickle").write_bytes((source / "lra-text.test.pickle").read_bytes())
+    with pytest.raises(UsageError, match=r"pretrain.share: 100% of the test examples .* in its train split"):
+        check_hidden(prepare("text", tmp_path, source))
+
+
 def test_test_examples_in_training_are_named(tmp_path):
     source = write(tmp_path / "folder", "text")
     (source / "lra-text.train.pickle").write_bytes((source / "lra-text.test.pickle").read_bytes())

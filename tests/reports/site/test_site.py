@@ -19,7 +19,7 @@ from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.config.schema import RunConfig
 from lra.config.yaml_loader import load_file
-from lra.errors import UsageError
+from lra.errors import StoreError, UsageError
 from reports.baselines import KNOWN
 from reports.cli import command
 from reports.figures.scatter import seed_dots
@@ -139,6 +139,28 @@ def test_a_published_number_with_the_recipe_of_the_board_is_no_other_recipe(tmp_
     assert not all("other recipe" in note for note in notes_of_published(tmp_path / "own", "official"))
     for name, profile, changed in (("edited", "official", {"lr": 0.5}), ("named", "skyformer", {})):
         assert all("other recipe" in note for note in notes_of_published(tmp_path / name, profile, **changed))
+
+
+def test_pages_with_numbers_of_several_rankings_name_the_data_of_each(tmp_path):
+    """Such as that the weights were chosen on the test split."""
+    add_run(tmp_path / "store", 400, dataset="IMDb, validation is the test split", task="text")
+    build_site(load_stores([tmp_path / "store"]), tmp_path / "site", "", quiet=True)
+    for page in ("index.html", "variants/full.html"):
+        assert "IMDb, validation is the test split" in read(tmp_path / "site" / page).text
+
+
+def test_a_record_that_changes_while_the_site_is_written_is_refused(tmp_path):
+    """Its page would say another number than its file, which the page offers."""
+    add_run(tmp_path / "store", 400)
+    add_run(tmp_path / "other", 500)
+    results = load_stores([tmp_path / "store"])
+    build_site(results, tmp_path / "site", "", quiet=True)
+    [path] = (tmp_path / "store" / "results").rglob("*.json")
+    [other] = (tmp_path / "other" / "results").rglob("*.json")
+    for content in (other.read_bytes(), path.read_bytes()[:300]):
+        path.write_bytes(content)
+        with pytest.raises(StoreError, match=r"json changed while the site was written; run the command again$"):
+            build_site(results, tmp_path / "site", "", quiet=True)
 
 
 def test_the_page_of_a_run_says_what_the_record_says(site, store):

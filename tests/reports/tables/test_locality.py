@@ -50,6 +50,7 @@ def test_no_two_runs_have_one_name_and_the_ids_stand_in_the_order_of_the_rows(tm
         assert not names.duplicated().any()
         assert names.iloc[0].tolist() == ["quick, open track", "ListOps dddddddd", "local [lr=0.01]", "0"]
         assert plain_values(table)["runs"] == [record.run_id for record in records]
+        assert "ListOps: made up." in table.notes
     assert tables[0].cells["mean distance"].tolist() == [f"{number:.2f}" for number in range(6)]
     alone = locality(records[:2], [audit(1), audit(2)], examples=8, places=8).cells
     assert alone[["task", "variant"]].to_numpy().tolist() == [

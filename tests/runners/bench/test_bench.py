@@ -319,6 +319,8 @@ def test_full_attention_is_the_reference_under_every_profile(profile, task):
     settings = {"overrides": {}, "length": 64, "batch_size": 2, "task": task, "profile": load_profile(profile)}
     assert is_reference(workload_config(variant="full", **settings))
     assert not is_reference(workload_config(variant="linear", **settings))
+    for way in ({"train.precision": "bfloat16"}, {"train.compile": True}):
+        assert is_reference(workload_config(variant="full", **settings | {"overrides": way}))
 
 
 def test_a_variant_that_is_edited_while_it_is_measured_has_no_measurement(tmp_path, monkeypatch):
