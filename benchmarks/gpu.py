@@ -190,9 +190,9 @@ def run_tests() -> Figures:
 
     The plugins that the tests use are named, and no other is loaded: one that warns would end pytest before any test.
     """
-    command = [sys.executable, "-m", "pytest", "-m", "gpu and not nightly", "-vv", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu and not nightly", "-vv", "-rfE", "-p", "no:cacheprovider"]
     command += ["-p", "xdist", "-p", "timeout", *TESTS]
-    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "COLUMNS": "500"}  # reasons stand in one line
     seconds = LONGEST_TESTS - 10
     try:
         done = subprocess.run(
@@ -204,10 +204,15 @@ def run_tests() -> Figures:
     # Lines of pytest-xdist: [gw0] [ 12%] PASSED tests/...
     found = re.findall(r"^\[gw\d+\] \[ *\d+%\] (PASSED|FAILED|ERROR|SKIPPED) (tests/.*?)\s*$", output, re.MULTILINE)
     outcomes = {test: outcome for outcome, test in found}  # an error at the end of a test replaces what it was before
+    reasons = dict(re.findall(r"^(?:FAILED|ERROR) (tests/.*?) - (.*)$", output, re.MULTILINE))
     return {
         "ended": ended,
         **{word.lower(): sum(outcome == word for outcome in outcomes.values()) for word in ("PASSED", "SKIPPED")},
-        "failed": sorted(test for test, outcome in outcomes.items() if outcome in ("FAILED", "ERROR")),
+        "failed": sorted(
+            f"{test}: {reasons.get(test, 'no reason was printed')}"
+            for test, outcome in outcomes.items()
+            if outcome in ("FAILED", "ERROR")
+        ),
     }
 
 
@@ -321,13 +326,17 @@ def tables(record: Figures) -> str:
         if not name.startswith("pooling "):
             continue
         _, length, form, backend = name.split()
-        for kind, each in outcome.get("figures", {"": None}).items():
-            cells = ["failed", "-", "-"]
-            if each is not None:
-                cells = [shown(each["ms"], ".2f"), shown(each["ratio"], ".3f"), shown(each["MiB"], ",.0f")]
-            rows.append([length, form, backend, kind, *cells])
+        if "figures" not in outcome:
+            rows.append([length, form, backend, "failed", *["-"] * (2 * len(WIDTHS))])
+            continue
+        of_kinds = [outcome["figures"].get(kind, {}) for kind in WIDTHS]
+        times = [shown(each.get("ms"), ".2f") for each in of_kinds]
+        ratios = [shown(each.get("ratio"), ".2f") for each in of_kinds]
+        most = max(each["MiB"] for each in outcome["figures"].values())
+        rows.append([length, form, backend, *times, *ratios, shown(most, ",.0f")])
     if rows:
-        headers = ("length", "form", "backend", "widths", "pooling ms", "x attention", "MiB")
+        times, ratios = ([f"{what}: {kind}" for kind in WIDTHS] for what in ("ms", "x attention"))
+        headers = ("length", "form", "backend", *times, *ratios, "MiB")
         blocks.append(f"ContextPool's operator, forward and backward, in bfloat16:\n\n{laid_out(rows, *headers)}")
     errors = [f"- {name}: {outcome['error']}" for name, outcome in found.items() if "error" in outcome]
     if errors:

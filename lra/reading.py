@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
 import stat
 from collections.abc import Iterator
@@ -78,14 +79,29 @@ def check_regular(path: Path, kind: type[LraError] = DataError) -> None:
         raise kind(f"{path}: {what}, not a file")
 
 
-def visible(folder: Path, pattern: str = "*") -> list[Path]:
+def visible(folder: Path, pattern: str = "*", kind: type[LraError] = DataError) -> list[Path]:
     """Return what a folder holds, in order, without names that begin with a dot: systems leave such files beside ours.
 
     Args:
-        folder: The folder.
-        pattern: Glob that the paths below it must match.
+        folder: The folder; one that is not there holds nothing.
+        pattern: Glob that the paths below it must match, with `*` and `/`.
+        kind: The class of the error.
+
+    Raises:
+        LraError: Of class `kind`, if a folder cannot be listed. `Path.glob` would pass over it without a word.
     """
-    return sorted(path for path in folder.glob(pattern) if not is_hidden(path.relative_to(folder).as_posix()))
+    found = [folder]
+    for part in pattern.split("/"):
+        found = [path for place in found for path in _children(place, kind) if fnmatch.fnmatchcase(path.name, part)]
+    return sorted(path for path in found if not is_hidden(path.relative_to(folder).as_posix()))
+
+
+def _children(folder: Path, kind: type[LraError]) -> list[Path]:
+    with reading(folder, kind):
+        try:
+            return list(folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 def is_hidden(name: str) -> bool:

@@ -23,6 +23,7 @@ from lra.models.foreign import ForeignModel
 from lra.models.precision import autocast
 from lra.models.transformer import Classifier, build_model
 from lra.names import suggest
+from lra.reading import visible
 from lra.results.checkpoints import read_state, weights_digest
 from lra.results.records import RunRecord, Store, read_record
 from lra.tasks import get_task, info_of
@@ -254,7 +255,8 @@ def load_run(run: str | Path, store: str | Path = "lra-results") -> TrainedRun:
         record = read_record(path)
         return _in_store(record, Store(path.absolute().parent.parent.parent), path.absolute())
     root = Path(store)
-    ids = sorted(file.stem for file in root.glob("results/*/*.json") if ".conflict-" not in file.name)
+    records = visible(root, "results/*/*.json", StoreError)
+    ids = [file.stem for file in records if ".conflict-" not in file.name]
     found = [run_id for run_id in ids if run_id.startswith(str(run).lower())]
     if len(found) != 1:
         begins = {run_id[: len(str(run))] for run_id in ids}

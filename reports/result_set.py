@@ -187,7 +187,7 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
     records = {record.run_id: record for record in without_older(records.values(), problems)}
     tried: dict[tuple[bytes, str, int], AttemptedRun] = {}
     for folder in folders:
-        for notes in visible(folder, "attempts/*"):
+        for notes in visible(folder, "attempts/*", StoreError):
             attempt = None if notes.name in finished else _last_attempt(notes, problems)
             if attempt is not None:
                 other = tried.setdefault(same_numbers(attempt), attempt)
@@ -217,7 +217,7 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
 
 def _last_attempt(folder: Path, problems: list[str]) -> AttemptedRun | None:
     """Read the newest note on a run; add it and all others to the problems that cannot be used."""
-    numbers = {path: path.name.partition("-")[0] for path in visible(folder, "*.json")}
+    numbers = {path: path.name.partition("-")[0] for path in visible(folder, "*.json", StoreError)}
     if not numbers:
         return None
     *earlier, newest = sorted(numbers, key=lambda path: int(numbers[path]) if numbers[path].isdecimal() else 0)

@@ -120,27 +120,47 @@ def select(results: ResultSet, selection: Selection) -> ResultSet:
         echo(f"suite {selection.suite}: {found} of {len(runs)} runs have a record", err=True)
     if selection.tasks:
         known = {task: task for config in results.configs() for task in [without_folder(config.task)]}
-        tasks = {resolve_name("task", without_folder(name), known) for name in selection.tasks}
-        results = results.filter(lambda config: without_folder(config.task) in tasks)
+        tasks = {given: resolve_name("task", without_folder(given), known) for given in selection.tasks}
+        results = _fitting(results, "--task", {given: _is_task(task) for given, task in tasks.items()})
     if selection.variants:
         rows = {
-            given: (resolve_name("variant", without_folder(name), results.titles()), text)
+            given: _is_row(resolve_name("variant", without_folder(name), results.titles()), text)
             for given in selection.variants
             for name, text in [split_row(given)]
         }
-
-        def rows_of(config: RunConfig) -> list[str]:
-            own, settings = without_folder(config.variant.name), named_settings(config)
-            return [given for given, (name, text) in rows.items() if name == own and fits(settings, text)]
-
-        used = {given for config in results.configs() for given in rows_of(config)}
-        for given in rows:
-            if given not in used:
-                raise UsageError(f"no record fits --variant {given!r}; `lra-report table accuracy` lists the rows")
-        results = results.filter(lambda config: bool(rows_of(config)))
+        results = _fitting(results, "--variant", rows)
     if not results.configs():
         raise UsageError("no record fits all options together")
     return results
+
+
+def _is_task(task: str) -> Callable[[RunConfig], bool]:
+    return lambda config: without_folder(config.task) == task
+
+
+def _is_row(variant: str, settings: str) -> Callable[[RunConfig], bool]:
+    return lambda config: without_folder(config.variant.name) == variant and fits(named_settings(config), settings)
+
+
+def _fitting(results: ResultSet, option: str, wanted: dict[str, Callable[[RunConfig], bool]]) -> ResultSet:
+    """Return what fits any of the values of an option; of several, say which fits no run, or no measurement.
+
+    Raises:
+        UsageError: A value fits nothing.
+    """
+    runs = [record.config for record in results.records.values()]
+    runs += [attempt.config for attempt in results.attempts.values()]
+    measured = [measurement.config for measurement in results.measurements]
+    for given, fitting in wanted.items():
+        found = {
+            kind: any(map(fitting, configs)) for kind, configs in (("run", runs), ("measurement", measured)) if configs
+        }
+        if not any(found.values()):
+            raise UsageError(f"no record fits {option} {given!r}; `lra-report table accuracy` lists the rows")
+        for kind, there in found.items():
+            if not there and len(wanted) > 1:
+                echo(f"{option} {given!r} fits no {kind}", err=True)
+    return results.filter(lambda config: any(fitting(config) for fitting in wanted.values()))
 
 
 def resolve_name(kind: str, given: str, titles: dict[str, str]) -> str:

@@ -95,7 +95,9 @@ def records_below(paths: Iterable[Path]) -> Iterator[Path]:
     """
     for path in paths:
         if path.is_dir():
-            found = [each for each in visible(path / "results", "*/*.json") if ".conflict-" not in each.name]
+            found = [
+                each for each in visible(path / "results", "*/*.json", StoreError) if ".conflict-" not in each.name
+            ]
             if not found:
                 raise UsageError(f"{path} has no records: expected {path / 'results'}/ab/<run id>.json")
             yield from found

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 SUITES = Path("benchmarks/evidence/suites")
 STORE = Path("benchmarks/evidence/store")
+GPU_RECORD = Path("benchmarks/evidence/gpu.json")
+"""Written by `python -m benchmarks.gpu`."""
 DOCS = Path("docs")
 FIGURES = Path("docs/results/figures")
 TEMPLATES = Path("benchmarks/evidence/pages")
@@ -269,9 +271,17 @@ def render_pages() -> dict[Path, str]:
         "headline": comparison_table([row for row in rows if row[0]]),
         "comparisons": comparison_table(rows),
         "count": str(len([row for _, row in rows if row[-1] != "-"])),
+        "gpu": gpu_tables(),
     }
     pages = {name: render_page(text, tables[name], terms) for name, text in texts.items()}
     return {name: re.sub(r"\{\{ (\w+) \}\}", lambda m: filled[m[1]], text) for name, text in pages.items()}
+
+
+def gpu_tables() -> str:
+    """Return the tables of the measurements on a GPU, from their record."""
+    from benchmarks.gpu import tables
+
+    return tables(json.loads(GPU_RECORD.read_text(encoding="utf-8")))
 
 
 def render_page(text: str, tables: dict[str, str], terms: list[str]) -> str:

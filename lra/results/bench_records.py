@@ -237,7 +237,7 @@ def upgrade_bench_record(body: dict[str, Any]) -> dict[str, Any]:
 
 def bench_records(store: Path) -> Iterator[BenchRecord | StoreError]:
     """Yield every measurement of a store; a damaged or foreign file comes as the error that says so."""
-    for path in visible(store / "bench", "*.json"):
+    for path in visible(store / "bench", "*.json", StoreError):
         try:
             yield read_bench_record(path)
         except StoreError as error:

@@ -66,7 +66,10 @@ def load(folder: Path | str) -> pd.DataFrame:
 
 def conflicts(folder: Path) -> list[str]:
     """Name the second outcomes of runs in a store, which repetitions left beside the first ones, one line each."""
-    return [f"{path}: another outcome of the same run" for path in visible(folder, "results/*/*.conflict-*.json")]
+    return [
+        f"{path}: another outcome of the same run"
+        for path in visible(folder, "results/*/*.conflict-*.json", StoreError)
+    ]
 
 
 def same_numbers(run: RunRecord | AttemptedRun) -> tuple[bytes, str, int]:

@@ -246,7 +246,7 @@ class Store:
 
     def other_outcomes(self, run_id: str) -> list[Path]:
         """List the records of other outcomes of a run, which lie beside the kept one."""
-        return visible(self.record_path(run_id).parent, f"{run_id}.conflict-*.json")
+        return visible(self.record_path(run_id).parent, f"{run_id}.conflict-*.json", StoreError)
 
     def conflict_folder(self, run_id: str, number: int) -> Path:
         """Return the folder of the checkpoints of a repetition with another outcome."""
@@ -326,7 +326,7 @@ class Store:
 
     def records(self) -> Iterator[RunRecord | StoreError]:
         """Yield every record; a damaged or foreign one comes as the error that says so."""
-        for path in visible(self.root / "results", "*/*.json"):
+        for path in visible(self.root / "results", "*/*.json", StoreError):
             if ".conflict-" not in path.name:
                 try:
                     yield self._read(path)[0]

@@ -133,7 +133,7 @@ def attempts(store: Store, run_id: str) -> list[dict[str, Any]]:
 def read_attempts(store: Store, run_id: str) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     """Read the logged attempts of a run, oldest first, and say what is wrong with those that do not count."""
     logged, unread = [], []
-    for path in sorted(visible(store.root / "attempts" / run_id, "*.json"), key=_number):
+    for path in sorted(visible(store.root / "attempts" / run_id, "*.json", StoreError), key=_number):
         try:
             attempt = read_note(path)
             if attempt.get("status") not in get_args(AttemptStatus) or "detail" not in attempt:

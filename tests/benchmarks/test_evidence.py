@@ -47,7 +47,7 @@ def recounted(store, record):
 
 
 def test_every_section_resolves_to_its_runs():
-    assert len(evidence.SECTIONS) == 38
+    assert len(evidence.SECTIONS) == 39
     own = {name: len(expand(load_suite(suite))) for name, suite in evidence.SECTIONS.items() if suite.endswith(".yaml")}
     assert own == RUNS
     assert {path.stem for path in evidence.SUITES.glob("*.yaml")} == set(RUNS)
@@ -94,7 +94,7 @@ def test_a_prettier_score_is_noticed(tmp_path):
 def pages():
     """Read the pages of the results, by their paths below docs/."""
     names = [path.relative_to(evidence.TEMPLATES) for path in sorted(evidence.TEMPLATES.rglob("*.md"))]
-    assert len(names) == 16
+    assert len(names) == 17
     return {name: (evidence.DOCS / name).read_text(encoding="utf-8") for name in names}
 
 

@@ -153,19 +153,24 @@ def test_the_tables_show_what_was_measured():
     assert "7 passed, 1 failed, 1 skipped.\n- failed: tests/a.py::test_b" in shown
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in shown.splitlines() if row.startswith("| ")]
     assert ["full", "30.00", "20.00", "1.50", "1,200", "1.50", "1,024"] in rows
-    assert ["1024", "causal", "tree", "paper", "3.00", "0.250", "10"] in rows
-    assert ["1024", "causal", "triton", "", "failed", "-", "-"] in rows
+    assert ["1024", "causal", "tree", "3.00", "-", "-", "0.25", "-", "-", "10"] in rows
+    assert ["1024", "causal", "triton", "failed", "-", "-", "-", "-", "-", "-"] in rows
     assert "No figure is shown" not in shown
 
 
 def test_the_tests_on_the_device_are_counted(monkeypatch):
     output = (
         "[gw0] [ 1%] PASSED tests/a.py::test_one[x-y] \n[gw1] [ 2%] FAILED tests/a.py::test_two \n"
-        "[gw1] [ 3%] SKIPPED tests/b.py::test_three \nFAILED tests/a.py::test_two - AssertionError\n"
+        "[gw1] [ 3%] SKIPPED tests/b.py::test_three \nFAILED tests/a.py::test_two - AssertionError: 1 - 2\n"
     )
     done = subprocess.CompletedProcess([], 1, output, "")
     monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: done)
-    assert gpu.run_tests() == {"ended": True, "passed": 1, "skipped": 1, "failed": ["tests/a.py::test_two"]}
+    assert gpu.run_tests() == {
+        "ended": True,
+        "passed": 1,
+        "skipped": 1,
+        "failed": ["tests/a.py::test_two: AssertionError: 1 - 2"],
+    }
 
     def too_long(*_, timeout, **__):
         raise subprocess.TimeoutExpired([], timeout, output=output.encode())

@@ -1,10 +1,11 @@
 """Whatever goes wrong while a file is read is one line with its name, soon, and hidden files are passed over."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from lra.errors import DataError, UsageError
+from lra.errors import DataError, StoreError, UsageError
 from lra.reading import is_hidden, read_file, reading, visible
 
 ERRORS = [
@@ -59,3 +60,19 @@ def test_hidden_names_are_passed_over(tmp_path):
     assert [is_hidden(name) for name in ("a/b", "./a", "../a", ".a/b", "a/._b", "a.b")] == [
         False, False, False, True, True, False,
     ]  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_and_one_that_is_not_there_is_empty(tmp_path, monkeypatch):
+    """`Path.glob` passes over it, and what it holds would be left out without a word."""
+    (tmp_path / "results" / "ab").mkdir(parents=True)
+    listed = Path.iterdir
+
+    def refused(folder):
+        if folder.name == "ab":
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(StoreError, match=r"results/ab: Permission denied$"):
+        visible(tmp_path, "results/*/*.json", StoreError)
+    assert visible(tmp_path / "missing", "*.json") == []

@@ -241,7 +241,7 @@ class PretendedCuda(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         name = func._schema.name.split("::")[1]
-        if func.namespace == "contextpool" and any(isinstance(each, OnCuda) for each in args):
+        if func.namespace in OWN_FOLDERS and any(isinstance(each, OnCuda) for each in args):
             with self:  # the insides of an operator of the project count
                 return OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
         if func._can_decompose():  # below autograd, composite operators arrive whole

@@ -9,10 +9,10 @@ from lra.config.resolve import resolve
 from lra.errors import UsageError
 from reports.result_set import load_stores
 from reports.selection import Selection, resolve_name, select
-from tests.reports.synthetic import add_run
+from tests.reports.synthetic import add_measurement, add_run
 
 
-def test_each_row_that_is_named_must_be_there_and_can_be_named_as_it_is_printed(tmp_path):
+def test_each_row_that_is_named_must_be_there_and_can_be_named_as_it_is_printed(tmp_path, capsys):
     """Else a table would lack a row without a word."""
     config = resolve(task="listops", variant="full", profile=load_profile("spt"), seed=0, overrides={})
     without = config.model_copy(update={"pretrain": None})
@@ -21,6 +21,11 @@ def test_each_row_that_is_named_must_be_there_and_can_be_named_as_it_is_printed(
     results = load_stores([tmp_path])
     assert len(select(results, Selection(variants=("full [share=0.0]",))).records) == 2
     assert len(select(results, Selection(variants=("full [share=0.0]", "full"))).records) == 3
+    add_measurement(tmp_path, "performer", 64, seconds=1.0, mib=5)
+    told = select(load_stores([tmp_path]), Selection(variants=("full", "performer")))
+    assert (len(told.records), len(told.measurements)) == (3, 1)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["--variant 'full' fits no measurement", "--variant 'performer' fits no run"]
     for missing in ("full [share=0.7]", "full [rotary=True]"):
         with pytest.raises(UsageError, match=re.escape(f"no record fits --variant {missing!r}; `lra-report table")):
             select(results, Selection(variants=("full", missing)))

@@ -34,6 +34,7 @@ FOLDERS: dict[Difficulty, str] = {
     "medium": "curv_contour_length_9",
     "hard": "curv_contour_length_14",
 }
+RELEASE = "lra_release"
 KAGGLE_PLACES = ("pathfinder/pathfinder", "pathfinder")
 EMPTY_IN_RELEASE = ("pathfinder32", "curv_baseline", "imgs/0", "sample_172.png")
 """The one image of the release that is an empty file."""
@@ -79,15 +80,25 @@ def find_dataset(source: Path, size: int, difficulty: Difficulty) -> Path:
 
 
 def place_in_release(folder: Path) -> str:
-    """Name a folder below the release; of the two copies of pathfinder128 this tells the inner from the outer."""
-    parts = Path(os.path.abspath(folder)).parts  # noqa: PTH100 - `resolve` would lose the names of links
-    first = next((i for i, part in enumerate(parts) if part == "lra_release"), len(parts) - 2)
-    return "/".join(parts[first:])
+    """Name a folder below the release; of the two copies of pathfinder128 this tells the inner from the outer.
+
+    The release holds a folder with its own name, and the inner copy is in that. Where both are there, this tells them
+    apart, whatever the folder is called that the user unpacked the release in; else the names of the path do.
+    """
+    path = Path(os.path.abspath(folder))  # noqa: PTH100 - `resolve` would lose the names of links
+    release, below = path.parent.parent, "/".join(path.parts[-2:])
+    if (release / RELEASE / path.parent.name).is_dir():
+        depth = 1
+    elif release.name == RELEASE and (release.parent / path.parent.name).is_dir():
+        depth = 2
+    else:
+        depth = (release.name == RELEASE) + (release.name == release.parent.name == RELEASE)
+    return f"{RELEASE}/" * depth + below
 
 
 def is_outer_copy(folder: Path) -> bool:
     """Say whether a folder is in the outer copy of pathfinder128, see `OUTER_COPY`."""
-    return place_in_release(folder).startswith("lra_release/pathfinder128/")
+    return place_in_release(folder).startswith(f"{RELEASE}/pathfinder128/")
 
 
 def _is_called(folder: Path, name: str) -> bool:

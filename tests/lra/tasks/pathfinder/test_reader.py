@@ -16,7 +16,14 @@ from lra.errors import DataError
 from lra.tasks import get_task
 from lra.tasks.pathfinder import reader
 from lra.tasks.pathfinder import task as task_module
-from lra.tasks.pathfinder.reader import find_dataset, read_entries, read_png, split_order
+from lra.tasks.pathfinder.reader import (
+    find_dataset,
+    is_outer_copy,
+    place_in_release,
+    read_entries,
+    read_png,
+    split_order,
+)
 from lra.tasks.pathfinder.task import PathfinderOptions
 
 HARD, EASY = "curv_contour_length_14", "curv_baseline"
@@ -270,6 +277,16 @@ def test_links_are_followed_under_their_names(tmp_path):
         assert len(read_entries(find_dataset(source, 32, "hard"))) == 30
     with pytest.raises(DataError, match="not found"):
         find_dataset(tmp_path / "disk", 32, "hard")
+
+
+@pytest.mark.parametrize("unpacked", ["lra_release/lra_release", "data", "lra_release"])
+def test_the_copies_are_told_apart_wherever_the_release_was_unpacked(unpacked, tmp_path):
+    """In a folder with the name of the release, or without the first part of its paths."""
+    outer = write_dataset(tmp_path / unpacked / "pathfinder128" / HARD, size=128)
+    inner = write_dataset(tmp_path / unpacked / "lra_release" / "pathfinder128" / HARD, size=128)
+    assert (is_outer_copy(outer), is_outer_copy(inner)) == (True, False)
+    assert place_in_release(outer) == f"lra_release/pathfinder128/{HARD}"
+    assert place_in_release(inner) == f"lra_release/lra_release/pathfinder128/{HARD}"
 
 
 def test_the_outer_copy_is_named_in_the_data_and_warned_of(tmp_path, capsys):
