@@ -308,6 +308,11 @@ class RunConfig(Section):
             return 0
         return min(max(1, round(self.pretrain.share * self.train.steps)), self.train.steps - 1)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether the model has a place for a mixer; a convnet has none, and so no form with full attention."""
+        return self.model.family != "convnet"
+
     def hashed(self) -> dict[str, Any]:
         """Return all settings as plain values, without those that came later and are as before: see `ADDED_LATER`."""
         values = self.model_dump()

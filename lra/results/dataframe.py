@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -198,7 +199,7 @@ def _record_row(record: RunRecord) -> dict[str, Any]:
     row = _run_row(record) | {
         "status": record.status,
         "parameters": cost.parameters,
-        "parameters_full": cost.parameters_full,
+        "parameters_full": cost.parameters_full if record.config.mixes else math.nan,
         "flops": cost.flops,
         "examples_per_second": cost.examples_per_second,
         "tokens_per_second": cost.tokens_per_second,

@@ -102,7 +102,7 @@ class Cost(Section):
 
     parameters: Positive
     parameters_full: Positive
-    """Parameters of the same model with the variant `full`."""
+    """Parameters of the same model with the variant `full`; of a convnet, which has no place for it, its own."""
     flops: Positive | None
     """Floating-point operations of one example of the longest length, forward and backward, as far as they have a
     formula: see `lra.measure.flops`. None: they could not be counted."""

@@ -30,7 +30,7 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
     for (column, device, label), group in frame.dropna(subset=["parameters"]).groupby(["column", "device", "label"]):
         peers = frame[(frame["column"] == column) & (frame["device"] == device) & frame["run_id"].isin(full)]
         base = peers[peers["recipe"] == group["recipe"].iloc[0]]
-        parameters, reference = int(group["parameters"].iloc[0]), int(group["parameters_full"].iloc[0])
+        parameters, reference = int(group["parameters"].iloc[0]), group["parameters_full"].iloc[0]
         row = {"task": str(column), "variant": str(label), "device": str(device)}
         for name, source, unit, form in (
             ("speed (tokens/s)", "tokens_per_second", 1.0, "{:,.0f}"),
@@ -42,7 +42,7 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
                 name: number(value / unit, form),
                 f"{name.partition(' (')[0]} (x full)": number(value / median(base[source]), "{:.2f}"),
             }
-        row |= {"parameters": f"{parameters:,}", "parameters (x full)": f"{parameters / reference:.3f}"}
+        row |= {"parameters": f"{parameters:,}", "parameters (x full)": number(parameters / reference, "{:.3f}")}
         rows.append(row | {"backend": ", ".join(sorted(set(group["backend"])))})
         all_runs = frame[(frame["column"] == column) & (frame["label"] == label)]
         scores.append(accuracy_cell(all_runs, len(results.seeds))[1])

@@ -88,7 +88,7 @@ def plan_rows(
         config, state = run.config, state_of(store, run)
         parameters, full = parameters_of(config)
         row: dict[str, Any] = {"run": run.label, "status": state.word, "steps": config.train.steps}
-        row |= {"parameters": parameters, "parameters_full": full}
+        row |= {"parameters": parameters, "parameters_full": full if config.mixes else None}
         if probe is not None:
             key = canonical_json(config.model_dump(exclude={"seed"}))
             if key not in measured and not state.final:
@@ -112,8 +112,8 @@ def plan_table(rows: Sequence[dict[str, Any]], probe: Probe | None = None) -> st
 
     cells = []
     for row in rows:
-        share = row["parameters"] / row["parameters_full"]
-        cells.append([row["run"], row["status"], str(row["steps"]), f"{row['parameters']:,}", f"{share:.3f}"])
+        share = row["parameters_full"] and row["parameters"] / row["parameters_full"]
+        cells.append([row["run"], row["status"], str(row["steps"]), f"{row['parameters']:,}", shown(share, ".3f")])
         if probe is not None:
             memory, operations = row["peak_memory_bytes"], row["operations"]
             cells[-1] += [

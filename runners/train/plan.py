@@ -347,7 +347,7 @@ def describe(config: RunConfig, home: Path) -> str:
         run_id = "known once the data is prepared, since it covers the content of the data"
     notes = (
         f"# data: {task.dataset_name(options)}\n"
-        f"# parameters: {parameters:,} ({parameters / full:.3f} x full attention)\n"
+        f"# parameters: {parameters:,}{f' ({parameters / full:.3f} x full attention)' if config.mixes else ''}\n"
         f"# run id: {run_id}\n"
     )
     return dump_text(config.model_dump()) + notes
@@ -391,7 +391,7 @@ def plan_table(configs: Sequence[RunConfig], home: Path, minutes: Callable[[RunC
                 f"{longest:,}",
                 f"{tokens / 1e6:,.0f}",
                 f"{parameters:,}",
-                f"{parameters / full:.3f}",
+                f"{parameters / full:.3f}" if config.mixes else "-",
                 "-" if estimate is None else f"{estimate:.1f}",
             )
         )

@@ -6,8 +6,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from lra import load_results
 from lra.config.profiles import load_profile
 from lra.tasks import get_task
+from reports.cli import command as lra_report
 from runners.cli.run import command as lra_run
 from runners.train.plan import family_defaults, plan
 from tests.lra.data.archive_cases import cifar_members, tar_bytes
@@ -54,6 +56,14 @@ def test_the_bare_form_trains_and_says_what_it_filled_in(place, tmp_path):
     assert record["config"]["track"] == "open"
     assert record["config"]["variant"]["name"] == "conv"
     assert record["config"]["model"]["pool"] == "contextpool"
+
+    # It has no form with full attention, so its parameters are not relative to one.
+    cost = CliRunner().invoke(lra_report, ["table", "cost", "--store", str(tmp_path), "--json"], catch_exceptions=False)
+    [row] = json.loads(cost.stdout)[0]["rows"]
+    assert (row["parameters"], row["parameters (x full)"]) == (f"{record['cost']['parameters']:,}", "-")
+    assert load_results(tmp_path)["parameters_full"].isna().all()
+    planned = run(place, *BARE, "--dry-run", "--seeds", "0,1").stdout.splitlines()
+    assert any(line.split()[0] == "image" and line.split()[-2] == "-" for line in planned if line)
 
 
 def test_it_is_the_run_of_the_explicit_form(place):
