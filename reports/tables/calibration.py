@@ -158,8 +158,15 @@ def _side(results: ResultSet, name: str) -> _Side:
     if several:
         raise UsageError(f"profile {name} has several datasets of {', '.join(map(str, several))}; --suite chooses one")
     title = f"profile {place[0]}, {place[1]} track"
-    note = f"Left out of {title}, since a run is lost or missing: {'; '.join(lost)}." if lost else ""
-    return _Side(title=title, scores=scores, frame=frame, note=note)
+    notes = [f"Left out of {title}, since a run is lost or missing: {'; '.join(lost)}."] if lost else []
+    others = [
+        f"{other} ({', '.join(sorted(set(results.for_profile(other, track).frame()['task'])))})"
+        for other, track in places.values()
+        if other.startswith(f"{place[0]} [") and track == place[1]
+    ]
+    if others:
+        notes.append(f"Left out of {title}, since their runs have several recipes: {'; '.join(others)}.")
+    return _Side(title=title, scores=scores, frame=frame, note=" ".join(notes))
 
 
 def _published(source: Published) -> _Side:

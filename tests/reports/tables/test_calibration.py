@@ -208,6 +208,19 @@ def test_a_row_that_is_left_out_for_a_lost_seed_is_named(folder):
     assert note.endswith("diverged (1/2).")
 
 
+def test_a_task_whose_recipe_changed_between_runs_is_named(folder):
+    """As after an edit of one's own profile: its runs stand under two names, and the mean is over fewer tasks."""
+    config = cell_config(variant="full", seed=1)
+    add_run(folder, 450, config=config.model_copy(update={"train": config.train.model_copy(update={"lr": 0.5})}))
+    table = calibration(load_stores([folder]), "quick", "modern")
+    assert list(cells(table)) == ["text"]
+    (note,) = (note for note in table.notes if "Left out" in note)
+    assert note == (
+        "Left out of profile quick, matched track, since their runs have several recipes: "
+        "quick [lr=0.001] (listops); quick [lr=0.5] (listops)."
+    )
+
+
 def test_a_row_that_lacks_a_seed_of_the_suite_is_not_compared(folder):
     for profile in ("quick", "modern"):
         for name in NAMES[1:]:
