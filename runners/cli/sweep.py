@@ -307,6 +307,8 @@ def _runs(suite: str, home: Path, *, prepare: bool) -> list[SweepRun]:
     runs = sweep_runs(configs, home)
     if gone := sorted({run.config.task for run in runs if prepare and run.manifest is None}):
         raise DataError(f"the data of {', '.join(gone)} has been removed or changed since it was prepared; start again")
+    for problem in dict.fromkeys(run.problem for run in runs if run.problem):
+        echo(f"The store may have runs that are unknown here, since their ids cover their data: {problem}", err=True)
     return runs
 
 

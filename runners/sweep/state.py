@@ -35,6 +35,8 @@ class SweepRun:
     """None while the data is not prepared, because the id depends on its content."""
     manifest: Manifest | None = None
     """Of its prepared data."""
+    problem: str = ""
+    """Why there is no id: what is wrong with the data, in one line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +44,8 @@ class RunState:
     """How far a run is, or how it ended."""
 
     word: str
-    """Status of the record or of the last attempt, or `running`, `damaged` (an unreadable record) or `not run`."""
+    """Status of the record or of the last attempt, or `running`, `damaged` (an unreadable record), `not run`, or
+    `unknown` (a run without an id, which a store may have or not)."""
     detail: str = ""
     failures: int = 0
     """Failed attempts so far."""
@@ -64,6 +67,7 @@ class RunState:
 def sweep_runs(configs: Sequence[RunConfig], home: Path) -> list[SweepRun]:
     """Give each configuration its label and, if its data is prepared in `home`, its run id."""
     manifests: dict[Path, Manifest | None] = {}
+    problems: dict[Path, str] = {}
     runs = []
     for config, label in zip(configs, labels(list(configs)), strict=True):
         folder = data_folder(config, home)
@@ -71,11 +75,12 @@ def sweep_runs(configs: Sequence[RunConfig], home: Path) -> list[SweepRun]:
             task = get_task(config.task)
             try:
                 manifests[folder] = task.opened(task.options.model_validate(config.data), home).manifest
-            except DataError:
-                manifests[folder] = None
+            except DataError as error:
+                manifests[folder], problems[folder] = None, str(error).splitlines()[0]
         manifest = manifests[folder]
         run_id = None if manifest is None else config.run_id(manifest.digest)
-        runs.append(SweepRun(label=label, config=config, run_id=run_id, manifest=manifest))
+        problem = problems.get(folder, "")
+        runs.append(SweepRun(label=label, config=config, run_id=run_id, manifest=manifest, problem=problem))
     return runs
 
 
@@ -88,7 +93,7 @@ def data_folder(config: RunConfig, home: Path) -> Path:
 def state_of(store: Store, run: SweepRun) -> RunState:
     """Read the state of a run."""
     if run.run_id is None:
-        return RunState(word="not run")
+        return RunState(word="unknown", detail=run.problem) if store.root.is_dir() else RunState(word="not run")
     try:
         record = store.find(run.run_id)
     except StoreError as error:

@@ -18,7 +18,16 @@ from runners.sweep import tables as tables_module
 from runners.sweep.driver import describe_exit
 from runners.sweep.launchers.base import JobResult, Launcher
 from runners.sweep.launchers.local import cpu_slots, gpu_slots
-from runners.sweep.state import RunState, attempts, clear_failures, collect_garbage, log_path, state_of, tally
+from runners.sweep.state import (
+    RunState,
+    attempts,
+    clear_failures,
+    collect_garbage,
+    log_path,
+    state_of,
+    sweep_runs,
+    tally,
+)
 from runners.train.run import PreemptedRunError
 from tests.runners.tiny_runs import ForkLauncher, execute, outcomes, sweep, sweep_run, tiny, tiny_data
 
@@ -295,6 +304,18 @@ def test_states_show_how_far_a_run_is(data, store):
     assert (state.word, state.step) == ("ok", 6)
     store.record_path(run.run_id).unlink()
     assert state_of(store, run).word == "not run"
+
+
+def test_a_run_without_an_id_is_unknown_where_there_is_a_store(data, store, tmp_path):
+    """As on another machine, whose data folder lacks the data: the store may hold its record."""
+    execute(tiny(), data, store)
+    for root, word in ((store.root, "unknown"), (tmp_path / "new", "not run")):
+        [run] = sweep_runs([tiny()], tmp_path / "empty")
+        state = state_of(Store(root), run)
+        assert state.word == word
+        assert not state.final
+    assert run.problem
+    assert state_of(store, run).detail == run.problem
 
 
 def test_the_step_of_a_running_run_comes_with_its_lease(data, store, monkeypatch):
