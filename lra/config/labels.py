@@ -178,8 +178,8 @@ def departures(variant: str, profile: str, task: str, settings: Settings) -> set
     # Of a run that denoises nothing, only that counts, and not how it would.
     denoises = here["pretrain.share"] or here["train.denoise"]
     names = {*_ALWAYS_NAMED, *(_denoising_defaults(task) if denoises else ["pretrain.share"])}
-    if here["train.compile"] and here["train.padding"] == "coarse":
-        names -= {"train.padding"}  # it follows from compiling
+    if here["train.compile"] and usual["train.padding"] == "bucketed":
+        usual["train.padding"] = "coarse"  # it follows from compiling
     return {name for name in names if here[name] != usual[name]} | {
         name for name, value in settings.items() if name in options and _text(value) != options[name]
     }

@@ -264,6 +264,8 @@ def _pretraining_problems(config: RunConfig, info: TaskInfo) -> list[str]:
         problems.append(
             f"{where}: a model of family {config.model.family!r} gives nothing for single places to denoise"
         )
+    if pretrain.share and config.train.steps < 2:
+        problems.append("pretrain.share: a run of one step has none for pretraining; train.steps has to be 2 or more")
     if pretrain.share and config.data.get("validation") == "test":
         problems.append(
             "pretrain.share: the validation split of this dataset is its test split, whose inputs pretraining may not "

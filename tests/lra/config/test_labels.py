@@ -51,6 +51,7 @@ def names(*configs, leave_out=()):
         ({"train.lr": 0.5}, "contextpool"),
         ({"train.precision": "bfloat16"}, "contextpool [precision=bfloat16]"),
         ({"train.padding": "coarse"}, "contextpool [padding=coarse]"),
+        ({"train.compile": True, "train.padding": "bucketed"}, "contextpool [compile=True, padding=bucketed]"),
         ({"train.compile": True, "variant.sigma_min": 0.5}, "contextpool [compile=True, sigma_min=0.5]"),
     ],
 )

@@ -424,3 +424,17 @@ def test_the_family_that_is_the_default_counts_without_being_named(tmp_path):
     words = {"task": "listops", "variant": "full", "profile": profile, "seed": 0, "track": "open"}
     ids = {resolve(**words, overrides=values).run_id("d") for values in ({}, {"model.family": "transformer"})}
     assert len(ids) == 1
+
+
+def test_a_run_of_one_step_pretrains_nothing():
+    """Its row would say that it did."""
+    overrides = {"train.steps": 1, "pretrain.share": 0.4}
+    with pytest.raises(UsageError, match=r"pretrain\.share: a run of one step has none for pretraining"):
+        resolve(
+            task="listops", variant="full", profile=load_profile("quick"), seed=0, track="open", overrides=overrides
+        )
+    overrides["train.steps"] = 2
+    config = resolve(
+        task="listops", variant="full", profile=load_profile("quick"), seed=0, track="open", overrides=overrides
+    )
+    assert config.pretrain_steps == 1
