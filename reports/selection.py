@@ -15,8 +15,9 @@ import click
 
 from lra.config.labels import fits, named_settings, split_row
 from lra.config.schema import without_folder
-from lra.errors import UsageError, refusals_as
+from lra.errors import StoreError, UsageError, refusals_as
 from lra.names import fold, suggest
+from lra.reading import visible
 from lra.terminal import clean_line, echo
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 PROBLEMS_SHOWN = 10
 DEFAULT_STORE = Path("lra-results")
+_ENTRIES = ("results/*/*.json", "attempts/*/*.json", "bench/*.json")
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -87,6 +89,9 @@ def load(selection: Selection) -> ResultSet:
             echo(f"  and {len(results.problems) - PROBLEMS_SHOWN} more", err=True)
     if not results.configs():
         raise UsageError(f"the store holds no records yet{_below(selection.stores)}")
+    for store in selection.stores:
+        if not any(visible(store, pattern, StoreError) for pattern in _ENTRIES):
+            echo(f"{store} holds no records{_below((store,))}", err=True)
     return select(results, selection)
 
 

@@ -8,7 +8,7 @@ from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.errors import UsageError
 from reports.result_set import load_stores
-from reports.selection import Selection, resolve_name, select
+from reports.selection import Selection, load, resolve_name, select
 from tests.reports.synthetic import add_measurement, add_run
 
 
@@ -29,6 +29,15 @@ def test_each_row_that_is_named_must_be_there_and_can_be_named_as_it_is_printed(
     for missing in ("full [share=0.7]", "full [rotary=True]"):
         with pytest.raises(UsageError, match=re.escape(f"no record fits --variant {missing!r}; `lra-report table")):
             select(results, Selection(variants=("full", missing)))
+
+
+def test_a_store_without_records_beside_another_is_named(tmp_path, capsys):
+    add_run(tmp_path / "mine", 400)
+    add_run(tmp_path / "hers" / "lra-results", 500, seed=1)
+    found = load(Selection(stores=(tmp_path / "mine", tmp_path / "hers")))
+    assert len(found.records) == 1
+    said = f"{tmp_path}/hers holds no records; did you mean --store {tmp_path}/hers/lra-results?\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("turned", [False, True])
