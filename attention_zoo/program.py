@@ -11,15 +11,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import inspect
-import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -29,23 +26,16 @@ from attention_zoo.source_digest import (
     Program,
     file_digest,
     files_that_count,
-    libraries,
     loaded_program,
-    owners_of,
     user_modules,
 )
 
 DIGITS = 16
 """Digits of a digest in a configuration."""
-TRIAL_SIZES = {"vocabulary_size": 32, "max_length": 16, "num_classes": 2}
-"""With which a whole model is built when it is tried, besides those of a run."""
-TRIAL_LENGTH = 16
-"""Tokens of the examples of a trial, but for images of up to `TRIAL_PIXELS`, which a mixer on a grid needs whole."""
-TRIAL_PIXELS = 1024
 _START = """
 import json, sys
 sys.path[:] = json.loads(sys.stdin.buffer.readline())
-from attention_zoo.program import serve
+from attention_zoo.trial import serve
 serve()
 """
 _imported: dict[str, str] = {}
@@ -144,7 +134,7 @@ def _watch_reads() -> None:
 def _note_reads(event: str, arguments: tuple[Any, ...]) -> None:
     if event not in _OPENING or not (_watched or _importing):  # first what is so mostly
         return
-    paths = _opened(event, arguments)
+    paths = opened(event, arguments)
     for read in _importing:
         read.update(path for path in paths if not path.endswith(".pyc"))
     if not paths or not _watched:
@@ -165,7 +155,7 @@ def _note_reads(event: str, arguments: tuple[Any, ...]) -> None:
             read.update(paths)
 
 
-def _opened(event: str, arguments: tuple[Any, ...]) -> list[str]:
+def opened(event: str, arguments: tuple[Any, ...]) -> list[str]:
     """Return the paths that an audit event of Python opens for reading, as data or as a library.
 
     They are absolute, since the working folder may be another one later.
@@ -176,6 +166,11 @@ def _opened(event: str, arguments: tuple[Any, ...]) -> list[str]:
             address = place.removeprefix("file:").partition("?")[0]  # as a database may have it
             return [os.path.abspath(path) for path in (place, address)]  # noqa: PTH100 - links keep their names
     return []
+
+
+def _reads(mode: str | None, flags: int) -> bool:
+    """Say whether a file is opened to be read, by Python's text for that or by the flags of the system."""
+    return mode.startswith("r") or "+" in mode if mode else flags & os.O_ACCMODE != os.O_WRONLY
 
 
 def program_text(
@@ -307,135 +302,3 @@ def _clean_process() -> subprocess.Popen[bytes]:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.communicate()
-
-
-def serve() -> None:
-    """Answer the questions on standard input, each in a fork of this process, until it ends."""
-    import attention_zoo.registry  # noqa: F401 - loaded once, for all forks
-
-    libraries.update(sys.modules)
-    owners_of("attention_zoo")  # reads the installed distributions, once for all forks
-    answers = os.fdopen(os.dup(1), "wb")
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    for line in sys.stdin.buffer:
-        request = json.loads(line)
-        # What ends the process may be the trial: then only what the import loads counts.
-        content = _forked(request, quiet) or _forked(request | {"variant": "", "trial": ""}, quiet)
-        answers.write((content or b'{"error": "importing it ended the process"}') + b"\n")
-        answers.flush()
-
-
-def _forked(request: dict[str, Any], quiet: int) -> bytes:
-    """Answer a question in a fork of this process; empty if that ends without an answer."""
-    receive, send = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.dup2(quiet, 1)  # what the user's code prints was printed by the process that asks
-        os.dup2(quiet, 2)
-        with os.fdopen(send, "wb") as reply:
-            reply.write(json.dumps(_find(**request)).encode())
-        os._exit(0)
-    os.close(send)
-    with os.fdopen(receive, "rb") as reply:
-        content = reply.read()
-    os.waitpid(child, 0)
-    return content
-
-
-def _find(
-    modules: list[str],
-    variant: str,
-    options: Mapping[str, Any],
-    sizes: Mapping[str, Any],
-    trial: str,
-    path: list[str],
-    folder: str,
-) -> dict[str, Any]:
-    from attention_zoo.faults import fault_line
-    from attention_zoo.foreign import import_place
-
-    read: list[str] = []
-    names: dict[str, str] = {}
-
-    try:
-        os.chdir(folder)
-        sys.path[:] = path
-        sys.addaudithook(lambda event, arguments: read.extend(_opened(event, arguments)))
-        for module in modules:
-            imported = import_place(module)
-            if module.endswith(".py"):
-                names[imported.__name__] = Path(module).name
-        if variant:
-            with contextlib.suppress(Exception):
-                _try(variant, options, sizes)
-        if trial:
-            with contextlib.suppress(Exception):
-                EntryPoint(name="trial", value=trial, group="").load()(**options)
-        distributions = {owner for module in modules if not module.endswith(".py") for owner in owners_of(module)}
-        program = loaded_program(distributions, names, read)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises
-        return {"error": fault_line(error)}
-    return {"digest": program.digest, "files": program.files}
-
-
-def _reads(mode: str | None, flags: int) -> bool:
-    """Say whether a file is opened to be read, by Python's text for that or by the flags of the system."""
-    return mode.startswith("r") or "+" in mode if mode else flags & os.O_ACCMODE != os.O_WRONLY
-
-
-def _try(variant: str, options: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
-    """Build a variant, train it for a moment and evaluate it, so that it imports and reads what it needs.
-
-    It is tried with the sizes of a run, and with small ones, at which it may read something even if those fail.
-    """
-    import torch
-
-    from attention_zoo.base import LayerDims
-    from attention_zoo.registry import get_variant
-
-    torch.set_num_threads(1)
-    spec = get_variant(variant)
-    config = spec.config.from_dict(options)
-    builds: list[tuple[Callable[[], Any], torch.Tensor]] = []
-    if spec.whole_model:
-        named = inspect.signature(spec.program).parameters
-        for each in (dict(TRIAL_SIZES), {**TRIAL_SIZES, **sizes}):
-            given = {name: each[name] for name in TRIAL_SIZES if name in named}
-            build: Callable[[], Any] = functools.partial(spec.program, **given, **config.to_dict())
-            length = min(each.get("trial_length", TRIAL_LENGTH), each["max_length"])
-            tokens = each["vocabulary_size"]  # 0 for real values
-            builds.append((build, torch.randint(1, tokens, (2, length)) if tokens else torch.randn(2, length)))
-    else:
-        grids: list[tuple[int, int] | None] = [None, (4, 4)]
-        layers = [LayerDims(dim=64, num_heads=4, max_length=TRIAL_LENGTH, grid=grid) for grid in grids]
-        if sizes:
-            fields = {name: size for name, size in sizes.items() if name in LayerDims.__slots__}
-            fields["grid"] = sizes["grid"] and tuple(sizes["grid"])  # JSON has no tuples
-            layers += [LayerDims(**{**fields, "layer": layer}) for layer in range(sizes["layer"] + 1)]
-        for dims in layers:
-            pixels = dims.grid[0] * dims.grid[1] + dims.num_prefix if dims.grid else 0
-            length = pixels if 0 < pixels <= TRIAL_PIXELS + 1 else min(TRIAL_LENGTH, dims.max_length)
-            builds.append((functools.partial(spec.build, config, dims), torch.randn(2, length, dims.dim)))
-    for build, x in builds:
-        short = torch.tensor([[x.shape[1]], [x.shape[1] // 2 + 1]])
-        mask = torch.arange(x.shape[1]) < short  # (2, length)
-        with contextlib.suppress(Exception):
-            module = build()
-            for training, seen in itertools.product((True, False), (None, mask)):
-                module.train(training)
-                bfloat16 = torch.autocast("cpu", torch.bfloat16, enabled=sizes.get("precision") == "bfloat16")
-                with contextlib.suppress(Exception), torch.set_grad_enabled(training), bfloat16:
-                    _step(module, x.requires_grad_(training and x.is_floating_point()), seen)
-
-
-def _step(module: Any, x: Any, mask: Any) -> None:
-    """Call what a step of training or an evaluation calls, each thing whether or not the one before it fails."""
-    result = module(x, mask)
-    for name in ("parameter_groups", "auxiliary_loss", "statistics", "token_statistics"):
-        with contextlib.suppress(Exception):
-            getattr(module, name)()
-    if module.training:
-        with contextlib.suppress(Exception):
-            result.sum().backward()
-        with contextlib.suppress(Exception):
-            module.after_step()

@@ -15,7 +15,7 @@ from attention_zoo import (
     VariantConfig,
     get_variant,
 )
-from attention_zoo.program import TRIAL_PIXELS
+from attention_zoo.trial import TRIAL_PIXELS
 from lra.config.builtin import profile_names
 from lra.config.profiles import Profile, TaskRecipe
 from lra.config.schema import (

@@ -17,7 +17,6 @@ import pytest
 from attention_zoo import LayerDims, program, source_digest
 from attention_zoo.foreign import import_place
 from attention_zoo.program import (
-    TRIAL_SIZES,
     ProgramError,
     check_files,
     check_programs,
@@ -27,6 +26,7 @@ from attention_zoo.program import (
     remember_imports,
 )
 from attention_zoo.source_digest import loaded_program
+from attention_zoo.trial import TRIAL_SIZES
 
 MIXER = """
     import torch
