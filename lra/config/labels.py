@@ -135,7 +135,8 @@ def row_name(config: RunConfig, shown: str = "", leave_out: Collection[str] = ()
 def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]:
     """Name rows, in their order.
 
-    Of a variant that cannot be imported, or only in another version, the options are named in which its rows differ.
+    Of a variant that cannot be imported, or only in another version, the options are named in which its rows differ,
+    under whatever headings they stand: else one row would be of several options.
 
     Args:
         rows: The runs that stand together.
@@ -148,10 +149,11 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
         by_variant.setdefault((row.variant, row.heading), []).append(row.settings)
     recipe = {heading: set(varying(group)) - _OF_START for heading, group in by_heading.items()}
     shared: dict[str, set[str]] = {}
-    own: dict[str, set[str]] = {}
+    everywhere: dict[str, list[Settings]] = {}
     for (variant, heading), group in by_variant.items():
         shared.setdefault(variant, set()).update(name for name in recipe[heading] if not _of_variant(name))
-        own.setdefault(variant, set()).update(name for name in varying(group) if _of_variant(name))
+        everywhere.setdefault(variant, []).extend(group)
+    own = {variant: {name for name in varying(group) if _of_variant(name)} for variant, group in everywhere.items()}
     names = []
     for row in rows:
         settings = _with_defaults(row.task, row.settings)

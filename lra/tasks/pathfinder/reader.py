@@ -83,17 +83,21 @@ def place_in_release(folder: Path) -> str:
     """Name a folder below the release; of the two copies of pathfinder128 this tells the inner from the outer.
 
     The release holds a folder with its own name, and the inner copy is in that. Where both are there, this tells them
-    apart, whatever the folder is called that the user unpacked the release in; else the names of the path do.
+    apart, whatever the folder is called that the user unpacked the release in; else the names of the path do, or of
+    the place that a link leads to.
     """
     path = Path(os.path.abspath(folder))  # noqa: PTH100 - `resolve` would lose the names of links
-    release, below = path.parent.parent, "/".join(path.parts[-2:])
-    if (release / RELEASE / path.parent.name).is_dir():
-        depth = 1
-    elif release.name == RELEASE and (release.parent / path.parent.name).is_dir():
-        depth = 2
-    else:
-        depth = (release.name == RELEASE) + (release.name == release.parent.name == RELEASE)
-    return f"{RELEASE}/" * depth + below
+    return f"{RELEASE}/" * (_depth(path) or _depth(path.resolve())) + "/".join(path.parts[-2:])
+
+
+def _depth(folder: Path) -> int:
+    """Say in how many folders with the name of the release a dataset variant is: in its outer copy, or its inner."""
+    release, name = folder.parent.parent, folder.parent.name
+    if (release / RELEASE / name).is_dir():
+        return 1
+    if release.name == RELEASE and (release.parent / name).is_dir():
+        return 2
+    return (release.name == RELEASE) + (release.name == release.parent.name == RELEASE)
 
 
 def is_outer_copy(folder: Path) -> bool:

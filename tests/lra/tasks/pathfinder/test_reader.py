@@ -285,6 +285,9 @@ def test_the_copies_are_told_apart_wherever_the_release_was_unpacked(unpacked, t
     outer = write_dataset(tmp_path / unpacked / "pathfinder128" / HARD, size=128)
     inner = write_dataset(tmp_path / unpacked / "lra_release" / "pathfinder128" / HARD, size=128)
     assert (is_outer_copy(outer), is_outer_copy(inner)) == (True, False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "pathfinder128").symlink_to(outer.parent)
+    assert is_outer_copy(tmp_path / "mine" / "pathfinder128" / HARD)
     assert place_in_release(outer) == f"lra_release/pathfinder128/{HARD}"
     assert place_in_release(inner) == f"lra_release/lra_release/pathfinder128/{HARD}"
 
