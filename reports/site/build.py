@@ -36,7 +36,7 @@ from lra.terminal import clean_line, progress_bar
 from ..baselines import baselines_of, highest_baselines
 from ..result_set import ResultSet
 from ..statistics import comparable, mean_with_interval
-from ..tables.accuracy import is_trained
+from ..tables.accuracy import is_above_chance
 from ..tables.captions import baseline_title, headings
 from ..tables.published import Published, is_off_recipe, load_published
 from .command_line import repeat_command
@@ -64,7 +64,7 @@ class Row:
     tried: int = 0
     """of how many, be it that a suite asks for them. Where one is missing, the mean is that of the others, and the row
     has no place."""
-    trained: int = 0
+    above_chance: int = 0
     """How many of the runs are above chance and majority by more than the noise of the test set."""
     parameters: float = math.nan
     megaflops: float = math.nan
@@ -109,7 +109,7 @@ class Board:
     @property
     def leaders(self) -> list[Row]:
         """The rows from which the first is the best: those with a place that are above chance, or else all."""
-        return [row for row in self.placed if row.trained] or self.rows
+        return [row for row in self.placed if row.above_chance] or self.rows
 
     def place(self, row: Row) -> str:
         """Return the place of a row, which rows of the same mean share; a dash if runs of it are lost."""
@@ -255,7 +255,7 @@ def _row(results: ResultSet, label: str, tried: pd.DataFrame) -> Row:
     return Row(
         name=clean_line(label), mean=estimate.mean, low=low, high=high, interval=interval, seeds=estimate.count,
         tried=max(len(tried), len(results.seeds)),
-        trained=sum(is_trained(results, run_id) for run_id in runs["run_id"]),
+        above_chance=sum(is_above_chance(results, run_id) for run_id in runs["run_id"]),
         parameters=float(runs["parameters"].iloc[0]), megaflops=_one_value(runs["flops"]) / 1e6,
         variant=variant, family=spec.family if spec else "other",
         runs=runs.sort_values("seed")["run_id"].tolist(),

@@ -194,7 +194,7 @@ def _recipe(record: RunRecord | AttemptedRun) -> str:
     return repr((recipe, record.data_digest, record.config.numbers_until(record.numerics_version)))
 
 
-def is_trained(results: ResultSet, run_id: str) -> bool:
+def is_above_chance(results: ResultSet, run_id: str) -> bool:
     """Say whether a run is above chance and majority by more than the noise of its test set."""
     record = results.records.get(run_id)
     if record is None or record.outcome is None:
@@ -206,7 +206,7 @@ def is_trained(results: ResultSet, run_id: str) -> bool:
 def _untrained(results: ResultSet, frame: pd.DataFrame) -> list[str]:
     """Name for each task the variants with runs that learnt nothing, and say how many of their runs those are."""
     found = frame.dropna(subset=["accuracy"])
-    found = found.assign(lost=[not is_trained(results, run_id) for run_id in found["run_id"]])
+    found = found.assign(lost=[not is_above_chance(results, run_id) for run_id in found["run_id"]])
     places = list[str]()
     for column, group in found.groupby("column"):
         runs = [(label, int(part["lost"].sum()), len(part)) for label, part in group.groupby("label")]

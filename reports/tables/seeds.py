@@ -9,7 +9,7 @@ from lra.metrics import wilson_interval
 
 from ..result_set import ResultSet
 from ..statistics import mean_with_interval
-from .accuracy import is_trained
+from .accuracy import is_above_chance
 from .captions import NOT_RUN, preview, provenance_notes, table_caption
 from .table import Table, Term, plain_table
 
@@ -26,7 +26,12 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
         scores.append(float(found.mean()) if whole else math.nan)
         runs = str(expected) if whole else f"{len(found)} of {expected}"
         row = {"task": str(column), "variant": str(label), "runs": runs, "mean (%)": NOT_RUN}
-        row |= {"interval (%)": NOT_RUN, "lowest (%)": NOT_RUN, "highest (%)": NOT_RUN, "trained": f"0/{len(group)}"}
+        row |= {
+            "interval (%)": NOT_RUN,
+            "lowest (%)": NOT_RUN,
+            "highest (%)": NOT_RUN,
+            "above chance": f"0/{len(group)}",
+        }
         if len(found):
             estimate = mean_with_interval(found.tolist())
             low, high, kind = estimate.low, estimate.high, "t"
@@ -36,9 +41,9 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
                 kind = "Wilson"
             interval = f"{low:.2f} to {high:.2f} ({kind})" if low < high else NOT_RUN
             row |= {"mean (%)": f"{estimate.mean:.2f}", "interval (%)": interval}
-            learnt = sum(is_trained(results, run_id) for run_id in group["run_id"])
+            learnt = sum(is_above_chance(results, run_id) for run_id in group["run_id"])
             row |= {"lowest (%)": f"{found.min():.2f}", "highest (%)": f"{found.max():.2f}"}
-            row["trained"] = f"{learnt}/{len(group)}"
+            row["above chance"] = f"{learnt}/{len(group)}"
         rows.append(row)
     notes: list[str] = [
         Term(
@@ -46,7 +51,7 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
             "about other seeds."
         ),
         Term("Runs: those with a number, and of how many if some have none; mean and interval are over those."),
-        Term("Trained: above every answer that needs no input, by more than the noise of the test set."),
+        Term("Above chance: above every answer that needs no input, by more than the noise of the test set."),
     ]
     if any(row["interval (%)"] == NOT_RUN != row["mean (%)"] for row in rows):
         notes.append(f"{NOT_RUN} for an interval: all seeds have one score, and equal scores have no spread.")

@@ -132,7 +132,7 @@ def seeds_check(store, records):
         row = {
             "runs": str(len(values)), "mean (%)": f"{sum(values) / len(values):.2f}",
             "interval (%)": f"{low:.2f} to {high:.2f} (t)", "lowest (%)": f"{min(values):.2f}",
-            "highest (%)": f"{max(values):.2f}", "trained": f"{learnt}/{len(values)}",
+            "highest (%)": f"{max(values):.2f}", "above chance": f"{learnt}/{len(values)}",
         }  # fmt: skip
         expected |= {(variant, name): cell for name, cell in row.items()}
     header, rows = table(store, "seeds", "--suite", SUITES / "listops.yaml")

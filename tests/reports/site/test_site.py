@@ -98,8 +98,8 @@ def test_places_go_by_the_mean_and_one_seed_has_another_interval(store):
     assert [row.name for row in board.rows] == ["contextpool", "full", "linear"]
     first, _, single = board.rows
     assert first.mean == pytest.approx(45.05)
-    assert (first.interval, first.seeds, first.trained) == ("seeds", 2, 2)
-    assert (single.interval, single.seeds, single.trained) == ("test examples", 1, 0)  # 11.1 of 10 by chance: no
+    assert (first.interval, first.seeds, first.above_chance) == ("seeds", 2, 2)
+    assert (single.interval, single.seeds, single.above_chance) == ("test examples", 1, 0)  # 11.1 of 10 by chance: no
     assert single.low < 11.1 < single.high
     assert [row.name for row in board.baselines] == ["Majority", "Chance"]
     rows = {(row.name, row.mean): row.note for row in board.published}

@@ -83,7 +83,7 @@ def test_runs_at_chance_are_named(tmp_path):
     assert notes == [
         "Not above chance by more than the noise of the test set: ListOps: full in 1 of 2 runs; Text: all runs."
     ]
-    assert made(seeds, tmp_path).cells.iloc[0]["trained"] == "1/2"
+    assert made(seeds, tmp_path).cells.iloc[0]["above chance"] == "1/2"
 
 
 def test_profiles_tracks_data_and_settings_never_share_a_table_cell(tmp_path):

@@ -12,7 +12,7 @@ def test_one_seed_is_a_preview_with_wilsons_interval(tmp_path):
     assert "PREVIEW" in made(accuracy, tmp_path).notes[0]
     row = made(seeds, tmp_path).cells.iloc[0]
     assert row["interval (%)"] == "37.01 to 43.07 (Wilson)"
-    assert row["trained"] == "1/1"
+    assert row["above chance"] == "1/1"
 
 
 def test_a_row_says_how_many_of_its_runs_have_a_number(tmp_path):
