@@ -135,8 +135,8 @@ def row_name(config: RunConfig, shown: str = "", leave_out: Collection[str] = ()
 def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]:
     """Name rows, in their order.
 
-    Of a variant that cannot be imported, or only in another version, the options are named in which its rows differ,
-    under whatever headings they stand: else one row would be of several options.
+    The program of a variant, and options whose defaults nobody knows, as of one that cannot be imported, are named where
+    its rows differ in them, under whatever headings they stand: else one row would be of several variants.
 
     Args:
         rows: The runs that stand together.
@@ -161,8 +161,8 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
         compared = {name for name in row.settings if not (name.startswith("pretrain.") or name in _ALWAYS_NAMED)}
         named |= compared & shared[row.variant]
         named |= {name for name in compared if name.startswith("start.") and name not in _OF_START}
-        if not default_options(row.variant, row.profile, row.task, str(row.settings.get("model.positions"))):
-            named |= compared & own[row.variant]
+        known = default_options(row.variant, row.profile, row.task, str(row.settings.get("model.positions"))).keys()
+        named |= compared & own[row.variant] - known  # the program is no option, so it counts of all plug-ins
         shown = [name for name in sorted(named) if name not in leave_out]
         text = ", ".join(f"{short_name(name)}={shown_value(settings[name])}" for name in shown)
         names.append(f"{row.shown} [{text}]" if text else row.shown)

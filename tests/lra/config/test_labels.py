@@ -161,7 +161,7 @@ def test_a_setting_that_is_not_the_variants_is_named_where_runs_differ_in_it_wha
     assert names(runs[0], runs[0]) == ["full", "full"]
 
 
-def test_of_a_variant_that_is_not_here_the_options_are_named_in_which_its_rows_differ():
+def test_of_a_variant_that_is_not_here_the_options_are_named_in_which_its_rows_differ(monkeypatch):
     def row(window, origin, task="text"):
         settings = {"variant.window": window, "variant.wide": True, "variant.origin": origin}
         return Row(variant="gone", shown="gone", heading=task, profile="quick", task=task, settings=settings)
@@ -170,6 +170,11 @@ def test_of_a_variant_that_is_not_here_the_options_are_named_in_which_its_rows_d
     assert row_names([row(1, "a"), row(2, "a")]) == ["gone [window=1]", "gone [window=2]"]
     assert row_names([row(1, "a"), row(1, "b")]) == ["gone [origin=a]", "gone [origin=b]"]
     # On two tasks too: one row of both would have an average of two variants.
+    assert row_names([row(1, "a"), row(1, "b", "image")]) == ["gone [origin=a]", "gone [origin=b]"]
+    known = "lra.config.labels.default_options"
+    monkeypatch.setattr(known, lambda *_: {"variant.window": "1", "variant.wide": "true"})
+    assert row_names([row(1, "a"), row(1, "b", "image")]) == ["gone [origin=a]", "gone [origin=b]"]
+    monkeypatch.undo()
     assert row_names([row(1, "a"), row(2, "a", "image")]) == ["gone [window=1]", "gone [window=2]"]
 
 
