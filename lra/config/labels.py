@@ -135,8 +135,8 @@ def row_name(config: RunConfig, shown: str = "", leave_out: Collection[str] = ()
 def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]:
     """Name rows, in their order.
 
-    The program of a variant, and options whose defaults nobody knows, as of one that cannot be imported, are named where
-    its rows differ in them, under whatever headings they stand: else one row would be of several variants.
+    The program of a variant, and options whose defaults nobody knows, as of one that cannot be imported, are named
+    where its rows differ in them, under whatever headings they stand: else one row would be of several variants.
 
     Args:
         rows: The runs that stand together.
