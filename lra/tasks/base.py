@@ -24,7 +24,7 @@ from lra.data.manifest import Manifest
 from lra.data.overlap import MOSTLY, found_in
 from lra.data.pickled_rows import Ids
 from lra.data.places import REMOTES
-from lra.data.raw_files import check_source, keep_source, kept_source, steady
+from lra.data.raw_files import FOLDER, check_source, keep_source, kept_source, steady
 from lra.data.split import Split, SplitName
 from lra.errors import DataError, UsageError
 from lra.names import legible
@@ -384,7 +384,7 @@ class Task(ABC, Generic[OptionsT]):
             with contextlib.ExitStack() as stack:
                 if origin is not None:
                     stack.enter_context(reading(origin))
-                if origin is not None and source is None and not origin.is_relative_to(home.resolve()):
+                if origin is not None and source is None and not origin.is_relative_to((home / FOLDER).resolve()):
                     echo(f"{self.info.name}: reading {origin}, which was read before; --from names another.", err=True)
                 if program:
                     from attention_zoo.program import reads_below  # here, since it imports torch

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lra.data import pickled_rows
 from lra.data.dataset import open_prepared
 from lra.data.pickled_rows import read_pickled_rows
+from lra.data.raw_files import FOLDER
 from lra.data.split import SPLITS
 from lra.errors import DataError, UsageError
 from lra.tasks import get_task, pickles
@@ -217,6 +218,22 @@ def test_test_examples_in_training_are_named(tmp_path):
     source = write(tmp_path / "folder", "text")
     (source / "lra-text.train.pickle").write_bytes((source / "lra-text.test.pickle").read_bytes())
     assert prepare("text", tmp_path, source).manifest.dataset.endswith("100% of the test examples in train")
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "home"])
+def test_files_that_are_read_again_without_being_named_are_told(place, tmp_path, capsys):
+    """Also where they lie in the data folder; what was fetched into it needs no line."""
+    (tmp_path / place).mkdir()
+    source = write(tmp_path / place / "folder", "text")
+    prepare("text", tmp_path, source, max_length=100)
+    assert capsys.readouterr().err == ""
+    prepare("text", tmp_path, None, max_length=50)
+    assert f"text: reading {source}, which was read before; --from names another." in capsys.readouterr().err
+    fetched = tmp_path / "home" / FOLDER / "text-of-a-server"
+    source.rename(fetched)
+    prepare("text", tmp_path, fetched, max_length=40)
+    prepare("text", tmp_path, None, max_length=30)
+    assert "read before" not in capsys.readouterr().err
 
 
 def test_data_that_another_process_made_meanwhile_from_other_files_is_not_taken(tmp_path, monkeypatch):
