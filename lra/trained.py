@@ -151,7 +151,7 @@ class TrainedRun:
             for indices, batch in evaluation_batches(
                 examples,
                 max_tokens=PREDICTION_TOKENS,
-                padded_length=limit if config.train.padding == "fixed" else None,
+                padded_length=config.padded_length,
                 limit=limit,
                 device=torch.device(device),
             ):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 PROBLEMS_SHOWN = 10
 DEFAULT_STORE = Path("lra-results")
-_ENTRIES = ("results/*/*.json", "attempts/*/*.json", "bench/*.json")
+_ENTRIES = {"records": "results/*/*.json", "attempts": "attempts/*/*.json", "measurements": "bench/*.json"}
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -90,8 +90,9 @@ def load(selection: Selection) -> ResultSet:
     if not results.configs():
         raise UsageError(f"the store holds no records yet{_below(selection.stores)}")
     for store in selection.stores:
-        if not any(visible(store, pattern, StoreError) for pattern in _ENTRIES):
-            echo(f"{store} holds no records{_below((store,))}", err=True)
+        held = [kind for kind, pattern in _ENTRIES.items() if visible(store, pattern, StoreError)]
+        if held in ([], ["measurements"]):
+            echo(f"{store} holds {' and '.join(['no runs', *held])}{_below((store,))}", err=True)
     return select(results, selection)
 
 

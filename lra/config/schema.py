@@ -313,6 +313,11 @@ class RunConfig(Section):
         """Whether the model has a place for a mixer; a convnet has none, and so no form with full attention."""
         return self.model.family != "convnet"
 
+    @property
+    def padded_length(self) -> int | None:
+        """Length to which every batch is padded, in evaluation too; None for the longest of its examples."""
+        return self.model.max_length if self.train.padding == "fixed" else None
+
     def hashed(self) -> dict[str, Any]:
         """Return all settings as plain values, without those that came later and are as before: see `ADDED_LATER`."""
         values = self.model_dump()

@@ -68,7 +68,7 @@ def load_supports(record: RunRecord, store: Store, data_dir: Path | None, count:
         raise UsageError(f"run {record.run_id[:12]} is of a task of pairs")
     with torch.no_grad(), autocast(torch.device("cpu"), config.train.precision):
         for index in indices:
-            batch = collate(split, [index], None, config.model.max_length, torch.device("cpu"))
+            batch = collate(split, [index], config.padded_length, config.model.max_length, torch.device("cpu"))
             model(batch.tokens, batch.mask)
             length = int(split.document_lengths[index, 0])
             for number, layer in enumerate(layers):

@@ -55,13 +55,12 @@ def calibration(results: ResultSet, first: str, second: str) -> Table:
     """
     if first == second:
         raise UsageError(f"{first} against itself shows nothing; calibration takes two profiles, or published:SOURCE")
-    sides = [_side(results, name) for name in (first, second)]
+    sides = _sides(results, (first, second))
     pairs = {task: _paired(sides, task) for task in sides[0].scores if task in sides[1].scores}
     apart = []
     for task, found in pairs.items():
-        for row in [row for row in found if _are_apart(sides, task, row)]:
-            del found[row]
-            apart.append(f"{row} on {task}")
+        variants = [{split_row(row)[0] for row in rows} for rows in (*(side.scores[task] for side in sides), found)]
+        apart += [f"{variant} on {task}" for variant in sorted(variants[0] & variants[1] - variants[2])]
     enough = {task: found for task, found in pairs.items() if len(found) >= FEWEST}
     if not enough:
         counts = "; ".join(f"{task} has {len(found)} ({', '.join(found) or 'none'})" for task, found in pairs.items())
@@ -127,25 +126,51 @@ def _row(task: str, scores: Mapping[str, tuple[float, float]]) -> dict[str, str]
     }
 
 
-def _side(results: ResultSet, name: str) -> _Side:
+def _sides(results: ResultSet, names: Sequence[str]) -> list[_Side]:
     """Find what a user names.
 
     Raises:
         UsageError: There is no such profile in the store, and no such published table.
     """
     sources = {source.name: source for source in load_published()}
-    if name.startswith(_PUBLISHED):
+    frames = [
+        _runs(results, name, sources).assign(side=index)
+        for index, name in enumerate(names)
+        if not name.startswith(_PUBLISHED)
+    ]
+    if frames:  # all are labelled together, so that one variant has one name on both sides
+        together = pd.concat(frames, ignore_index=True)
+        apart = together.assign(column=together["side"].astype(str) + " " + together["column"])
+        together["row"] = label_rows(apart, name="variant")
+    sides = []
+    for index, name in enumerate(names):
+        if not name.startswith(_PUBLISHED):
+            sides.append(_side(results, name, together[together["side"] == index]))
+            continue
         source = sources.get(name.removeprefix(_PUBLISHED))
         if source is None:
             raise UsageError(f"no published table {name!r}; {suggest(name.removeprefix(_PUBLISHED), sources)}")
-        return _published(source)
-    place = (name.removesuffix(_OPEN), "open") if name.endswith(_OPEN) else (name, "matched")
+        sides.append(_published(source))
+    return sides
+
+
+def _place(name: str) -> tuple[str, str]:
+    """Return the profile and the track that a user names."""
+    return (name.removesuffix(_OPEN), "open") if name.endswith(_OPEN) else (name, "matched")
+
+
+def _runs(results: ResultSet, name: str, sources: Mapping[str, Published]) -> pd.DataFrame:
+    """Return the runs of a profile that a user names."""
     places = {profile + (_OPEN if track == "open" else ""): (profile, track) for profile, track in results.profiles()}
-    if place not in places.values():
+    if _place(name) not in places.values():
         hint = f"; published:{name} is the published table" if name in sources else ""
         raise UsageError(f"no runs of profile {name!r}; {suggest(name, places)}{hint}")
-    frame = results.for_profile(*place).frame()
-    frame["row"] = label_rows(frame, name="variant")
+    return results.for_profile(*_place(name)).frame()
+
+
+def _side(results: ResultSet, name: str, frame: pd.DataFrame) -> _Side:
+    """Summarise the runs of a profile, whose rows have names."""
+    place = _place(name)
     scores: dict[str, dict[str, float]] = {}
     lost = []
     for (task, row), group in frame.groupby(["task", "row"]):  # by task: another profile has other data of it
@@ -161,7 +186,7 @@ def _side(results: ResultSet, name: str) -> _Side:
     notes = [f"Left out of {title}, since a run is lost or missing: {'; '.join(lost)}."] if lost else []
     others = [
         f"{other} ({', '.join(sorted(set(results.for_profile(other, track).frame()['task'])))})"
-        for other, track in places.values()
+        for other, track in results.profiles()
         if other.startswith(f"{place[0]} [") and track == place[1]
     ]
     if others:
@@ -200,27 +225,6 @@ def _paired(sides: Sequence[_Side], task: str) -> dict[str, tuple[float, float]]
             if name not in fitting and len(fitting) == 1:
                 scores[own][fitting.pop()] = scores[own].pop(name)
     return {row: (scores[0][row], scores[1][row]) for row in scores[0] if row in scores[1]}
-
-
-def _are_apart(sides: Sequence[_Side], task: str, row: str) -> bool:
-    """Say whether a row of one name is of two programs of a third party, or of one with other options.
-
-    Our own variants have the options that their profile gives them; those of a third party are named only where they
-    differ within a profile.
-    """
-    programs = []
-    for side in sides:
-        if side.frame is None:
-            return False
-        here = side.frame[(side.frame["task"] == task) & (side.frame["row"] == row)]
-        programs.append(
-            {
-                canonical_json({name: value for name, value in settings.items() if name.startswith("variant.")})
-                for settings in here["settings"]
-                if settings.get("variant.origin")
-            }
-        )
-    return programs[0] != programs[1]
 
 
 def _is_meant(settings: Settings, variant: str, profile: str, task: str, options: str) -> bool:

@@ -62,11 +62,13 @@ class Looked:
         if self.split.documents > 1:
             raise UsageError(f"{name} is of a task of pairs")
         self.config, self.precision = run.record.config.model, run.record.config.train.precision
+        self.padded_length = run.record.config.padded_length
 
     def batches(self, examples: int) -> list[Batch]:
         """Return batches of one test example, evenly spaced in the split."""
         indices = torch.linspace(0, len(self.split) - 1, min(examples, len(self.split))).long().tolist()
-        return [collate(self.split, [index], None, self.config.max_length, torch.device("cpu")) for index in indices]
+        padded, limit, device = self.padded_length, self.config.max_length, torch.device("cpu")
+        return [collate(self.split, [index], padded, limit, device) for index in indices]
 
     def audit(self, examples: int, places: int) -> Audit:
         """Measure how far the weights mix, with some tokens of each example: evenly spaced, the first among them.

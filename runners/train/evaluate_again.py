@@ -55,7 +55,7 @@ def evaluate_again(run: TrainedRun, options: RunOptions, home: Path) -> list[str
                     examples,
                     device=options.device,
                     precision=config.train.precision,
-                    padded_length=config.model.max_length if config.train.padding == "fixed" else None,
+                    padded_length=config.padded_length,
                     limit=config.model.max_length,
                     max_tokens=options.evaluation_tokens,
                     progress=bar.update,

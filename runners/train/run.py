@@ -191,7 +191,7 @@ def run(
             line.say(f"continuing from step {state.step}")
 
         # What the loop calls.
-        padded_length = config.model.max_length if recipe.padding == "fixed" else None
+        padded_length = config.padded_length
         trackers = Trackers({}, store.root, run_id, {})
         if ranks.is_main:
             trackers = stack.enter_context(open_trackers(options.trackers, store.root, run_id, config))

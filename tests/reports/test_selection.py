@@ -36,7 +36,7 @@ def test_a_store_without_records_beside_another_is_named(tmp_path, capsys):
     add_run(tmp_path / "hers" / "lra-results", 500, seed=1)
     found = load(Selection(stores=(tmp_path / "mine", tmp_path / "hers")))
     assert len(found.records) == 1
-    said = f"{tmp_path}/hers holds no records; did you mean --store {tmp_path}/hers/lra-results?\n"
+    said = f"{tmp_path}/hers holds no runs; did you mean --store {tmp_path}/hers/lra-results?\n"
     assert capsys.readouterr().err == said
 
 

@@ -179,6 +179,23 @@ def test_two_programs_of_one_name_are_no_pair(folder, ranks, origins, paired):
     assert (told in table.notes) != paired
 
 
+def test_a_pair_of_one_program_stays_one_whatever_differs_on_another_task(folder):
+    for profile, task, rank in (
+        ("quick", "listops", 4),
+        ("modern", "listops", 4),
+        ("quick", "text", 4),
+        ("modern", "text", 8),
+    ):
+        choice = VariantChoice(name="my.py:Mine", options={"rank": rank}, origin="my.py source a")
+        config = cell_config(task=task, profile=profile).model_copy(update={"variant": choice})
+        add_run(folder, 450, config=config)
+    table = calibration(load_stores([folder]), "quick", "modern")
+    assert [cells(table)[task]["variants"] for task in ("listops", "text")] == ["6", "4"]
+    assert "my.py:Mine [rank=4]" in cells(table)["listops"]["of"]
+    told = "Not paired, since the two sides have another program or other options: my.py:Mine on text."
+    assert told in table.notes
+
+
 def test_other_data_of_one_name_on_each_side_is_named(tmp_path):
     for profile, digest in (("quick", "d" * 64), ("modern", "e" * 64)):
         store(tmp_path, (500, 400, 300, 200), profile=profile, digest=digest, task="text")

@@ -103,3 +103,21 @@ def test_what_the_model_takes_for_padding_is_no_token(pooling, hidden):
     widths = [mixer.token_statistics()["sigma"][0, real].mean().item() for mixer in mixers(model)]
     assert found.sigma == pytest.approx(widths)
     assert min(found.sigma) > 0.5
+
+
+@pytest.mark.parametrize(("padding", "length"), [("bucketed", 24), ("fixed", 300)])
+def test_examples_are_padded_as_the_evaluation_pads_them(padding, length):
+    """A mixer of others may read how long its input is."""
+    config = resolve(
+        task="needle", variant="full", profile=load_profile("probes"), seed=0, track="open",
+        overrides={"train.padding": padding, "model.max_length": 300},
+    )  # fmt: skip
+    info = info_of(config)
+    model = build_model(config, info.vocab_size, info.num_classes).eval()
+    split = Split(tokens=np.ones(24, dtype=np.uint8), offsets=np.array([0, 24]), labels=np.zeros(1, dtype=np.uint8))
+    run = SimpleNamespace(
+        record=SimpleNamespace(run_id="f" * 64, config=config), model=lambda: model,
+        data=lambda _: SimpleNamespace(split=lambda _: split),
+    )  # fmt: skip
+    [batch] = Looked(run, None).batches(1)
+    assert batch.tokens.shape == (1, length)
