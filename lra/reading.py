@@ -93,13 +93,13 @@ def visible(folder: Path, pattern: str = "*", kind: type[LraError] = DataError) 
     found = [folder]
     for part in pattern.split("/"):
         found = [path for place in found for path in _children(place, kind) if fnmatch.fnmatchcase(path.name, part)]
-    return sorted(path for path in found if not is_hidden(path.relative_to(folder).as_posix()))
+    return sorted(found)
 
 
 def _children(folder: Path, kind: type[LraError]) -> list[Path]:
     with reading(folder, kind):
         try:
-            return list(folder.iterdir())
+            return [path for path in folder.iterdir() if not is_hidden(path.name)]
         except (FileNotFoundError, NotADirectoryError):
             return []
 

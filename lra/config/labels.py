@@ -176,15 +176,22 @@ def departures(variant: str, profile: str, task: str, settings: Settings) -> set
     is not built in, the defaults of this project stand in its place.
     """
     options = default_options(variant, profile, task, str(settings.get("model.positions")))
-    usual, here = _with_defaults(task, _recipe_of(profile, task)), _with_defaults(task, settings)
+    here = _with_defaults(task, settings)
+    usual = _usual(profile, task, here)
     # Of a run that denoises nothing, only that counts, and not how it would.
     denoises = here["pretrain.share"] or here["train.denoise"]
     names = {*_ALWAYS_NAMED, *(_denoising_defaults(task) if denoises else ["pretrain.share"])}
-    if here["train.compile"] and usual["train.padding"] == "bucketed":
-        usual["train.padding"] = "coarse"  # it follows from compiling
     return {name for name in names if here[name] != usual[name]} | {
         name for name, value in settings.items() if name in options and _text(value) != options[name]
     }
+
+
+def _usual(profile: str, task: str, here: Settings) -> dict[str, Any]:
+    """Return the settings that a profile has on a task, and the padding that follows where a run is compiled."""
+    usual = _with_defaults(task, _recipe_of(profile, task))
+    if here["train.compile"] and usual["train.padding"] == "bucketed":
+        usual["train.padding"] = "coarse"
+    return usual
 
 
 def usual_elsewhere(variant: str, profile: str, task: str, settings: Settings) -> dict[str, list[str]]:
@@ -207,7 +214,7 @@ def usual_elsewhere(variant: str, profile: str, task: str, settings: Settings) -
                 same = (
                     options.get(name) == _text(value)
                     if _of_variant(name)
-                    else _with_defaults(other, _recipe_of(profile, other))[name] == value
+                    else _usual(profile, other, _with_defaults(task, settings))[name] == value
                 )
                 if same:
                     found.setdefault(f"{short_name(name)}={shown_value(value)}", []).append(other)
@@ -388,12 +395,13 @@ def fits(settings: Settings, text: str) -> bool:
 def names_no_more(row: str, settings: Settings, text: str) -> bool:
     """Say whether the name of a row has no option of the variant, and no pretraining, that a text does not have.
 
-    A name without options stands for the default ones. Settings of model, training and data do not matter.
+    A name without options stands for the default ones. What is not the variant's does not matter, nor does the version
+    of the numerics.
     """
     beside = {
         f"{short_name(name)}={shown_value(value)}"
         for name, value in settings.items()
-        if name.startswith(("model.", "train.", "data."))
+        if not name.startswith(("variant.", "pretrain."))
     }
     return set(re.findall(_SETTING, split_row(row)[1])) <= beside | set(re.findall(_SETTING, text.strip()))
 

@@ -23,6 +23,7 @@ from lra.tasks import pickles
 from lra.tasks.listops.vocabulary import WORDS
 from lra.trained import TrainedRun
 
+from ..tables.locality import unit_of_widths
 from .style import COLOURS, PAGE, new_figure, plain_ticks, shown
 
 TOKENS_AS_TEXT = 72
@@ -43,6 +44,8 @@ class Supports:
     """The names of the tokens of each example, or None for tasks whose tokens have no short names."""
     indices: list[int]
     """Positions of the examples in the test split."""
+    unit: str = "tokens"
+    """Of the widths."""
 
 
 def load_supports(record: RunRecord, store: Store, data_dir: Path | None, count: int = EXAMPLES_COUNTED) -> Supports:
@@ -82,6 +85,7 @@ def load_supports(record: RunRecord, store: Store, data_dir: Path | None, count:
         sigma=[np.stack([found[layer][row] for layer in sorted(found)]) for row in range(len(indices))],
         tokens=[_names(record.config, split, index) for index in indices],
         indices=indices,
+        unit=unit_of_widths(config),
     )
 
 
@@ -111,7 +115,7 @@ def draw_supports(supports: Supports, title: str, examples: Sequence[int]) -> Fi
             axes.tick_params(axis="x", length=0)
         else:
             axes.set_xlabel("token")
-    bar = figure.colorbar(image, ax=maps, label="sigma (tokens)", fraction=0.03, pad=0.01)
+    bar = figure.colorbar(image, ax=maps, label=f"sigma ({supports.unit})", fraction=0.03, pad=0.01)
     per_layer = [
         np.concatenate([widths[i][widths[i] > 0] for widths in supports.sigma]) for i in range(len(supports.layers))
     ]
@@ -125,7 +129,7 @@ def draw_supports(supports: Supports, title: str, examples: Sequence[int]) -> Fi
         boxprops={"color": COLOURS[0]},
     )
     boxes.invert_yaxis()
-    boxes.set(xlabel="sigma (tokens)", ylabel="layer")
+    boxes.set(xlabel=f"sigma ({supports.unit})", ylabel="layer")
     if isinstance(scale, LogNorm):
         boxes.set_xscale("log")
         plain_ticks(boxes.xaxis, *boxes.get_xlim())

@@ -93,7 +93,7 @@ def calibration(results: ResultSet, first: str, second: str) -> Table:
     if any(row["95 % interval"] == NOT_RUN for row in rows):
         notes.append(Term(f"{NOT_RUN}: a full agreement has no spread to make an interval of."))
     if apart:
-        notes.append(f"Not paired, since the two sides have another program or other options: {', '.join(apart)}.")
+        notes.append(f"Not paired, since the two sides have another program or other settings: {', '.join(apart)}.")
     notes += [f"Fewer than {FEWEST} common variants: {', '.join(left_out)}."] if left_out else []
     notes += [side.note for side in sides if side.note] + _unlike_data(frame)
     parts = [part for _, part in frame.groupby(["profile", "track"])]  # each has seeds of its own

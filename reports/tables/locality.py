@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lra.config.schema import RunConfig
 from lra.data.batching import Batch, collate
 from lra.data.split import Split
 from lra.errors import UsageError
@@ -20,6 +21,7 @@ from lra.models.precision import autocast
 from lra.models.transformer import Classifier, mixers
 from lra.results.dataframe import record_frame
 from lra.results.records import RunRecord
+from lra.tasks import info_of
 from lra.trained import TrainedRun
 
 from .captions import preview, provenance_notes
@@ -129,8 +131,8 @@ def locality(records: list[RunRecord], audits: list[Audit], *, examples: int, pl
             "farthest": str(audit.mixing.farthest),
             "of": str(audit.mixing.reach),
         }
-        | ({"sigma": ", ".join(f"{width:.1f}" for width in audit.sigma)} if any(each.sigma for each in audits) else {})
-        for names, audit in zip(names_of(frame), audits, strict=True)
+        | ({"sigma": _widths(record, audit)} if any(each.sigma for each in audits) else {})
+        for names, record, audit in zip(names_of(frame), records, audits, strict=True)
     ]
     notes: list[str] = [
         Term("Distance: in tokens, between a token and those that its final state depends on, weighted by influence."),
@@ -138,12 +140,22 @@ def locality(records: list[RunRecord], audits: list[Audit], *, examples: int, pl
         Term("Farthest: the largest distance with any influence; of: the largest that was looked at."),
     ]
     if any(each.sigma for each in audits):
-        notes.append(Term("Sigma: mean width of the pooling of each layer, in tokens; lra-report pooling draws it."))
+        notes.append(Term("Sigma: mean width of the pooling of each layer, in tokens if no unit is given."))
     caption = (
         f"How far the chosen weights mix, on {_looked_at(records, examples)} test examples with at most {places} "
         "tokens of each"
     )
     return plain_table(caption, rows, preview(frame) + notes + provenance_notes(frame), frame)
+
+
+def _widths(record: RunRecord, audit: Audit) -> str:
+    unit = unit_of_widths(record.config)
+    return ", ".join(f"{width:.1f}" for width in audit.sigma) + (f" {unit}" if unit != "tokens" else "")
+
+
+def unit_of_widths(config: RunConfig) -> str:
+    """Return the unit of the widths of pooling: tokens, or rows of the image where it pools on a grid of pixels."""
+    return "rows" if config.variant.options.get("grid") == "auto" and info_of(config).grid else "tokens"
 
 
 def answers(records: list[RunRecord], scores: Sequence[dict[int, float]], change: Change, examples: int) -> Table:

@@ -134,7 +134,7 @@ class Sweep:
             if state.final:
                 self.view.finished(queued.run, state)
                 continue
-            queued.attempts_before = len(attempts(self.store, queued.run_id))
+            queued.attempts_before = self._count_attempts(queued)
             self.running[queued.run_id] = queued
             ready.append(queued)
         if ready:
@@ -157,7 +157,7 @@ class Sweep:
             if self.stopping and not result.timed_out:
                 self.view.finished(queued.run, state)
                 return
-            logged = len(attempts(self.store, queued.run_id)) > queued.attempts_before
+            logged = self._count_attempts(queued) > queued.attempts_before
             leased = result.returncode == EXIT_NO_RESULT and not logged and queued.unexplained < MAX_ATTEMPTS
             if result.timed_out:
                 self._log_attempt(
@@ -187,6 +187,9 @@ class Sweep:
         run = queued.run
         tried = None if run.manifest is None else attempted_run(run.config, run.manifest, status)
         self._retry_with_backoff(lambda: self.store.log_attempt(queued.run_id, status, detail, {}, tried))
+
+    def _count_attempts(self, queued: _QueuedRun) -> int:
+        return self._retry_with_backoff(lambda: len(attempts(self.store, queued.run_id)))
 
     def _retry_with_backoff(self, action: Callable[[], T]) -> T:
         """Access the store; while it cannot be reached, try again with growing pauses.

@@ -86,8 +86,10 @@ def place_in_release(folder: Path) -> str:
     apart, whatever the folder is called that the user unpacked the release in; else the names of the path do, or of
     the place that a link leads to.
     """
-    path = Path(os.path.abspath(folder))  # noqa: PTH100 - `resolve` would lose the names of links
-    return f"{RELEASE}/" * (_depth(path) or _depth(path.resolve())) + "/".join(path.parts[-2:])
+    given, real = Path(os.path.abspath(folder)), folder.resolve()  # noqa: PTH100 - `resolve` loses the names of links
+    named = given.parent.name.startswith("pathfinder")
+    path = given if named and (_depth(given) or not _depth(real)) else real
+    return f"{RELEASE}/" * _depth(path) + "/".join(path.parts[-2:])
 
 
 def _depth(folder: Path) -> int:

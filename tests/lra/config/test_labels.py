@@ -7,6 +7,7 @@ from lra.config.labels import (
     Row,
     default_options,
     fits,
+    names_no_more,
     row_name,
     row_names,
     settings_of,
@@ -274,3 +275,17 @@ def test_text_that_cannot_be_seen_is_written_out():
     written = [shown_value(value) for value in values]
     assert written[:5] == ["a", r'"a\u200b"', '"a "', r'"a \u0020b"', '"a b"']
     assert len({legible(text) for text in written}) == len(values)
+
+
+def test_a_compiled_run_is_usual_nowhere_with_other_padding():
+    """Where a run is compiled, the padding of the profile is another than the one that it has without."""
+    compiled = config(**{"train.compile": True, "train.padding": "bucketed"})
+    assert usual_elsewhere("contextpool", "quick", compiled.task, settings_of(compiled)) == {}
+
+
+@pytest.mark.parametrize("beside", ["numerics_version=2", "lr=0.1", "origin=a"])
+def test_what_is_not_the_variants_does_not_keep_a_row_from_being_its_default(beside):
+    settings = {"numerics_version": 2, "train.lr": 0.1, "task.origin": "a", "variant.window": 4}
+    assert names_no_more(f"full [{beside}]", settings, "")
+    assert not names_no_more(f"full [window=4, {beside}]", settings, "")
+    assert names_no_more(f"full [window=4, {beside}]", settings, "window=4")

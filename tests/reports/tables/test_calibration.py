@@ -175,7 +175,7 @@ def test_two_programs_of_one_name_are_no_pair(folder, ranks, origins, paired):
         add_run(folder, 450, config=cell_config(profile=profile).model_copy(update={"variant": choice}))
     table = calibration(load_stores([folder]), "quick", "modern")
     assert ("my.py:Mine" in cells(table)["listops"]["of"]) == paired
-    told = "Not paired, since the two sides have another program or other options: my.py:Mine on listops."
+    told = "Not paired, since the two sides have another program or other settings: my.py:Mine on listops."
     assert (told in table.notes) != paired
 
 
@@ -192,7 +192,7 @@ def test_a_pair_of_one_program_stays_one_whatever_differs_on_another_task(folder
     table = calibration(load_stores([folder]), "quick", "modern")
     assert [cells(table)[task]["variants"] for task in ("listops", "text")] == ["6", "4"]
     assert "my.py:Mine [rank=4]" in cells(table)["listops"]["of"]
-    told = "Not paired, since the two sides have another program or other options: my.py:Mine on text."
+    told = "Not paired, since the two sides have another program or other settings: my.py:Mine on text."
     assert told in table.notes
 
 

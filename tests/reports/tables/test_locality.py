@@ -121,3 +121,14 @@ def test_examples_are_padded_as_the_evaluation_pads_them(padding, length):
     )  # fmt: skip
     [batch] = Looked(run, None).batches(1)
     assert batch.tokens.shape == (1, length)
+
+
+@pytest.mark.parametrize(("grid", "sigma"), [("off", "3.0"), ("auto", "3.0 rows")])
+def test_widths_on_a_grid_are_in_rows(grid, sigma, tmp_path):
+    """Three rows of an image are many tokens."""
+    config = resolve(
+        task="image", variant="contextpool", profile=load_profile("quick"), seed=0, overrides={"variant.grid": grid}
+    )
+    record = add_run(tmp_path, 400, config=config)
+    measured = Audit(mixing=audit(1).mixing, sigma=[3.0], influences=torch.ones(2, 9))
+    assert locality([record], [measured], examples=8, places=8).cells["sigma"].tolist() == [sigma]
