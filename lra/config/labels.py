@@ -143,17 +143,19 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
         leave_out: Settings that are shown in another way.
     """
     by_heading: dict[str, list[Settings]] = {}
-    by_variant: dict[tuple[str, str], list[Settings]] = {}
+    by_variant: dict[str, list[Row]] = {}
     for row in rows:
         by_heading.setdefault(row.heading, []).append(row.settings)
-        by_variant.setdefault((row.variant, row.heading), []).append(row.settings)
-    recipe = {heading: set(varying(group)) - _OF_START for heading, group in by_heading.items()}
-    shared: dict[str, set[str]] = {}
-    everywhere: dict[str, list[Settings]] = {}
-    for (variant, heading), group in by_variant.items():
-        shared.setdefault(variant, set()).update(name for name in recipe[heading] if not _of_variant(name))
-        everywhere.setdefault(variant, []).extend(group)
-    own = {variant: {name for name in varying(group) if _of_variant(name)} for variant, group in everywhere.items()}
+        by_variant.setdefault(row.variant, []).append(row)
+    recipe = {
+        heading: {name for name in varying(group) if not _of_variant(name)} - _OF_START
+        for heading, group in by_heading.items()
+    }
+    shared = {variant: set().union(*(recipe[row.heading] for row in group)) for variant, group in by_variant.items()}
+    own = {
+        variant: set(filter(_of_variant, varying(row.settings for row in group)))
+        for variant, group in by_variant.items()
+    }
     names = []
     for row in rows:
         settings = _with_defaults(row.task, row.settings)
