@@ -87,7 +87,7 @@ def place_in_release(folder: Path) -> str:
     the place that a link leads to.
     """
     given, real = Path(os.path.abspath(folder)), folder.resolve()  # noqa: PTH100 - `resolve` loses the names of links
-    named = given.parent.name.startswith("pathfinder")
+    named = given.parent.name == real.parent.name
     path = given if named and (_depth(given) or not _depth(real)) else real
     return f"{RELEASE}/" * _depth(path) + "/".join(path.parts[-2:])
 

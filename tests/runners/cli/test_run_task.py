@@ -271,7 +271,8 @@ def test_a_report_shows_each_length(folder):
     words = ["locality", record.run_id[:8], "--store", "store", "--data-dir", "home", "--examples", "2"]
     done = CliRunner().invoke(lra_report, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    (row,) = [line.split() for line in done.stdout.splitlines() if line.startswith("Majority")]
+    row, dataset = [line.split() for line in done.stdout.splitlines() if line.startswith("Majority")]
+    assert dataset[0] == "Majority:"
     assert row[-5:] == ["0.00", "0", "0", "0", "26"], "mlp_only mixes"
 
 
