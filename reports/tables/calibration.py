@@ -59,8 +59,10 @@ def calibration(results: ResultSet, first: str, second: str) -> Table:
     pairs = {task: _paired(sides, task) for task in sides[0].scores if task in sides[1].scores}
     apart = []
     for task, found in pairs.items():
-        variants = [{split_row(row)[0] for row in rows} for rows in (*(side.scores[task] for side in sides), found)]
-        apart += [f"{variant} on {task}" for variant in sorted(variants[0] & variants[1] - variants[2])]
+        one, other = ({split_row(row)[0] for row in side.scores[task]} for side in sides)
+        ours = {row for side in sides if side.frame is not None for row in side.scores[task]}
+        alone = [row for row in sorted(ours - found.keys()) if split_row(row)[0] in one & other]
+        apart += [f"{row} on {task}" for row in alone]
     enough = {task: found for task, found in pairs.items() if len(found) >= FEWEST}
     if not enough:
         counts = "; ".join(f"{task} has {len(found)} ({', '.join(found) or 'none'})" for task, found in pairs.items())
