@@ -92,7 +92,7 @@ def load(selection: Selection) -> ResultSet:
     for store in selection.stores:
         held = [kind for kind, pattern in _ENTRIES.items() if visible(store, pattern, StoreError)]
         if held in ([], ["measurements"]):
-            echo(f"{store} holds {' and '.join(['no runs', *held])}{_below((store,))}", err=True)
+            echo(f"{store} holds no runs{', only measurements' if held else ''}{_below((store,))}", err=True)
     return select(results, selection)
 
 

@@ -38,6 +38,9 @@ def test_a_store_without_records_beside_another_is_named(tmp_path, capsys):
     assert len(found.records) == 1
     said = f"{tmp_path}/hers holds no runs; did you mean --store {tmp_path}/hers/lra-results?\n"
     assert capsys.readouterr().err == said
+    add_measurement(tmp_path / "hers", "full", 64, seconds=1.0, mib=5)
+    load(Selection(stores=(tmp_path / "mine", tmp_path / "hers")))
+    assert capsys.readouterr().err == said.replace("no runs;", "no runs, only measurements;")
 
 
 @pytest.mark.parametrize("turned", [False, True])
