@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 
 import torch
 
@@ -25,6 +27,20 @@ def set_arithmetic(*, deterministic: bool = False) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.use_deterministic_algorithms(mode=True)
+
+
+@contextlib.contextmanager
+def repeatable(*, compiled: bool, device: torch.device) -> Iterator[None]:
+    """Take deterministic algorithms only, in the block, for steps that are compiled for a CPU.
+
+    In compiled code several threads add up gradients of an embedding in any order, and what is not compiled does not.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(mode=before or (compiled and device.type == "cpu"))
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=before)
 
 
 def refused_operator(error: BaseException) -> str | None:

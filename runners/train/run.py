@@ -50,7 +50,7 @@ from lra.tasks import augmentation_of, get_task, info_of
 from lra.terminal import echo
 from lra.trained import TrainedRun, check_hidden, check_unseen, load_run, start_from
 
-from ..arithmetic import refused_operator
+from ..arithmetic import refused_operator, repeatable
 from ..progress import ProgressLine
 from .compiled import compile_model, is_of_compiler, uncompiled
 from .cost import examples_to_score, measured_cost
@@ -141,6 +141,7 @@ def run(
     with contextlib.ExitStack() as stack:
         # The lease and the saved state.
         record = saved = None
+        stack.enter_context(repeatable(compiled=recipe.compile, device=device))
         attempts = AttemptLog(config, data, store, options)
         environments = [decisive(attempts.environment)]
         folder, repeated = store.checkpoint_folder(run_id), False

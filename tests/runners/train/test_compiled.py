@@ -121,6 +121,28 @@ def test_a_stopped_run_of_compiled_steps_ends_with_the_same_bits(data, tmp_path)
 
 
 @pytest.mark.usefixtures("_only_captured")
+def test_compiled_steps_on_a_cpu_take_deterministic_algorithms(data, tmp_path):
+    """The compiler's own code adds gradients of an embedding in the order in which its threads come."""
+    for config, taken in ((tiny(**COMPILED), True), (tiny(), False)):
+        record = execute(config, data, Store(tmp_path))
+        assert record.environment["deterministic_algorithms"] is taken
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")
+def test_several_threads_repeat_the_bits_of_compiled_steps(data, tmp_path):
+    config = tiny(**COMPILED | {"model.dim": 64, "model.mlp_dim": 128, "train.batch_size": 32})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = {execute(config, data, Store(tmp_path / str(time))).outcome.weights_digest for time in range(4)}
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
+
+
+@pytest.mark.usefixtures("_only_captured")
 def test_a_variant_that_is_not_one_graph_is_named(data, tmp_path, monkeypatch):
     forward = FullAttention.forward
 
