@@ -20,6 +20,7 @@ from lra.models.transformer import build_model, mixers
 from lra.seeding import seed_torch
 from lra.tasks import get_task, info_of
 
+from ..arithmetic import repeatable
 from ..train.compiled import compile_model
 from ..train.optimizer import build_optimizer
 
@@ -97,10 +98,11 @@ class Workload:
     def step(self) -> None:
         """Make one training step, as `lra-run` does; the gradients stay until `clear` or the next step."""
         self.clear()
-        with autocast(self.device, self.config.train.precision):
-            logits = self.model(self.tokens).float()
-            loss = F.cross_entropy(logits, self.labels)
-        sum((term for layer in self.layers if (term := layer.auxiliary_loss()) is not None), loss).backward()
+        with repeatable(compiled=self.config.train.compile, device=self.device):
+            with autocast(self.device, self.config.train.precision):
+                logits = self.model(self.tokens).float()
+                loss = F.cross_entropy(logits, self.labels)
+            sum((term for layer in self.layers if (term := layer.auxiliary_loss()) is not None), loss).backward()
         if self.config.train.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         self.optimizer.step()

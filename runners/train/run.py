@@ -513,10 +513,12 @@ class AttemptLog:
             ) from error
         operator = refused_operator(error)
         if operator is not None:
+            on_cpu = self.environment["device"] == "cpu"  # where compiled steps are deterministic without being asked
+            asked = "--compile" if self.config.train.compile and on_cpu else "--deterministic"
             raise RunError(
                 "failed",
-                f"--deterministic: {self.config.variant.name} uses {operator}, which has no deterministic algorithm on "
-                f"{self.environment['device']}; run it without --deterministic",
+                f"{asked}: {self.config.variant.name} uses {operator}, which has no deterministic algorithm on "
+                f"{self.environment['device']}; run it without {asked}",
             ) from error
         if is_in_variant(error):
             raise RunError("failed", fault_line(error)) from error

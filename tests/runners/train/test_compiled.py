@@ -1,6 +1,7 @@
 """Compiled steps: one graph for each length, or an error."""
 
 import functools
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from torch import nn
 
 from attention_zoo import available
 from attention_zoo.variants.full import FullAttention
+from lra.config.profiles import load_profile
 from lra.data.batching import MOST_LENGTHS, TrainingBatches
 from lra.errors import UsageError
 from lra.models.transformer import build_model, mixers
 from lra.results.records import Store
 from lra.tasks import get_task
+from runners.bench.workload import Workload, workload_config
 from runners.train import run as run_module
 from runners.train.compiled import MOST_GRAPHS, compile_model, is_of_compiler, uncompiled
 from runners.train.run import PreemptedRunError, RunError
@@ -127,6 +130,34 @@ def test_compiled_steps_on_a_cpu_take_deterministic_algorithms(data, tmp_path):
         record = execute(config, data, Store(tmp_path))
         assert record.environment["deterministic_algorithms"] is taken
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.usefixtures("_only_captured")
+def test_an_operator_without_a_fixed_order_is_told_of_compiling(data, tmp_path, monkeypatch):
+    """Nobody has asked for --deterministic."""
+
+    def unordered(self):
+        torch.zeros(2).put_(torch.tensor([0, 0]), torch.ones(2))
+
+    monkeypatch.setattr(FullAttention, "after_step", unordered)
+    with pytest.raises(RunError, match=r"--compile: full uses put_, .* on cpu; run it without --compile"):
+        execute(tiny(**COMPILED), data, Store(tmp_path))
+
+
+def test_a_measured_step_is_compiled_like_a_step_of_a_run():
+    taken = []
+    for compiled in (True, False):
+        config = workload_config(
+            task="listops", variant="full", profile=load_profile("quick"), length=16, batch_size=2,
+            overrides={"train.compile": compiled},
+        )  # fmt: skip
+        with patch("runners.bench.workload.compile_model"):
+            work = Workload(config, CPU)
+        look = work.layers[0].register_forward_hook
+        look(lambda *_: taken.append(torch.are_deterministic_algorithms_enabled()))
+        work.step()
+    assert taken == [True, False]
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.nightly
