@@ -134,9 +134,11 @@ class TrainedRun:
             The classes, (texts,), int64.
 
         Raises:
-            UsageError: The task has no texts, or one is not of the form that it wants.
+            UsageError: The task has no texts, or one is not of the form that it wants; or a single text was given.
             StoreError: See `model`.
         """
+        if isinstance(texts, str):  # its characters would be taken for texts
+            raise UsageError("predict takes a list of texts; for one text, write [text]")
         config = self.record.config
         task, model = get_task(config.task), self.model(device)
         if not texts:

@@ -18,13 +18,16 @@ FLOPS_NOTE = Term(
     "Operations: of one example of the longest length, forward and backward, a multiplication and an addition being "
     "two; matrix products, convolutions and fused attention only."
 )
+_WITHOUT_FULL = (
+    "No ratios, since no run of full attention with its default options, the same recipe and device is in the table: "
+)
 
 
 def cost(results: ResultSet, profile: str, track: str) -> Table:
     """Tabulate the cost of training, relative to full attention by default options, on the same task and device."""
     results = results.for_profile(profile, track)
     frame = results.frame()
-    rows, scores = [], []
+    rows, scores, alone = [], [], list[str]()
     frame["recipe"] = [_recipe(settings) for settings in frame["settings"]]
     full = [run_id for run_id, record in results.records.items() if is_reference(record.config)]
     for (column, device, label), group in frame.dropna(subset=["parameters"]).groupby(["column", "device", "label"]):
@@ -32,6 +35,7 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
         base = peers[peers["recipe"] == group["recipe"].iloc[0]]
         parameters, reference = int(group["parameters"].iloc[0]), group["parameters_full"].iloc[0]
         row = {"task": str(column), "variant": str(label), "device": str(device)}
+        alone += [f"{label} on {column}"] if base.empty else []
         for name, source, unit, form in (
             ("speed (tokens/s)", "tokens_per_second", 1.0, "{:,.0f}"),
             ("peak memory (MiB)", "peak_bytes", 2**20, "{:,.0f}"),
@@ -57,6 +61,7 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
             for (column, label), group in frame.groupby(["column", "label"])
             if group["parameters"].isna().all()
         ),
+        *([_WITHOUT_FULL + ", ".join(dict.fromkeys(alone)) + "."] if alone else []),
         *parameter_notes(frame),
         *provenance_notes(frame),
     ]

@@ -133,6 +133,11 @@ def test_a_text_that_does_not_fit_is_named(run, text, message):
         run.predict(["[MAX 1 2 ]", text])
 
 
+def test_one_text_alone_is_not_taken_for_a_list_of_its_characters(run):
+    with pytest.raises(UsageError, match=r"for one text, write \[text\]"):
+        run.predict("12")
+
+
 def test_what_is_not_there_is_told(run, tmp_path):
     with pytest.raises(UsageError, match="begins with 'zz'"):
         lra.load_run("zz", run.store.root)

@@ -65,13 +65,18 @@ class Entry:
     label: int
 
 
+def name_in_release(size: int, difficulty: Difficulty) -> str:
+    """Return the path of a dataset variant below the folder `RELEASE`."""
+    return f"pathfinder{size}/{FOLDERS[difficulty]}"
+
+
 def find_dataset(source: Path, size: int, difficulty: Difficulty) -> Path:
     """Return the folder of a dataset variant inside an unpacked release, or the given folder if it is that.
 
     Raises:
         DataError: There is none.
     """
-    below = f"pathfinder{size}/{FOLDERS[difficulty]}"
+    below = name_in_release(size, difficulty)
     kaggle = [source / place / below for place in KAGGLE_PLACES]
     for folder in (source, source / FOLDERS[difficulty], *places_in_release(source, below), *kaggle):
         if (folder / "metadata").is_dir() and _is_called(folder, below):
@@ -79,32 +84,28 @@ def find_dataset(source: Path, size: int, difficulty: Difficulty) -> Path:
     raise DataError(f"pathfinder: {below}/metadata not found in {source}\nunpack lra_release.gz of the benchmark there")
 
 
-def place_in_release(folder: Path) -> str:
-    """Name a folder below the release; of the two copies of pathfinder128 this tells the inner from the outer.
+def depth_in_release(folder: Path) -> int:
+    """Say in how many folders with the name of the release a dataset variant is; 0 if nothing tells.
 
-    The release holds a folder with its own name, and the inner copy is in that. Where both are there, this tells them
-    apart, whatever the folder is called that the user unpacked the release in; else the names of the path do, or of
-    the place that a link leads to.
+    The release holds a folder with its own name. Of pathfinder128 there is a copy in each of the two: the outer, with
+    depth 1, see `OUTER_COPY`, and the inner, with depth 2. A copy whose other is at its place beside it is known by
+    that, whatever the folder is called that the user unpacked the release in, and a link by where it leads first. Else
+    the names of folders tell, of the link and of where it leads; if they disagree, it is taken for the outer copy.
     """
     given, real = Path(os.path.abspath(folder)), folder.resolve()  # noqa: PTH100 - `resolve` loses the names of links
-    named = given.parent.name == real.parent.name
-    path = given if named and (_depth(given) or not _depth(real)) else real
-    return f"{RELEASE}/" * _depth(path) + "/".join(path.parts[-2:])
+    for path in (real, given):
+        release, name = path.parent.parent, path.parent.name
+        if (release / RELEASE / name).is_dir():
+            return 1
+        if release.name == RELEASE and (release.parent / name).is_dir():
+            return 2
+    depths = {_named_depth(given), _named_depth(real)} - {0}
+    return min(depths, default=0)
 
 
-def _depth(folder: Path) -> int:
-    """Say in how many folders with the name of the release a dataset variant is: in its outer copy, or its inner."""
-    release, name = folder.parent.parent, folder.parent.name
-    if (release / RELEASE / name).is_dir():
-        return 1
-    if release.name == RELEASE and (release.parent / name).is_dir():
-        return 2
+def _named_depth(folder: Path) -> int:
+    release = folder.parent.parent
     return (release.name == RELEASE) + (release.name == release.parent.name == RELEASE)
-
-
-def is_outer_copy(folder: Path) -> bool:
-    """Say whether a folder is in the outer copy of pathfinder128, see `OUTER_COPY`."""
-    return place_in_release(folder).startswith(f"{RELEASE}/pathfinder128/")
 
 
 def _is_called(folder: Path, name: str) -> bool:

@@ -249,10 +249,12 @@ class _Family(Task[OptionsT]):
                 examples = files.read_images(folder, entries, self.size, progress=progress)
                 splits = self._cut(examples, len(entries), work, offset=self.token_offset(options))
         test = entries[len(entries) - split_counts(len(entries))["test"] :]
-        place = files.place_in_release(folder)
+        depth = files.depth_in_release(folder)
+        place = f"{files.RELEASE}/" * depth + files.name_in_release(self.size, options.difficulty)
         generated_by = f"official reader {files.VERSION}, {place}, test ids {files.ids_digest(test)}"
-        outer = f"{self.dataset_name(options)}, outer copy of the release" if files.is_outer_copy(folder) else None
-        if outer is not None:
+        outer = None
+        if self.size == 128 and depth == 1:
+            outer = f"{self.dataset_name(options)}, outer copy of the release"
             echo(f"Warning: {folder} is the outer of two copies in the release. {files.OUTER_COPY}", err=True)
         return splits, sources, generated_by, outer
 

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -128,6 +130,19 @@ def test_images_of_another_size_are_refused(tmp_path):
     Image.new("RGB", (33, 32)).save(buffer, "PNG")
     folder = write(tmp_path / "folder", spoiled("img", {"bytes": buffer.getvalue(), "path": None}))
     with pytest.raises(DataError, match="row 2: not an RGB image of 32 x 32 pixels"):
+        prepare("image", tmp_path, folder)
+
+
+def test_images_of_16_bits_per_colour_are_refused(tmp_path):
+    """They would be cut to 8 bits without a word."""
+    rows = zlib.compress(32 * (b"\0" + 32 * b"\x12\x34\x56\x78\x9a\xbc"))
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+              for name, data in parts]  # fmt: skip
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    assert Image.open(io.BytesIO(png)).mode == "RGB"
+    folder = write(tmp_path / "folder", spoiled("img", {"bytes": png, "path": None}))
+    with pytest.raises(DataError, match="row 2: not an RGB image of 32 x 32 pixels, of 8 bits per colour"):
         prepare("image", tmp_path, folder)
 
 

@@ -53,9 +53,13 @@ def test_ratios_refer_to_full_attention_with_its_default_options_alone(tmp_path)
     """With other options it is another model, such as one without a fused kernel."""
     add_run(tmp_path, 400, speed=8000.0, options={"backend": "reference"})
     add_run(tmp_path, 400, variant="linear", speed=3000.0)
-    assert made(cost, tmp_path).cells.set_index("variant")["speed (x full)"].tolist() == ["-", "-"]
+    table = made(cost, tmp_path)
+    assert table.cells.set_index("variant")["speed (x full)"].tolist() == ["-", "-"]
+    assert "is in the table: full [backend=reference] on ListOps, linear on ListOps." in notes_of(table)
     add_run(tmp_path, 400, speed=1000.0)
-    cells = made(cost, tmp_path).cells.set_index("variant")
+    table = made(cost, tmp_path)
+    cells = table.cells.set_index("variant")
+    assert "No ratios" not in notes_of(table)
     assert cells["speed (x full)"].to_dict() == {"full": "1.00", "full [backend=reference]": "8.00", "linear": "3.00"}
 
 

@@ -1,5 +1,6 @@
 """The reader of official Pathfinder folders, on folders in the official layout made here, sound and malformed."""
 
+import shutil
 import struct
 import tracemalloc
 import warnings
@@ -17,9 +18,8 @@ from lra.tasks import get_task
 from lra.tasks.pathfinder import reader
 from lra.tasks.pathfinder import task as task_module
 from lra.tasks.pathfinder.reader import (
+    depth_in_release,
     find_dataset,
-    is_outer_copy,
-    place_in_release,
     read_entries,
     read_png,
     split_order,
@@ -284,25 +284,59 @@ def test_the_copies_are_told_apart_wherever_the_release_was_unpacked(unpacked, t
     """In a folder with the name of the release, or without the first part of its paths."""
     outer = write_dataset(tmp_path / unpacked / "pathfinder128" / HARD, size=128)
     inner = write_dataset(tmp_path / unpacked / "lra_release" / "pathfinder128" / HARD, size=128)
-    assert (is_outer_copy(outer), is_outer_copy(inner)) == (True, False)
+    assert (depth_in_release(outer), depth_in_release(inner)) == (1, 2)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "pathfinder128").symlink_to(outer.parent)
-    assert is_outer_copy(tmp_path / "mine" / "pathfinder128" / HARD)
-    for link in (tmp_path / "pathx", outer.parent.with_name("pathfinder_x")):
+    links = [tmp_path / "mine" / "pathfinder128", tmp_path / "pathx", outer.parent.with_name("pathfinder_x")]
+    for link in links:
         link.symlink_to(outer.parent)
-        assert is_outer_copy(link / HARD)
-    assert place_in_release(outer) == f"lra_release/pathfinder128/{HARD}"
-    assert place_in_release(inner) == f"lra_release/lra_release/pathfinder128/{HARD}"
+        assert depth_in_release(link / HARD) == 1
+
+
+@pytest.mark.parametrize("moved", ["big/pathx", "big/pathfinder128", "lra_release_2/pathx"])
+@pytest.mark.parametrize("both", [True, False])
+def test_a_copy_that_was_moved_is_known_by_the_link_at_its_place(moved, both, tmp_path):
+    outer, inner = (tmp_path / place / "pathfinder128" for place in ("lra_release", "lra_release/lra_release"))
+    for copy, depth in ((outer, 1), (inner, 2)):
+        other = inner if copy == outer else outer
+        for folder in (copy, other):
+            if both or folder == copy:
+                write_dataset(folder / HARD, size=128)
+        real = tmp_path / moved
+        real.parent.mkdir()
+        copy.rename(real)
+        copy.symlink_to(real)
+        assert depth_in_release(copy / HARD) == depth
+        copy.unlink()
+        copy.mkdir()
+        (real / HARD).rename(real.parent / HARD)  # the link is of the difficulty alone
+        (copy / HARD).symlink_to(real.parent / HARD)
+        assert depth_in_release(copy / HARD) == depth
+        shutil.rmtree(tmp_path / "lra_release")
+        shutil.rmtree(real.parent)
+
+
+def test_a_link_in_the_place_of_one_copy_to_the_other_is_the_other(tmp_path):
+    inner = write_dataset(tmp_path / "lra_release" / "lra_release" / "pathfinder128" / HARD, size=128)
+    place = tmp_path / "lra_release" / "pathfinder128"
+    place.symlink_to(inner.parent)
+    assert depth_in_release(place / HARD) == 2
+    lone = write_dataset(tmp_path / "disk" / "lra_release" / "pathfinder128" / HARD, size=128)
+    (tmp_path / "new" / "lra_release" / "lra_release").mkdir(parents=True)
+    doubtful = tmp_path / "new" / "lra_release" / "lra_release" / "pathfinder128"
+    doubtful.symlink_to(lone.parent)
+    assert depth_in_release(doubtful / HARD) == 1, "names disagree, so that the user is warned"
 
 
 def test_the_outer_copy_is_named_in_the_data_and_warned_of(tmp_path, capsys):
     outer = write_dataset(tmp_path / "lra_release" / "pathfinder128" / HARD, size=128)
     data = prepare(tmp_path, outer, name="pathx")
     assert data.manifest.dataset.endswith("outer copy of the release")
+    assert f"official reader 1, lra_release/pathfinder128/{HARD}, " in data.manifest.generated_by
     assert "Warning" in capsys.readouterr().err
     write_dataset(tmp_path / "lra_release" / "lra_release" / "pathfinder128" / HARD, size=128)
     inner = prepare(tmp_path / "other", tmp_path, name="pathx")
     assert "outer" not in inner.manifest.dataset
+    assert f"official reader 1, lra_release/lra_release/pathfinder128/{HARD}, " in inner.manifest.generated_by
     assert capsys.readouterr().err == ""
 
 
