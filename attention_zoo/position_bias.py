@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_zoo.base import LayerDims, option
@@ -91,7 +92,8 @@ class PositionBias(nn.Module):
         distance = (torch.arange(queries + keys - 1, device=like.device) - (queries - 1) + shift) * stride
         if self.table is None:
             return -self.slopes[:, None] * distance.abs()
-        return self.table[:, t5_bucket(distance, causal=self.causal)]
+        # Indexing would add up the gradients of a bucket in an order that threads decide.
+        return F.embedding(t5_bucket(distance, causal=self.causal), self.table.T).T.contiguous()
 
 
 def make_bias(config: PositionBiasConfig, dims: LayerDims) -> PositionBias | None:

@@ -88,7 +88,8 @@ def visible(folder: Path, pattern: str = "*", kind: type[LraError] = DataError) 
         kind: The class of the error.
 
     Raises:
-        LraError: Of class `kind`, if a folder cannot be listed. `Path.glob` would pass over it without a word.
+        LraError: Of class `kind`, if a folder cannot be listed, or is a link to what is not there. `Path.glob` would
+            pass over it without a word.
     """
     found = [folder]
     for part in pattern.split("/"):
@@ -101,6 +102,8 @@ def _children(folder: Path, kind: type[LraError]) -> list[Path]:
         try:
             return [path for path in folder.iterdir() if not is_hidden(path.name)]
         except (FileNotFoundError, NotADirectoryError):
+            if folder.is_symlink():  # what it led to is gone, and was not nothing
+                raise
             return []
 
 

@@ -134,7 +134,8 @@ class TrainedRun:
             The classes, (texts,), int64.
 
         Raises:
-            UsageError: The task has no texts, or one is not of the form that it wants; or a single text was given.
+            UsageError: The task has no texts, or one is not of the form that it wants; or a single text was given; or
+                the outputs for a text are not finite.
             StoreError: See `model`.
         """
         if isinstance(texts, str):  # its characters would be taken for texts
@@ -157,7 +158,11 @@ class TrainedRun:
                 limit=limit,
                 device=torch.device(device),
             ):
-                answers[indices] = model(batch.tokens, batch.mask).argmax(dim=1).cpu().numpy()
+                logits = model(batch.tokens, batch.mask)
+                if not logits.isfinite().all():  # the argmax of NaNs would be class 0
+                    number = int(indices[int((~logits.isfinite().all(dim=1)).nonzero()[0])])
+                    raise UsageError(f"text {number}: the outputs of the model are not finite")
+                answers[indices] = logits.argmax(dim=1).cpu().numpy()
         return answers
 
 

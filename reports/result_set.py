@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lra.config.labels import EXECUTION, in_words, settings_of, varying
+from lra.config.labels import EXECUTION, differing, in_words, settings_of, varying
 from lra.config.schema import RunConfig, canonical_json, without_folder
 from lra.errors import StoreError, UsageError
 from lra.names import suggest_path
@@ -46,6 +46,9 @@ class ResultSet:
     """Runs of `mlp_only`: a model in which no token sees another. No selection leaves them out."""
     full: tuple[RunRecord | AttemptedRun | BenchRecord, ...] = ()
     """Runs and measurements of full attention. No selection leaves them out."""
+
+    differing: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """By variant, the options and programs in which its runs and measurements differ, of whatever profile and track."""
 
     def arrays(self, run_id: str) -> dict[str, np.ndarray]:
         """Return the arrays of a run that belong to its record as it was read.
@@ -143,7 +146,7 @@ class ResultSet:
 
     def frame(self) -> pd.DataFrame:
         """Return the tidy frame of the runs: see `lra.results.dataframe.record_frame`."""
-        return record_frame(self.records.values(), self.attempts.values(), self.titles())
+        return record_frame(self.records.values(), self.attempts.values(), self.titles(), self.differing)
 
 
 def _conditions(entry: RunRecord | AttemptedRun | BenchRecord) -> str:
@@ -204,6 +207,7 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
             else:
                 measurements.setdefault(canonical_json(measurement.model_dump()), measurement)
     runs: list[RunRecord | AttemptedRun] = [*records.values(), *attempts.values()]
+    everything = [*runs, *measurements.values()]
     return ResultSet(
         records=records,
         stores=stores,
@@ -211,7 +215,8 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
         attempts=attempts,
         measurements=tuple(measurements.values()),
         references=tuple(run for run in runs if run.config.variant.name == BASELINE_VARIANT),
-        full=tuple(each for each in [*runs, *measurements.values()] if each.config.variant.name == REFERENCE),
+        differing=differing((without_folder(e.config.variant.name), settings_of(e.config)) for e in everything),
+        full=tuple(each for each in everything if each.config.variant.name == REFERENCE),
     )
 
 

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attention_zoo.base import LayerDims, OptionError, SequenceMixer
 from attention_zoo.checks.helpers import (
@@ -57,21 +60,41 @@ def _seeded(mixer: SequenceMixer, x: Tensor, mask: Tensor, *, seed: int) -> Tens
 
 
 def check_gradients(spec: VariantSpec) -> None:
-    """Every parameter must get a finite gradient that is not zero everywhere."""
+    """Every parameter must get a finite gradient that is not zero everywhere, from sums with an order of their own."""
     mixer = build(spec).train()
-    with torch.random.fork_rng():
-        loss = weighted_sum(mix(mixer, tokens(LONG), scattered_mask(LONG)).square())
-        penalty = mixer.auxiliary_loss()
+    x = tokens(LONG).requires_grad_()
     named = {name: parameter for name, parameter in mixer.named_parameters() if parameter.requires_grad}
-    if not named:
-        return
-    gradients = torch.autograd.grad(
-        loss if penalty is None else loss + penalty.sum(), list(named.values()), allow_unused=True
+    with torch.random.fork_rng(), _UnorderedSums() as unordered:
+        loss = weighted_sum(mix(mixer, 1.0 * x, scattered_mask(LONG)).square())
+        penalty = mixer.auxiliary_loss()
+        _, *gradients = torch.autograd.grad(
+            loss if penalty is None else loss + penalty.sum(), [x, *named.values()], allow_unused=True
+        )
+    assert not unordered.found, (
+        "places of a tensor that are indexed several times get their gradients in an order that threads decide; "
+        "take them with torch.nn.functional.embedding or index_select"
     )
     for name, gradient in zip(named, gradients, strict=True):
         assert gradient is not None, f"parameter {name} gets no gradient"
         assert gradient.any(), f"parameter {name} gets a gradient that is zero everywhere"
         assert gradient.isfinite().all(), f"parameter {name} gets a gradient with NaN or infinity"
+
+
+class _UnorderedSums(TorchDispatchMode):
+    """Notes sums into places of a tensor by index, some of them more than once: several threads add in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if "index_put" in str(func) and len(args) > 3 and args[3]:
+            places = [each for each in args[1] if each is not None and each.dtype != torch.bool]
+            rows = torch.stack([each.flatten() for each in torch.broadcast_tensors(*places)]) if places else None
+            self.found |= rows is not None and rows.unique(dim=1).shape[1] < rows.shape[1]
+        return func(*args, **(kwargs or {}))
 
 
 def check_state_dict(spec: VariantSpec) -> None:

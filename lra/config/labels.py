@@ -45,6 +45,8 @@ _SIZES_OF_STEP = ("model.max_length", "train.batch_size", "train.accumulation")
 """What a measurement sets itself."""
 _OF_START = {"start.weights", "start.steps"}
 """What follows from `start.from`, unless one run has several outcomes."""
+_PROGRAMS = ("model.pool_origin", "numerics_version")
+"""Which program ran, beside what belongs to the variant: of a layer of a third party, and of this project."""
 _NO_TEXTS = ("True", "False", "None")
 _OF_TABLES = ("A5", "A6", "Chance", "Majority", "MLP only, trained")
 """Columns and rows that tables add; no task and no variant has such a name without its registered one behind it."""
@@ -132,15 +134,30 @@ def row_name(config: RunConfig, shown: str = "", leave_out: Collection[str] = ()
     return row_names([row], leave_out)[0]
 
 
-def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]:
+def differing(runs: Iterable[tuple[str, Settings]]) -> dict[str, set[str]]:
+    """Return by variant which of its options and programs differ between runs, which are given with their settings."""
+    by_variant: dict[str, list[Settings]] = {}
+    for variant, settings in runs:
+        by_variant.setdefault(variant, []).append(settings)
+    return {
+        variant: {name for name in varying(group) if _of_variant(name) or name in _PROGRAMS}
+        for variant, group in by_variant.items()
+    }
+
+
+def row_names(
+    rows: Sequence[Row], leave_out: Collection[str] = (), elsewhere: Mapping[str, Collection[str]] | None = None
+) -> list[str]:
     """Name rows, in their order.
 
-    The program of a variant, and options whose defaults nobody knows, as of one that cannot be imported, are named
-    where its rows differ in them, under whatever headings they stand: else one row would be of several variants.
+    The programs of a variant (`_PROGRAMS` among them), and options whose defaults nobody knows, as of a variant that
+    cannot be imported, are named where its rows differ in them, under whatever headings they stand: else one row would
+    be of several variants.
 
     Args:
         rows: The runs that stand together.
         leave_out: Settings that are shown in another way.
+        elsewhere: What differs between these and other runs, which stand in other tables: see `differing`.
     """
     by_heading: dict[str, list[Settings]] = {}
     by_variant: dict[str, list[Row]] = {}
@@ -153,8 +170,8 @@ def row_names(rows: Sequence[Row], leave_out: Collection[str] = ()) -> list[str]
     }
     shared = {variant: set().union(*(recipe[row.heading] for row in group)) for variant, group in by_variant.items()}
     own = {
-        variant: set(filter(_of_variant, varying(row.settings for row in group)))
-        for variant, group in by_variant.items()
+        variant: found | set((elsewhere or {}).get(variant, ()))
+        for variant, found in differing((row.variant, row.settings) for row in rows).items()
     }
     names = []
     for row in rows:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lra.config.labels import Row, row_names, settings_of, told_apart
+from lra.config.labels import Row, differing, row_names, settings_of, told_apart
 from lra.config.schema import without_folder
 from lra.errors import StoreError
 from lra.reading import visible
@@ -94,7 +95,10 @@ def without_older(records: Iterable[RunRecord], problems: list[str]) -> list[Run
 
 
 def record_frame(
-    records: Iterable[RunRecord], attempts: Iterable[AttemptedRun] = (), titles: Mapping[str, str] | None = None
+    records: Iterable[RunRecord],
+    attempts: Iterable[AttemptedRun] = (),
+    titles: Mapping[str, str] | None = None,
+    elsewhere: Mapping[str, Collection[str]] | None = None,
 ) -> pd.DataFrame:
     """Return one row per record, then one per run that was tried and has none.
 
@@ -111,6 +115,7 @@ def record_frame(
         records: Of any profiles.
         attempts: Runs that have no record.
         titles: Display names by variant, if not those of the records.
+        elsewhere: See `label_rows`; without it, all runs of the frame count.
     """
     import pandas as pd
 
@@ -122,7 +127,10 @@ def record_frame(
     numbers = ["accuracy", "validation_accuracy", "flops", "examples_per_second", "tokens_per_second", "peak_bytes"]
     frame[numbers] = frame[numbers].astype(float)
     frame["variant_title"] = frame["variant"].map(titles or unique_titles(frame["variant"], frame["variant_title"]))
-    for column, written in (("column", _headings), ("label", label_rows)):
+    if elsewhere is None:
+        elsewhere = differing(zip(frame["variant"], frame["settings"], strict=True))
+    named = functools.partial(label_rows, elsewhere=elsewhere)
+    for column, written in (("column", _headings), ("label", named)):
         texts: dict[Any, str] = {}
         for _, group in frame.groupby(["profile", "track"]):
             texts |= dict(zip(group.index, written(group), strict=True))
@@ -137,20 +145,27 @@ def unique_titles(variants: Iterable[str], titles: Iterable[str]) -> dict[str, s
     return {name: title if shared[title] == 1 else f"{title} ({name})" for name, title in by_name.items()}
 
 
-def label_rows(frame: pd.DataFrame, leave_out: Collection[str] = (), *, name: str = "variant_title") -> list[str]:
+def label_rows(
+    frame: pd.DataFrame,
+    leave_out: Collection[str] = (),
+    *,
+    name: str = "variant_title",
+    elsewhere: Mapping[str, Collection[str]] | None = None,
+) -> list[str]:
     """Return the name of each row of a frame that one table can hold: see `lra.config.labels`.
 
     Args:
         frame: With the columns `variant`, `variant_title`, `column`, `profile`, `task` and `settings`.
         leave_out: Settings that the table shows in another way.
         name: Column with the name of the variant: `variant_title`, or `variant` as on the command line.
+        elsewhere: What differs between runs of a variant in this table and others: see `lra.config.labels.differing`.
     """
     columns = (frame[each] for each in ("variant", name, "column", "profile", "task", "settings"))
     rows = [
         Row(variant=variant, shown=shown, heading=heading, profile=profile, task=task, settings=settings)
         for variant, shown, heading, profile, task, settings in zip(*columns, strict=True)
     ]
-    return row_names(rows, leave_out)
+    return row_names(rows, leave_out, elsewhere)
 
 
 def _headings(frame: pd.DataFrame) -> list[str]:

@@ -74,9 +74,11 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
     ]
     groups: list[pd.DataFrame] = []
     for _, group in pd.DataFrame(rows).groupby("key") if rows else []:
-        elsewhere = NOT_IN_STEP | set(EXECUTION)  # the recipe of a table names how its steps compute
-        names = pd.Series(label_rows(group, elsewhere, name="variant"), group.index)
-        labelled = group.assign(label=label_rows(group, elsewhere), is_reference=names == REFERENCE)
+        apart = NOT_IN_STEP | set(EXECUTION)  # the recipe of a table names how its steps compute
+        names = pd.Series(label_rows(group, apart, name="variant", elsewhere=results.differing), group.index)
+        labelled = group.assign(
+            label=label_rows(group, apart, elsewhere=results.differing), is_reference=names == REFERENCE
+        )
         same_place = ["label", "length"]
         split = bool((labelled.groupby("length")["batch"].nunique() > 1).any())
         parts = [part for _, part in labelled.groupby("batch")] if split else [labelled]

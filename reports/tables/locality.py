@@ -56,13 +56,13 @@ class Looked:
     """
 
     def __init__(self, run: TrainedRun, data_dir: Path | None) -> None:
-        model, name = run.model(), f"run {run.record.run_id[:12]}"
+        model, self.name = run.model(), f"run {run.record.run_id[:12]}"
         if not isinstance(model, Classifier):
-            raise UsageError(f"{name} is of a model that has no blocks to look into")
+            raise UsageError(f"{self.name} is of a model that has no blocks to look into")
         self.model: Classifier = model
         self.split: Split = run.data(data_dir).split("test")
         if self.split.documents > 1:
-            raise UsageError(f"{name} is of a task of pairs")
+            raise UsageError(f"{self.name} is of a task of pairs")
         self.config, self.precision = run.record.config.model, run.record.config.train.precision
         self.padded_length = run.record.config.padded_length
 
@@ -97,12 +97,18 @@ class Looked:
         return Audit(mixing=mixing(torch.cat(distances), torch.cat(weights)), sigma=sigma, influences=torch.stack(rows))
 
     def accuracy(self, examples: int, radius: int, change: Change) -> float:
-        """Return the accuracy in % on some examples when tokens beyond a radius are hidden or shuffled."""
+        """Return the accuracy in % on some examples when tokens beyond a radius are hidden or shuffled.
+
+        Raises:
+            UsageError: The outputs of the model are not finite then.
+        """
         generator = torch.Generator().manual_seed(0)
         right = 0
         with torch.no_grad(), autocast(torch.device("cpu"), self.precision):
             for batch in self.batches(examples):
                 logits = logits_within(self.model, batch.tokens, batch.mask, radius, change, generator)
+                if not logits.isfinite().all():  # the argmax of NaNs would be class 0
+                    raise UsageError(f"{self.name}: its outputs are not finite where a token sees {radius} tokens")
                 right += int(logits.argmax(dim=1) == batch.labels)
         return 100.0 * right / min(examples, len(self.split))
 

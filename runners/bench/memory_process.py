@@ -26,6 +26,7 @@ from lra.results.bench_records import MemoryMeasurement
 
 from .. import fresh_python
 from ..arithmetic import set_arithmetic
+from ..train.compiled import uncompiled
 from ..train.peak_memory import size_in_proc
 from ..train.run import is_out_of_memory
 from .memory import (
@@ -90,7 +91,8 @@ def measure(request: MemoryRequest) -> MemoryReply:
     try:
         with _memory_limit(request.memory_limit) if device.type == "cpu" else nullcontext():
             work = Workload(request.config, device)
-            flops = count_flops(work.step)
+            with uncompiled(compiled=request.config.train.compile):  # operators are counted as they are written
+                flops = count_flops(work.step)
             work.step()
             memory = _measure_memory(work, device)
             work.clear()

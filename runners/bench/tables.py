@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
-from lra.config.labels import NOT_IN_STEP, profiles_of_steps, row_name
+from lra.config.labels import NOT_IN_STEP, profiles_of_steps, row_name, told_apart
 from lra.results.bench_format import (
     FLAGGED,
     MISSING,
@@ -31,20 +31,20 @@ from .workload import tokens_per_step
 def full_report(records: Sequence[BenchRecord]) -> str:
     """Lay out every measurement, one line per variant and length, then the crossover lengths and the notes."""
     full = {record.length: record for record in records if is_reference(record.config)}
-    rows = [_row(record, full.get(record.length)) for record in records]
+    rows = [[name, *_row(record, full.get(record.length))] for name, record in named(records)]
     headers = [
         "variant", "length", "batch", "steps/s", "tokens/s", "x full", "MiB step", "x full", "MiB model", "GFLOP",
         "x full", "state",
     ]  # fmt: skip
     parts = [caption(records), _table(rows, headers), STATE_NOTE]
-    others = {name: title for name, title in _titles(records).items() if name != REFERENCE}
+    others = {name: own for name, own in _by_name(records).items() if own[0].variant != REFERENCE}
     if others:
         parts += [
             "Length from which on a variant is ahead of full:",
             _table(
                 [
-                    [title, str(time_crossing(records, name)), str(memory_crossing(records, name))]
-                    for name, title in others.items()
+                    [name, str(time_crossing(own, full)), str(memory_crossing(own, full))]
+                    for name, own in others.items()
                 ],
                 ["variant", "faster", "less memory"],
             ),
@@ -55,16 +55,17 @@ def full_report(records: Sequence[BenchRecord]) -> str:
 def arena_report(records: Sequence[BenchRecord]) -> str:
     """Lay out like table 2 of the benchmark's paper: speed (ratio to full) by length, then peak memory by length."""
     lengths = sorted({record.length for record in records})
-    cells = {(record.variant, record.length): record for record in records}
     full = {record.length: record for record in records if is_reference(record.config)}
-    rows = [
-        [
-            title,
-            *(speed_text(cells[name, length]) for length in lengths),
-            *(memory_text(cells[name, length], full.get(length)) for length in lengths),
-        ]
-        for name, title in _titles(records).items()
-    ]
+    rows = []
+    for name, own in _by_name(records).items():
+        cells = {record.length: record for record in own}
+        rows.append(
+            [
+                name,
+                *(speed_text(cells[length]) if length in cells else MISSING for length in lengths),
+                *(memory_text(cells[length], full.get(length)) if length in cells else MISSING for length in lengths),
+            ]
+        )
     speeds, memories = table_2_columns(lengths)
     headers = ["model", *speeds, *memories]
     title = "Steps per second and peak memory of training, in 10^9 bytes, by length; in brackets: relative to full."
@@ -96,8 +97,8 @@ def notes(records: Sequence[BenchRecord]) -> list[str]:
     timed = [record.timing for record in records if record.timing is not None]
     if any(timing.noisy for timing in timed):
         lines.append(NOISY_NOTE)
-    for record in records:
-        where = f"{_title(record)} at {record.length}"
+    for name, record in named(records):
+        where = f"{name} at {record.length}"
         if record.status != "ok":
             lines.append(f"{where}: {record.status}: {record.detail}")
         elif record.memory is not None and record.memory.problem:
@@ -110,30 +111,35 @@ def notes(records: Sequence[BenchRecord]) -> list[str]:
     return [line for line in lines if line]
 
 
-def time_crossing(records: Sequence[BenchRecord], name: str) -> Crossover:
-    """Find from which length on a variant's steps take less time than those of full."""
-    ratios = {r.length: 1.0 / r.speed_ratio for r in records if r.variant == name and r.speed_ratio is not None}
-    ratios |= _too_large(records, name)
+def time_crossing(own: Sequence[BenchRecord], full: Mapping[int, BenchRecord]) -> Crossover:
+    """Find from which length on a variant's steps take less time than those of full.
+
+    Args:
+        own: The measurements of the variant.
+        full: Those of full attention, by length.
+    """
+    ratios = {record.length: 1.0 / record.speed_ratio for record in own if record.speed_ratio is not None}
+    ratios |= _too_large(own, full)
     return crossover(ratios, dict.fromkeys(ratios, 1.0))
 
 
-def memory_crossing(records: Sequence[BenchRecord], name: str) -> Crossover:
-    """Find from which length on a variant's steps take less memory than those of full."""
-    known = [r for r in records if r.memory and not r.memory.problem]
-    own = {r.length: float(r.memory.step) for r in known if r.memory and r.variant == name}
-    full = {r.length: float(r.memory.step) for r in known if r.memory and is_reference(r.config)}
-    return crossover(own | _too_large(records, name), full)
+def memory_crossing(own: Sequence[BenchRecord], full: Mapping[int, BenchRecord]) -> Crossover:
+    """Find from which length on a variant's steps take less memory than those of full; see `time_crossing`."""
+    mine, theirs = (
+        {r.length: float(r.memory.step) for r in side if r.memory and not r.memory.problem}
+        for side in (own, full.values())
+    )
+    return crossover(mine | _too_large(own, full), theirs)
 
 
-def _too_large(records: Sequence[BenchRecord], name: str) -> dict[int, float]:
+def _too_large(own: Sequence[BenchRecord], full: Mapping[int, BenchRecord]) -> dict[int, float]:
     """Return the infinite cost of a variant at each length at which it does not fit and full attention does."""
-    fits = {record.length for record in records if is_reference(record.config) and record.status == "ok"}
-    lost = [record.length for record in records if record.variant == name and record.status == "oom"]
-    return {length: math.inf for length in lost if length in fits}
+    fits = {length for length, record in full.items() if record.status == "ok"}
+    return {record.length: math.inf for record in own if record.status == "oom" and record.length in fits}
 
 
 def _row(record: BenchRecord, full: BenchRecord | None) -> list[str]:
-    head = [_title(record), str(record.length), str(record.batch_size)]
+    head = [str(record.length), str(record.batch_size)]
     if record.status != "ok" or record.timing is None or record.memory is None or record.flops is None:
         return [*head, speed_text(record), *[MISSING] * 7, state_text(record)]
     rate = 1.0 / record.timing.median
@@ -169,9 +175,9 @@ def _agreement(records: Sequence[BenchRecord]) -> str:
 def _uncounted(records: Sequence[BenchRecord]) -> list[str]:
     """Name the operators that the FLOPs of each variant leave out, those that all variants share only once."""
     by_variant: dict[str, set[str]] = {}
-    for record in records:
+    for name, record in named(records):
         if record.flops is not None:
-            by_variant.setdefault(_title(record), set()).update(record.flops.uncounted)
+            by_variant.setdefault(name, set()).update(record.flops.uncounted)
     if not by_variant:
         return []
     shared = set.intersection(*by_variant.values())
@@ -182,16 +188,23 @@ def _uncounted(records: Sequence[BenchRecord]) -> list[str]:
     return lines
 
 
-def _titles(records: Sequence[BenchRecord]) -> dict[str, str]:
-    """Return the display name of each variant, in the order in which they were measured."""
-    return {record.variant: _title(record) for record in records}
+def named(records: Sequence[BenchRecord]) -> list[tuple[str, BenchRecord]]:
+    """Return each measurement with the name of its row: the title of the variant and its options, if not the default.
+
+    The registered name follows, with the folder of a file, where another variant has this title.
+    """
+    names = [row_name(record.config, record.variant_title, NOT_IN_STEP) for record in records]
+    return list(zip(told_apart(names, [record.config.variant.name for record in records]), records, strict=True))
 
 
-def _title(record: BenchRecord) -> str:
-    """Return the name of a row: the title of the variant, with the options that are not the default."""
-    return row_name(record.config, record.variant_title, NOT_IN_STEP)
+def _by_name(records: Sequence[BenchRecord]) -> dict[str, list[BenchRecord]]:
+    """Return the measurements of each row, in the order in which they were made."""
+    found: dict[str, list[BenchRecord]] = {}
+    for name, record in named(records):
+        found.setdefault(name, []).append(record)
+    return found
 
 
-def _table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+def _table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
     align = ["left", *["right"] * (len(headers) - 1)]
     return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=align)

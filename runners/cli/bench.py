@@ -185,7 +185,7 @@ def command(
     if quick and not to_stdout:
         echo("Quick: a small model, a small batch and few variants, not the sizes of the paper.\n")
     order = {config.variant.name: position for position, config in enumerate(configs[plan.lengths[0]])}
-    records.sort(key=lambda record: (order[record.variant], record.length))
+    records.sort(key=lambda record: (order[record.config.variant.name], record.length))
     if to_stdout:
         echo_json([record.model_dump() for record in records])
     else:

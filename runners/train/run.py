@@ -301,27 +301,31 @@ def run(
             # The weights that validation chose. Where bits can be repeated, they have to score again what was recorded
             # of them; elsewhere that could fail a sound run, each time it is tried.
             selected_step, digest = state.step, state.evaluated_digest
-            expected = int(state.curve["validation_correct"][-1])
+            expected = Score(
+                correct=int(state.curve["validation_correct"][-1]),
+                total=splits["validation"].examples,
+                loss=state.curve["validation_loss"][-1],
+            )
             if recipe.selection == "best":
                 assert state.best_weights is not None
                 assert state.best_score is not None
                 model.load_state_dict(state.best_weights)
-                selected_step, digest, expected = state.best_step, state.best_digest, state.best_score.correct
+                selected_step, digest, expected = state.best_step, state.best_digest, state.best_score
             chosen = weights_digest(model.state_dict())
             if chosen != digest:
                 raise RuntimeError(f"the weights to score are not those that validation scored at step {selected_step}")
             # From here on the model is not in the state to go on from, which was saved after the last step.
             validation, _ = score("validation", "checking the chosen weights", before=lambda: None)
-            if same_bits(environments) and validation.correct != expected:
+            if same_bits(environments) and validation.correct != expected.correct:
                 raise RuntimeError(
-                    f"the chosen weights answer {validation.correct} of validation, not the recorded {expected}"
+                    f"the chosen weights answer {validation.correct} of validation, not the recorded {expected.correct}"
                 )
 
             # The answers of the test set are read here and nowhere else.
             test, arrays["test_correct"] = score("test", "test", before=lambda: None)
             outcome = Outcome(
                 test=Count(correct=test.correct, total=test.total, loss=test.loss),
-                validation=Count(correct=validation.correct, total=validation.total, loss=validation.loss),
+                validation=Count(correct=expected.correct, total=expected.total, loss=expected.loss),  # as in the curve
                 selected_step=selected_step,
                 weights_digest=chosen,
             )

@@ -26,8 +26,9 @@ def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> 
         rows: Configuration and record, or the status of a run that ended without one; all of one task and profile.
         store: Where the records are.
     """
-    records = [record for _, record in rows if isinstance(record, RunRecord)]
     labels = _labels(rows)
+    named = [(label, record) for label, (_, record) in zip(labels, rows, strict=True) if isinstance(record, RunRecord)]
+    records = [record for _, record in named]
     lines = [
         tabulate(
             [_row(label, *row) for label, row in zip(labels, rows, strict=True)],
@@ -48,7 +49,9 @@ def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> 
             "Intervals: Wilson, 95 %, over the test examples; they do not show what another seed would do.",
             f"Memory: {first.cost.peak_memory_method}.",
             *_untrained_notes(records),
-            *_parameter_notes(records),
+            *_parameter_notes(
+                [(name, r) for name, (_, r) in zip(labels, rows, strict=True) if isinstance(r, RunRecord)]
+            ),
             *_environment_notes(records),
             *(f"Another outcome of run {r.run_id[:12]}: {p}" for r in records for p in store.other_outcomes(r.run_id)),
             *(f"{row_name(r.config)}, seed {r.config.seed}: {store.record_path(r.run_id)}" for r in records),
@@ -150,9 +153,9 @@ def _environment_notes(records: Sequence[RunRecord]) -> list[str]:
     return notes
 
 
-def _parameter_notes(records: Sequence[RunRecord]) -> list[str]:
+def _parameter_notes(records: Sequence[tuple[str, RunRecord]]) -> list[str]:
     notes = []
-    for title, record in {row_name(record.config, record.variant_title): record for record in records}.items():
+    for title, record in dict(records).items():
         ratio = record.cost.parameters / record.cost.parameters_full
         if breaks_parameter_rule(ratio):
             notes.append(f"Parameters of {title}: {ratio:.2f} x full attention, outside the benchmark's 10 % rule.")

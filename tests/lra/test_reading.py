@@ -76,3 +76,12 @@ def test_a_folder_that_cannot_be_listed_is_an_error_and_one_that_is_not_there_is
     with pytest.raises(StoreError, match=r"results/ab: Permission denied$"):
         visible(tmp_path, "results/*/*.json", StoreError)
     assert visible(tmp_path / "missing", "*.json") == []
+
+
+def test_a_link_to_a_folder_that_is_gone_is_an_error(tmp_path):
+    """Records on a disk that is not mounted would be left out without a word."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "ab").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(StoreError, match=r"results/ab: "):
+        visible(tmp_path, "results/*/*.json", StoreError)
+    assert visible(tmp_path / "results") == [tmp_path / "results" / "ab"]

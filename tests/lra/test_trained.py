@@ -133,6 +133,20 @@ def test_a_text_that_does_not_fit_is_named(run, text, message):
         run.predict(["[MAX 1 2 ]", text])
 
 
+def test_outputs_that_are_not_finite_are_no_answer(run, monkeypatch):
+    """The largest of NaNs is class 0."""
+
+    def model(tokens, mask):
+        logits = torch.zeros(len(tokens), 10)
+        logits[tokens.ne(0).sum(dim=1) > 4] = float("nan")
+        return logits
+
+    monkeypatch.setattr(TrainedRun, "model", lambda *_: model)
+    assert run.predict(["[MAX 1 2 ]"]).tolist() == [0]
+    with pytest.raises(UsageError, match="text 1: the outputs of the model are not finite"):
+        run.predict(["[MAX 1 2 ]", "[MAX 1 2 3 ]"])
+
+
 def test_one_text_alone_is_not_taken_for_a_list_of_its_characters(run):
     with pytest.raises(UsageError, match=r"for one text, write \[text\]"):
         run.predict("12")

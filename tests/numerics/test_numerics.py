@@ -6,7 +6,19 @@ from pathlib import Path
 import pytest
 
 from lra.config.schema import NUMERICS_VERSION
-from tests.numerics.sources import ROOT, TABLE, UpdateError, digests, problem, read_table, updated, write_table
+from tests.numerics.sources import (
+    COMPUTE_NOTHING,
+    COMPUTES,
+    FOLDERS,
+    ROOT,
+    TABLE,
+    UpdateError,
+    digests,
+    problem,
+    read_table,
+    updated,
+    write_table,
+)
 
 FILE = "attention_zoo/masking.py"
 
@@ -14,6 +26,18 @@ FILE = "attention_zoo/masking.py"
 def test_the_code_that_computes_is_that_of_the_numerics_version():
     assert len(digests()) > 80
     assert problem(digests(), NUMERICS_VERSION, TABLE.read_text()) == ""
+
+
+def test_each_file_of_the_folders_that_compute_is_in_one_of_the_two_lists():
+    """A file that is in neither would compute, and change, unseen."""
+
+    def listed(patterns: tuple[str, ...]) -> set[Path]:
+        return {path for pattern in patterns if "::" not in pattern for path in ROOT.glob(pattern)}
+
+    there = {path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    computing, others = listed(COMPUTES), listed(COMPUTE_NOTHING)
+    assert there <= computing | others
+    assert not computing & others
 
 
 @pytest.fixture

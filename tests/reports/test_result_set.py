@@ -6,13 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lra.config.schema import VariantChoice
 from lra.errors import DamagedFileError
 from lra.results import load
+from lra.results.dataframe import record_frame
 from lra.results.records import Store
 from reports import html_page
 from reports.result_set import load_stores
 from reports.tables import accuracy, head_to_head
 from tests.reports.synthetic import add_attempt, add_run, cell_config
+
+PLACES = {"track": "open", "profile": "mini"}
 
 
 def test_two_stores_are_read_as_one_and_disagreements_are_told(tmp_path):
@@ -35,6 +39,40 @@ def test_runs_share_a_row_where_a_numerics_version_left_their_numbers_alone(tmp_
     assert [config.numbers_until(version) for version in (1, 2, 3)] == [2, 2, 3]
     rows = accuracy(load_stores([tmp_path]), "quick", "matched").cells["ListOps"]
     assert sorted(rows.filter(regex="full|reformer")) == ["40.00 (1)", "40.50 ± 0.71 (2)", "41.00 (1)"]
+
+
+def test_a_numerics_version_that_differs_between_tasks_alone_is_named_too(tmp_path):
+    """Else one row, with an average, would be of two programs."""
+    labels = {}
+    for variant in ("full", "reformer"):
+        for task, version in (("listops", 1), ("text", 2)):
+            add_run(tmp_path / variant, 400, task=task, variant=variant, numerics_version=version)
+        labels[variant] = sorted(load_stores([tmp_path / variant]).frame()["label"])
+    assert labels["full"] == ["full", "full"], "its numbers are the same under both"
+    assert labels["reformer"] == ["reformer [numerics_version=1]", "reformer [numerics_version=2]"]
+
+
+@pytest.mark.parametrize("differs", ["window", "program", "nothing"])
+@pytest.mark.parametrize("place", ["track", "profile"])
+def test_a_variant_of_a_file_that_differs_between_tables_is_named_by_that(place, differs, tmp_path):
+    """Its defaults are not known here, so that neither of the two is the bare name."""
+    for first, where in enumerate([{place: "matched" if place == "track" else "quick"}, {place: PLACES[place]}]):
+        options = {"window": 8 if first and differs == "window" else 4}
+        origin = f"mine.py:band source {'b' if first and differs == 'program' else 'a'}"
+        config = cell_config(**where)
+        variant = VariantChoice(name="mine.py:band", options=options, origin=origin)
+        add_run(tmp_path, 400, config=config.model_copy(update={"variant": variant}), variant_title="Band")
+    results = load_stores([tmp_path])
+    parts = [results.for_profile(*where) for where in results.profiles()]
+    shown = {
+        "window": ["Band [window=4]", "Band [window=8]"],
+        "program": [f'Band [origin="mine.py:band source {each}"]' for each in "ab"],
+        "nothing": ["Band", "Band"],
+    }[differs]
+    assert len(parts) == 2
+    assert sorted(label for part in parts for label in part.frame()["label"]) == shown
+    assert sorted(results.frame()["label"]) == shown
+    assert sorted(record_frame(results.records.values())["label"]) == shown
 
 
 def test_of_one_run_under_two_numerics_versions_the_newest_record_counts(tmp_path):

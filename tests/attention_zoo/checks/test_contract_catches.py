@@ -194,6 +194,17 @@ class HasADeadParameter(FullAttention):
         self.unused = nn.Parameter(torch.zeros(3))
 
 
+class IndexesATable(FullAttention):
+    """Takes one number for each channel out of a table of four."""
+
+    def __init__(self, config: FullConfig, dims: LayerDims) -> None:
+        super().__init__(config, dims)
+        self.table = nn.Parameter(torch.linspace(0.5, 1.5, 4))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask) * self.table[torch.arange(x.shape[-1], device=x.device) % 4]
+
+
 class HidesItsRandomState(FullAttention):
     pattern: Tensor
 
@@ -394,6 +405,7 @@ TWINS = [
         traits=replace(TRAITS, causal=False, permutation_equivariant=False),
     ),
     Twin(check="gradients", mixer=HasADeadParameter),
+    Twin(check="gradients", mixer=IndexesATable),
     Twin(check="state_dict", mixer=HidesItsRandomState),
     Twin(check="independent_instances", mixer=SharesABuffer),
     Twin(check="lengths", mixer=AcceptsAnyInput),

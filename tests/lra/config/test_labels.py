@@ -6,6 +6,7 @@ from attention_zoo import RegistrationError, get_variant
 from lra.config.labels import (
     Row,
     default_options,
+    differing,
     fits,
     names_no_more,
     row_name,
@@ -177,6 +178,19 @@ def test_of_a_variant_that_is_not_here_the_options_are_named_in_which_its_rows_d
     assert row_names([row(1, "a"), row(1, "b", "image")]) == ["gone [origin=a]", "gone [origin=b]"]
     monkeypatch.undo()
     assert row_names([row(1, "a"), row(2, "a", "image")]) == ["gone [window=1]", "gone [window=2]"]
+
+
+def test_the_program_of_a_layer_is_named_where_the_rows_of_a_variant_differ_in_it():
+    """On two tasks too, like that of a variant."""
+
+    def row(task, **settings):
+        return Row(variant="conv", shown="conv", heading=task, profile="quick", task=task, settings=settings)
+
+    first, second = (row(task, **{"model.pool_origin": program}) for task, program in (("text", "a"), ("image", "b")))
+    assert row_names([first, second]) == ["conv [pool_origin=a]", "conv [pool_origin=b]"]
+    assert row_names([first, row("image", **{"model.pool_origin": "a"})]) == ["conv", "conv"]
+    assert row_names([first, row("image")]) == ["conv [pool_origin=a]", "conv"]
+    assert row_names([first], elsewhere=differing([("conv", first.settings), ("conv", {})])) == ["conv [pool_origin=a]"]
 
 
 @pytest.mark.parametrize(

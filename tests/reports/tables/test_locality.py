@@ -9,6 +9,7 @@ import torch
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.data.split import Split
+from lra.errors import UsageError
 from lra.measure.locality import influence, mixing
 from lra.models.transformer import build_model, mixers
 from lra.tasks import info_of
@@ -119,8 +120,12 @@ def test_examples_are_padded_as_the_evaluation_pads_them(padding, length):
         record=SimpleNamespace(run_id="f" * 64, config=config), model=lambda: model,
         data=lambda _: SimpleNamespace(split=lambda _: split),
     )  # fmt: skip
-    [batch] = Looked(run, None).batches(1)
+    looked = Looked(run, None)
+    [batch] = looked.batches(1)
     assert batch.tokens.shape == (1, length)
+    torch.nn.init.constant_(next(model.head.parameters()), torch.nan)
+    with pytest.raises(UsageError, match="run ffffffffffff: its outputs are not finite where a token sees 8 tokens"):
+        looked.accuracy(1, 8, "hide")
 
 
 @pytest.mark.parametrize(("grid", "sigma"), [("off", "3.0"), ("auto", "3.0 rows")])

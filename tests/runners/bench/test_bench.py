@@ -363,6 +363,51 @@ def test_the_arena_layout_is_that_of_table_2():
     assert "in 2 of 3 measurements" in printed
 
 
+def test_two_files_of_one_name_have_a_row_each():
+    """Two versions of one's own file: the later one stood for both."""
+
+    def own(file, length, **values):
+        plain = config("local", length)
+        choice = plain.variant.model_copy(update={"name": f"{file}:Mine"})
+        return record(
+            "local", length, config=plain.model_copy(update={"variant": choice}), variant_title="Mine", **values
+        )
+
+    oom = {"status": "oom", "detail": "no room", "timing": None, "speed_ratio": None, "memory": None, "flops": None}
+    found = [record("full", length, speed_ratio=1.0) for length in (1024, 2048)]
+    found += [own("mine.py", length, speed_ratio=1.5) for length in (1024, 2048)]
+    found += [own("old/mine.py", 1024, speed_ratio=0.5), own("old/mine.py", 2048, **oom)]
+    printed = [line.split("|") for line in arena_report(found).splitlines()]
+    rows = {cells[1].strip(): cells[2].strip() for cells in printed if len(cells) > 5}
+    assert rows["Mine (mine.py:Mine)"] == "2 (1.5)"
+    assert rows["Mine (old/mine.py:Mine)"] == "2 (0.5)"
+    report = full_report(found)
+    assert "Mine (old/mine.py:Mine) at 2048: oom: no room" in report
+    printed = [[cell.strip() for cell in line.split("|")] for line in report.splitlines()]
+    ahead = {cells[1]: cells[2] for cells in printed if len(cells) == 5}
+    assert ahead["Mine (mine.py:Mine)"] == "< 1024"
+    assert ahead["Mine (old/mine.py:Mine)"] == "> 2048"
+
+
+@pytest.mark.nightly
+def test_compiled_steps_are_measured(tmp_path):
+    """With the real compiler, which refuses to work where operators are counted."""
+    invoke(tmp_path, "--attn", "linear", "--lengths", "64", "--set", "train.compile=true")
+    found = list(bench_records(tmp_path / "store"))
+    assert [each.status for each in found] == ["ok", "ok"], [each.detail for each in found]
+    assert all(each.flops is not None and each.flops.total > 0 for each in found)
+
+
+def test_a_variant_of_a_file_in_another_folder_is_measured_and_shown(tmp_path, monkeypatch):
+    (tmp_path / "mine_shown.py").write_text("import torch\n\nclass Mine(torch.nn.Identity):\n    pass\n")
+
+    def measured(plan, configs, say):
+        return [record("local", each.model.max_length, config=each, variant_title="Mine") for each in configs]
+
+    monkeypatch.setattr(measure, "measure_length", measured)
+    assert "| Mine " in invoke(tmp_path, "--attn", f"{tmp_path}/mine_shown.py:Mine", "--lengths", "64,32")
+
+
 def test_the_long_table_has_crossover_lengths_and_what_was_not_counted():
     only_local = FlopCount(total=10**8, by_operator={}, uncounted={"sort": 1, "_fft_r2c": 2}, uncounted_pointwise={})
     printed = full_report([

@@ -111,12 +111,17 @@ def test_a_variant_that_does_not_fit_where_full_attention_does_is_not_ahead(tmp_
     for length in (1024, 2048, 4096):
         add_measurement(tmp_path, "full", length, seconds=0.5, mib=400)
         add_measurement(tmp_path, "local", length, seconds=0.25, mib=100, status="oom" if length == 4096 else "ok")
-    records = list(bench_records(tmp_path))
-    assert (str(time_crossing(records, "local")), str(memory_crossing(records, "local"))) == ("> 4096", "> 4096")
-    shorter = [record for record in records if record.length < 4096]
-    assert (str(time_crossing(shorter, "local")), str(memory_crossing(shorter, "local"))) == ("< 1024", "< 1024")
-    without = [record for record in records if (record.variant, record.length) != ("full", 4096)]
-    assert (str(time_crossing(without, "local")), str(memory_crossing(without, "local"))) == ("< 1024", "< 1024")
+    own, full = (
+        {record.length: record for record in bench_records(tmp_path) if record.variant == name}
+        for name in ("local", "full")
+    )
+
+    def ahead(own, full):
+        return str(time_crossing(own.values(), full)), str(memory_crossing(own.values(), full))
+
+    assert ahead(own, full) == ("> 4096", "> 4096")
+    assert ahead({length: own[length] for length in (1024, 2048)}, full) == ("< 1024", "< 1024")
+    assert ahead(own, {length: full[length] for length in (1024, 2048)}) == ("< 1024", "< 1024")
     assert str(crossover({1024: float("inf"), 2048: 1.0}, {1024: 1.0, 2048: 2.0})) == "2048"
 
 
