@@ -4,22 +4,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lra.config.labels import EXECUTION, differing, in_words, settings_of, varying
+from lra.config.labels import EXECUTION, in_words, settings_of, varying
 from lra.config.schema import RunConfig, canonical_json, without_folder
 from lra.errors import StoreError, UsageError
 from lra.names import suggest_path
 from lra.reading import visible
 from lra.results.bench_format import REFERENCE
 from lra.results.bench_records import BenchRecord, bench_records
-from lra.results.dataframe import conflicts, record_frame, same_numbers, unique_titles, without_older
+from lra.results.dataframe import Naming, conflicts, naming_of, record_frame, same_numbers, without_older
 from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt, read_note
 
 BASELINE_VARIANT = "mlp_only"
@@ -47,8 +47,8 @@ class ResultSet:
     full: tuple[RunRecord | AttemptedRun | BenchRecord, ...] = ()
     """Runs and measurements of full attention. No selection leaves them out."""
 
-    differing: Mapping[str, Collection[str]] = field(default_factory=dict)
-    """By variant, the options and programs in which its runs and measurements differ, of whatever profile and track."""
+    naming: Naming
+    """What the names of rows depend on besides the runs of one table. It is of all runs, before any selection."""
 
     def arrays(self, run_id: str) -> dict[str, np.ndarray]:
         """Return the arrays of a run that belong to its record as it was read.
@@ -95,11 +95,9 @@ class ResultSet:
         return [entry.config for entry in self._entries()]
 
     def titles(self) -> dict[str, str]:
-        """Return the display name of each variant; the registered name follows it if several variants share it."""
-        entries = self._entries()
-        return unique_titles(
-            (without_folder(e.config.variant.name) for e in entries), (e.variant_title for e in entries)
-        )
+        """Return the display name of each variant that is here."""
+        here = {without_folder(entry.config.variant.name) for entry in self._entries()}
+        return {name: title for name, title in self.naming.titles.items() if name in here}
 
     def _entries(self) -> list[RunRecord | AttemptedRun | BenchRecord]:
         return [*self.records.values(), *self.attempts.values(), *self.measurements]
@@ -146,7 +144,7 @@ class ResultSet:
 
     def frame(self) -> pd.DataFrame:
         """Return the tidy frame of the runs: see `lra.results.dataframe.record_frame`."""
-        return record_frame(self.records.values(), self.attempts.values(), self.titles(), self.differing)
+        return record_frame(self.records.values(), self.attempts.values(), self.naming)
 
 
 def _conditions(entry: RunRecord | AttemptedRun | BenchRecord) -> str:
@@ -207,7 +205,6 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
             else:
                 measurements.setdefault(canonical_json(measurement.model_dump()), measurement)
     runs: list[RunRecord | AttemptedRun] = [*records.values(), *attempts.values()]
-    everything = [*runs, *measurements.values()]
     return ResultSet(
         records=records,
         stores=stores,
@@ -215,8 +212,8 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
         attempts=attempts,
         measurements=tuple(measurements.values()),
         references=tuple(run for run in runs if run.config.variant.name == BASELINE_VARIANT),
-        differing=differing((without_folder(e.config.variant.name), settings_of(e.config)) for e in everything),
-        full=tuple(each for each in everything if each.config.variant.name == REFERENCE),
+        naming=naming_of(runs, list(measurements.values())),
+        full=tuple(each for each in [*runs, *measurements.values()] if each.config.variant.name == REFERENCE),
     )
 
 

@@ -45,7 +45,9 @@ _SIZES_OF_STEP = ("model.max_length", "train.batch_size", "train.accumulation")
 """What a measurement sets itself."""
 _OF_START = {"start.weights", "start.steps"}
 """What follows from `start.from`, unless one run has several outcomes."""
-_PROGRAMS = ("model.pool_origin", "numerics_version")
+NUMERICS = "numerics_version"
+"""The version of this project's numerics, as a setting in the frame of runs."""
+_PROGRAMS = ("model.pool_origin", NUMERICS)
 """Which program ran, beside what belongs to the variant: of a layer of a third party, and of this project."""
 _NO_TEXTS = ("True", "False", "None")
 _OF_TABLES = ("A5", "A6", "Chance", "Majority", "MLP only, trained")

@@ -7,10 +7,11 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lra.config.labels import Row, differing, row_names, settings_of, told_apart
+from lra.config.labels import NUMERICS, Row, differing, row_names, settings_of, told_apart
 from lra.config.schema import without_folder
 from lra.errors import StoreError
 from lra.reading import visible
@@ -18,6 +19,8 @@ from lra.results.records import EARLIER, AttemptedRun, RunRecord, Store
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from lra.results.bench_records import BenchRecord
 
 COLUMNS = (
     "run_id", "task", "title", "dataset", "data_digest", "profile", "track", "variant", "variant_title",
@@ -94,11 +97,51 @@ def without_older(records: Iterable[RunRecord], problems: list[str]) -> list[Run
     return list(newest.values())
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Naming:
+    """What names of rows depend on besides the runs of one table: see `naming_of`."""
+
+    titles: Mapping[str, str]
+    """The display name of each variant; the registered name follows it if several variants share it."""
+    differing: Mapping[str, Collection[str]]
+    """By variant, the options and programs in which its runs differ, see `lra.config.labels.differing`."""
+    versions: Mapping[str, int]
+    """Run id -> the numerics version that a row names."""
+
+
+def naming_of(runs: Sequence[RunRecord | AttemptedRun], measurements: Sequence[BenchRecord] = ()) -> Naming:
+    """Return what the names of all runs and measurements in some stores have in common.
+
+    The numbers of a run may hold for several numerics versions. If those of all runs of a variant hold for one, they
+    have that one, else each has the newest for which its own hold; but none newer than that of all runs.
+    """
+    versions: dict[str, int] = {}
+    newest = max((run.numerics_version for run in runs), default=0)
+    by_variant: dict[str, list[RunRecord | AttemptedRun]] = {}
+    for run in runs:
+        by_variant.setdefault(_variant(run), []).append(run)
+    for group in by_variant.values():
+        until = [run.config.numbers_until(run.numerics_version) for run in group]
+        if max(run.numerics_version for run in group) <= min(until):
+            until = [min(until)] * len(group)
+        versions |= {run.run_id: min(newest, last) for run, last in zip(group, until, strict=True)}
+    everything = [*runs, *measurements]
+    found = differing((_variant(entry), settings_of(entry.config)) for entry in everything)
+    for variant, names in differing((_variant(run), {NUMERICS: versions[run.run_id]}) for run in runs).items():
+        found[variant] |= names
+    return Naming(
+        titles=unique_titles(map(_variant, everything), (entry.variant_title for entry in everything)),
+        differing=found,
+        versions=versions,
+    )
+
+
+def _variant(entry: RunRecord | AttemptedRun | BenchRecord) -> str:
+    return without_folder(entry.config.variant.name)
+
+
 def record_frame(
-    records: Iterable[RunRecord],
-    attempts: Iterable[AttemptedRun] = (),
-    titles: Mapping[str, str] | None = None,
-    elsewhere: Mapping[str, Collection[str]] | None = None,
+    records: Iterable[RunRecord], attempts: Iterable[AttemptedRun] = (), naming: Naming | None = None
 ) -> pd.DataFrame:
     """Return one row per record, then one per run that was tried and has none.
 
@@ -114,22 +157,22 @@ def record_frame(
     Args:
         records: Of any profiles.
         attempts: Runs that have no record.
-        titles: Display names by variant, if not those of the records.
-        elsewhere: See `label_rows`; without it, all runs of the frame count.
+        naming: That of all runs among which these are; None if these are all.
     """
     import pandas as pd
 
-    done = list(records)
+    done, lost = list(records), list(attempts)
+    naming = naming or naming_of([*done, *lost])
     devices = conditions_of_speed([record.processor for record in done], [record.environment for record in done])
     rows = [_record_row(record) | {"device": device} for record, device in zip(done, devices, strict=True)]
-    rows += [_attempt_row(attempt) for attempt in attempts]
+    rows += [_run_row(attempt) | {"status": attempt.status} for attempt in lost]
+    for row in rows:
+        row["settings"][NUMERICS] = naming.versions[row["run_id"]]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     numbers = ["accuracy", "validation_accuracy", "flops", "examples_per_second", "tokens_per_second", "peak_bytes"]
     frame[numbers] = frame[numbers].astype(float)
-    frame["variant_title"] = frame["variant"].map(titles or unique_titles(frame["variant"], frame["variant_title"]))
-    if elsewhere is None:
-        elsewhere = differing(zip(frame["variant"], frame["settings"], strict=True))
-    named = functools.partial(label_rows, elsewhere=elsewhere)
+    frame["variant_title"] = frame["variant"].map(naming.titles)
+    named = functools.partial(label_rows, elsewhere=naming.differing)
     for column, written in (("column", _headings), ("label", named)):
         texts: dict[Any, str] = {}
         for _, group in frame.groupby(["profile", "track"]):
@@ -224,7 +267,6 @@ def _record_row(record: RunRecord) -> dict[str, Any]:
         "continued": EARLIER in record.environment,
         "finished_at": record.finished_at,
     }
-    row["settings"]["numerics_version"] = record.config.numbers_until(record.numerics_version)
     if outcome is not None:
         row |= {
             "accuracy": 100 * outcome.test.correct / outcome.test.total,
@@ -233,12 +275,6 @@ def _record_row(record: RunRecord) -> dict[str, Any]:
             "validation_accuracy": 100 * outcome.validation.correct / outcome.validation.total,
             "selected_step": outcome.selected_step,
         }
-    return row
-
-
-def _attempt_row(attempt: AttemptedRun) -> dict[str, Any]:
-    row = _run_row(attempt) | {"status": attempt.status}
-    row["settings"]["numerics_version"] = attempt.config.numbers_until(attempt.numerics_version)
     return row
 
 

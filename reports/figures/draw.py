@@ -154,6 +154,8 @@ def _of_task(results: ResultSet, frame: pd.DataFrame, where: str, *, titled: boo
         if drawn is not None:
             yield title, drawn
     if frame["layers"].nunique() > 1:
-        by_depth = frame.assign(label=label_rows(frame, leave_out=["model.num_layers"], elsewhere=results.differing))
+        by_depth = frame.assign(
+            label=label_rows(frame, leave_out=["model.num_layers"], elsewhere=results.naming.differing)
+        )
         rows = _counted(by_depth.dropna(subset=["accuracy"]), by_depth, seeds)
         yield f"depth: {where}", depth_curves(rows, where if titled else "")

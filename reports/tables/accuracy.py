@@ -171,7 +171,7 @@ def _reference_row(results: ResultSet, headings_of_runs: Mapping[str, str]) -> d
     """
     recipes: dict[str, set[str]] = {}
     for record in results.records.values():
-        recipes.setdefault(headings_of_runs[record.run_id], set()).add(_recipe(record))
+        recipes.setdefault(headings_of_runs[record.run_id], set()).add(_recipe(results, record))
     runs: dict[str, list[dict[str, float | str]]] = {}
     for run in results.references:
         if run.run_id in results.records or run.run_id in results.attempts:
@@ -181,17 +181,17 @@ def _reference_row(results: ResultSet, headings_of_runs: Mapping[str, str]) -> d
         test = run.outcome.test if isinstance(run, RunRecord) and run.outcome is not None else None
         accuracy = 100.0 * test.correct / test.total if test else math.nan
         for heading, found in recipes.items():
-            if found == {_recipe(run)}:
+            if found == {_recipe(results, run)}:
                 runs.setdefault(heading, []).append(
                     {"accuracy": accuracy, "status": run.status, "seed": run.config.seed}
                 )
     return {heading: accuracy_cell(pd.DataFrame(rows), len(results.seeds))[0] for heading, rows in runs.items()}
 
 
-def _recipe(record: RunRecord | AttemptedRun) -> str:
+def _recipe(results: ResultSet, run: RunRecord | AttemptedRun) -> str:
     """Return everything that must be the same in two runs that differ in variant and seed alone."""
-    recipe = {name: value for name, value in record.config.hashed().items() if name not in ("variant", "seed")}
-    return repr((recipe, record.data_digest, record.config.numbers_until(record.numerics_version)))
+    recipe = {name: value for name, value in run.config.hashed().items() if name not in ("variant", "seed")}
+    return repr((recipe, run.data_digest, results.naming.versions[run.run_id]))
 
 
 def is_above_chance(results: ResultSet, run_id: str) -> bool:

@@ -143,7 +143,7 @@ def _sides(results: ResultSet, names: Sequence[str]) -> list[_Side]:
     if frames:  # all are labelled together, so that one variant has one name on both sides
         together = pd.concat(frames, ignore_index=True)
         apart = together.assign(column=together["side"].astype(str) + " " + together["column"])
-        together["row"] = label_rows(apart, name="variant", elsewhere=results.differing)
+        together["row"] = label_rows(apart, name="variant", elsewhere=results.naming.differing)
     sides = []
     for index, name in enumerate(names):
         if not name.startswith(_PUBLISHED):

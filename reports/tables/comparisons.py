@@ -57,7 +57,7 @@ def head_to_head(
             the others has a task and seed in common with the first.
     """
     frame = results.for_profile(profile, track).frame()
-    frame["row"] = label_rows(frame, name="variant", elsewhere=results.differing)
+    frame["row"] = label_rows(frame, name="variant", elsewhere=results.naming.differing)
     labels = [_label_of_row(row, frame, f"under profile {profile}, {track} track") for row in (first, *others)]
     if twice := [label for label, times in Counter(labels).items() if times > 1]:
         raise UsageError(f"{twice[0]!r} against itself shows nothing; `lra-report table accuracy` lists the names")

@@ -22,7 +22,7 @@ def depth(results: ResultSet, profile: str, track: str) -> Table:
     frame = results.for_profile(profile, track).frame()
     if frame["layers"].nunique() == 1:
         raise UsageError(f"all runs under profile {profile}, {track} track, have the same number of layers")
-    frame["label"] = label_rows(frame, leave_out=["model.num_layers"], elsewhere=results.differing)
+    frame["label"] = label_rows(frame, leave_out=["model.num_layers"], elsewhere=results.naming.differing)
     frame["step_seconds"] = frame["batch_size"] / frame["examples_per_second"]
     seed_count = len(results.seeds)
     rows, scores = [], []

@@ -75,9 +75,9 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
     groups: list[pd.DataFrame] = []
     for _, group in pd.DataFrame(rows).groupby("key") if rows else []:
         apart = NOT_IN_STEP | set(EXECUTION)  # the recipe of a table names how its steps compute
-        names = pd.Series(label_rows(group, apart, name="variant", elsewhere=results.differing), group.index)
+        names = pd.Series(label_rows(group, apart, name="variant", elsewhere=results.naming.differing), group.index)
         labelled = group.assign(
-            label=label_rows(group, apart, elsewhere=results.differing), is_reference=names == REFERENCE
+            label=label_rows(group, apart, elsewhere=results.naming.differing), is_reference=names == REFERENCE
         )
         same_place = ["label", "length"]
         split = bool((labelled.groupby("length")["batch"].nunique() > 1).any())

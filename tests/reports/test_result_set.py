@@ -41,6 +41,21 @@ def test_runs_share_a_row_where_a_numerics_version_left_their_numbers_alone(tmp_
     assert sorted(rows.filter(regex="full|reformer")) == ["40.00 (1)", "40.50 ± 0.71 (2)", "41.00 (1)"]
 
 
+@pytest.mark.parametrize("later", [None, "full", "linear"])
+def test_runs_of_one_numerics_version_share_a_row_whatever_their_dropout(later, tmp_path):
+    """Version 2 changed dropout alone, so that the run without it has the same numbers under both."""
+    for task, dropout in (("listops", 0.0), ("text", 0.1)):
+        config = cell_config(task=task)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"dropout": dropout})})
+        add_run(tmp_path, 400, config=config, numerics_version=1)
+    if later:
+        add_run(tmp_path, 400, config=cell_config(task="listops", variant=later, seed=1), numerics_version=2)
+    frame = load_stores([tmp_path]).frame()
+    shown = frame[frame["variant"] == "full"].sort_values(["task", "seed"])["label"].tolist()
+    first, second = "full [numerics_version=1]", "full [numerics_version=2]"
+    assert shown == {None: ["full"] * 2, "full": [second, second, first], "linear": [first] * 2}[later]
+
+
 def test_a_numerics_version_that_differs_between_tasks_alone_is_named_too(tmp_path):
     """Else one row, with an average, would be of two programs."""
     labels = {}
@@ -52,21 +67,25 @@ def test_a_numerics_version_that_differs_between_tasks_alone_is_named_too(tmp_pa
     assert labels["reformer"] == ["reformer [numerics_version=1]", "reformer [numerics_version=2]"]
 
 
-@pytest.mark.parametrize("differs", ["window", "program", "nothing"])
+@pytest.mark.parametrize("differs", ["window", "program", "numerics", "file", "nothing"])
 @pytest.mark.parametrize("place", ["track", "profile"])
 def test_a_variant_of_a_file_that_differs_between_tables_is_named_by_that(place, differs, tmp_path):
     """Its defaults are not known here, so that neither of the two is the bare name."""
     for first, where in enumerate([{place: "matched" if place == "track" else "quick"}, {place: PLACES[place]}]):
         options = {"window": 8 if first and differs == "window" else 4}
         origin = f"mine.py:band source {'b' if first and differs == 'program' else 'a'}"
-        config = cell_config(**where)
-        variant = VariantChoice(name="mine.py:band", options=options, origin=origin)
-        add_run(tmp_path, 400, config=config.model_copy(update={"variant": variant}), variant_title="Band")
+        name = "other.py:band" if first and differs == "file" else "mine.py:band"
+        variant = VariantChoice(name=name, options=options, origin=origin)
+        config = cell_config(**where).model_copy(update={"variant": variant})
+        version = 1 if first and differs == "numerics" else 2
+        add_run(tmp_path, 400, config=config, variant_title="Band", numerics_version=version)
     results = load_stores([tmp_path])
     parts = [results.for_profile(*where) for where in results.profiles()]
     shown = {
         "window": ["Band [window=4]", "Band [window=8]"],
         "program": [f'Band [origin="mine.py:band source {each}"]' for each in "ab"],
+        "numerics": ["Band [numerics_version=1]", "Band [numerics_version=2]"],
+        "file": ["Band (mine.py:band)", "Band (other.py:band)"],
         "nothing": ["Band", "Band"],
     }[differs]
     assert len(parts) == 2

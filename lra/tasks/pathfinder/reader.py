@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -35,6 +36,7 @@ FOLDERS: dict[Difficulty, str] = {
     "hard": "curv_contour_length_14",
 }
 RELEASE = "lra_release"
+Copy = Literal["inner", "outer", "unknown"]
 KAGGLE_PLACES = ("pathfinder/pathfinder", "pathfinder")
 EMPTY_IN_RELEASE = ("pathfinder32", "curv_baseline", "imgs/0", "sample_172.png")
 """The one image of the release that is an empty file."""
@@ -47,6 +49,7 @@ OUTER_COPY = (
     "A convolutional network was reported not to learn it (google-research/long-range-arena, issue 38), and later work "
     "reads the inner one, lra_release/lra_release/pathfinder128."
 )
+COPIES: dict[Copy, str] = {"inner": "the inner", "outer": "the outer", "unknown": "one, and nothing tells which,"}
 ROWS_AT_A_TIME = 1_000
 MAX_IMAGES = 1_000_000
 """Of one dataset variant; the released ones have 200,000."""
@@ -84,27 +87,26 @@ def find_dataset(source: Path, size: int, difficulty: Difficulty) -> Path:
     raise DataError(f"pathfinder: {below}/metadata not found in {source}\nunpack lra_release.gz of the benchmark there")
 
 
-def depth_in_release(folder: Path) -> int:
-    """Say in how many folders with the name of the release a dataset variant is; 0 if nothing tells.
+def copy_in_release(folder: Path) -> Copy:
+    """Say which of the two copies of pathfinder128 in the release a dataset variant is in, see `OUTER_COPY`.
 
-    The release holds a folder with its own name. Of pathfinder128 there is a copy in each of the two: the outer, with
-    depth 1, see `OUTER_COPY`, and the inner, with depth 2. A copy whose other is at its place beside it is known by
-    that, whatever the folder is called that the user unpacked the release in, and a link by where it leads first. Else
-    the names of folders tell, of the link and of where it leads; if they disagree, it is taken for the outer copy.
+    The release holds a folder with its own name, and the inner copy is in that: lra_release/lra_release/pathfinder128.
+    What a folder is called and which copy stands beside it tells, of where a link leads first. Where these can be read
+    in two ways, as when only the first part of the paths is gone, or nothing tells, the copy is unknown.
     """
     given, real = Path(os.path.abspath(folder)), folder.resolve()  # noqa: PTH100 - `resolve` loses the names of links
     for path in (real, given):
-        release, name = path.parent.parent, path.parent.name
-        if (release / RELEASE / name).is_dir():
-            return 1
-        if release.name == RELEASE and (release.parent / name).is_dir():
-            return 2
-    depths = {_named_depth(given), _named_depth(real)} - {0}
-    return min(depths, default=0)
+        release, below = path.parents[1], path.relative_to(path.parents[1])
+        depth = _depth(release)
+        has_inner, has_outer = (release / RELEASE / below).is_dir(), depth and (release.parent / below).is_dir()
+        if has_inner or has_outer:
+            return "outer" if has_inner and depth else "inner" if has_outer and depth > 1 else "unknown"
+    names = {depth for path in (given, real) if (depth := _depth(path.parents[1]))}
+    return ("outer" if names == {1} else "inner") if len(names) == 1 else "unknown"
 
 
-def _named_depth(folder: Path) -> int:
-    release = folder.parent.parent
+def _depth(release: Path) -> int:
+    """Say whether a folder, and the one that it is in, have the name of the release: 0, 1 or 2."""
     return (release.name == RELEASE) + (release.name == release.parent.name == RELEASE)
 
 

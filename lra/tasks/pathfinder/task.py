@@ -249,14 +249,16 @@ class _Family(Task[OptionsT]):
                 examples = files.read_images(folder, entries, self.size, progress=progress)
                 splits = self._cut(examples, len(entries), work, offset=self.token_offset(options))
         test = entries[len(entries) - split_counts(len(entries))["test"] :]
-        depth = files.depth_in_release(folder)
-        place = f"{files.RELEASE}/" * depth + files.name_in_release(self.size, options.difficulty)
+        place, dataset = files.name_in_release(self.size, options.difficulty), None
+        if self.size == 128:
+            copy = files.copy_in_release(folder)
+            place += f", {copy} copy"
+            if copy != "inner":
+                dataset = f"{self.dataset_name(options)}, {copy} copy of the release"
+                told = f"{folder} is {files.COPIES[copy]} of two copies in the release"
+                echo(f"Warning: {told}. {files.OUTER_COPY}", err=True)
         generated_by = f"official reader {files.VERSION}, {place}, test ids {files.ids_digest(test)}"
-        outer = None
-        if self.size == 128 and depth == 1:
-            outer = f"{self.dataset_name(options)}, outer copy of the release"
-            echo(f"Warning: {folder} is the outer of two copies in the release. {files.OUTER_COPY}", err=True)
-        return splits, sources, generated_by, outer
+        return splits, sources, generated_by, dataset
 
     def _cut(
         self, examples: Iterator[tuple[int, bytes]], count: int, work: Path, *, offset: int

@@ -18,7 +18,7 @@ from lra.tasks import get_task
 from lra.tasks.pathfinder import reader
 from lra.tasks.pathfinder import task as task_module
 from lra.tasks.pathfinder.reader import (
-    depth_in_release,
+    copy_in_release,
     find_dataset,
     read_entries,
     read_png,
@@ -93,7 +93,7 @@ def test_the_inner_of_two_copies_is_taken_and_named(tmp_path):
     assert find_dataset(tmp_path / "lra_release", 128, "hard").resolve() == inner
     assert find_dataset(outer, 128, "hard") == outer
     data = prepare(tmp_path, tmp_path, name="pathx")
-    assert f"lra_release/lra_release/pathfinder128/{HARD}" in data.manifest.generated_by
+    assert f"pathfinder128/{HARD}, inner copy" in data.manifest.generated_by
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -279,24 +279,33 @@ def test_links_are_followed_under_their_names(tmp_path):
         find_dataset(tmp_path / "disk", 32, "hard")
 
 
-@pytest.mark.parametrize("unpacked", ["lra_release/lra_release", "data", "lra_release"])
+@pytest.mark.parametrize("unpacked", ["lra_release/lra_release", "data/lra_release", "lra_release"])
 def test_the_copies_are_told_apart_wherever_the_release_was_unpacked(unpacked, tmp_path):
-    """In a folder with the name of the release, or without the first part of its paths."""
+    """Also in a folder with the name of the release."""
     outer = write_dataset(tmp_path / unpacked / "pathfinder128" / HARD, size=128)
     inner = write_dataset(tmp_path / unpacked / "lra_release" / "pathfinder128" / HARD, size=128)
-    assert (depth_in_release(outer), depth_in_release(inner)) == (1, 2)
+    assert (copy_in_release(outer), copy_in_release(inner)) == ("outer", "inner")
     (tmp_path / "mine").mkdir()
     links = [tmp_path / "mine" / "pathfinder128", tmp_path / "pathx", outer.parent.with_name("pathfinder_x")]
     for link in links:
         link.symlink_to(outer.parent)
-        assert depth_in_release(link / HARD) == 1
+        assert copy_in_release(link / HARD) == "outer"
+
+
+@pytest.mark.parametrize("places", [
+    ("data", "data/lra_release"),  # the first part of the paths is gone, or the inner copy was moved to the top
+    ("data",), ("lra_release", ""),
+])  # fmt: skip
+def test_a_copy_of_which_nothing_or_too_much_tells_is_unknown(places, tmp_path):
+    copies = [write_dataset(tmp_path / place / "pathfinder128" / HARD, size=128) for place in places]
+    assert [copy_in_release(copy) for copy in copies] == ["unknown"] * len(copies)
 
 
 @pytest.mark.parametrize("moved", ["big/pathx", "big/pathfinder128", "lra_release_2/pathx"])
 @pytest.mark.parametrize("both", [True, False])
 def test_a_copy_that_was_moved_is_known_by_the_link_at_its_place(moved, both, tmp_path):
     outer, inner = (tmp_path / place / "pathfinder128" for place in ("lra_release", "lra_release/lra_release"))
-    for copy, depth in ((outer, 1), (inner, 2)):
+    for copy, name in ((outer, "outer"), (inner, "inner")):
         other = inner if copy == outer else outer
         for folder in (copy, other):
             if both or folder == copy:
@@ -305,12 +314,12 @@ def test_a_copy_that_was_moved_is_known_by_the_link_at_its_place(moved, both, tm
         real.parent.mkdir()
         copy.rename(real)
         copy.symlink_to(real)
-        assert depth_in_release(copy / HARD) == depth
+        assert copy_in_release(copy / HARD) == name
         copy.unlink()
         copy.mkdir()
         (real / HARD).rename(real.parent / HARD)  # the link is of the difficulty alone
         (copy / HARD).symlink_to(real.parent / HARD)
-        assert depth_in_release(copy / HARD) == depth
+        assert copy_in_release(copy / HARD) == name
         shutil.rmtree(tmp_path / "lra_release")
         shutil.rmtree(real.parent)
 
@@ -319,24 +328,24 @@ def test_a_link_in_the_place_of_one_copy_to_the_other_is_the_other(tmp_path):
     inner = write_dataset(tmp_path / "lra_release" / "lra_release" / "pathfinder128" / HARD, size=128)
     place = tmp_path / "lra_release" / "pathfinder128"
     place.symlink_to(inner.parent)
-    assert depth_in_release(place / HARD) == 2
+    assert copy_in_release(place / HARD) == "inner"
     lone = write_dataset(tmp_path / "disk" / "lra_release" / "pathfinder128" / HARD, size=128)
     (tmp_path / "new" / "lra_release" / "lra_release").mkdir(parents=True)
     doubtful = tmp_path / "new" / "lra_release" / "lra_release" / "pathfinder128"
     doubtful.symlink_to(lone.parent)
-    assert depth_in_release(doubtful / HARD) == 1, "names disagree, so that the user is warned"
+    assert copy_in_release(doubtful / HARD) == "unknown", "names disagree"
 
 
 def test_the_outer_copy_is_named_in_the_data_and_warned_of(tmp_path, capsys):
     outer = write_dataset(tmp_path / "lra_release" / "pathfinder128" / HARD, size=128)
     data = prepare(tmp_path, outer, name="pathx")
     assert data.manifest.dataset.endswith("outer copy of the release")
-    assert f"official reader 1, lra_release/pathfinder128/{HARD}, " in data.manifest.generated_by
+    assert f"official reader 1, pathfinder128/{HARD}, outer copy, " in data.manifest.generated_by
     assert "Warning" in capsys.readouterr().err
     write_dataset(tmp_path / "lra_release" / "lra_release" / "pathfinder128" / HARD, size=128)
     inner = prepare(tmp_path / "other", tmp_path, name="pathx")
     assert "outer" not in inner.manifest.dataset
-    assert f"official reader 1, lra_release/lra_release/pathfinder128/{HARD}, " in inner.manifest.generated_by
+    assert f"official reader 1, pathfinder128/{HARD}, inner copy, " in inner.manifest.generated_by
     assert capsys.readouterr().err == ""
 
 
