@@ -147,6 +147,16 @@ def differing(runs: Iterable[tuple[str, Settings]]) -> dict[str, set[str]]:
     }
 
 
+def names_in_command(configs: Sequence[RunConfig], titles: Sequence[str], leave_out: Collection[str] = ()) -> list[str]:
+    """Name the runs of one command: the title of the variant, and its options that are not the default.
+
+    The registered name follows the title, with the folder of a file, where another variant has this title.
+    """
+    owners = [config.variant.name for config in configs]
+    titles = told_apart(titles, owners)
+    return told_apart([row_name(*named, leave_out) for named in zip(configs, titles, strict=True)], owners)
+
+
 def row_names(
     rows: Sequence[Row], leave_out: Collection[str] = (), elsewhere: Mapping[str, Collection[str]] | None = None
 ) -> list[str]:

@@ -103,6 +103,8 @@ class Naming:
 
     titles: Mapping[str, str]
     """The display name of each variant; the registered name follows it if several variants share it."""
+    task_titles: Mapping[str, str]
+    """The same of tasks."""
     differing: Mapping[str, Collection[str]]
     """By variant, the options and programs in which its runs differ, see `lra.config.labels.differing`."""
     versions: Mapping[str, int]
@@ -131,6 +133,7 @@ def naming_of(runs: Sequence[RunRecord | AttemptedRun], measurements: Sequence[B
         found[variant] |= names
     return Naming(
         titles=unique_titles(map(_variant, everything), (entry.variant_title for entry in everything)),
+        task_titles=unique_titles((without_folder(run.config.task) for run in runs), (run.task_title for run in runs)),
         differing=found,
         versions=versions,
     )
@@ -172,6 +175,7 @@ def record_frame(
     numbers = ["accuracy", "validation_accuracy", "flops", "examples_per_second", "tokens_per_second", "peak_bytes"]
     frame[numbers] = frame[numbers].astype(float)
     frame["variant_title"] = frame["variant"].map(naming.titles)
+    frame["title"] = frame["task"].map(naming.task_titles)
     named = functools.partial(label_rows, elsewhere=naming.differing)
     for column, written in (("column", _headings), ("label", named)):
         texts: dict[Any, str] = {}
@@ -181,9 +185,9 @@ def record_frame(
     return frame
 
 
-def unique_titles(variants: Iterable[str], titles: Iterable[str]) -> dict[str, str]:
-    """Return the display name of each variant; the registered name follows it if several variants share it."""
-    by_name = dict(zip(variants, titles, strict=True))
+def unique_titles(names: Iterable[str], titles: Iterable[str]) -> dict[str, str]:
+    """Return the title of each variant or task by its registered name, which follows it if several share it."""
+    by_name = dict(zip(names, titles, strict=True))
     shared = Counter(by_name.values())
     return {name: title if shared[title] == 1 else f"{title} ({name})" for name, title in by_name.items()}
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from tabulate import tabulate
 
-from lra.config.labels import NOT_IN_STEP, profiles_of_steps, row_name, told_apart
+from lra.config.labels import NOT_IN_STEP, names_in_command, profiles_of_steps
 from lra.results.bench_format import (
     FLAGGED,
     MISSING,
@@ -189,12 +189,9 @@ def _uncounted(records: Sequence[BenchRecord]) -> list[str]:
 
 
 def named(records: Sequence[BenchRecord]) -> list[tuple[str, BenchRecord]]:
-    """Return each measurement with the name of its row: the title of the variant and its options, if not the default.
-
-    The registered name follows, with the folder of a file, where another variant has this title.
-    """
-    names = [row_name(record.config, record.variant_title, NOT_IN_STEP) for record in records]
-    return list(zip(told_apart(names, [record.config.variant.name for record in records]), records, strict=True))
+    """Return each measurement with the name of its row: see `lra.config.labels.names_in_command`."""
+    configs, titles = [record.config for record in records], [record.variant_title for record in records]
+    return list(zip(names_in_command(configs, titles, NOT_IN_STEP), records, strict=True))
 
 
 def _by_name(records: Sequence[BenchRecord]) -> dict[str, list[BenchRecord]]:

@@ -9,7 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from attention_zoo import get_variant
-from lra.config.labels import row_name, told_apart
+from lra.config.labels import names_in_command, row_name
 from lra.config.schema import RunConfig
 from lra.measure.environment import decisive, differences
 from lra.metrics import of_whole_test, wilson_interval
@@ -102,10 +102,9 @@ _HEADERS = (
 
 
 def _labels(rows: Sequence[tuple[RunConfig, RunRecord | str]]) -> list[str]:
-    """Name each row by the title of its variant, and by its registered name, too, where another one has this title."""
-    variants = [config.variant.name for config, _ in rows]
-    titles = (legible(get_variant(variant).title) for variant in variants)
-    return told_apart([row_name(config, title) for (config, _), title in zip(rows, titles, strict=True)], variants)
+    """Name each row: see `lra.config.labels.names_in_command`."""
+    configs = [config for config, _ in rows]
+    return names_in_command(configs, [legible(get_variant(config.variant.name).title) for config in configs])
 
 
 def _row(label: str, config: RunConfig, record: RunRecord | str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The data frame of a store: one row for each run."""
 
 from lra.results import load
-from tests.reports.synthetic import add_run
+from tests.reports.synthetic import add_run, cell_config
 
 
 def test_a_second_outcome_of_a_run_is_a_problem_of_the_frame(tmp_path):
@@ -22,3 +22,15 @@ def test_a_run_under_two_numerics_versions_is_one_row(tmp_path):
     runs = load(tmp_path)
     assert sorted(runs["accuracy"]) == [40.0, 50.0]
     assert ["another outcome" in problem for problem in runs.attrs["problems"]] == [True]
+
+
+def test_two_tasks_of_one_title_are_named_however_many_data_sets_they_have(tmp_path):
+    """A column of the one would read as one more data set of the other."""
+    for name, digest, size in (("t1.py:Copy", "a", 1000), ("t1.py:Copy", "b", 5000), ("t2.py:Copy", "c", 1000)):
+        config = cell_config().model_copy(update={"task": name})
+        add_run(tmp_path, 400, config=config, title="Copy", dataset=f"{size} examples", digest=64 * digest)
+    assert sorted(load(tmp_path)["column"]) == [
+        "Copy (t1.py:Copy) (1000 examples)",
+        "Copy (t1.py:Copy) (5000 examples)",
+        "Copy (t2.py:Copy)",
+    ]

@@ -363,12 +363,16 @@ def test_the_arena_layout_is_that_of_table_2():
     assert "in 2 of 3 measurements" in printed
 
 
-def test_two_files_of_one_name_have_a_row_each():
-    """Two versions of one's own file: the later one stood for both."""
+@pytest.mark.parametrize("options", [{}, {"window": 4}])
+def test_two_files_of_one_name_have_a_row_each(options, monkeypatch):
+    """Two versions of one's own file: the later one stood for both. An option of one does not tell which it is."""
+    monkeypatch.setattr("lra.config.labels.default_options", lambda *_: {"variant.window": "8"})
+    ending = " [window=4]" if options else ""
 
     def own(file, length, **values):
         plain = config("local", length)
-        choice = plain.variant.model_copy(update={"name": f"{file}:Mine"})
+        chosen = {"name": f"{file}:Mine", "options": options if file == "mine.py" else {}}
+        choice = plain.variant.model_copy(update=chosen)
         return record(
             "local", length, config=plain.model_copy(update={"variant": choice}), variant_title="Mine", **values
         )
@@ -379,13 +383,13 @@ def test_two_files_of_one_name_have_a_row_each():
     found += [own("old/mine.py", 1024, speed_ratio=0.5), own("old/mine.py", 2048, **oom)]
     printed = [line.split("|") for line in arena_report(found).splitlines()]
     rows = {cells[1].strip(): cells[2].strip() for cells in printed if len(cells) > 5}
-    assert rows["Mine (mine.py:Mine)"] == "2 (1.5)"
+    assert rows[f"Mine (mine.py:Mine){ending}"] == "2 (1.5)"
     assert rows["Mine (old/mine.py:Mine)"] == "2 (0.5)"
     report = full_report(found)
     assert "Mine (old/mine.py:Mine) at 2048: oom: no room" in report
     printed = [[cell.strip() for cell in line.split("|")] for line in report.splitlines()]
     ahead = {cells[1]: cells[2] for cells in printed if len(cells) == 5}
-    assert ahead["Mine (mine.py:Mine)"] == "< 1024"
+    assert ahead[f"Mine (mine.py:Mine){ending}"] == "< 1024"
     assert ahead["Mine (old/mine.py:Mine)"] == "> 2048"
 
 
