@@ -193,7 +193,8 @@ def row_names(
         named |= compared & shared[row.variant]
         named |= {name for name in compared if name.startswith("start.") and name not in _OF_START}
         known = default_options(row.variant, row.profile, row.task, str(row.settings.get("model.positions"))).keys()
-        named |= compared & own[row.variant] - known  # the program is no option, so it counts of all plug-ins
+        ours = {"variant.origin"} if not row.settings.get("variant.origin") else set[str]()
+        named |= compared & own[row.variant] - known - ours  # the program is no option, so it counts of all plug-ins
         shown = [name for name in sorted(named) if name not in leave_out]
         text = ", ".join(f"{short_name(name)}={shown_value(settings[name])}" for name in shown)
         names.append(f"{row.shown} [{text}]" if text else row.shown)

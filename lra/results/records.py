@@ -257,9 +257,11 @@ class Store:
 
         Raises:
             DamagedFileError: There is a record, and it is damaged or not that of the run.
+            StoreError: A folder cannot be listed, so that nobody knows.
         """
         path = self.record_path(run_id)
-        return self._read(path)[0] if path.exists() else None
+        there = visible(self.root, path.relative_to(self.root).as_posix(), StoreError)
+        return self._read(path)[0] if there else None
 
     def publish(self, record: RunRecord, arrays: dict[str, np.ndarray]) -> RunRecord:
         """Make a result final: arrays first, then the record, each whole or absent.

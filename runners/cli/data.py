@@ -429,13 +429,17 @@ def describe(data: PreparedData, *, present: bool, unread: str = "") -> None:
 
 
 def prepared_folders(home: Path) -> list[Path]:
-    """List the folders of prepared data; temporary folders, whose names begin with a dot, are not included."""
+    """List the folders of prepared data; temporary folders, whose names begin with a dot, are not included.
+
+    A link to a folder that is not there is one: what it led to may be on a disk that is not mounted.
+    """
     from lra.data.manifest import MANIFEST
     from lra.tasks import PROBES, TASKS
 
     if not home.is_dir():
         return []
-    folders = (path for path in home.iterdir() if path.is_dir() and not path.name.startswith("."))
+    there = (path for path in home.iterdir() if not path.name.startswith("."))
+    folders = (path for path in there if path.is_dir() or (path.is_symlink() and not path.exists()))
     known = TASKS | PROBES
     return sorted(path for path in folders if task_of(path) in known or (path / MANIFEST).is_file())  # or of others
 

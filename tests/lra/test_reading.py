@@ -7,6 +7,7 @@ import pytest
 
 from lra.errors import DataError, StoreError, UsageError
 from lra.reading import is_hidden, read_file, reading, visible
+from lra.results.records import Store
 
 ERRORS = [
     ValueError("a\nb"), KeyError("a"), TypeError(), OSError(5, "Input/output error"), OSError("odd"), MemoryError(),
@@ -85,3 +86,6 @@ def test_a_link_to_a_folder_that_is_gone_is_an_error(tmp_path):
     with pytest.raises(StoreError, match=r"results/ab: "):
         visible(tmp_path, "results/*/*.json", StoreError)
     assert visible(tmp_path / "results") == [tmp_path / "results" / "ab"]
+    assert Store(tmp_path).find("cd" * 32) is None
+    with pytest.raises(StoreError, match=r"results/ab: "):
+        Store(tmp_path).find("ab" * 32)

@@ -30,8 +30,6 @@ _NAME = re.compile(r"(?:\./)?cifar-10-batches-(py|bin)/(?:data_batch_([1-5])|tes
 SIDE = 32
 _TEST = 6
 """The test file comes after the five of the training images."""
-_DEPTH = 24
-"""Place of the byte of a PNG that says how many bits a colour has."""
 
 
 def read_images(source: Path, levels: GrayLevels, *, progress: bool) -> tuple[Bytes, Bytes, Bytes, Bytes]:
@@ -128,8 +126,8 @@ def _read_png(data: bytes, place: str) -> Bytes:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             picture.verify()  # the checksums, which decoding leaves out; afterwards it has to be opened again
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            deep = data[_DEPTH] > 8  # the decoder would cut 16 bits to 8
-            if (picture.size, picture.mode) == ((SIDE, SIDE), "RGB") and not deep:
+            stored = picture.tile[0][3]  # as it is in the file; 16 bits a colour would be cut to 8
+            if (picture.size, picture.mode, stored) == ((SIDE, SIDE), "RGB", "RGB"):
                 return np.asarray(picture).transpose(2, 0, 1).reshape(-1)
     except Exception as error:
         raise DataError(f"{place}: a damaged image, or none") from error

@@ -178,6 +178,7 @@ def test_of_a_variant_that_is_not_here_the_options_are_named_in_which_its_rows_d
     assert row_names([row(1, "a"), row(1, "b", "image")]) == ["gone [origin=a]", "gone [origin=b]"]
     monkeypatch.undo()
     assert row_names([row(1, "a"), row(2, "a", "image")]) == ["gone [window=1]", "gone [window=2]"]
+    assert row_names([row(1, ""), row(1, "a")]) == ["gone", "gone [origin=a]"]
 
 
 def test_the_program_of_a_layer_is_named_where_the_rows_of_a_variant_differ_in_it():

@@ -133,10 +133,11 @@ def test_images_of_another_size_are_refused(tmp_path):
         prepare("image", tmp_path, folder)
 
 
-def test_images_of_16_bits_per_colour_are_refused(tmp_path):
+@pytest.mark.parametrize("before", [[], [(b"tEXt", b"a\0b")]])
+def test_images_of_16_bits_per_colour_are_refused(before, tmp_path):
     """They would be cut to 8 bits without a word."""
     rows = zlib.compress(32 * (b"\0" + 32 * b"\x12\x34\x56\x78\x9a\xbc"))
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
+    parts = [*before, (b"IHDR", struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
     chunks = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
               for name, data in parts]  # fmt: skip
     png = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

@@ -186,6 +186,17 @@ def test_verify_checks_the_rest_after_a_damaged_one(lra_data, home, folder):
     assert result.stderr.count("\n") == 1
 
 
+def test_prepared_data_on_a_disk_that_is_gone_is_not_passed_over(lra_data, home, folder):
+    moved = home.parent / "disk" / folder.name
+    moved.parent.mkdir()
+    folder.rename(moved)
+    folder.symlink_to(moved)
+    assert "1 of 1 sound" in lra_data("verify").output
+    moved.parent.rename(home.parent / "unmounted")
+    assert lra_data("verify").exit_code == 3
+    assert "unusable" in lra_data("list").output
+
+
 def test_verify_of_a_task_without_data(lra_data):
     result = lra_data("verify", "listops")
     assert result.exit_code == 3
