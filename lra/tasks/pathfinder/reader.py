@@ -96,12 +96,12 @@ def copy_in_release(folder: Path) -> Copy:
     """
     given, real = Path(os.path.abspath(folder)), folder.resolve()  # noqa: PTH100 - `resolve` loses the names of links
     for path in (real, given):
-        release, below = path.parents[1], path.relative_to(path.parents[1])
+        release, below = path.parent.parent, Path(path.parent.name, path.name)
         depth = _depth(release)
         has_inner, has_outer = (release / RELEASE / below).is_dir(), depth and (release.parent / below).is_dir()
         if has_inner or has_outer:
             return "outer" if has_inner and depth else "inner" if has_outer and depth > 1 else "unknown"
-    names = {depth for path in (given, real) if (depth := _depth(path.parents[1]))}
+    names = {depth for path in (given, real) if (depth := _depth(path.parent.parent))}
     return ("outer" if names == {1} else "inner") if len(names) == 1 else "unknown"
 
 
