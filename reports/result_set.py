@@ -97,7 +97,7 @@ class ResultSet:
     def titles(self) -> dict[str, str]:
         """Return the display name of each variant that is here."""
         here = {without_folder(entry.config.variant.name) for entry in self._entries()}
-        return {name: title for name, title in self.naming.titles.items() if name in here}
+        return {name: title for (name, _), title in self.naming.titles.items() if name in here}
 
     def _entries(self) -> list[RunRecord | AttemptedRun | BenchRecord]:
         return [*self.records.values(), *self.attempts.values(), *self.measurements]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +100,9 @@ def without_older(records: Iterable[RunRecord], problems: list[str]) -> list[Run
 class Naming:
     """What names of rows depend on besides the runs of one table: see `naming_of`."""
 
-    titles: Mapping[str, str]
-    """The display name of each variant; the registered name follows it if several variants share it."""
-    task_titles: Mapping[str, str]
+    titles: Mapping[tuple[str, str], str]
+    """The display name of each variant by its registered name and program; see `unique_titles`."""
+    task_titles: Mapping[tuple[str, str], str]
     """The same of tasks."""
     differing: Mapping[str, Collection[str]]
     """By variant, the options and programs in which its runs differ, see `lra.config.labels.differing`."""
@@ -132,8 +131,8 @@ def naming_of(runs: Sequence[RunRecord | AttemptedRun], measurements: Sequence[B
     for variant, names in differing((_variant(run), {NUMERICS: versions[run.run_id]}) for run in runs).items():
         found[variant] |= names
     return Naming(
-        titles=unique_titles(map(_variant, everything), (entry.variant_title for entry in everything)),
-        task_titles=unique_titles((without_folder(run.config.task) for run in runs), (run.task_title for run in runs)),
+        titles=unique_titles((_variant(each), each.config.variant.origin, each.variant_title) for each in everything),
+        task_titles=unique_titles((_task(run), run.config.task_origin, run.task_title) for run in runs),
         differing=found,
         versions=versions,
     )
@@ -141,6 +140,10 @@ def naming_of(runs: Sequence[RunRecord | AttemptedRun], measurements: Sequence[B
 
 def _variant(entry: RunRecord | AttemptedRun | BenchRecord) -> str:
     return without_folder(entry.config.variant.name)
+
+
+def _task(run: RunRecord | AttemptedRun) -> str:
+    return without_folder(run.config.task)
 
 
 def record_frame(
@@ -165,17 +168,18 @@ def record_frame(
     import pandas as pd
 
     done, lost = list(records), list(attempts)
-    naming = naming or naming_of([*done, *lost])
+    runs: list[RunRecord | AttemptedRun] = [*done, *lost]
+    naming = naming or naming_of(runs)
     devices = conditions_of_speed([record.processor for record in done], [record.environment for record in done])
     rows = [_record_row(record) | {"device": device} for record, device in zip(done, devices, strict=True)]
     rows += [_run_row(attempt) | {"status": attempt.status} for attempt in lost]
-    for row in rows:
-        row["settings"][NUMERICS] = naming.versions[row["run_id"]]
+    for row, run in zip(rows, runs, strict=True):
+        row["settings"][NUMERICS] = naming.versions[run.run_id]
+        row["variant_title"] = naming.titles[_variant(run), run.config.variant.origin]
+        row["title"] = naming.task_titles[_task(run), run.config.task_origin]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     numbers = ["accuracy", "validation_accuracy", "flops", "examples_per_second", "tokens_per_second", "peak_bytes"]
     frame[numbers] = frame[numbers].astype(float)
-    frame["variant_title"] = frame["variant"].map(naming.titles)
-    frame["title"] = frame["task"].map(naming.task_titles)
     named = functools.partial(label_rows, elsewhere=naming.differing)
     for column, written in (("column", _headings), ("label", named)):
         texts: dict[Any, str] = {}
@@ -185,11 +189,22 @@ def record_frame(
     return frame
 
 
-def unique_titles(names: Iterable[str], titles: Iterable[str]) -> dict[str, str]:
-    """Return the title of each variant or task by its registered name, which follows it if several share it."""
-    by_name = dict(zip(names, titles, strict=True))
-    shared = Counter(by_name.values())
-    return {name: title if shared[title] == 1 else f"{title} ({name})" for name, title in by_name.items()}
+def unique_titles(titled: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], str]:
+    """Return the titles to show of variants or tasks, by registered name and program.
+
+    The registered name follows a title that another has too. Of one program, the last title counts.
+
+    Args:
+        titled: Registered names, programs (empty for those of this project), and titles.
+    """
+    titles = {(name, program): title for name, program, title in titled}
+    holders: dict[str, set[str]] = {}
+    for (name, _), title in titles.items():
+        holders.setdefault(title, set()).add(name)
+    return {
+        (name, program): title if len(holders[title]) == 1 else f"{title} ({name})"
+        for (name, program), title in titles.items()
+    }
 
 
 def label_rows(
@@ -286,14 +301,12 @@ def _run_row(run: RunRecord | AttemptedRun) -> dict[str, Any]:
     config = run.config
     return {
         "run_id": run.run_id,
-        "task": without_folder(config.task),
-        "title": run.task_title,
+        "task": _task(run),
         "dataset": run.dataset,
         "data_digest": run.data_digest,
         "profile": config.profile,
         "track": config.track,
-        "variant": without_folder(config.variant.name),
-        "variant_title": run.variant_title,
+        "variant": _variant(run),
         "seed": config.seed,
         "steps": config.train.steps,
         "batch_size": config.train.batch_size,

@@ -42,7 +42,6 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
     it of different variants, each batch has a frame of its own: within a length, all is comparable. Of several
     measurements of one thing, such as in two stores, the newest counts.
     """
-    titles = results.titles()
     taken = sorted(results.measurements, key=lambda measurement: measurement.measured_at)
     machines = conditions_of_speed([_machine(each) for each in taken], [each.environment for each in taken])
     recipes = profiles_of_steps([each.config for each in taken])
@@ -52,7 +51,7 @@ def measurement_groups(results: ResultSet) -> list[pd.DataFrame]:
             "machine": machine,
             "recipe": recipe,
             "variant": measurement.variant,
-            "variant_title": titles[measurement.variant],
+            "variant_title": results.naming.titles[measurement.variant, measurement.config.variant.origin],
             "column": "",
             "profile": measurement.config.profile,
             "task": without_folder(measurement.config.task),

@@ -1,5 +1,6 @@
 """The data frame of a store: one row for each run."""
 
+from lra.config.schema import VariantChoice
 from lra.results import load
 from tests.reports.synthetic import add_run, cell_config
 
@@ -22,6 +23,19 @@ def test_a_run_under_two_numerics_versions_is_one_row(tmp_path):
     runs = load(tmp_path)
     assert sorted(runs["accuracy"]) == [40.0, 50.0]
     assert ["another outcome" in problem for problem in runs.attrs["problems"]] == [True]
+
+
+def test_each_program_of_a_task_or_variant_has_its_own_title(tmp_path):
+    """A file that was edited, and its title with it, or a colleague's file of the same name."""
+    for number, title in enumerate(("Eight", "Sixteen")):
+        config = cell_config(track=("matched", "open")[number])
+        variant = VariantChoice(name="mine.py:band", options={}, origin=f"mine.py:band source {number}")
+        origin = f"mine.py:Copy source {number}"
+        config = config.model_copy(update={"task": "mine.py:Copy", "task_origin": origin, "variant": variant})
+        add_run(tmp_path, 400 + number, config=config, title=title, variant_title=f"Band {title}")
+    runs = load(tmp_path).sort_values("accuracy")
+    assert runs["column"].tolist() == ["Eight", "Sixteen"]
+    assert [label.partition(" [")[0] for label in runs["label"]] == ["Band Eight", "Band Sixteen"]
 
 
 def test_two_tasks_of_one_title_are_named_however_many_data_sets_they_have(tmp_path):
