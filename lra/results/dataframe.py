@@ -103,7 +103,9 @@ class Naming:
     titles: Mapping[tuple[str, str], str]
     """The display name of each variant by its registered name and program; see `unique_titles`."""
     task_titles: Mapping[tuple[str, str], str]
-    """The same of tasks."""
+    """That of each task by its registered name and the title in the record."""
+    data: Mapping[tuple[str, str], Collection[str]]
+    """The digests of all data that have one name, by task and that name."""
     differing: Mapping[str, Collection[str]]
     """By variant, the options and programs in which its runs differ, see `lra.config.labels.differing`."""
     versions: Mapping[str, int]
@@ -126,13 +128,17 @@ def naming_of(runs: Sequence[RunRecord | AttemptedRun], measurements: Sequence[B
         if max(run.numerics_version for run in group) <= min(until):
             until = [min(until)] * len(group)
         versions |= {run.run_id: min(newest, last) for run, last in zip(group, until, strict=True)}
+    data: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        data.setdefault((_task(run), run.dataset), set()).add(run.data_digest)
     everything = [*runs, *measurements]
     found = differing((_variant(entry), settings_of(entry.config)) for entry in everything)
     for variant, names in differing((_variant(run), {NUMERICS: versions[run.run_id]}) for run in runs).items():
         found[variant] |= names
     return Naming(
         titles=unique_titles((_variant(each), each.config.variant.origin, each.variant_title) for each in everything),
-        task_titles=unique_titles((_task(run), run.config.task_origin, run.task_title) for run in runs),
+        task_titles=unique_titles((_task(run), run.task_title, run.task_title) for run in runs),
+        data=data,
         differing=found,
         versions=versions,
     )
@@ -176,12 +182,13 @@ def record_frame(
     for row, run in zip(rows, runs, strict=True):
         row["settings"][NUMERICS] = naming.versions[run.run_id]
         row["variant_title"] = naming.titles[_variant(run), run.config.variant.origin]
-        row["title"] = naming.task_titles[_task(run), run.config.task_origin]
+        row["title"] = naming.task_titles[_task(run), run.task_title]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     numbers = ["accuracy", "validation_accuracy", "flops", "examples_per_second", "tokens_per_second", "peak_bytes"]
     frame[numbers] = frame[numbers].astype(float)
+    headings = functools.partial(_headings, data=naming.data)
     named = functools.partial(label_rows, elsewhere=naming.differing)
-    for column, written in (("column", _headings), ("label", named)):
+    for column, written in (("column", headings), ("label", named)):
         texts: dict[Any, str] = {}
         for _, group in frame.groupby(["profile", "track"]):
             texts |= dict(zip(group.index, written(group), strict=True))
@@ -195,7 +202,7 @@ def unique_titles(titled: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str
     The registered name follows a title that another has too. Of one program, the last title counts.
 
     Args:
-        titled: Registered names, programs (empty for those of this project), and titles.
+        titled: Registered names, programs (empty for variants of this project), and titles.
     """
     titles = {(name, program): title for name, program, title in titled}
     holders: dict[str, set[str]] = {}
@@ -230,15 +237,14 @@ def label_rows(
     return row_names(rows, leave_out, elsewhere)
 
 
-def _headings(frame: pd.DataFrame) -> list[str]:
+def _headings(frame: pd.DataFrame, data: Mapping[tuple[str, str], Collection[str]]) -> list[str]:
     datasets = frame.groupby("task")["dataset"].nunique()
-    digests = frame.groupby(["task", "dataset"])["data_digest"].nunique()
     headings = []
     for task, title, dataset, digest in zip(
         frame["task"], frame["title"], frame["dataset"], frame["data_digest"], strict=True
     ):
         heading = title if datasets[task] == 1 else f"{title} ({dataset})"
-        headings.append(heading if digests[task, dataset] == 1 else f"{heading} {digest[:8]}")
+        headings.append(heading if len(data[task, dataset]) == 1 else f"{heading} {digest[:8]}")
     return told_apart(headings, frame["task"].tolist())
 
 

@@ -152,8 +152,10 @@ def ablation(results: ResultSet, profile: str, track: str, variant: str) -> Tabl
     for column in headings(frame):
         here = frame[frame["column"] == column]
         changes, setting = _changes(here, base_settings)
-        notes.append(f"Base on {column}: {setting or 'the only setting'}.")
-        base = _scored(here[[change == "" for change in changes]])
+        base_runs = here[[change == "" for change in changes]]
+        named = [label for label in sorted(set(base_runs["label"])) if "[" in label]
+        notes.append(f"Base on {column}: {'; '.join([setting or 'the only setting', *named])}.")
+        base = _scored(base_runs)
         for changed in sorted(set(changes)):
             group = here[[change == changed for change in changes]]
             text, _ = accuracy_cell(group, len(results.seeds))
@@ -174,7 +176,7 @@ def ablation(results: ResultSet, profile: str, track: str, variant: str) -> Tabl
     differences = [row["difference to base (points)"] for row in rows]
     notes += [NO_SPREAD] if any("[" not in text and not text.endswith(("(1)", NOT_RUN)) for text in differences) else []
     notes += provenance_notes(frame)
-    title = table_caption(f"Ablation of {results.titles()[variant]}", profile, track, frame)
+    title = table_caption(f"Ablation of {', '.join(sorted(set(frame['variant_title'])))}", profile, track, frame)
     return plain_table(title, rows, preview(frame) + notes, frame)
 
 

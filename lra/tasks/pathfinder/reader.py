@@ -24,7 +24,7 @@ from PIL import Image
 from lra.data.raw_files import places_in_release
 from lra.errors import DataError
 from lra.reading import read_file, reading, reason, visible
-from lra.tasks.pathfinder.generator import Difficulty
+from lra.tasks.pathfinder.generator import CONTOUR_LENGTHS, Difficulty
 from lra.tasks.pathfinder.sprites import Bytes
 from lra.terminal import progress_bar
 
@@ -66,6 +66,8 @@ class Entry:
     subfolder: str
     name: str
     label: int
+    contour_length: str
+    """Segments of a curve, as written."""
 
 
 def name_in_release(size: int, difficulty: Difficulty) -> str:
@@ -91,18 +93,23 @@ def copy_in_release(folder: Path) -> Copy:
     """Say which of the two copies of pathfinder128 in the release a dataset variant is in, see `OUTER_COPY`.
 
     The release holds a folder with its own name, and the inner copy is in that: lra_release/lra_release/pathfinder128.
-    What a folder is called and which copy stands beside it tells, of where a link leads first. Where these can be read
-    in two ways, as when only the first part of the paths is gone, or nothing tells, the copy is unknown.
+    The names of the folders and the other copy at its place tell, of a link and of where it leads. If that can be read
+    in two ways, as when only the first part of the paths is gone, or if nothing tells, the copy is unknown.
     """
     given, real = Path(os.path.abspath(folder)), folder.resolve()  # noqa: PTH100 - `resolve` loses the names of links
-    for path in (real, given):
-        release, below = path.parent.parent, Path(path.parent.name, path.name)
-        depth = _depth(release)
-        has_inner, has_outer = (release / RELEASE / below).is_dir(), depth and (release.parent / below).is_dir()
-        if has_inner or has_outer:
-            return "outer" if has_inner and depth else "inner" if has_outer and depth > 1 else "unknown"
-    names = {depth for path in (given, real) if (depth := _depth(path.parent.parent))}
-    return ("outer" if names == {1} else "inner") if len(names) == 1 else "unknown"
+    told = {_copy_of(given), _copy_of(real)} - {None}
+    return told.pop() or "unknown" if len(told) == 1 else "unknown"
+
+
+def _copy_of(path: Path) -> Copy | None:
+    """Say which copy a path is of; None if nothing tells."""
+    release, below = path.parent.parent, Path(path.parent.name, path.name)
+    depth = _depth(release)
+    has_inner, has_outer = (release / RELEASE / below).is_dir(), depth > 0 and (release.parent / below).is_dir()
+    if has_inner or has_outer:
+        return "outer" if has_inner and depth else "inner" if has_outer and depth > 1 else "unknown"
+    by_name: tuple[Copy | None, ...] = (None, "outer", "inner")
+    return by_name[depth]
 
 
 def _depth(release: Path) -> int:
@@ -144,6 +151,21 @@ def read_entries(folder: Path) -> list[Entry]:
         if known.is_file() and known.stat().st_size == 0:
             entries = [entry for entry in entries if (entry.subfolder, entry.name) != EMPTY_IN_RELEASE[2:]]
     return entries
+
+
+def check_difficulty(folder: Path, entries: list[Entry], difficulty: Difficulty) -> None:
+    """Check that images do not have the contour length of another difficulty than their folder is named after.
+
+    Raises:
+        DataError: One has.
+    """
+    others = {str(length): name for name, length in CONTOUR_LENGTHS.items() if name != difficulty}
+    for entry in entries:
+        if entry.contour_length in others:
+            raise DataError(
+                f"{folder}: {entry.subfolder}/{entry.name} has {entry.contour_length} segments a curve by its "
+                f"metadata, like the difficulty {others[entry.contour_length]}, not {difficulty}"
+            )
 
 
 def split_order(count: int) -> list[int]:
@@ -227,7 +249,7 @@ def _parse(file: Path) -> Iterator[Entry]:
             raise DataError(f"{file}:{number}: {f'{row[0]}/{row[1]}'[:80]!r} is not the path of an image")
         if row[3] not in ("0", "1"):
             raise DataError(f"{file}:{number}: the label must be 0 or 1, got {row[3][:20]!r}")
-        yield Entry(row[0], row[1], int(row[3]))
+        yield Entry(row[0], row[1], int(row[3]), row[5])
 
 
 def _text_rows(file: Path, data: bytes) -> Iterator[list[str]]:

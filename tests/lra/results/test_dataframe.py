@@ -32,10 +32,18 @@ def test_each_program_of_a_task_or_variant_has_its_own_title(tmp_path):
         variant = VariantChoice(name="mine.py:band", options={}, origin=f"mine.py:band source {number}")
         origin = f"mine.py:Copy source {number}"
         config = config.model_copy(update={"task": "mine.py:Copy", "task_origin": origin, "variant": variant})
-        add_run(tmp_path, 400 + number, config=config, title=title, variant_title=f"Band {title}")
+        add_run(
+            tmp_path, 400 + number, config=config, title=title, variant_title=f"Band {title}", digest=64 * "ef"[number]
+        )
     runs = load(tmp_path).sort_values("accuracy")
-    assert runs["column"].tolist() == ["Eight", "Sixteen"]
+    assert runs["column"].tolist() == ["Eight eeeeeeee", "Sixteen ffffffff"]
     assert [label.partition(" [")[0] for label in runs["label"]] == ["Band Eight", "Band Sixteen"]
+
+
+def test_data_of_one_name_is_told_apart_between_tables_too(tmp_path):
+    for track, digest in (("matched", "a"), ("open", "b")):
+        add_run(tmp_path, 400, track=track, digest=64 * digest)
+    assert sorted(load(tmp_path)["column"]) == ["ListOps aaaaaaaa", "ListOps bbbbbbbb"]
 
 
 def test_two_tasks_of_one_title_are_named_however_many_data_sets_they_have(tmp_path):

@@ -241,3 +241,11 @@ def test_settings_of_one_short_name_are_two_rows_of_an_ablation(tmp_path):
         ("model.dropout=0.1", "43.00 ± 0.00 (2)"),
         ("variant.dropout=0.1", "41.00 ± 0.00 (2)"),
     ]
+
+
+def test_the_base_of_an_ablation_has_the_name_of_its_row_where_that_says_more(tmp_path):
+    """What all runs have is no change, and would be nowhere."""
+    for layers, seed in ((2, 0), (2, 1), (3, 0)):
+        add_run(tmp_path, 400, variant="local", options={"window": 4}, layers=layers, seed=seed, track="open")
+    found = made(ablation, tmp_path, "local", track="open").notes
+    assert "Base on ListOps: num_layers=2; local [num_layers=2, window=4]." in found

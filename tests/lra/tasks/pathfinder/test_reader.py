@@ -29,8 +29,8 @@ from lra.tasks.pathfinder.task import PathfinderOptions
 HARD, EASY = "curv_contour_length_14", "curv_baseline"
 
 
-def line(batch, index, label):
-    return f"imgs/{batch} sample_{index}.png {index} {label} 1.8 14 4.0 2 0.5 1 1"
+def line(batch, index, label, length=14):
+    return f"imgs/{batch} sample_{index}.png {index} {label} 1.8 {length} 4.0 2 0.5 1 1"
 
 
 def write_dataset(folder, batches=(0, 2, 10), per_batch=10, size=32, array=False):
@@ -44,7 +44,7 @@ def write_dataset(folder, batches=(0, 2, 10), per_batch=10, size=32, array=False
             pixels = np.full((size, size), 40, dtype=np.uint8)
             pixels[0, 0] = number
             Image.fromarray(pixels).save(folder / "imgs" / str(batch) / f"sample_{index}.png")
-            lines.append(line(batch, index, number % 2))
+            lines.append(line(batch, index, number % 2, 6 if folder.name == EASY else 14))
             number += 1
         file = folder / "metadata" / f"{batch}.npy"
         if array:
@@ -139,6 +139,21 @@ def test_the_known_empty_image_is_left_out_and_no_other(tmp_path):
     (folder / "imgs" / "0" / "sample_171.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"sample_171\.png: empty file"):
         prepare(tmp_path, tmp_path, difficulty="easy", count=199)
+    (folder / "imgs" / "0" / "sample_171.png").write_bytes((folder / "imgs" / "0" / "sample_170.png").read_bytes())
+    (folder / "imgs" / "0" / "sample_172.png").write_bytes((folder / "imgs" / "0" / "sample_170.png").read_bytes())
+    listed = folder / "metadata" / "0.npy"
+    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match="199 images, expected 200"):
+        prepare(tmp_path / "cut", tmp_path, difficulty="easy", count=200)
+
+
+def test_images_of_another_difficulty_than_their_folder_is_named_after_are_refused(tmp_path):
+    folder = write_dataset(tmp_path / "pathfinder32" / HARD)
+    folder.rename(folder.with_name(EASY))
+    with pytest.raises(
+        DataError, match=r"sample_0\.png has 14 segments a curve by its metadata, like .* hard, not easy"
+    ):
+        prepare(tmp_path, tmp_path, difficulty="easy", count=30)
 
 
 def png(width=32, height=32, depth=8, colour=0, body=None):
@@ -286,8 +301,7 @@ def test_the_copies_are_told_apart_wherever_the_release_was_unpacked(unpacked, t
     inner = write_dataset(tmp_path / unpacked / "lra_release" / "pathfinder128" / HARD, size=128)
     assert (copy_in_release(outer), copy_in_release(inner)) == ("outer", "inner")
     (tmp_path / "mine").mkdir()
-    links = [tmp_path / "mine" / "pathfinder128", tmp_path / "pathx", outer.parent.with_name("pathfinder_x")]
-    for link in links:
+    for link in (tmp_path / "mine" / "pathfinder128", tmp_path / "pathx"):
         link.symlink_to(outer.parent)
         assert copy_in_release(link / HARD) == "outer"
 
@@ -324,16 +338,19 @@ def test_a_copy_that_was_moved_is_known_by_the_link_at_its_place(moved, both, tm
         shutil.rmtree(real.parent)
 
 
-def test_a_link_in_the_place_of_one_copy_to_the_other_is_the_other(tmp_path):
+def test_a_link_at_the_place_of_one_copy_to_the_other_is_unknown(tmp_path):
+    """Whoever moved it knows; both places tell, and not the same."""
     inner = write_dataset(tmp_path / "lra_release" / "lra_release" / "pathfinder128" / HARD, size=128)
     place = tmp_path / "lra_release" / "pathfinder128"
     place.symlink_to(inner.parent)
-    assert copy_in_release(place / HARD) == "inner"
+    assert copy_in_release(place / HARD) == "unknown"
     lone = write_dataset(tmp_path / "disk" / "lra_release" / "pathfinder128" / HARD, size=128)
     (tmp_path / "new" / "lra_release" / "lra_release").mkdir(parents=True)
     doubtful = tmp_path / "new" / "lra_release" / "lra_release" / "pathfinder128"
     doubtful.symlink_to(lone.parent)
     assert copy_in_release(doubtful / HARD) == "unknown", "names disagree"
+    write_dataset(doubtful.parent.parent / "pathfinder128" / HARD, size=128)
+    assert copy_in_release(doubtful / HARD) == "unknown", "the other beside the link"
 
 
 def test_the_outer_copy_is_named_in_the_data_and_warned_of(tmp_path, capsys):
