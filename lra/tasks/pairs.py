@@ -112,19 +112,32 @@ def parse_row(line: bytes, place: str) -> Row:
     return int(value), (fields[3], fields[4])
 
 
+def folder_of_pairs(source: Path, stem: str | None) -> Path:
+    """Return the folder, in the one that a user names, in which the files of pairs are; that one if there are none."""
+    files = _files_in(source, lambda name: split_of(name, stem)) if source.is_dir() else []
+    return files[0].parent if files else source
+
+
+def _files_in(source: Path, wanted: Callable[[str], SplitName | None]) -> list[Path]:
+    """Return the wanted files of the first folder that has some, of those in which a release may have them."""
+    with reading(source):
+        places = [place for folder in FOLDERS for place in places_in_release(source, folder) if place.is_dir()]
+        found = [[file for file in visible(place) if wanted(file.name.removesuffix(".gz"))] for place in places]
+    return next(filter(None, found), [])
+
+
 def _files(source: Path, wanted: Callable[[str], SplitName | None]) -> Iterator[tuple[SplitName, str, str, IO[bytes]]]:
     """Yield split, name, place and content of every wanted file."""
     if source.is_dir():
-        with reading(source):
-            places = [place for folder in FOLDERS for place in places_in_release(source, folder) if place.is_dir()]
-            found = [[file for file in visible(place) if wanted(file.name.removesuffix(".gz"))] for place in places]
-        for file in next(filter(None, found), []):
-            name = wanted(file.name.removesuffix(".gz"))
-            assert name is not None  # only such files are wanted
-            with untouched([file]), reading(file):
-                check_regular(file)
-                with cast("IO[bytes]", gzip.open(file) if file.suffix == ".gz" else file.open("rb")) as handle:
-                    yield name, file.name.removesuffix(".gz"), str(file), handle
+        files = _files_in(source, wanted)
+        with untouched(files):  # all of them, since they belong together
+            for file in files:
+                name = wanted(file.name.removesuffix(".gz"))
+                assert name is not None  # only such files are wanted
+                with reading(file):
+                    check_regular(file)
+                    with cast("IO[bytes]", gzip.open(file) if file.suffix == ".gz" else file.open("rb")) as handle:
+                        yield name, file.name.removesuffix(".gz"), str(file), handle
         return
 
     def limit(member: str) -> int | None:

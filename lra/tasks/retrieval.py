@@ -21,7 +21,7 @@ from lra.data.split import SPLITS, Split, SplitName
 from lra.errors import DataError
 from lra.tasks import passages, pickles
 from lra.tasks.base import Task, TaskInfo, TaskOptions
-from lra.tasks.pairs import PairReader
+from lra.tasks.pairs import PairReader, folder_of_pairs
 from lra.tasks.pairs_fetch import fetch_pairs, read_state
 from lra.tasks.splits import ReadOptions, sample, sample_limits
 from lra.tasks.text import printable
@@ -142,15 +142,17 @@ class Retrieval(Task[RetrievalOptions]):
                 "label, id1, id2, text1, text2.\n"
                 "Read them with: lra-data prepare retrieval --set source=substitute --from FILE-OR-FOLDER"
             )
-        fetched = read_state(source)
-        files = [] if fetched is None else [source / f"{name}.gz" for name in fetched.files]
+        stem = OFFICIAL_STEM if official else None
+        folder = folder_of_pairs(source, stem)
+        fetched = read_state(folder)
+        files = [] if fetched is None else [folder / f"{name}.gz" for name in fetched.files]
         with scratch_folder(target) as scratch:
             kept = options.max_length if options.pairs == "given" else KEPT_BYTES
             reader = PairReader(max_length=kept, scratch=scratch, progress=progress)
             with untouched(files):  # all of them, since the check reads each before any of them is read
                 if fetched is not None:
-                    fetched.check(source, options.max_length)
-                splits = reader.read(source, OFFICIAL_STEM if official else None)
+                    fetched.check(folder, options.max_length)
+                splits = reader.read(source, stem)
             counts = {name: len(splits[name]) for name in SPLITS}
             if official and counts != OFFICIAL_COUNTS:
                 raise DataError(

@@ -215,7 +215,7 @@ def command(
     )
     from ..train.prepare_data import check_repeats, prepare_all
     from ..train.run import LeasedRunError, OtherEnvironmentError, RunError, RunOptions, run
-    from ..train.summary import summary, summary_rows
+    from ..train.summary import summaries, summary_rows
     from ..train.trackers import check_trackers
 
     # Plan.
@@ -328,7 +328,7 @@ def command(
         if as_json:
             echo_json([row for rows in tables.values() for row in summary_rows(rows, store)])
         else:
-            echo("\n\n".join(summary(rows, store) for rows in tables.values()))
+            echo(summaries(list(tables.values()), store))
     if exit_code:
         sys.exit(exit_code)
 

@@ -9,7 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from attention_zoo import get_variant
-from lra.config.labels import names_in_command, row_name
+from lra.config.labels import names_in_command, row_name, told_apart
 from lra.config.schema import RunConfig
 from lra.measure.environment import decisive, differences
 from lra.metrics import of_whole_test, wilson_interval
@@ -19,12 +19,20 @@ from lra.results.records import EARLIER, RunRecord, Store
 from lra.tasks import get_task
 
 
-def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> str:
+def summaries(tables: Sequence[Sequence[tuple[RunConfig, RunRecord | str]]], store: Store) -> str:
+    """Lay out the results of several tasks or profiles, see `summary`, with tasks of one title told apart."""
+    tasks = [rows[0][0].task for rows in tables]
+    titles = told_apart([get_task(task).info.title for task in tasks], tasks)
+    return "\n\n".join(summary(rows, store, title) for rows, title in zip(tables, titles, strict=True))
+
+
+def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store, task_title: str = "") -> str:
     """Lay out the results of a small grid.
 
     Args:
         rows: Configuration and record, or the status of a run that ended without one; all of one task and profile.
         store: Where the records are.
+        task_title: How the task is called, if not as in the records.
     """
     labels = _labels(rows)
     named = [(label, record) for label, (_, record) in zip(labels, rows, strict=True) if isinstance(record, RunRecord)]
@@ -39,7 +47,8 @@ def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store) -> 
     ]
     if records:
         first = records[0]
-        title = f"{first.task_title} ({first.dataset}), profile {first.config.profile}, {first.config.track} track"
+        task = f"{task_title or first.task_title} ({first.dataset})"
+        title = f"{task}, profile {first.config.profile}, {first.config.track} track"
         baselines = ", ".join(
             f"{name} {value:.1f}"
             for name, value in sorted(of_whole_test(first.baselines).items(), key=lambda item: item[1])

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -319,6 +320,17 @@ def test_kept_rows_that_change_between_their_check_and_their_reading_are_refused
     result = lra_data("prepare", "retrieval", "--set", "max_length=30")
     assert result.stderr == f"Error: {file}: changed while it was read; prepare the data again\n"
     assert len(list(home.glob("retrieval-*"))) == 1
+
+
+def test_fetched_rows_say_what_they_are_wherever_their_folder_is_copied(lra_data, home, server, tmp_path):
+    """Also if the user names the folder above, in which it has the name of the release."""
+    assert lra_data("fetch", "retrieval").exit_code == 0
+    shutil.copytree(home / "sources" / "new_aan_pairs-first-4000", tmp_path / "cluster" / "aan")
+    for folder in ("cluster/aan", "cluster"):
+        words = ("--set", "source=substitute", "--set", "max_length=8000", "--from", str(tmp_path / folder))
+        longer = lra_data("prepare", "retrieval", *words)
+        assert longer.exit_code == 3
+        assert "the first 4,000 bytes of each document were kept" in longer.stderr
 
 
 def test_a_fetch_goes_on_only_with_what_it_kept(lra_data, home, server):

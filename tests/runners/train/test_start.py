@@ -13,7 +13,7 @@ from lra.results.records import Store
 from lra.tasks import get_task
 from lra.trained import CLASSIFIER_LAYERS, TrainedRun, check_unseen, load_run
 from runners.train.run import PreemptedRunError
-from runners.train.summary import summary, summary_rows
+from runners.train.summary import summaries, summary, summary_rows
 from tests.runners.tiny_runs import TINY, execute, rewritten, tiny_data
 from tests.runners.train.test_pretraining import StopAt
 
@@ -187,3 +187,14 @@ def test_variants_of_one_title_are_told_apart_in_the_table_of_a_command(donor, m
     labels = [row["label"] for row in summary_rows(rows, donor.store)]
     assert [label.partition(" (")[2].partition(")")[0] for label in labels] == [record.config.variant.name, "linear"]
     assert all(f"({name})" in summary(rows, donor.store) for name in (record.config.variant.name, "linear"))
+
+
+def test_tasks_of_one_title_are_told_apart_in_the_tables_of_a_command(donor, monkeypatch):
+    from runners.train import summary as module
+
+    record = donor.record
+    monkeypatch.setattr(module, "get_task", lambda _: SimpleNamespace(info=SimpleNamespace(title="Mine", advice="")))
+    tables = [[(record.config.model_copy(update={"task": task}), record)] for task in ("t1.py:Mine", "t2.py:Mine")]
+    heads = [block.partition(" (")[2].partition(")")[0] for block in summaries(tables, donor.store).split("\n\nMine")]
+    assert heads == ["t1.py:Mine", "t2.py:Mine"]
+    assert summaries(tables[:1], donor.store).startswith(f"Mine ({record.dataset})")
