@@ -218,11 +218,11 @@ class ListOps(Task[ListOpsOptions]):
         parts = [] if source is None else reader.FOLDERS
         folders = [place for part in parts for place in places_in_release(source or target, part)]
         found: list[dict[SplitName, Path]] = [
-            {split: place / name for split, name in names.items() if (place / name).is_file()}
+            {split: file for split, name in names.items() if (file := place / name).is_file() or file.is_symlink()}
             for names in (reader.FILES, reader.SHORT_FILES)
             for place in folders
         ]
-        files = max(found, key=len, default={})
+        files = next(filter(None, found), {})  # the first set, whole or not
         if len(files) < len(SPLITS):
             missing = [file for split, file in reader.FILES.items() if split not in files]
             raise DataError(
