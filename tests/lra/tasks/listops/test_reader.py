@@ -178,7 +178,7 @@ def test_another_set_below_does_not_stand_in_for_one_that_is_not_whole(official)
     with pytest.raises(DataError, match=r"basic_test\.tsv not found"):
         read(official, OFFICIAL_TINY)
     (official / "basic_test.tsv").symlink_to(official / "unmounted")
-    with pytest.raises(DataError, match=r"basic_test\.tsv: "):
+    with pytest.raises(DataError, match="No such file or directory"):
         read(official, OFFICIAL_TINY)
 
 
