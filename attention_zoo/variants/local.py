@@ -135,5 +135,7 @@ def _beside(x: Tensor, index: Tensor, batch: int) -> Tensor:
         index: (blocks, slots), int64.
         batch: Number of sequences.
     """
-    x = x.unflatten(0, (batch, -1))[:, index]  # (batch, blocks, slots, num_heads, size, head_dim)
+    # Indexing would add up the gradients of a block in an order that threads decide.
+    x = x.unflatten(0, (batch, -1)).index_select(1, index.flatten())
+    x = x.unflatten(1, index.shape)  # (batch, blocks, slots, num_heads, size, head_dim)
     return x.transpose(2, 3).flatten(3, 4).flatten(0, 1)

@@ -394,6 +394,7 @@ def test_two_files_of_one_name_have_a_row_each(options, monkeypatch):
 
 
 @pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")  # of the compiler, about what it looks at
 def test_compiled_steps_are_measured(tmp_path):
     """With the real compiler, which refuses to work where operators are counted."""
     invoke(tmp_path, "--attn", "linear", "--lengths", "64", "--set", "train.compile=true")
