@@ -153,19 +153,10 @@ def read_entries(folder: Path) -> list[Entry]:
     return entries
 
 
-def check_difficulty(folder: Path, entries: list[Entry], difficulty: Difficulty) -> None:
-    """Check that images do not have the contour length of another difficulty than their folder is named after.
-
-    Raises:
-        DataError: One has.
-    """
-    others = {str(length): name for name, length in CONTOUR_LENGTHS.items() if name != difficulty}
-    for entry in entries:
-        if entry.contour_length in others:
-            raise DataError(
-                f"{folder}: {entry.subfolder}/{entry.name} has {entry.contour_length} segments a curve by its "
-                f"metadata, like the difficulty {others[entry.contour_length]}, not {difficulty}"
-            )
+def other_difficulties(entries: list[Entry], difficulty: Difficulty) -> list[str]:
+    """List the difficulties, other than the given one, whose contour length images have by their metadata."""
+    lengths = {entry.contour_length for entry in entries}
+    return [name for name, length in CONTOUR_LENGTHS.items() if name != difficulty and str(length) in lengths]
 
 
 def split_order(count: int) -> list[int]:

@@ -238,7 +238,6 @@ class _Family(Task[OptionsT]):
         folder = files.find_dataset(source, self.size, options.difficulty)
         with untouched(files.metadata(folder)):
             entries = files.read_entries(folder)
-            files.check_difficulty(folder, entries, options.difficulty)
             at_gap = any((entry.subfolder, entry.name) == files.EMPTY_IN_RELEASE[2:] for entry in entries)
             known_gap = self.size == 32 and options.difficulty == "easy" and not at_gap
             if len(entries) != options.count and not (known_gap and len(entries) == options.count - 1):
@@ -251,14 +250,18 @@ class _Family(Task[OptionsT]):
                 examples = files.read_images(folder, entries, self.size, progress=progress)
                 splits = self._cut(examples, len(entries), work, offset=self.token_offset(options))
         test = entries[len(entries) - split_counts(len(entries))["test"] :]
-        place, dataset = files.name_in_release(self.size, options.difficulty), None
+        place, marks = files.name_in_release(self.size, options.difficulty), list[str]()
         if self.size == 128:
             copy = files.copy_in_release(folder)
             place += f", {copy} copy"
             if copy != "inner":
-                dataset = f"{self.dataset_name(options)}, {copy} copy of the release"
+                marks.append(f"{copy} copy of the release")
                 told = f"{folder} is {files.COPIES[copy]} of two copies in the release"
                 echo(f"Warning: {told}. {files.OUTER_COPY}", err=True)
+        if others := " and ".join(files.other_difficulties(entries, options.difficulty)):
+            marks.append(f"{others} by the metadata")
+            echo(f"Warning: {folder}: by their metadata, images have the contour length of {others}", err=True)
+        dataset = ", ".join([self.dataset_name(options), *marks]) if marks else None
         generated_by = f"official reader {files.VERSION}, {place}, test ids {files.ids_digest(test)}"
         return splits, sources, generated_by, dataset
 

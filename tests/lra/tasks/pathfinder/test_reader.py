@@ -147,13 +147,14 @@ def test_the_known_empty_image_is_left_out_and_no_other(tmp_path):
         prepare(tmp_path / "cut", tmp_path, difficulty="easy", count=200)
 
 
-def test_images_of_another_difficulty_than_their_folder_is_named_after_are_refused(tmp_path):
+def test_images_of_another_difficulty_than_their_folder_is_named_after_are_named(tmp_path, capsys):
     folder = write_dataset(tmp_path / "pathfinder32" / HARD)
+    assert "by the metadata" not in prepare(tmp_path / "hard", tmp_path).manifest.dataset
+    assert capsys.readouterr().err == ""
     folder.rename(folder.with_name(EASY))
-    with pytest.raises(
-        DataError, match=r"sample_0\.png has 14 segments a curve by its metadata, like .* hard, not easy"
-    ):
-        prepare(tmp_path, tmp_path, difficulty="easy", count=30)
+    data = prepare(tmp_path / "easy", tmp_path, difficulty="easy", count=30)
+    assert data.manifest.dataset.endswith(", hard by the metadata")
+    assert "by their metadata, images have the contour length of hard" in capsys.readouterr().err
 
 
 def png(width=32, height=32, depth=8, colour=0, body=None):
