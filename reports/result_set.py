@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lra.config.labels import EXECUTION, in_words, settings_of, varying
+from lra.config.labels import in_words, settings_of
 from lra.config.schema import RunConfig, canonical_json, without_folder
 from lra.errors import StoreError, UsageError
 from lra.names import suggest_path
@@ -61,7 +59,7 @@ class ResultSet:
     def profiles(self) -> list[tuple[str, str]]:
         """List the (profile, track) pairs of the runs; each pair has its own tables.
 
-        On the matched track, a profile is one recipe for each task. If the records of a task have several, because its
+        On the matched track, a profile is one recipe for each task. If the stores have several for a task, because its
         file was edited, each recipe counts as a profile of its own, whose name ends with the settings that differ.
         """
         return sorted({self._place(config) for config in self._run_configs()})
@@ -72,23 +70,9 @@ class ResultSet:
     def _place(self, config: RunConfig) -> tuple[str, str]:
         """Return the profile and track under which tables show a run."""
         task = without_folder(config.task)
-        names = self._recipe_settings.get((config.profile, task), []) if config.track == "matched" else []
+        names = self.naming.recipes.get((config.profile, task), []) if config.track == "matched" else []
         text = in_words(settings_of(config), names)
         return (f"{config.profile} [{text}]" if text else config.profile), config.track
-
-    @functools.cached_property
-    def _recipe_settings(self) -> dict[tuple[str, str], list[str]]:
-        """The settings in which runs of one profile and task differ on the matched track, where they should not."""
-        found: dict[tuple[str, str], dict[bytes, dict[str, Any]]] = {}
-        for config in self._run_configs():
-            if config.track == "matched":
-                recipe = {
-                    name: value
-                    for name, value in settings_of(config).items()
-                    if not name.startswith(("variant.", "pretrain.")) and name not in EXECUTION
-                }
-                found.setdefault((config.profile, without_folder(config.task)), {})[canonical_json(recipe)] = recipe
-        return {key: varying(recipes.values()) for key, recipes in found.items() if len(recipes) > 1}
 
     def configs(self) -> list[RunConfig]:
         """List the configurations of all records, attempts and measurements."""

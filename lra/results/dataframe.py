@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lra.config.labels import NUMERICS, Row, differing, row_names, settings_of, told_apart
-from lra.config.schema import without_folder
+from lra.config.labels import EXECUTION, NUMERICS, Row, differing, row_names, settings_of, told_apart, varying
+from lra.config.schema import RunConfig, without_folder
 from lra.errors import StoreError
 from lra.reading import visible
 from lra.results.records import EARLIER, AttemptedRun, RunRecord, Store
@@ -110,6 +110,8 @@ class Naming:
     """By variant, the options and programs in which its runs differ, see `lra.config.labels.differing`."""
     versions: Mapping[str, int]
     """Run id -> the numerics version that a row names."""
+    recipes: Mapping[tuple[str, str], Sequence[str]]
+    """The settings in which runs of one profile and task differ on the matched track, where they should not."""
 
 
 def naming_of(runs: Sequence[RunRecord | AttemptedRun], measurements: Sequence[BenchRecord] = ()) -> Naming:
@@ -141,7 +143,21 @@ def naming_of(runs: Sequence[RunRecord | AttemptedRun], measurements: Sequence[B
         data=data,
         differing=found,
         versions=versions,
+        recipes=_differing_recipes([run.config for run in runs]),
     )
+
+
+def _differing_recipes(configs: Iterable[RunConfig]) -> dict[tuple[str, str], list[str]]:
+    recipes: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for config in configs:
+        if config.track == "matched":
+            recipe = {
+                name: value
+                for name, value in settings_of(config).items()
+                if not name.startswith(("variant.", "pretrain.")) and name not in EXECUTION
+            }
+            recipes.setdefault((config.profile, without_folder(config.task)), []).append(recipe)
+    return {place: varying(group) for place, group in recipes.items()}
 
 
 def _variant(entry: RunRecord | AttemptedRun | BenchRecord) -> str:

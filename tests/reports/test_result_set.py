@@ -166,6 +166,8 @@ def test_recipes_of_one_profile_that_differ_never_share_a_table(tmp_path, monkey
     tables = [accuracy(results, *place) for place in results.profiles()]
     assert [table.cells.iloc[0].tolist() for table in tables] == [["50.00 (1)"], ["40.00 (1)"], ["90.00 (1)"]]
     assert "profile mine [lr=0.5], matched track" in tables[2].caption
+    alone = results.filter(lambda config: config.train.lr == 0.5)  # a recipe has its name whatever is selected
+    assert alone.profiles() == [("mine [lr=0.5]", "matched")]
     monkeypatch.setattr(html_page, "all_figures", lambda results: [])  # the text of the page is wanted, quickly
     assert "lr=0.5" in html_page.page(results, "a command")
 
