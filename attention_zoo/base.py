@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import operator
 import sys
 import types
@@ -182,7 +183,7 @@ class VariantConfig:
         for name, _, default, _ in self.describe():
             for value in (usual.get(name, default), default):
                 options = found.to_dict()
-                if options[name] == value:
+                if same_value(options[name], value):
                     break
                 with contextlib.suppress(ValueError):  # some values exclude each other
                     other = self.from_dict(options | {name: value})
@@ -208,6 +209,11 @@ class VariantConfig:
             )
             for f in fields(cls)
         ]
+
+
+def same_value(one: Any, other: Any) -> bool:
+    """Say whether two values of an option are one: a list and a tuple of the same values are."""
+    return bool(one == other) or json.dumps(one) == json.dumps(other)
 
 
 def _typed(hint: Any, value: Any) -> Any:

@@ -23,7 +23,16 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from attention_zoo.base import LayerDims, OptionError, ParameterGroup, SequenceMixer, Traits, VariantConfig, option
+from attention_zoo.base import (
+    LayerDims,
+    OptionError,
+    ParameterGroup,
+    SequenceMixer,
+    Traits,
+    VariantConfig,
+    option,
+    same_value,
+)
 from attention_zoo.masking import zero_masked
 from attention_zoo.position_bias import Bias, PositionBiasConfig
 from attention_zoo.registry import UnknownVariantError, VariantSpec, get_variant, register_variant
@@ -67,7 +76,7 @@ class WrapperConfig(VariantConfig):
         object.__setattr__(self, "rotary", bool(options.pop("rotary", False)))
         if self._base_has_bias():
             object.__setattr__(self, "bias", options.pop("bias"))
-        changed = {name: value for name, value in options.items() if value != defaults[name]}
+        changed = {name: value for name, value in options.items() if not same_value(value, defaults[name])}
         object.__setattr__(self, "base_options", changed)
 
     def resolved(self, dims: LayerDims) -> Self:

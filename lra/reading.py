@@ -102,9 +102,26 @@ def _children(folder: Path, kind: type[LraError]) -> list[Path]:
         try:
             return [path for path in folder.iterdir() if not is_hidden(path.name)]
         except (FileNotFoundError, NotADirectoryError):
-            if folder.is_symlink():  # what it led to is gone, and was not nothing
-                raise
+            is_there(folder, kind)  # what a link led to was not nothing
             return []
+
+
+def is_there(path: Path, kind: type[LraError] = DataError) -> bool:
+    """Say whether a path exists.
+
+    Raises:
+        LraError: Of class `kind`, if nobody can tell, or if it, or a folder above it, is a link to what is not there:
+            that may be on a disk that is not mounted, and something else must not be read in its place.
+    """
+    with reading(path, kind):
+        try:
+            path.stat()  # `Path.exists` hides why not
+            return True
+        except (FileNotFoundError, NotADirectoryError):
+            for place in (path, *path.parents):
+                if place.is_symlink() and not place.exists():
+                    raise kind(f"{place}: a link to what is not there") from None
+            return False
 
 
 def is_hidden(name: str) -> bool:

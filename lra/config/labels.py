@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lra.config.builtin import profile_names
-from lra.config.schema import ADDED_LATER, VARIANT_POSITIONS, PretrainConfig, RunConfig, canonical_json
+from lra.config.schema import ADDED_LATER, VARIANT_POSITIONS, PretrainConfig, RunConfig, canonical_json, without_folder
 from lra.errors import UsageError
 from lra.names import legible
 
@@ -284,7 +284,7 @@ def profiles_of_steps(configs: Sequence[RunConfig]) -> list[str]:
     steps = [_settings_of_step(config) for config in configs]
     named = [_not_of_profile(config, settings) for config, settings in zip(configs, steps, strict=True)]
     places = [
-        (config.task, config.profile, in_words(settings, names))
+        (without_folder(config.task), config.profile, in_words(settings, names))
         for config, settings, names in zip(configs, steps, named, strict=True)
     ]
     together: dict[tuple[str, str, str], list[Settings]] = {}

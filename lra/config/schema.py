@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
@@ -352,6 +352,14 @@ class RunConfig(Section):
         """Return the id of the run: SHA-256 of this configuration, the data's content and the numerics version."""
         identity = {"config": self.hashed(), "data_digest": data_digest, "numerics_version": numerics_version}
         return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+
+def distinct(configs: Iterable[RunConfig]) -> list[RunConfig]:
+    """Return the configurations, each run once: two paths may name one file."""
+    found: dict[bytes, RunConfig] = {}
+    for config in configs:
+        found.setdefault(config.key(), config)
+    return list(found.values())
 
 
 def without_folder(name: str) -> str:

@@ -15,7 +15,7 @@ from attention_zoo.registry import normalise
 from lra.config.labels import Row, row_names, settings_of
 from lra.config.profiles import Profile, load_builtin, load_profile, name_unused
 from lra.config.resolve import check_variant_names, resolve
-from lra.config.schema import RunConfig, Section, Track
+from lra.config.schema import RunConfig, Section, Track, distinct
 from lra.errors import UsageError
 from lra.names import parse_seeds
 from lra.tasks import BENCHMARK, task_name
@@ -85,7 +85,7 @@ def expand(suite: Suite) -> list[RunConfig]:
             check_variant_names(paths, [variant for variant, _ in variants])
         except UsageError as error:
             problems.append(str(error))
-    runs: dict[str, RunConfig] = {}
+    runs = list[RunConfig]()
     for seed, task, settings in itertools.product(suite.seeds, tasks, settings_of_runs):
         for variant, options in variants:
             values = settings | suite.overrides.get(task, {})
@@ -99,13 +99,13 @@ def expand(suite: Suite) -> list[RunConfig]:
                 config = resolve(
                     task=task, variant=variant, profile=profile, seed=seed, track=suite.track, overrides=values
                 )
-                runs[config.model_dump_json()] = config
+                runs.append(config)
             except UsageError as error:
                 problems += str(error).splitlines()
     if problems:
         raise UsageError("\n".join(dict.fromkeys(problems)))
     name_unused(profile, itertools.product(tasks, (variant for variant, _ in variants)))
-    return list(runs.values())
+    return distinct(runs)
 
 
 def check_number_of_runs(count: int, what: str) -> None:

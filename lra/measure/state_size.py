@@ -3,28 +3,35 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from attention_zoo import get_variant
 from attention_zoo.registry import is_known
 from lra.config.schema import RunConfig
 from lra.models.transformer import layer_dims
+from lra.tasks import is_loaded
+
+UNKNOWN: Literal["?"] = "?"
+"""The state of a layer that cannot be built here."""
 
 
-def state_size(config: RunConfig) -> int | None:
+def state_size(config: RunConfig) -> int | Literal["?"] | None:
     """Count the numbers that the last layer of a model keeps of one sequence of the longest length.
 
     Returns:
-        None if the variant has no such form, does not say, or is not here; if the model has no layers of this kind; or
-        if it would take to load a file that the configuration names.
+        None if the variant has no such form or does not say, or if the model has no layers of this kind. `UNKNOWN` if
+        the variant is not here, or if it would take to load a file that the configuration names.
     """
-    loads_nothing = is_known(config.variant.name, config.variant.options) and ":" not in config.task
-    if config.model.family != "transformer" or not loads_nothing:
+    if config.model.family != "transformer":
         return None
+    if not (is_known(config.variant.name, config.variant.options) and is_loaded(config.task)):
+        return UNKNOWN
     try:
         dims = layer_dims(config, config.model.num_layers - 1)
         with torch.random.fork_rng(devices=[]), torch.device("meta"):  # shapes alone; nothing is allocated
             mixer = get_variant(config.variant.name).build(config.variant.typed, dims)
         return mixer.state_size(dims.max_length)
     except Exception:  # noqa: BLE001 - whatever another's plug-in raises: a table of records does without it
-        return None
+        return UNKNOWN

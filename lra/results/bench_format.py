@@ -17,7 +17,10 @@ REFERENCE = "full"
 NOISY, FLAGGED, MISSING = "~", "!", "-"
 """Marks: unsteady times, memory that must not be quoted, and no measurement."""
 NOISY_NOTE = f"{NOISY} noisy: the interquartile range of the step times is above 10 % of the median."
-STATE_NOTE = "state: numbers that one layer keeps of a sequence to go on to the next token; -: it has no such form."
+STATE_NOTE = (
+    "state: numbers that one layer keeps of a sequence to go on to the next token; -: it has no such form; ?: not "
+    "known, as of a file that is not loaded here."
+)
 STATUS_WORDS = {"oom": "OOM"}
 """How statuses are written where they have a spelling of their own."""
 PARAMETER_RULE = 0.10
@@ -78,7 +81,7 @@ def state_text(record: BenchRecord) -> str:
     from lra.measure.state_size import state_size  # here, since it imports torch
 
     size = state_size(record.config)
-    return MISSING if size is None else f"{size:,}"
+    return MISSING if size is None else size if isinstance(size, str) else f"{size:,}"
 
 
 def highest_load(records: Sequence[BenchRecord]) -> float:

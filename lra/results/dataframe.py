@@ -169,7 +169,10 @@ def _task(run: RunRecord | AttemptedRun) -> str:
 
 
 def record_frame(
-    records: Iterable[RunRecord], attempts: Iterable[AttemptedRun] = (), naming: Naming | None = None
+    records: Iterable[RunRecord],
+    attempts: Iterable[AttemptedRun] = (),
+    naming: Naming | None = None,
+    together: Sequence[str] = ("profile", "track"),
 ) -> pd.DataFrame:
     """Return one row per record, then one per run that was tried and has none.
 
@@ -186,6 +189,7 @@ def record_frame(
         records: Of any profiles.
         attempts: Runs that have no record.
         naming: That of all runs among which these are; None if these are all.
+        together: Columns in which the runs of one table are alike.
     """
     import pandas as pd
 
@@ -206,7 +210,7 @@ def record_frame(
     named = functools.partial(label_rows, elsewhere=naming.differing)
     for column, written in (("column", headings), ("label", named)):
         texts: dict[Any, str] = {}
-        for _, group in frame.groupby(["profile", "track"]):
+        for _, group in frame.groupby(list(together)):
             texts |= dict(zip(group.index, written(group), strict=True))
         frame[column] = [texts[row] for row in frame.index]
     return frame

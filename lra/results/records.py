@@ -34,7 +34,7 @@ from lra.config.schema import NUMERICS_VERSION, RunConfig, Section, canonical_js
 from lra.errors import DamagedFileError, StoreError, refusals_as
 from lra.metrics import beatable, is_above
 from lra.names import legible, rename_fields
-from lra.reading import read_file, reading, visible
+from lra.reading import is_there, read_file, reading, visible
 from lra.results.arrays import ARRAYS_LIMIT, SEAL, pack_arrays, seal, unpack_arrays
 from lra.results.envelope import pack_envelope, read_envelope, read_json
 from lra.results.upgrades import title_from_name, upgrade_record, without_own_version
@@ -260,8 +260,7 @@ class Store:
             StoreError: A folder cannot be listed, so that nobody knows.
         """
         path = self.record_path(run_id)
-        there = visible(self.root, path.relative_to(self.root).as_posix(), StoreError)
-        return self._read(path)[0] if there else None
+        return self._read(path)[0] if is_there(path, StoreError) else None
 
     def publish(self, record: RunRecord, arrays: dict[str, np.ndarray]) -> RunRecord:
         """Make a result final: arrays first, then the record, each whole or absent.

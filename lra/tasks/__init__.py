@@ -13,7 +13,7 @@ from lra.tasks.generated import GeneratedOptions, GeneratedTask
 from lra.tasks.image.task import Image, ImageContinuous
 from lra.tasks.listops.task import ListOps
 from lra.tasks.pathfinder.task import Pathfinder, Pathfinder64, PathfinderContinuous, PathX, PathX256
-from lra.tasks.plugins import announced, load_task
+from lra.tasks.plugins import LOADED, announced, load_task
 from lra.tasks.probes import ALL as _PROBES
 from lra.tasks.retrieval import Retrieval
 from lra.tasks.text import Text
@@ -33,6 +33,7 @@ __all__ = [
     "augmentation_of",
     "get_task",
     "info_of",
+    "is_loaded",
     "task_name",
 ]
 
@@ -83,6 +84,11 @@ def get_task(name: str) -> Task[Any]:
     if ":" in key or key in announced():
         return load_task(key, frozenset(own))
     raise UsageError(f"unknown task {name!r}; {suggest(key, own | announced())}")
+
+
+def is_loaded(name: str) -> bool:
+    """Say whether `get_task` would import no file of a reference: a record is no reason to run one."""
+    return ":" not in name or name.strip() in LOADED
 
 
 def augmentation_of(config: RunConfig) -> Augmentation | None:

@@ -121,7 +121,7 @@ def folder_of_pairs(source: Path, stem: str | None) -> Path:
 def _files_in(source: Path, wanted: Callable[[str], SplitName | None]) -> list[Path]:
     """Return the wanted files of the first folder that has some, of those in which a release may have them."""
     with reading(source):
-        places = [place for folder in FOLDERS for place in places_in_release(source, folder) if place.is_dir()]
+        places = [place for folder in FOLDERS for place in places_in_release(source, folder)]
         found = [[file for file in visible(place) if wanted(file.name.removesuffix(".gz"))] for place in places]
     return next(filter(None, found), [])
 

@@ -23,7 +23,7 @@ from lra.data.archives import LINE_LIMIT
 from lra.data.download import Remote, Transfer
 from lra.data.work_folder import sole_owner
 from lra.errors import DataError
-from lra.reading import read_file, reading
+from lra.reading import is_there, read_file, reading
 from lra.tasks.pairs import parse_row
 
 STATE = "fetched.json"
@@ -103,10 +103,10 @@ def read_state(folder: Path) -> Fetched | None:
     """Return what a folder says of itself; None if it holds no rows of `fetch_pairs`.
 
     Raises:
-        DataError: It is damaged.
+        DataError: It is damaged, or a link to nothing.
     """
     file = folder / STATE
-    if not file.is_file():
+    if not is_there(file):
         return None
     try:
         return Fetched.model_validate_json(read_file(file, STATE_LIMIT))

@@ -16,6 +16,7 @@ import numpy as np
 from lra.data.pickled_rows import Ids, read_pickled_rows
 from lra.data.split import SPLITS, Split, SplitName, write_split
 from lra.errors import DataError
+from lra.reading import is_there
 from lra.terminal import progress_bar
 
 VERSION = 1
@@ -34,13 +35,14 @@ def pickle_files(folder: Path, stem: str) -> dict[SplitName, Path]:
     """Return the three files `lra-STEM.SPLIT.pickle` or `STEM.SPLIT.pickle` of a folder, by split.
 
     Raises:
-        DataError: One is not there, or files of both names are, whose symbols may have other numbers.
+        DataError: One is not there, or is a link to nothing, or files of both names are there, whose symbols may have
+            other numbers.
     """
     sets: list[dict[SplitName, Path]] = [
         {split: folder / f"{prefix}{stem}.{suffix}.pickle" for split, suffix in SUFFIXES.items()}
         for prefix in ("lra-", "")
     ]
-    present = [files for files in sets if any(file.is_file() for file in files.values())]
+    present = [files for files in sets if any(is_there(file) for file in files.values())]
     if len(present) > 1:
         raise DataError(f"{folder}: holds files of two sets, lra-{stem}.* and {stem}.*; leave one of them there")
     files = present[0] if present else sets[0]

@@ -33,7 +33,10 @@ def announced() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 
 
-@functools.cache
+LOADED: dict[str, Task[Any]] = {}
+"""The tasks of others that were made in this process, by what named them."""
+
+
 def load_task(name: str, taken: Collection[str]) -> Task[Any]:
     """Import a task of others and make it, once per process.
 
@@ -48,6 +51,8 @@ def load_task(name: str, taken: Collection[str]) -> Task[Any]:
     from attention_zoo.foreign import ForeignError, import_place
     from attention_zoo.program import ProgramError, program_text, remember_imports
 
+    if name in LOADED:
+        return LOADED[name]
     point = announced().get(name)
     place, _, thing = (name if point is None else point.value).partition(" ")[0].rpartition(":")
     try:
@@ -75,6 +80,7 @@ def load_task(name: str, taken: Collection[str]) -> Task[Any]:
             raise UsageError(f"--task {name}: its source cannot be found: {error}") from error
 
     task.program = program
+    LOADED[name] = task
     return task
 
 

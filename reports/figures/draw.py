@@ -11,8 +11,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lra.config.schema import RunConfig
 from lra.errors import UsageError
-from lra.measure.state_size import state_size
+from lra.measure.state_size import UNKNOWN, state_size
 from lra.results.bench_format import REFERENCE
 from lra.results.dataframe import label_rows
 
@@ -30,7 +31,7 @@ FIGURES = {
     "seeds": "Dots: runs; bar: mean; dashed: trivial baselines.",
     "speed, score and memory": "Area: peak memory.",
     "front": "Filled: nothing is cheaper and better.",
-    "state": "Filled: nothing keeps less and is better. Left out: what keeps nothing, or has no recurrent form.",
+    "state": "Filled: nothing keeps less and is better. Left out: what keeps nothing, has no such form, or is unknown.",
     "learning": "Line: mean of seeds (n); band: from the lowest to the highest of them.",
     "depth": "Dots: runs; line: mean.",
     "scaling": "In brackets: slope of the line. Hollow: noisy, as the step times vary by more than 10 % of the median.",
@@ -134,6 +135,12 @@ def _counted(rows: pd.DataFrame, frame: pd.DataFrame, expected: int) -> pd.DataF
     return rows.assign(label=rows["label"].map(names), whole=[here[x] == all_runs[x] for x in rows["label"]])
 
 
+def _state(config: RunConfig) -> float:
+    """Return the state of a layer; NaN where there is none, or none is known."""
+    size = state_size(config)
+    return math.nan if size == UNKNOWN else size or math.nan
+
+
 def _of_task(results: ResultSet, frame: pd.DataFrame, where: str, *, titled: bool) -> Iterator[tuple[str, Figure]]:
     seeds = len(results.seeds)
     yield f"seeds: {where}", seed_dots(results, frame, where if titled else "")
@@ -144,7 +151,7 @@ def _of_task(results: ResultSet, frame: pd.DataFrame, where: str, *, titled: boo
             yield f"speed, score and memory: {title}", bubbles(group, title if titled else "")
             yield f"front: {title}", pareto(group, title if titled else "")
     scored = _counted(scored, frame, seeds)
-    kept = scored["run_id"].map(lambda run_id: state_size(results.records[run_id].config) or math.nan)
+    kept = scored["run_id"].map(lambda run_id: _state(results.records[run_id].config))
     if kept.notna().any():
         yield f"state: {where}", state_front(scored.assign(state=kept), where if titled else "")
     panels = pd.Series(curve_titles(frame, where), index=frame.index)

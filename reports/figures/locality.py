@@ -29,7 +29,7 @@ def locality_panels(
         audits: What was measured of each.
         scores: By change, the accuracy in % of each run by radius.
     """
-    frame = record_frame(records)
+    frame = record_frame(records, together=["profile"])
     names = [", ".join(each.values()) for each in names_of(frame.assign(seed="seed " + frame["seed"].astype(str)))]
     look = looks(frame.assign(label=names))
     figure = new_figure(4.2, PAGE)

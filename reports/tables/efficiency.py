@@ -163,9 +163,10 @@ def _what(measurements: pd.DataFrame) -> str:
 
 def _conditions(measurement: BenchRecord, machine: str) -> str:
     """Return everything that must be equal within a table, as a key."""
-    what = measurement.config.model_dump(
-        exclude={"variant": True, "track": True, "seed": True, "model": {"max_length"}, "train": {"batch_size"}}
-    )
+    what = measurement.config.hashed()
+    for name in ("variant", "track", "seed"):
+        del what[name]
+    del what["model"]["max_length"], what["train"]["batch_size"]
     what["data"] = {name: value for name, value in what["data"].items() if "length" not in name}
     return json.dumps(what | {"machine": machine}, sort_keys=True)
 

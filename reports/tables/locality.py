@@ -116,10 +116,13 @@ class Looked:
 def names_of(frame: pd.DataFrame) -> list[dict[str, str]]:
     """Return for each run of a frame the cells that name it: task, row and seed, and the profile if there are several.
 
-    No two runs have the same cells: see `lra.results.dataframe.record_frame`.
+    No two runs have the same cells: see `lra.results.dataframe.record_frame`. Runs of all profiles and tracks stand in
+    one table, so data that differs between profiles is named, too, and so are settings that differ between tracks.
     """
     profiles = frame["profile"] + ", " + frame["track"] + " track"
-    cells = pd.DataFrame({"task": frame["column"], "variant": frame["label"], "seed": frame["seed"].astype(str)})
+    several = frame.groupby("column")["dataset"].transform("nunique") > 1  # of several profiles
+    tasks = frame["column"].where(~several, frame["column"] + " (" + frame["dataset"] + ")")
+    cells = pd.DataFrame({"task": tasks, "variant": frame["label"], "seed": frame["seed"].astype(str)})
     if profiles.nunique() > 1:
         cells.insert(0, "profile", profiles)
     return [{str(head): text for head, text in row.items()} for row in cells.to_dict("records")]
@@ -127,7 +130,7 @@ def names_of(frame: pd.DataFrame) -> list[dict[str, str]]:
 
 def locality(records: list[RunRecord], audits: list[Audit], *, examples: int, places: int) -> Table:
     """Tabulate how far runs mix."""
-    frame = record_frame(records)
+    frame = record_frame(records, together=["profile"])
     rows = [
         names
         | {
@@ -173,7 +176,7 @@ def answers(records: list[RunRecord], scores: Sequence[dict[int, float]], change
         change: What was done to the tokens.
         examples: Test examples that were answered.
     """
-    frame = record_frame(records)
+    frame = record_frame(records, together=["profile"])
     rows = [
         names | {f"within {radius}": f"{score:.1f}" for radius, score in found.items()}
         for names, found in zip(names_of(frame), scores, strict=True)

@@ -13,7 +13,7 @@ import torch
 
 from attention_zoo import get_variant
 from lra.config.profiles import Profile
-from lra.config.schema import RunConfig
+from lra.config.schema import RunConfig, distinct
 from lra.measure.environment import describe_environment
 from lra.results.bench_format import REFERENCE, is_reference
 from lra.results.bench_records import BenchRecord, Timing, settings_id
@@ -56,7 +56,7 @@ class BenchPlan:
             UsageError: A name or a setting is wrong.
         """
         return {
-            length: [
+            length: distinct(
                 workload_config(
                     task=self.task,
                     variant=variant,
@@ -66,7 +66,7 @@ class BenchPlan:
                     overrides=dict(self.overrides),
                 )
                 for variant in self.variants
-            ]
+            )
             for length in self.lengths
         }
 

@@ -29,7 +29,7 @@ from lra.config.resolve import (
     spelt_out,
     with_programs,
 )
-from lra.config.schema import ModelConfig, RunConfig, StartConfig, TrainConfig, canonical_json, valid_section
+from lra.config.schema import ModelConfig, RunConfig, StartConfig, TrainConfig, canonical_json, distinct, valid_section
 from lra.config.suites import check_number_of_runs
 from lra.config.yaml_loader import MAX_BYTES, SeveralDocumentsError, dump_text, load_file, load_text
 from lra.errors import DataError, UsageError
@@ -105,7 +105,7 @@ def plan(
     if problems:
         raise UsageError("\n".join(dict.fromkeys(problems)))
     name_unused(profile, ((config.task, config.variant.name) for config in configs))
-    return configs
+    return distinct(configs)
 
 
 def _names(text: str) -> list[str]:

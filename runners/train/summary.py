@@ -83,11 +83,13 @@ def summary_rows(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store
             "status": record if isinstance(record, str) else record.status,
         }
         row |= dict.fromkeys(
-            ("correct", "total", "interval_percent", "trained", "selected_step", "cost", "run_id", "record")
+            ("dataset", "correct", "total", "interval_percent", "trained", "selected_step", "cost", "run_id", "record")
         )
+        row |= {"continued": None, "other_outcomes": []}
         if isinstance(record, RunRecord):
             row |= {"run_id": record.run_id, "record": str(store.record_path(record.run_id))}
-            row["cost"] = record.cost.model_dump()
+            row |= {"dataset": record.dataset, "cost": record.cost.model_dump(), "continued": _continued(record)}
+            row["other_outcomes"] = [str(path) for path in store.other_outcomes(record.run_id)]
             if record.outcome is not None:
                 test = record.outcome.test
                 interval = [100 * bound for bound in wilson_interval(test.correct, test.total)]
@@ -152,13 +154,19 @@ def _untrained_notes(records: Sequence[RunRecord]) -> list[str]:
 
 
 def _environment_notes(records: Sequence[RunRecord]) -> list[str]:
-    notes = []
-    for record in records:
-        if EARLIER in record.environment:
-            other = differences(record.environment[EARLIER][-1], decisive(record.environment))
-            run = f"{row_name(record.config)}, seed {record.config.seed}"
-            notes.append(f"{run}: continued under another environment ({other}); its last bits may depend on that.")
-    return notes
+    return [
+        f"{row_name(record.config)}, seed {record.config.seed}: continued under another environment ({other}); its "
+        "last bits may depend on that."
+        for record in records
+        if (other := _continued(record))
+    ]
+
+
+def _continued(record: RunRecord) -> str | None:
+    """Say in what the environment differs under which a run was continued; None if it was not."""
+    if EARLIER not in record.environment:
+        return None
+    return differences(record.environment[EARLIER][-1], decisive(record.environment))
 
 
 def _parameter_notes(records: Sequence[tuple[str, RunRecord]]) -> list[str]:

@@ -108,6 +108,8 @@ def test_the_summary_of_runs(tmp_path):
     store = Store(tmp_path)
     by_seed = {entry.config.seed: entry for entry in store.records() if isinstance(entry, RunRecord)}
     given = [(by_seed[0].config, by_seed[0]), (by_seed[1].config, by_seed[1]), (cell_config(seed=2), "oom")]
+    other = store.record_path(by_seed[0].run_id).with_name(f"{by_seed[0].run_id}.conflict-1.json")
+    other.write_bytes(store.record_path(by_seed[0].run_id).read_bytes())
     first, diverged, lost = json.loads(json.dumps(summary_rows(given, store)))
     assert (first["correct"], first["total"], first["status"], first["seed"]) == (400, 1000, "ok", 0)
     assert first["interval_percent"] == pytest.approx([37.0, 43.1], abs=0.1)
@@ -116,6 +118,8 @@ def test_the_summary_of_runs(tmp_path):
     assert (diverged["status"], diverged["correct"], diverged["selected_step"]) == ("diverged", None, None)
     assert (lost["status"], lost["run_id"], lost["cost"]) == ("oom", None, None)
     assert list(first) == list(diverged) == list(lost)
+    assert [row["other_outcomes"] for row in (first, diverged, lost)] == [[str(other)], [], []]
+    assert [row["dataset"] for row in (first, lost)] == [by_seed[0].dataset, None]
 
 
 def test_json_and_a_format_exclude_each_other(tmp_path):

@@ -221,3 +221,20 @@ def test_one_model_has_one_set_of_options(same):
     written = [json.dumps(config.from_dict(options).to_dict(), sort_keys=True) for options in same]
     assert len(set(written)) == 1
     assert written[0] != json.dumps(config().to_dict(), sort_keys=True)
+
+
+def test_a_default_of_a_base_in_a_file_that_is_written_out_is_no_second_run(tmp_path):
+    """Whatever the annotation makes of a list, which is what a file or an option of a command gives."""
+    (tmp_path / "my.py").write_text(
+        "from collections.abc import Sequence\nfrom dataclasses import dataclass\nfrom typing import Any\n"
+        "from attention_zoo import SequenceMixer, VariantConfig, option\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Config(VariantConfig):\n"
+        "    widths: Sequence[int] = option((8, 16), '')\n    others: Any = option((1, (2, 3)), '')\n"
+        "class A(SequenceMixer):\n"
+        "    def __init__(self, config: Config, dims):\n        super().__init__(config, dims)\n"
+        "    def forward(self, x, mask=None):\n        return x\n"
+    )
+    config = get_variant("contextpool").config
+    written = {"widths": [8, 16], "others": [1, [2, 3]]}
+    found = [config.from_dict({"base": f"{tmp_path}/my.py:A", "base_options": given}) for given in ({}, written)]
+    assert [each.to_dict()["base_options"] for each in found] == [{}, {}]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lra.errors import DataError, StoreError, UsageError
-from lra.reading import is_hidden, read_file, reading, visible
+from lra.reading import is_hidden, is_there, read_file, reading, visible
 from lra.results.records import Store
 
 ERRORS = [
@@ -89,3 +89,14 @@ def test_a_link_to_a_folder_that_is_gone_is_an_error(tmp_path):
     assert Store(tmp_path).find("cd" * 32) is None
     with pytest.raises(StoreError, match=r"results/ab: "):
         Store(tmp_path).find("ab" * 32)
+
+
+def test_below_a_link_to_nothing_nobody_knows_what_is_there(tmp_path):
+    (tmp_path / "a file").touch()
+    assert visible(tmp_path / "attempts" / "ab") == visible(tmp_path, "*/*.json") == []
+    (tmp_path / "attempts").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(DataError, match=r"/attempts: a link to what is not there$"):
+        visible(tmp_path / "attempts" / "ab")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(DataError, match=r"/loop/a: Too many levels of symbolic links$"):
+        is_there(tmp_path / "loop" / "a")

@@ -17,6 +17,7 @@ from lra.data.pickled_rows import Ids
 from lra.data.raw_files import places_in_release, steady
 from lra.data.split import SPLITS, Split, SplitName
 from lra.errors import DataError, UsageError
+from lra.reading import is_there
 from lra.tasks import pickles
 from lra.tasks.base import Task, TaskInfo, TaskOptions, in_proportion
 from lra.tasks.listops import baselines, generator, reader
@@ -218,7 +219,7 @@ class ListOps(Task[ListOpsOptions]):
         parts = [] if source is None else reader.FOLDERS
         folders = [place for part in parts for place in places_in_release(source or target, part)]
         found: list[dict[SplitName, Path]] = [
-            {split: file for split, name in names.items() if (file := place / name).is_file() or file.is_symlink()}
+            {split: file for split, name in names.items() if is_there(file := place / name)}
             for names in (reader.FILES, reader.SHORT_FILES)
             for place in folders
         ]

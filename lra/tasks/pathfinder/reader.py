@@ -23,7 +23,7 @@ from PIL import Image
 
 from lra.data.raw_files import places_in_release
 from lra.errors import DataError
-from lra.reading import read_file, reading, reason, visible
+from lra.reading import is_there, read_file, reading, reason, visible
 from lra.tasks.pathfinder.generator import CONTOUR_LENGTHS, Difficulty
 from lra.tasks.pathfinder.sprites import Bytes
 from lra.terminal import progress_bar
@@ -84,9 +84,9 @@ def find_dataset(source: Path, size: int, difficulty: Difficulty) -> Path:
     below = name_in_release(size, difficulty)
     kaggle = [source / place / below for place in KAGGLE_PLACES]
     for folder in (source, source / FOLDERS[difficulty], *places_in_release(source, below), *kaggle):
-        if (folder / "metadata").is_dir() and _is_called(folder, below):
+        if is_there(folder) and _is_called(folder, below):  # the first, whole or not
             return folder
-    raise DataError(f"pathfinder: {below}/metadata not found in {source}\nunpack lra_release.gz of the benchmark there")
+    raise DataError(f"pathfinder: {below} not found in {source}\nunpack lra_release.gz of the benchmark there")
 
 
 def copy_in_release(folder: Path) -> Copy:
@@ -96,8 +96,7 @@ def copy_in_release(folder: Path) -> Copy:
     The names of the folders and the other copy at its place tell, of a link and of where it leads. If that can be read
     in two ways, as when only the first part of the paths is gone, or if nothing tells, the copy is unknown.
     """
-    given, real = Path(os.path.abspath(folder)), folder.resolve()  # noqa: PTH100 - `resolve` loses the names of links
-    told = {_copy_of(given), _copy_of(real)} - {None}
+    told = {_copy_of(path) for path in _paths(folder)} - {None}
     return told.pop() or "unknown" if len(told) == 1 else "unknown"
 
 
@@ -119,8 +118,13 @@ def _depth(release: Path) -> int:
 
 def _is_called(folder: Path, name: str) -> bool:
     """Say whether a path ends in `name`, as it is given or with its links followed."""
-    paths = (os.path.abspath(folder), os.path.realpath(folder))  # noqa: PTH100
-    return any(Path(path).as_posix().endswith(f"/{name}") for path in paths)
+    return any(path.as_posix().endswith(f"/{name}") for path in _paths(folder))
+
+
+def _paths(folder: Path) -> set[Path]:
+    """Return the absolute path of a folder with its links followed, and as it is given, unless `..` follows a link."""
+    given = Path(os.path.abspath(folder))  # noqa: PTH100 - `resolve` loses the names of links
+    return {folder.resolve()} | ({given} if given.exists() and given.samefile(folder) else set())
 
 
 def metadata(folder: Path) -> list[Path]:
@@ -129,7 +133,7 @@ def metadata(folder: Path) -> list[Path]:
 
 
 def read_entries(folder: Path) -> list[Entry]:
-    """Read all metadata of a dataset variant, files in the order of their numbers; the known empty image is left out.
+    """Read all metadata of a dataset variant, files in the order of their numbers.
 
     Raises:
         DataError: With the file and the line, at the first that is not as it must be.
@@ -146,17 +150,23 @@ def read_entries(folder: Path) -> list[Entry]:
     listed = {(entry.subfolder, entry.name) for entry in entries}
     if len(listed) != len(entries):
         raise DataError(f"{folder / 'metadata'}: an image is listed twice")
-    if _is_called(folder, "/".join(EMPTY_IN_RELEASE[:2])):
-        known = folder.joinpath(*EMPTY_IN_RELEASE[2:])
-        if known.is_file() and known.stat().st_size == 0:
-            entries = [entry for entry in entries if (entry.subfolder, entry.name) != EMPTY_IN_RELEASE[2:]]
+    return entries
+
+
+def without_empty(folder: Path, entries: list[Entry]) -> list[Entry]:
+    """Return the entries of a dataset variant without that of the known empty image."""
+    known = folder.joinpath(*EMPTY_IN_RELEASE[2:])
+    if _is_called(folder, "/".join(EMPTY_IN_RELEASE[:2])) and known.is_file() and known.stat().st_size == 0:
+        return [entry for entry in entries if (entry.subfolder, entry.name) != EMPTY_IN_RELEASE[2:]]
     return entries
 
 
 def other_difficulties(entries: list[Entry], difficulty: Difficulty) -> list[str]:
-    """List the difficulties, other than the given one, whose contour length images have by their metadata."""
-    lengths = {entry.contour_length for entry in entries}
-    return [name for name, length in CONTOUR_LENGTHS.items() if name != difficulty and str(length) in lengths]
+    """List what images are by the contour length in their metadata, if it is not that of the given difficulty."""
+    names = {str(length): name for name, length in CONTOUR_LENGTHS.items()}
+    others = {entry.contour_length for entry in entries} - {str(CONTOUR_LENGTHS[difficulty])}
+    known = [names[length] for length in names if length in others]
+    return known + (["of another contour length"] if others - names.keys() else [])
 
 
 def split_order(count: int) -> list[int]:

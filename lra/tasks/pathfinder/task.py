@@ -237,10 +237,9 @@ class _Family(Task[OptionsT]):
             )
         folder = files.find_dataset(source, self.size, options.difficulty)
         with untouched(files.metadata(folder)):
-            entries = files.read_entries(folder)
-            at_gap = any((entry.subfolder, entry.name) == files.EMPTY_IN_RELEASE[2:] for entry in entries)
-            known_gap = self.size == 32 and options.difficulty == "easy" and not at_gap
-            if len(entries) != options.count and not (known_gap and len(entries) == options.count - 1):
+            listed = files.read_entries(folder)
+            entries = files.without_empty(folder, listed)
+            if options.count not in (len(listed), len(entries)):
                 raise DataError(
                     f"{folder}: {len(entries)} images, expected {options.count}; --set count={len(entries)} admits them"
                 )
@@ -260,8 +259,10 @@ class _Family(Task[OptionsT]):
                 echo(f"Warning: {told}. {files.OUTER_COPY}", err=True)
         if others := " and ".join(files.other_difficulties(entries, options.difficulty)):
             marks.append(f"{others} by the metadata")
-            echo(f"Warning: {folder}: by their metadata, images have the contour length of {others}", err=True)
-        dataset = ", ".join([self.dataset_name(options), *marks]) if marks else None
+            echo(f"Warning: {folder}: by their metadata, images are {others}", err=True)
+        if options.count != OFFICIAL_COUNT:
+            options = options.model_copy(update={"count": len(entries)})
+        dataset = ", ".join([self.dataset_name(options), *marks])
         generated_by = f"official reader {files.VERSION}, {place}, test ids {files.ids_digest(test)}"
         return splits, sources, generated_by, dataset
 

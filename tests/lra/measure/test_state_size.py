@@ -5,6 +5,7 @@ import torch
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.measure.state_size import state_size
+from lra.tasks import get_task
 
 
 def config(variant, task="listops", profile="quick", **overrides):
@@ -32,4 +33,17 @@ def test_other_models_have_no_such_number_and_nothing_is_drawn_or_allocated():
     assert torch.equal(torch.get_rng_state(), before)
     unknown = config("full")
     unknown = unknown.model_copy(update={"variant": unknown.variant.model_copy(update={"name": "not_here"})})
-    assert state_size(unknown) is None
+    assert state_size(unknown) == "?"
+    assert state_size(config("full").model_copy(update={"task": "mine.py:Task"})) == "?"
+
+
+def test_a_task_of_a_file_has_a_state_where_it_was_loaded(tmp_path):
+    """A table of a record loads no file; `lra-bench`, which has loaded it, knows."""
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import replace\nfrom lra.tasks.listops.task import ListOps\n"
+        "class Mine(ListOps):\n    info = replace(ListOps.info, name='mine')\n"
+    )
+    record = config("full").model_copy(update={"task": f"{tmp_path}/mine.py:Mine"})
+    assert state_size(record) == "?"
+    get_task(record.task)
+    assert state_size(record) == 2 * 64 * 64

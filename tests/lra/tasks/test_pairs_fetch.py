@@ -123,6 +123,12 @@ def test_later_dataset_variants_need_no_network_unless_they_are_longer(lra_data,
     kept = home / "sources" / "new_aan_pairs-first-4000"
     problem = f"Error: {kept}: the first 4,000 bytes of each document were kept; "
     assert longer.stderr == f"{problem}lra-data fetch retrieval --set max_length=4001 fetches more\n"
+    (kept / "fetched.json").rename(home / "note")
+    (kept / "fetched.json").symlink_to(home / "unmounted")  # as if nothing said that documents are cut
+    unknown = lra_data("prepare", "retrieval", "--set", "max_length=4001", "--from", kept)
+    assert unknown.stderr == f"Error: {kept / 'fetched.json'}: a link to what is not there\n"
+    assert "Nothing is left behind" in lra_data("remove", "leftovers", "--yes").stdout
+    (home / "note").replace(kept / "fetched.json")
     assert lra_data("fetch", "retrieval", "--set", "max_length=4001").exit_code == 0
     assert len(server.ranges) == asked + 3
 

@@ -81,6 +81,14 @@ def test_rows_come_back_in_order_and_are_marked(tmp_path, task, protocol, prefix
         assert split.tokens_of(0).tolist() == [3, 9, 14, 8]
 
 
+def test_a_set_of_links_to_nothing_is_not_passed_over_for_another(tmp_path):
+    folder = write(tmp_path / "folder", "listops", prefix="")
+    for split in COUNTS:
+        (folder / f"lra-{STEMS['listops']}.{split}.pickle").symlink_to(tmp_path / "unmounted" / split)
+    with pytest.raises(DataError, match=r"\.train\.pickle: a link to what is not there"):
+        prepare("listops", tmp_path, folder)
+
+
 def test_brackets_are_counted_or_missed(tmp_path):
     with_brackets = prepare("listops", tmp_path, write(tmp_path / "a", "listops"))
     assert ", 18 close brackets, " in with_brackets.manifest.dataset

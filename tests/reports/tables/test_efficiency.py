@@ -30,8 +30,8 @@ def test_the_layout_of_the_original_cell_by_cell(tmp_path):
     (table,) = efficiency_tables(load_stores([tmp_path]))
     assert list(table.cells.columns) == ["steps/s 1K", "steps/s 4K", "GB 1K", "GB 4K", "state 4K"]
     assert table.cells.loc["full"].tolist() == ["2 (1)", "0.125 (0.062)", "0.115 (1.00)", "1.688 (1.00)", "524,288"]
-    # The made-up record of `linear` has options of `full`, which it refuses: no state.
-    assert table.cells.loc["linear"].tolist() == ["4 (2)", "1 (0.5)", "0.063 (0.55)", "0.220 (0.13)", "-"]
+    # The made-up record of `linear` has options of `full`, which it refuses: its state is unknown.
+    assert table.cells.loc["linear"].tolist() == ["4 (2)", "1 (0.5)", "0.063 (0.55)", "0.220 (0.13)", "?"]
     assert table.cells.loc["local"].tolist() == ["5~ (2.5)", "OOM", "0.052 (0.45)", "OOM", "6,400"]
     add_measurement(tmp_path, "conv", 1024, seconds=0.2, mib=40)
     (shorter,) = efficiency_tables(load_stores([tmp_path]))
@@ -65,6 +65,18 @@ def test_two_programs_of_a_task_get_tables_of_their_own(tmp_path):
         add_measurement(tmp_path, "full", 1024, seconds=seconds, mib=9, task="my.py:Mine", task_origin=origin)
     groups = measurement_groups(load_stores([tmp_path]))
     assert sorted(len(group) for group in groups) == [1, 1, 2]
+
+
+def test_the_folder_of_the_file_of_a_task_is_no_part_of_what_was_measured(tmp_path):
+    """Two programs are named, wherever they lie; one program has one table."""
+    for folder, origin in (("", "aa"), ("old/", "bb"), ("proj/", "aa")):
+        add_measurement(
+            tmp_path, "full", 1024, seconds=0.5, mib=9, task=f"{folder}my.py:Mine", task_origin=f"my.py:Mine {origin}"
+        )
+    add_measurement(tmp_path, "linear", 1024, seconds=0.5, mib=9, task="my.py:Mine", task_origin="my.py:Mine aa")
+    places = [group["place"].iloc[0] for group in measurement_groups(load_stores([tmp_path]))]
+    named = [f'my.py:Mine, profile quick [origin="my.py:Mine {origin}"]' for origin in ("aa", "bb")]
+    assert [place.partition("], ")[0] + "]" for place in sorted(places)] == named
 
 
 def test_of_two_stores_the_newest_measurement_counts_and_each_torch_has_a_table(tmp_path):

@@ -61,6 +61,27 @@ def test_no_two_runs_have_one_name_and_the_ids_stand_in_the_order_of_the_rows(tm
     assert "profile" not in alone
 
 
+def test_data_and_settings_are_told_apart_between_profiles_and_tracks(tmp_path):
+    open_track = cell_config(track="open")
+    configs = [
+        cell_config(),
+        open_track.model_copy(update={"train": open_track.train.model_copy(update={"lr": 0.01})}),
+        cell_config(profile="mine"),
+    ]
+    records = [
+        add_run(tmp_path, 400, config=config, dataset="long" if config.profile == "mine" else "short")
+        for config in configs
+    ]
+    cells = locality(records, [audit(1), audit(2), audit(3)], examples=8, places=8).cells
+    assert cells["task"].tolist() == ["ListOps (short)", "ListOps (short)", "ListOps (long)"]
+    assert cells["variant"].tolist() == ["full [lr=0.001]", "full [lr=0.01]", "full"]
+    with house_style():
+        figure = locality_panels(records, [audit(1), audit(2), audit(3)], {})
+    legend = [text.get_text().replace("\n", " ") for text in figure.subfigs[0].legends[0].get_texts()]
+    assert legend[2].startswith("mine, matched track, ListOps (long), full,")
+    assert "lr=0.01]" in legend[1]
+
+
 def test_the_figure_names_the_runs_like_the_tables(tmp_path):
     records = runs(tmp_path)
     with house_style():

@@ -50,7 +50,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])  # without the folders of earlier tests
     (tmp_path / "my_task.py").write_text(TASK)
-    plugins.load_task.cache_clear()
+    plugins.LOADED.clear()
     return tmp_path
 
 
@@ -100,14 +100,14 @@ def test_the_data_command_knows_it(folder):
 
 def test_another_program_is_another_run_on_other_data(folder):
     def state():
-        plugins.load_task.cache_clear()
+        plugins.LOADED.clear()
         task = get_task("my_task.py:Majority")
         return task.origin(task.options()), task.folder_name(task.options())
 
     first = state()
     (folder / "sub").mkdir()
     (folder / "sub" / "my_task.py").write_text(TASK.replace('"""Is there', '"""Are there') + "# a comment\n")
-    plugins.load_task.cache_clear()
+    plugins.LOADED.clear()
     other = get_task("sub/my_task.py:Majority")
     assert (other.origin(other.options()), other.folder_name(other.options())) == first
     (folder / "sub2").mkdir()
@@ -142,7 +142,7 @@ def test_what_a_task_reads_and_imports_late_is_part_of_its_program(folder, metho
         program.program_of.cache_clear()
         program._hashed.clear()
         program._imported.clear()
-        plugins.load_task.cache_clear()
+        plugins.LOADED.clear()
         task = get_task("my_task.py:Majority")
         return task.origin(task.options())
 
@@ -165,7 +165,7 @@ def test_a_file_that_an_option_names_is_part_of_the_program(folder):
         program.program_of.cache_clear()
         program._hashed.clear()
         program._imported.clear()
-        plugins.load_task.cache_clear()
+        plugins.LOADED.clear()
         task = get_task("my_task.py:Majority")
         found += [task.origin(task.options(words=name)) for name in ("a.txt", "b.txt")]
     assert len(set(found)) == 4

@@ -30,7 +30,7 @@ from runners.train import peak_memory
 from runners.train import run as run_module
 from runners.train.loop import TrainState
 from runners.train.run import OtherEnvironmentError, PreemptedRunError, RunError, RunOptions, run
-from runners.train.summary import summary
+from runners.train.summary import summary, summary_rows
 from tests.runners.tiny_runs import rewritten
 
 TINY = {
@@ -305,6 +305,7 @@ def test_a_run_goes_on_under_another_environment_only_if_it_is_told_to(data, tmp
     assert record.environment[name] == value
     assert Store(tmp_path).find(record.run_id) == record
     assert f"continued under another environment ({name} " in summary([(config, record)], Store(tmp_path))
+    assert summary_rows([(config, record)], Store(tmp_path))[0]["continued"].startswith(f"{name} ")
 
 
 def test_an_unbroken_run_is_not_marked(data, tmp_path):

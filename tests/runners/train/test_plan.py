@@ -4,12 +4,15 @@ import math
 import re
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from lra.config.builtin import profile_names
 from lra.config.profiles import load_profile
+from lra.config.suites import Suite, expand
 from lra.errors import UsageError
 from lra.tasks import get_task
+from runners.bench.measure import BenchPlan
 from runners.bench.workload import minutes_on_cpu
 from runners.cli.run import command
 from runners.sweep.state import sweep_runs
@@ -195,6 +198,22 @@ def test_a_default_that_a_file_of_ones_own_profile_spells_out_is_no_second_run(t
     with pytest.raises(UsageError, match="means the same as 0; write that"):
         read_config(edited(tmp_path, old, new, profile="mine"))
     assert read_config(edited(tmp_path, "seed: 0", "seed: 0", profile="mine"))[0].profile == "mine"
+
+
+def test_two_paths_of_one_file_are_one_run(tmp_path, monkeypatch):
+    """In all that makes runs of names: else the driver of a sweep starts one twice, and tables have it in two rows."""
+    (tmp_path / "my.py").write_text(
+        "from torch import nn\nclass A(nn.Identity):\n    def __init__(self, dim):\n        super().__init__()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    names, profile = ["my.py:A", "./my.py:A", f"{tmp_path}/my.py:A"], load_profile("quick")
+    runs = plan(attn=",".join(names), task="listops", profile=profile, seeds=[0], track="matched", overrides={})
+    suite = Suite(name="s", profile="quick", tasks=["listops"], variants={name: {} for name in names}, seeds=[0])
+    steps = BenchPlan(
+        variants=names, task="listops", profile=profile, lengths=[64], batch=2, device=torch.device("cpu"), threads=1
+    )
+    for configs in (runs, expand(suite), steps.configs()[64]):
+        assert [config.variant.name for config in configs] == ["my.py:A"]
 
 
 def test_two_spellings_of_ones_own_profile_are_one_run(tmp_path):

@@ -135,7 +135,8 @@ def test_the_known_empty_image_is_left_out_and_no_other(tmp_path):
     folder = write_dataset(tmp_path / "pathfinder32" / EASY, batches=(0,), per_batch=200)
     (folder / "imgs" / "0" / "sample_172.png").write_bytes(b"")
     data = prepare(tmp_path, tmp_path, difficulty="easy", count=200)
-    assert sum(len(data.split(name)) for name in SPLITS) == 199
+    assert [len(data.split(name)) for name in SPLITS] == [161, 19, 19]
+    assert data.manifest.dataset == "official files, easy, 161 / 19 / 19 examples"
     (folder / "imgs" / "0" / "sample_171.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"sample_171\.png: empty file"):
         prepare(tmp_path, tmp_path, difficulty="easy", count=199)
@@ -145,6 +146,11 @@ def test_the_known_empty_image_is_left_out_and_no_other(tmp_path):
     listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(DataError, match="199 images, expected 200"):
         prepare(tmp_path / "cut", tmp_path, difficulty="easy", count=200)
+    part = write_dataset(tmp_path / "part" / "pathfinder32" / EASY)  # the known image is nowhere in it
+    listed = part / "metadata" / "0.npy"
+    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match="29 images, expected 30"):
+        prepare(tmp_path / "cut", part, difficulty="easy", count=30)
 
 
 def test_images_of_another_difficulty_than_their_folder_is_named_after_are_named(tmp_path, capsys):
@@ -154,7 +160,40 @@ def test_images_of_another_difficulty_than_their_folder_is_named_after_are_named
     folder.rename(folder.with_name(EASY))
     data = prepare(tmp_path / "easy", tmp_path, difficulty="easy", count=30)
     assert data.manifest.dataset.endswith(", hard by the metadata")
-    assert "by their metadata, images have the contour length of hard" in capsys.readouterr().err
+    assert "by their metadata, images are hard" in capsys.readouterr().err
+    (listed := folder.with_name(EASY) / "metadata" / "0.npy").write_text(listed.read_text().replace(" 14 ", " 12 "))
+    data = prepare(tmp_path / "other", tmp_path, difficulty="easy", count=30)
+    assert data.manifest.dataset.endswith(", hard and of another contour length by the metadata")
+
+
+@pytest.mark.parametrize("broken", ["no metadata", "link at metadata", "link at a place", "link to the set"])
+def test_the_first_set_counts_whole_or_not(tmp_path, broken):
+    first = tmp_path / "pathfinder32" / HARD
+    write_dataset(tmp_path / "pathfinder" / "pathfinder32" / HARD)
+    if broken in ("no metadata", "link at metadata"):
+        shutil.rmtree(write_dataset(first) / "metadata")
+    link = {
+        "link at metadata": first / "metadata",
+        "link at a place": tmp_path / "pathfinder" / "pathfinder",
+        "link to the set": first,
+    }.get(broken)
+    if link is not None:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(tmp_path / "disk that is not mounted")
+    with pytest.raises(DataError, match="no images are listed" if link is None else "a link to what is not"):
+        prepare(tmp_path, tmp_path)
+
+
+def test_a_path_with_dots_behind_a_link_is_that_of_the_folder_it_leads_to(tmp_path):
+    """Without its links, it names another folder, in which the set does not lie."""
+    write_dataset(tmp_path / "colleague" / "pathfinder128" / HARD, size=128)
+    (tmp_path / "colleague" / "below").mkdir()
+    here = tmp_path / "lra_release" / "lra_release"
+    here.mkdir(parents=True)
+    (here / "shared").symlink_to(tmp_path / "colleague" / "below")
+    assert copy_in_release(find_dataset(here / "shared" / "..", 128, "hard")) == "unknown"
+    write_dataset(here / "pathfinder128" / HARD, size=128)
+    assert copy_in_release(find_dataset(here / "shared" / "..", 128, "hard")) == "unknown"
 
 
 def png(width=32, height=32, depth=8, colour=0, body=None):
