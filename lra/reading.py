@@ -88,21 +88,27 @@ def visible(folder: Path, pattern: str = "*", kind: type[LraError] = DataError) 
         kind: The class of the error.
 
     Raises:
-        LraError: Of class `kind`, if a folder cannot be listed, or is a link to what is not there. `Path.glob` would
-            pass over it without a word.
+        LraError: Of class `kind`, if a folder cannot be listed, is a file, or is a link to what is not there, which
+            `Path.glob` would pass over without a word. A file is passed over where the pattern does not give its name.
     """
-    found = [folder]
+    found, named = [folder], True
     for part in pattern.split("/"):
-        found = [path for place in found for path in _children(place, kind) if fnmatch.fnmatchcase(path.name, part)]
+        children = [path for place in found for path in _children(place, kind, named=named)]
+        found = [path for path in children if fnmatch.fnmatchcase(path.name, part)]
+        named = "*" not in part
     return sorted(found)
 
 
-def _children(folder: Path, kind: type[LraError]) -> list[Path]:
+def _children(folder: Path, kind: type[LraError], *, named: bool) -> list[Path]:
     with reading(folder, kind):
         try:
             return [path for path in folder.iterdir() if not is_hidden(path.name)]
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             is_there(folder, kind)  # what a link led to was not nothing
+            return []
+        except NotADirectoryError:
+            if named:
+                raise
             return []
 
 
@@ -110,14 +116,15 @@ def is_there(path: Path, kind: type[LraError] = DataError) -> bool:
     """Say whether a path exists.
 
     Raises:
-        LraError: Of class `kind`, if nobody can tell, or if it, or a folder above it, is a link to what is not there:
-            that may be on a disk that is not mounted, and something else must not be read in its place.
+        LraError: Of class `kind`, if nobody can tell, if it is below a file, or if it, or a folder above it, is a link
+            to what is not there: that may be on a disk that is not mounted, and something else must not be read in its
+            place.
     """
     with reading(path, kind):
         try:
             path.stat()  # `Path.exists` hides why not
             return True
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             for place in (path, *path.parents):
                 if place.is_symlink() and not place.exists():
                     raise kind(f"{place}: a link to what is not there") from None

@@ -14,7 +14,7 @@ from lra.config.labels import in_words, settings_of
 from lra.config.schema import RunConfig, canonical_json, without_folder
 from lra.errors import StoreError, UsageError
 from lra.names import suggest_path
-from lra.reading import visible
+from lra.reading import reading, visible
 from lra.results.bench_format import REFERENCE
 from lra.results.bench_records import BenchRecord, bench_records
 from lra.results.dataframe import Naming, conflicts, naming_of, record_frame, same_numbers, without_older
@@ -214,7 +214,8 @@ def _last_attempt(folder: Path, problems: list[str]) -> AttemptedRun | None:
             if {"run", "cell"} & content.keys() or found is None:
                 found = read_attempt(note)
             else:  # a driver of an earlier version did not say what it tried
-                found = AttemptedRun.model_validate(found.model_dump() | {"status": content["status"]})
+                with reading(note, StoreError):
+                    found = AttemptedRun.model_validate(found.model_dump() | {"status": content["status"]})
         except StoreError as error:
             problems.append(str(error))
             found = found if note is not newest else None

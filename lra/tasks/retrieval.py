@@ -144,7 +144,7 @@ class Retrieval(Task[RetrievalOptions]):
             )
         stem = OFFICIAL_STEM if official else None
         folder = folder_of_pairs(source, stem)
-        fetched = read_state(folder)
+        fetched = (read_state(folder) or read_state(source)) if source.is_dir() else None
         files = [] if fetched is None else [folder / f"{name}.gz" for name in fetched.files]
         with scratch_folder(target) as scratch:
             kept = options.max_length if options.pairs == "given" else KEPT_BYTES

@@ -94,6 +94,9 @@ def test_a_link_to_a_folder_that_is_gone_is_an_error(tmp_path):
 def test_below_a_link_to_nothing_nobody_knows_what_is_there(tmp_path):
     (tmp_path / "a file").touch()
     assert visible(tmp_path / "attempts" / "ab") == visible(tmp_path, "*/*.json") == []
+    for look in (lambda: visible(tmp_path, "a file/*"), lambda: is_there(tmp_path / "a file" / "b")):
+        with pytest.raises(DataError, match=r"/a file(/b)?: Not a directory$"):
+            look()
     (tmp_path / "attempts").symlink_to(tmp_path / "unmounted")
     with pytest.raises(DataError, match=r"/attempts: a link to what is not there$"):
         visible(tmp_path / "attempts" / "ab")

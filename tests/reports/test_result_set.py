@@ -222,6 +222,11 @@ def test_a_note_that_does_not_say_what_it_tried_counts_for_the_run_of_an_earlier
     results = load_stores([tmp_path])
     assert [(each.status, each.config) for each in results.attempts.values()] == [("timeout", cell_config())]
     assert results.problems == []
+    newest = sorted(tmp_path.glob("attempts/*/*.json"))[-1].with_name("9-a-b.json")
+    newest.write_text("{}")
+    results = load_stores([tmp_path])
+    assert results.attempts == {}
+    assert [problem.startswith(f"{newest}: ") for problem in results.problems] == [True]
 
 
 def test_a_run_that_was_executed_in_two_stores_is_named_since_one_cost_is_shown(tmp_path):

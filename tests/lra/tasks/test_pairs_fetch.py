@@ -337,6 +337,8 @@ def test_fetched_rows_say_what_they_are_wherever_their_folder_is_copied(lra_data
         longer = lra_data("prepare", "retrieval", *words)
         assert longer.exit_code == 3
         assert "the first 4,000 bytes of each document were kept" in longer.stderr
+    (tmp_path / "cluster" / "aan" / "fetched.json").rename(tmp_path / "cluster" / "fetched.json")
+    assert lra_data("prepare", "retrieval", *words).exit_code == 3  # the note stays in the folder that is named
 
 
 def test_a_fetch_goes_on_only_with_what_it_kept(lra_data, home, server):
