@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -187,9 +188,13 @@ def collect_garbage(store: Store, run: SweepRun) -> int:
                 stale_files += [path for _, path in list_checkpoints(folder)] + [*folder.glob(f"*{REFUSED}")]
             logs = log_path(store, run.run_id)
             stale_files += logs.parent.glob(f"{logs.name}*.log")
-        freed = sum(path.stat().st_size for path in stale_files)
+        below = [file for path in stale_files for file in (path, *path.rglob("*")) if not file.is_dir()]
+        freed = sum(file.stat().st_size for file in below)
         for path in stale_files:
-            path.unlink()
+            if path.is_dir():  # what is left of a repetition
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         return freed
 
 

@@ -359,11 +359,14 @@ def test_gc_removes_what_finished_runs_do_not_need(data, store):
     kept = store.checkpoint_folder(busy.run_id) / ".step-000000009.pt.1-ab.tmp"
     for path in (*stray, kept):
         path.write_bytes(bytes(1000))
+    repetition = store.checkpoint_folder(done.run_id) / ".again.1-ab.tmp"  # killed while it was removed
+    repetition.mkdir()
+    (repetition / "step-000000002.pt").write_bytes(bytes(5000))
     with lease.acquire(store.root, busy.run_id):
         freed = [collect_garbage(store, run) for run in (done, begun, busy)]
-    assert freed[0] > 1000
+    assert freed[0] > 6000
     assert freed[1:] == [1000, 0]
-    assert not any(path.exists() for path in stray)
+    assert not any(path.exists() for path in (*stray, repetition))
     assert kept.exists()
     assert list_checkpoints(store.checkpoint_folder(done.run_id)) == []
     assert (store.checkpoint_folder(done.run_id) / "chosen.pt").exists()
