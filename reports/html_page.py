@@ -141,7 +141,7 @@ def _runs(results: ResultSet, titles: list[str]) -> tuple[list[RunRow], list[str
                 run_id=clean_line(run["run_id"])[:12],
                 task=clean_line(run["column"]),
                 variant=clean_line(run["label"]),
-                profile=clean_line(f"{run['profile']}, {run['track']}"),
+                profile=clean_line(run["place"]),
                 seed=int(run["seed"]),
                 status=str(run["status"]),
                 accuracy=f"{run['accuracy']:.2f}" if scored else "-",
@@ -154,11 +154,11 @@ def _runs(results: ResultSet, titles: list[str]) -> tuple[list[RunRow], list[str
 
 
 def _with_curves(frame: pd.DataFrame, profile: str, track: str) -> pd.DataFrame:
-    """Add to each run the title of the figure with its learning curve."""
+    """Add to each run the recipe under which tables show it, and the title of the figure with its learning curve."""
     parts = []
     for column, group in frame.groupby("column", sort=False):
         parts.append(group.assign(curve=curve_titles(group, figure_subtitle(str(column), profile, track))))
-    return pd.concat(parts)
+    return pd.concat(parts).assign(place=f"{profile}, {track}")
 
 
 def _environments(results: ResultSet) -> list[str]:

@@ -169,7 +169,8 @@ def test_recipes_of_one_profile_that_differ_never_share_a_table(tmp_path, monkey
     alone = results.filter(lambda config: config.train.lr == 0.5)  # a recipe has its name whatever is selected
     assert alone.profiles() == [("mine [lr=0.5]", "matched")]
     monkeypatch.setattr(html_page, "all_figures", lambda results: [])  # the text of the page is wanted, quickly
-    assert "lr=0.5" in html_page.page(results, "a command")
+    page = html_page.page(results, "a command")
+    assert all(f"<td>mine [lr={lr}], matched</td>" in page for lr in (0.001, 0.5))  # also in the list of runs
 
 
 def test_recipes_of_the_open_track_share_a_table_that_names_what_differs(tmp_path):
