@@ -211,7 +211,7 @@ def make_boards(results: ResultSet, published: Sequence[Published]) -> list[Boar
                     rows=sorted(rows, key=lambda row: (row.seeds < row.tried, -comparable([row.mean])[0], row.name)),
                     baselines=[Row(name=clean_line(baseline_title(name)), mean=each) for name, each in baselines],
                     beatable=max(beatable(dict(baselines)).values(), default=math.nan),
-                    published=_published_rows(published, task, profile if recipe else "", track),
+                    published=_published_rows(published, task, group["profile"].iloc[0] if recipe else "", track),
                     lost=_lost(results, group),
                     address=_address(heading, profile, track),
                 )

@@ -112,6 +112,7 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
         UsageError: Nothing comparable was published.
     """
     frame = results.for_profile(profile, track).frame()
+    name_of_profile = frame["profile"].iloc[0]  # `profile` also names the settings of one of several recipes
     seeds = len(results.seeds)
     cells = [
         Cell(
@@ -122,7 +123,7 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
     ]  # fmt: skip
     rows, used, remarks = [], [], list[str]()
     for source in load_published():
-        comparable = source.profile == profile and profile in profile_names() and track == "matched"
+        comparable = source.profile == name_of_profile and name_of_profile in profile_names() and track == "matched"
         for name in source.rows:
             variant, options = split_row(name)
             ours = [
@@ -161,7 +162,7 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
             "do; no difference."
         )
     )
-    if profile == "quick":
+    if name_of_profile == "quick":
         notes.append(
             "Profile quick: less data, a smaller model and shorter training than in any source: not comparable."
         )

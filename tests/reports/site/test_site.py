@@ -137,6 +137,9 @@ def notes_of_published(folder, profile, **changed):
 
 def test_a_published_number_with_the_recipe_of_the_board_is_no_other_recipe(tmp_path):
     assert not all("other recipe" in note for note in notes_of_published(tmp_path / "own", "official"))
+    notes_of_published(tmp_path / "both", "official", lr=0.5)
+    both = make_boards(load_stores([tmp_path / "own", tmp_path / "both"]), load_published())
+    assert [all("other recipe" in row.note for row in board.published) for board in both] == [False, True]
     for name, profile, changed in (("edited", "official", {"lr": 0.5}), ("named", "skyformer", {})):
         assert all("other recipe" in note for note in notes_of_published(tmp_path / name, profile, **changed))
 

@@ -114,6 +114,13 @@ def test_a_run_that_has_not_the_recipe_of_its_profile_stands_without_a_differenc
         cells = vs_published(load_stores([tmp_path / name]), "official", "matched").cells
         ours = cells[(cells["source"] == TAY) & (cells["ours (%)"] != "-")]
         assert ours["difference (points)"].tolist() == [difference]
+    results = load_stores([tmp_path / "own", tmp_path / "edited"])  # each recipe has a table of its own
+    lr = config.train.lr
+    assert results.profiles() == [(f"official [lr={lr}]", "matched"), ("official [lr=0.5]", "matched")]
+    for (place, track), difference in zip(results.profiles(), ("+0.63", OTHER_RECIPE), strict=True):
+        cells = vs_published(results, place, track).cells
+        ours = cells[(cells["source"] == TAY) & (cells["ours (%)"] != "-")]
+        assert ours["difference (points)"].tolist() == [difference]
 
 
 def test_a_profile_of_ones_own_that_has_the_name_of_a_source_has_no_differences(tmp_path):
