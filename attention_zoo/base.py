@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import operator
 import sys
 import types
@@ -212,8 +211,12 @@ class VariantConfig:
 
 
 def same_value(one: Any, other: Any) -> bool:
-    """Say whether two values of an option are one: a list and a tuple of the same values are."""
-    return bool(one == other) or json.dumps(one) == json.dumps(other)
+    """Say whether two values of an option are one: a list and a tuple of the same values are, True and 1 are not."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same_value, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same_value(value, other[name]) for name, value in one.items())
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
 def _typed(hint: Any, value: Any) -> Any:

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,8 @@ class WrapperConfig(VariantConfig):
         spec, options = self.base_spec(), self.base_config().to_dict()
         defaults = spec.config().to_dict()
         object.__setattr__(self, "base", spec.name)
-        object.__setattr__(self, "rotary", bool(options.pop("rotary", False)))
+        if self._base_has_rotary():
+            object.__setattr__(self, "rotary", options.pop("rotary"))
         if self._base_has_bias():
             object.__setattr__(self, "bias", options.pop("bias"))
         changed = {name: value for name, value in options.items() if not same_value(value, defaults[name])}
@@ -112,7 +113,7 @@ class WrapperConfig(VariantConfig):
         options = {**self.base_options}
         if self.rotary:
             options["rotary"] = True
-            if "rotary" not in {known.name for known in fields(self.base_spec().config)}:
+            if not self._base_has_rotary():
                 raise OptionError(f"rotary: {self.base} has no rotary positions")
         if self.bias != "none":
             options["bias"] = self.bias
@@ -124,6 +125,10 @@ class WrapperConfig(VariantConfig):
             if str(error).startswith("base: "):
                 raise
             raise OptionError(f"base_options of {self.base}: {error}") from error
+
+    def _base_has_rotary(self) -> bool:
+        """Say whether the base has an option `rotary` that is on or off, and not of another kind."""
+        return get_type_hints(self.base_spec().config).get("rotary") is bool
 
     def _base_has_bias(self) -> bool:
         """Say whether the base has an option `bias` that is a position bias, and not of another kind."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +18,19 @@ from lra.names import suggest_path
 from lra.reading import reading, visible
 from lra.results.bench_format import REFERENCE
 from lra.results.bench_records import BenchRecord, bench_records
-from lra.results.dataframe import Naming, conflicts, naming_of, record_frame, same_numbers, without_older
+from lra.results.dataframe import (
+    Naming,
+    conflicts,
+    differing_recipes,
+    naming_of,
+    record_frame,
+    same_numbers,
+    without_older,
+)
 from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt, read_note
 
+ENTRIES = {"records": "results/*/*.json", "attempts": "attempts/*/*.json", "measurements": "bench/*.json"}
+"""What a store holds, by the patterns of its files."""
 BASELINE_VARIANT = "mlp_only"
 """The variant that stands among the baselines of every table of accuracy for which the store has runs of it."""
 
@@ -59,7 +70,7 @@ class ResultSet:
     def profiles(self) -> list[tuple[str, str]]:
         """List the (profile, track) pairs of the runs; each pair has its own tables.
 
-        On the matched track, a profile is one recipe for each task. If the stores have several for a task, because its
+        On the matched track, a profile is one recipe for each task. If the records of a task have several, because its
         file was edited, each recipe counts as a profile of its own, whose name ends with the settings that differ.
         """
         return sorted({self._place(config) for config in self._run_configs()})
@@ -70,9 +81,13 @@ class ResultSet:
     def _place(self, config: RunConfig) -> tuple[str, str]:
         """Return the profile and track under which tables show a run."""
         task = without_folder(config.task)
-        names = self.naming.recipes.get((config.profile, task), []) if config.track == "matched" else []
+        names = self._recipes.get((config.profile, task), []) if config.track == "matched" else []
         text = in_words(settings_of(config), names)
         return (f"{config.profile} [{text}]" if text else config.profile), config.track
+
+    @functools.cached_property
+    def _recipes(self) -> dict[tuple[str, str], list[str]]:
+        return differing_recipes(self._run_configs())
 
     def configs(self) -> list[RunConfig]:
         """List the configurations of all records, attempts and measurements."""
@@ -144,7 +159,10 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
 
     Raises:
         UsageError: A folder does not exist.
+        StoreError: One cannot be listed, or a file went away or was replaced meanwhile: the numbers would be those of
+            no moment.
     """
+    there = _files(folders)
     records: dict[str, RunRecord] = {}
     stores: dict[str, Store] = {}
     problems: list[str] = []
@@ -189,6 +207,10 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
             else:
                 measurements.setdefault(canonical_json(measurement.model_dump()), measurement)
     runs: list[RunRecord | AttemptedRun] = [*records.values(), *attempts.values()]
+    now = _files(folders)
+    for path, identity in there.items():
+        if now.get(path) != identity:
+            raise StoreError(f"{path}: changed while the store was read; run the command again")
     return ResultSet(
         records=records,
         stores=stores,
@@ -199,6 +221,18 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
         naming=naming_of(runs, list(measurements.values())),
         full=tuple(each for each in [*runs, *measurements.values()] if each.config.variant.name == REFERENCE),
     )
+
+
+def _files(folders: Sequence[Path]) -> dict[Path, tuple[int, int]]:
+    """Return the files of records, notes of attempts and measurements in stores, with inode and time of each."""
+    found = {}
+    for folder in folders:
+        for pattern in ENTRIES.values():
+            for path in visible(folder, pattern, StoreError):
+                with reading(path, StoreError):
+                    state = path.lstat()
+                found[path] = (state.st_ino, state.st_mtime_ns)
+    return found
 
 
 def _last_attempt(folder: Path, problems: list[str]) -> AttemptedRun | None:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 PROBLEMS_SHOWN = 10
 DEFAULT_STORE = Path("lra-results")
-_ENTRIES = {"records": "results/*/*.json", "attempts": "attempts/*/*.json", "measurements": "bench/*.json"}
-
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -78,7 +76,7 @@ def load(selection: Selection) -> ResultSet:
     Raises:
         UsageError: No record fits the selection, or the store is empty.
     """
-    from .result_set import load_stores
+    from .result_set import ENTRIES, load_stores
 
     results = load_stores(selection.stores or (DEFAULT_STORE,))
     if results.problems:
@@ -90,7 +88,7 @@ def load(selection: Selection) -> ResultSet:
     if not results.configs():
         raise UsageError(f"the store holds no records yet{_below(selection.stores)}")
     for store in selection.stores:
-        held = [kind for kind, pattern in _ENTRIES.items() if visible(store, pattern, StoreError)]
+        held = [kind for kind, pattern in ENTRIES.items() if visible(store, pattern, StoreError)]
         if held in ([], ["measurements"]):
             echo(f"{store} holds no runs{', only measurements' if held else ''}{_below((store,))}", err=True)
     return select(results, selection)

@@ -178,7 +178,8 @@ def name_unused(profile: Profile, runs: Iterable[tuple[str, str]]) -> None:
         runs: Tasks and variants of the runs.
     """
     pairs = list(runs)
-    tasks = {without_folder(task) for task, _ in pairs} | {get_task(task).info.name for task in dict(pairs)}
+    written = set(map(without_folder, profile.tasks))
+    tasks = {name if (name := without_folder(task)) in written else get_task(task).info.name for task in dict(pairs)}
     variants = {without_folder(variant) for _, variant in pairs}
     named = [("tasks", name, tasks) for name in profile.tasks if not is_own(name) and name not in announced()]
     named += [("variants", name, variants) for name in profile.variants if ":" in name]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lra.config.labels import EXECUTION, NUMERICS, Row, differing, row_names, settings_of, told_apart, varying
+from lra.config.labels import EXECUTION, NUMERICS, Row, differing, in_words, row_names, settings_of, told_apart, varying
 from lra.config.schema import RunConfig, without_folder
 from lra.errors import StoreError
 from lra.reading import visible
@@ -26,7 +26,7 @@ COLUMNS = (
     "seed", "status", "accuracy",
     "correct", "total", "validation_accuracy", "selected_step", "steps", "batch_size", "layers", "parameters",
     "parameters_full", "flops", "examples_per_second", "tokens_per_second", "peak_bytes", "train_seconds", "device",
-    "backend", "continued", "finished_at", "settings", "column", "label",
+    "backend", "continued", "finished_at", "settings", "recipe", "column", "label",
 )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ class Naming:
     versions: Mapping[str, int]
     """Run id -> the numerics version that a row names."""
     recipes: Mapping[tuple[str, str], Sequence[str]]
-    """The settings in which runs of one profile and task differ on the matched track, where they should not."""
+    """By profile and task, see `differing_recipes`."""
 
 
 def naming_of(runs: Sequence[RunRecord | AttemptedRun], measurements: Sequence[BenchRecord] = ()) -> Naming:
@@ -143,11 +143,12 @@ def naming_of(runs: Sequence[RunRecord | AttemptedRun], measurements: Sequence[B
         data=data,
         differing=found,
         versions=versions,
-        recipes=_differing_recipes([run.config for run in runs]),
+        recipes=differing_recipes([run.config for run in runs]),
     )
 
 
-def _differing_recipes(configs: Iterable[RunConfig]) -> dict[tuple[str, str], list[str]]:
+def differing_recipes(configs: Iterable[RunConfig]) -> dict[tuple[str, str], list[str]]:
+    """Return the settings in which runs of one profile and task differ on the matched track, where they should not."""
     recipes: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for config in configs:
         if config.track == "matched":
@@ -179,11 +180,13 @@ def record_frame(
     Columns in percent: `accuracy`, `validation_accuracy`. What a run did not give is missing, never 0. `settings` holds
     everything else that can change the number, as one flat dict: `variant.rank`, `model.num_layers`, `train.lr` ...
 
-    `column` is the heading of the task in tables; different data of one task get different headings. `label` is the
-    name of the row: see `lra.config.labels`. One profile, track, label, heading and seed belong to one run, so a mean
-    over these never mixes different runs. `device` is the processor; where runs on one processor differ in their number
-    of threads or processes, in the versions or settings of torch and what is below it, or in the instructions that it
-    uses, it names these too, since a speed of 8 threads is no multiple of one of 1.
+    `recipe` has the settings in which runs of a profile on this task differ on the matched track, where they should
+    not; it is empty where there is one recipe. `column` is the heading of the task in tables; different data of one
+    task get different headings. `label` is the name of the row: see `lra.config.labels`. One profile, track, label,
+    heading and seed belong to one run, so a mean over these never mixes different runs. `device` is the processor;
+    where runs on one processor differ in their number of threads or processes, in the versions or settings of torch
+    and what is below it, or in the instructions that it uses, it names these too, since a speed of 8 threads is no
+    multiple of one of 1.
 
     Args:
         records: Of any profiles.
@@ -200,6 +203,8 @@ def record_frame(
     rows = [_record_row(record) | {"device": device} for record, device in zip(done, devices, strict=True)]
     rows += [_run_row(attempt) | {"status": attempt.status} for attempt in lost]
     for row, run in zip(rows, runs, strict=True):
+        apart = naming.recipes.get((run.config.profile, _task(run)), []) if run.config.track == "matched" else []
+        row["recipe"] = in_words(row["settings"], apart)
         row["settings"][NUMERICS] = naming.versions[run.run_id]
         row["variant_title"] = naming.titles[_variant(run), run.config.variant.origin]
         row["title"] = naming.task_titles[_task(run), run.task_title]

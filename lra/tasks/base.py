@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from lra.atomic_io import scratch_folder
 from lra.config.schema import ADDED_LATER
@@ -41,6 +41,23 @@ class TaskOptions(BaseModel):
     """Which dataset variant of a task: the `data` section of a profile. Exact types, no unknown keys, no changes."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    @model_validator(mode="after")
+    def _in_one_form(self) -> Self:
+        """Write equal values of one option as one, so that the data has one name and a run one id."""
+        for name, option in type(self).model_fields.items():
+            object.__setattr__(self, name, _number(option.annotation, getattr(self, name)))
+        return self
+
+
+def _number(hint: Any, value: Any) -> Any:
+    """Return a value, or those of a list or mapping, with integers as floats where the annotation has both."""
+    arguments = get_args(hint)
+    if get_origin(hint) is list:
+        return [_number(arguments[0], each) for each in value]
+    if get_origin(hint) is dict:
+        return {name: _number(arguments[1], each) for name, each in value.items()}
+    return float(value) if type(value) is int and {int, float} <= set(arguments) else value
 
 
 OptionsT = TypeVar("OptionsT", bound=TaskOptions)

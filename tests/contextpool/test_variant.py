@@ -230,6 +230,7 @@ def test_a_default_of_a_base_in_a_file_that_is_written_out_is_no_second_run(tmp_
         "from attention_zoo import SequenceMixer, VariantConfig, option\n"
         "@dataclass(frozen=True, kw_only=True)\nclass Config(VariantConfig):\n"
         "    widths: Sequence[int] = option((8, 16), '')\n    others: Any = option((1, (2, 3)), '')\n"
+        "    switch: Any = option((1, 2), '')\n"
         "class A(SequenceMixer):\n"
         "    def __init__(self, config: Config, dims):\n        super().__init__(config, dims)\n"
         "    def forward(self, x, mask=None):\n        return x\n"
@@ -238,3 +239,18 @@ def test_a_default_of_a_base_in_a_file_that_is_written_out_is_no_second_run(tmp_
     written = {"widths": [8, 16], "others": [1, [2, 3]]}
     found = [config.from_dict({"base": f"{tmp_path}/my.py:A", "base_options": given}) for given in ({}, written)]
     assert [each.to_dict()["base_options"] for each in found] == [{}, {}]
+    for other in ([True, 2], {"a": True}):  # True equals 1 in Python
+        options = config.from_dict({"base": f"{tmp_path}/my.py:A", "base_options": {"switch": other}}).to_dict()
+        assert repr(options["base_options"]) == repr({"switch": other})
+
+
+def test_an_option_of_a_base_that_is_called_rotary_and_is_no_switch_keeps_its_value(tmp_path):
+    (tmp_path / "my.py").write_text(
+        "from torch import nn\nclass A(nn.Identity):\n    def __init__(self, dim, rotary=None):\n"
+        "        super().__init__()\n"
+    )
+    config = get_variant("contextpool").config
+    found = config.from_dict({"base": f"{tmp_path}/my.py:A", "base_options": {"rotary": 32}})
+    assert (found.rotary, found.base_options) == (False, {"rotary": 32})
+    with pytest.raises(OptionError, match="has no rotary positions"):
+        config.from_dict({"base": f"{tmp_path}/my.py:A", "rotary": True})

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from lra.config.schema import VariantChoice
-from lra.errors import DamagedFileError
+from lra.errors import DamagedFileError, StoreError
 from lra.results import load
 from lra.results.dataframe import record_frame
 from lra.results.records import Store
-from reports import html_page
+from reports import html_page, result_set
 from reports.result_set import load_stores
 from reports.tables import accuracy, head_to_head
 from tests.reports.synthetic import add_attempt, add_run, cell_config
@@ -166,8 +166,14 @@ def test_recipes_of_one_profile_that_differ_never_share_a_table(tmp_path, monkey
     tables = [accuracy(results, *place) for place in results.profiles()]
     assert [table.cells.iloc[0].tolist() for table in tables] == [["50.00 (1)"], ["40.00 (1)"], ["90.00 (1)"]]
     assert "profile mine [lr=0.5], matched track" in tables[2].caption
-    alone = results.filter(lambda config: config.train.lr == 0.5)  # a recipe has its name whatever is selected
-    assert alone.profiles() == [("mine [lr=0.5]", "matched")]
+    alone = results.filter(
+        lambda config: config.train.lr == 0.5
+    )  # a selection of one recipe has one table, and says so
+    assert alone.profiles() == [("mine", "matched")]
+    note = "ListOps with lr=0.5: the stores also hold runs of profile mine with another recipe there."
+    assert note in accuracy(alone, "mine", "matched").notes
+    text = results.filter(lambda config: config.task == "text")
+    assert "another recipe" not in " ".join(accuracy(text, "mine", "matched").notes)
     monkeypatch.setattr(html_page, "all_figures", lambda results: [])  # the text of the page is wanted, quickly
     page = html_page.page(results, "a command")
     assert all(f"<td>mine [lr={lr}], matched</td>" in page for lr in (0.001, 0.5))  # also in the list of runs
@@ -235,3 +241,29 @@ def test_a_run_that_was_executed_in_two_stores_is_named_since_one_cost_is_shown(
         add_run(tmp_path / folder, 400, speed=speed)
     problems = load_stores([tmp_path / folder for folder in "abc"]).problems
     assert ["executed apart from the one in" in problem and "/b/" in problem for problem in problems] == [True]
+
+
+@pytest.mark.parametrize("swapped", [True, False])
+def test_stores_that_change_while_they_are_read_give_no_numbers(tmp_path, monkeypatch, swapped):
+    """A store that is replaced, or a run that moves from one store to another: it would be in no listing."""
+    near, far = tmp_path / "near", tmp_path / "far"
+    moved = Store(far).record_path(add_run(far, 410, seed=1).run_id)
+    add_run(near, 400)
+    add_attempt(near, "oom", seed=2)
+    listed = result_set.conflicts
+
+    def change(folder):
+        if folder == near and swapped:
+            near.rename(tmp_path / "old")
+            far.rename(near)
+        elif folder == near:
+            target = near / moved.relative_to(far)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            moved.rename(target)
+        return listed(folder)
+
+    stores = [near] if swapped else [near, far]
+    assert len(load_stores(stores).records) == len(stores)
+    monkeypatch.setattr(result_set, "conflicts", change)
+    with pytest.raises(StoreError, match=r"\.json: changed while the store was read; run the command again$"):
+        load_stores(stores)

@@ -20,8 +20,14 @@ def test_another_value_of_what_decides_is_told(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "OMP_DYNAMIC", "TORCHINDUCTOR_USE_FAST_MATH", "TORCH_COMPILE_DEFAULT"]
-)
+    "name",
+    [
+        "MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "OMP_DYNAMIC", "TORCHINDUCTOR_USE_FAST_MATH", "TORCH_COMPILE_DEFAULT",
+        "TORCH_LINEAR_FLATTEN_3D", "TORCH_BLAS_PREFER_CUBLASLT", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS",
+        "TORCHINDUCTOR_PROLOGUE_FUSION", "TORCHINDUCTOR_CPP_GEMM_CACHE_BLOCKING",
+        "TORCHINDUCTOR_COORDINATE_DESCENT_CHECK_ALL_DIRECTIONS",
+    ],
+)  # fmt: skip
 def test_settings_of_the_libraries_below_torch_decide_in_both_directions(name, monkeypatch):
     before = decisive(HERE)
     monkeypatch.setenv(name, "another")
@@ -32,7 +38,11 @@ def test_settings_of_the_libraries_below_torch_decide_in_both_directions(name, m
 
 
 def test_where_the_compiler_works_decides_nothing(monkeypatch):
-    for name in ("TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_FX_GRAPH_CACHE"):
+    for name in (
+        "TORCH_CUDNN_V8_API_DEBUG", "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS",
+        "TORCHINDUCTOR_FX_GRAPH_CACHE", "TORCHINDUCTOR_CACHE_DUMP_FILE_PATH", "TORCH_COMPILE_FORCE_DISABLE_CACHES",
+        "TORCHINDUCTOR_WORKER_LOGPATH",
+    ):  # fmt: skip
         monkeypatch.setenv(name, "/a/folder")
     assert describe_environment(torch.device("cpu"))["library_settings"] == HERE["library_settings"]
 

@@ -6,11 +6,13 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from pydantic import Field
 
 from attention_zoo import program
+from lra.config.profiles import load_profile, name_unused
 from lra.errors import DataError
 from lra.results.records import Store
-from lra.tasks import base, get_task, plugins
+from lra.tasks import GeneratedOptions, base, get_task, plugins
 from reports.cli import command as lra_report
 from runners.cli.data import main as lra_data
 from runners.cli.run import command as lra_run
@@ -382,3 +384,25 @@ def test_baselines_that_would_look_alike_are_refused(folder, name):
     done = run("--task", "my_task.py:Majority")
     assert done.exit_code == 3
     assert f"no baseline can be called {name!r}" in done.stderr
+
+
+def test_equal_numbers_are_one_value_of_an_option_of_a_task():
+    class Options(GeneratedOptions):
+        noise: int | float = 1
+        levels: list[int | float] = Field(default=[2])
+        shares: dict[str, int | float] = Field(default={"a": 3})
+        pair: tuple[int, float] = (4, 5.0)
+
+    ways = [{}, {"noise": 1, "levels": [2], "shares": {"a": 3}}, {"noise": 1.0, "levels": [2.0], "shares": {"a": 3.0}}]
+    written = {Options.model_validate(way).model_dump_json() for way in ways}
+    assert len(written) == 1
+    assert '"noise":1.0,"levels":[2.0],"shares":{"a":3.0},"pair":[4,5.0]' in written.pop()
+
+
+def test_of_two_names_of_one_task_in_a_profile_the_one_that_does_not_count_is_printed(folder, capsys):
+    shipped = load_profile("quick")
+    recipe = shipped.tasks["listops"]
+    for names, told in ((["majority"], ""), (["my_task.py:Majority", "majority"], "tasks.majority.\n")):
+        own = shipped.model_copy(update={"name": "mine", "tasks": dict.fromkeys(names, recipe)})
+        name_unused(own, [("my_task.py:Majority", "full")])
+        assert capsys.readouterr().err == (told and f"Profile mine: no run of this command has {told}")
