@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +30,9 @@ from lra.results.dataframe import (
 )
 from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt, read_note
 
-ENTRIES = {"records": "results/*/*.json", "attempts": "attempts/*/*.json", "measurements": "bench/*.json"}
-"""What a store holds, by the patterns of its files."""
+ENTRIES = {"attempts": "attempts/*/*.json", "records": "results/*/*.json", "measurements": "bench/*.json"}
+"""What a store holds, by the patterns of its files, in the order in which they are listed: a run that ends meanwhile
+writes its record first, so it has a record or nothing."""
 BASELINE_VARIANT = "mlp_only"
 """The variant that stands among the baselines of every table of accuracy for which the store has runs of it."""
 
@@ -162,7 +164,7 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
         StoreError: One cannot be listed, or a file went away or was replaced meanwhile: the numbers would be those of
             no moment.
     """
-    there = _files(folders)
+    there = _files(folders)  # what is added from here on is of another moment
     records: dict[str, RunRecord] = {}
     stores: dict[str, Store] = {}
     problems: list[str] = []
@@ -173,6 +175,8 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
         for entry in store.records():
             if isinstance(entry, StoreError):
                 problems.append(str(entry))
+                continue
+            if store.record_path(entry.run_id) not in there["records"]:
                 continue
             first = records.setdefault(entry.run_id, entry)
             stores.setdefault(entry.run_id, store)
@@ -189,13 +193,12 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
     finished = set(records)
     records = {record.run_id: record for record in without_older(records.values(), problems)}
     tried: dict[tuple[bytes, str, int], AttemptedRun] = {}
-    for folder in folders:
-        for notes in visible(folder, "attempts/*", StoreError):
-            attempt = None if notes.name in finished else _last_attempt(notes, problems)
-            if attempt is not None:
-                other = tried.setdefault(same_numbers(attempt), attempt)
-                if other.numerics_version < attempt.numerics_version:
-                    tried[same_numbers(attempt)] = attempt
+    for notes, files in itertools.groupby(there["attempts"], key=lambda file: file.parent):
+        attempt = None if notes.name in finished else _last_attempt(list(files), problems)
+        if attempt is not None:
+            other = tried.setdefault(same_numbers(attempt), attempt)
+            if other.numerics_version < attempt.numerics_version:
+                tried[same_numbers(attempt)] = attempt
     for record in records.values():
         tried.pop(same_numbers(record), None)
     attempts = {attempt.run_id: attempt for attempt in tried.values()}
@@ -208,9 +211,10 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
                 measurements.setdefault(canonical_json(measurement.model_dump()), measurement)
     runs: list[RunRecord | AttemptedRun] = [*records.values(), *attempts.values()]
     now = _files(folders)
-    for path, identity in there.items():
-        if now.get(path) != identity:
-            raise StoreError(f"{path}: changed while the store was read; run the command again")
+    for kind, files_of in there.items():
+        for path, identity in files_of.items():
+            if now[kind].get(path) != identity:
+                raise StoreError(f"{path}: changed while the store was read; run the command again")
     return ResultSet(
         records=records,
         stores=stores,
@@ -223,23 +227,20 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
     )
 
 
-def _files(folders: Sequence[Path]) -> dict[Path, tuple[int, int]]:
-    """Return the files of records, notes of attempts and measurements in stores, with inode and time of each."""
-    found = {}
-    for folder in folders:
-        for pattern in ENTRIES.values():
-            for path in visible(folder, pattern, StoreError):
-                with reading(path, StoreError):
-                    state = path.lstat()
-                found[path] = (state.st_ino, state.st_mtime_ns)
+def _files(folders: Sequence[Path]) -> dict[str, dict[Path, tuple[int, int]]]:
+    """Return the files of `ENTRIES` in stores, in order, with inode and time of each."""
+    found: dict[str, dict[Path, tuple[int, int]]] = {kind: {} for kind in ENTRIES}
+    for kind, pattern in ENTRIES.items():
+        for path in (path for folder in folders for path in visible(folder, pattern, StoreError)):
+            with reading(path, StoreError):
+                state = path.lstat()
+            found[kind][path] = (state.st_ino, state.st_mtime_ns)
     return found
 
 
-def _last_attempt(folder: Path, problems: list[str]) -> AttemptedRun | None:
+def _last_attempt(notes: Sequence[Path], problems: list[str]) -> AttemptedRun | None:
     """Read the newest note on a run; add it and all others to the problems that cannot be used."""
-    numbers = {path: path.name.partition("-")[0] for path in visible(folder, "*.json", StoreError)}
-    if not numbers:
-        return None
+    numbers = {path: path.name.partition("-")[0] for path in notes}
     *earlier, newest = sorted(numbers, key=lambda path: int(numbers[path]) if numbers[path].isdecimal() else 0)
     found = None
     for note in [*earlier, newest]:

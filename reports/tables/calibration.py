@@ -98,7 +98,7 @@ def calibration(results: ResultSet, first: str, second: str) -> Table:
         notes.append(f"Not paired, since the two sides have another program or other settings: {', '.join(apart)}.")
     notes += [f"Fewer than {FEWEST} common variants: {', '.join(left_out)}."] if left_out else []
     notes += [side.note for side in sides if side.note] + _unlike_data(frame)
-    parts = [part for _, part in frame.groupby(["profile", "track"])]  # each has seeds of its own
+    parts = [part for _, part in frame.groupby("side")]  # each has seeds of its own
     words = " and ".join(dict.fromkeys(map(seeds_in_words, parts)))
     title = f"Rank correlation of variants, {sides[0].title} and {sides[1].title}, {words}"
     warnings = list(dict.fromkeys(line for part in parts for line in preview(part)))

@@ -28,11 +28,11 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
     results = results.for_profile(profile, track)
     frame = results.frame()
     rows, scores, alone = [], [], list[str]()
-    frame["recipe"] = [_recipe(settings) for settings in frame["settings"]]
+    frame["conditions"] = [_recipe(settings) for settings in frame["settings"]]
     full = [run_id for run_id, record in results.records.items() if is_reference(record.config)]
     for (column, device, label), group in frame.dropna(subset=["parameters"]).groupby(["column", "device", "label"]):
         peers = frame[(frame["column"] == column) & (frame["device"] == device) & frame["run_id"].isin(full)]
-        base = peers[peers["recipe"] == group["recipe"].iloc[0]]
+        base = peers[peers["conditions"] == group["conditions"].iloc[0]]
         parameters, reference = int(group["parameters"].iloc[0]), group["parameters_full"].iloc[0]
         row = {"task": str(column), "variant": str(label), "device": str(device)}
         alone += [f"{label} on {column}"] if base.empty else []

@@ -243,6 +243,28 @@ def test_a_run_that_was_executed_in_two_stores_is_named_since_one_cost_is_shown(
     assert ["executed apart from the one in" in problem and "/b/" in problem for problem in problems] == [True]
 
 
+def test_a_run_that_ends_while_stores_are_read_is_not_among_the_lost(tmp_path, monkeypatch):
+    """Its note is written after its record, which was not there when the records were listed."""
+    add_run(tmp_path, 400)
+    add_attempt(tmp_path, "oom", seed=2)
+    listed, read = result_set.conflicts, Store.records
+
+    def end_a_run(folder):
+        add_run(tmp_path, 410, seed=1)
+        add_attempt(tmp_path, "ok", seed=1)
+        return listed(folder)
+
+    def end_another(store):
+        add_run(tmp_path, 420, seed=3)
+        return read(store)
+
+    monkeypatch.setattr(result_set, "conflicts", end_a_run)
+    monkeypatch.setattr(Store, "records", end_another)
+    results = load_stores([tmp_path])
+    assert [record.config.seed for record in results.records.values()] == [0]
+    assert [attempt.config.seed for attempt in results.attempts.values()] == [2]
+
+
 @pytest.mark.parametrize("swapped", [True, False])
 def test_stores_that_change_while_they_are_read_give_no_numbers(tmp_path, monkeypatch, swapped):
     """A store that is replaced, or a run that moves from one store to another: it would be in no listing."""

@@ -215,7 +215,7 @@ def test_each_profile_has_seeds_of_its_own(tmp_path):
         store(tmp_path, (500, 400, 300, 200), seed=seed)
     store(tmp_path, (500, 400, 300, 200), profile="modern", seed=5)
     table = calibration(load_stores([tmp_path]), "quick", "modern")
-    assert table.caption.endswith(", 1 seed and 2 seeds")
+    assert table.caption.endswith(", 2 seeds and 1 seed")
     assert table.notes[0] == "PREVIEW: one seed. No claim can rest on it."
 
 

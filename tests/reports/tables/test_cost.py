@@ -21,6 +21,7 @@ def test_cost_is_relative_to_full_of_the_same_recipe(tmp_path):
         assert (row["operations (MFLOPs)"], row["operations (x full)"]) == (f"{2 * layers}.0", "0.40")
     assert cells.loc["conv [num_layers=2]", ["operations (MFLOPs)", "operations (x full)"]].tolist() == ["-", "-"]
     assert "matrix products, convolutions and fused attention only" in notes_of(table)
+    assert "another recipe" not in notes_of(table)
 
 
 def test_a_variant_without_any_cost_is_named_with_the_reason(tmp_path):
