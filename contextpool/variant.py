@@ -127,8 +127,9 @@ class WrapperConfig(VariantConfig):
             raise OptionError(f"base_options of {self.base}: {error}") from error
 
     def _base_has_rotary(self) -> bool:
-        """Say whether the base has an option `rotary` that is on or off, and not of another kind."""
-        return get_type_hints(self.base_spec().config).get("rotary") is bool
+        """Say whether the base has an option `rotary` that is off unless it is set, and not of another kind."""
+        config = self.base_spec().config
+        return get_type_hints(config).get("rotary") is bool and config().to_dict()["rotary"] is False
 
     def _base_has_bias(self) -> bool:
         """Say whether the base has an option `bias` that is a position bias, and not of another kind."""

@@ -254,3 +254,7 @@ def test_an_option_of_a_base_that_is_called_rotary_and_is_no_switch_keeps_its_va
     assert (found.rotary, found.base_options) == (False, {"rotary": 32})
     with pytest.raises(OptionError, match="has no rotary positions"):
         config.from_dict({"base": f"{tmp_path}/my.py:A", "rotary": True})
+    (tmp_path / "on.py").write_text((tmp_path / "my.py").read_text().replace("rotary=None", "rotary=True"))
+    off = config.from_dict({"base": f"{tmp_path}/on.py:A", "base_options": {"rotary": False}})
+    assert (off.rotary, off.base_config().rotary) == (False, False)
+    assert config.from_dict({"base": f"{tmp_path}/on.py:A"}).base_config().rotary is True
