@@ -18,23 +18,25 @@ import torch
 
 LIBRARY_SETTINGS = (
     "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",
-    "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG",
-    "OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_MAX_ACTIVE_LEVELS", "MKL_DYNAMIC", "DISABLE_ADDMM_CUDA_LT",
+    "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_MAX_ACTIVE_LEVELS", "MKL_DYNAMIC",
+    "DISABLE_ADDMM_CUDA_LT",
 )  # fmt: skip
 """Environment variables by which the libraries below torch choose other instructions, or fewer threads than torch asks
 for, and so other last bits."""
-_OF_TORCH = re.compile(
+_BY_PATTERN = re.compile(
     r"(TORCHINDUCTOR|TORCH_COMPILE|TORCHDYNAMO|TORCH_(BLAS|CUDNN|LINALG|LINEAR|MKLDNN|ROCM))_"
     r"(?!.*(DEBUG|TRACE|WORKER|COMPILE_THREADS|_LOG|LOGGING|_DIR$|CACHE(S|_(DEFAULT|DUMP|WRITE|KEY|ALLOW).*)?$))"
+    r"|(CUBLAS|CUBLASLT|CUDNN)_(?!LOG)"
 )
 """Environment variables of torch's compiler, but for those that say where and how fast it works, and of what chooses
-kernels."""
+kernels, NVIDIA's libraries included: `CUBLASLT_WORKSPACE_SIZE` changes last bits."""
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Return plain values that describe software and hardware; no host name, no paths.
 
-    Of the environment variables, only those of `LIBRARY_SETTINGS` and of `_OF_TORCH` are named.
+    Of the environment variables, only those of `LIBRARY_SETTINGS` and of `_BY_PATTERN` are named.
     """
     return {
         "lra_harness": package_version(),
@@ -56,7 +58,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def _settings() -> list[str]:
-    return [*LIBRARY_SETTINGS, *sorted(filter(_OF_TORCH.match, os.environ))]
+    return [*LIBRARY_SETTINGS, *sorted(filter(_BY_PATTERN.match, os.environ))]
 
 
 def decisive(environment: Mapping[str, Any]) -> dict[str, Any]:
