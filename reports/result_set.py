@@ -31,8 +31,11 @@ from lra.results.dataframe import (
 from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt, read_note
 
 ENTRIES = {"attempts": "attempts/*/*.json", "records": "results/*/*.json", "measurements": "bench/*.json"}
-"""What a store holds, by the patterns of its files, in the order in which they are listed: a run that ends meanwhile
-writes its record first, so it has a record or nothing."""
+"""What a store holds, by the patterns of its files."""
+LISTINGS = 50
+"""How often stores are listed at most, until two listings are equal."""
+Listing = dict[str, dict[Path, tuple[int, int]]]
+"""For each kind of `ENTRIES` its files, in order, with inode and time."""
 BASELINE_VARIANT = "mlp_only"
 """The variant that stands among the baselines of every table of accuracy for which the store has runs of it."""
 
@@ -164,19 +167,15 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
         StoreError: One cannot be listed, or a file went away or was replaced meanwhile: the numbers would be those of
             no moment.
     """
-    there = _files(folders)  # what is added from here on is of another moment
+    there = _settled(folders)  # what is added from here on is of another moment
     records: dict[str, RunRecord] = {}
     stores: dict[str, Store] = {}
     problems: list[str] = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise UsageError(f"no store at {folder}{suggest_path(folder, '*/') or '; --store names it'}")
+    for folder, files in there.items():
         store = Store(folder)
-        for entry in store.records():
+        for entry in store.records(files["records"]):
             if isinstance(entry, StoreError):
                 problems.append(str(entry))
-                continue
-            if store.record_path(entry.run_id) not in there["records"]:
                 continue
             first = records.setdefault(entry.run_id, entry)
             stores.setdefault(entry.run_id, store)
@@ -189,32 +188,40 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
                     f"{store.record_path(entry.run_id)}: executed apart from the one in {stores[entry.run_id].root}, "
                     "whose cost is shown"
                 )
-        problems += conflicts(folder)
+        problems += conflicts(files["records"])
     finished = set(records)
     records = {record.run_id: record for record in without_older(records.values(), problems)}
     tried: dict[tuple[bytes, str, int], AttemptedRun] = {}
-    for notes, files in itertools.groupby(there["attempts"], key=lambda file: file.parent):
-        attempt = None if notes.name in finished else _last_attempt(list(files), problems)
-        if attempt is not None:
-            other = tried.setdefault(same_numbers(attempt), attempt)
-            if other.numerics_version < attempt.numerics_version:
-                tried[same_numbers(attempt)] = attempt
+    tried_in: dict[tuple[bytes, str, int], Path] = {}
+    all_notes = (note for files in there.values() for note in files["attempts"])
+    for folder, notes in itertools.groupby(all_notes, key=lambda note: note.parent):
+        attempt = None if folder.name in finished else _last_attempt(list(notes), problems)
+        if attempt is None:
+            continue
+        numbers = same_numbers(attempt)
+        other, place = tried.setdefault(numbers, attempt), tried_in.setdefault(numbers, folder)
+        if other.numerics_version < attempt.numerics_version:
+            tried[numbers], tried_in[numbers] = attempt, folder
+        if other.status != attempt.status:
+            shown, left_out = (tried_in[numbers], place) if place != tried_in[numbers] else (place, folder)
+            problems.append(f"{left_out}: another end of the run than in {shown}, which is shown")
     for record in records.values():
         tried.pop(same_numbers(record), None)
     attempts = {attempt.run_id: attempt for attempt in tried.values()}
     measurements: dict[bytes, BenchRecord] = {}  # by their whole content: of one setting there may be several
-    for folder in folders:
-        for measurement in bench_records(folder):
+    for folder, files in there.items():
+        for measurement in bench_records(folder, files["measurements"]):
             if isinstance(measurement, StoreError):
                 problems.append(str(measurement))
             else:
                 measurements.setdefault(canonical_json(measurement.model_dump()), measurement)
     runs: list[RunRecord | AttemptedRun] = [*records.values(), *attempts.values()]
-    now = _files(folders)
-    for kind, files_of in there.items():
-        for path, identity in files_of.items():
-            if now[kind].get(path) != identity:
-                raise StoreError(f"{path}: changed while the store was read; run the command again")
+    for folder, files in there.items():
+        now = _listing(folder)
+        for kind, states in files.items():
+            for path, state in states.items():
+                if now[kind].get(path) != state:
+                    raise StoreError(f"{path}: changed while the store was read; run the command again")
     return ResultSet(
         records=records,
         stores=stores,
@@ -227,11 +234,23 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
     )
 
 
-def _files(folders: Sequence[Path]) -> dict[str, dict[Path, tuple[int, int]]]:
-    """Return the files of `ENTRIES` in stores, in order, with inode and time of each."""
-    found: dict[str, dict[Path, tuple[int, int]]] = {kind: {} for kind in ENTRIES}
+def _settled(folders: Sequence[Path]) -> dict[Path, Listing]:
+    """List stores until nothing has changed since the listing before, so that it is of one moment."""
+    there = {folder: _listing(folder) for folder in folders}
+    for _ in range(LISTINGS):
+        before, there = there, {folder: _listing(folder) for folder in folders}
+        if there == before:
+            return there
+    raise StoreError(f"{', '.join(map(str, folders))}: changes faster than it can be listed; run the command again")
+
+
+def _listing(folder: Path) -> Listing:
+    if not folder.is_dir():
+        raise UsageError(f"no store at {folder}{suggest_path(folder, '*/') or '; --store names it'}")
+    found: Listing = {}
     for kind, pattern in ENTRIES.items():
-        for path in (path for folder in folders for path in visible(folder, pattern, StoreError)):
+        found[kind] = {}
+        for path in visible(folder, pattern, StoreError):
             with reading(path, StoreError):
                 state = path.lstat()
             found[kind][path] = (state.st_ino, state.st_mtime_ns)

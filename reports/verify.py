@@ -19,7 +19,7 @@ from lra.errors import StoreError, UsageError
 from lra.measure.model_size import flops_of_example, parameters_of
 from lra.models.downsamplers import is_own as is_own_layer
 from lra.reading import visible
-from lra.results.records import RunRecord, Store
+from lra.results.records import RunRecord, Store, is_conflict
 from lra.results.upgrades import title_from_name
 from lra.tasks import get_task, info_of
 from lra.tasks import is_own as is_own_task
@@ -95,9 +95,7 @@ def records_below(paths: Iterable[Path]) -> Iterator[Path]:
     """
     for path in paths:
         if path.is_dir():
-            found = [
-                each for each in visible(path / "results", "*/*.json", StoreError) if ".conflict-" not in each.name
-            ]
+            found = [each for each in visible(path / "results", "*/*.json", StoreError) if not is_conflict(each)]
             if not found:
                 raise UsageError(f"{path} has no records: expected {path / 'results'}/ab/<run id>.json")
             yield from found

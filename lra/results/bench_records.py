@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -235,9 +235,14 @@ def upgrade_bench_record(body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-def bench_records(store: Path) -> Iterator[BenchRecord | StoreError]:
-    """Yield every measurement of a store; a damaged or foreign file comes as the error that says so."""
-    for path in visible(store / "bench", "*.json", StoreError):
+def bench_records(store: Path, files: Iterable[Path] | None = None) -> Iterator[BenchRecord | StoreError]:
+    """Yield every measurement of a store; a damaged or foreign file comes as the error that says so.
+
+    Args:
+        store: The folder.
+        files: Those of a listing of it; None lists it.
+    """
+    for path in visible(store / "bench", "*.json", StoreError) if files is None else files:
         try:
             yield read_bench_record(path)
         except StoreError as error:

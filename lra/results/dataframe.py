@@ -14,7 +14,7 @@ from lra.config.labels import EXECUTION, NUMERICS, Row, differing, in_words, row
 from lra.config.schema import RunConfig, without_folder
 from lra.errors import StoreError
 from lra.reading import visible
-from lra.results.records import EARLIER, AttemptedRun, RunRecord, Store
+from lra.results.records import EARLIER, AttemptedRun, RunRecord, Store, is_conflict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,19 +61,17 @@ def load(folder: Path | str) -> pd.DataFrame:
     root = Path(folder)
     if not root.is_dir():
         raise StoreError(f"no store at {root}")
-    entries = list(Store(root).records())
-    problems = [str(entry) for entry in entries if isinstance(entry, StoreError)] + conflicts(root)
+    files = visible(root, "results/*/*.json", StoreError)
+    entries = list(Store(root).records(files))
+    problems = [str(entry) for entry in entries if isinstance(entry, StoreError)] + conflicts(files)
     frame = record_frame(without_older([entry for entry in entries if isinstance(entry, RunRecord)], problems))
     frame.attrs["problems"] = problems
     return frame
 
 
-def conflicts(folder: Path) -> list[str]:
+def conflicts(files: Iterable[Path]) -> list[str]:
     """Name the second outcomes of runs in a store, which repetitions left beside the first ones, one line each."""
-    return [
-        f"{path}: another outcome of the same run"
-        for path in visible(folder, "results/*/*.conflict-*.json", StoreError)
-    ]
+    return [f"{path}: another outcome of the same run" for path in files if is_conflict(path)]
 
 
 def same_numbers(run: RunRecord | AttemptedRun) -> tuple[bytes, str, int]:

@@ -1,5 +1,6 @@
 """Reading of several stores as one."""
 
+import itertools
 import shutil
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from lra.results.records import Store
 from reports import html_page, result_set
 from reports.result_set import load_stores
 from reports.tables import accuracy, head_to_head
-from tests.reports.synthetic import add_attempt, add_run, cell_config
+from tests.reports.synthetic import add_attempt, add_measurement, add_run, cell_config
 
 PLACES = {"track": "open", "profile": "mini"}
 
@@ -249,20 +250,22 @@ def test_a_run_that_ends_while_stores_are_read_is_not_among_the_lost(tmp_path, m
     add_attempt(tmp_path, "oom", seed=2)
     listed, read = result_set.conflicts, Store.records
 
-    def end_a_run(folder):
+    def end_a_run(files):
         add_run(tmp_path, 410, seed=1)
         add_attempt(tmp_path, "ok", seed=1)
-        return listed(folder)
+        add_measurement(tmp_path, "full", 1024, seconds=0.1, mib=10)
+        return listed(files)
 
-    def end_another(store):
+    def end_another(store, files=None):
         add_run(tmp_path, 420, seed=3)
-        return read(store)
+        return read(store, files)
 
     monkeypatch.setattr(result_set, "conflicts", end_a_run)
     monkeypatch.setattr(Store, "records", end_another)
     results = load_stores([tmp_path])
     assert [record.config.seed for record in results.records.values()] == [0]
     assert [attempt.config.seed for attempt in results.attempts.values()] == [2]
+    assert results.measurements == ()
 
 
 @pytest.mark.parametrize("swapped", [True, False])
@@ -274,18 +277,60 @@ def test_stores_that_change_while_they_are_read_give_no_numbers(tmp_path, monkey
     add_attempt(near, "oom", seed=2)
     listed = result_set.conflicts
 
-    def change(folder):
-        if folder == near and swapped:
+    def change(files):
+        of_near = any(near in path.parents for path in files)
+        if of_near and swapped:
             near.rename(tmp_path / "old")
             far.rename(near)
-        elif folder == near:
+        elif of_near:
             target = near / moved.relative_to(far)
             target.parent.mkdir(parents=True, exist_ok=True)
             moved.rename(target)
-        return listed(folder)
+        return listed(files)
 
     stores = [near] if swapped else [near, far]
     assert len(load_stores(stores).records) == len(stores)
     monkeypatch.setattr(result_set, "conflicts", change)
     with pytest.raises(StoreError, match=r"\.json: changed while the store was read; run the command again$"):
         load_stores(stores)
+
+
+def test_a_report_is_of_a_moment_at_which_nothing_was_added(tmp_path, monkeypatch):
+    """A note of a lost run and then a record are written after the notes were listed and before the records are."""
+    add_run(tmp_path, 400)
+    listed, times = result_set.visible, itertools.count(1)
+
+    def write_meanwhile(folder, pattern, kind):
+        if pattern == result_set.ENTRIES["records"] and next(times) == 2:
+            add_attempt(tmp_path, "oom", seed=1)
+            add_run(tmp_path, 420, seed=2)
+        return listed(folder, pattern, kind)
+
+    monkeypatch.setattr(result_set, "visible", write_meanwhile)
+    results = load_stores([tmp_path])
+    assert sorted(record.config.seed for record in results.records.values()) == [0, 2]
+    assert [attempt.config.seed for attempt in results.attempts.values()] == [1]
+
+
+def test_stores_that_never_stand_still_give_no_numbers(tmp_path, monkeypatch):
+    add_run(tmp_path, 400)
+    listed, seeds = result_set.visible, itertools.count(1)
+
+    def write_meanwhile(folder, pattern, kind):
+        if pattern == result_set.ENTRIES["records"]:
+            add_attempt(tmp_path, "oom", seed=next(seeds))
+        return listed(folder, pattern, kind)
+
+    monkeypatch.setattr(result_set, "visible", write_meanwhile)
+    with pytest.raises(StoreError, match=r": changes faster than it can be listed; run the command again$"):
+        load_stores([tmp_path])
+
+
+def test_a_run_that_was_lost_in_two_stores_in_two_ways_is_named(tmp_path):
+    for folder, status in (("a", "timeout"), ("b", "oom"), ("c", "timeout")):
+        add_attempt(tmp_path / folder, status)
+    results = load_stores([tmp_path / folder for folder in "abc"])
+    assert [attempt.status for attempt in results.attempts.values()] == ["timeout"]
+    (problem,) = results.problems
+    assert problem.startswith(f"{tmp_path / 'b' / 'attempts'}/")
+    assert f" than in {tmp_path / 'a' / 'attempts'}/" in problem
