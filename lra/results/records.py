@@ -21,7 +21,7 @@ import math
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -211,6 +211,11 @@ class ConflictError(StoreError):
         self.number = number
 
 
+def is_conflict(path: Path) -> bool:
+    """Say whether a file of a store has the name of another outcome of a run."""
+    return ".conflict-" in path.name
+
+
 class Store:
     """A folder of results. Safe for several processes; nothing in it is overwritten.
 
@@ -282,7 +287,8 @@ class Store:
                 if create_exclusive(path, pack_envelope("record", record.model_dump())):
                     return record
             present, _ = self._read(path)
-            if all(getattr(present, said) == getattr(record, said) for said in ("status", "outcome", "pretrained")):
+            said = ("status", "detail", "outcome", "pretrained")  # `detail` says where a run diverged
+            if all(getattr(present, name) == getattr(record, name) for name in said):
                 return present
             number = 1  # also passed over if only the weights of an earlier one are left, or only its record
             while self.conflict_folder(record.run_id, number).exists() or not create_exclusive(
@@ -325,10 +331,14 @@ class Store:
             ):
                 number += 1
 
-    def records(self) -> Iterator[RunRecord | StoreError]:
-        """Yield every record; a damaged or foreign one comes as the error that says so."""
-        for path in visible(self.root / "results", "*/*.json", StoreError):
-            if ".conflict-" not in path.name:
+    def records(self, files: Iterable[Path] | None = None) -> Iterator[RunRecord | StoreError]:
+        """Yield every record; a damaged or foreign one comes as the error that says so.
+
+        Args:
+            files: Those of a listing of the store; None lists it.
+        """
+        for path in visible(self.root / "results", "*/*.json", StoreError) if files is None else files:
+            if not is_conflict(path):
                 try:
                     yield self._read(path)[0]
                 except StoreError as error:

@@ -96,6 +96,16 @@ def test_another_outcome_is_an_alarm_and_changes_nothing(tmp_path):
     assert read_record(store.record_path(CELL).with_suffix(".conflict-1.json")).outcome == outcome
 
 
+def test_a_run_that_diverged_elsewhere_has_another_outcome(tmp_path):
+    store, arrays = Store(tmp_path), {name: value for name, value in ARRAYS.items() if name != "test_correct"}
+    diverged = {"status": "diverged", "outcome": None, "detail": "the loss is not finite at step 9"}
+    first = store.publish(record(**diverged), arrays)
+    assert store.publish(record(**diverged), arrays) == first
+    with pytest.raises(StoreError, match="conflict-1"):
+        store.publish(record(**diverged | {"detail": "the loss is not finite at step 5"}), arrays)
+    assert list(store.records()) == [first]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
