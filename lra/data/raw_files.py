@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -80,33 +81,69 @@ def steady(files: Iterable[Path]) -> Iterator[dict[str, str]]:
         DataError: A file has changed by the end of the block, so that what was read may not be what was hashed.
     """
     listed = list(files)
-    digests = {file.name: file_digest(file) for file in listed}
-    yield digests
-    for file in listed:
+    with untouched(listed):
+        digests = {file.name: file_digest(file) for file in listed}
+        yield digests
+    for file in listed:  # a file that is written through a mapping may keep its time for a while
         if file_digest(file) != digests[file.name]:
-            raise DataError(f"{file}: changed while it was read; prepare the data again")
+            raise _changed(file)
 
 
 @contextlib.contextmanager
 def untouched(files: Iterable[Path]) -> Iterator[None]:
-    """Check that nobody writes files while a block reads them, where these are too many or too large to hash twice.
+    """Check that nobody writes files, or puts others in their places, while a block reads them.
+
+    Neither the size nor the time of a file tells that another one had its path for a while, nor that another folder
+    had. The time at which a file, a link or a folder got its name does (`st_ctime`).
 
     Raises:
-        DataError: By the end of the block, one has another size, time or inode.
+        DataError: By the end of the block, a file has another size, time or inode, or a link or folder above it was
+            put in place.
     """
-    before = {file: _state(file) for file in files}
+    before = {place: _state(place) for place in _places(files)}
     yield
-    for file, state in before.items():
-        if _state(file) != state:
-            raise DataError(f"{file}: changed while it was read; prepare the data again")
+    for place, state in before.items():
+        if _moved(state, _state(place)):
+            raise _changed(place)
 
 
-def _state(file: Path) -> tuple[int, ...] | None:
+def _places(files: Iterable[Path]) -> Iterator[Path]:
+    """Yield files, and the links and folders that lead to them."""
+    folders = set[Path]()
+    for file in files:
+        yield file
+        folders.add(file.parent)
+        if file.is_symlink():
+            target = file.resolve()
+            yield target
+            folders.add(target.parent)
+    for folder in folders:
+        for path in {folder.absolute(), folder.resolve()}:
+            yield from (path, *path.parents)
+
+
+def _moved(before: os.stat_result | None, now: os.stat_result | None) -> bool:
+    """Say whether something was written or put in place; what a folder holds besides may change."""
+    if before is None or now is None:
+        return before is not now
+    if stat.S_ISDIR(before.st_mode) and (before.st_dev, before.st_ino) == (now.st_dev, now.st_ino):
+        return before.st_ctime_ns != now.st_ctime_ns > now.st_mtime_ns  # a new entry sets both to the same time
+    return _identity(before) != _identity(now)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
+
+
+def _state(place: Path) -> os.stat_result | None:
     try:
-        status = file.stat()
+        return place.lstat()
     except OSError:
         return None  # who reads it says why
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def _changed(place: Path) -> DataError:
+    return DataError(f"{place}: changed while it was read; prepare the data again")
 
 
 def missing(task: str, what: str, home: Path) -> DataError:
