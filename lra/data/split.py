@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import os
 import weakref
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +26,8 @@ from lra.errors import DataError, refusals_as
 CHUNK_BYTES = 8 * 2**20
 """Read at a time while data is hashed."""
 ARRAYS = ("tokens", "offsets", "labels")
+KEY = os.urandom(16)
+"""Of this process's checksums. Nobody who writes to a file knows it, so none can keep a checksum."""
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
@@ -76,19 +77,26 @@ class Split:
         update(np.ascontiguousarray(self.tokens).data)
 
 
+def checksum(document: bytes | memoryview) -> int:
+    """Return 64 bits by which this process knows a document again."""
+    digest = hashlib.sha256(KEY)
+    digest.update(document)
+    return int.from_bytes(digest.digest()[:8], "little")
+
+
 class TokenFile:
     """The tokens of a split in their file, read document by document after all of them were hashed.
 
     Args:
         path: The file.
         split: The split as it was opened.
-        checksums: CRC-32 of each document, (documents,); None takes them when all are hashed for the first time.
+        checksums: `checksum` of each document, (documents,); None takes them when all are hashed for the first time.
 
     Raises:
         DataError: The file cannot be opened.
     """
 
-    def __init__(self, path: Path, split: Split, checksums: npt.NDArray[np.uint32] | None) -> None:
+    def __init__(self, path: Path, split: Split, checksums: npt.NDArray[np.uint64] | None) -> None:
         self.path, self._dtype = path, split.tokens.dtype
         with refusals_as(DataError, f"{path}"):
             self._descriptor = os.open(path, os.O_RDONLY)
@@ -104,7 +112,7 @@ class TokenFile:
             DataError: The file has become shorter, or is no longer what its checksums say.
         """
         start, count = 0, len(self._bounds) - 1
-        checksums = np.zeros(count, dtype=np.uint32)
+        checksums = np.zeros(count, dtype=np.uint64)
         while start < count:
             limit = self._bounds[start] + CHUNK_BYTES // self._dtype.itemsize
             stop = max(start + 1, int(np.searchsorted(self._bounds, limit, side="right")) - 1)
@@ -112,7 +120,7 @@ class TokenFile:
             update(content)
             ends = ((self._bounds[start : stop + 1] - self._bounds[start]) * self._dtype.itemsize).tolist()
             view = memoryview(content)
-            checksums[start:stop] = [zlib.crc32(view[first:last]) for first, last in itertools.pairwise(ends)]
+            checksums[start:stop] = [checksum(view[first:last]) for first, last in itertools.pairwise(ends)]
             start = stop
         if self._checksums is None:
             self._checksums = checksums
@@ -127,7 +135,7 @@ class TokenFile:
         """
         content = self._read(position, position + 1)
         assert self._checksums is not None  # all was hashed before
-        if zlib.crc32(content) != self._checksums[position]:
+        if checksum(content) != self._checksums[position]:
             raise DataError(f"{self.path}: changed while a run was reading it; the run has no number")
         return np.frombuffer(content, dtype=self._dtype)
 
@@ -180,13 +188,13 @@ def content_digest(splits: Mapping[SplitName, Split]) -> str:
     return digest.hexdigest()
 
 
-def on_disk(split: Split, file: Path, checksums: npt.NDArray[np.uint32] | None = None) -> VerifiedSplit:
+def on_disk(split: Split, file: Path, checksums: npt.NDArray[np.uint64] | None = None) -> VerifiedSplit:
     """Return a split whose tokens are read from a file, document by document; all are hashed before the first is read.
 
     Args:
         split: The split as it was opened.
         file: Holds its tokens.
-        checksums: CRC-32 of each document, where they are known; the file has to agree when it is hashed.
+        checksums: `checksum` of each document, where they are known; the file has to agree when it is hashed.
 
     Raises:
         DataError: The file cannot be opened.
@@ -222,7 +230,7 @@ def write_split(file: Path, examples: Iterable[tuple[int, Sequence[bytes]]], *, 
             for document in documents:
                 handle.write(document)
                 lengths.append(len(document))
-                checksums.append(zlib.crc32(document))
+                checksums.append(checksum(document))
         total = handle.tell() - start
         handle.seek(0)
         _write_header(handle, total)  # NumPy pads headers so that another length fits
@@ -235,7 +243,7 @@ def write_split(file: Path, examples: Iterable[tuple[int, Sequence[bytes]]], *, 
             token_offset=token_offset,
         ),
         file,
-        np.array(checksums, dtype=np.uint32),
+        np.array(checksums, dtype=np.uint64),
     )
 
 

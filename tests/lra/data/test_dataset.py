@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -383,3 +384,17 @@ def test_documents_are_hashed_in_pieces_of_any_size(folder, monkeypatch):
         for name, split in make_splits().items():
             for index in range(len(split)):
                 np.testing.assert_array_equal(data.split(name).tokens_of(index), split.tokens_of(index))
+
+
+def test_a_document_that_keeps_its_crc_is_not_the_one_that_was_hashed(tmp_path):
+    """CRC-32 is linear: what is added may be a multiple of its polynomial."""
+    document = bytes(range(1, 20))
+    split = write_split(tmp_path / "tokens.npy", [(1, [document])], token_offset=0)
+    split.hash_tokens(lambda _: None)
+    polynomial = int(f"{0x104C11DB7:033b}"[::-1], 2).to_bytes(5, "little")  # bits of a byte come lowest first
+    forged = bytes(a ^ b for a, b in zip(document, polynomial.ljust(len(document), b"\0"), strict=True))
+    assert zlib.crc32(forged) == zlib.crc32(document)
+    file = tmp_path / "tokens.npy"
+    file.write_bytes(file.read_bytes().replace(document, forged))
+    with pytest.raises(DataError, match=r"tokens.npy: changed while a run was reading it"):
+        split.tokens_of(0)
