@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ MOSTLY = 0.5
 
 
 def found_in(split: Split, other: Split, *, cut: bool = False) -> npt.NDArray[np.bool_]:
-    """Say of each example of a split whether the other one has it: (examples,).
+    """Say of each example of a split whether the other one has it, a pair in either order: (examples,).
 
     Args:
         split: The examples.
@@ -32,11 +33,11 @@ def found_in(split: Split, other: Split, *, cut: bool = False) -> npt.NDArray[np
 
 
 def _keys(split: Split, limit: int | None) -> list[bytes]:
-    keys = []
-    for index in range(len(split)):
-        digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-        for document in range(split.documents):
-            tokens = split.tokens_of(index, document)[:limit].tobytes()
-            digest.update(len(tokens).to_bytes(8) + tokens)
-        keys.append(digest.digest())
-    return keys
+    return [
+        b"".join(sorted(_digest(split.tokens_of(index, document)[:limit]) for document in range(split.documents)))
+        for index in range(len(split))
+    ]
+
+
+def _digest(tokens: npt.NDArray[Any]) -> bytes:
+    return hashlib.blake2b(tokens.tobytes(), digest_size=DIGEST_BYTES).digest()

@@ -11,14 +11,16 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from lra.atomic_io import atomic_write, file_digest
+from lra.config.schema import canonical_json
 from lra.data.archives import LINE_LIMIT
 from lra.data.download import Remote, Transfer
 from lra.data.work_folder import sole_owner
@@ -52,8 +54,8 @@ class FileState(BaseModel):
     """Bytes of ours that hold these rows."""
     sha256: str | None = None
     """Of the whole file on the server; known if one command read all of it."""
-    kept_sha256: str | None = None
-    """Of our file; None in notes of earlier versions."""
+    kept_sha256: str = hashlib.sha256().hexdigest()
+    """Of our file."""
 
     @property
     def complete(self) -> bool:
@@ -95,7 +97,7 @@ class Fetched(BaseModel):
             )
         for name, state in self.files.items():
             kept = folder / f"{name}.gz"
-            if state.kept_sha256 not in (None, file_digest(kept)):
+            if state.kept_sha256 != file_digest(kept):
                 raise DataError(f"{kept}: has changed since it was fetched; remove {folder} and fetch again")
 
 
@@ -108,10 +110,12 @@ def read_state(folder: Path) -> Fetched | None:
     file = folder / STATE
     if not is_there(file):
         return None
-    try:
-        return Fetched.model_validate_json(read_file(file, STATE_LIMIT))
-    except ValidationError as error:
-        raise DataError(f"{file}: damaged; remove the folder and fetch again") from error
+    content = read_file(file, STATE_LIMIT)
+    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+        body = json.loads(content)
+        if body.pop("checksum", None) == hashlib.sha256(canonical_json(body)).hexdigest():
+            return Fetched.model_validate_json(canonical_json(body))
+    raise DataError(f"{file}: damaged; remove the folder and fetch again")
 
 
 def fetch_pairs(
@@ -149,7 +153,9 @@ def fetch_pairs(
 
 
 def _note(folder: Path, fetched: Fetched) -> None:
-    atomic_write(folder / STATE, fetched.model_dump_json(indent=2).encode())
+    body = fetched.model_dump()
+    content = body | {"checksum": hashlib.sha256(canonical_json(body)).hexdigest()}
+    atomic_write(folder / STATE, json.dumps(content, indent=2).encode())
 
 
 def _fetch_file(transfer: Transfer, kept: Path, fetched: Fetched, state: FileState | None) -> None:
@@ -163,7 +169,7 @@ def _fetch_file(transfer: Transfer, kept: Path, fetched: Fetched, state: FileSta
         handle.truncate(state.kept)
         handle.seek(0)
         ours = hashlib.file_digest(handle, "sha256")
-        if state.position and state.kept_sha256 not in (None, ours.hexdigest()):
+        if state.position and state.kept_sha256 != ours.hexdigest():
             raise DataError(f"{kept}: has changed since it was fetched; remove {kept.parent} and fetch again")
         for rows, read in _pieces(chunks, digest.update if digest else None):
             first = state.rows + 1

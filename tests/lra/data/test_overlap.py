@@ -21,6 +21,8 @@ def split(*documents, per_example=1):
         (split(b"a", b"bc", per_example=2), split(b"ab", b"c", per_example=2), {}, [False]),
         (split(b"a", b"bc", per_example=2), split(b"a", b"bc", per_example=2), {}, [True]),
         (split(b"a"), split(b"a", b"a", per_example=2), {}, [False]),
+        (split(b"a", b"bc", per_example=2), split(b"bc", b"a", per_example=2), {}, [True]),
+        (split(b"a", b"a", b"a", b"b", per_example=2), split(b"b", b"a", per_example=2), {}, [False, True]),
     ],
 )
 def test_examples_are_compared_whole_or_up_to_the_shorter_form(ours, theirs, options, found):

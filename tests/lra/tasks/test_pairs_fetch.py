@@ -350,3 +350,27 @@ def test_a_fetch_goes_on_only_with_what_it_kept(lra_data, home, server):
     file.write_bytes(content)
     server.behaviours = ["good"]
     assert "has changed since it was fetched" in refused(lra_data)
+
+
+@pytest.mark.parametrize("field", ["first_bytes", "sha256", "kept_sha256", "checksum"])
+def test_a_note_of_a_fetch_that_was_changed_is_not_believed(lra_data, home, server, field):
+    assert lra_data("fetch", "retrieval").exit_code == 0
+    note = home / "sources" / "new_aan_pairs-first-4000" / "fetched.json"
+    content = json.loads(note.read_text())
+    holder = content if field in content else content["files"][TRAIN]
+    holder[field] = 6000 if field == "first_bytes" else "0" * 64
+    note.write_text(json.dumps(content))
+    done = lra_data("prepare", "retrieval", "--set", "max_length=5000")
+    assert done.exit_code == 3
+    assert done.stderr == f"Error: {note}: damaged; remove the folder and fetch again\n"
+
+
+def test_a_note_without_a_checksum_is_not_believed(lra_data, home, server):
+    assert lra_data("fetch", "retrieval").exit_code == 0
+    note = home / "sources" / "new_aan_pairs-first-4000" / "fetched.json"
+    content = json.loads(note.read_text())
+    del content["checksum"]
+    note.write_text(json.dumps(content))
+    assert lra_data("prepare", "retrieval", "--set", "max_length=9").stderr == (
+        f"Error: {note}: damaged; remove the folder and fetch again\n"
+    )
