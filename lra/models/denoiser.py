@@ -17,7 +17,7 @@ from lra.config.schema import RunConfig
 from lra.models.norms import normalise
 from lra.models.padding import hide_padding
 from lra.models.transformer import Classifier
-from lra.seeding import seed_torch
+from lra.seeding import seed_all
 from lra.tasks.base import TaskInfo
 
 CLOSE_LEVELS = 8
@@ -61,7 +61,7 @@ class Denoiser(nn.Module):
         self.zero_is_padding = config.data.get("legacy_zero_mask", False)
         self.normalisation = info.normalisation if config.pretrain.loss == "l1" else None
         self.model = model
-        seed_torch(config.seed, "init", "denoiser")
+        seed_all(config.seed, "init", "denoiser")
         self.hidden_vector = nn.Parameter(torch.empty(config.model.dim))
         nn.init.normal_(self.hidden_vector, std=config.model.embedding_std)
         self.decoder = nn.Linear(config.model.dim, info.vocab_size if self.normalisation is None else 1)

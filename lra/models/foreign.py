@@ -26,7 +26,7 @@ from attention_zoo.foreign import ForeignError
 from lra.config.schema import RunConfig
 from lra.data.batching import LENGTH_MULTIPLE
 from lra.models.padding import hide_padding
-from lra.seeding import seed_torch
+from lra.seeding import seed_all
 from lra.tasks.base import TaskInfo
 
 TRIAL_LENGTH = 3 * LENGTH_MULTIPLE
@@ -66,7 +66,7 @@ class ForeignModel(nn.Module):
         sizes = given_sizes(config, info, vocab_size, num_classes)
         self.width = sizes["num_classes"]
         arguments = arguments_of(spec, config.variant.typed.to_dict(), sizes)
-        seed_torch(config.seed, "init", "model")
+        seed_all(config.seed, "init", "model")
         try:
             self.inner = spec.program(**arguments)
         except ForeignError as error:
@@ -134,7 +134,7 @@ class ForeignModel(nn.Module):
         was_training = self.training
         self.eval()
         with torch.random.fork_rng():
-            seed_torch(0, "trial")
+            seed_all(0, "trial")
             tokens = torch.randint(1, self.info.vocab_size, shape, dtype=torch.int16).to(device)
             both = self._tried(tokens[..., :length])
             mask = torch.arange(padded, device=device).expand(shape) < length

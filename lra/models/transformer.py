@@ -19,7 +19,7 @@ from lra.models.convnet import ConvNet
 from lra.models.foreign import ForeignModel
 from lra.models.norms import build_norm, normalise
 from lra.models.padding import hide_padding
-from lra.seeding import seed_torch
+from lra.seeding import seed_all
 from lra.tasks import info_of
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -235,10 +235,10 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
     if model.family == "foreign":
         head = None
         if info.paired:
-            seed_torch(config.seed, "init", "head")
+            seed_all(config.seed, "init", "head")
             head = Head(model.model_copy(update={"pooling": "first"}), num_classes, paired=True)
         return ForeignModel(spec, config, info, vocab_size, num_classes, head)
-    seed_torch(config.seed, "init", "embedding")
+    seed_all(config.seed, "init", "embedding")
     if info.normalisation is None:
         tokens: TokenTable | LinearInput = TokenTable(
             model.embedding_rows or vocab_size, model.dim, model.embedding_std
@@ -249,17 +249,17 @@ def build_model(config: RunConfig, vocab_size: int, num_classes: int) -> Classif
     if model.family == "convnet":
         if info.grid is None:
             raise ValueError(f"task {info.name!r} has no images for a convnet")
-        seed_torch(config.seed, "init", "convnet")
+        seed_all(config.seed, "init", "convnet")
         activation = _ACTIVATIONS[model.activation]
         return ConvNet(model, tokens, info.grid, num_classes, activation, zero_is_padding=zero_is_padding)
     embedding = Embedding(model, tokens, zero_is_padding=zero_is_padding)
     blocks = []
     for layer in range(model.num_layers):
-        seed_torch(config.seed, "init", "mixer", layer)
+        seed_all(config.seed, "init", "mixer", layer)
         mixer = spec.build(config.variant.typed, layer_dims(config, layer))
-        seed_torch(config.seed, "init", "block", layer)
+        seed_all(config.seed, "init", "block", layer)
         blocks.append(Block(model, mixer))
-    seed_torch(config.seed, "init", "head")
+    seed_all(config.seed, "init", "head")
     return Classifier(embedding, blocks, Head(model, num_classes, paired=info.paired))
 
 

@@ -17,7 +17,7 @@ from lra.errors import UsageError
 from lra.measure.model_size import parameters_of
 from lra.models.precision import autocast
 from lra.models.transformer import build_model, mixers
-from lra.seeding import seed_torch
+from lra.seeding import seed_all
 from lra.tasks import get_task, info_of
 
 from ..arithmetic import repeatable
@@ -93,7 +93,7 @@ class Workload:
         self.tokens = torch.randint(1, info.vocab_size, shape, generator=generator, dtype=torch.int16).to(device)
         self.labels = torch.randint(info.num_classes, (batch,), generator=generator).to(device)
         self.backend = ", ".join(dict.fromkeys(layer.resolved_backend(device) for layer in self.layers))
-        seed_torch(config.seed, "step", 0)
+        seed_all(config.seed, "step", 0)
 
     def step(self) -> None:
         """Make one training step, as `lra-run` does; the gradients stay until `clear` or the next step."""

@@ -22,7 +22,7 @@ from lra.models.denoiser import Denoised, Denoiser
 from lra.models.precision import autocast
 from lra.results.checkpoints import weights_digest
 from lra.schedules import learning_rate
-from lra.seeding import seed_torch
+from lra.seeding import seed_all
 
 from .distributed import RankInfo, Replica, all_reduce, all_reduce_or, communication
 from .evaluate import DivergedError
@@ -226,7 +226,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         parts = list(shard.parts(num_parts))
         for number, part in enumerate(parts):
-            seed_torch(seed, "step", step, ranks.rank * num_parts + number)  # numbered as one process would
+            seed_all(seed, "step", step, ranks.rank * num_parts + number)  # numbered as one process would
             share = len(part.labels) / len(shard.labels)
             # The processes exchange gradients once a step, in the backward pass of the last part.
             last_part = number + 1 == len(parts)

@@ -220,8 +220,8 @@ def break_it(monkeypatch, how):
         shard = Batch.shard
         monkeypatch.setattr(Batch, "shard", lambda batch, rank, size: shard(batch, 0, size))
     elif how == "all drop out the same":
-        seed_torch = loop.seed_torch
-        monkeypatch.setattr(loop, "seed_torch", lambda seed, *name: seed_torch(seed, *name[:2], 0))
+        seed_all = loop.seed_all
+        monkeypatch.setattr(loop, "seed_all", lambda seed, *name: seed_all(seed, *name[:2], 0))
     elif how == "gradients of the last part only":
         monkeypatch.setattr(Replica, "forward", forget_earlier_parts(Replica.forward))
 

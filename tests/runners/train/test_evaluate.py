@@ -1,11 +1,14 @@
 """Evaluation of a whole split, with models whose answers are known."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lra.data.split import Split
+from lra.seeding import seed_all
 from runners.train import evaluate as evaluate_module
 from runners.train.distributed import RankInfo
 from runners.train.evaluate import DivergedError, evaluate
@@ -84,3 +87,29 @@ def test_one_output_that_is_not_a_number_is_no_score(value):
     assert (examples.labels == 3).sum() == 1
     with pytest.raises(DivergedError, match="not finite"):
         score(Broken(), examples)
+
+
+class Guesser(nn.Module):
+    """Adds to what it has read what it draws from each of the three generators."""
+
+    def forward(self, tokens, mask=None):
+        noise = torch.rand(10) + random.random() + np.random.random()  # noqa: NPY002
+        return nn.functional.one_hot(tokens[:, 0].long(), 10).float() + noise
+
+
+def test_a_model_that_draws_when_it_is_evaluated_has_one_score():
+    found = []
+    for before in (0, 1):
+        seed_all(before, "something else")
+        found.append(score(Guesser(), split())[0])
+    assert found[0] == found[1]
+
+
+def test_all_generators_are_seeded_each_purpose_apart():
+    def drawn(*purpose):
+        seed_all(3, *purpose)
+        return torch.rand(()).item(), random.random(), np.random.random()  # noqa: NPY002
+
+    first, again, other = drawn("step", 1), drawn("step", 1), drawn("step", 2)
+    assert first == again
+    assert all(a != b for a, b in zip(first, other, strict=True))

@@ -241,7 +241,7 @@ def test_a_repetition_with_another_outcome_leaves_the_kept_one_alone(data, tmp_p
     store = Store(tmp_path)
     folder = store.checkpoint_folder(first.run_id)
     before, record = files(folder), store.record_path(first.run_id).read_bytes()
-    monkeypatch.setattr("runners.train.loop.seed_torch", lambda *_: torch.manual_seed(1))  # an unsound repetition
+    monkeypatch.setattr("runners.train.loop.seed_all", lambda *_: torch.manual_seed(1))  # an unsound repetition
     monkeypatch.setattr(torch.optim.AdamW, "zero_grad", lambda self, **_: None)
     for number in (1, 2):
         with pytest.raises(ConflictError, match=f"kept as conflict-{number} beside it$"):

@@ -178,8 +178,8 @@ def test_places_are_hidden_anew_in_each_step_and_the_same_when_the_run_is_repeat
 
 def test_places_that_are_the_same_in_each_step_are_told_apart(data, tmp_path, monkeypatch):
     """The broken twin: a seed without the step."""
-    real = loop.seed_torch
-    monkeypatch.setattr(loop, "seed_torch", lambda seed, purpose, step, part: real(seed, purpose, 0, part))
+    real = loop.seed_all
+    monkeypatch.setattr(loop, "seed_all", lambda seed, purpose, step, part: real(seed, purpose, 0, part))
     same = hidden_in_training(tiny(**SHARE, **FIXED), data, tmp_path, monkeypatch)
     assert same[0] == same[1] == same[2]
 
