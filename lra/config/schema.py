@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
@@ -24,6 +24,8 @@ Track = Literal["matched", "open"]
 Precision = Literal["float32", "bfloat16"]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Options = Annotated[dict[str, Any], AfterValidator(lambda options: {name: in_order(options[name]) for name in options})]
+"""Options by name. What is built from one that is a mapping gets its keys in the order in which they are hashed."""
 Undecayed = Literal["biases", "embeddings", "norms", "state_space"]
 
 VARIANT_POSITIONS: dict[str, tuple[str, Any]] = {
@@ -38,9 +40,6 @@ NUMERICS_VERSION = 2
 
 CHANGED_IN_2 = frozenset({"block_topk", "gated_linear", "h_transformer_1d", "lion", "reformer", "sparse"})
 """Variants of which numerics version 2 changed the order of sums. All others it changed in their dropout only."""
-
-WRAPPERS = frozenset({"contextpool", "contextpool_conv_only"})
-"""Variants of this project that have another one as their base, in the options `base` and `base_options`."""
 
 ADDED_LATER: dict[str, Any] = {
     "task_origin": "",
@@ -239,7 +238,7 @@ class VariantChoice(Section):
     """A variant and all its options, defaults included."""
 
     name: str
-    options: dict[str, Any]
+    options: Options
     origin: str = ""
     """Program of a third party's variant: distribution, version and digest of the source. Empty for our own variants.
     """
@@ -256,9 +255,11 @@ class VariantChoice(Section):
         Raises:
             RegistrationError: The source of a third party's variant cannot be found.
         """
-        from attention_zoo.registry import program_origin  # here, since it imports torch, which --help does without
+        from attention_zoo.registry import normalise, program_origin  # here: torch, which --help does without
 
-        return cls(name=name, options=typed.to_dict(), origin=program_origin(name, typed, sizes))
+        inner = {spelt: normalise(spelt) for spelt in typed.inner_variants()}
+        options = map_texts(typed.to_dict(), lambda text: inner.get(text, text))
+        return cls(name=name, options=options, origin=program_origin(name, typed, sizes))
 
     def __getstate__(self) -> dict[Any, Any]:
         """Leave out `typed`, whose class another process may have to make anew."""
@@ -285,7 +286,7 @@ class RunConfig(Section):
     """Program of a third party's task, like the origin of a variant; filled in, never set. Empty for our own tasks."""
     profile: str
     track: Track
-    data: dict[str, Any]
+    data: Options
     """The task's own options, defaults included."""
     variant: VariantChoice
     model: ModelConfig
@@ -323,9 +324,7 @@ class RunConfig(Section):
         values = self.model_dump()
         # What is named by its file is identified by its content, wherever the file is.
         values["variant"]["name"] = without_folder(self.variant.name)
-        if self.variant.name in WRAPPERS:
-            for holder in _wrappers(values["variant"]["options"]):
-                holder["base"] = without_folder(holder["base"])
+        values["variant"]["options"] = map_texts(values["variant"]["options"], without_folder)
         values["task"] = without_folder(self.task)
         sections = {"": values, "model": values["model"], "train": values["train"]}
         sections |= {f"data.{self.task}": values["data"], f"variant.{self.variant.name}": values["variant"]["options"]}
@@ -377,6 +376,15 @@ def _wrappers(options: dict[str, Any]) -> Iterator[dict[str, Any]]:
         options = options.get("base_options") or {}
 
 
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a plain value with every text in it changed, keys of mappings excepted."""
+    if isinstance(value, Mapping):
+        return {name: map_texts(inner, change) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [map_texts(inner, change) for inner in value]
+    return change(value) if isinstance(value, str) else value
+
+
 def plain(value: Any) -> Any:
     """Return plain values in the one form that is hashed: 0.0 for -0.0, and lists for tuples."""
     if isinstance(value, float):
@@ -384,6 +392,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: plain(inner) for name, inner in value.items()}
     return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def in_order(value: Any) -> Any:
+    """Return a plain value with the keys of each mapping in the order of `canonical_json`."""
+    if isinstance(value, Mapping):
+        return {name: in_order(value[name]) for name in sorted(value, key=str)}
+    return [in_order(inner) for inner in value] if isinstance(value, list) else value
 
 
 def canonical_json(value: Any) -> bytes:

@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -40,24 +41,44 @@ PICKLE_OPTIONS = ("source", "max_length", "difficulty", "legacy_zero_mask")
 class TaskOptions(BaseModel):
     """Which dataset variant of a task: the `data` section of a profile. Exact types, no unknown keys, no changes."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", validate_default=True)
 
     @model_validator(mode="after")
     def _in_one_form(self) -> Self:
         """Write equal values of one option as one, so that the data has one name and a run one id."""
         for name, option in type(self).model_fields.items():
-            object.__setattr__(self, name, _number(option.annotation, getattr(self, name)))
+            object.__setattr__(self, name, _one_form(option.annotation, getattr(self, name)))
         return self
 
 
-def _number(hint: Any, value: Any) -> Any:
-    """Return a value, or those of a list or mapping, with integers as floats where the annotation has both."""
-    arguments = get_args(hint)
-    if get_origin(hint) is list:
-        return [_number(arguments[0], each) for each in value]
-    if get_origin(hint) is dict:
-        return {name: _number(arguments[1], each) for name, each in value.items()}
-    return float(value) if type(value) is int and {int, float} <= set(arguments) else value
+def _one_form(hint: Any, value: Any) -> Any:
+    """Return a value as what is written out and read again: floats where both are meant, and keys in their order."""
+    if get_origin(hint) is Annotated:
+        return _one_form(get_args(hint)[0], value)
+    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if type(value) is int:
+        return float(value) if float in hints else value
+    if type(value) is float:
+        return value + 0.0  # 0.0 for -0.0
+    if isinstance(value, BaseModel):
+        fields = {name: field.annotation for name, field in type(value).model_fields.items()}
+        changed = {name: _one_form(inner, getattr(value, name)) for name, inner in fields.items()}
+        return value.model_copy(update=changed)
+    if isinstance(value, list | tuple | dict):
+        # Of several kinds, such as list[int] | list[float], the values that one of them writes as floats are floats.
+        for inner in (get_args(each) for each in hints if get_origin(each) is type(value)):
+            value = _within(value, inner)
+        return {name: value[name] for name in sorted(value, key=str)} if isinstance(value, dict) else value
+    return value
+
+
+def _within(value: Any, hints: Sequence[Any]) -> Any:
+    """Return a list, tuple or dict with its values in one form; hints are the arguments of its annotation."""
+    if isinstance(value, dict):
+        return {name: _one_form(hints[1], each) for name, each in value.items()}
+    if isinstance(value, list) or hints[1:] == (...,):
+        return type(value)(_one_form(hints[0], each) for each in value)
+    return tuple(_one_form(inner, each) for inner, each in zip(hints, value, strict=True))
 
 
 OptionsT = TypeVar("OptionsT", bound=TaskOptions)

@@ -435,3 +435,43 @@ def test_a_program_is_tried_at_the_sizes_of_the_run(tmp_path, monkeypatch):
         origins += [run_of(variant="sized.py:Mine", **{"model.dim": dim}).variant.origin for dim in (48, 64)]
     assert origins[0] != origins[2]
     assert origins[1] == origins[3]
+
+
+def test_a_mapping_has_its_keys_in_the_order_in_which_it_is_hashed():
+    """What is built from it would differ, and the id would not."""
+    orders = [{"parts": {"b": {"y": 1, "x": 2}, "a": 3}}, {"parts": {"a": 3, "b": {"x": 2, "y": 1}}}]
+    written = {str(schema.VariantChoice(name="mixer", options=options).options) for options in orders}
+    assert written == {"{'parts': {'a': 3, 'b': {'x': 2, 'y': 1}}}"}
+
+
+def test_a_variant_inside_another_is_the_same_run_however_it_is_written(tmp_path, monkeypatch):
+    source = """
+from dataclasses import dataclass
+from attention_zoo import SequenceMixer, VariantConfig, get_variant, option
+
+class Plain(SequenceMixer):
+    def __init__(self, config: VariantConfig, dims): super().__init__(config, dims)
+    def forward(self, x, mask=None): return x
+
+@dataclass(frozen=True)
+class Around(VariantConfig):
+    inner: str = option("full", "the other one")
+    def inner_variants(self): return {self.inner: get_variant(self.inner).config()}
+
+class Outer(SequenceMixer):
+    def __init__(self, config: Around, dims): super().__init__(config, dims)
+    def forward(self, x, mask=None): return x
+"""
+    (tmp_path / "around.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+
+    def key(inner):
+        overrides = {"variant.inner": inner}
+        return resolve(
+            task="listops", variant="around.py:Outer", profile=load_profile("quick"), seed=0, overrides=overrides
+        ).key()
+
+    assert key("full") == key("Full")
+    keys = {key(place) for place in ("around.py:Plain", "./around.py:Plain", str(tmp_path / "around.py:Plain"))}
+    assert len(keys) == 1
+    assert key("full") not in keys

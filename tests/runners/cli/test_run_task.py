@@ -3,10 +3,12 @@
 import json
 import re
 import sys
+from dataclasses import dataclass
+from typing import Annotated
 
 import pytest
 from click.testing import CliRunner
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from attention_zoo import program
 from lra.config.profiles import load_profile, name_unused
@@ -406,3 +408,51 @@ def test_of_two_names_of_one_task_in_a_profile_the_one_that_does_not_count_is_pr
         own = shipped.model_copy(update={"name": "mine", "tasks": dict.fromkeys(names, recipe)})
         name_unused(own, [("my_task.py:Majority", "full")])
         assert capsys.readouterr().err == (told and f"Profile mine: no run of this command has {told}")
+
+
+class Noise(BaseModel):
+    rate: float = 1
+    level: int | float = 0
+
+
+@dataclass
+class Place:
+    at: float = 1
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        [{}, {"rate": 1}, {"rate": 1.0}],
+        [{}, {"maybe": 1}, {"maybe": 1.0}],
+        [{}, {"several": [1, 2]}, {"several": [1.0, 2.0]}],
+        [{}, {"some": [1]}, {"some": [1.0]}],
+        [{}, {"pair": (1, 2)}, {"pair": (1.0, 2)}],
+        [{}, {"row": (1, 2, 3)}, {"row": (1.0, 2.0, 3)}],
+        [{}, {"either": [1]}, {"either": [1.0]}],
+        [{}, {"noise": {}}, {"noise": {"rate": 1, "level": 0}}, {"noise": {"rate": 1.0, "level": -0.0}}],
+        [{}, {"noises": [{}]}, {"noises": [{"rate": 1.0, "level": 0.0}]}],
+        [{}, {"place": Place()}, {"place": Place(at=1.0)}],
+        [{}, {"zero": 0}, {"zero": -0.0}],
+        [{}, {"loose": {"rate": 2}}, {"loose": {"rate": 2.0, "level": 0.0}}],
+        [{}, {"parts": {"a": 1, "b": {"x": 2, "y": 3}}}, {"parts": {"b": {"y": 3.0, "x": 2.0}, "a": 1.0}}],
+    ],
+)
+def test_equal_values_of_an_option_of_a_task_are_written_as_one(ways):
+    class Options(GeneratedOptions):
+        rate: float = 1
+        maybe: float | None = 1
+        several: list[float] = Field(default=[1, 2])
+        some: list[int | float] | None = Field(default=[1])
+        pair: tuple[int | float, int] = (1, 2)
+        row: tuple[Annotated[float, Field(ge=0)], ...] = (1, 2, 3)
+        either: list[int] | list[float] = Field(default=[1])
+        noise: Noise = Noise()
+        noises: list[Noise] = Field(default=[Noise()])
+        place: Place = Place()
+        zero: float = 0
+        loose: Noise = Field(default={"rate": 2})
+        parts: dict[str, float | dict[str, float]] = Field(default={"b": {"y": 3, "x": 2}, "a": 1})
+
+    written = {Options.model_validate(way).model_dump_json() for way in ways}
+    assert len(written) == 1
