@@ -43,6 +43,18 @@ class TaskOptions(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", validate_default=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_as_tuples(cls, values: Any) -> Any:
+        """Take lists for tuples, which neither YAML nor JSON has."""
+        if not isinstance(values, Mapping):
+            return values
+        tuples = {name for name, option in cls.model_fields.items() if get_origin(option.annotation) is tuple}
+        return {
+            name: tuple(value) if name in tuples and isinstance(value, list) else value
+            for name, value in values.items()
+        }
+
     @model_validator(mode="after")
     def _in_one_form(self) -> Self:
         """Write equal values of one option as one, so that the data has one name and a run one id."""
