@@ -141,7 +141,7 @@ def fetch_pairs(
         fetched = read_state(folder) or Fetched(first_bytes=first_bytes)
         for remote in remotes:  # noted before any is there: a folder without one of them is not complete
             fetched.files.setdefault(remote.file_name, FileState(size=0))
-        _note(folder, fetched)
+        write_state(folder, fetched)
         for remote in remotes:
             state = fetched.files.get(remote.file_name)
             kept = folder / f"{remote.file_name}.gz"
@@ -152,7 +152,8 @@ def fetch_pairs(
         return fetched
 
 
-def _note(folder: Path, fetched: Fetched) -> None:
+def write_state(folder: Path, fetched: Fetched) -> None:
+    """Write what a folder says of itself, with a checksum."""
     body = fetched.model_dump()
     content = body | {"checksum": hashlib.sha256(canonical_json(body)).hexdigest()}
     atomic_write(folder / STATE, json.dumps(content, indent=2).encode())
@@ -187,7 +188,7 @@ def _fetch_file(transfer: Transfer, kept: Path, fetched: Fetched, state: FileSta
                 if transfer.stated_sha256 not in (None, state.sha256):
                     problem = f"the SHA-256 is {state.sha256}, but the server stated {transfer.stated_sha256}"
                     fetched.files[name] = FileState(size=0)
-            _note(kept.parent, fetched)
+            write_state(kept.parent, fetched)
     if problem or not state.complete:
         raise DataError(f"{transfer.url}: {problem or 'nothing came'}; nothing of it was kept")
 

@@ -16,6 +16,7 @@ from lra.config.resolve import resolve
 from lra.data.dataset import open_prepared
 from lra.data.work_folder import sole_owner
 from lra.tasks import TASKS
+from lra.tasks.pairs_fetch import Fetched, FileState, write_state
 from runners.cli.data import screenful
 from tests.lra.data.archive_cases import review_members, tar_bytes
 
@@ -328,14 +329,17 @@ def leave(home):
     (home / "sources").mkdir(exist_ok=True)
     (home / "sources" / f".text.{dead.pid}-0123abcd.tmp").symlink_to("gone")
     for name, state in {
-        "pairs-first-10": '{"first_bytes": 10, "files": {"a": {"size": 9, "position": 3}}}',
-        "pairs-first-20": '{"first_bytes": 20, "files": {"a": {"size": 9, "position": 9}}}',
+        "pairs-first-10": Fetched(first_bytes=10, files={"a": FileState(size=9, position=3)}),
+        "pairs-first-20": Fetched(first_bytes=20, files={"a": FileState(size=9, position=9)}),
         "pairs-first-30": "damaged",
         "of-the-user": None,
     }.items():
         (home / "sources" / name).mkdir()
         if state is not None:
             (home / "sources" / name / "lock").touch()
+        if isinstance(state, Fetched):
+            write_state(home / "sources" / name, state)
+        elif state is not None:
             (home / "sources" / name / "fetched.json").write_text(state)
     (home / "sources" / "cifar.tar.gz.part").write_bytes(b"half")
     half = ["sources/cifar.tar.gz.part", "sources/pairs-first-10", "sources/pairs-first-30"]
