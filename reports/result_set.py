@@ -191,23 +191,33 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
         problems += conflicts(files["records"])
     finished = set(records)
     records = {record.run_id: record for record in without_older(records.values(), problems)}
-    tried: dict[tuple[bytes, str, int], AttemptedRun] = {}
-    tried_in: dict[tuple[bytes, str, int], Path] = {}
+    tried: dict[tuple[bytes, str, int], tuple[AttemptedRun, Path]] = {}
+    gone: dict[tuple[bytes, str, int], Path] = {}
     all_notes = (note for files in there.values() for note in files["attempts"])
     for folder, notes in itertools.groupby(all_notes, key=lambda note: note.parent):
         attempt = None if folder.name in finished else _last_attempt(list(notes), problems)
         if attempt is None:
             continue
         numbers = same_numbers(attempt)
-        other, place = tried.setdefault(numbers, attempt), tried_in.setdefault(numbers, folder)
-        if other.numerics_version < attempt.numerics_version:
-            tried[numbers], tried_in[numbers] = attempt, folder
-        if other.status != attempt.status:
-            shown, left_out = (tried_in[numbers], place) if place != tried_in[numbers] else (place, folder)
-            problems.append(f"{left_out}: another end of the run than in {shown}, which is shown")
+        if attempt.status in ("ok", "diverged"):  # its record was removed or damaged
+            gone[numbers] = folder
+            continue
+        other = tried.setdefault(numbers, (attempt, folder))
+        newest = max(other, (attempt, folder), key=lambda each: each[0].numerics_version)
+        tried[numbers] = newest
+        if other[0].status != attempt.status:
+            left_out = folder if newest is other else other[1]
+            problems.append(f"{left_out}: another end of the run than in {newest[1]}, which is shown")
     for record in records.values():
         tried.pop(same_numbers(record), None)
-    attempts = {attempt.run_id: attempt for attempt in tried.values()}
+        gone.pop(same_numbers(record), None)
+    damaged = {path.stem for files in there.values() for path in files["records"]}  # it is named by then
+    problems += [
+        f"{folder}: its last attempt ended well, but its record is not here"
+        for folder in gone.values()
+        if folder.name not in damaged
+    ]
+    attempts = {attempt.run_id: attempt for attempt, _ in tried.values()}
     measurements: dict[bytes, BenchRecord] = {}  # by their whole content: of one setting there may be several
     for folder, files in there.items():
         for measurement in bench_records(folder, files["measurements"]):

@@ -237,6 +237,32 @@ def test_a_note_that_does_not_say_what_it_tried_counts_for_the_run_of_an_earlier
     assert [problem.startswith(f"{newest}: ") for problem in results.problems] == [True]
 
 
+def test_a_run_whose_record_was_removed_is_named_once_and_no_lost_run(tmp_path):
+    for seed in range(3):
+        add_run(tmp_path, 400 + seed, seed=seed)
+        add_attempt(tmp_path, "ok", seed=seed)
+    add_attempt(tmp_path, "diverged", variant="linear")
+    add_attempt(tmp_path, "oom", variant="linear", seed=1)
+    gone, damaged = (Store(tmp_path).record_path(cell_config(seed=seed).run_id("d" * 64)) for seed in (1, 2))
+    gone.unlink()
+    results = load_stores([tmp_path])
+    assert accuracy(results, "quick", "matched").cells["ListOps"].tolist()[:2] == ["40.10 ± 0.14 (2)", "OOM (1/1)"]
+    suite = accuracy(replace(results, seeds=frozenset(range(3))), "quick", "matched")
+    assert suite.cells.loc["full", "ListOps"] == "40.10 ± 0.14 (2/3)"
+    ended = "its last attempt ended well, but its record is not here"
+    ids = (gone.stem, cell_config(variant="linear").run_id("d" * 64))
+    assert sorted(results.problems) == sorted(f"{tmp_path / 'attempts' / run_id}: {ended}" for run_id in ids)
+    shutil.copytree(tmp_path / "attempts", tmp_path / "copy" / "attempts")
+    assert len(load_stores([tmp_path, tmp_path / "copy"]).problems) == 2
+    add_run(tmp_path / "copy", 401, seed=1)  # its record is in another store
+    add_run(tmp_path / "copy", None, variant="linear", numerics_version=1)
+    assert load_stores([tmp_path, tmp_path / "copy"]).problems == []
+    damaged.write_text("{}")
+    problems = load_stores([tmp_path, tmp_path / "copy"]).problems
+    assert [problem for problem in problems if ended in problem] == []
+    assert len(problems) == 1
+
+
 def test_a_run_that_was_executed_in_two_stores_is_named_since_one_cost_is_shown(tmp_path):
     for folder, speed in (("a", 1000.0), ("b", 2000.0), ("c", 1000.0)):
         add_run(tmp_path / folder, 400, speed=speed)
