@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ..baselines import highest_baselines
 from ..result_set import ResultSet
 from ..statistics import comparable
-from ..tables.captions import baseline_title, seeds_by_cell
+from ..tables.captions import baseline_titles, seeds_by_cell
 from .labels import ROW, SIZE, label_points
 from .style import extra_height, looks, mark_preview, new_figure, plain_ticks, wrapped, write_title
 
@@ -191,7 +191,7 @@ def _draw_baselines(axes: Axes, baselines: dict[str, float]) -> None:
     figure.draw_without_rendering()
     middle = sum(axes.get_xlim()) / 2
     ends = list[float]()  # the right end of the last name in each row, in pixels
-    titles = wrapped([baseline_title(name) for name in baselines], 20, 1)
+    titles = wrapped(list(baseline_titles(baselines).values()), 20, 1)
     for title, value in sorted(zip(titles, baselines.values(), strict=True), key=lambda item: item[1]):
         text = axes.annotate(
             f"{title} {value:.1f}", (value, 1.0), xycoords=("data", "axes fraction"),

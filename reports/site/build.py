@@ -37,7 +37,7 @@ from ..baselines import baselines_of, highest_baselines
 from ..result_set import ResultSet
 from ..statistics import comparable, mean_with_interval
 from ..tables.accuracy import is_above_chance
-from ..tables.captions import baseline_title, headings
+from ..tables.captions import baseline_titles, headings
 from ..tables.published import Published, is_off_recipe, load_published
 from .command_line import repeat_command
 
@@ -201,6 +201,7 @@ def make_boards(results: ResultSet, published: Sequence[Published]) -> list[Boar
             ]
             task = str(group["task"].iloc[0])
             baselines = _baselines(part, group["run_id"].tolist())
+            titles = baseline_titles(dict(baselines))
             recipe = not any(is_off_recipe(part, str(run_id)) for run_id in group["run_id"])
             boards.append(
                 Board(
@@ -209,7 +210,7 @@ def make_boards(results: ResultSet, published: Sequence[Published]) -> list[Boar
                     track=track,
                     dataset=clean_line(", ".join(sorted(set(group["dataset"])))),
                     rows=sorted(rows, key=lambda row: (row.seeds < row.tried, -comparable([row.mean])[0], row.name)),
-                    baselines=[Row(name=clean_line(baseline_title(name)), mean=each) for name, each in baselines],
+                    baselines=[Row(name=clean_line(titles[name]), mean=each) for name, each in baselines],
                     beatable=max(beatable(dict(baselines)).values(), default=math.nan),
                     published=_published_rows(published, task, group["profile"].iloc[0] if recipe else "", track),
                     lost=_lost(results, group),
@@ -338,6 +339,8 @@ def _run_page(record: RunRecord, results: ResultSet, place: tuple[Board, Row] | 
         curve = " ".join(
             f"{x:.1f},{(100 - y) / 100 * CURVE_HEIGHT:.1f}" for x, y in zip(across, accuracies, strict=True)
         )
+    baselines = baselines_of(record)
+    titles = baseline_titles(baselines)
     interval = (math.nan, math.nan)
     if record.outcome is not None:
         low, high = wilson_interval(record.outcome.test.correct, record.outcome.test.total)
@@ -351,7 +354,7 @@ def _run_page(record: RunRecord, results: ResultSet, place: tuple[Board, Row] | 
         "dataset": clean_line(record.dataset),
         "profile": clean_line(record.config.profile),
         "interval": interval,
-        "baselines": sorted((clean_line(baseline_title(name)), value) for name, value in baselines_of(record).items()),
+        "baselines": sorted((clean_line(titles[name]), value) for name, value in baselines.items()),
         "curve": curve,
         "first_step": int(steps[0]) if steps is not None and len(steps) else 0,
         "last_step": int(steps[-1]) if steps is not None and len(steps) else 0,

@@ -21,7 +21,7 @@ from .captions import (
     FIVE,
     NOT_RUN,
     SIX,
-    baseline_title,
+    baseline_titles,
     headings,
     parameter_notes,
     preview,
@@ -136,10 +136,11 @@ def _baseline_rows(
 ) -> pd.DataFrame:
     """Return one row for each trivial baseline, such as chance."""
     headings_of_runs = dict(zip(frame["run_id"], frame["column"], strict=True))
+    titles = baseline_titles(name for found in measured.values() for name in found)
     baselines: dict[str, dict[str, str]] = {}
     for heading, found in measured.items():
         for name, value in found.items():
-            baselines.setdefault(baseline_title(name), {})[heading] = f"{value:.2f}"
+            baselines.setdefault(titles[name], {})[heading] = f"{value:.2f}"
     trained_mlp = _reference_row(results, headings_of_runs)
     if trained_mlp:
         baselines["MLP only, trained"] = trained_mlp
@@ -153,10 +154,12 @@ def _measured(results: ResultSet, frame: pd.DataFrame) -> tuple[dict[str, dict[s
     records: dict[str, list[RunRecord]] = {}
     for record in results.records.values():
         records.setdefault(headings_of_runs[record.run_id], []).append(record)
-    found, notes = {}, []
-    for heading, group in records.items():
-        found[heading], lowest = highest_baselines(group)
-        words = [f"{baseline_title(name)} {low:.2f} to {found[heading][name]:.2f}" for name, low in lowest.items()]
+    ranges = {heading: highest_baselines(group) for heading, group in records.items()}
+    found = {heading: highest for heading, (highest, _) in ranges.items()}
+    titles = baseline_titles(name for highest in found.values() for name in highest)
+    notes = []
+    for heading, (highest, lowest) in ranges.items():
+        words = [f"{titles[name]} {low:.2f} to {highest[name]:.2f}" for name, low in lowest.items()]
         if words:
             listed = ", ".join(words)
             notes.append(f"{heading}: records of the same data have other baselines; the highest counts: {listed}.")

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -91,9 +93,14 @@ def table_caption(what: str, profile: str, track: str, frame: pd.DataFrame) -> s
     return f"{what}, profile {profile}, {track} track, {seeds_in_words(frame)}"
 
 
-def baseline_title(name: str) -> str:
-    """Return the display name of a trivial baseline: `chance` is shown as Chance."""
-    return name[:1].upper() + name[1:]
+def baseline_titles(names: Iterable[str]) -> dict[str, str]:
+    """Return the display names of trivial baselines: `chance` is shown as Chance.
+
+    Where two would have one, each has the name in its records: `bag` and `Bag`.
+    """
+    titles = {name: name[:1].upper() + name[1:] for name in names}
+    holders = Counter(titles.values())
+    return {name: title if holders[title] == 1 else name for name, title in titles.items()}
 
 
 def number(value: float, form: str) -> str:

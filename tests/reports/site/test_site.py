@@ -27,7 +27,7 @@ from reports.result_set import load_stores
 from reports.site import build_site
 from reports.site.build import make_boards, slug
 from reports.site.command_line import repeat_command
-from reports.tables.captions import baseline_title
+from reports.tables.captions import baseline_titles
 from reports.tables.published import load_published
 from runners.cli.run import command as run_command
 from tests.reports.synthetic import HOSTILE, add_attempt, add_run, five_tasks
@@ -113,10 +113,22 @@ def test_baselines_that_older_records_lack_stand_on_the_pages_and_the_figure_too
     add_run(tmp_path, 500, digest=digest)
     results = load_stores([tmp_path])
     [board] = make_boards(results, load_published())
-    wanted = {baseline_title(name) for name in known}
+    wanted = set(baseline_titles(known).values())
     assert wanted <= {row.name for row in board.baselines}
     drawn = seed_dots(results, results.frame(), "")
     assert all(any(name in text.get_text() for text in drawn.findobj(Text)) for name in wanted)
+
+
+def test_two_baselines_of_one_title_look_different_on_the_pages_and_the_figure(tmp_path):
+    run_id = add_run(tmp_path / "store", 700, baselines={"chance": 10.0, "bag": 60.0, "Bag": 30.0}).run_id
+    results = load_stores([tmp_path / "store"])
+    [board] = make_boards(results, load_published())
+    assert [(row.name, row.mean) for row in board.baselines] == [("bag", 60.0), ("Bag", 30.0), ("Chance", 10.0)]
+    build_site(results, tmp_path / "site", "", quiet=True)
+    page = (tmp_path / "site" / "runs" / f"{run_id[:16]}.html").read_text()
+    assert ["bag" in page, "Bag" in page, "Chance" in page] == [True] * 3
+    drawn = {text.get_text() for text in seed_dots(results, results.frame(), "").findobj(Text)}
+    assert {"bag 60.0", "Bag 30.0", "Chance 10.0"} <= drawn
 
 
 def test_equal_means_share_a_place(tmp_path):

@@ -208,6 +208,23 @@ def test_a_title_that_is_the_name_of_another_row_shares_no_cell_with_it(tmp_path
     assert cells.loc[f"{named} (theirs)", "ListOps"] == "60.00 (1)"
 
 
+def test_two_baselines_of_one_title_share_no_row(tmp_path):
+    """The records are of two versions of the program of a task."""
+    runs = (
+        ("mine 1", "linear", 0, {"bag": 60.0}),
+        ("mine 2", "full", 0, {"Bag": 30.0}),
+        ("mine 2", "full", 1, {"Bag": 29.0}),
+    )
+    for origin, variant, seed, baselines in runs:
+        config = cell_config(track="open", variant=variant, seed=seed)
+        config = config.model_copy(update={"task": "mine.py:Task", "task_origin": origin})
+        add_run(tmp_path, 500, config=config, title="Mine", baselines={"chance": 10.0, **baselines})
+    table = made(accuracy, tmp_path, track="open")
+    assert table.cells["Mine"].to_dict().items() >= {"Chance": "10.00", "bag": "60.00", "Bag": "30.00"}.items()
+    note = "Mine: records of the same data have other baselines; the highest counts: Bag 29.00 to 30.00."
+    assert note in table.notes
+
+
 def test_two_tasks_of_one_title_share_no_column(tmp_path):
     for task, correct in (("listops", 400), ("mine.py:Task", 600)):
         add_run(tmp_path, correct, config=cell_config().model_copy(update={"task": task}), title="ListOps")
