@@ -104,9 +104,14 @@ def _same_seeds(frame: pd.DataFrame, columns: list[str], labels: list[str]) -> p
     return seeds.apply(lambda row: len(set(row)) == 1, axis=1)
 
 
-def lost_words(group: pd.DataFrame) -> list[str]:
-    """Say how many runs of one variant on one task ended without a number, for each way in which they did."""
-    failures = Counter(group["status"][group["accuracy"].isna()])
+def lost_words(group: pd.DataFrame, lost: pd.Series | None = None) -> list[str]:
+    """Say how many runs of one variant on one task ended without a number, for each way in which they did.
+
+    Args:
+        group: The runs.
+        lost: Whether each of them did; None for those without an accuracy.
+    """
+    failures = Counter(group["status"][group["accuracy"].isna() if lost is None else lost])
     return [f"{STATUS_WORDS.get(status, status)} ({count}/{len(group)})" for status, count in sorted(failures.items())]
 
 

@@ -18,6 +18,12 @@ FLOPS_NOTE = Term(
     "Operations: of one example of the longest length, forward and backward, a multiplication and an addition being "
     "two; matrix products, convolutions and fused attention only."
 )
+_MEASURED = (
+    ("speed (tokens/s)", "tokens_per_second", 1.0, "{:,.0f}"),
+    ("peak memory (MiB)", "peak_bytes", 2**20, "{:,.0f}"),
+    ("operations (MFLOPs)", "flops", 1e6, "{:,.1f}"),
+)
+"""Head, column of the frame, unit and form of each cost that is a median over seeds."""
 _WITHOUT_FULL = (
     "No ratios, since no run of full attention with its default options, the same recipe and device is in the table: "
 )
@@ -36,11 +42,7 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
         parameters, reference = int(group["parameters"].iloc[0]), group["parameters_full"].iloc[0]
         row = {"task": str(column), "variant": str(label), "device": str(device)}
         alone += [f"{label} on {column}"] if base.empty else []
-        for name, source, unit, form in (
-            ("speed (tokens/s)", "tokens_per_second", 1.0, "{:,.0f}"),
-            ("peak memory (MiB)", "peak_bytes", 2**20, "{:,.0f}"),
-            ("operations (MFLOPs)", "flops", 1e6, "{:,.1f}"),
-        ):
+        for name, source, unit, form in _MEASURED:
             value = median(group[source])
             row |= {
                 name: number(value / unit, form),
@@ -56,16 +58,31 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
         Term("x full: relative to full attention with its default options and the same recipe."),
         f"Memory: {'; '.join(methods)}.",
         FLOPS_NOTE,
-        *(
-            f"{label} on {column} has no cost: {', '.join(lost_words(group))}."
-            for (column, label), group in frame.groupby(["column", "label"])
-            if group["parameters"].isna().all()
-        ),
+        *_without_cost(frame, len(results.seeds)),
         *([_WITHOUT_FULL + ", ".join(dict.fromkeys(alone)) + "."] if alone else []),
         *parameter_notes(frame),
         *provenance_notes(frame),
     ]
     return plain_table(table_caption("Cost of training", profile, track, frame), rows, notes, frame, scores)
+
+
+def _without_cost(frame: pd.DataFrame, seeds: int) -> list[str]:
+    """Name the rows of which a run lacks a cost that others have, or a seed that a suite asks for has no run.
+
+    Args:
+        frame: The runs.
+        seeds: How many a suite asks for; 0 without one.
+    """
+    notes = []
+    for (column, label), group in frame.groupby(["column", "label"]):
+        shown = [source for _, source, *_ in _MEASURED if group[source].notna().any()]
+        lost = group[["parameters", *shown]].isna().any(axis=1)
+        found, expected = int((~lost).sum()), max(seeds, len(group))
+        if found < expected:
+            what = f"the cost of {found} of {expected} runs" if found else "no cost"
+            words = ", ".join(lost_words(group, lost & (group["status"] != "ok")))
+            notes.append(f"{label} on {column} has {what}{f': {words}' if words else ''}.")
+    return notes
 
 
 def median(column: pd.Series) -> float:

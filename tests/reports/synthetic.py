@@ -77,7 +77,7 @@ def add_run(
         arrays["test_correct"] = np.arange(total) < correct if bits is None else bits
         assert int(arrays["test_correct"].sum()) == correct
     cost = Cost(
-        parameters=1000, parameters_full=1000, flops=flops, train_seconds=2.0, examples_per_second=speed / 10,
+        parameters=1000, parameters_full=1000, flops=flops, train_seconds=2.0, examples_per_second=speed and speed / 10,
         tokens_per_second=speed, wall_seconds=3.0, peak_memory_bytes=memory * 2**20, peak_memory_method="made up",
         resumed=0,
     )  # fmt: skip

@@ -1,8 +1,11 @@
 """The table of the cost of training, from stores of made-up records."""
 
+from dataclasses import replace
+
 import pytest
 
 from lra.results.records import EARLIER
+from reports.result_set import load_stores
 from reports.tables import cost, sort_rows
 from tests.reports.synthetic import add_attempt, add_run, made, notes_of
 
@@ -29,6 +32,28 @@ def test_a_variant_without_any_cost_is_named_with_the_reason(tmp_path):
         add_run(tmp_path, 400, seed=seed)
         add_attempt(tmp_path, "oom", variant="linear", seed=seed)
     assert "linear on ListOps has no cost: OOM (2/2)." in made(cost, tmp_path).notes
+
+
+def test_a_median_of_survivors_says_of_how_many_runs_it_is(tmp_path):
+    """What ran out of memory is not in the peak memory, and what diverged at once has no speed."""
+    for seed in range(3):
+        add_run(tmp_path, 400, seed=seed, flops=None)  # what none of the runs has is - in the table
+        add_run(tmp_path, None if seed else 400, variant="linear", seed=seed, speed=None if seed == 1 else 9.0)
+        if seed:
+            add_attempt(tmp_path, "oom", variant="local", seed=seed)
+        else:
+            add_run(tmp_path, 400, variant="local", seed=seed)
+    results = load_stores([tmp_path])
+    local = "local on ListOps has the cost of 1 of 3 runs: OOM (2/3)."
+    linear = "linear on ListOps has the cost of 2 of 3 runs: diverged (1/3)."
+    notes = [note for note in cost(results, "quick", "matched").notes if "has the cost" in note]
+    assert notes == [linear, local]
+    suite = cost(replace(results, seeds=frozenset(range(4))), "quick", "matched")
+    assert [note for note in suite.notes if "has the cost" in note] == [
+        "full on ListOps has the cost of 3 of 4 runs.",
+        linear.replace("of 3", "of 4"),
+        local.replace("of 3", "of 4"),
+    ]
 
 
 def test_a_row_that_lost_seeds_is_not_sorted_by_the_mean_of_the_others(tmp_path):
