@@ -63,7 +63,8 @@ def head_to_head(
         raise UsageError(f"{twice[0]!r} against itself shows nothing; `lra-report table accuracy` lists the names")
     name, *rivals = labels
     alone = len(rivals) == 1
-    rows, p_values, used, lost, apart = [], list[float](), set[str](), list[str](), list[str]()
+    rows, pairs, p_values, used, lost, apart = [], list[int](), list[float](), set[str](), list[str](), list[str]()
+    expected = len(results.seeds)
     for column, rival in itertools.product(headings(frame), rivals):
         here = frame[frame["column"] == column]
         sides = [_scored(here[here["label"] == label]) for label in (name, rival)]
@@ -78,18 +79,20 @@ def head_to_head(
             words = ", ".join(lost_words(here[here["label"] == label]))
             lost += [f"{label} on {column} lost runs: {words}. No difference counts them."] if words else []
         if not seeds:
-            apart += [f"{name} and {rival} have no seed in common on {column}."] if all(map(len, sides)) else []
+            wanted = expected or all(map(len, sides))
+            apart += [f"{name} and {rival} have no seed in common on {column}."] if wanted else []
             continue
         result = compare_paired(*(side.loc[seeds, "accuracy"].tolist() for side in sides))
         difference = result.difference
         bits = [_mcnemar(results, *(str(side.loc[seed, "run_id"]) for side in sides)) for seed in seeds]
+        pairs.append(len(seeds))
         p_values.append(result.p_value)
         used.update(run_id for side in sides for run_id in side.loc[seeds, "run_id"])
         rows.append(
             {
                 "task": column,
                 **({} if alone else {"against": rival}),
-                "seeds": str(len(seeds)),
+                "seeds": f"{len(seeds)} of {expected}" if len(seeds) < expected else str(len(seeds)),
                 "difference (points)": f"{difference.mean:+.2f}",
                 "95 % interval (points)": _interval(difference.low, difference.high),
                 "p (paired t)": p_text(result.p_value),
@@ -105,11 +108,12 @@ def head_to_head(
     for row, adjusted in zip(rows, holm(p_values), strict=True):
         row["p (Holm)"] = p_text(adjusted)
     frame = frame[frame["run_id"].isin(used)]
+    intervals = [row["95 % interval (points)"] for row in rows]
     notes: list[str] = [
         *dict.fromkeys(lost),
         *apart,
         Term("Difference: first minus second, points of test accuracy, mean over the seeds that both have."),
-        *([NO_SPREAD] if any(row["95 % interval (points)"] == NOT_RUN and row["seeds"] != "1" for row in rows) else []),
+        *([NO_SPREAD] if any(text == NOT_RUN and n > 1 for text, n in zip(intervals, pairs, strict=True)) else []),
         Term(
             "Detectable: the true difference that this many pairs with this spread would show in 80 % of cases; "
             f"{NOT_RUN} for one pair, and for pairs without spread, where the t test does not apply."
@@ -117,7 +121,7 @@ def head_to_head(
         Term("Only: test examples that one has right and the other has wrong, per seed (exact McNemar test)."),
         Term("Holm: p adjusted for the number of rows that have one."),
     ]
-    if all(row["seeds"] == "1" for row in rows):
+    if max(pairs) == 1:
         notes.insert(0, "PREVIEW: one common seed, which supports no claim.")
     return plain_table(
         table_caption(f"{name} against {rivals[0] if alone else 'others'}", profile, track, frame),

@@ -228,6 +228,29 @@ def test_a_task_without_a_difference_is_named_with_the_reason(tmp_path):
     ]
 
 
+def test_a_comparison_under_a_suite_says_which_of_its_seeds_are_missing(tmp_path):
+    for seed in range(3):
+        add_run(tmp_path, 500 + seed, seed=seed)
+        add_run(tmp_path, 480 + seed**2, seed=seed, variant="linear")
+        add_run(tmp_path, 600 + seed, seed=seed, task="text")
+    add_run(tmp_path, 400, seed=1, variant="local")
+    results = load_stores([tmp_path])
+    table = head_to_head(results, "quick", "matched", "full", "linear", "local")
+    assert table.cells["seeds"].tolist() == ["3", "1"]
+    assert "no seed in common" not in notes_of(table)
+    suite = replace(results, seeds=frozenset(range(5)))
+    table = head_to_head(suite, "quick", "matched", "full", "linear", "local")
+    assert table.cells["seeds"].tolist() == ["3 of 5", "1 of 5"]
+    assert table.notes[:2] == [
+        "full and linear have no seed in common on Text.",
+        "full and local have no seed in common on Text.",
+    ]
+    assert "No interval" not in notes_of(table)
+    one = head_to_head(suite, "quick", "matched", "full", "local")
+    assert one.cells["seeds"].tolist() == ["1 of 5"]
+    assert one.notes[0] == "PREVIEW: one common seed, which supports no claim."
+
+
 def test_settings_of_one_short_name_are_two_rows_of_an_ablation(tmp_path):
     plain = cell_config(variant="performer", track="open")
     variant = plain.variant.model_copy(update={"options": plain.variant.options | {"dropout": 0.1}})
