@@ -8,12 +8,18 @@ import fnmatch
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 
 from lra.errors import DataError, LraError
 
 LONGEST_REASON = 200
 """Characters of what the standard library or another library says that are shown."""
+
+
+WATCHED: dict[str, tuple[int, ...] | None] = {}
+"""Files that a block of `lra.data.raw_files.untouched` reads, by absolute path, as they were when it began."""
+CHANGED = "changed while it was read; prepare the data again"
 
 
 @contextlib.contextmanager
@@ -57,13 +63,32 @@ def read_file(path: Path, limit: int, kind: type[LraError] = DataError) -> bytes
     Raises:
         LraError: Of class `kind`, if it cannot be read, is no regular file or is larger.
     """
-    with reading(path, kind):
-        check_regular(path, kind)
-        with path.open("rb") as handle:
-            content = handle.read(limit + 1)
+    with reading(path, kind), open_regular(path, kind) as handle:
+        content = handle.read(limit + 1)
     if len(content) > limit:
         raise kind(f"{path}: larger than {limit:,} bytes")
     return content
+
+
+def open_regular(path: Path, kind: type[LraError] = DataError) -> BufferedReader:
+    """Open a regular file, or a link to one; where the file is watched, the one that it was then.
+
+    Raises:
+        LraError: Of class `kind`, if it is a pipe, a device, a socket or a folder, or another file than was noted.
+        OSError: It cannot be opened.
+    """
+    check_regular(path, kind)
+    handle = path.open("rb")
+    opened = identity(os.fstat(handle.fileno()))
+    if WATCHED.get(os.path.abspath(path), opened) != opened:  # noqa: PTH100 - `absolute` keeps `..`
+        handle.close()
+        raise kind(f"{path}: {CHANGED}")
+    return handle
+
+
+def identity(status: os.stat_result) -> tuple[int, ...]:
+    """Return what another file, or the same one after it was written or renamed, has otherwise."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def check_regular(path: Path, kind: type[LraError] = DataError) -> None:

@@ -11,6 +11,7 @@ maps of sparse members without end, searches extended headers in quadratic time,
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import re
@@ -20,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from lra.errors import DataError
-from lra.reading import check_regular, reading
+from lra.reading import open_regular, reading
 
 CHUNK = 1 << 20
 BLOCK = tarfile.BLOCKSIZE
@@ -31,7 +32,7 @@ HEADERS_IN_A_ROW = 16
 LINE_LIMIT = 8 << 20
 """Bytes of the longest line that is taken for one."""
 
-_MAGIC: tuple[tuple[bytes, Callable[[Path], Any]], ...] = (
+_MAGIC: tuple[tuple[bytes, Callable[[IO[bytes]], Any]], ...] = (
     (b"\x1f\x8b", gzip.open),
     (b"BZh", bz2.open),
     (b"\xfd7zXZ\x00", lzma.open),
@@ -246,20 +247,20 @@ class _Meter:
         return data
 
 
-def _open(path: Path) -> IO[bytes]:
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
     if path.is_dir():
         raise DataError(f"{path}: a folder; the archive itself is read")
     if not path.exists():
         raise DataError(f"{path}: no such file")
-    check_regular(path)
-    with path.open("rb") as handle:
+    with open_regular(path) as handle:
         start = handle.read(8)
-    if not start:
-        raise DataError(f"{path}: the file is empty")
-    for magic, opener in _MAGIC:
-        if start.startswith(magic):
-            return cast("IO[bytes]", opener(path))
-    return path.open("rb")
+        if not start:
+            raise DataError(f"{path}: the file is empty")
+        handle.seek(0)
+        opener = next((opener for magic, opener in _MAGIC if start.startswith(magic)), contextlib.nullcontext)
+        with opener(handle) as content:
+            yield content
 
 
 def _check_member(header: _Header, limit: int, place: str, seen: set[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lra.atomic_io import file_digest
 from lra.errors import DataError, UsageError
-from lra.reading import check_regular, reading, visible
+from lra.reading import open_regular, reading, visible
 
 FOLDERS = (".", "plain_text")
 """Where the files are below the folder that a user names."""
@@ -64,15 +64,13 @@ def read_rows(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]
         raise UsageError("reading parquet needs pyarrow; pip install 'lra-harness[export]'")
     from pyarrow.parquet import ParquetFile
 
-    with reading(file):
-        check_regular(file)
-        with ParquetFile(file, page_checksum_verification=True) as table:
-            groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
-            size = sum(group.total_byte_size for group in groups)
-            if size > SIZE_LIMIT:
-                raise DataError(f"{file}: {size:,} bytes once decompressed, more than the {SIZE_LIMIT:,} it may have")
-            there = table.schema_arrow.names
-            if absent := [column for column in columns if column not in there]:
-                raise DataError(f"{file}: no column {', '.join(absent)}; there are {', '.join(there)[:80]}")
-            for batch in table.iter_batches(batch_size=BATCH, columns=list(columns)):
-                yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
+    with reading(file), open_regular(file) as handle, ParquetFile(handle, page_checksum_verification=True) as table:
+        groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
+        size = sum(group.total_byte_size for group in groups)
+        if size > SIZE_LIMIT:
+            raise DataError(f"{file}: {size:,} bytes once decompressed, more than the {SIZE_LIMIT:,} it may have")
+        there = table.schema_arrow.names
+        if absent := [column for column in columns if column not in there]:
+            raise DataError(f"{file}: no column {', '.join(absent)}; there are {', '.join(there)[:80]}")
+        for batch in table.iter_batches(batch_size=BATCH, columns=list(columns)):
+            yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lra.errors import DataError
-from lra.reading import check_regular, reading
+from lra.reading import open_regular, reading
 
 READ_LIMIT = 1 << 20
 """Bytes of one piece, such as an array."""
@@ -74,17 +74,15 @@ def read_pickled_rows(file: Path) -> Iterator[tuple[int, list[Ids]]]:
         DataError: With the number of the row: the file is damaged, or is not such a list.
     """
     count = 0
-    with reading(file):
-        check_regular(file)
-        with file.open("rb") as handle:
-            try:
-                for row in _Machine().rows(handle):
-                    yield _parse(row)
-                    count += 1
-            except (DataError, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
-                what = str(error) if isinstance(error, DataError) else "damaged"
-                place = f"{file}: row {count} or one after it"  # Python writes up to 1,000 rows at a time
-                raise DataError(f"{place}: not as the pickles of Nystromformer: {what}") from error
+    with reading(file), open_regular(file) as handle:
+        try:
+            for row in _Machine().rows(handle):
+                yield _parse(row)
+                count += 1
+        except (DataError, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
+            what = str(error) if isinstance(error, DataError) else "damaged"
+            place = f"{file}: row {count} or one after it"  # Python writes up to 1,000 rows at a time
+            raise DataError(f"{place}: not as the pickles of Nystromformer: {what}") from error
 
 
 def _parse(row: object) -> tuple[int, list[Ids]]:

@@ -8,17 +8,16 @@ be prepared from a file that was named once.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lra.atomic_io import file_digest
 from lra.data.dataset import data_home
 from lra.errors import DataError
 from lra.names import suggest_path
-from lra.reading import reading
+from lra.reading import CHANGED, WATCHED, identity, open_regular, reading
 from lra.terminal import echo
 
 FOLDER = "sources"
@@ -82,68 +81,46 @@ def steady(files: Iterable[Path]) -> Iterator[dict[str, str]]:
     """
     listed = list(files)
     with untouched(listed):
-        digests = {file.name: file_digest(file) for file in listed}
+        digests = {file.name: _digest(file) for file in listed}
         yield digests
-    for file in listed:  # a file that is written through a mapping may keep its time for a while
-        if file_digest(file) != digests[file.name]:
-            raise _changed(file)
+        for file in listed:  # a file that is written through a mapping may keep its time for a while
+            if _digest(file) != digests[file.name]:
+                raise DataError(f"{file}: {CHANGED}")
 
 
 @contextlib.contextmanager
 def untouched(files: Iterable[Path]) -> Iterator[None]:
-    """Check that nobody writes files, or puts others in their places, while a block reads them.
+    """Check that nobody writes files, or puts others in their places, while a block reads them by `open_regular`.
 
-    Neither the size nor the time of a file tells that another one had its path for a while, nor that another folder
-    had. The time at which a file, a link or a folder got its name does (`st_ctime`).
+    That function opens only what had the path when the block began: another file, or another folder above it, may have
+    it for a while and leave no trace.
 
     Raises:
-        DataError: By the end of the block, a file has another size, time or inode, or a link or folder above it was
-            put in place.
+        DataError: By the end of the block, a file has another size, time or inode.
     """
-    before = {place: _state(place) for place in _places(files)}
-    yield
-    for place, state in before.items():
-        if _moved(state, _state(place)):
-            raise _changed(place)
-
-
-def _places(files: Iterable[Path]) -> Iterator[Path]:
-    """Yield files, and the links and folders that lead to them."""
-    folders = set[Path]()
-    for file in files:
-        yield file
-        folders.add(file.parent)
-        if file.is_symlink():
-            target = file.resolve()
-            yield target
-            folders.add(target.parent)
-    for folder in folders:
-        for path in {folder.absolute(), folder.resolve()}:
-            yield from (path, *path.parents)
-
-
-def _moved(before: os.stat_result | None, now: os.stat_result | None) -> bool:
-    """Say whether something was written or put in place; what a folder holds besides may change."""
-    if before is None or now is None:
-        return before is not now
-    if stat.S_ISDIR(before.st_mode) and (before.st_dev, before.st_ino) == (now.st_dev, now.st_ino):
-        return before.st_ctime_ns != now.st_ctime_ns > now.st_mtime_ns  # a new entry sets both to the same time
-    return _identity(before) != _identity(now)
-
-
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
-
-
-def _state(place: Path) -> os.stat_result | None:
+    before = {file: _state(file) for file in files}
+    outer = WATCHED.copy()
+    WATCHED.update({os.path.abspath(file): state for file, state in before.items()})  # noqa: PTH100 - see there
     try:
-        return place.lstat()
+        yield
+        for file, state in before.items():
+            if _state(file) != state:
+                raise DataError(f"{file}: {CHANGED}")
+    finally:
+        WATCHED.clear()
+        WATCHED.update(outer)
+
+
+def _digest(file: Path) -> str:
+    with reading(file), open_regular(file) as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _state(file: Path) -> tuple[int, ...] | None:
+    try:
+        return identity(file.stat())
     except OSError:
         return None  # who reads it says why
-
-
-def _changed(place: Path) -> DataError:
-    return DataError(f"{place}: changed while it was read; prepare the data again")
 
 
 def missing(task: str, what: str, home: Path) -> DataError:

@@ -14,7 +14,7 @@ from lra.data.archives import read_lines, stream_members
 from lra.data.raw_files import places_in_release, untouched
 from lra.data.split import SPLITS, Split, SplitName, write_split
 from lra.errors import DataError
-from lra.reading import check_regular, is_hidden, reading, visible
+from lra.reading import is_hidden, open_regular, reading, visible
 from lra.terminal import progress_bar
 
 SUFFIXES: dict[SplitName, str] = {"train": ".train.tsv", "validation": ".eval.tsv", "test": ".test.tsv"}
@@ -134,10 +134,9 @@ def _files(source: Path, wanted: Callable[[str], SplitName | None]) -> Iterator[
             for file in files:
                 name = wanted(file.name.removesuffix(".gz"))
                 assert name is not None  # only such files are wanted
-                with reading(file):
-                    check_regular(file)
-                    with cast("IO[bytes]", gzip.open(file) if file.suffix == ".gz" else file.open("rb")) as handle:
-                        yield name, file.name.removesuffix(".gz"), str(file), handle
+                with reading(file), open_regular(file) as handle:
+                    unpacked = gzip.GzipFile(fileobj=handle) if file.suffix == ".gz" else handle
+                    yield name, file.name.removesuffix(".gz"), str(file), cast("IO[bytes]", unpacked)
         return
 
     def limit(member: str) -> int | None:

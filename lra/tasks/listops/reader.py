@@ -10,7 +10,7 @@ import numpy as np
 from lra.data.archives import read_lines
 from lra.data.split import Split, SplitName
 from lra.errors import DataError
-from lra.reading import check_regular, reading
+from lra.reading import open_regular, reading
 from lra.tasks.listops.evaluator import MALFORMED, tree_values
 from lra.tasks.listops.vocabulary import IDS
 from lra.terminal import progress_bar
@@ -43,18 +43,20 @@ def read_split(file: Path, *, progress: bool) -> Split:
         DataError: With the file and the line, at the first row that is not as it must be.
     """
     rows, targets = [], []
-    with reading(file):
-        check_regular(file)
-        with file.open("rb") as handle, progress_bar(title=file.name, unit=" rows", shown=progress) as bar:
-            lines = read_lines(handle, str(file))
-            header = next(lines, b"")
-            if header != HEADER:
-                raise DataError(f"{file}:1: the header must be 'Source<TAB>Target', got {_excerpt(header)}")
-            for number, line in enumerate(lines, start=2):
-                row, label = _parse(line, f"{file}:{number}")
-                rows.append(row)
-                targets.append(label)
-                bar.update()
+    with (
+        reading(file),
+        open_regular(file) as handle,
+        progress_bar(title=file.name, unit=" rows", shown=progress) as bar,
+    ):
+        lines = read_lines(handle, str(file))
+        header = next(lines, b"")
+        if header != HEADER:
+            raise DataError(f"{file}:1: the header must be 'Source<TAB>Target', got {_excerpt(header)}")
+        for number, line in enumerate(lines, start=2):
+            row, label = _parse(line, f"{file}:{number}")
+            rows.append(row)
+            targets.append(label)
+            bar.update()
     if not rows:
         raise DataError(f"{file}: no rows after the header")
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
