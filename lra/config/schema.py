@@ -324,7 +324,10 @@ class RunConfig(Section):
         values = self.model_dump()
         # What is named by its file is identified by its content, wherever the file is.
         values["variant"]["name"] = without_folder(self.variant.name)
-        values["variant"]["options"] = map_texts(values["variant"]["options"], without_folder)
+        programs = {program.partition(" source ")[0] for program in self.variant.origin.split("; ")}
+        values["variant"]["options"] = map_texts(
+            values["variant"]["options"], lambda text: name if (name := without_folder(text)) in programs else text
+        )
         values["task"] = without_folder(self.task)
         sections = {"": values, "model": values["model"], "train": values["train"]}
         sections |= {f"data.{self.task}": values["data"], f"variant.{self.variant.name}": values["variant"]["options"]}

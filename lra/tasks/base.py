@@ -9,10 +9,22 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -65,30 +77,54 @@ class TaskOptions(BaseModel):
 
 def _one_form(hint: Any, value: Any) -> Any:
     """Return a value as what is written out and read again: floats where both are meant, and keys in their order."""
-    if get_origin(hint) is Annotated:
-        return _one_form(get_args(hint)[0], value)
-    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    hints = _members(hint)
     if type(value) is int:
         return float(value) if float in hints else value
     if type(value) is float:
         return value + 0.0  # 0.0 for -0.0
-    if isinstance(value, BaseModel):
-        fields = {name: field.annotation for name, field in type(value).model_fields.items()}
-        changed = {name: _one_form(inner, getattr(value, name)) for name, inner in fields.items()}
-        return value.model_copy(update=changed)
+    parts = _fields_of(value)
+    if parts:
+        changed = {name: _one_form(inner, getattr(value, name)) for name, inner in parts.items()}
+        if isinstance(value, BaseModel):
+            return value.model_copy(update=changed)
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **changed)
+        return value._replace(**changed)
     if isinstance(value, list | tuple | dict):
         # Of several kinds, such as list[int] | list[float], the values that one of them writes as floats are floats.
-        for inner in (get_args(each) for each in hints if get_origin(each) is type(value)):
-            value = _within(value, inner)
+        for kind in hints:
+            origin = get_origin(kind)
+            if isinstance(origin, type) and isinstance(value, origin):
+                value = _within(value, get_args(kind))
         return {name: value[name] for name in sorted(value, key=str)} if isinstance(value, dict) else value
     return value
+
+
+def _members(hint: Any) -> list[Any]:
+    """Return the members of a union, without what is only said about them, or the one hint that is none."""
+    if get_origin(hint) is Annotated:
+        return _members(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return [member for each in get_args(hint) for member in _members(each)]
+    return [hint]
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    """Return the annotations of the fields of a model, a dataclass or a named tuple; none of anything else."""
+    if isinstance(value, BaseModel):
+        return {name: field.annotation for name, field in type(value).model_fields.items()}
+    if is_dataclass(value):
+        hints = get_type_hints(type(value), include_extras=True)
+        return {field.name: hints[field.name] for field in fields(value)}
+    names = getattr(value, "_fields", ()) if isinstance(value, tuple) else ()
+    return {name: get_type_hints(type(value), include_extras=True).get(name, Any) for name in names}
 
 
 def _within(value: Any, hints: Sequence[Any]) -> Any:
     """Return a list, tuple or dict with its values in one form; hints are the arguments of its annotation."""
     if isinstance(value, dict):
         return {name: _one_form(hints[1], each) for name, each in value.items()}
-    if isinstance(value, list) or hints[1:] == (...,):
+    if isinstance(value, list) or hints[1:] in ((), (...,)):
         return type(value)(_one_form(hints[0], each) for each in value)
     return tuple(_one_form(inner, each) for inner, each in zip(hints, value, strict=True))
 

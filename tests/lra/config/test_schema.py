@@ -456,6 +456,7 @@ class Plain(SequenceMixer):
 @dataclass(frozen=True)
 class Around(VariantConfig):
     inner: str = option("full", "the other one")
+    rule: str = option("none", "a text that is not the name of a variant")
     def inner_variants(self): return {self.inner: get_variant(self.inner).config()}
 
 class Outer(SequenceMixer):
@@ -465,8 +466,8 @@ class Outer(SequenceMixer):
     (tmp_path / "around.py").write_text(source)
     monkeypatch.chdir(tmp_path)
 
-    def key(inner):
-        overrides = {"variant.inner": inner}
+    def key(inner, rule="none"):
+        overrides = {"variant.inner": inner, "variant.rule": rule}
         return resolve(
             task="listops", variant="around.py:Outer", profile=load_profile("quick"), seed=0, overrides=overrides
         ).key()
@@ -475,3 +476,4 @@ class Outer(SequenceMixer):
     keys = {key(place) for place in ("around.py:Plain", "./around.py:Plain", str(tmp_path / "around.py:Plain"))}
     assert len(keys) == 1
     assert key("full") not in keys
+    assert key("full", rule="x/a.py:f") != key("full", rule="y/a.py:f")  # no program of its own is behind it

@@ -3,8 +3,9 @@
 import json
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import pytest
 from click.testing import CliRunner
@@ -417,7 +418,11 @@ class Noise(BaseModel):
 
 @dataclass
 class Place:
-    at: float = 1
+    at: int | float = 1
+
+
+class Spot(NamedTuple):
+    at: int | float = 1
 
 
 @pytest.mark.parametrize(
@@ -433,6 +438,10 @@ class Place:
         [{}, {"noise": {}}, {"noise": {"rate": 1, "level": 0}}, {"noise": {"rate": 1.0, "level": -0.0}}],
         [{}, {"noises": [{}]}, {"noises": [{"rate": 1.0, "level": 0.0}]}],
         [{}, {"place": Place()}, {"place": Place(at=1.0)}],
+        [{}, {"spot": Spot()}, {"spot": Spot(at=1.0)}, {"spot": Spot(at=1)}],
+        [{}, {"sequence": [1]}, {"sequence": [1.0]}],
+        [{}, {"mapping": {"a": 1}}, {"mapping": {"a": 1.0}}],
+        [{}, {"annotated": 1}, {"annotated": 1.0}],
         [{}, {"zero": 0}, {"zero": -0.0}],
         [{}, {"loose": {"rate": 2}}, {"loose": {"rate": 2.0, "level": 0.0}}],
         [{}, {"parts": {"a": 1, "b": {"x": 2, "y": 3}}}, {"parts": {"b": {"y": 3.0, "x": 2.0}, "a": 1.0}}],
@@ -451,6 +460,10 @@ def test_equal_values_of_an_option_of_a_task_are_written_as_one(ways):
         noises: list[Noise] = Field(default=[Noise()])
         place: Place = Place()
         zero: float = 0
+        spot: Spot = Spot()
+        sequence: Sequence[int | float] = [1]
+        mapping: Mapping[str, int | float] = Field(default={"a": 1})
+        annotated: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)] = 1
         loose: Noise = Field(default={"rate": 2})
         parts: dict[str, float | dict[str, float]] = Field(default={"b": {"y": 3, "x": 2}, "a": 1})
 
