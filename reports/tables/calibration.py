@@ -92,8 +92,10 @@ def calibration(results: ResultSet, first: str, second: str) -> Table:
         Term("Interval: bootstrap over the variants, 95 %. It does not show what other seeds would do."),
         Term("P: exact, against no relation; for equal accuracies or more than 33 variants, the normal approximation."),
     ]
-    if any(row["95 % interval"] == NOT_RUN for row in rows):
+    if any(row["95 % interval"] == NOT_RUN != row["tau"] for row in rows):
         notes.append(Term(f"{NOT_RUN}: a full agreement has no spread to make an interval of."))
+    if any(row["tau"] == NOT_RUN for row in rows):
+        notes.append(Term(f"Tau {NOT_RUN}: all accuracies of one side are equal, so it has no order."))
     if apart:
         notes.append(f"Not paired, since the two sides have another program or other settings: {', '.join(apart)}.")
     notes += [f"Fewer than {FEWEST} common variants: {', '.join(left_out)}."] if left_out else []

@@ -78,8 +78,8 @@ def add_run(
         assert int(arrays["test_correct"].sum()) == correct
     cost = Cost(
         parameters=1000, parameters_full=1000, flops=flops, train_seconds=2.0, examples_per_second=speed and speed / 10,
-        tokens_per_second=speed, wall_seconds=3.0, peak_memory_bytes=memory * 2**20, peak_memory_method="made up",
-        resumed=0,
+        tokens_per_second=speed, wall_seconds=3.0, peak_memory_bytes=memory and memory * 2**20,
+        peak_memory_method="made up", resumed=0,
     )  # fmt: skip
     record = RunRecord(
         run_id=config.run_id(digest, numerics_version), status="ok" if outcome else "diverged", config=config,

@@ -350,3 +350,16 @@ def test_ranks_of_a_selection_are_those_of_the_table_and_say_what_is_left_out(tm
     assert axes.lines[0].get_xdata().tolist() == [1.0, 2.0]
     assert "missing: linear" in axes.figure.get_supxlabel().replace("\n", " ")
     assert [text for text in clipped(axes.figure) if text and not is_tick(text)] == []
+
+
+@pytest.mark.parametrize("cost", ["speed", "memory"])
+def test_a_run_that_lacks_a_cost_takes_no_figure_from_the_others(tmp_path, cost):
+    for variant in ("full", "linear"):
+        for seed in range(2):
+            lacks = {cost: None} if (variant, seed) == ("linear", 1) else {}
+            add_run(tmp_path, 500 + seed, variant=variant, seed=seed, **lacks)
+    drawn = [figure for title, figure in all_figures(load_stores([tmp_path])) if title.startswith(("speed", "front"))]
+    assert len(drawn) == 2
+    for figure in drawn:
+        texts = [text.get_text().replace("\n", " ") for text in figure.findobj(Text)]
+        assert any("linear (1 of 2 runs)" in text for text in texts), texts

@@ -249,3 +249,13 @@ def test_a_row_that_lacks_a_seed_of_the_suite_is_not_compared(folder):
             add_run(folder, 500, variant=name, profile=profile, seed=1)
     suite = replace(load_stores([folder]), seeds=frozenset(range(2)))
     assert cells(calibration(suite, "quick", "modern"))["listops"]["of"] == "conv, linear, local, performer"
+
+
+@pytest.mark.parametrize(
+    ("scores", "told"), [((500, 400, 300, 200), "-: a full agreement"), ((300, 300, 300, 300), "Tau -: all accuracies")]
+)
+def test_no_order_is_no_full_agreement(tmp_path, scores, told):
+    store(tmp_path, (500, 400, 300, 200), profile="quick")
+    store(tmp_path, scores, profile="modern")
+    notes = calibration(load_stores([tmp_path]), "quick", "modern").notes
+    assert [note.startswith(told) for note in notes if note.startswith(("-:", "Tau -:"))] == [True]
