@@ -9,24 +9,12 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Generic,
-    Literal,
-    Self,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from lra.atomic_io import scratch_folder
 from lra.config.schema import ADDED_LATER
@@ -51,82 +39,62 @@ PICKLE_OPTIONS = ("source", "max_length", "difficulty", "legacy_zero_mask")
 
 
 class TaskOptions(BaseModel):
-    """Which dataset variant of a task: the `data` section of a profile. Exact types, no unknown keys, no changes."""
+    """Which dataset variant of a task: the `data` section of a profile. Exact types, no unknown keys, no changes.
+
+    An option is a `bool`, `int`, `float`, `str`, a `Literal` of these without fractions, or a `list` of them; a union
+    such as `int | None` or `Literal["auto"] | float` has members of different kinds, where `int` and `float` are one.
+    So equal values are written as one, and a run has one id.
+
+    Raises:
+        TypeError: An option of a subclass has another annotation.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", validate_default=True)
 
-    @model_validator(mode="before")
     @classmethod
-    def _lists_as_tuples(cls, values: Any) -> Any:
-        """Take lists for tuples, which neither YAML nor JSON has."""
-        if not isinstance(values, Mapping):
-            return values
-        tuples = {name for name, option in cls.model_fields.items() if get_origin(option.annotation) is tuple}
-        return {
-            name: tuple(value) if name in tuples and isinstance(value, list) else value
-            for name, value in values.items()
-        }
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Check the annotations of a new class."""
+        for name, option in cls.model_fields.items():
+            try:
+                _kinds(option.annotation)
+            except TypeError as error:
+                raise TypeError(f"option {name} of {cls.__name__}: {error}") from None
 
-    @model_validator(mode="after")
-    def _in_one_form(self) -> Self:
-        """Write equal values of one option as one, so that the data has one name and a run one id."""
-        for name, option in type(self).model_fields.items():
-            object.__setattr__(self, name, _one_form(option.annotation, getattr(self, name)))
-        return self
+    @field_validator("*")
+    @classmethod
+    def _zero_has_no_sign(cls, value: Any) -> Any:
+        """Write -0.0 as 0.0, which equals it."""
+        return _without_signs(value)
 
 
-def _one_form(hint: Any, value: Any) -> Any:
-    """Return a value as what is written out and read again: floats where both are meant, and keys in their order."""
-    hints = _members(hint)
-    if type(value) is int:
-        return float(value) if float in hints else value
-    if type(value) is float:
-        return value + 0.0  # 0.0 for -0.0
-    parts = _fields_of(value)
-    if parts:
-        changed = {name: _one_form(inner, getattr(value, name)) for name, inner in parts.items()}
-        if isinstance(value, BaseModel):
-            return value.model_copy(update=changed)
-        if is_dataclass(value) and not isinstance(value, type):
-            return replace(value, **changed)
-        return value._replace(**changed)
-    if isinstance(value, list | tuple | dict):
-        # Of several kinds, such as list[int] | list[float], the values that one of them writes as floats are floats.
-        for kind in hints:
-            origin = get_origin(kind)
-            if isinstance(origin, type) and isinstance(value, origin):
-                value = _within(value, get_args(kind))
-        return {name: value[name] for name in sorted(value, key=str)} if isinstance(value, dict) else value
-    return value
+def _without_signs(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_signs(each) for each in value]
+    return value + 0.0 if isinstance(value, float) else value
 
 
-def _members(hint: Any) -> list[Any]:
-    """Return the members of a union, without what is only said about them, or the one hint that is none."""
-    if get_origin(hint) is Annotated:
-        return _members(get_args(hint)[0])
-    if get_origin(hint) in (Union, UnionType):
-        return [member for each in get_args(hint) for member in _members(each)]
-    return [hint]
+def _kinds(hint: Any) -> list[type]:
+    """List what kinds of values an annotation takes; `float` stands for numbers.
 
-
-def _fields_of(value: Any) -> dict[str, Any]:
-    """Return the annotations of the fields of a model, a dataclass or a named tuple; none of anything else."""
-    if isinstance(value, BaseModel):
-        return {name: field.annotation for name, field in type(value).model_fields.items()}
-    if is_dataclass(value):
-        hints = get_type_hints(type(value), include_extras=True)
-        return {field.name: hints[field.name] for field in fields(value)}
-    names = getattr(value, "_fields", ()) if isinstance(value, tuple) else ()
-    return {name: get_type_hints(type(value), include_extras=True).get(name, Any) for name in names}
-
-
-def _within(value: Any, hints: Sequence[Any]) -> Any:
-    """Return a list, tuple or dict with its values in one form; hints are the arguments of its annotation."""
-    if isinstance(value, dict):
-        return {name: _one_form(hints[1], each) for name, each in value.items()}
-    if isinstance(value, list) or hints[1:] in ((), (...,)):
-        return type(value)(_one_form(hints[0], each) for each in value)
-    return tuple(_one_form(inner, each) for inner, each in zip(hints, value, strict=True))
+    Raises:
+        TypeError: It is none for an option.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _kinds(arguments[0])
+    if origin in (Union, UnionType):
+        kinds = [kind for member in arguments for kind in _kinds(member)]
+        if len(set(kinds)) < len(kinds):
+            raise TypeError(f"of {hint}, two members take equal values; keep one (float takes integers too)")
+        return kinds
+    if origin is Literal and float not in map(type, arguments):
+        return list({kind for value in arguments for kind in _kinds(type(value))})
+    if origin is list:
+        _kinds(arguments[0])
+        return [list]
+    if hint in (bool, int, float, str, NoneType):
+        return [float if hint is int else hint]
+    raise TypeError(f"its type {hint} must be bool, int, float, str, Literal, a list of these, or such a type | None")
 
 
 OptionsT = TypeVar("OptionsT", bound=TaskOptions)
