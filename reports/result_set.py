@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,15 @@ from lra.names import suggest_path
 from lra.reading import reading, visible
 from lra.results.bench_format import REFERENCE
 from lra.results.bench_records import BenchRecord, bench_records
-from lra.results.dataframe import Naming, conflicts, naming_of, record_frame, same_numbers, without_older
+from lra.results.dataframe import (
+    Naming,
+    conflicts,
+    differing_recipes,
+    naming_of,
+    record_frame,
+    same_numbers,
+    without_older,
+)
 from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt, read_note
 
 ENTRIES = {"attempts": "attempts/*/*.json", "records": "results/*/*.json", "measurements": "bench/*.json"}
@@ -66,9 +75,8 @@ class ResultSet:
     def profiles(self) -> list[tuple[str, str]]:
         """List the (profile, track) pairs of the runs; each pair has its own tables.
 
-        On the matched track, a profile is one recipe for each task. Where the stores hold several, because its file was
-        edited, each counts as a profile of its own, whose name ends with the settings that differ. A selection leaves
-        the names as they are.
+        On the matched track, a profile is one recipe for each task. If the records of a task have several, because its
+        file was edited, each recipe counts as a profile of its own, whose name ends with the settings that differ.
         """
         return sorted({self._place(config) for config in self._run_configs()})
 
@@ -78,9 +86,13 @@ class ResultSet:
     def _place(self, config: RunConfig) -> tuple[str, str]:
         """Return the profile and track under which tables show a run."""
         task = without_folder(config.task)
-        names = self.naming.recipes.get((config.profile, task), []) if config.track == "matched" else []
+        names = self._recipes.get((config.profile, task), []) if config.track == "matched" else []
         text = in_words(settings_of(config), names)
         return (f"{config.profile} [{text}]" if text else config.profile), config.track
+
+    @functools.cached_property
+    def _recipes(self) -> dict[tuple[str, str], list[str]]:
+        return differing_recipes(self._run_configs())
 
     def configs(self) -> list[RunConfig]:
         """List the configurations of all records, attempts and measurements."""

@@ -47,13 +47,18 @@ def seeds_in_words(frame: pd.DataFrame) -> str:
 
 
 def provenance_notes(frame: pd.DataFrame) -> list[str]:
-    """Name training steps, hardware, data, and runs of two environments."""
+    """Name training steps, hardware, data, recipes of which a profile has several, and runs of two environments."""
     machines = sorted(set(frame["device"].dropna()))
     steps = "/".join(f"{int(count)}" for count in sorted(set(frame["steps"])))
     datasets = sorted(set(zip(frame["title"], frame["dataset"], strict=True)))
     notes = [f"Trained for {steps} steps on {', '.join(machines) or 'no device'}."]
     notes += [f"{title}: {dataset}." for title, dataset in datasets]
     notes += _usual_elsewhere(frame)
+    notes += [
+        f"{column} with {recipe}: the stores also hold runs of profile {profile} with another recipe there."
+        for profile, column, recipe in sorted(set(zip(frame["profile"], frame["column"], frame["recipe"], strict=True)))
+        if recipe
+    ]
     continued = frame[frame["continued"] == True]  # noqa: E712 - missing for runs without a record
     if len(continued):
         runs = ", ".join(f"{row.label} on {row.column}, seed {row.seed}" for row in continued.itertuples())

@@ -113,12 +113,11 @@ def test_mlp_only_of_the_same_recipe_stands_among_the_baselines(tmp_path):
     add_run(tmp_path, 920, variant="mlp_only", task="text")
     results = load_stores([tmp_path])
     chosen = results.filter(lambda config: config.variant.name == "full")
-    (place,) = chosen.profiles()
-    table = accuracy(chosen, *place)
+    table = accuracy(chosen, "quick", "matched")
     assert table.cells.index.tolist() == ["full", "Chance", "Majority", "MLP only, trained"]
     assert table.cells.loc["MLP only, trained"].tolist() == ["31.00 ± 1.41 (2/3), diverged (1/3)"]
     assert table.baselines == 3
-    of_suite = accuracy(replace(chosen, seeds=frozenset((0, 2, 5))), *place)
+    of_suite = accuracy(replace(chosen, seeds=frozenset((0, 2, 5))), "quick", "matched")
     assert of_suite.cells.loc["MLP only, trained"].tolist() == ["30.00 (1/3), diverged (1/2)"]
     # where its runs are rows of the table, they are not repeated
     assert "MLP only, trained" not in accuracy(results, *results.profiles()[1]).cells.index
