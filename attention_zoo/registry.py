@@ -238,7 +238,9 @@ def _refer(reference: str) -> VariantSpec:
             raise RegistrationError(f"{reference} cannot be imported: {fault_line(error)}") from error
         remember_imports()
         for spec in _registered.values():
-            if spec.mixer is found.mixer and not is_own(spec.name):  # the file registers it, with traits
+            if spec.mixer is found.mixer:  # the file registers it, with traits
+                if spec.name in {*_builtin_names(), *_plugins()}:
+                    raise RegistrationError(f"{reference} is the variant {spec.name}; one run has one name: take that")
                 return spec
         _referenced[reference] = VariantSpec(
             name=reference,

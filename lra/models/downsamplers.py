@@ -77,7 +77,7 @@ def is_own(name: str) -> bool:
 
 @functools.cache  # as for variants: the code that was imported, once per process
 def downsampler_origin(name: str, channels: int, grid: tuple[int, int] | None) -> str:
-    """Name the program of a third party's layer: its distribution, version and source; empty for our own layers.
+    """Name the program of a third party's layer: its distribution, version, place and source; empty for our own layers.
 
     Args:
         name: Of the layer.
@@ -92,7 +92,8 @@ def downsampler_origin(name: str, channels: int, grid: tuple[int, int] | None) -
         if point.dist is None or point.dist.name == OWN_DISTRIBUTION:
             return ""
         try:
-            label, modules = f"{point.dist.name} {point.dist.version}", [point.module, made.__module__]
+            label = f"{point.dist.name} {point.dist.version} {point.module}:{point.attr}"
+            modules = [point.module, made.__module__]
             given = {"reference": point.value, "channels": channels, "side": min(TRIAL_SIDE, *(grid or [TRIAL_SIDE]))}
             return program_text(label, modules, "", given, trial="lra.models.downsamplers:try_layer")
         except ProgramError as error:

@@ -13,13 +13,13 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lra.atomic_io import atomic_write, file_digest
+from lra.atomic_io import atomic_write
 from lra.config.schema import canonical_json
 from lra.data.archives import LINE_LIMIT
 from lra.data.download import Remote, Transfer
@@ -82,8 +82,13 @@ class Fetched(BaseModel):
         """Whether all of every file was read."""
         return bool(self.files) and all(state.complete for state in self.files.values())
 
-    def check(self, folder: Path, max_length: int) -> None:
+    def check(self, folder: Path, max_length: int, digests: Mapping[str, str]) -> None:
         """Check that all is there that a dataset variant needs, as it was kept.
+
+        Args:
+            folder: Where the rows are.
+            max_length: Bytes of each document that are needed.
+            digests: SHA-256 of our files, by name.
 
         Raises:
             DataError: A file is not complete or has changed, or documents are kept to a shorter length.
@@ -96,9 +101,10 @@ class Fetched(BaseModel):
                 f"lra-data fetch retrieval --set max_length={max_length} fetches more"
             )
         for name, state in self.files.items():
-            kept = folder / f"{name}.gz"
-            if state.kept_sha256 != file_digest(kept):
-                raise DataError(f"{kept}: has changed since it was fetched; remove {folder} and fetch again")
+            if state.kept_sha256 != digests[f"{name}.gz"]:
+                raise DataError(
+                    f"{folder / name}.gz: has changed since it was fetched; remove {folder} and fetch again"
+                )
 
 
 def read_state(folder: Path) -> Fetched | None:

@@ -66,10 +66,14 @@ def load_task(name: str, taken: Collection[str]) -> Task[Any]:
         raise UsageError(f"--task {name}: {thing} is not a class of lra.tasks.GeneratedTask, but {found!r}")
     _check(name, found, taken)
     task = found()
+    if point is None and _announces(task):
+        raise UsageError(f"--task {name} is the task {task.info.name}; one run has one name: take that")
     if point is not None and task.info.name != name:
         raise UsageError(f"--task {name}: the entry point has another name than its task, {task.info.name!r}")
     distribution = None if point is None else point.dist
-    label = f"{PurePath(place).name}:{thing}" if distribution is None else f"{distribution.name} {distribution.version}"
+    label = f"{PurePath(place).name}:{thing}"
+    if distribution is not None:
+        label = f"{distribution.name} {distribution.version} {label}"
     modules = list(dict.fromkeys((place, found.__module__))) if point else [place]
 
     def program(options: TaskOptions) -> str:
@@ -82,6 +86,14 @@ def load_task(name: str, taken: Collection[str]) -> Task[Any]:
     task.program = program
     LOADED[name] = task
     return task
+
+
+def _announces(task: Task[Any]) -> bool:
+    """Say whether an entry point with the name of a task leads to its class."""
+    point = announced().get(task.info.name)
+    with contextlib.suppress(Exception):  # the distribution of the entry point may be broken
+        return point is not None and point.load() is type(task)
+    return False
 
 
 def try_task(place: str, name: str, options: str) -> None:

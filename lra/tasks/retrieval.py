@@ -16,7 +16,7 @@ from lra.data.dataset import PreparedData
 from lra.data.download import Remote, Transfer
 from lra.data.pickled_rows import Ids
 from lra.data.places import REMOTES
-from lra.data.raw_files import missing, untouched
+from lra.data.raw_files import missing, steady
 from lra.data.split import SPLITS, Split, SplitName
 from lra.errors import DataError
 from lra.tasks import passages, pickles
@@ -149,9 +149,9 @@ class Retrieval(Task[RetrievalOptions]):
         with scratch_folder(target) as scratch:
             kept = options.max_length if options.pairs == "given" else KEPT_BYTES
             reader = PairReader(max_length=kept, scratch=scratch, progress=progress)
-            with untouched(files):  # all of them, since the check reads each before any of them is read
+            with steady(files) as digests:
                 if fetched is not None:
-                    fetched.check(folder, options.max_length)
+                    fetched.check(folder, options.max_length, digests)
                 splits = reader.read(source, stem)
             counts = {name: len(splits[name]) for name in SPLITS}
             if official and counts != OFFICIAL_COUNTS:

@@ -145,10 +145,13 @@ def _of_task(results: ResultSet, frame: pd.DataFrame, where: str, *, titled: boo
     seeds = len(results.seeds)
     yield f"seeds: {where}", seed_dots(results, frame, where if titled else "")
     scored = frame.dropna(subset=["accuracy"])
-    for device, rows in scored.dropna(subset=["tokens_per_second", "peak_bytes"]).groupby("device"):
+    measured = scored.dropna(subset=["tokens_per_second", "peak_bytes"])
+    unknown = sorted(set(scored["label"]) - set(measured["label"]))
+    below = f"Left out, with no run of known speed and memory: {', '.join(unknown)}" if unknown else ""
+    for device, rows in measured.groupby("device"):
         title, group = f"{where}, {device}", _counted(rows, frame, seeds)
-        yield f"speed, score and memory: {title}", bubbles(group, title if titled else "")
-        yield f"front: {title}", pareto(group, title if titled else "")
+        yield f"speed, score and memory: {title}", bubbles(group, title if titled else "", below)
+        yield f"front: {title}", pareto(group, title if titled else "", below)
     scored = _counted(scored, frame, seeds)
     kept = scored["run_id"].map(lambda run_id: _state(results.records[run_id].config))
     if kept.notna().any():

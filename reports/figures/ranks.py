@@ -3,19 +3,13 @@
 
 from __future__ import annotations
 
-import textwrap
-
 from matplotlib.figure import Figure
 
-from lra.terminal import clean_line
-
 from ..tables.comparisons import Ranking
-from .style import LINE, REFERENCE_COLOUR, extra_height, mark_preview, new_figure, wrapped, write_title
+from .style import REFERENCE_COLOUR, extra_height, mark_preview, new_figure, wrapped, write_title
 
 ROW = 0.19
 """Height of a row, in inches."""
-LETTERS = 50
-"""Letters in a line below the axis."""
 
 
 def critical_difference(ranking: Ranking, where: str) -> Figure:
@@ -31,15 +25,13 @@ def critical_difference(ranking: Ranking, where: str) -> Figure:
     words = f"average rank over {len(ranking.columns)} tasks (1 is best)"
     if ranking.missing:
         words += f"; left out, as a task or a seed is missing: {', '.join(ranking.missing)}"
-    below = textwrap.wrap(clean_line(words), LETTERS)
-    figure = new_figure(0.9 + ROW * len(names) + extra_height(names) + LINE * (len(below) - 1))
+    figure = new_figure(0.79 + ROW * len(names) + extra_height(names), below=words)
     axes = figure.subplots()
     axes.errorbar(
         ranking.ranks, places, xerr=ranking.critical / 2, fmt="o", color=REFERENCE_COLOUR, elinewidth=1.5, capsize=0
     )
     axes.set_yticks(places, names)
     axes.set(ylim=(len(places) - 0.5, -0.5))
-    figure.supxlabel("\n".join(below), fontsize=7)  # below the names too, which may leave the axes little room
     axes.grid(visible=False, axis="y")
     mark_preview(axes, ranking.seeds)
     write_title(figure, "Average ranks", where)

@@ -10,6 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lra.results.bench_format import STATUS_WORDS
+
 from ..baselines import highest_baselines
 from ..result_set import ResultSet
 from ..statistics import comparable
@@ -43,15 +45,16 @@ def medians(frame: pd.DataFrame) -> pd.DataFrame:
     ).sort_values("accuracy", ascending=False)
 
 
-def bubbles(frame: pd.DataFrame, where: str) -> Figure:
+def bubbles(frame: pd.DataFrame, where: str, below: str = "") -> Figure:
     """Draw each variant at its speed and score, with an area in proportion to its memory.
 
     Args:
         frame: Rows of one task and device, all with numbers.
         where: What the rows have in common, for the title; empty for none.
+        below: What is left out, in words; empty for nothing.
     """
     rows = medians(frame)
-    figure = new_figure(2.2 + 0.1 * len(rows))
+    figure = new_figure(2.2 + 0.1 * len(rows), below=below)
     axes = figure.subplots()
     area = LARGEST_BUBBLE * rows["memory"] / rows["memory"].max()
     found = looks(frame)
@@ -72,16 +75,17 @@ def bubbles(frame: pd.DataFrame, where: str) -> Figure:
     return figure
 
 
-def pareto(frame: pd.DataFrame, where: str) -> Figure:
+def pareto(frame: pd.DataFrame, where: str, below: str = "") -> Figure:
     """Draw accuracy against training time and against memory; the points of the Pareto front are filled and joined.
 
     Args:
         frame: Rows of one task and device, all with numbers, and a column `whole`: whether their row lost no run.
         where: What the rows have in common, for the title; empty for none.
+        below: What is left out, in words; empty for nothing.
     """
     rows = medians(frame)
     costs = {"time per 1000 tokens (ms)": 1e6 / rows["speed"], "peak memory (MiB)": rows["memory"]}
-    return _fronts(frame, rows, costs, "Filled: nothing is cheaper and better", where)
+    return _fronts(frame, rows, costs, "Filled: nothing is cheaper and better", where, below)
 
 
 def state_front(frame: pd.DataFrame, where: str) -> Figure:
@@ -98,9 +102,11 @@ def state_front(frame: pd.DataFrame, where: str) -> Figure:
     return _fronts(frame, rows, costs, "Filled: nothing keeps less and is better", where)
 
 
-def _fronts(frame: pd.DataFrame, rows: pd.DataFrame, costs: dict[str, pd.Series], title: str, where: str) -> Figure:
+def _fronts(
+    frame: pd.DataFrame, rows: pd.DataFrame, costs: dict[str, pd.Series], title: str, where: str, below: str = ""
+) -> Figure:
     """Draw one panel for each cost; `rows` are the medians of the frame, and the costs have their index."""
-    figure = new_figure(len(costs) * (1.8 + 0.07 * len(rows)))
+    figure = new_figure(len(costs) * (1.8 + 0.07 * len(rows)), below=below)
     panels = np.ravel(figure.subplots(len(costs), 1))
     found = looks(frame)
     styles = [found[str(label)] for label in rows.index]
@@ -168,7 +174,8 @@ def seed_dots(results: ResultSet, frame: pd.DataFrame, where: str) -> Figure:
         lost = group["status"][group["accuracy"].isna()].value_counts().sort_index()
         missing = len(results.seeds) - group["seed"].nunique()
         words = ", ".join(
-            [f"{status} {count}" for status, count in lost.items()] + [f"not run {missing}"] * (missing > 0)
+            [f"{STATUS_WORDS.get(status, status)} {count}" for status, count in lost.items()]
+            + [f"not run {missing}"] * (missing > 0)
         )
         names.append(name + (f"\n({words})" if words else ""))
     baselines, _ = highest_baselines(results.records[each] for each in frame["run_id"] if each in results.records)

@@ -32,6 +32,8 @@ COLUMN = 3.4
 """Width of a column of a two-column paper, in inches."""
 PAGE = 7.0
 LABEL_LINES = 4
+LETTERS = 50
+"""Letters in a line below the axes."""
 LINE = 0.11
 """Height of a line of small text, in inches."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
@@ -139,9 +141,19 @@ class RoundedLayout(ConstrainedLayoutEngine):
             axes.set_in_layout(True)  # `set_position` takes the axes out of the layout
 
 
-def new_figure(height: float, width: float = COLUMN) -> Figure:
-    """Return an empty figure whose layout leaves room for all labels; it needs no window system."""
-    return Figure(figsize=(width, height), layout=RoundedLayout())
+def new_figure(height: float, width: float = COLUMN, below: str = "") -> Figure:
+    """Return an empty figure whose layout leaves room for all labels; it needs no window system.
+
+    Args:
+        height: In inches, without the words below.
+        width: In inches.
+        below: Words for the lower edge; empty for none.
+    """
+    lines = textwrap.wrap(clean_line(below), LETTERS)
+    figure = Figure(figsize=(width, height + LINE * len(lines)), layout=RoundedLayout())
+    if lines:
+        figure.supxlabel("\n".join(lines), fontsize=7)  # below the names too, which may leave the axes little room
+    return figure
 
 
 def save(figure: Figure, path: Path, form: str) -> Path:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -58,7 +59,7 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
         Term("x full: relative to full attention with its default options and the same recipe."),
         f"Memory: {'; '.join(methods)}.",
         FLOPS_NOTE,
-        *_without_cost(frame, len(results.seeds)),
+        *partly_measured(frame, len(results.seeds), ["label", "column"], [source for _, source, *_ in _MEASURED]),
         *([_WITHOUT_FULL + ", ".join(dict.fromkeys(alone)) + "."] if alone else []),
         *parameter_notes(frame),
         *provenance_notes(frame),
@@ -66,22 +67,29 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
     return plain_table(table_caption("Cost of training", profile, track, frame), rows, notes, frame, scores)
 
 
-def _without_cost(frame: pd.DataFrame, seeds: int) -> list[str]:
-    """Name the rows of which a run lacks a cost that others have, or a seed that a suite asks for has no run.
+def partly_measured(frame: pd.DataFrame, seeds: int, places: Sequence[str], costs: Sequence[str]) -> list[str]:
+    """Name the rows whose costs are medians over some of their runs, as others lack one or ran on another device.
 
     Args:
         frame: The runs.
         seeds: How many a suite asks for; 0 without one.
+        places: The columns of the frame that tell rows of the table apart: label, heading, and layers if these count.
+        costs: The columns of the frame that the table shows.
     """
     notes = []
-    for (column, label), group in frame.groupby(["column", "label"]):
-        shown = [source for _, source, *_ in _MEASURED if group[source].notna().any()]
+    for place, group in frame.groupby(list(places)):
+        shown = [cost for cost in costs if group[cost].notna().any()]
         lost = group[["parameters", *shown]].isna().any(axis=1)
-        found, expected = int((~lost).sum()), max(seeds, len(group))
-        if found < expected:
-            what = f"the cost of {found} of {expected} runs" if found else "no cost"
+        found, expected = group[~lost].groupby("device").size(), max(seeds, len(group))
+        if list(found) != [expected]:
+            counts = [f"{count} of {expected} runs on {device}" for device, count in found.items()]
+            if len(found) == 1:
+                counts = [f"{found.iloc[0]} of {expected} runs"]
+            what = f"the cost of {' and of '.join(counts)}" if counts else "no cost"
             words = ", ".join(lost_words(group, lost & (group["status"] != "ok")))
-            notes.append(f"{label} on {column} has {what}{f': {words}' if words else ''}.")
+            label, column, *layers = place
+            row = f"{label} on {column}" + "".join(f" with {count} layers" for count in layers)
+            notes.append(f"{row} has {what}{f': {words}' if words else ''}.")
     return notes
 
 

@@ -9,7 +9,7 @@ from lra.results.dataframe import label_rows
 from ..result_set import ResultSet
 from .accuracy import accuracy_cell
 from .captions import NOT_RUN, number, preview, provenance_notes, table_caption
-from .cost import FLOPS_NOTE, median
+from .cost import FLOPS_NOTE, median, partly_measured
 from .table import Table, Term, plain_table
 
 
@@ -48,6 +48,10 @@ def depth(results: ResultSet, profile: str, track: str) -> Table:
                 "step time (s)": ", ".join(times) or NOT_RUN,
             }
         )
-    notes: list[str] = [FLOPS_NOTE, Term("Step time: median over seeds; other work may have run on the same machine.")]
+    notes: list[str] = [
+        FLOPS_NOTE,
+        Term("Step time: median over seeds; other work may have run on the same machine."),
+        *partly_measured(frame, seed_count, ["label", "column", "layers"], ["flops", "step_seconds"]),
+    ]
     notes = preview(frame) + notes + provenance_notes(frame)
     return plain_table(table_caption("Test accuracy by depth", profile, track, frame), rows, notes, frame, scores)

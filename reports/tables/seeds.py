@@ -25,13 +25,8 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
         whole = len(found) == expected
         scores.append(float(found.mean()) if whole else math.nan)
         runs = str(expected) if whole else f"{len(found)} of {expected}"
-        row = {"task": str(column), "variant": str(label), "runs": runs, "mean (%)": NOT_RUN}
-        row |= {
-            "interval (%)": NOT_RUN,
-            "lowest (%)": NOT_RUN,
-            "highest (%)": NOT_RUN,
-            "above chance": f"0/{len(group)}",
-        }
+        row = {"task": str(column), "variant": str(label), "runs": runs}
+        row |= dict.fromkeys(("mean (%)", "interval (%)", "lowest (%)", "highest (%)", "above chance"), NOT_RUN)
         if len(found):
             estimate = mean_with_interval(found.tolist())
             low, high, kind = estimate.low, estimate.high, "t"
@@ -43,7 +38,7 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
             row |= {"mean (%)": f"{estimate.mean:.2f}", "interval (%)": interval}
             learnt = sum(is_above_chance(results, run_id) for run_id in group["run_id"])
             row |= {"lowest (%)": f"{found.min():.2f}", "highest (%)": f"{found.max():.2f}"}
-            row["above chance"] = f"{learnt}/{len(group)}"
+            row["above chance"] = f"{learnt}/{len(found)}"
         rows.append(row)
     notes: list[str] = [
         Term(
@@ -51,7 +46,10 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
             "about other seeds."
         ),
         Term("Runs: those with a number, and of how many if some have none; mean and interval are over those."),
-        Term("Above chance: above every answer that needs no input, by more than the noise of the test set."),
+        Term(
+            "Above chance: above every answer that needs no input, by more than the noise of the test set; of the "
+            "runs with a number."
+        ),
     ]
     if any(row["interval (%)"] == NOT_RUN != row["mean (%)"] for row in rows):
         notes.append(f"{NOT_RUN} for an interval: all seeds have one score, and equal scores have no spread.")

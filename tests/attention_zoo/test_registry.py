@@ -203,6 +203,21 @@ def test_a_plug_in_is_listed_without_being_imported_and_imported_when_named(site
     assert plugin_origin("full") == ""
 
 
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [("attention_zoo.variants.full:FullAttention", "full"), ("contextpool.variant:ContextPoolMixer", "contextpool")],
+)
+def test_a_registered_variant_has_no_second_name(reference, name):
+    """Under its class, it would be another run with the same numbers."""
+    with pytest.raises(RegistrationError, match=f"is the variant {name}; one run has one name"):
+        get_variant(reference)
+
+
+def test_an_announced_variant_has_no_second_name(site):
+    with pytest.raises(RegistrationError, match="is the variant halver; one run has one name"):
+        get_variant("halver_plugin:Halver")
+
+
 def test_a_plug_in_that_registers_another_name_than_it_announced_is_an_error(site):
     with pytest.raises(RegistrationError, match="nothing registers the name 'absent'"):
         get_variant("absent")

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import mmap
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from lra.data import places
+from lra.data import places, raw_files
 from lra.data.dataset import open_prepared
 from lra.data.download import Remote, Transfer
 from lra.data.split import SPLITS
@@ -266,7 +267,7 @@ def test_kept_rows_that_were_damaged_are_one_line(lra_data, server, home):
 
 CHILD = """
 import sys
-from lra.data import places
+from lra.data import places, raw_files
 from lra.data.download import Remote
 from lra.tasks import pairs_fetch, retrieval
 from runners.cli.data import main
@@ -326,6 +327,48 @@ def test_kept_rows_that_change_between_their_check_and_their_reading_are_refused
     result = lra_data("prepare", "retrieval", "--set", "max_length=30")
     assert result.stderr == f"Error: {file}: changed while it was read; prepare the data again\n"
     assert len(list(home.glob("retrieval-*"))) == 1
+
+
+def test_kept_rows_that_are_written_through_a_mapping_are_refused(lra_data, home, server, monkeypatch):
+    """Where a page of it was written to already, the time of the file stays."""
+    assert lra_data("fetch", "retrieval").exit_code == 0
+    file, read = home / "sources" / "new_aan_pairs-first-4000" / f"{NAMES['test']}.gz", module.PairReader.read
+    other = gzip.compress(gzip.decompress(file.read_bytes()).replace(b"1.0\t", b"0.0\t"), 3, mtime=0)
+    with file.open("r+b") as handle, mmap.mmap(handle.fileno(), 0) as mapped:
+        mapped[:] = mapped[:]
+
+        def changed(reader, *arguments):
+            mapped[: len(other)] = other[: len(mapped)]
+            return read(reader, *arguments)
+
+        monkeypatch.setattr(module.PairReader, "read", changed)
+        assert lra_data("prepare", "retrieval", "--set", "max_length=30").exit_code == 3
+    assert len(list(home.glob("retrieval-*"))) == 1
+
+
+def test_kept_rows_of_another_folder_vouch_for_none(lra_data, home, server, monkeypatch, tmp_path):
+    """A folder has the place of the one that is read while it is checked."""
+    assert lra_data("fetch", "retrieval").exit_code == 0
+    sound, digest = tmp_path / "sound", raw_files._digest
+    shutil.move(home / "sources" / "new_aan_pairs-first-4000", sound)
+    changed = shutil.copytree(sound, tmp_path / "changed")
+    file = changed / f"{NAMES['test']}.gz"
+    file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes()).replace(b"1.0\t", b"0.0\t")))
+
+    def of_the_sound_one(path):
+        changed.rename(tmp_path / "aside")
+        sound.rename(changed)
+        try:
+            return digest(path)
+        finally:
+            changed.rename(sound)
+            (tmp_path / "aside").rename(changed)
+
+    monkeypatch.setattr(raw_files, "_digest", of_the_sound_one)
+    words = ("--set", "max_length=30", "--from", str(changed))
+    done = lra_data("prepare", "retrieval", *words)
+    assert done.exit_code == 3
+    assert "changed while it was read" in done.stderr
 
 
 def test_fetched_rows_say_what_they_are_wherever_their_folder_is_copied(lra_data, home, server, tmp_path):

@@ -363,3 +363,13 @@ def test_a_run_that_lacks_a_cost_takes_no_figure_from_the_others(tmp_path, cost)
     for figure in drawn:
         texts = [text.get_text().replace("\n", " ") for text in figure.findobj(Text)]
         assert any("linear (1 of 2 runs)" in text for text in texts), texts
+
+
+@pytest.mark.parametrize("cost", ["speed", "memory"])
+def test_a_row_without_a_known_cost_is_named_as_left_out(tmp_path, cost):
+    for variant in ("full", "linear", "conv"):
+        for seed in range(2):
+            add_run(tmp_path, 500, variant=variant, seed=seed, **({cost: None} if variant == "linear" else {}))
+    drawn = [figure for title, figure in all_figures(load_stores([tmp_path])) if title.startswith(("speed", "front"))]
+    words = {figure.get_supxlabel().replace("\n", " ") for figure in drawn}
+    assert words == {"Left out, with no run of known speed and memory: linear"}

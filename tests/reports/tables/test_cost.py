@@ -143,3 +143,13 @@ def test_what_older_records_do_not_name_parts_no_rows_unless_others_differ_in_it
     add_run(tmp_path, 400, seed=2, environment=device | {"cpu_capability": "AVX512"})
     found = sorted(made(cost, tmp_path).cells["device"])
     assert found == [f"Model <7>, cpu capability {name}" for name in ("AVX2", "AVX512", "unknown")]
+
+
+def test_medians_over_the_runs_of_one_device_say_of_how_many_runs_they_are(tmp_path):
+    for seed, full, conv in ((0, "A", "A"), (1, "A", "B"), (2, "B", "B")):
+        for variant, device in (("full", full), ("conv", conv), ("linear", "A")):
+            add_run(tmp_path, 400, variant=variant, seed=seed, environment={"device": "cpu", "cpu": device})
+    assert [note for note in made(cost, tmp_path).notes if "has the cost" in note] == [
+        "conv on ListOps has the cost of 1 of 3 runs on A and of 2 of 3 runs on B.",
+        "full on ListOps has the cost of 2 of 3 runs on A and of 1 of 3 runs on B.",
+    ]

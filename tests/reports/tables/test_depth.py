@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from reports.figures import all_figures
 from reports.result_set import load_stores
 from reports.site.build import make_boards
@@ -28,6 +30,16 @@ def test_depth_has_accuracy_operations_and_time(tmp_path):
     ]
     assert cells["step time (s)"].tolist()[:3] == ["1.000", "2.000", "4.000"]
     assert cells["step time (s)"].tolist()[5] == "-"
+
+
+@pytest.mark.parametrize("lacks", [{"speed": None}, {"flops": None}])
+def test_a_cost_of_some_of_the_runs_is_named(tmp_path, lacks):
+    for layers in (1, 2):
+        for seed in range(3):
+            add_run(tmp_path, 400, seed=seed, layers=layers, track="open", **(lacks if layers * seed == 2 else {}))
+    notes = [note for note in made(depth, tmp_path, track="open").notes if "cost" in note]
+    assert notes == ["full on ListOps with 1 layers has the cost of 2 of 3 runs.",
+                     "full on ListOps with 2 layers has the cost of 2 of 3 runs."]  # fmt: skip
 
 
 def test_devices_that_count_differently_share_no_number_of_operations(tmp_path):

@@ -22,3 +22,4 @@ def test_a_row_says_how_many_of_its_runs_have_a_number(tmp_path):
     assert made(seeds, tmp_path).cells.set_index("variant")["runs"].to_dict() == {"full": "1", "local": "2 of 3"}
     table = seeds(replace(load_stores([tmp_path]), seeds=frozenset(range(3))), "quick", "matched")
     assert table.cells.set_index("variant")["runs"].to_dict() == {"full": "1 of 3", "local": "2 of 3"}
+    assert table.cells.set_index("variant")["above chance"].to_dict() == {"full": "1/1", "local": "2/2"}

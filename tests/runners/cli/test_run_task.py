@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from attention_zoo import program
 from lra.config.profiles import load_profile, name_unused
-from lra.errors import DataError
+from lra.errors import DataError, UsageError
 from lra.results.records import Store
 from lra.tasks import GeneratedOptions, base, get_task, plugins
 from reports.cli import command as lra_report
@@ -319,10 +320,13 @@ def test_an_installed_task_is_found_by_its_entry_point(folder, monkeypatch):
     (folder / "installed_majority.py").write_text(TASK)
     monkeypatch.syspath_prepend(str(folder))
     point = EntryPoint(name="majority", value="installed_majority:Majority", group=plugins.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(plugins, "entry_points", lambda *, group: [point] if group == "lra.tasks" else [])
+    installed = point._for(SimpleNamespace(name="theirs", version="1"))
+    monkeypatch.setattr(plugins, "entry_points", lambda *, group: [installed] if group == "lra.tasks" else [])
     task = get_task("majority")
     assert task.info.title == "Majority"
-    assert "source" in task.origin(task.options())
+    assert task.origin(task.options()).startswith("theirs 1 installed_majority:Majority source ")
+    with pytest.raises(UsageError, match="is the task majority; one run has one name"):
+        get_task("installed_majority:Majority")
     wrong = EntryPoint(name="minority", value="installed_majority:Majority", group=plugins.ENTRY_POINT_GROUP)
     monkeypatch.setattr(plugins, "entry_points", lambda *, group: [wrong])
     with pytest.raises(Exception, match="another name than its task, 'majority'"):
