@@ -170,9 +170,18 @@ def _environments(results: ResultSet) -> list[str]:
     return sorted(texts)
 
 
+_SELECTED = {"best": "those that were best on validation data", "last": "those of the last step"}
+"""What `train.selection` means."""
+
+
 def _caveats(results: ResultSet, figures_left_out: int) -> list[str]:
     """List what a reader must know about the numbers."""
-    found = ["The weights were selected on validation data; the test set was read once for each run."]
+    found = ["The test set was read once for each run."]
+    for profile, track in results.profiles():
+        runs = results.for_profile(profile, track).records.values()
+        ways = [_SELECTED[way] for way in sorted({run.config.train.selection for run in runs})]
+        if ways:
+            found.append(f"Profile {clean_line(profile)}, {track} track: the weights are {', or '.join(ways)}.")
     if len(results.profiles()) > 1:
         found.append("Profiles and tracks are different recipes; their numbers are never mixed in a table.")
     for profile, track in results.profiles():

@@ -16,7 +16,7 @@ from reports import html_page as page_module
 from reports.figures import all_figures
 from reports.html_page import page
 from reports.result_set import load_stores
-from tests.reports.synthetic import HOSTILE, add_attempt, add_run, five_tasks
+from tests.reports.synthetic import HOSTILE, add_attempt, add_run, cell_config, five_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSER = next(
@@ -80,6 +80,19 @@ def test_it_holds_tables_figures_runs_settings_and_caveats(read):
     for expected in ("Before you read", "2 seeds; five make a table", "1 runs diverged, and 1 runs were tried",
                      "model.num_layers", "OOM (1/1)", "Average ranks", "Ours and published numbers"):  # fmt: skip
         assert expected in read.text, expected
+
+
+def test_it_says_of_which_step_the_weights_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "all_figures", lambda results: [])  # the text is wanted, quickly
+    for variant, selection in (("full", "best"), ("linear", "best"), ("conv", "last")):
+        config = cell_config(variant=variant, track="matched" if variant == "full" else "open")
+        train = config.train.model_copy(update={"selection": selection})
+        add_run(tmp_path, 400, config=config.model_copy(update={"train": train}))
+    text = page(load_stores([tmp_path]), "a command")
+    best = "the weights are those that were best on validation data"
+    assert f"Profile quick, matched track: {best}." in text
+    assert f"Profile quick, open track: {best}, or those of the last step." in text
+    assert "conv [selection=last]" in text
 
 
 def test_links_lead_to_places_in_the_page(read):
