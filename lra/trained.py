@@ -208,7 +208,6 @@ def check_unseen(source: TrainedRun, data: PreparedData) -> None:
         StoreError: It is not that of its record, or a record is damaged.
     """
     run, test = source.record.run_id, data.split("test")
-    cut = get_task(source.record.config.task).info.crops
     own = {name: found_in(test, data.split(name)) for name in ("train", "validation")}
     seen = np.zeros(len(test), dtype=bool)
     before: TrainedRun | None = source
@@ -217,6 +216,7 @@ def check_unseen(source: TrainedRun, data: PreparedData) -> None:
             there = before.data(data.path.parent)
         except DataError as error:
             raise DataError(f"--from {run[:12]} needs its data, since it may hold test examples: {error}") from error
+        cut = get_task(before.record.config.task).info.crops
         if there.digest != data.digest:
             seen |= found_in(test, there.split("train"), cut=cut) & ~own["train"]
             seen |= found_in(test, there.split("validation"), cut=cut) & ~(own["train"] | own["validation"])

@@ -72,7 +72,7 @@ def verify(path: Path) -> Verdict:
         return Verdict(path=path, record=None, faults=[str(error)])
     assert record is not None
     faults, remarks = list[str](), list[str]()
-    faults += [f"{other.name} is another outcome of it" for other in store.other_outcomes(path.stem)]
+    faults += [f"{other.name}: {words}" for other, words in store.other_outcomes(path.stem).items()]
     if record.outcome is None:
         remarks.append(f"the run {record.status}, so there are no answers to check")
     _check_data(record, faults, remarks)

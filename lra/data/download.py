@@ -259,13 +259,16 @@ def fetch(
 
 def _append(transfer: Transfer, part: Path) -> None:
     """Write what is missing of a file behind what there is of it."""
-    with part.open("ab") as handle, contextlib.closing(transfer.chunks(handle.tell())) as chunks:
+    with part.open("ab") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(f"{part}: another process is fetching it") from error
-        for chunk in chunks:
-            handle.write(chunk)
+        if not os.path.samestat(os.fstat(handle.fileno()), part.stat()):  # it may have the final name by now
+            raise DataError(f"{part}: another process has just fetched it")
+        with contextlib.closing(transfer.chunks(handle.seek(0, os.SEEK_END))) as chunks:
+            for chunk in chunks:
+                handle.write(chunk)
         handle.flush()
         os.fsync(handle.fileno())
 

@@ -14,7 +14,7 @@ from lra.config.labels import EXECUTION, NUMERICS, Row, differing, in_words, row
 from lra.config.schema import RunConfig, without_folder
 from lra.errors import StoreError
 from lra.reading import visible
-from lra.results.records import EARLIER, AttemptedRun, RunRecord, Store, is_conflict
+from lra.results.records import EARLIER, AttemptedRun, RunRecord, Store, conflict_words, is_conflict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +71,7 @@ def load(folder: Path | str) -> pd.DataFrame:
 
 def conflicts(files: Iterable[Path]) -> list[str]:
     """Name the second outcomes of runs in a store, which repetitions left beside the first ones, one line each."""
-    return [f"{path}: another outcome of the same run" for path in files if is_conflict(path)]
+    return [f"{path}: {words}" for path in files if is_conflict(path) and (words := conflict_words(path))]
 
 
 def same_numbers(run: RunRecord | AttemptedRun) -> tuple[bytes, str, int]:

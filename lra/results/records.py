@@ -14,6 +14,7 @@ Layout of a store:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -216,6 +217,26 @@ def is_conflict(path: Path) -> bool:
     return ".conflict-" in path.name
 
 
+def conflict_words(path: Path) -> str:
+    """Say what a file with the name of another outcome is; empty if its outcome is that of the record beside it."""
+    kept = path.with_name(f"{path.name.partition('.')[0]}.json")
+    try:
+        other = read_record(path)
+    except DamagedFileError as error:
+        return f"under the name of another outcome: {str(error).removeprefix(f'{path}: ')}"
+    if other.run_id != kept.stem:
+        return f"under the name of another outcome: the record of another run, {other.run_id[:12]}"
+    with contextlib.suppress(DamagedFileError):  # that it is damaged is said of itself
+        if said(read_record(kept)) == said(other):
+            return ""
+    return "another outcome of the same run"
+
+
+def said(record: RunRecord) -> tuple[Any, ...]:
+    """Return what two runs of one configuration must have in common; `detail` says where one diverged."""
+    return record.status, record.detail, record.outcome, record.pretrained
+
+
 class Store:
     """A folder of results. Safe for several processes; nothing in it is overwritten.
 
@@ -249,9 +270,10 @@ class Store:
         """Return the folder of a run's checkpoints."""
         return self.root / "checkpoints" / run_id
 
-    def other_outcomes(self, run_id: str) -> list[Path]:
-        """List the records of other outcomes of a run, which lie beside the kept one."""
-        return visible(self.record_path(run_id).parent, f"{run_id}.conflict-*.json", StoreError)
+    def other_outcomes(self, run_id: str) -> dict[Path, str]:
+        """Say of each file beside the record of a run, with the name of another outcome, what it is."""
+        beside = visible(self.record_path(run_id).parent, f"{run_id}.conflict-*.json", StoreError)
+        return {path: words for path in beside if (words := conflict_words(path))}
 
     def conflict_folder(self, run_id: str, number: int) -> Path:
         """Return the folder of the checkpoints of a repetition with another outcome."""
@@ -287,8 +309,7 @@ class Store:
                 if create_exclusive(path, pack_envelope("record", record.model_dump())):
                     return record
             present, _ = self._read(path)
-            said = ("status", "detail", "outcome", "pretrained")  # `detail` says where a run diverged
-            if all(getattr(present, name) == getattr(record, name) for name in said):
+            if said(present) == said(record):
                 return present
             number = 1  # also passed over if only the weights of an earlier one are left, or only its record
             while self.conflict_folder(record.run_id, number).exists() or not create_exclusive(

@@ -338,8 +338,8 @@ def _named_run(run: str, store_folder: Path) -> TrainedRun:
     from lra.trained import load_run
 
     found = load_run(run, store_folder)
-    for path in found.store.other_outcomes(found.record.run_id):
-        echo(f"Another outcome of run {found.record.run_id[:12]}: {path}", err=True)
+    for path, words in found.store.other_outcomes(found.record.run_id).items():
+        echo(f"{path}: {words}", err=True)
     return found
 
 

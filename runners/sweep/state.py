@@ -107,8 +107,7 @@ def state_of(store: Store, run: SweepRun) -> RunState:
         if record.outcome is not None:
             test = record.outcome.test
             detail = f"{100 * test.correct / test.total:.2f} % of test, {record.cost.wall_seconds:.0f} s"
-            others = [path.name for path in store.other_outcomes(run.run_id)]
-            detail += f"; another outcome beside it: {', '.join(others)}" if others else ""
+            detail += "".join(f"; {words}: {path.name}" for path, words in store.other_outcomes(run.run_id).items())
         return told(word=record.status, detail=detail, step=run.config.train.steps)
     saved = list_checkpoints(store.checkpoint_folder(run.run_id))
     step = saved[0][0] if saved else 0

@@ -62,7 +62,7 @@ def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store, tas
                 [(name, r) for name, (_, r) in zip(labels, rows, strict=True) if isinstance(r, RunRecord)]
             ),
             *_environment_notes(records),
-            *(f"Another outcome of run {r.run_id[:12]}: {p}" for r in records for p in store.other_outcomes(r.run_id)),
+            *(f"{path}: {words}" for r in records for path, words in store.other_outcomes(r.run_id).items()),
             *(f"{row_name(r.config)}, seed {r.config.seed}: {store.record_path(r.run_id)}" for r in records),
         ]
         lines = [title, "", *lines, "", *notes]

@@ -11,7 +11,7 @@ from attention_zoo import available
 from lra.results.records import RunRecord, Store
 from runners.train.summary import summary_rows
 from tests.docs.tries import COMMANDS
-from tests.reports.synthetic import add_run, cell_config, five_tasks
+from tests.reports.synthetic import add_other_outcome, add_run, cell_config, five_tasks
 from tests.runners.cli.test_data import SET_TINY
 
 WITH_A_TABLE = {
@@ -108,8 +108,7 @@ def test_the_summary_of_runs(tmp_path):
     store = Store(tmp_path)
     by_seed = {entry.config.seed: entry for entry in store.records() if isinstance(entry, RunRecord)}
     given = [(by_seed[0].config, by_seed[0]), (by_seed[1].config, by_seed[1]), (cell_config(seed=2), "oom")]
-    other = store.record_path(by_seed[0].run_id).with_name(f"{by_seed[0].run_id}.conflict-1.json")
-    other.write_bytes(store.record_path(by_seed[0].run_id).read_bytes())
+    other = add_other_outcome(store, by_seed[0].run_id)
     first, diverged, lost = json.loads(json.dumps(summary_rows(given, store)))
     assert (first["correct"], first["total"], first["status"], first["seed"]) == (400, 1000, "ok", 0)
     assert first["interval_percent"] == pytest.approx([37.0, 43.1], abs=0.1)

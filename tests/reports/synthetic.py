@@ -1,6 +1,7 @@
 """Stores of made-up records, for tests of what is made of records."""
 
 import numpy as np
+import pytest
 
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
@@ -13,7 +14,7 @@ from lra.results.bench_records import (
     save_bench_record,
     settings_id,
 )
-from lra.results.records import AttemptedRun, Cost, Count, Outcome, Pretrained, RunRecord, Store
+from lra.results.records import AttemptedRun, ConflictError, Cost, Count, Outcome, Pretrained, RunRecord, Store
 from reports.result_set import load_stores
 
 TITLES = {"listops": "ListOps", "text": "Text", "retrieval": "Retrieval", "image": "Image", "pathfinder": "Pathfinder"}
@@ -156,3 +157,12 @@ def made(function, folder, *names, profile="quick", track="matched"):
 
 def notes_of(table):
     return " ".join(table.notes)
+
+
+def add_other_outcome(store, run_id):
+    """Leave another outcome of a run beside its record, as a repetition does; return the file."""
+    record = store.find(run_id)
+    other = {"status": "diverged", "detail": "loss is nan at step 3", "outcome": None, "trained": None}
+    with pytest.raises(ConflictError) as conflict:
+        store.publish(record.model_copy(update=other), {})
+    return store.record_path(run_id).with_suffix(f".conflict-{conflict.value.number}.json")

@@ -18,7 +18,7 @@ from lra.results.records import Count, Pretrained, RunRecord, Store, pack_arrays
 from lra.tasks import get_task, info_of
 from reports.cli import command
 from reports.verify import _check_cost, records_below, verify
-from tests.reports.synthetic import add_run
+from tests.reports.synthetic import add_other_outcome, add_run
 
 ROOT = Path(__file__).resolve().parents[2]
 EVIDENCE = ROOT / "benchmarks" / "evidence" / "store"
@@ -365,6 +365,7 @@ def test_every_committed_configuration_is_one_that_a_command_could_give():
 
 
 def test_a_record_with_another_outcome_beside_it_is_refused(sent):
-    other = sent.with_suffix(".conflict-1.json")
+    other = add_other_outcome(Store(sent.parents[2]), sent.stem)
+    assert faults(sent) == f"{other.name}: another outcome of the same run"
     other.write_bytes(sent.read_bytes())
-    assert faults(sent) == f"{other.name} is another outcome of it"
+    assert verify(sent).faults == []

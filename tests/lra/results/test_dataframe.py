@@ -2,14 +2,29 @@
 
 from lra.config.schema import VariantChoice
 from lra.results import load
-from tests.reports.synthetic import add_run, cell_config
+from lra.results.records import Store
+from tests.reports.synthetic import add_other_outcome, add_run, cell_config
 
 
 def test_a_second_outcome_of_a_run_is_a_problem_of_the_frame(tmp_path):
     record = add_run(tmp_path, 400)
-    path = tmp_path / "results" / record.run_id[:2] / f"{record.run_id}.conflict-1.json"
-    path.write_text("{}")
+    path = add_other_outcome(Store(tmp_path), record.run_id)
     assert load(tmp_path).attrs["problems"] == [f"{path}: another outcome of the same run"]
+
+
+def test_a_file_with_the_name_of_another_outcome_is_read(tmp_path):
+    """It may be a copy of the record, which is no other outcome, the record of another run, or none at all."""
+    store, record, other = Store(tmp_path), add_run(tmp_path, 400), add_run(tmp_path, 500, seed=1)
+    path = store.record_path(record.run_id).with_suffix(".conflict-1.json")
+    for content, words in (
+        (store.record_path(record.run_id).read_bytes(), ""),
+        (store.record_path(other.run_id).read_bytes(), f"the record of another run, {other.run_id[:12]}"),
+        (b"", "damaged"),
+    ):
+        path.write_bytes(content)
+        line = f"{path}: under the name of another outcome: {words}"
+        assert [line in problem for problem in load(tmp_path).attrs["problems"]] == [True] * bool(words)
+        assert list(store.other_outcomes(record.run_id)) == [path] * bool(words)
 
 
 def test_a_run_under_two_numerics_versions_is_one_row(tmp_path):

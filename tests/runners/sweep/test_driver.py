@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 import time
 
 import pytest
@@ -29,6 +28,7 @@ from runners.sweep.state import (
     tally,
 )
 from runners.train.run import PreemptedRunError
+from tests.reports.synthetic import add_other_outcome
 from tests.runners.tiny_runs import ForkLauncher, execute, outcomes, sweep, sweep_run, tiny, tiny_data
 
 
@@ -216,9 +216,8 @@ def test_a_second_outcome_is_named_by_the_status(data, store):
     run = sweep_run(tiny(), data)
     execute(tiny(), data, store)
     assert "another outcome" not in state_of(store, run).detail
-    beside = store.record_path(run.run_id).with_suffix(".conflict-1.json")
-    shutil.copy(store.record_path(run.run_id), beside)
-    assert state_of(store, run).detail.endswith(f"; another outcome beside it: {beside.name}")
+    beside = add_other_outcome(store, run.run_id)
+    assert state_of(store, run).detail.endswith(f"; another outcome of the same run: {beside.name}")
 
 
 def test_a_plan_counts_the_seeds_that_are_left_and_says_what_it_could_not_try(data, store, monkeypatch):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from runners.train import evaluate_again as module
 from runners.train.evaluate_again import OtherScoreError, evaluate_again
 from runners.train.run import RunOptions
 from tests.lra.test_trained import VARIANTS
+from tests.reports.synthetic import add_other_outcome
 from tests.runners.tiny_runs import execute, tiny, tiny_data
 
 LONGER = {"train.steps": 30, "train.eval_every": 10}
@@ -110,11 +110,10 @@ def call(run, home, *words):
 @pytest.mark.parametrize("option", ["--evaluate", "--from"])
 def test_another_outcome_of_the_run_is_named(option, run, home):
     path = run.store.record_path(run.record.run_id)
-    beside = path.with_suffix(".conflict-1.json")
+    line = f"{path.with_suffix('.conflict-1.json')}: another outcome of the same run\n"
     arguments = [] if option == "--evaluate" else ["--attn", "full", "--task", "listops", "--dry-run"]
-    line = f"Another outcome of run {run.record.run_id[:12]}: {beside}\n"
     assert line not in call(run, home, option, run.record.run_id[:10], *arguments).stderr
-    shutil.copy(path, beside)
+    beside = add_other_outcome(run.store, run.record.run_id)
     told = call(run, home, option, run.record.run_id[:10], *arguments).stderr
     beside.unlink()
     assert line in told

@@ -14,6 +14,7 @@ from lra.tasks import get_task
 from lra.trained import CLASSIFIER_LAYERS, TrainedRun, check_unseen, load_run
 from runners.train.run import PreemptedRunError
 from runners.train.summary import summaries, summary, summary_rows
+from tests.reports.synthetic import add_other_outcome
 from tests.runners.tiny_runs import TINY, execute, rewritten, tiny_data
 from tests.runners.train.test_pretraining import StopAt
 
@@ -169,11 +170,10 @@ def test_a_run_that_learnt_nothing_says_so_in_its_table_and_its_record(donor):
 
 
 def test_another_outcome_of_a_run_is_named_in_the_table_of_a_command(donor):
-    rows, path = [(donor.record.config, donor.record)], donor.store.record_path(donor.record.run_id)
-    assert "Another outcome" not in summary(rows, donor.store)
-    other = path.with_suffix(".conflict-1.json")
-    other.write_bytes(path.read_bytes())
-    assert f"Another outcome of run {donor.record.run_id[:12]}: {other}" in summary(rows, donor.store)
+    rows = [(donor.record.config, donor.record)]
+    assert "another outcome" not in summary(rows, donor.store)
+    other = add_other_outcome(donor.store, donor.record.run_id)
+    assert f"{other}: another outcome of the same run" in summary(rows, donor.store)
     other.unlink()
 
 
