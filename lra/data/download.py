@@ -264,7 +264,7 @@ def _append(transfer: Transfer, part: Path) -> None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(f"{part}: another process is fetching it") from error
-        if not os.path.samestat(os.fstat(handle.fileno()), part.stat()):  # it may have the final name by now
+        if not (part.exists() and os.path.samestat(os.fstat(handle.fileno()), part.stat())):
             raise DataError(f"{part}: another process has just fetched it")
         with contextlib.closing(transfer.chunks(handle.seek(0, os.SEEK_END))) as chunks:
             for chunk in chunks:

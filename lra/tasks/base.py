@@ -46,15 +46,21 @@ class TaskOptions(BaseModel):
     So equal values are written as one, and a run has one id.
 
     Raises:
-        TypeError: An option of a subclass has another annotation.
+        TypeError: An option of a subclass has another annotation or is excluded, or `model_config` is another.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", validate_default=True)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """Check the annotations of a new class."""
+        """Check a new class: every option is in the name of the data, in one form."""
+        if cls.model_config != TaskOptions.model_config:
+            raise TypeError(f"{cls.__name__}: leave model_config as it is in TaskOptions")
         for name, option in cls.model_fields.items():
+            if option.exclude:
+                raise TypeError(
+                    f"option {name} of {cls.__name__}: leave out `exclude`; data of two values needs two names"
+                )
             try:
                 _kinds(option.annotation)
             except TypeError as error:

@@ -96,7 +96,8 @@ def depth_curves(frame: pd.DataFrame, where: str) -> Figure:
     # Where devices count differently, no one number of operations belongs to a mean.
     one_count = rows.groupby(["label", "layers"])["flops"].nunique() == 1
     counted = bool(rows["flops"].notna().all() and one_count.all())
-    figure = new_figure(2.6)
+    below = "" if counted or rows["flops"].isna().all() else "No panel by operations: not counted alike for all runs"
+    figure = new_figure(2.6, below=below)
     panels = np.atleast_1d(figure.subplots(1, 1 + counted, sharey=True))
     styles, ends, names, colours = looks(rows), [], list[str](), list[str]()
     for label, group in rows.groupby("label"):

@@ -111,6 +111,12 @@ class Board:
         """The rows from which the first is the best: those with a place that are above chance, or else all."""
         return [row for row in self.placed if row.above_chance] or self.rows
 
+    @property
+    def first(self) -> list[Row]:
+        """The leaders that share the first place; a row that lost runs has no place, and stands alone."""
+        best, *others = self.leaders
+        return [best, *(row for row in others if self.place(row) == self.place(best) == "1")]
+
     def place(self, row: Row) -> str:
         """Return the place of a row, which rows of the same mean share; a dash if runs of it are lost."""
         first, *_ = comparable([row.mean])
@@ -299,7 +305,7 @@ def _published_row(source: Published, name: str, value: float, *, same: bool) ->
     spec = _spec(variant)
     title = spec.title if spec else variant
     flags = [flag.replace("_", " ") for flag in [*source.flags, *source.row_flags.get(name, [])]]
-    words = [source.title, *([] if same else ["other recipe"]), *flags]
+    words = [source.title, *([] if same else ["other recipe"]), *flags, *filter(None, [source.notes.get(name)])]
     return Row(
         name=f"{title} [{options}]" if options else title, mean=value, note="; ".join(dict.fromkeys(words)),
         variant=variant, family=spec.family if spec else "other",

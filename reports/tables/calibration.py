@@ -204,7 +204,8 @@ def _published(source: Published) -> _Side:
         for column, task in enumerate(source.columns)
     }
     flags = sorted({*source.flags, *(flag for row in source.row_flags.values() for flag in row)})
-    note = f"{source.title}: {source.source}; {', '.join(flags)}."
+    rows = "".join(f" {row}: {words.rstrip('.')}." for row, words in source.notes.items())
+    note = f"{source.title}: {source.source}; {', '.join(flags)}.{rows}"
     return _Side(title=source.title, scores=scores, frame=None, note=note)
 
 

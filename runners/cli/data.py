@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lra.cli import Group, echo_json, json_option, one_line_errors, version_option
+from lra.reading import visible
 from lra.terminal import echo, terminal_size
 
 from .options import AT_A_TIME, data_dir_option
@@ -431,17 +433,22 @@ def describe(data: PreparedData, *, present: bool, unread: str = "") -> None:
 def prepared_folders(home: Path) -> list[Path]:
     """List the folders of prepared data; temporary folders, whose names begin with a dot, are not included.
 
-    A link to a folder that is not there is one: what it led to may be on a disk that is not mounted.
+    A file, or a link to what is not there, that has the name of one is one: the data may be on a disk that is not
+    mounted.
+
+    Raises:
+        DataError: The home is a link to what is not there, or nobody can tell.
     """
     from lra.data.manifest import MANIFEST
     from lra.tasks import PROBES, TASKS
 
-    if not home.is_dir():
-        return []
-    there = (path for path in home.iterdir() if not path.name.startswith("."))
-    folders = (path for path in there if path.is_dir() or (path.is_symlink() and not path.exists()))
     known = TASKS | PROBES
-    return sorted(path for path in folders if task_of(path) in known or (path / MANIFEST).is_file())  # or of others
+    return [
+        path
+        for path in visible(home)
+        if (path / MANIFEST).is_file()  # also of others
+        or (task_of(path) in known and (not path.is_file() or re.search("-[0-9a-f]{10}$", path.name)))
+    ]
 
 
 def leftovers(home: Path) -> list[Path]:

@@ -127,7 +127,9 @@ Examples:
     metavar="N",
     help="Train N steps at most, to try things out; on the open track, and tables say so.",
 )
-@click.option("--force", is_flag=True, help="Run again although the record exists, and compare the two outcomes.")
+@click.option(
+    "--force", is_flag=True, help="Run again although the record exists, and compare outcome and curves of the two."
+)
 @click.option(
     "--tracker",
     "trackers",

@@ -90,6 +90,20 @@ def test_two_commands_do_not_write_into_one_part(server, tmp_path):
     assert get(server, tmp_path).read_bytes() == CONTENT
 
 
+def test_a_part_that_another_command_finishes_before_it_is_locked_is_left_alone(server, tmp_path, monkeypatch):
+    part, final, lock = tmp_path / "f.tar.gz.part", tmp_path / "f.tar.gz", fcntl.flock
+
+    def finished(handle, how):
+        part.write_bytes(CONTENT)
+        part.rename(final)
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", finished)
+    with pytest.raises(DataError, match=r"part: another process has just fetched it"):
+        get(server, tmp_path)
+    assert final.read_bytes() == CONTENT
+
+
 def test_a_part_that_is_complete_needs_nothing_more(server, tmp_path):
     (tmp_path / "f.tar.gz.part").write_bytes(CONTENT)
     assert get(server, tmp_path).read_bytes() == CONTENT

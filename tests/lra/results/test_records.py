@@ -85,6 +85,27 @@ def test_the_same_outcome_again_keeps_the_first_record(tmp_path):
     assert len(list(tmp_path.glob("results/*/*"))) == 1
 
 
+@pytest.mark.parametrize("diverged", [False, True])
+def test_another_curve_is_another_outcome(tmp_path, diverged):
+    """Also that of a run which diverged elsewhere, if nothing else says where."""
+    store, arrays = (
+        Store(tmp_path),
+        {name: value for name, value in ARRAYS.items() if name != "test_correct" or not diverged},
+    )
+    ours = record(**{"status": "diverged", "outcome": None, "detail": "not finite"} if diverged else {})
+    first = store.publish(ours, arrays | {"curve.train_loss": np.array([0.7, np.nan])})
+    assert store.publish(ours, arrays | {"curve.train_loss": np.array([0.7, np.nan])}) == first
+    assert store.publish(ours, arrays) == first  # of a version that does not write this column
+    shorter = {name: value[:1] if name.startswith("curve.") else value for name, value in arrays.items()}
+    none = {name: value for name, value in arrays.items() if not name.startswith("curve.")}
+    others = (arrays | {"curve.train_loss": np.array([0.7, 0.6])}, *([shorter, none] if diverged else []))
+    for number, other in enumerate(others, start=1):
+        with pytest.raises(StoreError, match=f"conflict-{number}"):
+            store.publish(ours, other)
+    assert len(store.other_outcomes(CELL)) == len(others)
+    assert list(store.records()) == [first]
+
+
 def test_another_outcome_is_an_alarm_and_changes_nothing(tmp_path):
     store = Store(tmp_path)
     first = store.publish(record(), ARRAYS)

@@ -274,6 +274,20 @@ def test_none_is_above_chance_only_if_no_row_has_a_trained_run(tmp_path):
     assert "(not above chance)" not in text
 
 
+def test_all_rows_of_the_first_place_are_named_and_what_a_published_row_is(tmp_path):
+    for seed in range(2):
+        for variant, correct in (("full", 501), ("linear", 501), ("conv", 480)):
+            add_run(tmp_path / "store", correct + seed, variant=variant, seed=seed)
+        add_run(tmp_path / "store", 501 if seed else None, variant="local", seed=seed)  # has no place
+    results = load_stores([tmp_path / "store"])
+    build_site(results, tmp_path / "site", "", quiet=True)
+    assert "full, linear" in read(tmp_path / "site" / "index.html").text
+    (board,) = make_boards(results, load_published())
+    assert [row.name for row in board.first] == ["full", "linear"]
+    (local,) = [row for row in board.published if row.variant == "local" and "Tay" in row.note]
+    assert "equal modulo the number of blocks" in local.note
+
+
 def test_the_best_answer_without_a_model_is_no_oracle(tmp_path):
     baselines = {"chance": 10.0, "bag of tokens": 30.0, "oracle": 99.5}
     add_run(tmp_path / "store", 700, baselines=baselines)

@@ -56,5 +56,6 @@ def test_devices_that_count_differently_share_no_number_of_operations(tmp_path):
     results = load_stores([tmp_path])
     (figure,) = [figure for title, figure in all_figures(results) if title.startswith("depth")]
     assert [axes.get_xlabel() for axes in figure.axes] == ["layers"]
+    assert figure.get_supxlabel() == "No panel by operations: not counted alike for all\nruns"
     (board,) = make_boards(results, [])
     assert all(math.isnan(row.megaflops) for row in board.rows)

@@ -198,6 +198,23 @@ def test_prepared_data_on_a_disk_that_is_gone_is_not_passed_over(lra_data, home,
     assert "unusable" in lra_data("list").output
 
 
+def test_data_behind_a_link_to_nothing_or_in_whose_place_a_file_is_is_not_passed_over(lra_data, home, folder, tmp_path):
+    (home / "listops-notes.txt").write_text("a user's own")
+    folder.rename(tmp_path / "elsewhere")
+    folder.write_text("")
+    done = lra_data("verify")
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert str(folder) in done.stderr
+    assert "listops-notes" not in done.stderr
+    folder.unlink()
+    home.rename(tmp_path / "away")
+    home.symlink_to(tmp_path / "not mounted")
+    for command in (["list"], ["verify"], ["remove", "leftovers"]):
+        done = lra_data(*command)
+        assert (done.exit_code, done.stderr) == (3, f"Error: {home}: a link to what is not there\n")
+    home.unlink()
+
+
 def test_verify_of_a_task_without_data(lra_data):
     result = lra_data("verify", "listops")
     assert result.exit_code == 3

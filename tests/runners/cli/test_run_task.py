@@ -446,6 +446,18 @@ def test_an_option_of_a_task_with_values_that_could_be_written_in_two_ways_is_re
         type("Options", (GeneratedOptions,), {"__annotations__": {"noise": hint}, "__module__": __name__})
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"__annotations__": {"noise": float}, "noise": Field(default=0.0, exclude=True)},
+        {"model_config": {"extra": "allow"}},
+    ],
+)
+def test_an_option_that_would_be_in_no_name_is_refused(members):
+    with pytest.raises(TypeError, match=r"noise of Options: leave out `exclude`|Options: leave model_config as it is"):
+        type("Options", (GeneratedOptions,), members | {"__module__": __name__})
+
+
 def test_such_an_option_is_one_line_with_its_place(folder):
     (folder / "my_task.py").write_text(TASK.replace("letters: int = 2", "letters: int | float = 2"))
     done = run("--task", "my_task.py:Majority")

@@ -2,9 +2,11 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from lra import trained
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.errors import DataError, StoreError, UsageError
@@ -129,6 +131,29 @@ def test_a_start_that_was_trained_on_the_test_examples_is_refused_where_they_val
         with pytest.raises(UsageError, match="16 of the 16 test examples are among those"):
             check_unseen(source, validated)
         check_unseen(source, taught)
+
+
+def test_cut_documents_are_looked_for_by_the_task_of_each_run_of_a_chain(data, monkeypatch):
+    """Text crops and Pathfinder does not: a run between two that crop hides nothing."""
+    cuts = []
+    runs = {
+        name: SimpleNamespace(
+            record=SimpleNamespace(run_id=name, config=SimpleNamespace(task=task, start=start)),
+            store=SimpleNamespace(root="store"),
+            data=lambda home, name=name: SimpleNamespace(digest=name, split=lambda split: name),
+        )
+        for name, task, start in (("first", "text", None), ("second", "pathfinder", SimpleNamespace(run="first")))
+    }
+
+    def look(test, there, *, cut=False):
+        if isinstance(there, str):
+            cuts.append((there, cut))
+        return np.zeros(len(test), dtype=bool)
+
+    monkeypatch.setattr(trained, "found_in", look)
+    monkeypatch.setattr(trained, "load_run", lambda run, store: runs[run])
+    check_unseen(runs["second"], data)
+    assert cuts == [("second", False)] * 2 + [("first", True)] * 2
 
 
 def test_a_start_whose_data_is_gone_is_refused_since_it_may_hold_test_examples(data, tmp_path, monkeypatch):
