@@ -13,6 +13,7 @@ from typing import Generic, Protocol, Self, TypeVar
 import torch
 
 from lra.data.batching import Batch
+from lra.seeding import seed_all
 
 T = TypeVar("T")
 DEPTH = 2
@@ -83,6 +84,21 @@ class Batches(Protocol):
 
     def batch(self, step: int, device: torch.device) -> Batch:
         """Return the batch of one step."""
+
+
+class BatchesInTurn:
+    """The batches of a stream, each made when it is asked for, with the generators of the process seeded by its step.
+
+    For changes of others, which may draw from these generators.
+    """
+
+    def __init__(self, batches: Batches, seed: int) -> None:
+        self.batches, self.seed = batches, seed
+
+    def batch(self, step: int, device: torch.device) -> Batch:
+        """Return the batch of one step."""
+        seed_all(self.seed, "batch", step)
+        return self.batches.batch(step, device)
 
 
 class BatchesAhead:

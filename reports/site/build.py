@@ -115,7 +115,7 @@ class Board:
     def first(self) -> list[Row]:
         """The leaders that share the first place; a row that lost runs has no place, and stands alone."""
         best, *others = self.leaders
-        return [best, *(row for row in others if self.place(row) == self.place(best) == "1")]
+        return [best, *(row for row in others if self.place(row) == self.place(best) != "-")]
 
     def place(self, row: Row) -> str:
         """Return the place of a row, which rows of the same mean share; a dash if runs of it are lost."""
@@ -323,6 +323,9 @@ def _variant_page(variant: str, title: str, boards: Sequence[Board], sources: Se
         "complexity": spec.traits.complexity if spec else "",
         "places": [
             (board, row) for board in boards for row in board.rows if row.variant == variant
+        ],
+        "lost": [
+            (board, label, status) for board in boards for label, name, status, _ in board.lost if name == variant
         ],
         "published": [
             (source, [f"{name}: {note}" for name, note in source.notes.items() if split_row(name)[0] == variant],

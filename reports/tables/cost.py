@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -25,6 +25,7 @@ _MEASURED = (
     ("operations (MFLOPs)", "flops", 1e6, "{:,.1f}"),
 )
 """Head, column of the frame, unit and form of each cost that is a median over seeds."""
+_NAMES = {name.partition(" (")[0]: source for name, source, *_ in _MEASURED}
 _WITHOUT_FULL = (
     "No ratios, since no run of full attention with its default options, the same recipe and device is in the table: "
 )
@@ -59,7 +60,7 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
         Term("x full: relative to full attention with its default options and the same recipe."),
         f"Memory: {'; '.join(methods)}.",
         FLOPS_NOTE,
-        *partly_measured(frame, len(results.seeds), ["label", "column"], [source for _, source, *_ in _MEASURED]),
+        *partly_measured(frame, len(results.seeds), ["label", "column"], _NAMES),
         *([_WITHOUT_FULL + ", ".join(dict.fromkeys(alone)) + "."] if alone else []),
         *parameter_notes(frame),
         *provenance_notes(frame),
@@ -67,30 +68,42 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
     return plain_table(table_caption("Cost of training", profile, track, frame), rows, notes, frame, scores)
 
 
-def partly_measured(frame: pd.DataFrame, seeds: int, places: Sequence[str], costs: Sequence[str]) -> list[str]:
+def partly_measured(frame: pd.DataFrame, seeds: int, places: Sequence[str], costs: Mapping[str, str]) -> list[str]:
     """Name the rows whose costs are medians over some of their runs, as others lack one or ran on another device.
 
     Args:
         frame: The runs.
         seeds: How many a suite asks for; 0 without one.
         places: The columns of the frame that tell rows of the table apart: label, heading, and layers if these count.
-        costs: The columns of the frame that the table shows.
+        costs: The costs that the table shows, and their columns of the frame.
     """
     notes = []
     for place, group in frame.groupby(list(places)):
-        shown = [cost for cost in costs if group[cost].notna().any()]
-        lost = group[["parameters", *shown]].isna().any(axis=1)
-        found, expected = group[~lost].groupby("device").size(), max(seeds, len(group))
-        if list(found) != [expected]:
-            counts = [f"{count} of {expected} runs on {device}" for device, count in found.items()]
-            if len(found) == 1:
-                counts = [f"{found.iloc[0]} of {expected} runs"]
-            what = f"the cost of {' and of '.join(counts)}" if counts else "no cost"
-            words = ", ".join(lost_words(group, lost & (group["status"] != "ok")))
+        known = {name: group[column].notna() for name, column in costs.items() if group[column].notna().any()}
+        parts: dict[str, list[str]] = {}  # of how many runs -> which costs
+        for name, here in known.items():
+            parts.setdefault(_share(group, here, max(seeds, len(group))), []).append(name)
+        what = [f"{' and '.join(names)} of {words}" for words, names in parts.items() if words]
+        if len(parts) == 1 and what:
+            what = [f"the cost of {words}" for words in parts]
+        if what or not known:
+            incomplete = pd.DataFrame(known, index=group.index).sum(axis=1) < max(1, len(known))
+            lost = ", ".join(lost_words(group, incomplete & (group["status"] != "ok")))
             label, column, *layers = place
             row = f"{label} on {column}" + "".join(f" with {count} layers" for count in layers)
-            notes.append(f"{row} has {what}{f': {words}' if words else ''}.")
+            notes.append(f"{row} has {', '.join(what) or 'no cost'}{f': {lost}' if lost else ''}.")
     return notes
+
+
+def _share(group: pd.DataFrame, known: pd.Series, expected: int) -> str:
+    """Say how many of the expected runs of a row have a known cost, on each device; empty if one has them all."""
+    counts = group[known].groupby("device").size()
+    if list(counts) == [expected]:
+        return ""
+    several = group["device"].nunique() > 1
+    return " and of ".join(
+        f"{count} of {expected} runs" + (f" on {device}" if several else "") for device, count in counts.items()
+    )
 
 
 def median(column: pd.Series) -> float:

@@ -12,6 +12,9 @@ from .captions import NOT_RUN, number, preview, provenance_notes, table_caption
 from .cost import FLOPS_NOTE, median, partly_measured
 from .table import Table, Term, plain_table
 
+COSTS = {"operations": "flops", "step time": "step_seconds"}
+"""Costs in the table, and their columns of the frame."""
+
 
 def depth(results: ResultSet, profile: str, track: str) -> Table:
     """Tabulate accuracy, operations and time by number of layers: one row per task, variant and number.
@@ -51,7 +54,7 @@ def depth(results: ResultSet, profile: str, track: str) -> Table:
     notes: list[str] = [
         FLOPS_NOTE,
         Term("Step time: median over seeds; other work may have run on the same machine."),
-        *partly_measured(frame, seed_count, ["label", "column", "layers"], ["flops", "step_seconds"]),
+        *partly_measured(frame, seed_count, ["label", "column", "layers"], COSTS),
     ]
     notes = preview(frame) + notes + provenance_notes(frame)
     return plain_table(table_caption("Test accuracy by depth", profile, track, frame), rows, notes, frame, scores)

@@ -446,8 +446,9 @@ def prepared_folders(home: Path) -> list[Path]:
     return [
         path
         for path in visible(home)
-        if (path / MANIFEST).is_file()  # also of others
-        or (task_of(path) in known and (not path.is_file() or re.search("-[0-9a-f]{10}$", path.name)))
+        if re.search("-[0-9a-f]{10}$", path.name)  # of any task
+        or (task_of(path) in known and not path.is_file())
+        or (path / MANIFEST).is_file()
     ]
 
 

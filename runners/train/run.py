@@ -23,7 +23,7 @@ from attention_zoo.program import ProgramError, check_files, check_programs, rea
 from lra.atomic_io import remove_folder
 from lra.config.labels import row_name
 from lra.config.schema import NUMERICS_VERSION, RunConfig
-from lra.data.ahead import BatchesAhead
+from lra.data.ahead import Batches, BatchesAhead, BatchesInTurn
 from lra.data.batching import TrainingBatches
 from lra.data.dataset import PreparedData
 from lra.data.manifest import Manifest
@@ -47,6 +47,7 @@ from lra.results.records import (
     Store,
 )
 from lra.tasks import augmentation_of, get_task, info_of
+from lra.tasks import is_own as is_own_task
 from lra.terminal import echo
 from lra.trained import TrainedRun, check_hidden, check_unseen, load_run, start_from
 
@@ -272,7 +273,9 @@ def run(
             coarse=recipe.padding == "coarse",
             augmentation=augmentation_of(config),
         )
-        batches = stack.enter_context(BatchesAhead(stream, device))
+        batches: Batches = BatchesInTurn(stream, config.seed)
+        if is_own_task(config.task) or not config.train.augment:
+            batches = stack.enter_context(BatchesAhead(stream, device))
 
         outcome: Outcome | None = None
         detail, arrays = "", dict[str, np.ndarray]()

@@ -1,6 +1,7 @@
 """Batches made ahead by a thread: the same ones, and nothing of the thread is left or lost."""
 
 import itertools
+import random
 import signal
 import threading
 import time
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from lra.data.ahead import DEPTH, Ahead, BatchesAhead
+from lra.data.ahead import DEPTH, Ahead, BatchesAhead, BatchesInTurn
+from lra.data.augment import Augmentation
 from lra.data.batching import TrainingBatches
 from tests.lra.data.test_batching import CPU, make_split
 
@@ -100,3 +102,23 @@ def test_batches_are_the_same_bits_whoever_makes_them_and_wherever_they_begin(do
             assert np.array_equal(ours.lengths, theirs.lengths)
         assert len(threads()) == 1
     assert threads() == []
+
+
+def test_a_change_that_draws_from_the_generators_of_the_process_is_a_function_of_its_step():
+    split = make_split(np.random.default_rng(1).integers(8, 64, 100))
+
+    def change(tokens, generator):
+        order = list(range(len(tokens)))
+        random.shuffle(order)
+        return np.roll(tokens[order], np.random.randint(64))  # noqa: NPY002
+
+    def stream():
+        augmentation = Augmentation(change=change)
+        return TrainingBatches(split, batch_size=4, seed=0, padded_length=None, limit=64, augmentation=augmentation)
+
+    first, again = BatchesInTurn(stream(), 0), BatchesInTurn(stream(), 0)
+    wanted = [first.batch(step, CPU).tokens for step in range(4)]
+    random.random()
+    assert torch.equal(again.batch(3, CPU).tokens, wanted[3])
+    assert torch.equal(again.batch(1, CPU).tokens, wanted[1])
+    assert not torch.equal(BatchesInTurn(stream(), 1).batch(3, CPU).tokens, wanted[3])

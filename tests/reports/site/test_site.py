@@ -276,16 +276,49 @@ def test_none_is_above_chance_only_if_no_row_has_a_trained_run(tmp_path):
 
 def test_all_rows_of_the_first_place_are_named_and_what_a_published_row_is(tmp_path):
     for seed in range(2):
-        for variant, correct in (("full", 501), ("linear", 501), ("conv", 480)):
+        for variant, correct in (("full", 501), ("linear", 500 + 3 * seed), ("conv", 480)):
             add_run(tmp_path / "store", correct + seed, variant=variant, seed=seed)
         add_run(tmp_path / "store", 501 if seed else None, variant="local", seed=seed)  # has no place
     results = load_stores([tmp_path / "store"])
     build_site(results, tmp_path / "site", "", quiet=True)
-    assert "full, linear" in read(tmp_path / "site" / "index.html").text
+    index = read(tmp_path / "site" / "index.html").text
     (board,) = make_boards(results, load_published())
-    assert [row.name for row in board.first] == ["full", "linear"]
+    assert [row.name for row in board.first] == ["linear"]
+    add_run(tmp_path / "store", 505, seed=2)
+    add_run(tmp_path / "store", 504, variant="linear", seed=2)
+    results = load_stores([tmp_path / "store"])
+    build_site(results, tmp_path / "site", "", quiet=True)
+    index = read(tmp_path / "site" / "index.html").text
+    (board,) = make_boards(results, load_published())
+    first = board.first
+    assert {row.name for row in first} == {"full", "linear"}
+    assert ", ".join(row.name for row in first) in index
+    assert ", ".join(f"{row.low:.1f} to {row.high:.1f}" for row in first) in index
+    assert len({row.high for row in first}) == 2
     (local,) = [row for row in board.published if row.variant == "local" and "Tay" in row.note]
     assert "equal modulo the number of blocks" in local.note
+
+
+def test_rows_that_share_the_best_place_above_chance_are_all_named(tmp_path):
+    """A row of a higher mean that is not above chance has the first place, and is not the best."""
+    for seed in range(3):
+        add_run(tmp_path, 125, seed=seed)
+        add_run(tmp_path, 170 if seed == 2 else 100, variant="linear", seed=seed)
+        add_run(tmp_path, 170 if seed == 0 else 100, variant="conv", seed=seed)
+    (board,) = make_boards(load_stores([tmp_path]), [])
+    assert board.rows[0].name == "full"
+    assert {row.name for row in board.first} == {"linear", "conv"}
+
+
+def test_the_page_of_a_variant_names_what_it_lost(tmp_path):
+    for seed in range(2):
+        add_run(tmp_path / "store", None, variant="linear", seed=seed)
+        add_run(tmp_path / "store", 400, variant="linear", task="text", seed=seed)
+        add_run(tmp_path / "store", 400, seed=seed)
+    build_site(load_stores([tmp_path / "store"]), tmp_path / "site", "", quiet=True)
+    page = read(tmp_path / "site" / "variants" / "linear.html").text
+    assert page.count("linear (diverged)") == 2
+    assert "Without a number: ListOps, profile quick" in page
 
 
 def test_the_best_answer_without_a_model_is_no_oracle(tmp_path):

@@ -45,13 +45,13 @@ def test_a_median_of_survivors_says_of_how_many_runs_it_is(tmp_path):
             add_run(tmp_path, 400, variant="local", seed=seed)
     results = load_stores([tmp_path])
     local = "local on ListOps has the cost of 1 of 3 runs: OOM (2/3)."
-    linear = "linear on ListOps has the cost of 2 of 3 runs: diverged (1/3)."
-    notes = [note for note in cost(results, "quick", "matched").notes if "has the cost" in note]
+    linear = "linear on ListOps has speed of 2 of 3 runs: diverged (1/3)."
+    notes = [note for note in cost(results, "quick", "matched").notes if " has " in note]
     assert notes == [linear, local]
     suite = cost(replace(results, seeds=frozenset(range(4))), "quick", "matched")
-    assert [note for note in suite.notes if "has the cost" in note] == [
+    assert [note for note in suite.notes if " has " in note] == [
         "full on ListOps has the cost of 3 of 4 runs.",
-        linear.replace("of 3", "of 4"),
+        "linear on ListOps has speed of 2 of 4 runs, peak memory and operations of 3 of 4 runs: diverged (1/3).",
         local.replace("of 3", "of 4"),
     ]
 
@@ -152,4 +152,14 @@ def test_medians_over_the_runs_of_one_device_say_of_how_many_runs_they_are(tmp_p
     assert [note for note in made(cost, tmp_path).notes if "has the cost" in note] == [
         "conv on ListOps has the cost of 1 of 3 runs on A and of 2 of 3 runs on B.",
         "full on ListOps has the cost of 2 of 3 runs on A and of 1 of 3 runs on B.",
+    ]
+
+
+def test_costs_that_are_known_of_unlike_many_runs_are_counted_apart(tmp_path):
+    for seed in range(3):
+        add_run(tmp_path, 400, seed=seed, speed=None if seed == 0 else 9.0, memory=None if seed < 2 else 64)
+        add_run(tmp_path, 400, variant="conv", seed=seed, flops=None if seed else 2_000_000)
+    assert [note for note in made(cost, tmp_path).notes if " has " in note] == [
+        "conv on ListOps has operations of 1 of 3 runs.",
+        "full on ListOps has speed of 2 of 3 runs, peak memory of 1 of 3 runs.",
     ]

@@ -201,12 +201,13 @@ def test_prepared_data_on_a_disk_that_is_gone_is_not_passed_over(lra_data, home,
 def test_data_behind_a_link_to_nothing_or_in_whose_place_a_file_is_is_not_passed_over(lra_data, home, folder, tmp_path):
     (home / "listops-notes.txt").write_text("a user's own")
     folder.rename(tmp_path / "elsewhere")
-    folder.write_text("")
-    done = lra_data("verify")
-    assert (done.exit_code, done.stdout) == (3, "")
-    assert str(folder) in done.stderr
-    assert "listops-notes" not in done.stderr
-    folder.unlink()
+    for place in (folder, home / "mine-16-4958443aab"):  # also of a task that is not loaded
+        place.write_text("")
+        done = lra_data("verify")
+        assert (done.exit_code, done.stdout) == (3, "")
+        assert str(place) in done.stderr
+        assert "listops-notes" not in done.stderr
+        place.unlink()
     home.rename(tmp_path / "away")
     home.symlink_to(tmp_path / "not mounted")
     for command in (["list"], ["verify"], ["remove", "leftovers"]):

@@ -391,6 +391,39 @@ def test_baselines_that_would_look_alike_are_refused(folder, name):
     assert f"no baseline can be called {name!r}" in done.stderr
 
 
+AUGMENTATION = """
+    def augmentation(self, options):
+        import random
+
+        import numpy
+
+        def change(tokens, generator):
+            order = list(range(len(tokens)))
+            random.shuffle(order)
+            return numpy.random.permutation(tokens[order])
+
+        return change
+"""
+
+
+def test_a_change_of_a_task_of_others_may_draw_from_the_generators_of_the_process(folder):
+    """It is not made in another thread, in which its draws would fall between any two of the model's."""
+    (folder / "my_task.py").write_text(TASK + AUGMENTATION)
+    words = (
+        "--task",
+        "my_task.py:Majority",
+        "--track",
+        "open",
+        "--set",
+        "train.augment=true",
+        "--set",
+        "train.steps=60",
+    )
+    assert run(*words).exit_code == 0
+    done = run(*words, "--force")  # compares the curves
+    assert done.exit_code == 0, done.stderr
+
+
 def test_of_two_names_of_one_task_in_a_profile_the_one_that_does_not_count_is_printed(folder, capsys):
     shipped = load_profile("quick")
     recipe = shipped.tasks["listops"]
