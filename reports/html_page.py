@@ -94,7 +94,7 @@ def _tables(results: ResultSet) -> list[Table]:
     for profile, track in results.profiles():
         part = results.for_profile(profile, track)
         makers = [accuracy, seeds, cost]
-        if len({record.config.model.num_layers for record in part.records.values()}) > 1:
+        if part.frame()["layers"].nunique() > 1:
             makers.append(depth)
         found += [make(results, profile, track) for make in makers]
         for make in (ranks, vs_published):

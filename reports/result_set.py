@@ -28,7 +28,7 @@ from lra.results.dataframe import (
     same_numbers,
     without_older,
 )
-from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt, read_note
+from lra.results.records import AttemptedRun, RunRecord, Store, read_attempt, read_note, same_outcome
 
 ENTRIES = {"attempts": "attempts/*/*.json", "records": "results/*/*.json", "measurements": "bench/*.json"}
 """What a store holds, by the patterns of its files."""
@@ -179,7 +179,7 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
                 continue
             first = records.setdefault(entry.run_id, entry)
             stores.setdefault(entry.run_id, store)
-            if (first.status, first.outcome) != (entry.status, entry.outcome):
+            if not same_outcome((stores[entry.run_id], first), (store, entry)):
                 problems.append(
                     f"{store.record_path(entry.run_id)}: another outcome than in {stores[entry.run_id].root}"
                 )

@@ -418,8 +418,16 @@ _SETTING = r'\w+=(?:"(?:\\.|[^"\\])*"|.*?)(?=,\s*\w+=|$)'
 
 
 def fits(settings: Settings, text: str) -> bool:
-    """Say whether a run has the settings that a user typed, such as `window=4, rotary=True`; an empty text fits all."""
-    written = {f"{short_name(name)}={shown_value(value)}" for name, value in settings.items()}
+    """Say whether a run has the settings that a user typed, such as `window=4, rotary=True`; an empty text fits all.
+
+    A short name that the data share with the model, such as `max_length`, means that of the model.
+    """
+    ours = {short_name(name) for name in settings if not name.startswith("data.")}
+    written = {
+        f"{short_name(name)}={shown_value(value)}"
+        for name, value in settings.items()
+        if not (name.startswith("data.") and short_name(name) in ours)
+    }
     parts = re.findall(_SETTING, text.strip())
     return not re.sub(_SETTING, "", text.strip()).strip(", ") and all(part in written for part in parts)
 

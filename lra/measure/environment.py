@@ -17,10 +17,8 @@ import numpy as np
 import torch
 
 LIBRARY_SETTINGS = (
-    "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",
-    "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
-    "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_MAX_ACTIVE_LEVELS", "MKL_DYNAMIC",
-    "DISABLE_ADDMM_CUDA_LT",
+    "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
+    "OMP_THREAD_LIMIT", "OMP_DYNAMIC", "OMP_MAX_ACTIVE_LEVELS", "DISABLE_ADDMM_CUDA_LT",
 )  # fmt: skip
 """Environment variables by which the libraries below torch choose other instructions, or fewer threads than torch asks
 for, and so other last bits."""
@@ -28,9 +26,11 @@ _BY_PATTERN = re.compile(
     r"(TORCHINDUCTOR|TORCH_COMPILE|TORCHDYNAMO|TORCH_(BLAS|CUDNN|LINALG|LINEAR|MKLDNN|ROCM))_"
     r"(?!.*(DEBUG|TRACE|WORKER|COMPILE_THREADS|_LOG|LOGGING|_DIR$|CACHE(S|_(DEFAULT|DUMP|WRITE|KEY|ALLOW).*)?$))"
     r"|(CUBLAS|CUBLASLT|CUDNN)_(?!LOG)"
+    r"|(MKL|ONEDNN|DNNL)_(?!.*(VERBOSE|NUM_THREADS|PROFIL|DEBUG|DUMP))"
 )
 """Environment variables of torch's compiler, but for those that say where and how fast it works, and of what chooses
-kernels, NVIDIA's libraries included: `CUBLASLT_WORKSPACE_SIZE` changes last bits."""
+kernels, NVIDIA's and Intel's libraries included: `CUBLASLT_WORKSPACE_SIZE` and `MKL_NUM_STRIPES` change last bits.
+torch sets the number of threads itself."""
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from lra.config.labels import EXECUTION, NUMERICS, Row, differing, in_words, row
 from lra.config.schema import RunConfig, without_folder
 from lra.errors import StoreError
 from lra.reading import visible
-from lra.results.records import EARLIER, AttemptedRun, RunRecord, Store, conflict_words, is_conflict
+from lra.results.records import EARLIER, AttemptedRun, RunRecord, Store, conflict_words, is_conflict, said
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,7 @@ def without_older(records: Iterable[RunRecord], problems: list[str]) -> list[Run
     newest: dict[tuple[bytes, str, int], RunRecord] = {}
     for record in sorted(records, key=lambda each: -each.numerics_version):
         kept = newest.setdefault(same_numbers(record), record)
-        if kept.outcome != record.outcome:
+        if said(kept) != said(record):
             problems.append(f"{record.run_id}: another outcome than {kept.run_id}, whose numbers should be the same")
         elif (kept.cost, kept.environment) != (record.cost, record.environment):
             problems.append(f"{record.run_id}: executed apart from {kept.run_id}, the same run, whose cost is shown")

@@ -233,11 +233,23 @@ def conflict_words(path: Path) -> str:
     return "another outcome of the same run"
 
 
-def _same_curves(kept: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray]) -> bool:
+def same_curves(kept: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray]) -> bool:
     """Say whether two runs had the same numbers on the way, in the columns that both versions wrote."""
     common = (kept.keys() & ours.keys()) - {SEAL}
     as_far = all((name in kept) == (name in ours) for name in ("curve.step", "pretrain.step"))
     return as_far and all(np.array_equal(kept[name], ours[name], equal_nan=True) for name in common)
+
+
+def same_outcome(one: tuple[Store, RunRecord], other: tuple[Store, RunRecord]) -> bool:
+    """Say whether records of one run in two stores, or under two numerics versions, are of equal runs.
+
+    Raises:
+        DamagedFileError: The arrays of one are missing, or not its own.
+    """
+    (here, first), (there, second) = one, other
+    if said(first) != said(second) or first.arrays_sha256 == second.arrays_sha256:
+        return said(first) == said(second)
+    return same_curves(here.arrays_of(first), there.arrays_of(second))
 
 
 def said(record: RunRecord) -> tuple[Any, ...]:
@@ -317,7 +329,7 @@ class Store:
                 if create_exclusive(path, pack_envelope("record", record.model_dump())):
                     return record
             present, kept = self._read(path)
-            if said(present) == said(record) and _same_curves(kept, arrays):
+            if said(present) == said(record) and same_curves(kept, arrays):
                 return present
             number = 1  # also passed over if only the weights of an earlier one are left, or only its record
             while self.conflict_folder(record.run_id, number).exists() or not create_exclusive(

@@ -165,6 +165,8 @@ def build_site(results: ResultSet, folder: Path, command: str, *, quiet: bool = 
             "variant.html.j2",
             _variant_page(variant, title, boards, published),
         )
+    names = {run: label for board in boards for label, _, _, run in board.lost}
+    names |= {run_id: row.name for board in boards for row in board.rows for run_id in row.runs}
     places = {run_id: (board, row) for board in boards for row in board.rows for run_id in row.runs}
     with refusals_as(UsageError, f"cannot write {folder}"):
         for address, (template, values) in pages.items():
@@ -173,7 +175,7 @@ def build_site(results: ResultSet, folder: Path, command: str, *, quiet: bool = 
             list(results.records.items()), title="pages of runs", unit="page", shown=not quiet
         ):
             address = f"runs/{run_id[:16]}.html"
-            values = _run_page(record, results, places.get(run_id))
+            values = _run_page(record, results, places.get(run_id), names[run_id])
             _write(folder / address, environment.get_template("run.html.j2"), address, values)
             _copy_record(results.stores[run_id].record_path(run_id), folder / "runs" / f"{run_id[:16]}.json", record)
     return len(pages) + len(results.records)
@@ -270,8 +272,9 @@ def _row(results: ResultSet, label: str, tried: pd.DataFrame) -> Row:
 
 
 def _one_value(column: pd.Series) -> float:
-    """Return the value that all runs have; NaN where devices count differently."""
-    return float(column.iloc[0]) if column.nunique() == 1 else math.nan
+    """Return the one value of all runs that have any; NaN where devices count differently, or there is none."""
+    found = column.dropna().unique()
+    return float(found[0]) if len(found) == 1 else math.nan
 
 
 def _baselines(results: ResultSet, run_ids: Sequence[str]) -> list[tuple[str, float]]:
@@ -331,15 +334,15 @@ def _variant_page(variant: str, title: str, boards: Sequence[Board], sources: Se
             (source, [f"{name}: {note}" for name, note in source.notes.items() if split_row(name)[0] == variant],
              [(task, row) for name, numbers in source.rows.items() if split_row(name)[0] == variant
               for task, value in zip(source.columns, numbers, strict=True) if value is not None
-              for row in [_published_row(source, name, value, same=False)]])
+              for row in [_published_row(source, name, value, same=True)]])  # the page has runs of several recipes
             for source in sources
             if any(split_row(name)[0] == variant for name in source.rows)
         ],
     }  # fmt: skip
 
 
-def _run_page(record: RunRecord, results: ResultSet, place: tuple[Board, Row] | None) -> dict[str, Any]:
-    """Collect what there is of one run."""
+def _run_page(record: RunRecord, results: ResultSet, place: tuple[Board, Row] | None, name: str) -> dict[str, Any]:
+    """Collect what there is of one run, whose row has a name."""
     arrays = results.arrays(record.run_id)
     curve, steps = "", arrays.get("curve.step")
     if record.outcome is not None and steps is not None and len(steps) > 1:
@@ -356,7 +359,7 @@ def _run_page(record: RunRecord, results: ResultSet, place: tuple[Board, Row] | 
         interval = (100 * low, 100 * high)
     return {
         "record": record,
-        "title": clean_line(place[1].name if place else record.variant_title),
+        "title": clean_line(name),
         "variant": without_folder(record.config.variant.name),
         "board": place[0] if place else None,
         "task": clean_line(record.task_title),

@@ -203,9 +203,9 @@ def _published(source: Published) -> _Side:
         task: {row: number for row, numbers in source.rows.items() if (number := numbers[column]) is not None}
         for column, task in enumerate(source.columns)
     }
-    flags = sorted({*source.flags, *(flag for row in source.row_flags.values() for flag in row)})
-    rows = "".join(f" {row}: {words.rstrip('.')}." for row, words in source.notes.items())
-    note = f"{source.title}: {source.source}; {', '.join(flags)}.{rows}"
+    rows = {row: [*source.row_flags.get(row, []), *filter(None, [source.notes.get(row)])] for row in source.rows}
+    of_rows = [f"{row}: {', '.join(words)}" for row, words in rows.items() if words]
+    note = f"{source.title}: {'; '.join([source.source, ', '.join(source.flags), *of_rows])}."
     return _Side(title=source.title, scores=scores, frame=None, note=note)
 
 

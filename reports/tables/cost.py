@@ -43,7 +43,8 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
         base = peers[peers["conditions"] == group["conditions"].iloc[0]]
         parameters, reference = int(group["parameters"].iloc[0]), group["parameters_full"].iloc[0]
         row = {"task": str(column), "variant": str(label), "device": str(device)}
-        alone += [f"{label} on {column}"] if base.empty else []
+        where = f" on {device}" if frame["device"].nunique() > 1 else ""
+        alone += [f"{label} on {column}{where}"] if base.empty else []
         for name, source, unit, form in _MEASURED:
             value = median(group[source])
             row |= {

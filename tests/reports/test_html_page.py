@@ -95,6 +95,13 @@ def test_it_says_of_which_step_the_weights_are(tmp_path, monkeypatch):
     assert "conv [selection=last]" in text
 
 
+def test_there_is_a_table_by_depth_also_where_another_depth_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "all_figures", lambda results: [])
+    add_run(tmp_path, 400, track="open")
+    add_attempt(tmp_path, "oom", track="open", layers=4)
+    assert "Test accuracy by depth" in page(load_stores([tmp_path]), "a command")
+
+
 def test_links_lead_to_places_in_the_page(read):
     places = {value for _, name, value in read.attributes if name == "id"}
     links = [value for _, name, value in read.attributes if name == "href"]

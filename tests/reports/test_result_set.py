@@ -270,6 +270,25 @@ def test_a_run_that_was_executed_in_two_stores_is_named_since_one_cost_is_shown(
     assert ["executed apart from the one in" in problem and "/b/" in problem for problem in problems] == [True]
 
 
+@pytest.mark.parametrize("what", ["bits", "curve", "diverged"])
+def test_a_run_with_other_numbers_in_another_store_is_another_outcome(tmp_path, what):
+    for folder, other in (("a", 0), ("b", 1)):
+        bits = np.roll(np.arange(1000) < 400, other if what == "bits" else 0)
+        record = add_run(tmp_path / folder, None if what == "diverged" else 400, bits=bits)
+        store = Store(tmp_path / folder)
+        arrays = store.arrays(record.run_id)
+        if other and what != "bits":
+            store.record_path(record.run_id).unlink()
+            changed = {"detail": "the loss is not finite at step 3"} if what == "diverged" else {}
+            more = {"curve.train_loss": np.full(5, 2.0)} if what == "curve" else {}
+            store.publish(record.model_copy(update=changed), {**arrays, **more})
+        elif what == "curve":
+            store.record_path(record.run_id).unlink()
+            store.publish(record, {**arrays, "curve.train_loss": np.full(5, 1.0)})
+    (problem,) = load_stores([tmp_path / "a", tmp_path / "b"]).problems
+    assert f"another outcome than in {tmp_path / 'a'}" in problem
+
+
 def test_a_run_that_ends_while_stores_are_read_is_not_among_the_lost(tmp_path, monkeypatch):
     """Its note is written after its record, which was not there when the records were listed."""
     add_run(tmp_path, 400)

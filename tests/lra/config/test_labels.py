@@ -194,6 +194,12 @@ def test_the_program_of_a_layer_is_named_where_the_rows_of_a_variant_differ_in_i
     assert row_names([first], elsewhere=differing([("conv", first.settings), ("conv", {})])) == ["conv [pool_origin=a]"]
 
 
+def test_a_name_that_data_and_model_share_means_that_of_the_model():
+    settings = {"data.max_length": 64, "model.max_length": 128, "data.seed": 3}
+    assert [fits(settings, f"max_length={value}") for value in (64, 128)] == [False, True]
+    assert fits(settings, "seed=3")
+
+
 @pytest.mark.parametrize(
     ("text", "fit"),
     [

@@ -26,7 +26,8 @@ def test_another_value_of_what_decides_is_told(name):
         "TORCH_LINEAR_FLATTEN_3D", "TORCH_BLAS_PREFER_CUBLASLT", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS",
         "TORCHINDUCTOR_PROLOGUE_FUSION", "TORCHINDUCTOR_CPP_GEMM_CACHE_BLOCKING",
         "TORCHINDUCTOR_COORDINATE_DESCENT_CHECK_ALL_DIRECTIONS", "CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE",
-        "CUBLAS_EMULATION_STRATEGY", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
+        "CUBLAS_EMULATION_STRATEGY", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "MKL_NUM_STRIPES", "MKL_DYNAMIC",
+        "OMP_THREAD_LIMIT", "DNNL_DEFAULT_FPMATH_MODE",
     ],
 )  # fmt: skip
 def test_settings_of_the_libraries_below_torch_decide_in_both_directions(name, monkeypatch):
@@ -42,7 +43,7 @@ def test_where_the_compiler_works_decides_nothing(monkeypatch):
     for name in (
         "TORCH_CUDNN_V8_API_DEBUG", "TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_COMPILE_THREADS",
         "TORCHINDUCTOR_FX_GRAPH_CACHE", "TORCHINDUCTOR_CACHE_DUMP_FILE_PATH", "TORCH_COMPILE_FORCE_DISABLE_CACHES",
-        "TORCHINDUCTOR_WORKER_LOGPATH",
+        "TORCHINDUCTOR_WORKER_LOGPATH", "MKL_NUM_THREADS", "MKL_VERBOSE", "ONEDNN_VERBOSE", "MKLROOT",
     ):  # fmt: skip
         monkeypatch.setenv(name, "/a/folder")
     assert describe_environment(torch.device("cpu"))["library_settings"] == HERE["library_settings"]

@@ -299,6 +299,14 @@ def test_all_rows_of_the_first_place_are_named_and_what_a_published_row_is(tmp_p
     assert "equal modulo the number of blocks" in local.note
 
 
+def test_operations_do_not_depend_on_the_run_that_lacks_them(tmp_path):
+    for number, lacking in enumerate(range(3)):
+        for seed in range(3):
+            add_run(tmp_path / str(number), 400, seed=seed, flops=None if seed == lacking else 2_000_000)
+        (board,) = make_boards(load_stores([tmp_path / str(number)]), [])
+        assert board.rows[0].megaflops == 2.0
+
+
 def test_rows_that_share_the_best_place_above_chance_are_all_named(tmp_path):
     """A row of a higher mean that is not above chance has the first place, and is not the best."""
     for seed in range(3):
@@ -318,6 +326,13 @@ def test_the_page_of_a_variant_names_what_it_lost(tmp_path):
     build_site(load_stores([tmp_path / "store"]), tmp_path / "site", "", quiet=True)
     page = read(tmp_path / "site" / "variants" / "linear.html").text
     assert page.count("linear (diverged)") == 2
+    add_run(tmp_path / "store", None, variant="linear", options={"backend": "reference"})
+    results = load_stores([tmp_path / "store"])
+    build_site(results, tmp_path / "site", "", quiet=True)
+    (lost,) = [
+        run for run, record in results.records.items() if record.config.variant.options.get("backend") == "reference"
+    ]
+    assert "linear [backend=reference]" in read(tmp_path / "site" / "runs" / f"{lost[:16]}.html").text
     assert "Without a number: ListOps, profile quick" in page
 
 

@@ -64,6 +64,7 @@ def test_a_published_table_is_the_other_side(tmp_path):
         add_run(tmp_path, correct, variant=name, task="text")
     table = calibration(load_stores([tmp_path]), "quick", "published:original")
     assert any("local: a block has the tokens that are equal modulo" in note for note in table.notes)
+    assert any("sparse: causal" in note for note in table.notes)  # not a flag of all rows
     found = cells(table)
     assert found["listops"]["of"] == "full, linear, local, performer"  # conv is not in it
     # 600, 500, 400, 450 against 36.37, 16.13, 15.82, 18.01: of six pairs, linear and performer are turned
