@@ -26,6 +26,7 @@ _MEASURED = (
 )
 """Head, column of the frame, unit and form of each cost that is a median over seeds."""
 _NAMES = {name.partition(" (")[0]: source for name, source, *_ in _MEASURED}
+"""Column of the frame by the cost's name in a sentence, which is its head without the unit."""
 _WITHOUT_FULL = (
     "No ratios, since no run of full attention with its default options, the same recipe and device is in the table: "
 )

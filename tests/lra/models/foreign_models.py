@@ -24,6 +24,17 @@ def build(vocabulary_size, max_length, num_classes, width=8):
     return Bag(vocabulary_size, num_classes, width)
 
 
+class Normalized(Bag):
+    """Cannot be trained with a batch of one."""
+
+    def __init__(self, vocabulary_size, num_classes):
+        super().__init__(vocabulary_size, num_classes)
+        self.norm = nn.BatchNorm1d(num_classes)
+
+    def forward(self, tokens, mask):
+        return self.norm(super().forward(tokens, mask))
+
+
 class IgnoresTheMask(Bag):
     def forward(self, tokens, mask):
         return super().forward(tokens, torch.ones_like(mask))

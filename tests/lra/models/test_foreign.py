@@ -151,6 +151,12 @@ def test_parameters_and_operations_are_counted():
     assert flops_of_example(config, info, CPU) == 3 * 2 * 8 * 10  # forward, and both gradients of the linear map
 
 
+def test_a_model_that_refuses_a_batch_of_one_keeps_its_run_without_a_count(data, tmp_path):
+    record = execute(tiny(f"{FILE}:Normalized"), data, Store(tmp_path))
+    assert record.cost.flops is None
+    assert record.cost.parameters > 0
+
+
 def test_the_id_covers_the_source_and_not_the_folder(tmp_path):
     ids = []
     for number, change in enumerate(("", "# a comment\n", "UNUSED = 1\n")):
