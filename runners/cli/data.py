@@ -440,16 +440,9 @@ def prepared_folders(home: Path) -> list[Path]:
         DataError: The home is a link to what is not there, or nobody can tell.
     """
     from lra.data.manifest import MANIFEST
-    from lra.tasks import PROBES, TASKS
 
-    known = TASKS | PROBES
-    return [
-        path
-        for path in visible(home)
-        if re.search("-[0-9a-f]{10}$", path.name)  # of any task
-        or (task_of(path) in known and not path.is_file())
-        or (path / MANIFEST).is_file()
-    ]
+    # The name of a task says nothing: `text-corpus` may be a folder of the user's own.
+    return [path for path in visible(home) if re.search("-[0-9a-f]{10}$", path.name) or (path / MANIFEST).is_file()]
 
 
 def leftovers(home: Path) -> list[Path]:

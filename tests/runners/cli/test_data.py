@@ -383,6 +383,15 @@ def test_what_killed_commands_left_is_listed_and_removed(lra_data, home, folder)
     assert folder.is_dir()
 
 
+def test_a_folder_of_the_user_with_the_name_of_a_task_is_no_data(lra_data, home, folder):
+    own = home / "listops-mine"
+    own.mkdir()
+    assert own.name not in lra_data("list").stdout
+    assert lra_data("remove", "listops", "--yes").exit_code == 0
+    assert own.is_dir()
+    assert not folder.exists()
+
+
 def test_a_link_to_prepared_data_is_removed_and_the_data_stays(lra_data, home, folder, tmp_path):
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
