@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lra.atomic_io import atomic_write
 from lra.errors import DamagedFileError, StoreError, refusals_as
-from lra.reading import check_regular, reading, reason
+from lra.reading import check_regular, reading, reason, visible
 
 _MAGIC = b"LRA-SHA256\x00"
 _NAME = re.compile(r"^step-(\d{9})\.pt$")
@@ -97,8 +97,12 @@ def unpack_state(body: bytes) -> dict[str, Any]:
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """List (step, path) of a run's checkpoints, newest first."""
-    matches = ((_NAME.match(path.name), path) for path in folder.glob("step-*.pt"))
+    """List (step, path) of a run's checkpoints, newest first.
+
+    Raises:
+        StoreError: The folder cannot be listed, is a file, or is a link to what is not there.
+    """
+    matches = ((_NAME.match(path.name), path) for path in visible(folder, kind=StoreError))
     return sorted(((int(match.group(1)), path) for match, path in matches if match), reverse=True)
 
 

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from lra.atomic_io import atomic_write, create_exclusive
+from lra.errors import StoreError
+from lra.reading import is_there
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 40.0
@@ -81,8 +83,12 @@ def holder(root: Path, run_id: str) -> dict[str, Any] | None:
     """Return host, pid, step and steps of the holder of a run; None if there is none, or its process here is gone.
 
     One look cannot tell whether a holder on another host is alive, so it is taken to be.
+
+    Raises:
+        StoreError: The leases are behind a link to what is not there, or below a file.
     """
-    content = _read(_path(root, run_id))
+    path = _path(root, run_id)
+    content = _read(path) if is_there(path, StoreError) else {}
     return content if content and not _process_gone(content) else None
 
 

@@ -364,11 +364,11 @@ class Store:
         note = {"status": status, "detail": detail, "environment": environment, "schema_version": SCHEMA_VERSION}
         if run is not None:
             note["run"] = run.model_dump()
-        number = len(list(folder.glob("*.json"))) + 1
+        number, writer = len(list(folder.glob("*.json"))) + 1, f"{socket.gethostname()}-{os.getpid()}"
         with refusals_as(StoreError, f"cannot write to {folder}"):
             while not create_exclusive(
-                folder / f"{number}-{socket.gethostname()}-{os.getpid()}.json",
-                _pack_note(note | {"run_id": run_id, "number": number}),
+                folder / f"{number}-{writer}.json",
+                _pack_note(note | {"run_id": run_id, "number": number, "writer": writer}),
             ):
                 number += 1
 
@@ -460,8 +460,10 @@ def read_note(path: Path) -> dict[str, Any]:
         body = {name: value for name, value in note.items() if name != "sha256"}
         if hashlib.sha256(canonical_json(body)).hexdigest() != note.get("sha256"):
             raise DamagedFileError(f"{path} is damaged: its checksum does not match")
-        if (path.parent.name, path.name.partition("-")[0]) != (body["run_id"], str(body["number"])):
-            raise DamagedFileError(f"{path} was written as attempt {body['number']} at run {body['run_id'][:12]}")
+        writer = body.get("writer", path.stem.partition("-")[2])  # older notes do not say it
+        written = f"{body['number']}-{writer}"
+        if (path.parent.name, path.stem) != (body["run_id"], written):
+            raise DamagedFileError(f"{path} was written as attempt {written} at run {body['run_id'][:12]}")
     return body
 
 

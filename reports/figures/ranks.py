@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from ..tables.captions import seeds_by_cell
 from ..tables.comparisons import Ranking
 from .style import REFERENCE_COLOUR, extra_height, mark_preview, new_figure, wrapped, write_title
 
@@ -33,6 +34,6 @@ def critical_difference(ranking: Ranking, where: str) -> Figure:
     axes.set_yticks(places, names)
     axes.set(ylim=(len(places) - 0.5, -0.5))
     axes.grid(visible=False, axis="y")
-    mark_preview(axes, ranking.seeds)
+    mark_preview(axes, seeds_by_cell(ranking.runs)[1])
     write_title(figure, "Average ranks", where)
     return figure

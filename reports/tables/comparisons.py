@@ -26,7 +26,6 @@ from .captions import (
     p_text,
     preview,
     provenance_notes,
-    seeds_by_cell,
     table_caption,
 )
 from .table import Table, Term, plain_table
@@ -199,8 +198,8 @@ class Ranking:
     """See `statistics.AverageRanks`."""
     missing: list[str]
     """Variants without a number for every task."""
-    seeds: int
-    """The most seeds behind a number."""
+    runs: pd.DataFrame
+    """The runs behind the ranks."""
 
 
 def rank_variants(frame: pd.DataFrame, seeds: int) -> Ranking:
@@ -230,7 +229,7 @@ def rank_variants(frame: pd.DataFrame, seeds: int) -> Ranking:
         critical=found.critical,
         p_value=found.p_value,
         missing=sorted(set(labels) - set(complete)),
-        seeds=seeds_by_cell(frame)[1],
+        runs=frame[frame["label"].isin(complete)],
     )
 
 
@@ -240,8 +239,7 @@ def ranks(results: ResultSet, profile: str, track: str) -> Table:
     Raises:
         UsageError: Fewer than two variants have numbers for all tasks, or there is only one task.
     """
-    frame = results.for_profile(profile, track).frame()
-    found = rank_variants(frame, len(results.seeds))
+    found = rank_variants(results.for_profile(profile, track).frame(), len(results.seeds))
     rows = [
         {"variant": label, "average rank": f"{rank:.2f}"} for label, rank in zip(found.labels, found.ranks, strict=True)
     ]
@@ -252,10 +250,9 @@ def ranks(results: ResultSet, profile: str, track: str) -> Table:
         "that are closer than this cannot be told apart.",
     ]
     notes += [f"Left out because a task or a seed is missing: {', '.join(found.missing)}."] if found.missing else []
-    title = table_caption("Average ranks", profile, track, frame)
-    return plain_table(
-        title, rows, preview(frame) + notes + provenance_notes(frame), frame, [-rank for rank in found.ranks]
-    )
+    notes = preview(found.runs) + notes + provenance_notes(found.runs)
+    title = table_caption("Average ranks", profile, track, found.runs)
+    return plain_table(title, rows, notes, found.runs, [-rank for rank in found.ranks])
 
 
 def _label_of_row(row: str, frame: pd.DataFrame, where: str) -> str:

@@ -51,7 +51,7 @@ class RunState:
     failures: int = 0
     """Failed attempts so far."""
     step: int = 0
-    """Steps done, as far as the store shows."""
+    """Steps done, as far as the store shows; 0 of a run that diverged, whose `detail` says where."""
     beat: str = ""
     """What a holder on another machine wrote last; while that one lives, it changes. Empty for one on this machine."""
     unread: tuple[str, ...] = ()
@@ -107,8 +107,8 @@ def state_of(store: Store, run: SweepRun) -> RunState:
         if record.outcome is not None:
             test = record.outcome.test
             detail = f"{100 * test.correct / test.total:.2f} % of test, {record.cost.wall_seconds:.0f} s"
-            detail += "".join(f"; {words}: {path.name}" for path, words in store.other_outcomes(run.run_id).items())
-        return told(word=record.status, detail=detail, step=run.config.train.steps)
+        detail += "".join(f"; {words}: {path.name}" for path, words in store.other_outcomes(run.run_id).items())
+        return told(word=record.status, detail=detail, step=run.config.train.steps if record.status == "ok" else 0)
     saved = list_checkpoints(store.checkpoint_folder(run.run_id))
     step = saved[0][0] if saved else 0
     owner = holder(store.root, run.run_id)

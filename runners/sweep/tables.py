@@ -43,7 +43,7 @@ def status_rows(runs: Sequence[SweepRun], store: Store) -> list[dict[str, Any]]:
         {
             "run": run.label,
             "status": state.word,
-            "step": state.step,
+            "step": None if state.word == "diverged" else state.step,
             "steps": run.config.train.steps,
             "failures": state.failures,
             "detail": state.detail,
@@ -56,9 +56,12 @@ def status_rows(runs: Sequence[SweepRun], store: Store) -> list[dict[str, Any]]:
 def status_table(rows: Sequence[dict[str, Any]]) -> str:
     """Format the rows of `status_rows`."""
     cells = [
-        (row["run"], row["status"], f"{row['step']}/{row['steps']}", row["failures"] or "", row["detail"][:100])
+        (
+            row["run"], row["status"], f"{'-' if row['step'] is None else row['step']}/{row['steps']}",
+            row["failures"] or "", row["detail"][:100],
+        )
         for row in rows
-    ]
+    ]  # fmt: skip
     table = tabulate(cells, headers=("run", "status", "step", "failures", "detail"), disable_numparse=True)
     return f"{table}\n\n{_count(rows)}"
 

@@ -268,7 +268,10 @@ def changed_note(path, **changes):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: moved(path, "3-host-1.json"), "written as attempt 1 "),
+        (lambda path: moved(path, "3-host-1.json"), "written as attempt 1-"),
+        (lambda path: moved(path, f"1-{path.name}"), "written as attempt 1-"),
+        (lambda path: moved(path, path.name.replace("1-", "1-other", 1)), "written as attempt 1-"),
+        (lambda path: moved(path, path.stem + ".copy.json"), "written as attempt 1-"),
         (lambda path: moved(path, f"../{'a' * 64}/{path.name}"), "at run "),
         (lambda path: changed_note(path, detail="another"), "checksum"),
         (lambda path: changed_note(path, run=None), "checksum"),

@@ -107,6 +107,20 @@ def test_ranks(tmp_path):
     assert table.cells["variant"].tolist() == ["linear", "contextpool", "full"]
 
 
+def test_ranks_count_the_seeds_and_runs_of_the_ranked_rows_alone(tmp_path):
+    for task in ("listops", "text"):
+        for number, variant in enumerate(("full", "contextpool")):
+            add_run(tmp_path, 500 + number, variant=variant, task=task)
+    alone = made(ranks, tmp_path)
+    for seed in range(3):
+        add_run(tmp_path, 600, variant="local", task="listops", seed=seed)
+    table = made(ranks, tmp_path)
+    assert "Left out because a task or a seed is missing: local." in table.notes
+    assert table.caption == alone.caption == "Average ranks, profile quick, matched track, 1 seed"
+    assert table.notes[0] == alone.notes[0] == "PREVIEW: one seed. No claim can rest on it."
+    assert table.records == alone.records
+
+
 def test_equal_differences_have_no_interval_and_the_table_says_why(tmp_path):
     for seed in range(2):
         add_run(tmp_path, 400 + seed, seed=seed, finished_at="2026-01-01T00:00:00+00:00")

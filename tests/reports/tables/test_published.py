@@ -219,6 +219,18 @@ def test_averages_over_other_tasks_are_caught(tmp_path, monkeypatch, twin):
         test_an_average_is_over_the_same_tasks_on_both_sides(tmp_path)
 
 
+def test_seeds_and_runs_are_those_of_the_rows_that_stand_there(tmp_path):
+    add(tmp_path, 370, "official")
+    alone = vs_published(load_stores([tmp_path]), "official", "matched")
+    for seed in range(3):
+        config = resolve(task="listops", variant="mlp_only", profile=load_profile("official"), seed=seed, overrides={})
+        add_run(tmp_path, 370, config=config)
+    table = vs_published(load_stores([tmp_path]), "official", "matched")
+    assert table.caption == alone.caption == "Ours and published numbers, profile official, matched track, 1 seed"
+    assert table.notes[0] == alone.notes[0] == "PREVIEW: one seed. No claim can rest on it."
+    assert table.records == alone.records
+
+
 def test_a_row_with_options_stands_beside_runs_with_these_options_only(tmp_path):
     for decay in ("none", "selective"):
         config = resolve(

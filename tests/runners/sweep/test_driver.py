@@ -220,6 +220,19 @@ def test_a_second_outcome_is_named_by_the_status(data, store):
     assert state_of(store, run).detail.endswith(f"; another outcome of the same run: {beside.name}")
 
 
+def test_a_run_that_diverged_has_no_count_of_steps_and_names_its_second_outcome(data, store):
+    config = tiny(**{"train.lr": 1e30, "train.warmup_steps": 0})
+    run, record = sweep_run(config, data), execute(config, data, store)
+    assert record.status == "diverged"
+    [row] = tables_module.status_rows([run], store)
+    assert (row["step"], row["steps"], row["detail"]) == (None, 6, record.detail)
+    beside = add_other_outcome(store, run.run_id)
+    text = tables_module.status_table(tables_module.status_rows([run], store))
+    assert "-/6" in text
+    assert "; another outcome of the same run: " in text
+    assert state_of(store, run).detail.endswith(f"; another outcome of the same run: {beside.name}")
+
+
 def test_a_plan_counts_the_seeds_that_are_left_and_says_what_it_could_not_try(data, store, monkeypatch):
     cost = execute(tiny(), data, store).cost.model_copy(update={"examples_per_second": 0.1})
     tried = {"full": cost, "linear": None}
@@ -303,6 +316,24 @@ def test_states_show_how_far_a_run_is(data, store):
     assert (state.word, state.step) == ("ok", 6)
     store.record_path(run.run_id).unlink()
     assert state_of(store, run).word == "not run"
+
+
+@pytest.mark.parametrize("part", ["checkpoints", "checkpoints/RUN", "leases", "attempts"])
+@pytest.mark.parametrize("place", ["link", "file"])
+def test_a_part_of_a_store_that_is_away_is_not_taken_for_an_empty_one(data, store, part, place):
+    run, looks = sweep_run(tiny(), data), iter([False, True])
+    with pytest.raises(PreemptedRunError):
+        execute(tiny(), data, store, stop=lambda: next(looks))
+    with lease.acquire(store.root, run.run_id):
+        path = store.root / part.replace("RUN", run.run_id)
+        if path.exists():
+            path.rename(store.root / "away")
+        path.symlink_to(store.root / "nothing") if place == "link" else path.write_bytes(b"")
+        with pytest.raises(StoreError, match=path.name):
+            state_of(store, run)
+        path.unlink()  # so that the lease can be given back
+        if (store.root / "away").exists():
+            (store.root / "away").rename(path)
 
 
 def test_a_run_without_an_id_is_unknown_where_there_is_a_store(data, store, tmp_path):
