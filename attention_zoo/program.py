@@ -290,7 +290,7 @@ def _clean_process() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
     )
     assert process.stdin is not None
     process.stdin.write(json.dumps([entry for entry in sys.path if entry]).encode() + b"\n")

@@ -12,12 +12,14 @@ import inspect
 import itertools
 import json
 import os
+import random
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from attention_zoo.base import LayerDims
@@ -80,6 +82,7 @@ def _find(
     try:
         os.chdir(folder)
         sys.path[:] = path
+        _seed()
         sys.addaudithook(lambda event, arguments: read.extend(opened(event, arguments)))
         for module in modules:
             imported = import_place(module)
@@ -89,6 +92,7 @@ def _find(
             with contextlib.suppress(Exception):
                 _try(variant, options, sizes)
         if trial:
+            _seed()
             with contextlib.suppress(Exception):
                 EntryPoint(name="trial", value=trial, group="").load()(**options)
         distributions = {owner for module in modules if not module.endswith(".py") for owner in owners_of(module)}
@@ -130,12 +134,21 @@ def _try(variant: str, options: Mapping[str, Any], sizes: Mapping[str, Any]) -> 
         short = torch.tensor([[x.shape[1]], [x.shape[1] // 2 + 1]])
         mask = torch.arange(x.shape[1]) < short  # (2, length)
         with contextlib.suppress(Exception):
+            _seed()
             module = build()
             for training, seen in itertools.product((True, False), (None, mask)):
                 module.train(training)
                 bfloat16 = torch.autocast("cpu", torch.bfloat16, enabled=sizes.get("precision") == "bfloat16")
+                _seed()
                 with contextlib.suppress(Exception), torch.set_grad_enabled(training), bfloat16:
                     _step(module, x.requires_grad_(training and x.is_floating_point()), seen)
+
+
+def _seed() -> None:
+    """Seed the generators that a program may draw from to choose what it reads, so that each process finds the same."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - that of programs of others
+    torch.manual_seed(0)
 
 
 def _step(module: Any, x: Any, mask: Any) -> None:

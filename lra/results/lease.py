@@ -62,7 +62,8 @@ def acquire(
     Raises:
         OSError: The store cannot be written.
     """
-    path, owner, progress = _path(root, run_id), _identity(), progress or Progress()
+    path, progress = _path(root, run_id), progress or Progress()
+    owner = _identity() | {"run_id": run_id, "store": str(root.resolve())}
     if not _take(path, owner, give_up):
         yield False
         return
@@ -89,7 +90,7 @@ def holder(root: Path, run_id: str) -> dict[str, Any] | None:
     """
     path = _path(root, run_id)
     content = _read(path) if is_there(path, StoreError) else {}
-    return content if content and not _process_gone(content) else None
+    return content if content and not _gone(path, content) else None
 
 
 def _path(root: Path, run_id: str) -> Path:
@@ -117,8 +118,8 @@ def _break_stale(path: Path, dead_token: str | None) -> None:
 
 
 def _dead(path: Path, present: dict[str, Any], give_up: Callable[[], bool]) -> bool:
-    if same_machine(present):
-        return _process_gone(present)
+    if _gone(path, present) or same_machine(present):
+        return _gone(path, present)
     waited_from = time.monotonic()
     while time.monotonic() - waited_from <= STALE_SECONDS:
         if give_up() or _read(path) != present:
@@ -133,21 +134,43 @@ def same_machine(content: dict[str, Any]) -> bool:
     return bool(ours["boot"]) and all(content.get(key) == ours[key] for key in ("host", "boot", "namespace"))
 
 
-def _process_gone(content: dict[str, Any]) -> bool:
-    """Return whether the holder is certainly gone: False if that cannot be seen from here."""
-    return same_machine(content) and _process_start(content.get("pid")) != content.get("start")
+def _gone(path: Path, content: dict[str, Any]) -> bool:
+    """Return whether nobody holds the run by this file: its holder is gone, or the file is a copy of another lease.
+
+    False if that cannot be seen from here.
+    """
+    if content.get("run_id", path.name) != path.name:
+        return True
+    if not same_machine(content):
+        return False
+    return _process_start(content.get("pid")) != content.get("start") or _is_of_another_store(path, content)
+
+
+def _is_of_another_store(path: Path, content: dict[str, Any]) -> bool:
+    if content.get("mounts") != _namespace("mnt"):
+        return False  # its paths may mean other folders
+    with contextlib.suppress(OSError, TypeError):
+        return not path.parents[1].samefile(content["store"])
+    return False
 
 
 def _identity() -> dict[str, Any]:
-    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    boot = Path("/proc/sys/kernel/random/boot_id")
     return {
         "host": socket.gethostname(),
         "boot": boot.read_text().strip() if boot.is_file() else "",
-        "namespace": str(namespace.readlink()) if namespace.is_symlink() else "",
+        "namespace": _namespace("pid"),
+        "mounts": _namespace("mnt"),
         "pid": os.getpid(),
         "start": _process_start(os.getpid()),
         "token": os.urandom(8).hex(),
     }
+
+
+def _namespace(kind: str) -> str:
+    """Return which namespace of a kind this process is in; empty where the system has none."""
+    link = Path("/proc/self/ns", kind)
+    return str(link.readlink()) if link.is_symlink() else ""
 
 
 def _process_start(pid: object) -> str:

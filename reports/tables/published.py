@@ -167,7 +167,7 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
             "Profile quick: less data, a smaller model and shorter training than in any source: not comparable."
         )
     beside = frame["label"].isin({row["variant"] for row in rows if row["ours (%)"] != NOT_RUN})
-    frame = frame[beside | ~beside.any()]
+    frame = frame[beside] if beside.any() else frame
     title = table_caption("Ours and published numbers", profile, track, frame)
     return plain_table(title, rows, preview(frame) + notes + provenance_notes(frame), frame)
 

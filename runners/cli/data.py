@@ -274,8 +274,11 @@ def verify(task_name: str | None, home: Path) -> None:
     for folder in folders:
         try:
             data = open_prepared(folder, verify=True)
-            if task_of(folder) in TASKS | PROBES:  # else it is of somebody's task that is not loaded here
-                get_task(task_of(folder)).check_name(data.manifest, folder)
+            task = data.manifest.task
+            if task in TASKS | PROBES:  # else it is of somebody's task that is not loaded here
+                get_task(task).check_name(data.manifest, folder)
+            elif task != task_of(folder):
+                raise DataError(f"{folder} holds data of task {task}; rename it")
             echo(f"{folder.name}: sound, SHA-256 of the content {data.digest}")
         except DataError as error:
             problems.append(str(error))

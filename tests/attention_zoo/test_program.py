@@ -226,6 +226,22 @@ def test_a_file_counts_whenever_a_variant_reads_it(moment, tmp_path, monkeypatch
     assert digest("mine.py", variant="mine.py:Mine", **options) != before
 
 
+@pytest.mark.parametrize("moment", ["imported", "built", "called"])
+def test_what_a_variant_draws_in_its_trial_is_the_same_in_each_process(moment, tmp_path, monkeypatch):
+    """Else a table that is chosen by a draw is in the id of one process and not in that of another."""
+    monkeypatch.chdir(tmp_path)
+    draws = "random.random() + numpy.random.random() + torch.rand(()).item() + hash(__file__) / 2**70"
+    reads = f"open(str(int(({draws}) * 1e9) % 8) + '.txt').read()"
+    imports = "import random, numpy" + (f"; {reads}" if moment == "imported" else "")
+    write(tmp_path, {f"{number}.txt": f"{number}\n" for number in range(8)})
+    write(tmp_path, {"mine.py": mixer(imports, **{} if moment == "imported" else {moment: reads})})
+    found = set()
+    for _ in range(3):
+        program._clean_process.cache_clear()
+        found.add(digest("mine.py", variant="mine.py:Mine"))
+    assert len(found) == 1
+
+
 SIZED = {
     "by-the-width": "open(f'{dims.dim}.txt').read()",
     "by-the-length": "open(f'{dims.max_length}.txt').read()",

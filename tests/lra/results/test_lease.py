@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -71,6 +72,24 @@ def test_a_pid_that_was_used_again_is_not_the_owner(tmp_path):
         assert lease.holder(tmp_path, CELL) is None
         with lease.acquire(tmp_path, CELL) as taken:
             assert taken
+
+
+def test_a_copy_of_a_lease_is_held_by_nobody(tmp_path):
+    first, second, other = tmp_path / "first", tmp_path / "second", "cd" * 32
+    (tmp_path / "link").symlink_to(first)
+    with lease.acquire(first, CELL):
+        shutil.copytree(first, second)
+        shutil.copy(first / "leases" / CELL, first / "leases" / other)
+        assert lease.holder(tmp_path / "link", CELL)["pid"] == os.getpid()
+        for root, run in ((second, CELL), (first, other)):
+            assert lease.holder(root, run) is None
+            with lease.acquire(root, run) as ours:
+                assert ours
+        assert lease.holder(first, CELL)["pid"] == os.getpid()
+        change(first, mounts="mnt:[1]", store="/elsewhere")  # as in a container, whose paths are others
+        assert lease.holder(first, CELL)
+        with lease.acquire(first, CELL) as ours:
+            assert not ours
 
 
 def test_an_owner_elsewhere_is_alive_while_its_counter_moves(tmp_path, quick_beats):

@@ -166,6 +166,14 @@ def test_verify_finds_folders_that_changed_their_names(lra_data, home, folder):
     assert result.stderr.count("holds other data than its name says") == 2
 
 
+def test_verify_names_a_folder_whose_name_is_that_of_no_data(lra_data, folder):
+    for name in ("backup", folder.name.upper()):
+        folder = folder.rename(folder.parent / name)
+        result = lra_data("verify")
+        assert (result.exit_code, result.stdout) == (3, "")
+        assert f"{folder}: holds other data than its name says" in result.stderr
+
+
 def test_folders_of_probes_that_change_places_are_found(lra_data, home):
     few = ["--set", "train=20", "--set", "validation=5", "--set", "test=5"]
     for length in ("8", "12"):
