@@ -93,10 +93,12 @@ def loaded_program(distribution: Iterable[str], names: Mapping[str, str], read: 
     modules = {str(spec.origin) for spec in specs if isinstance(spec, ModuleSpec)}
     named = {path: shown for path, shown in files_that_count(read, files).items() if path not in modules}
     holders = Counter(named.values())
+    code = os.path.commonpath([Path(path).parent for path in files]) if files else ""
     for path, shown in named.items():
         files[path] = file_digest(path)
-        # Two files of one name may change places, so these have their whole paths.
-        parts.add((f"file {shown if holders[shown] == 1 else path}", files[path]))
+        # Two files of one name may change places, so these have their paths below the code, or whole ones elsewhere.
+        apart = Path(path).relative_to(code) if code and Path(path).is_relative_to(code) else path
+        parts.add((f"file {shown if holders[shown] == 1 else apart}", files[path]))
     return Program(hashlib.sha256(repr(sorted(parts)).encode()).hexdigest(), files)
 
 

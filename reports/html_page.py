@@ -67,20 +67,21 @@ def page(results: ResultSet, command: str) -> str:
     """
     drawn, left_out = _figures(results)
     terms, tables = shared_notes(_tables(results))
-    rows, settings = _runs(results.with_full(), [title for title, *_ in drawn])
+    shown = results.with_full()  # as the figures have it
+    rows, settings = _runs(shown, [title for title, *_ in drawn])
     script = (Path(__file__).parent / "html_page.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     return environment.get_template("html_page.html.j2").render(
         command=clean_line(command),
-        caveats=_caveats(results, left_out),
+        caveats=_caveats(shown, left_out),
         terms=[clean_line(term) for term in terms],
         tables=[(clean_line(table.caption), Markup(render(table, "html"))) for table in tables],  # escaped by `render`
         figures=drawn,
         runs=rows,
         settings=settings,
-        environments=_environments(results),
+        environments=_environments(shown),
         script=Markup(script),  # our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         most_runs=MOST_RUNS,

@@ -190,9 +190,9 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
                 )
         problems += conflicts(files["records"])
     finished = set(records)
-    records = {record.run_id: record for record in without_older(records.values(), problems)}
+    records = without_older(records, stores, problems)
     tried: dict[tuple[bytes, str, int], tuple[AttemptedRun, Path]] = {}
-    gone: dict[tuple[bytes, str, int], Path] = {}
+    gone: dict[tuple[bytes, str, int], tuple[Path, str]] = {}
     all_notes = (note for files in there.values() for note in files["attempts"])
     for folder, notes in itertools.groupby(all_notes, key=lambda note: note.parent):
         attempt = None if folder.name in finished else _last_attempt(list(notes), problems)
@@ -200,7 +200,7 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
             continue
         numbers = same_numbers(attempt)
         if attempt.status in ("ok", "diverged"):  # its record was removed or damaged
-            gone[numbers] = folder
+            gone[numbers] = folder, attempt.status
             continue
         other = tried.setdefault(numbers, (attempt, folder))
         newest = max(other, (attempt, folder), key=lambda each: each[0].numerics_version)
@@ -213,8 +213,8 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
         gone.pop(same_numbers(record), None)
     damaged = {path.stem for files in there.values() for path in files["records"]}  # it is named by then
     problems += [
-        f"{folder}: its last attempt ended well, but its record is not here"
-        for folder in gone.values()
+        f"{folder}: its last attempt ended ({status}), but its record is not here"
+        for folder, status in gone.values()
         if folder.name not in damaged
     ]
     attempts = {attempt.run_id: attempt for attempt, _ in tried.values()}

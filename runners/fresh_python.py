@@ -15,6 +15,16 @@ def command(module: str, *options: str) -> list[str]:
     return [sys.executable, "-P", *options, "-m", module]
 
 
+def fix_order_of_sets() -> None:
+    """Start this process anew with a fixed order of sets of texts, which is else another one in each process.
+
+    Programs of others may build layers or read files in the order of a set.
+    """
+    if sys.executable and os.environ.get("PYTHONHASHSEED") != "0":
+        os.environ["PYTHONHASHSEED"] = "0"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def environment() -> dict[str, str]:
     """Return the variables of this process, with the places that it imports from."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}  # noqa: PTH109

@@ -14,7 +14,7 @@ from lra.config.labels import EXECUTION, NUMERICS, Row, differing, in_words, row
 from lra.config.schema import RunConfig, without_folder
 from lra.errors import StoreError
 from lra.reading import visible
-from lra.results.records import EARLIER, AttemptedRun, RunRecord, Store, conflict_words, is_conflict, said
+from lra.results.records import EARLIER, AttemptedRun, RunRecord, Store, conflict_words, is_conflict, same_outcome
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,8 @@ def load(folder: Path | str) -> pd.DataFrame:
     files = visible(root, "results/*/*.json", StoreError)
     entries = list(Store(root).records(files))
     problems = [str(entry) for entry in entries if isinstance(entry, StoreError)] + conflicts(files)
-    frame = record_frame(without_older([entry for entry in entries if isinstance(entry, RunRecord)], problems))
+    records = {entry.run_id: entry for entry in entries if isinstance(entry, RunRecord)}
+    frame = record_frame(without_older(records, dict.fromkeys(records, Store(root)), problems).values())
     frame.attrs["problems"] = problems
     return frame
 
@@ -79,19 +80,27 @@ def same_numbers(run: RunRecord | AttemptedRun) -> tuple[bytes, str, int]:
     return run.config.key(), run.data_digest, run.config.numbers_until(run.numerics_version)
 
 
-def without_older(records: Iterable[RunRecord], problems: list[str]) -> list[RunRecord]:
+def without_older(
+    records: Mapping[str, RunRecord], stores: Mapping[str, Store], problems: list[str]
+) -> dict[str, RunRecord]:
     """Return the records; of a run that is there under two numerics versions with the same numbers, the newest one.
 
-    If the two have different outcomes or costs, that is added to the problems.
+    Args:
+        records: By run id.
+        stores: Where each one is.
+        problems: Grows by a line for each two that have different outcomes or costs.
+
+    Raises:
+        DamagedFileError: The arrays of one of two went away.
     """
     newest: dict[tuple[bytes, str, int], RunRecord] = {}
-    for record in sorted(records, key=lambda each: -each.numerics_version):
+    for record in sorted(records.values(), key=lambda each: -each.numerics_version):
         kept = newest.setdefault(same_numbers(record), record)
-        if said(kept) != said(record):
+        if not same_outcome((stores[kept.run_id], kept), (stores[record.run_id], record)):
             problems.append(f"{record.run_id}: another outcome than {kept.run_id}, whose numbers should be the same")
         elif (kept.cost, kept.environment) != (record.cost, record.environment):
             problems.append(f"{record.run_id}: executed apart from {kept.run_id}, the same run, whose cost is shown")
-    return list(newest.values())
+    return {record.run_id: record for record in newest.values()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -119,7 +119,7 @@ class Cost(Section):
     peak_reserved_bytes: Natural | None = None
     """What torch held of a CUDA device at most, in use or kept for later; None elsewhere, and in older records."""
     resumed: Natural
-    """How often the run was continued from a checkpoint."""
+    """How often the run was continued from a checkpoint, as far as that was checkpointed."""
 
 
 class RunRecord(Section):
@@ -319,7 +319,9 @@ class Store:
             StoreError: The disk refuses.
             ConflictError: The record that is there already says something else. Ours is kept beside it, under a name
                 with `conflict`.
+            ValueError: The record and the arrays disagree, so that nobody could read them.
         """
+        check_arrays(record, arrays)
         content = pack_arrays({**arrays, SEAL: seal(record.model_dump())})
         record = record.model_copy(update={"arrays_sha256": hashlib.sha256(content).hexdigest()})
         path = self.record_path(record.run_id)
@@ -455,15 +457,17 @@ def read_note(path: Path) -> dict[str, Any]:
     """
     note = read_json(path)
     with reading(path, DamagedFileError):
-        if not {"sha256", "number"} & note.keys():  # older notes have neither
-            return dict(note)
         body = {name: value for name, value in note.items() if name != "sha256"}
-        if hashlib.sha256(canonical_json(body)).hexdigest() != note.get("sha256"):
-            raise DamagedFileError(f"{path} is damaged: its checksum does not match")
-        writer = body.get("writer", path.stem.partition("-")[2])  # older notes do not say it
-        written = f"{body['number']}-{writer}"
-        if (path.parent.name, path.stem) != (body["run_id"], written):
-            raise DamagedFileError(f"{path} was written as attempt {written} at run {body['run_id'][:12]}")
+        if {"sha256", "number"} & note.keys():  # older notes have neither
+            if hashlib.sha256(canonical_json(body)).hexdigest() != note.get("sha256"):
+                raise DamagedFileError(f"{path} is damaged: its checksum does not match")
+            writer = body.get("writer", path.stem.partition("-")[2])  # older notes do not say it
+            written = f"{body['number']}-{writer}"
+            if (path.parent.name, path.stem) != (body["run_id"], written):
+                raise DamagedFileError(f"{path} was written as attempt {written} at run {body['run_id'][:12]}")
+        tried = body.get("run") or body.get("cell") or {}
+        if tried.get("status", body["status"]) != body["status"]:
+            raise DamagedFileError(f"{path} says {body['status']} of the attempt, and {tried['status']} of its run")
     return body
 
 
@@ -493,8 +497,6 @@ def read_attempt(path: Path) -> AttemptedRun:
         attempt = AttemptedRun.model_validate(run)
         if not path.parent.name == attempt.run_id == _own_id(attempt, tried["config"]):
             raise DamagedFileError(f"{path} is not a note of an attempt at the run of its folder")
-        if attempt.status != note["status"]:
-            raise DamagedFileError(f"{path} says {note['status']} of the attempt, and {attempt.status} of its run")
     return attempt
 
 

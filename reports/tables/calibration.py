@@ -61,7 +61,8 @@ def calibration(results: ResultSet, first: str, second: str) -> Table:
     for task, found in pairs.items():
         one, other = ({split_row(row)[0] for row in side.scores[task]} for side in sides)
         ours = {row for side in sides if side.frame is not None for row in side.scores[task]}
-        alone = [row for row in sorted(ours - found.keys()) if split_row(row)[0] in one & other]
+        lost = set.intersection(*(_tried(side, task) for side in sides))  # they are told of as left out
+        alone = [row for row in sorted(ours - found.keys() - lost) if split_row(row)[0] in one & other]
         apart += [f"{row} on {task}" for row in alone]
     enough = {task: found for task, found in pairs.items() if len(found) >= FEWEST}
     if not enough:
@@ -196,6 +197,11 @@ def _side(results: ResultSet, name: str, frame: pd.DataFrame) -> _Side:
     if others:
         notes.append(f"Left out of {title}, since their runs have several recipes: {'; '.join(others)}.")
     return _Side(title=title, scores=scores, frame=frame, note=" ".join(notes))
+
+
+def _tried(side: _Side, task: str) -> set[str]:
+    """Return the rows that a side has on a task, with or without a number."""
+    return set(side.scores[task] if side.frame is None else side.frame["row"][side.frame["task"] == task])
 
 
 def _published(source: Published) -> _Side:

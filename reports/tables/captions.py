@@ -30,19 +30,23 @@ def preview(frame: pd.DataFrame) -> list[str]:
     return ["PREVIEW: one seed. No claim can rest on it."] if seeds_by_cell(frame)[1] == 1 else []
 
 
-def seeds_by_cell(frame: pd.DataFrame) -> tuple[int, int]:
+def seeds_by_cell(frame: pd.DataFrame, numbers: str = "accuracy") -> tuple[int, int]:
     """Return the fewest and the most seeds behind a number: of each label under each heading, at each depth.
 
     If no run gave a number, the seeds that were tried are counted.
+
+    Args:
+        frame: The runs.
+        numbers: The column with the numbers.
     """
-    scored = frame.dropna(subset=["accuracy"])
+    scored = frame.dropna(subset=[numbers])
     counts = (scored if len(scored) else frame).groupby(["label", "column", "layers"])["seed"].nunique()
     return int(counts.min()), int(counts.max())
 
 
-def seeds_in_words(frame: pd.DataFrame) -> str:
-    """Say how many seeds are behind the numbers, such as `3 to 5 seeds`."""
-    fewest, most = seeds_by_cell(frame)
+def seeds_in_words(frame: pd.DataFrame, numbers: str = "accuracy") -> str:
+    """Say how many seeds are behind the numbers of a column, such as `3 to 5 seeds`."""
+    fewest, most = seeds_by_cell(frame, numbers)
     return f"{most} seed{'' if most == 1 else 's'}" if fewest == most else f"{fewest} to {most} seeds"
 
 
@@ -88,9 +92,9 @@ def parameter_notes(frame: pd.DataFrame) -> list[str]:
     return [f"Parameters more than 10 % off full attention's: {', '.join(names)}."] if names else []
 
 
-def table_caption(what: str, profile: str, track: str, frame: pd.DataFrame) -> str:
-    """Write a caption: the subject, profile, track and seeds."""
-    return f"{what}, profile {profile}, {track} track, {seeds_in_words(frame)}"
+def table_caption(what: str, profile: str, track: str, frame: pd.DataFrame, numbers: str = "accuracy") -> str:
+    """Write a caption: the subject, profile, track, and the seeds behind the numbers of a column."""
+    return f"{what}, profile {profile}, {track} track, {seeds_in_words(frame, numbers)}"
 
 
 def baseline_titles(names: Iterable[str]) -> dict[str, str]:

@@ -67,7 +67,9 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
         *parameter_notes(frame),
         *provenance_notes(frame),
     ]
-    return plain_table(table_caption("Cost of training", profile, track, frame), rows, notes, frame, scores)
+    return plain_table(
+        table_caption("Cost of training", profile, track, frame, "parameters"), rows, notes, frame, scores
+    )
 
 
 def partly_measured(frame: pd.DataFrame, seeds: int, places: Sequence[str], costs: Mapping[str, str]) -> list[str]:

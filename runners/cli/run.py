@@ -16,7 +16,7 @@ from lra.config.builtin import profile_names
 from lra.names import parse_seeds
 from lra.terminal import echo
 
-from .. import signals
+from .. import fresh_python, signals
 from ..threads import default_threads
 from .options import (
     AT_A_TIME,
@@ -383,6 +383,7 @@ def pick_device(name: str) -> torch.device:
 
 def main() -> None:
     """Run the command line."""
+    fresh_python.fix_order_of_sets()
     signals.install()
     command()
 

@@ -14,7 +14,7 @@ import click
 from lra.cli import CONTEXT, Group, echo_json, json_option, one_line_errors, version_option
 from lra.terminal import echo
 
-from .. import signals
+from .. import fresh_python, signals
 from ..threads import MAX_DEFAULT_SLOTS, default_slots, default_threads
 from .options import (
     AT_A_TIME,
@@ -362,6 +362,7 @@ def make_launcher(
 
 def main() -> None:
     """Run the command line."""
+    fresh_python.fix_order_of_sets()
     signals.install()
     command()
 

@@ -97,7 +97,7 @@ def state_of(store: Store, run: SweepRun) -> RunState:
         return RunState(word="unknown", detail=run.problem) if store.root.is_dir() else RunState(word="not run")
     try:
         record = store.find(run.run_id)
-    except StoreError as error:
+    except DamagedFileError as error:
         return RunState(word="damaged", detail=str(error))
     logged, unread = read_attempts(store, run.run_id)
     failures = sum(attempt["status"] == "failed" for attempt in logged)
@@ -151,7 +151,7 @@ def read_attempts(store: Store, run_id: str) -> tuple[list[dict[str, Any]], tupl
 
 def clear_failures(store: Store, run: SweepRun) -> bool:
     """Set the attempts of a run without a record aside, so that it is tried again; return whether there were any."""
-    if run.run_id is None or state_of(store, run).word in ("ok", "diverged", "running", "not run", "preempted"):
+    if run.run_id is None or state_of(store, run).word not in ("failed", "oom", "timeout"):
         return False
     folder = store.root / "attempts" / run.run_id
     logged = sorted(folder.glob("*.json"))

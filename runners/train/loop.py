@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -316,6 +317,7 @@ def extend_curve(
     }
     for layer, mixer in enumerate(mixers):
         row |= {f"layer{layer}.{name}": float(value) for name, value in mixer.statistics().items()}
-    for name, value in row.items():
-        state.curve.setdefault(name, []).append(value)
+    rows = len(state.curve.get("step", []))
+    for name in {**state.curve, **row}:  # a mixer may name a statistic in some evaluations only
+        state.curve.setdefault(name, [math.nan] * rows).append(row.get(name, math.nan))
     state.sums.zero_()

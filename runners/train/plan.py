@@ -37,7 +37,7 @@ from lra.measure.model_size import parameters_of
 from lra.models.convnet import VARIANT as CONVNET_VARIANT
 from lra.models.foreign import ForeignModel
 from lra.models.transformer import build_model
-from lra.reading import reading
+from lra.reading import is_there, reading
 from lra.results.records import RunRecord, read_record
 from lra.tasks import BENCHMARK, get_task, info_of, task_name
 
@@ -337,14 +337,14 @@ def describe(config: RunConfig, home: Path) -> str:
 
     Raises:
         UsageError: The variant refuses the sizes of the model.
+        DataError: The prepared data is damaged, or behind a link to what is not there.
     """
     task = get_task(config.task)
     options = task.options.model_validate(config.data)
     parameters, full = parameters_of(config)
-    try:
+    run_id = "known once the data is prepared, since it covers the content of the data"
+    if is_there(home / task.folder_name(options)):
         run_id = config.run_id(task.opened(options, home).digest)
-    except DataError:
-        run_id = "known once the data is prepared, since it covers the content of the data"
     notes = (
         f"# data: {task.dataset_name(options)}\n"
         f"# parameters: {parameters:,}{f' ({parameters / full:.3f} x full attention)' if config.mixes else ''}\n"

@@ -7,7 +7,7 @@ import contextlib
 import gc
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -287,6 +287,7 @@ def run(
                     denoiser.with_logits = not phase.denoises
                 optimizer = build_optimizer(trained, config)
                 if saved is not None:
+                    check_order(trained, saved["model"])
                     trained.load_state_dict(saved["model"])
                     optimizer.load_state_dict(saved["optimizer"])
                     saved = None
@@ -422,6 +423,20 @@ def check_sources(config: RunConfig) -> None:
         check_files(programs_of(config))
     except ProgramError as error:
         raise UsageError(str(error)) from error
+
+
+def check_order(model: nn.Module, saved: Mapping[str, Any]) -> None:
+    """Check that a model has the parameters of a saved one in its order, in which the optimizer's state is.
+
+    Raises:
+        UsageError: It has not: the state of one parameter would be taken for that of another.
+    """
+    here, there = list(model.state_dict()), list(saved)
+    if here != there and sorted(here) == sorted(there):
+        raise UsageError(
+            "the model has its parameters in another order than the one that was saved; a constructor that goes "
+            "through a set does that, since its order is another one in each process: sort it"
+        )
 
 
 def joined(earlier: list[dict[str, Any]], now: dict[str, Any], options: RunOptions) -> list[dict[str, Any]]:

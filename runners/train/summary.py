@@ -15,6 +15,7 @@ from lra.measure.environment import decisive, differences
 from lra.metrics import of_whole_test, wilson_interval
 from lra.names import legible
 from lra.results.bench_format import breaks_parameter_rule
+from lra.results.dataframe import conditions_of_speed
 from lra.results.records import EARLIER, RunRecord, Store
 from lra.tasks import get_task
 
@@ -49,14 +50,16 @@ def summary(rows: Sequence[tuple[RunConfig, RunRecord | str]], store: Store, tas
         first = records[0]
         task = f"{task_title or first.task_title} ({first.dataset})"
         title = f"{task}, profile {first.config.profile}, {first.config.track} track"
+        highest = dict[str, float]()  # those of two machines may differ a little
+        for record in records:
+            highest |= {name: max(value, highest.get(name, value)) for name, value in record.baselines.items()}
         baselines = ", ".join(
-            f"{name} {value:.1f}"
-            for name, value in sorted(of_whole_test(first.baselines).items(), key=lambda item: item[1])
+            f"{name} {value:.1f}" for name, value in sorted(of_whole_test(highest).items(), key=lambda item: item[1])
         )
         notes = [
             f"Trivial baselines, in %: {baselines}.",
             "Intervals: Wilson, 95 %, over the test examples; they do not show what another seed would do.",
-            f"Memory: {first.cost.peak_memory_method}.",
+            *_cost_notes(named),
             *_untrained_notes(records),
             *_parameter_notes(
                 [(name, r) for name, (_, r) in zip(labels, rows, strict=True) if isinstance(r, RunRecord)]
@@ -167,6 +170,18 @@ def _continued(record: RunRecord) -> str | None:
     if EARLIER not in record.environment:
         return None
     return differences(record.environment[EARLIER][-1], decisive(record.environment))
+
+
+def _cost_notes(named: Sequence[tuple[str, RunRecord]]) -> list[str]:
+    """Say how memory was measured; where rows are of several machines or ways to measure, on which and how each."""
+    records = [record for _, record in named]
+    machines = conditions_of_speed([each.processor for each in records], [each.environment for each in records])
+    rows: dict[tuple[str, str], list[str]] = {}
+    for (name, record), machine in zip(named, machines, strict=True):
+        rows.setdefault((machine, record.cost.peak_memory_method), []).append(f"{name}, seed {record.config.seed}")
+    if len(rows) == 1:
+        return [f"Memory: {method}." for _, method in rows]
+    return [f"Cost of {'; '.join(names)}: on {machine}; memory: {method}." for (machine, method), names in rows.items()]
 
 
 def _parameter_notes(records: Sequence[tuple[str, RunRecord]]) -> list[str]:

@@ -413,6 +413,18 @@ def test_two_files_of_one_name_that_change_places_count(tmp_path, monkeypatch):
     assert found[0] != found[1]
 
 
+def test_where_files_of_one_name_lie_counts_below_the_code_alone(tmp_path, monkeypatch):
+    found = {}
+    for folder, first, second in (("here", 1, 2), ("there", 1, 2), ("swapped", 2, 1)):
+        reads = "from pathlib import Path\nPath(__file__).with_name('scale.txt').read_text()\n"
+        packages = {f"{name}/__init__.py": reads for name in ("suba", "subb")}
+        scales = {"suba/scale.txt": f"{first}\n", "subb/scale.txt": f"{second}\n"}
+        write(tmp_path / folder, {"mine.py": "import suba, subb\n"} | packages | scales)
+        monkeypatch.chdir(tmp_path / folder)
+        found[folder] = digest("mine.py")
+    assert found["here"] == found["there"] != found["swapped"]
+
+
 def test_files_in_other_folders_count_but_not_what_is_temporary_or_hidden(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr(source_digest, "libraries", set(sys.modules))  # what the tests have loaded is not the program

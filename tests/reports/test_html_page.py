@@ -95,6 +95,24 @@ def test_it_says_of_which_step_the_weights_are(tmp_path, monkeypatch):
     assert "conv [selection=last]" in text
 
 
+def test_what_it_says_of_all_runs_counts_full_attention_beside_a_selection(tmp_path, monkeypatch):
+    monkeypatch.setattr(page_module, "all_figures", lambda *_: [])
+    for seed in range(5):
+        add_run(tmp_path, 400 + seed, variant="local", seed=seed)
+    add_run(tmp_path, 400, environment={"device": "cuda", "device_name": "a card"})
+    add_run(tmp_path, None, seed=1)
+    reader = Reader()
+    reader.feed(
+        page(
+            load_stores([tmp_path]).filter(lambda config: config.variant.name == "local"),
+            "lra-report html --variant local",
+        )
+    )
+    assert "numbers rest on 1 to 5 seeds" in reader.text
+    assert "1 runs diverged" in reader.text
+    assert "a card" in reader.text
+
+
 def test_there_is_a_table_by_depth_also_where_another_depth_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(page_module, "all_figures", lambda results: [])
     add_run(tmp_path, 400, track="open")

@@ -112,6 +112,14 @@ def test_of_one_run_under_two_numerics_versions_the_newest_record_counts(tmp_pat
     assert ["another outcome" in problem for problem in load_stores([tmp_path]).problems] == [True]
 
 
+@pytest.mark.parametrize("read", [lambda root: load_stores([root]).problems, lambda root: load(root).attrs["problems"]])
+def test_other_answers_under_an_older_version_are_another_outcome(tmp_path, read):
+    for version in (1, 2):
+        add_run(tmp_path, 400, numerics_version=version, bits=np.roll(np.arange(1000) < 400, version))
+    (problem,) = read(tmp_path)
+    assert "another outcome than" in problem
+
+
 def test_bits_and_curves_are_those_of_the_records_that_were_read(tmp_path):
     """Another outcome may take the place of the first between the two readings, as a record that is run again."""
     bits = np.arange(1000) < 400
@@ -249,9 +257,10 @@ def test_a_run_whose_record_was_removed_is_named_once_and_no_lost_run(tmp_path):
     assert accuracy(results, "quick", "matched").cells["ListOps"].tolist()[:2] == ["40.10 ± 0.14 (2)", "OOM (1/1)"]
     suite = accuracy(replace(results, seeds=frozenset(range(3))), "quick", "matched")
     assert suite.cells.loc["full", "ListOps"] == "40.10 ± 0.14 (2/3)"
-    ended = "its last attempt ended well, but its record is not here"
-    ids = (gone.stem, cell_config(variant="linear").run_id("d" * 64))
-    assert sorted(results.problems) == sorted(f"{tmp_path / 'attempts' / run_id}: {ended}" for run_id in ids)
+    ended = "its last attempt ended ({}), but its record is not here"
+    ids = {"ok": gone.stem, "diverged": cell_config(variant="linear").run_id("d" * 64)}
+    lines = [f"{tmp_path / 'attempts' / run_id}: {ended.format(status)}" for status, run_id in ids.items()]
+    assert sorted(results.problems) == sorted(lines)
     shutil.copytree(tmp_path / "attempts", tmp_path / "copy" / "attempts")
     assert len(load_stores([tmp_path, tmp_path / "copy"]).problems) == 2
     add_run(tmp_path / "copy", 401, seed=1)  # its record is in another store
@@ -259,7 +268,7 @@ def test_a_run_whose_record_was_removed_is_named_once_and_no_lost_run(tmp_path):
     assert load_stores([tmp_path, tmp_path / "copy"]).problems == []
     damaged.write_text("{}")
     problems = load_stores([tmp_path, tmp_path / "copy"]).problems
-    assert [problem for problem in problems if ended in problem] == []
+    assert [problem for problem in problems if "its last attempt ended" in problem] == []
     assert len(problems) == 1
 
 

@@ -183,6 +183,16 @@ def test_two_programs_of_one_name_are_no_pair(folder, ranks, origins, paired):
     assert paired or told[0].count("my.py:Mine [") == 2
 
 
+def test_a_row_that_is_lost_on_one_side_has_the_same_settings(folder):
+    add_run(folder, 450, config=cell_config(profile="quick", variant="nystrom"))
+    add_run(folder, None, config=cell_config(profile="modern", variant="nystrom"))
+    add_run(folder, 450, config=cell_config(profile="modern", variant="nystrom", options={"num_landmarks": 7}))
+    notes = calibration(load_stores([folder]), "quick", "modern").notes
+    (told,) = (note for note in notes if note.startswith("Not paired"))
+    assert told.endswith(" or other settings: nystrom [num_landmarks=7] on listops.")
+    assert any(note.startswith("Left out of") and "nystrom on listops: diverged (1/1)" in note for note in notes)
+
+
 def test_a_pair_of_one_program_stays_one_whatever_differs_on_another_task(folder):
     for profile, task, rank in (
         ("quick", "listops", 4),

@@ -34,6 +34,12 @@ def test_a_variant_without_any_cost_is_named_with_the_reason(tmp_path):
     assert "linear on ListOps has no cost: OOM (2/2)." in made(cost, tmp_path).notes
 
 
+def test_seeds_are_those_that_the_medians_are_of(tmp_path):
+    for seed, right in enumerate((400, None, None)):
+        add_run(tmp_path, right, seed=seed)
+    assert made(cost, tmp_path).caption.endswith(", 3 seeds")
+
+
 def test_a_median_of_survivors_says_of_how_many_runs_it_is(tmp_path):
     """What ran out of memory is not in the peak memory, and what diverged at once has no speed."""
     for seed in range(3):

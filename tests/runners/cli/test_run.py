@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from lra.data.dataset import open_prepared
 from reports.cli import command as lra_report
 from runners.cli.run import command as lra_run
 from runners.threads import default_threads
-from tests.runners.tiny_runs import rewritten
+from tests.runners.tiny_runs import rewritten, tiny_data
 
 ROOT = Path(__file__).resolve().parents[3]
 RUN = [sys.executable, "-c", "from runners.cli.run import main; main()"]
@@ -85,6 +86,41 @@ def test_a_grid_gives_one_record_each_and_one_table(profile, home, tmp_path):
     assert again.exit_code == 0
     assert again.stdout == done.stdout
     assert outcomes(tmp_path) == found
+
+
+SETS = """
+    import torch
+
+    class Mine(torch.nn.Module):
+        def __init__(self, dim):
+            super().__init__()
+            self.layers = torch.nn.ModuleDict({name: torch.nn.Linear(dim, dim) for name in {"value", "gate", "out"}})
+
+        def forward(self, x, mask=None):
+            for layer in self.layers.values():
+                x = layer(x)
+            return x
+"""
+
+
+@pytest.mark.nightly
+def test_layers_in_the_order_of_a_set_give_the_same_bits_in_each_process(profile, home, tmp_path):
+    (tmp_path / "mine.py").write_text(textwrap.dedent(SETS))
+    found = []
+    for seed in ("1", "2"):
+        more = ("--quiet", "--track", "open")
+        command = arguments(profile, home, tmp_path / seed, *more, attn=f"{tmp_path}/mine.py:Mine")
+        done = run(command, env=os.environ | {"PYTHONHASHSEED": seed})
+        assert done.returncode == 0, done.stderr
+        found.append(outcomes(tmp_path / seed))
+    assert found[0] == found[1]
+
+
+def test_the_order_of_sets_is_fixed_in_a_command():
+    code = "from runners import fresh_python; fresh_python.fix_order_of_sets(); print({*map(str, range(9))})"
+    texts = [run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}).stdout for seed in "12"]
+    assert texts[0] == texts[1]
+    assert "'8'" in texts[0]
 
 
 @pytest.mark.nightly
@@ -328,6 +364,22 @@ def test_dry_run_prints_the_count_and_runs_nothing(tmp_path):
         assert f"parameters: {count} (1.000 x full attention)" in done.stdout
         assert "run id: known once the data is prepared" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["manifest", "link"])
+def test_dry_run_does_not_call_damaged_data_not_prepared(tmp_path, damage):
+    data = tiny_data(tmp_path)
+    command = [*RUN, "--attn", "full", "--task", "listops", "--dry-run", "--data-dir", str(tmp_path)]
+    command += [word for name, value in data.manifest.options.items() for word in ("--set", f"data.{name}={value}")]
+    assert "run id: known once" not in run_here([*command, "--track", "open"]).stdout
+    if damage == "manifest":
+        (data.path / "manifest.json").write_text("{}")
+    else:
+        data.path.rename(tmp_path / "away")
+        data.path.symlink_to(tmp_path / "nothing")
+    done = run_here([*command, "--track", "open"])
+    assert done.exit_code == 3
+    assert data.path.name in done.stderr
 
 
 def test_divergence_ends_with_4_and_no_number(profile, home, tmp_path):

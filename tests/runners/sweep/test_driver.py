@@ -300,6 +300,8 @@ def test_a_damaged_record_is_reported_and_not_overwritten(data, store):
     assert sweep([run], store, launcher)
     assert launcher.jobs == []
     assert state_of(store, run).word == "damaged"
+    assert not clear_failures(store, run)
+    assert attempts(store, run.run_id)
 
 
 def test_states_show_how_far_a_run_is(data, store):
@@ -318,7 +320,7 @@ def test_states_show_how_far_a_run_is(data, store):
     assert state_of(store, run).word == "not run"
 
 
-@pytest.mark.parametrize("part", ["checkpoints", "checkpoints/RUN", "leases", "attempts"])
+@pytest.mark.parametrize("part", ["checkpoints", "checkpoints/RUN", "leases", "attempts", "results"])
 @pytest.mark.parametrize("place", ["link", "file"])
 def test_a_part_of_a_store_that_is_away_is_not_taken_for_an_empty_one(data, store, part, place):
     run, looks = sweep_run(tiny(), data), iter([False, True])

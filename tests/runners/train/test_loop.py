@@ -20,7 +20,7 @@ from lra.config.schema import RunConfig
 from lra.data.batching import TrainingBatches
 from lra.data.dataset import PreparedData, open_prepared
 from lra.errors import DataError, StoreError, UsageError
-from lra.results.checkpoints import list_checkpoints
+from lra.results.checkpoints import list_checkpoints, read_state, write_state
 from lra.results.records import EARLIER, ConflictError, Store
 from lra.schedules import learning_rate
 from lra.tasks import get_task
@@ -194,6 +194,28 @@ def test_a_finished_run_is_not_run_again_and_force_agrees(data, tmp_path, monkey
 def stopped(config, data, folder, look=4, **settings):
     with pytest.raises(PreemptedRunError):
         execute(config, data, folder, StopAt(look), **settings)
+
+
+def test_a_state_with_parameters_in_another_order_is_not_continued(data, tmp_path):
+    """The optimizer's state goes by their order, so that one would get the moments of another of its shape."""
+    config = tiny()
+    stopped(config, data, tmp_path)
+    [(_, newest), *_] = list_checkpoints(Store(tmp_path).checkpoint_folder(config.run_id(data.digest)))
+    state = read_state(newest)
+    write_state(newest, state | {"model": dict(reversed(state["model"].items()))})
+    with pytest.raises(UsageError, match="its parameters in another order"):
+        execute(config, data, tmp_path)
+    write_state(newest, state)
+    assert execute(config, data, tmp_path).cost.resumed == 1
+
+
+def test_a_statistic_of_some_evaluations_has_a_gap_in_the_others(data, tmp_path, monkeypatch):
+    found = iter([{"size": 1.0}, {"size": 2.0, "large": 5.0}, {"size": 3.0}])
+    monkeypatch.setattr(FullAttention, "statistics", lambda self: next(found, {}))
+    record = execute(tiny(**{"train.eval_every": 4}), data, tmp_path)
+    arrays = Store(tmp_path).arrays(record.run_id)
+    assert arrays["curve.layer0.size"].tolist() == [1.0, 2.0, 3.0]
+    np.testing.assert_array_equal(arrays["curve.layer0.large"], [np.nan, 5.0, np.nan])
 
 
 def files(folder):

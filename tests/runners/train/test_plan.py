@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from lra.config.builtin import profile_names
 from lra.config.profiles import load_profile
 from lra.config.suites import Suite, expand
-from lra.errors import UsageError
+from lra.errors import DataError, UsageError
 from lra.tasks import get_task
 from runners.bench.measure import BenchPlan
 from runners.bench.workload import minutes_on_cpu
@@ -387,7 +387,8 @@ def test_no_id_is_printed_of_data_that_is_not_what_its_folder_says(tmp_path):
     options = task.options.model_validate(config.data)
     other = task.prepare(options.model_copy(update={"seed": 5}), tmp_path, progress=False)
     other.path.rename(tmp_path / task.folder_name(options))
-    assert "known once the data is prepared" in describe(config, tmp_path)
+    with pytest.raises(DataError, match="other data than its name says"):
+        describe(config, tmp_path)
     assert usual_length(config, tmp_path) == config.model.max_length
     assert [run.run_id for run in sweep_runs([config], tmp_path)] == [None]
     (tmp_path / task.folder_name(options)).rename(tmp_path / "elsewhere")

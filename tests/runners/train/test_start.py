@@ -202,6 +202,22 @@ def test_another_outcome_of_a_run_is_named_in_the_table_of_a_command(donor):
     other.unlink()
 
 
+def test_rows_of_two_machines_have_the_cost_of_each_and_the_highest_baselines(donor):
+    record = donor.record
+    one = summary([(record.config, record)], donor.store)
+    assert f"Memory: {record.cost.peak_memory_method}." in one
+    cost = record.cost.model_copy(update={"peak_memory_method": "another counter"})
+    config = record.config.model_copy(update={"seed": 1})
+    raised = {name: value + 1 for name, value in record.baselines.items()}
+    environment = record.environment | {"cpu": "another machine"}
+    other = record.model_copy(update={"config": config, "cost": cost, "environment": environment, "baselines": raised})
+    text = summary([(record.config, record), (config, other)], donor.store)
+    assert f"seed 0: on {record.processor}; memory: {record.cost.peak_memory_method}." in text
+    assert f"seed 1: on {other.processor}; memory: another counter." in text
+    assert other.processor == "another machine"
+    assert ", ".join(f"{name} {value:.1f}" for name, value in sorted(raised.items(), key=lambda item: item[1])) in text
+
+
 def test_variants_of_one_title_are_told_apart_in_the_table_of_a_command(donor, monkeypatch):
     from runners.train import summary as module
 
