@@ -93,7 +93,8 @@ def loaded_program(distribution: Iterable[str], names: Mapping[str, str], read: 
     modules = {str(spec.origin) for spec in specs if isinstance(spec, ModuleSpec)}
     named = {path: shown for path, shown in files_that_count(read, files).items() if path not in modules}
     holders = Counter(named.values())
-    code = os.path.commonpath([Path(path).parent for path in files]) if files else ""
+    folders = [Path(path).parent for path in files if Path(path).is_absolute()]
+    code = os.path.commonpath(folders) if folders else ""
     for path, shown in named.items():
         files[path] = file_digest(path)
         # Two files of one name may change places, so these have their paths below the code, or whole ones elsewhere.
