@@ -18,9 +18,10 @@ def command(module: str, *options: str) -> list[str]:
 def fix_order_of_sets() -> None:
     """Start this process anew with a fixed order of sets of texts, which is else another one in each process.
 
-    Programs of others may build layers or read files in the order of a set.
+    Programs of others may build layers or read files in the order of a set. A process that has imported torch is that of
+    somebody who calls a command from it, and goes on as it is.
     """
-    if sys.executable and os.environ.get("PYTHONHASHSEED") != "0":
+    if os.environ.get("PYTHONHASHSEED") != "0" and sys.executable and "torch" not in sys.modules:
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

@@ -59,12 +59,12 @@ def test_prepared_data(tmp_path):
     home = ["--data-dir", tmp_path]
     assert json.loads(invoke("lra-data", "list", "--json", *home)) == []
     invoke("lra-data", "prepare", "listops", *SET_TINY, *home)
-    (tmp_path / "listops-broken").mkdir()
+    (tmp_path / "listops-0123456789").mkdir()
     text, (broken, row) = both("lra-data", "list", *home)
     assert row["examples"] == {"train": 60, "validation": 20, "test": 20}
     assert row["digest"][:12] in text
     assert row["bytes"] > 1000
-    assert broken["folder"] == str(tmp_path / "listops-broken")
+    assert broken["folder"] == str(tmp_path / "listops-0123456789")
     assert broken["problem"] in text
 
 
