@@ -18,7 +18,7 @@ def command(module: str, *options: str) -> list[str]:
 def fix_order_of_sets() -> None:
     """Start this process anew with a fixed order of sets of texts, which is else another one in each process.
 
-    Programs of others may build layers or read files in the order of a set. A process that has imported torch is that of
+    Programs of others may build layers or read files in the order of a set. A process that has imported torch is of
     somebody who calls a command from it, and goes on as it is.
     """
     if os.environ.get("PYTHONHASHSEED") != "0" and sys.executable and "torch" not in sys.modules:
