@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
 import os
 from abc import ABC, abstractmethod
@@ -397,10 +398,23 @@ class Task(ABC, Generic[OptionsT]):
             raise DataError(str(error)) from error
 
     def folder_name(self, options: OptionsT) -> str:
-        """Name the folder of a dataset variant: readable, with a hash of the options and the task's version."""
-        identity = (
-            f"{self.info.version}\n{options.model_dump_json(exclude=self._as_before(options))}{self.origin(options)}"
-        )
+        """Name the folder of a dataset variant: readable, with a hash of the options and the task's version.
+
+        Raises:
+            UsageError: An option has a value that cannot be written, or is written as another one.
+        """
+        later = self._as_before(options)
+        text = options.model_dump_json(exclude=later)
+        try:
+            read = type(options).model_validate(json.loads(text) | {name: getattr(options, name) for name in later})
+        except ValidationError:
+            read = None
+        if read != options:
+            raise UsageError(
+                f"task {self.info.name}: its options are written as {text}, which is not what they are; they take "
+                "finite numbers and no serializer"
+            )
+        identity = f"{self.info.version}\n{text}{self.origin(options)}"
         return f"{self.info.name}-{self.short_name(options)}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
     def _as_before(self, options: OptionsT) -> set[str]:

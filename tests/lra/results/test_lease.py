@@ -86,7 +86,7 @@ def test_a_copy_of_a_lease_is_held_by_nobody(tmp_path):
             with lease.acquire(root, run) as ours:
                 assert ours
         assert lease.holder(first, CELL)["pid"] == os.getpid()
-        change(first, mounts="mnt:[1]", store="/elsewhere")  # as in a container, whose paths are others
+        change(first, mounts="mnt:[1]", store=str(second))  # as in a container, whose paths are others
         assert lease.holder(first, CELL)
         with lease.acquire(first, CELL) as ours:
             assert not ours

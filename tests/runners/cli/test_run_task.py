@@ -1,6 +1,7 @@
 """`lra-run --task my_task.py:MyTask`: a task in one file outside of the project, from its file to a table."""
 
 import json
+import math
 import re
 import sys
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from click.testing import CliRunner
-from pydantic import Field
+from pydantic import Field, PlainSerializer
 
 from attention_zoo import program
 from lra.config.profiles import load_profile, name_unused
@@ -489,6 +490,17 @@ def test_an_option_of_a_task_with_values_that_could_be_written_in_two_ways_is_re
 def test_an_option_that_would_be_in_no_name_is_refused(members):
     with pytest.raises(TypeError, match=r"noise of Options: leave out `exclude`|Options: leave model_config as it is"):
         type("Options", (GeneratedOptions,), members | {"__module__": __name__})
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 3.0])
+def test_a_value_that_is_written_as_another_is_in_no_name(value):
+    """As null, or as what a serializer makes of it: then two values would have one."""
+    halved = Annotated[float, PlainSerializer(lambda number: number / 2 if number == 3 else number)]
+    task = get_task("listops")
+    options = type("Options", (task.options,), {"__annotations__": {"noise": halved}, "__module__": __name__})
+    assert task.folder_name(options(noise=1.0)) != task.folder_name(options(noise=2.0))
+    with pytest.raises(UsageError, match=r"task listops: its options are written as .*, which is not what they are"):
+        task.folder_name(options(noise=value))
 
 
 def test_such_an_option_is_one_line_with_its_place(folder):
