@@ -188,7 +188,7 @@ def _caveats(results: ResultSet, figures_left_out: int) -> list[str]:
     for profile, track in results.profiles():
         frame = results.for_profile(profile, track).frame()
         if seeds_by_cell(frame)[0] < 5:
-            rest = f"numbers rest on {seeds_in_words(frame)}; five make a table."
+            rest = f"numbers rest on {seeds_in_words(*seeds_by_cell(frame))}; five make a table."
             found.append(f"Profile {clean_line(profile)}, {track} track: {rest}")
     lost = [record for record in results.records.values() if record.outcome is None]
     if lost or results.attempts:

@@ -50,8 +50,8 @@ NUMERICS = "numerics_version"
 _PROGRAMS = ("model.pool_origin", NUMERICS)
 """Which program ran, beside what belongs to the variant: of a layer of a third party, and of this project."""
 _NO_TEXTS = ("True", "False", "None")
-_OF_TABLES = ("A5", "A6", "Chance", "Majority", "MLP only, trained")
-"""Columns and rows that tables add; no task and no variant has such a name without its registered one behind it."""
+_OF_TABLES = ("A5", "A6", "Chance", "Majority", "MLP only, trained", "the other")
+"""Names that tables add; no task and no variant has such a name without its registered one behind it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
+import os
 from collections.abc import Collection
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import PurePath
@@ -89,11 +91,15 @@ def load_task(name: str, taken: Collection[str]) -> Task[Any]:
 
 
 def _announces(task: Task[Any]) -> bool:
-    """Say whether an entry point with the name of a task leads to its class."""
+    """Say whether an entry point with the name of a task leads to its class, be it imported from its file."""
     point = announced().get(task.info.name)
     with contextlib.suppress(Exception):  # the distribution of the entry point may be broken
-        return point is not None and point.load() is type(task)
+        return point is not None and _place(point.load()) == _place(type(task))
     return False
+
+
+def _place(of: type[Any]) -> tuple[str, str]:
+    return os.path.realpath(inspect.getfile(of)), of.__qualname__
 
 
 def try_task(place: str, name: str, options: str) -> None:

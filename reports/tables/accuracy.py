@@ -26,6 +26,7 @@ from .captions import (
     parameter_notes,
     preview,
     provenance_notes,
+    seeds_by_cell,
     table_caption,
 )
 from .table import RowKey, Table, Term, as_printed
@@ -86,7 +87,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
         + provenance_notes(frame)
     )
     return Table(
-        caption=table_caption("Test accuracy", profile, track, frame),
+        caption=table_caption("Test accuracy", profile, track, seeds_by_cell(frame)),
         cells=cells,
         values=as_printed(values, 2),
         notes=notes,

@@ -19,7 +19,7 @@ from lra.results.dataframe import label_rows
 from ..result_set import ResultSet
 from ..statistics import rank_correlation
 from .accuracy import accuracy_cell
-from .captions import NOT_RUN, number, p_text, preview, provenance_notes, seeds_in_words
+from .captions import NOT_RUN, number, p_text, preview, provenance_notes, seeds_by_cell, seeds_in_words
 from .published import Published, load_published
 from .table import Table, Term, plain_table
 
@@ -102,7 +102,7 @@ def calibration(results: ResultSet, first: str, second: str) -> Table:
     notes += [f"Fewer than {FEWEST} common variants: {', '.join(left_out)}."] if left_out else []
     notes += [side.note for side in sides if side.note] + _unlike_data(frame)
     parts = [part for _, part in frame.groupby("side")]  # each has seeds of its own
-    words = " and ".join(dict.fromkeys(map(seeds_in_words, parts)))
+    words = " and ".join(dict.fromkeys(seeds_in_words(*seeds_by_cell(part)) for part in parts))
     title = f"Rank correlation of variants, {sides[0].title} and {sides[1].title}, {words}"
     warnings = list(dict.fromkeys(line for part in parts for line in preview(part)))
     return plain_table(title, rows, warnings + notes + provenance_notes(frame), frame)

@@ -44,9 +44,8 @@ def seeds_by_cell(frame: pd.DataFrame, numbers: str = "accuracy") -> tuple[int, 
     return int(counts.min()), int(counts.max())
 
 
-def seeds_in_words(frame: pd.DataFrame, numbers: str = "accuracy") -> str:
-    """Say how many seeds are behind the numbers of a column, such as `3 to 5 seeds`."""
-    fewest, most = seeds_by_cell(frame, numbers)
+def seeds_in_words(fewest: int, most: int) -> str:
+    """Say how many seeds are behind the numbers of a table, such as `3 to 5 seeds`."""
     return f"{most} seed{'' if most == 1 else 's'}" if fewest == most else f"{fewest} to {most} seeds"
 
 
@@ -92,9 +91,9 @@ def parameter_notes(frame: pd.DataFrame) -> list[str]:
     return [f"Parameters more than 10 % off full attention's: {', '.join(names)}."] if names else []
 
 
-def table_caption(what: str, profile: str, track: str, frame: pd.DataFrame, numbers: str = "accuracy") -> str:
-    """Write a caption: the subject, profile, track, and the seeds behind the numbers of a column."""
-    return f"{what}, profile {profile}, {track} track, {seeds_in_words(frame, numbers)}"
+def table_caption(what: str, profile: str, track: str, seeds: tuple[int, int]) -> str:
+    """Write a caption: the subject, profile, track, and the fewest and the most seeds behind a number."""
+    return f"{what}, profile {profile}, {track} track, {seeds_in_words(*seeds)}"
 
 
 def baseline_titles(names: Iterable[str]) -> dict[str, str]:

@@ -26,6 +26,7 @@ from .captions import (
     p_text,
     preview,
     provenance_notes,
+    seeds_by_cell,
     table_caption,
 )
 from .table import Table, Term, plain_table
@@ -123,7 +124,7 @@ def head_to_head(
     if max(pairs) == 1:
         notes.insert(0, "PREVIEW: one common seed, which supports no claim.")
     return plain_table(
-        table_caption(f"{name} against {rivals[0] if alone else 'others'}", profile, track, frame),
+        table_caption(f"{name} against {rivals[0] if alone else 'others'}", profile, track, (min(pairs), max(pairs))),
         rows,
         notes + provenance_notes(frame),
         frame,
@@ -179,7 +180,9 @@ def ablation(results: ResultSet, profile: str, track: str, variant: str) -> Tabl
     differences = [row["difference to base (points)"] for row in rows]
     notes += [NO_SPREAD] if any("[" not in text and not text.endswith(("(1)", NOT_RUN)) for text in differences) else []
     notes += provenance_notes(frame)
-    title = table_caption(f"Ablation of {', '.join(sorted(set(frame['variant_title'])))}", profile, track, frame)
+    title = table_caption(
+        f"Ablation of {', '.join(sorted(set(frame['variant_title'])))}", profile, track, seeds_by_cell(frame)
+    )
     return plain_table(title, rows, preview(frame) + notes, frame)
 
 
@@ -251,7 +254,7 @@ def ranks(results: ResultSet, profile: str, track: str) -> Table:
     ]
     notes += [f"Left out because a task or a seed is missing: {', '.join(found.missing)}."] if found.missing else []
     notes = preview(found.runs) + notes + provenance_notes(found.runs)
-    title = table_caption("Average ranks", profile, track, found.runs)
+    title = table_caption("Average ranks", profile, track, seeds_by_cell(found.runs))
     return plain_table(title, rows, notes, found.runs, [-rank for rank in found.ranks])
 
 

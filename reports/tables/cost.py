@@ -12,7 +12,7 @@ from lra.results.bench_format import is_reference
 
 from ..result_set import ResultSet
 from .accuracy import accuracy_cell, lost_words
-from .captions import number, parameter_notes, provenance_notes, table_caption
+from .captions import number, parameter_notes, provenance_notes, seeds_by_cell, table_caption
 from .table import Table, Term, plain_table
 
 FLOPS_NOTE = Term(
@@ -67,9 +67,8 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
         *parameter_notes(frame),
         *provenance_notes(frame),
     ]
-    return plain_table(
-        table_caption("Cost of training", profile, track, frame, "parameters"), rows, notes, frame, scores
-    )
+    title = table_caption("Cost of training", profile, track, seeds_by_cell(frame, "parameters"))
+    return plain_table(title, rows, notes, frame, scores)
 
 
 def partly_measured(frame: pd.DataFrame, seeds: int, places: Sequence[str], costs: Mapping[str, str]) -> list[str]:

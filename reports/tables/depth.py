@@ -8,7 +8,7 @@ from lra.results.dataframe import label_rows
 
 from ..result_set import ResultSet
 from .accuracy import accuracy_cell
-from .captions import NOT_RUN, number, preview, provenance_notes, table_caption
+from .captions import NOT_RUN, number, preview, provenance_notes, seeds_by_cell, table_caption
 from .cost import FLOPS_NOTE, median, partly_measured
 from .table import Table, Term, plain_table
 
@@ -57,4 +57,5 @@ def depth(results: ResultSet, profile: str, track: str) -> Table:
         *partly_measured(frame, seed_count, ["label", "column", "layers"], COSTS),
     ]
     notes = preview(frame) + notes + provenance_notes(frame)
-    return plain_table(table_caption("Test accuracy by depth", profile, track, frame), rows, notes, frame, scores)
+    title = table_caption("Test accuracy by depth", profile, track, seeds_by_cell(frame))
+    return plain_table(title, rows, notes, frame, scores)

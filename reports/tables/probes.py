@@ -19,7 +19,7 @@ from ..baselines import all_baselines_of
 from ..result_set import ResultSet
 from ..statistics import comparable
 from .accuracy import lost_words
-from .captions import NOT_RUN, number, parameter_notes, preview, provenance_notes, table_caption
+from .captions import NOT_RUN, number, parameter_notes, preview, provenance_notes, seeds_by_cell, table_caption
 from .table import RowKey, Table, Term, as_printed
 
 SOLVED = 90.0
@@ -156,7 +156,7 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
     ]
     cells.index.name = values.index.name = None
     return Table(
-        caption=table_caption("Accuracy on the probes by length", profile, track, frame),
+        caption=table_caption("Accuracy on the probes by length", profile, track, seeds_by_cell(frame)),
         cells=cells,
         values=as_printed(values, 1),
         notes=preview(frame) + notes,

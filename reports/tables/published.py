@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import pandas as pd
 from pydantic import Field
 
 from attention_zoo.registry import is_own
@@ -23,7 +24,7 @@ from lra.tasks import is_own as is_own_task
 from ..recipe import off_recipe
 from ..result_set import ResultSet
 from .accuracy import accuracy_cell
-from .captions import FIVE, NOT_RUN, SIX, preview, provenance_notes, table_caption
+from .captions import FIVE, NOT_RUN, SIX, preview, provenance_notes, seeds_by_cell, table_caption
 from .table import Table, Term, plain_table
 
 OTHER_RECIPE = "other recipe"
@@ -166,10 +167,17 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
         notes.append(
             "Profile quick: less data, a smaller model and shorter training than in any source: not comparable."
         )
-    beside = frame["label"].isin({row["variant"] for row in rows if row["ours (%)"] != NOT_RUN})
-    frame = frame[beside] if beside.any() else frame
-    title = table_caption("Ours and published numbers", profile, track, frame)
+    places = {(row["variant"], row["task"]) for row in rows if row["ours (%)"] != NOT_RUN}
+    places |= {(label, column) for label, name in places for column in _members(frame, name)}
+    beside = [place in places for place in zip(frame["label"], frame["column"], strict=True)]
+    frame = frame[beside] if any(beside) else frame
+    title = table_caption("Ours and published numbers", profile, track, seeds_by_cell(frame))
     return plain_table(title, rows, preview(frame) + notes + provenance_notes(frame), frame)
+
+
+def _members(frame: pd.DataFrame, average: str) -> set[str]:
+    """Return the headings of the tasks of an average; none for the name of something else."""
+    return set(frame["column"][frame["task"].isin(dict(AVERAGES).get(average, ()))])
 
 
 Beside = tuple[str, float | None, list[tuple[str, str, str, float, bool]]]

@@ -10,7 +10,7 @@ from lra.metrics import wilson_interval
 from ..result_set import ResultSet
 from ..statistics import mean_with_interval
 from .accuracy import is_above_chance
-from .captions import NOT_RUN, preview, provenance_notes, table_caption
+from .captions import NOT_RUN, preview, provenance_notes, seeds_by_cell, table_caption
 from .table import Table, Term, plain_table
 
 
@@ -54,4 +54,5 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
     if any(row["interval (%)"] == NOT_RUN != row["mean (%)"] for row in rows):
         notes.append(f"{NOT_RUN} for an interval: all seeds have one score, and equal scores have no spread.")
     notes = preview(frame) + notes + provenance_notes(frame)
-    return plain_table(table_caption("Test accuracy over seeds", profile, track, frame), rows, notes, frame, scores)
+    title = table_caption("Test accuracy over seeds", profile, track, seeds_by_cell(frame))
+    return plain_table(title, rows, notes, frame, scores)

@@ -286,3 +286,20 @@ def test_the_base_of_an_ablation_has_the_name_of_its_row_where_that_says_more(tm
         add_run(tmp_path, 400, variant="local", options={"window": 4}, layers=layers, seed=seed, track="open")
     found = made(ablation, tmp_path, "local", track="open").notes
     assert "Base on ListOps: num_layers=2; local [num_layers=2, window=4]." in found
+
+
+def test_a_variant_with_the_title_of_a_column_has_one_of_its_own(tmp_path):
+    for variant, right in (("full", 400), ("linear", 410), ("local", 420)):
+        add_run(tmp_path, right, variant=variant, variant_title="the other" if variant == "full" else None)
+    table = made(head_to_head, tmp_path, "full", "linear", "local")
+    assert table.cells["only the other (full)"].tolist() == ["0", "0"]
+    assert table.cells["only the other"].tolist() == ["10", "20"]
+
+
+def test_the_caption_counts_the_seeds_of_each_pair(tmp_path):
+    for variant, seeds in (("full", (0, 1, 2)), ("linear", (0,)), ("local", (1, 2))):
+        for seed in seeds:
+            add_run(tmp_path, 400 + seed, variant=variant, seed=seed)
+    table = made(head_to_head, tmp_path, "full", "linear", "local")
+    assert table.cells["seeds"].tolist() == ["1", "2"]
+    assert table.caption.endswith(", 1 to 2 seeds")

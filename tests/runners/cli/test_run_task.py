@@ -328,6 +328,10 @@ def test_an_installed_task_is_found_by_its_entry_point(folder, monkeypatch):
     assert task.origin(task.options()).startswith("theirs 1 installed_majority:Majority source ")
     with pytest.raises(UsageError, match="is the task majority; one run has one name"):
         get_task("installed_majority:Majority")
+    (folder / "link.py").symlink_to("installed_majority.py")
+    for name in ("installed_majority.py", "link.py"):
+        with pytest.raises(UsageError, match="is the task majority; one run has one name"):
+            get_task(f"{folder / name}:Majority")
     wrong = EntryPoint(name="minority", value="installed_majority:Majority", group=plugins.ENTRY_POINT_GROUP)
     monkeypatch.setattr(plugins, "entry_points", lambda *, group: [wrong])
     with pytest.raises(Exception, match="another name than its task, 'majority'"):
