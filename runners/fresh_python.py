@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+
+COMMANDS = ("lra-run", "lra-sweep")
+"""Scripts whose processes are started anew by `fix_order_of_sets`."""
 
 
 def command(module: str, *options: str) -> list[str]:
@@ -18,10 +22,13 @@ def command(module: str, *options: str) -> list[str]:
 def fix_order_of_sets() -> None:
     """Start this process anew with a fixed order of sets of texts, which is else another one in each process.
 
-    Programs of others may build layers or read files in the order of a set. A process that has imported torch is of
-    somebody who calls a command from it, and goes on as it is.
+    Programs of others may build layers or read files in the order of a set. A process of somebody who calls a command
+    from a program of his own goes on as it is.
     """
-    if os.environ.get("PYTHONHASHSEED") != "0" and sys.executable and "torch" not in sys.modules:
+    main = vars(sys.modules["__main__"])
+    module = "" if main["__spec__"] is None else main["__spec__"].name  # of `python -m`
+    ours = module.startswith(("lra.", "runners.")) or Path(main.get("__file__", "")).name in COMMANDS
+    if ours and os.environ.get("PYTHONHASHSEED") != "0":
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

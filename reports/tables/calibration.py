@@ -94,7 +94,7 @@ def calibration(results: ResultSet, first: str, second: str) -> Table:
         Term("P: exact, against no relation; for equal accuracies or more than 33 variants, the normal approximation."),
     ]
     if any(row["95 % interval"] == NOT_RUN != row["tau"] for row in rows):
-        notes.append(Term(f"{NOT_RUN}: a full agreement has no spread to make an interval of."))
+        notes.append(Term(f"{NOT_RUN}: a full agreement or reversal has no spread to make an interval of."))
     if any(row["tau"] == NOT_RUN for row in rows):
         notes.append(Term(f"Tau {NOT_RUN}: all accuracies of one side are equal, so it has no order."))
     if apart:

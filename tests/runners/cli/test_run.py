@@ -109,18 +109,22 @@ def test_layers_in_the_order_of_a_set_give_the_same_bits_in_each_process(profile
     found = []
     for seed in ("1", "2"):
         more = ("--quiet", "--track", "open")
-        command = arguments(profile, home, tmp_path / seed, *more, attn=f"{tmp_path}/mine.py:Mine")
-        done = run(command, env=os.environ | {"PYTHONHASHSEED": seed})
+        command = arguments(profile, home, tmp_path / seed, *more, attn=f"{tmp_path}/mine.py:Mine")[len(RUN) :]
+        done = run([sys.executable, "-m", "runners.cli.run", *command], env=os.environ | {"PYTHONHASHSEED": seed})
         assert done.returncode == 0, done.stderr
         found.append(outcomes(tmp_path / seed))
     assert found[0] == found[1]
 
 
-def test_the_order_of_sets_is_fixed_in_a_command():
-    code = "from runners import fresh_python; fresh_python.fix_order_of_sets(); print({*map(str, range(9))})"
-    texts = [run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}).stdout for seed in "12"]
-    assert texts[0] == texts[1]
-    assert "'8'" in texts[0]
+@pytest.mark.parametrize(("name", "equal"), [("lra-run", True), ("lra-sweep", True), ("mine.py", False)])
+def test_the_order_of_sets_is_fixed_in_a_command_and_no_program_of_others_starts_anew(tmp_path, name, equal):
+    code = "print('begin', flush=True)\nfrom runners import fresh_python\nfresh_python.fix_order_of_sets()\n"
+    (tmp_path / name).write_text(f"{code}print({{*map(str, range(99))}})\n")
+    places = os.environ | {"PYTHONPATH": str(ROOT)}
+    texts = [run([sys.executable, str(tmp_path / name)], env=places | {"PYTHONHASHSEED": seed}).stdout for seed in "12"]
+    assert (texts[0] == texts[1]) == equal
+    assert [text.count("begin") for text in texts] == [2 if equal else 1] * 2
+    assert all("'98'" in text for text in texts)
 
 
 @pytest.mark.nightly
