@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from lra.errors import StoreError
 from lra.results.bench_format import short_length
 from lra.results.bench_records import MIB
 
@@ -63,15 +62,15 @@ def learning_curves(results: ResultSet, frame: pd.DataFrame, where: str) -> Figu
 
 
 def validation_curve(results: ResultSet, run_id: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the steps and accuracies in % of a run; None if it has no number, or its arrays are missing or damaged."""
+    """Return the steps and accuracies in % of a run; None if it has no number.
+
+    Raises:
+        StoreError: Its arrays were removed or replaced since the store was read.
+    """
     record = results.records.get(run_id)
     if record is None or record.outcome is None:
         return None
-    try:
-        arrays = results.arrays(run_id)
-    except StoreError as error:
-        results.problems.append(str(error))
-        return None
+    arrays = results.arrays(run_id)
     if "curve.step" not in arrays:
         return None
     return arrays["curve.step"], 100 * arrays["curve.validation_correct"] / record.outcome.validation.total

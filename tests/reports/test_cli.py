@@ -474,10 +474,11 @@ def test_no_command_loads_a_program_that_a_record_names(tmp_path, monkeypatch):
     assert not (tmp_path / "loaded").exists()
 
 
-def test_figures_name_the_curves_that_went_while_they_were_drawn(tmp_path, monkeypatch):
+@pytest.mark.parametrize("report", ["figures", "html", "site"])
+def test_curves_that_went_since_the_store_was_read_end_a_report(tmp_path, monkeypatch, report):
     for seed in range(2):
         add_run(tmp_path / "store", 400, seed=seed)
-    words = ["figures", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "figures")]
+    words = [report, "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
     assert CliRunner().invoke(command, words).exit_code == 0
     real = cli.load
 
