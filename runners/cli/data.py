@@ -444,8 +444,7 @@ def prepared_folders(home: Path) -> list[Path]:
     """
     from lra.data.manifest import MANIFEST
 
-    # The name of a task says nothing: `text-corpus` may be a folder of the user's own.
-    return [path for path in visible(home) if re.search("-[0-9a-f]{10}$", path.name) or (path / MANIFEST).is_file()]
+    return [path for path in visible(home) if task_of(path) or (path / MANIFEST).is_file()]
 
 
 def leftovers(home: Path) -> list[Path]:
@@ -480,8 +479,11 @@ def size_of(path: Path) -> int:
 
 
 def task_of(folder: Path) -> str:
-    """Return the name of the task that a prepared folder belongs to."""
-    return folder.name.partition("-")[0]
+    """Return the name of the task that a folder is called after; empty for a name that no prepared data has.
+
+    The beginning says nothing alone: `text-corpus` may be a folder of the user's own.
+    """
+    return folder.name.partition("-")[0] if re.search("-[0-9a-f]{10}$", folder.name) else ""
 
 
 if __name__ == "__main__":

@@ -392,11 +392,14 @@ def test_what_killed_commands_left_is_listed_and_removed(lra_data, home, folder)
 
 
 def test_a_folder_of_the_user_with_the_name_of_a_task_is_no_data(lra_data, home, folder):
-    own = home / "listops-mine"
+    own, other = home / "listops-mine", home / "listops-other"
     own.mkdir()
+    other.mkdir()
+    (other / "manifest.json").write_text("{}")  # of whatever kind
     assert own.name not in lra_data("list").stdout
     assert lra_data("remove", "listops", "--yes").exit_code == 0
     assert own.is_dir()
+    assert other.is_dir()
     assert not folder.exists()
 
 
