@@ -42,7 +42,7 @@ PICKLE_OPTIONS = ("source", "max_length", "difficulty", "legacy_zero_mask")
 class TaskOptions(BaseModel):
     """Which dataset variant of a task: the `data` section of a profile. Exact types, no unknown keys, no changes.
 
-    An option is a `bool`, `int`, `float`, `str`, a `Literal` of these without fractions, or a `list` of them; a union
+    An option is a `bool`, `int`, `float`, `str`, a `Literal` of words or whole numbers, or a `list` of them; a union
     such as `int | None` or `Literal["auto"] | float` has members of different kinds, where `int` and `float` are one.
     So equal values are written as one, and a run has one id.
 
@@ -94,7 +94,7 @@ def _kinds(hint: Any) -> list[type]:
         if len(set(kinds)) < len(kinds):
             raise TypeError(f"of {hint}, two members take equal values; keep one (float takes integers too)")
         return kinds
-    if origin is Literal and float not in map(type, arguments):
+    if origin is Literal and {float, bool}.isdisjoint(map(type, arguments)):  # 0.0 would be read as False
         return list({kind for value in arguments for kind in _kinds(type(value))})
     if origin is list:
         _kinds(arguments[0])

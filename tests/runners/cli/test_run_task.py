@@ -471,6 +471,8 @@ def test_equal_values_of_an_option_of_a_task_are_written_as_one(ways):
         list[int] | list[float],
         Literal[1] | float,
         Literal[1.0],
+        Literal[False],
+        int | Literal[True],
         dict[str, float],
         tuple[int, ...],
         set[int],
