@@ -27,7 +27,7 @@ def fix_order_of_sets() -> None:
     """
     main = vars(sys.modules["__main__"])
     module = "" if main["__spec__"] is None else main["__spec__"].name  # of `python -m`
-    ours = module.startswith(("lra.", "runners.")) or Path(main.get("__file__", "")).name in COMMANDS
+    ours = module.endswith((".cli.run", ".cli.sweep")) or Path(main.get("__file__", "")).name in COMMANDS
     if ours and os.environ.get("PYTHONHASHSEED") != "0":
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
