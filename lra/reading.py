@@ -7,9 +7,11 @@ import contextlib
 import fnmatch
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from io import BufferedReader
 from pathlib import Path
+from types import MappingProxyType
 
 from lra.errors import DataError, LraError
 
@@ -17,7 +19,7 @@ LONGEST_REASON = 200
 """Characters of what the standard library or another library says that are shown."""
 
 
-WATCHED: dict[str, tuple[int, ...] | None] = {}
+WATCHED: ContextVar[Mapping[str, tuple[int, ...] | None]] = ContextVar("WATCHED", default=MappingProxyType({}))
 """Files that a block of `lra.data.raw_files.untouched` reads, by absolute path, as they were when it began."""
 CHANGED = "changed while it was read; prepare the data again"
 
@@ -71,16 +73,17 @@ def read_file(path: Path, limit: int, kind: type[LraError] = DataError) -> bytes
 
 
 def open_regular(path: Path, kind: type[LraError] = DataError) -> BufferedReader:
-    """Open a regular file, or a link to one; where the file is watched, the one that it was then.
+    """Open a regular file, or a link to one; where files are watched, one of them only, as it was then.
 
     Raises:
-        LraError: Of class `kind`, if it is a pipe, a device, a socket or a folder, or another file than was noted.
+        LraError: Of class `kind`, if it is a pipe, a device, a socket or a folder, or not one of the watched files.
         OSError: It cannot be opened.
     """
     check_regular(path, kind)
     handle = path.open("rb")
     opened = identity(os.fstat(handle.fileno()))
-    if WATCHED.get(os.path.abspath(path), opened) != opened:  # noqa: PTH100 - `absolute` keeps `..`
+    watched = WATCHED.get()
+    if watched and watched.get(os.path.abspath(path)) != opened:  # noqa: PTH100 - `absolute` keeps `..`
         handle.close()
         raise kind(f"{path}: {CHANGED}")
     return handle

@@ -17,7 +17,7 @@ from lra.config.schema import RunConfig, canonical_json, without_folder
 from lra.errors import StoreError, UsageError
 from lra.names import suggest_path
 from lra.reading import reading, visible
-from lra.results.bench_format import REFERENCE
+from lra.results.bench_format import is_reference
 from lra.results.bench_records import BenchRecord, bench_records
 from lra.results.dataframe import (
     Naming,
@@ -59,7 +59,7 @@ class ResultSet:
     references: tuple[RunRecord | AttemptedRun, ...] = ()
     """Runs of `mlp_only`: a model in which no token sees another. No selection leaves them out."""
     full: tuple[RunRecord | AttemptedRun | BenchRecord, ...] = ()
-    """Runs and measurements of full attention. No selection leaves them out."""
+    """Runs and measurements of full attention with its default options. No selection leaves them out."""
 
     naming: Naming
     """What the names of rows depend on besides the runs of one table. It is of all runs, before any selection."""
@@ -126,15 +126,13 @@ class ResultSet:
     def with_full(self) -> ResultSet:
         """Add what a selection left out of full attention: runs and measurements under the same conditions.
 
-        Of a suite, runs of its seeds only.
+        Of a suite, runs of its seeds only. Full attention with options of its own is not added.
         """
-        variants: dict[str, set[str]] = {}
-        for entry in self._entries():
-            variants.setdefault(_conditions(entry), set()).add(entry.config.variant.name)
+        here = {_conditions(entry) for entry in self._entries()}
         added = [
             each
             for each in self.full
-            if REFERENCE not in variants.get(_conditions(each), {REFERENCE})
+            if _conditions(each) in here
             and (isinstance(each, BenchRecord) or not self.seeds or each.config.seed in self.seeds)
         ]
         records = {each.run_id: each for each in added if isinstance(each, RunRecord)}
@@ -143,7 +141,10 @@ class ResultSet:
             self,
             records=self.records | records,
             attempts=self.attempts | attempts,
-            measurements=(*self.measurements, *(each for each in added if isinstance(each, BenchRecord))),
+            measurements=(
+                *self.measurements,
+                *(each for each in added if isinstance(each, BenchRecord) and each not in self.measurements),
+            ),
         )
 
     def frame(self) -> pd.DataFrame:
@@ -240,7 +241,7 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
         measurements=tuple(measurements.values()),
         references=tuple(run for run in runs if run.config.variant.name == BASELINE_VARIANT),
         naming=naming_of(runs, list(measurements.values())),
-        full=tuple(each for each in [*runs, *measurements.values()] if each.config.variant.name == REFERENCE),
+        full=tuple(each for each in [*runs, *measurements.values()] if is_reference(each.config)),
     )
 
 

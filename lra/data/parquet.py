@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,28 +22,27 @@ SIZE_LIMIT = 1 << 30
 BATCH = 1_000
 
 
-def parquet_files(source: Path, split: str) -> list[Path]:
-    """Return the files `SPLIT.parquet` or `SPLIT-*.parquet` of a folder, or of `plain_text` below it, in order.
-
-    Raises:
-        DataError: There are none.
-    """
-    for folder in FOLDERS:
-        files = visible(source / folder, f"{split}*.parquet")
-        if found := [file for file in files if file.stem.partition("-")[0] == split]:
-            return found
-    raise DataError(f"{source}: no {split}-*.parquet in it; a folder must be of parquet files")
+def of_split(files: Iterable[Path], split: str) -> list[Path]:
+    """Return the files `SPLIT.parquet` or `SPLIT-*.parquet` among parquet files."""
+    return [file for file in files if file.stem.partition("-")[0] == split]
 
 
 def source_files(source: Path) -> list[Path]:
     """Return the files that a source consists of: the archive itself, or the parquet files of a folder.
+
+    Those of a folder may also lie in `plain_text` below it; they are in order.
 
     Raises:
         DataError: The folder has none, or they lie in several folders, or one is a copy of another.
     """
     if not source.is_dir():
         return [source]
-    files = [file for split in PARQUET_SPLITS for file in parquet_files(source, split)]
+    files = list[Path]()
+    for split in PARQUET_SPLITS:
+        places = [of_split(visible(source / folder, f"{split}*.parquet"), split) for folder in FOLDERS]
+        if not any(places):
+            raise DataError(f"{source}: no {split}-*.parquet in it; a folder must be of parquet files")
+        files += next(filter(None, places))
     if len({file.parent for file in files}) > 1:
         raise DataError(f"{source}: its parquet files lie in several folders; name one of them")
     first: dict[str, Path] = {}

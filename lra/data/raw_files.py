@@ -92,23 +92,22 @@ def steady(files: Iterable[Path]) -> Iterator[dict[str, str]]:
 def untouched(files: Iterable[Path]) -> Iterator[None]:
     """Check that nobody writes files, or puts others in their places, while a block reads them by `open_regular`.
 
-    That function opens only what had the path when the block began: another file, or another folder above it, may have
-    it for a while and leave no trace.
+    That function opens only these files, and only what had the path when the block began, or a block around it:
+    another file, or another folder above it, may have it for a while and leave no trace.
 
     Raises:
         DataError: By the end of the block, a file has another size, time or inode.
     """
     before = {file: _state(file) for file in files}
-    outer = WATCHED.copy()
-    WATCHED.update({os.path.abspath(file): state for file, state in before.items()})  # noqa: PTH100 - see there
+    noted = {os.path.abspath(file): state for file, state in before.items()}  # noqa: PTH100 - see `open_regular`
+    token = WATCHED.set(noted | dict(WATCHED.get()))
     try:
         yield
         for file, state in before.items():
             if _state(file) != state:
                 raise DataError(f"{file}: {CHANGED}")
     finally:
-        WATCHED.clear()
-        WATCHED.update(outer)
+        WATCHED.reset(token)
 
 
 def _digest(file: Path) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from lra.data.archives import read_lines, stream_members
-from lra.data.raw_files import places_in_release, untouched
+from lra.data.raw_files import places_in_release
 from lra.data.split import SPLITS, Split, SplitName, write_split
 from lra.errors import DataError
 from lra.reading import is_hidden, open_regular, reading, visible
@@ -42,11 +42,12 @@ class PairReader:
     digests: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the files that were read, by name."""
 
-    def read(self, source: Path, stem: str | None) -> dict[SplitName, Split]:
+    def read(self, source: Path, files: Sequence[Path], stem: str | None) -> dict[SplitName, Split]:
         """Read the three files from a folder or from a tar archive.
 
         Args:
-            source: Folder or archive; files of a folder may be compressed by gzip.
+            source: Folder or archive,
+            files: and what `pair_files` says of it; files of a folder may be compressed by gzip.
             stem: What their names begin with; None takes any three that end as they should.
 
         Raises:
@@ -55,7 +56,7 @@ class PairReader:
         splits: dict[SplitName, Split] = {}
         places: dict[SplitName, str] = {}
         sets = set[str]()
-        for name, file_name, place, handle in _files(source, lambda name: split_of(name, stem)):
+        for name, file_name, place, handle in _opened(source, files, lambda name: split_of(name, stem)):
             if name in splits:
                 raise DataError(f"{source}: both {places[name]} and {place} are a {name} split")
             sets.add(file_name.removesuffix(SUFFIXES[name]))
@@ -67,7 +68,7 @@ class PairReader:
                 splits[name], places[name] = write_split(self.scratch / f"{name}.npy", rows, token_offset=1), place
             if not len(splits[name].labels):
                 raise DataError(f"{place}: no rows")
-            self.digests[file_name] = digest.hexdigest()
+            self.digests[PurePosixPath(file_name).name] = digest.hexdigest()
         absent = [f"{stem or 'NAME'}{SUFFIXES[name]}" for name in SPLITS if name not in splits]
         if absent:
             hint = "" if stem is None else "; --set source=substitute reads files of other names"
@@ -112,39 +113,33 @@ def parse_row(line: bytes, place: str) -> Row:
     return int(value), (fields[3], fields[4])
 
 
-def folder_of_pairs(source: Path, stem: str | None) -> Path:
-    """Return the folder, in the one that a user names, in which the files of pairs are; that one if there are none."""
-    files = _files_in(source, lambda name: split_of(name, stem)) if source.is_dir() else []
-    return files[0].parent if files else source
-
-
-def _files_in(source: Path, wanted: Callable[[str], SplitName | None]) -> list[Path]:
-    """Return the wanted files of the first folder that has some, of those in which a release may have them."""
+def pair_files(source: Path, stem: str | None) -> list[Path]:
+    """Return the archive itself, or the files of pairs of the first folder, of those of a release, that has some."""
+    if not source.is_dir():
+        return [source]
     with reading(source):
         places = [place for folder in FOLDERS for place in places_in_release(source, folder)]
-        found = [[file for file in visible(place) if wanted(file.name.removesuffix(".gz"))] for place in places]
+        found = [[file for file in visible(place) if split_of(file.name.removesuffix(".gz"), stem)] for place in places]
     return next(filter(None, found), [])
 
 
-def _files(source: Path, wanted: Callable[[str], SplitName | None]) -> Iterator[tuple[SplitName, str, str, IO[bytes]]]:
-    """Yield split, name, place and content of every wanted file."""
-    if source.is_dir():
-        files = _files_in(source, wanted)
-        with untouched(files):  # all of them, since they belong together
-            for file in files:
-                name = wanted(file.name.removesuffix(".gz"))
-                assert name is not None  # only such files are wanted
-                with reading(file), open_regular(file) as handle:
-                    unpacked = gzip.GzipFile(fileobj=handle) if file.suffix == ".gz" else handle
-                    yield name, file.name.removesuffix(".gz"), str(file), cast("IO[bytes]", unpacked)
+def _opened(
+    source: Path, files: Sequence[Path], wanted: Callable[[str], SplitName | None]
+) -> Iterator[tuple[SplitName, str, str, IO[bytes]]]:
+    """Yield split, name (in an archive with its folder), place and content of every wanted file."""
+    if files != [source]:
+        for file in files:
+            name = wanted(file.name.removesuffix(".gz"))
+            assert name is not None  # only such files are wanted
+            with reading(file), open_regular(file) as handle:
+                unpacked = gzip.GzipFile(fileobj=handle) if file.suffix == ".gz" else handle
+                yield name, file.name.removesuffix(".gz"), str(file), cast("IO[bytes]", unpacked)
         return
 
     def limit(member: str) -> int | None:
         return None if is_hidden(member) or wanted(PurePosixPath(member).name) is None else FILE_LIMIT
 
-    with untouched([source]):
-        for member in stream_members(source, limit, total_limit=ARCHIVE_LIMIT, member_limit=MEMBER_LIMIT):
-            file_name = PurePosixPath(member.name).name
-            name = wanted(file_name)
-            assert name is not None  # only such members are wanted
-            yield name, file_name, member.place, member.handle
+    for member in stream_members(source, limit, total_limit=ARCHIVE_LIMIT, member_limit=MEMBER_LIMIT):
+        name = wanted(PurePosixPath(member.name).name)
+        assert name is not None  # only such members are wanted
+        yield name, member.name, member.place, member.handle

@@ -100,11 +100,10 @@ class Fetched(BaseModel):
                 f"{folder}: the first {self.first_bytes:,} bytes of each document were kept; "
                 f"lra-data fetch retrieval --set max_length={max_length} fetches more"
             )
-        for name, state in self.files.items():
-            if state.kept_sha256 != digests[f"{name}.gz"]:
-                raise DataError(
-                    f"{folder / name}.gz: has changed since it was fetched; remove {folder} and fetch again"
-                )
+        kept = {f"{name}.gz": state.kept_sha256 for name, state in self.files.items()}
+        for name in [*kept, *digests]:
+            if kept.get(name) != digests.get(name):
+                raise DataError(f"{folder / name}: has changed since it was fetched; remove {folder} and fetch again")
 
 
 def read_state(folder: Path) -> Fetched | None:

@@ -16,12 +16,12 @@ from lra.data.dataset import PreparedData
 from lra.data.download import Remote, Transfer
 from lra.data.pickled_rows import Ids
 from lra.data.places import REMOTES
-from lra.data.raw_files import missing, steady
+from lra.data.raw_files import missing, steady, untouched
 from lra.data.split import SPLITS, Split, SplitName
 from lra.errors import DataError
 from lra.tasks import passages, pickles
 from lra.tasks.base import Task, TaskInfo, TaskOptions
-from lra.tasks.pairs import PairReader, folder_of_pairs
+from lra.tasks.pairs import PairReader, pair_files
 from lra.tasks.pairs_fetch import fetch_pairs, read_state
 from lra.tasks.splits import ReadOptions, sample, sample_limits
 from lra.tasks.text import printable
@@ -143,16 +143,16 @@ class Retrieval(Task[RetrievalOptions]):
                 "Read them with: lra-data prepare retrieval --set source=substitute --from FILE-OR-FOLDER"
             )
         stem = OFFICIAL_STEM if official else None
-        folder = folder_of_pairs(source, stem)
+        files = pair_files(source, stem)
+        folder = files[0].parent if files else source
         fetched = (read_state(folder) or read_state(source)) if source.is_dir() else None
-        files = [] if fetched is None else [folder / f"{name}.gz" for name in fetched.files]
         with scratch_folder(target) as scratch:
             kept = options.max_length if options.pairs == "given" else KEPT_BYTES
             reader = PairReader(max_length=kept, scratch=scratch, progress=progress)
-            with steady(files) as digests:
+            with untouched(files), steady(files if fetched else []) as digests:
                 if fetched is not None:
                     fetched.check(folder, options.max_length, digests)
-                splits = reader.read(source, stem)
+                splits = reader.read(source, files, stem)
             counts = {name: len(splits[name]) for name in SPLITS}
             if official and counts != OFFICIAL_COUNTS:
                 raise DataError(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lra.data.archives import stream_members
 from lra.data.dataset import PreparedData
-from lra.data.parquet import PARQUET_ORDER, PARQUET_SPLITS, parquet_files, read_rows, source_files
+from lra.data.parquet import PARQUET_ORDER, PARQUET_SPLITS, of_split, read_rows, source_files
 from lra.data.pickled_rows import Ids
 from lra.data.raw_files import missing, steady
 from lra.data.split import Split, SplitName
@@ -112,15 +112,16 @@ class Text(Task[TextOptions]):
         """Read the archive `aclImdb_v1.tar.gz`, or a folder of parquet files."""
         if source is None:
             raise missing(self.info.name, "aclImdb_v1.tar.gz, the archive of IMDb reviews,", target.parent)
-        with steady(source_files(source)) as sources:
-            splits = self._cut(read_reviews(source, options, progress=progress), options)
+        files = source_files(source)
+        with steady(files) as sources:
+            splits = self._cut(read_reviews(source, files, options, progress=progress), options)
         return self.write(
             options,
             target,
             splits,
             generated_by=f"IMDb reader {VERSION}, {source.name}",
             sources=sources,
-            dataset=f"{self.dataset_name(options)}, {PARQUET_ORDER}" if source.is_dir() else None,
+            dataset=f"{self.dataset_name(options)}, {PARQUET_ORDER}" if files != [source] else None,
         )
 
     def describe_example(self, examples: Split, index: int) -> str:
@@ -155,17 +156,27 @@ class Text(Task[TextOptions]):
         return splits
 
 
-def read_reviews(source: Path, options: TextOptions, *, progress: bool) -> dict[str, list[tuple[bytes, int]]]:
+def read_reviews(
+    source: Path, files: Sequence[Path], options: TextOptions, *, progress: bool
+) -> dict[str, list[tuple[bytes, int]]]:
     """Return (bytes, label) of the reviews of `train` and `test`, cut to the length.
 
     Those of the archive are ordered by label and number; parquet has no numbers, and its order stays.
+
+    Args:
+        source: The archive, or a folder of parquet files,
+        files: and what `source_files` says of it.
+        options: How long reviews are, and how many there must be.
+        progress: Whether to show a bar, when there is a terminal.
 
     Raises:
         UsageError: pyarrow is not installed, for a folder of parquet files.
         DataError: The archive is damaged or is another one, or a review is empty.
     """
-    in_parquet = source.is_dir()
-    reviews = _parquet_reviews(source, options) if in_parquet else _archive_reviews(source, options, progress=progress)
+    if files == [source]:
+        reviews = _archive_reviews(source, options, progress=progress)
+    else:
+        reviews = {split: _parquet_reviews(of_split(files, split), options) for split in PARQUET_SPLITS}
     for split, expected in zip(PARQUET_SPLITS, (options.train_reviews, options.test_reviews), strict=True):
         count = len(reviews[split])
         if count != expected:
@@ -174,14 +185,13 @@ def read_reviews(source: Path, options: TextOptions, *, progress: bool) -> dict[
     return reviews
 
 
-def _parquet_reviews(source: Path, options: TextOptions) -> dict[str, list[tuple[bytes, int]]]:
-    reviews: dict[str, list[tuple[bytes, int]]] = {split: [] for split in PARQUET_SPLITS}
-    for split, rows in reviews.items():
-        for file in parquet_files(source, split):
-            for number, (text, label) in enumerate(read_rows(file, ("text", "label"))):
-                if not isinstance(text, str) or not text or label not in (0, 1):
-                    raise DataError(f"{file}: row {number} is not a review with the label 0 or 1")
-                rows.append((text.encode()[: options.max_length], int(label)))
+def _parquet_reviews(files: Iterable[Path], options: TextOptions) -> list[tuple[bytes, int]]:
+    reviews = []
+    for file in files:
+        for number, (text, label) in enumerate(read_rows(file, ("text", "label"))):
+            if not isinstance(text, str) or not text or label not in (0, 1):
+                raise DataError(f"{file}: row {number} is not a review with the label 0 or 1")
+            reviews.append((text.encode()[: options.max_length], int(label)))
     return reviews
 
 

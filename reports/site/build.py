@@ -220,7 +220,7 @@ def make_boards(results: ResultSet, published: Sequence[Published]) -> list[Boar
                     rows=sorted(rows, key=lambda row: (row.seeds < row.tried, -comparable([row.mean])[0], row.name)),
                     baselines=[Row(name=clean_line(titles[name]), mean=each) for name, each in baselines],
                     beatable=max(beatable(dict(baselines)).values(), default=math.nan),
-                    published=_published_rows(published, task, group["profile"].iloc[0] if recipe else "", track),
+                    published=_published_rows(published, task, group["profile"].iloc[0] if recipe else None, track),
                     lost=_lost(results, group),
                     address=_address(heading, profile, track),
                 )
@@ -283,7 +283,7 @@ def _baselines(results: ResultSet, run_ids: Sequence[str]) -> list[tuple[str, fl
     return sorted(found.items(), key=lambda each: (-each[1], each[0]))
 
 
-def _published_rows(sources: Sequence[Published], task: str, profile: str, track: str) -> list[Row]:
+def _published_rows(sources: Sequence[Published], task: str, profile: str | None, track: str) -> list[Row]:
     """Return the published numbers of a task, best first, each with its source and its flags.
 
     Args:
@@ -294,7 +294,7 @@ def _published_rows(sources: Sequence[Published], task: str, profile: str, track
     """
     rows = []
     for source in sources:
-        same = source.profile == profile and profile in profile_names() and track == "matched"
+        same = source.profile == profile and track == "matched"
         for name, numbers in source.rows.items():
             value = dict(zip(source.columns, numbers, strict=True)).get(task)
             if value is not None:

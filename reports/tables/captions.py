@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -30,7 +30,7 @@ def preview(frame: pd.DataFrame) -> list[str]:
     return ["PREVIEW: one seed. No claim can rest on it."] if seeds_by_cell(frame)[1] == 1 else []
 
 
-def seeds_by_cell(frame: pd.DataFrame, numbers: str = "accuracy") -> tuple[int, int]:
+def seeds_by_cell(frame: pd.DataFrame, numbers: str = "accuracy", also: Sequence[str] = ()) -> tuple[int, int]:
     """Return the fewest and the most seeds behind a number: of each label under each heading, at each depth.
 
     If no run gave a number, the seeds that were tried are counted.
@@ -38,10 +38,13 @@ def seeds_by_cell(frame: pd.DataFrame, numbers: str = "accuracy") -> tuple[int, 
     Args:
         frame: The runs.
         numbers: The column with the numbers.
+        also: Other columns that tell numbers apart.
     """
     scored = frame.dropna(subset=[numbers])
-    counts = (scored if len(scored) else frame).groupby(["label", "column", "layers"])["seed"].nunique()
-    return int(counts.min()), int(counts.max())
+    counts = (
+        (scored if len(scored) else frame).groupby(["label", "column", "layers", *also], dropna=False)["seed"].nunique()
+    )
+    return int(counts.min() if len(counts) else 0), int(counts.max() if len(counts) else 0)
 
 
 def seeds_in_words(fewest: int, most: int) -> str:

@@ -67,7 +67,7 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
         *parameter_notes(frame),
         *provenance_notes(frame),
     ]
-    title = table_caption("Cost of training", profile, track, seeds_by_cell(frame, "parameters"))
+    title = table_caption("Cost of training", profile, track, seeds_by_cell(frame, "parameters", ["device"]))
     return plain_table(title, rows, notes, frame, scores)
 
 

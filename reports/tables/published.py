@@ -124,7 +124,7 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
     ]  # fmt: skip
     rows, used, remarks = [], [], list[str]()
     for source in load_published():
-        comparable = source.profile == name_of_profile and name_of_profile in profile_names() and track == "matched"
+        comparable = source.profile == name_of_profile and track == "matched"
         for name in source.rows:
             variant, options = split_row(name)
             ours = [
@@ -170,9 +170,9 @@ def vs_published(results: ResultSet, profile: str, track: str) -> Table:
     places = {(row["variant"], row["task"]) for row in rows if row["ours (%)"] != NOT_RUN}
     places |= {(label, column) for label, name in places for column in _members(frame, name)}
     beside = [place in places for place in zip(frame["label"], frame["column"], strict=True)]
-    frame = frame[beside] if any(beside) else frame
+    frame = frame[beside]
     title = table_caption("Ours and published numbers", profile, track, seeds_by_cell(frame))
-    return plain_table(title, rows, preview(frame) + notes + provenance_notes(frame), frame)
+    return plain_table(title, rows, preview(frame) + notes + (provenance_notes(frame) if len(frame) else []), frame)
 
 
 def _members(frame: pd.DataFrame, average: str) -> set[str]:

@@ -77,7 +77,7 @@ def defaults(*, preset: str | None, quick: bool, cuda: bool) -> Defaults:
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change a setting: variant.x, variants.NAME.x, model.x or train.x; may be repeated.",
+    help="Change a setting: variant.x, variants.NAME.x, model.x, train.x or data.x; may be repeated.",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Timed steps of each variant at each length.  [default: 20]")
 @click.option(

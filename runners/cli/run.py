@@ -128,7 +128,10 @@ Examples:
     help="Train N steps at most, to try things out; on the open track, and tables say so.",
 )
 @click.option(
-    "--force", is_flag=True, help="Run again although the record exists, and compare outcome and curves of the two."
+    "--force",
+    is_flag=True,
+    help="Run again although the record exists, and compare outcome and curves of the two. "
+    "Given again after a stop, the command goes on with what it has not repeated yet.",
 )
 @click.option(
     "--tracker",
@@ -216,6 +219,7 @@ def command(
         shortened,
     )
     from ..train.prepare_data import check_repeats, prepare_all
+    from ..train.repetitions import Repetitions
     from ..train.run import LeasedRunError, OtherEnvironmentError, RunError, RunOptions, run
     from ..train.summary import summaries, summary_rows
     from ..train.trackers import check_trackers
@@ -285,8 +289,10 @@ def command(
     tables: dict[tuple[str, str], list[tuple[RunConfig, RunRecord | str]]] = {}
     exit_code, stopped = 0, ""  # the code of the first run that ended without a number
     started, ran = time.monotonic(), 0
-    paths = [store.record_path(config.run_id(prepared[config.task].digest)) for config in configs]
-    new = [force or not path.exists() for path in paths]
+    run_ids = [config.run_id(prepared[config.task].digest) for config in configs]
+    repetitions = Repetitions(store, run_ids)
+    again = [force and run_id not in repetitions.ended for run_id in run_ids]
+    new = [anew or not store.record_path(run_id).exists() for run_id, anew in zip(run_ids, again, strict=True)]
     if repeated is not None:
         check_repeats(repeated, prepared[repeated.config.task])
     for task_name in {config.task for config, trains in zip(configs, new, strict=True) if not trains}:
@@ -294,7 +300,8 @@ def command(
     for number, config in enumerate(configs):
         if signals.stop_requested():
             sys.exit(signals.EXIT_PREEMPTED)
-        name, seed = row_name(config), config.seed
+        name, seed, run_id = row_name(config), config.seed, run_ids[number]
+        options = replace(options, force=again[number])
         if len(configs) > 1:
             options = replace(options, title_prefix=f"[{number + 1}/{len(configs)}] ")
             if ran and new[number] and not quiet and ranks.is_main:
@@ -306,6 +313,8 @@ def command(
                 exit_code = exit_code or RunError.exit_code
             if record.status != "ok" and ranks.is_main:
                 echo(f"{name}, seed {seed}: {record.status}: {record.detail}", err=True)
+            if force and not again[number] and store.other_outcomes(run_id):  # the summary names it
+                exit_code = exit_code or ConflictError.exit_code
             outcome: RunRecord | str = record
         except (RunError, LeasedRunError, OtherEnvironmentError, DamagedFileError, ConflictError, DataError) as error:
             if ranks.size > 1 and not isinstance(error, RunError | LeasedRunError):
@@ -318,6 +327,8 @@ def command(
             stopped = str(error)
             break
         ran += new[number]
+        if again[number] and ranks.is_main and (outcome == "conflict" or not isinstance(outcome, str)):
+            repetitions.add(run_id)
         tables.setdefault((config.task, config.profile), []).append((config, outcome))
     destroy(ranks)  # outside of any `except`, so that no traceback holds the model
     if stopped and ranks.is_main:
@@ -327,6 +338,8 @@ def command(
 
     # Summarise.
     if ranks.is_main:
+        if force:
+            repetitions.finish()
         if as_json:
             echo_json([row for rows in tables.values() for row in summary_rows(rows, store)])
         else:

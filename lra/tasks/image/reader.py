@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lra.data.archives import stream_members
-from lra.data.parquet import parquet_files, read_rows
+from lra.data.parquet import PARQUET_SPLITS, of_split, read_rows
 from lra.errors import DataError
 from lra.tasks.image.pickle_reader import COLUMNS, read_pickle
 from lra.terminal import progress_bar
@@ -32,19 +33,23 @@ _TEST = 6
 """The test file comes after the five of the training images."""
 
 
-def read_images(source: Path, levels: GrayLevels, *, progress: bool) -> tuple[Bytes, Bytes, Bytes, Bytes]:
+def read_images(
+    source: Path, files: Sequence[Path], levels: GrayLevels, *, progress: bool
+) -> tuple[Bytes, Bytes, Bytes, Bytes]:
     """Return gray images (count, 1024) and labels (count,) of the training files, in order, then of the test file.
 
     Args:
-        source: The archive, or a folder of parquet files.
+        source: The archive, or a folder of parquet files,
+        files: and what `lra.data.parquet.source_files` says of it.
         levels: How colours become gray levels, see `to_gray`.
         progress: Whether to show a bar, when there is a terminal.
 
     Raises:
         DataError: The archive is damaged, incomplete or another one.
     """
-    if source.is_dir():
-        return (*_read_parquet(source, "train", levels), *_read_parquet(source, "test", levels))
+    if files != [source]:
+        train_rows, test_rows = (_read_parquet(of_split(files, split), levels) for split in PARQUET_SPLITS)
+        return (*train_rows, *test_rows)
     found: dict[int, tuple[Bytes, Bytes]] = {}
     with progress_bar(title=source.name, total=_TEST, unit=" files", shown=progress) as bar:
         for member in stream_members(source, _limit, total_limit=ARCHIVE_LIMIT, member_limit=MEMBER_LIMIT):
@@ -104,17 +109,17 @@ def halve(images: Bytes) -> Bytes:
     return ((squares.sum(axis=(2, 4)) + 2) // 4).astype(np.uint8).reshape(len(images), -1)
 
 
-def _read_parquet(source: Path, split: str, levels: GrayLevels) -> tuple[Bytes, Bytes]:
+def _read_parquet(files: Sequence[Path], levels: GrayLevels) -> tuple[Bytes, Bytes]:
     """Read rows of a PNG image and its label."""
     images, labels = [], []
-    for file in parquet_files(source, split):
+    for file in files:
         for number, (image, label) in enumerate(read_rows(file, ("img", "label"))):
             if label not in range(10):
                 raise DataError(f"{file}: row {number}: a label is outside 0 to 9")
             images.append(_read_png(image["bytes"] if isinstance(image, dict) else b"", f"{file}: row {number}"))
             labels.append(label)
     if not images:
-        raise DataError(f"{source}: no {split} images")
+        raise DataError(f"{files[0]}: no images")
     return to_gray(np.stack(images), levels), np.array(labels, dtype=np.uint8)
 
 

@@ -114,8 +114,9 @@ class _Pixels(Task[OptionsT]):
     ) -> PreparedData:
         if source is None:
             raise missing(self.info.name, "the CIFAR-10 archive, python or binary version,", target.parent)
-        with steady(source_files(source)) as sources:
-            train, train_labels, test, test_labels = read_images(source, levels, progress=progress)
+        files = source_files(source)
+        with steady(files) as sources:
+            train, train_labels, test, test_labels = read_images(source, files, levels, progress=progress)
         for what, count, expected in (
             ("train", len(train), options.train_images),
             ("test", len(test), options.test_images),
@@ -145,7 +146,7 @@ class _Pixels(Task[OptionsT]):
             splits,
             generated_by=f"CIFAR-10 reader {VERSION}, {source.name}",
             sources=sources,
-            dataset=f"{self.dataset_name(options)}, {PARQUET_ORDER}" if source.is_dir() else None,
+            dataset=f"{self.dataset_name(options)}, {PARQUET_ORDER}" if files != [source] else None,
         )
 
 

@@ -2,6 +2,7 @@
 
 import mmap
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,38 @@ def test_a_file_that_came_after_the_others_were_noted_is_not_read(versions):
 
     with pytest.raises(DataError, match=f"late: {CHANGED}"):
         read_late()
+
+
+@pytest.mark.parametrize("guard", [steady, untouched])
+def test_a_block_inside_another_reads_what_the_outer_one_noted(versions, guard):
+    """A folder has the place of another for as long as the inner block lasts."""
+
+    def read_inside():
+        file = versions / "current" / "a"
+        with steady([file]):
+            exchange(versions / "one", versions / "two")
+            try:
+                with guard([file]):
+                    content(file)
+            finally:
+                exchange(versions / "one", versions / "two")
+
+    with pytest.raises(DataError, match=f"a: {CHANGED}"):
+        read_inside()
+
+
+def test_a_block_reads_no_file_that_was_not_noted(versions):
+    """Such as one that is in another folder only, which had the place of this one for a while."""
+    with untouched([versions / "one" / "a"]):
+        with pytest.raises(DataError, match=f"b: {CHANGED}"):
+            content(versions / "one" / "inner" / "b")
+        with untouched([versions / "one" / "inner" / "b"]):
+            assert content(versions / "one" / "inner" / "b") == "one inner/b"
+
+
+def test_blocks_of_two_threads_are_apart(versions):
+    with untouched([versions / "one" / "a"]), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(content, versions / "two" / "a").result() == "two a"
 
 
 def test_no_reader_opens_a_file_past_the_guard():

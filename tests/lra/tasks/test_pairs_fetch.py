@@ -346,27 +346,32 @@ def test_kept_rows_that_are_written_through_a_mapping_are_refused(lra_data, home
     assert len(list(home.glob("retrieval-*"))) == 1
 
 
-def test_kept_rows_of_another_folder_vouch_for_none(lra_data, home, server, monkeypatch, tmp_path):
-    """A folder has the place of the one that is read while it is checked."""
+@pytest.mark.parametrize("while_it_is", ["checked", "read"])
+def test_a_folder_vouches_for_no_rows_of_another(lra_data, home, server, monkeypatch, tmp_path, while_it_is):
+    """One with other rows is read, or a sound one is checked, while it has the place of the one that was named."""
     assert lra_data("fetch", "retrieval").exit_code == 0
-    sound, digest = tmp_path / "sound", raw_files._digest
-    shutil.move(home / "sources" / "new_aan_pairs-first-4000", sound)
-    changed = shutil.copytree(sound, tmp_path / "changed")
-    file = changed / f"{NAMES['test']}.gz"
+    named, other = tmp_path / "named", tmp_path / "other"
+    shutil.move(home / "sources" / "new_aan_pairs-first-4000", named)
+    shutil.copytree(named, other)
+    file = (named if while_it_is == "checked" else other) / f"{NAMES['test']}.gz"
     file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes()).replace(b"1.0\t", b"0.0\t")))
+    place, name = (raw_files, "_digest") if while_it_is == "checked" else (module.PairReader, "read")
+    genuine = getattr(place, name)
 
-    def of_the_sound_one(path):
-        changed.rename(tmp_path / "aside")
-        sound.rename(changed)
+    def exchange():
+        named.rename(tmp_path / "aside")
+        other.rename(named)
+        (tmp_path / "aside").rename(other)
+
+    def exchanged(*arguments):
+        exchange()
         try:
-            return digest(path)
+            return genuine(*arguments)
         finally:
-            changed.rename(sound)
-            (tmp_path / "aside").rename(changed)
+            exchange()
 
-    monkeypatch.setattr(raw_files, "_digest", of_the_sound_one)
-    words = ("--set", "max_length=30", "--from", str(changed))
-    done = lra_data("prepare", "retrieval", *words)
+    monkeypatch.setattr(place, name, exchanged)
+    done = lra_data("prepare", "retrieval", "--set", "max_length=30", "--from", str(named))
     assert done.exit_code == 3
     assert "changed while it was read" in done.stderr
 

@@ -1,6 +1,7 @@
 """The pickles that the code of Nystromformer makes: read without trusting them, and never taken for other data."""
 
 import pickle
+from contextvars import Context
 
 import numpy as np
 import pytest
@@ -250,7 +251,7 @@ def test_data_that_another_process_made_meanwhile_from_other_files_is_not_taken(
 
     def read_and_meet_another(*arguments, **keywords):
         monkeypatch.setattr(pickles, "read_pickles", read)
-        prepare("text", tmp_path, other)
+        Context().run(prepare, "text", tmp_path, other)
         return read(*arguments, **keywords)
 
     monkeypatch.setattr(pickles, "read_pickles", read_and_meet_another)

@@ -331,6 +331,19 @@ def test_the_model_encodes_both_alike_and_ignores_padding(tmp_path, head, poolin
     assert len(model.head.hidden) == {"paper": 1, "code": 2}[head]
 
 
+def test_files_of_two_folders_of_an_archive_are_not_mixed(tmp_path):
+    """They may be two versions of one set."""
+    archive = tmp_path / "pairs.tar"
+    options = TASK.options.model_validate({"source": "substitute"})
+    for number, folders in enumerate((("v1", "v1"), ("v1", "v2"))):
+        members = [(f"{folders['.test.' in name]}/{name}", content) for name, content in files()]
+        archive.write_bytes(tar_bytes(members, "w"))
+        if number == 0:
+            assert len(TASK.prepare(options, tmp_path / "home", source=archive, progress=False).split("test"))
+    with pytest.raises(DataError, match=r"v2/.*test\.tsv is of another set than .*v1/"):
+        TASK.prepare(options, tmp_path / "other", source=archive, progress=False)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_files_of_two_sets_are_not_mixed(tmp_path, packed):
     mixed = [("other.test.tsv" if ".test." in name else name, content) for name, content in files()]

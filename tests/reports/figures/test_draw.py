@@ -200,6 +200,25 @@ def test_full_attention_is_drawn_beside_a_selection_without_it(tmp_path):
     assert [text.get_text() for text in curves.axes[0].texts] == ["full (2)", "mine (2)"]
 
 
+def test_full_attention_is_drawn_beside_another_form_of_it(tmp_path):
+    for variant, options in (("full", {}), ("full", {"rotary": True}), ("linear", {})):
+        add_run(tmp_path, 400, variant=variant, options=options)
+    results = load_stores([tmp_path])
+    forms = {
+        name: {
+            record.config.variant.options["rotary"]
+            for record in results.filter(wanted).with_full().records.values()
+            if record.config.variant.name == "full"
+        }
+        for name, wanted in {
+            "rotary": lambda config: config.variant.options.get("rotary") is True,
+            "plain": lambda config: config.variant.options.get("rotary") is False,
+            "linear": lambda config: config.variant.name == "linear",
+        }.items()
+    }
+    assert forms == {"rotary": {False, True}, "plain": {False}, "linear": {False}}
+
+
 def test_rows_that_lack_seeds_of_their_suite_say_so(tmp_path):
     for variant, seeds in (("full", 3), ("linear", 2)):
         for seed in range(seeds):

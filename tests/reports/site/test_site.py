@@ -152,7 +152,7 @@ def test_a_published_number_with_the_recipe_of_the_board_is_no_other_recipe(tmp_
     notes_of_published(tmp_path / "both", "official", lr=0.5)
     both = make_boards(load_stores([tmp_path / "own", tmp_path / "both"]), load_published())
     assert [all("other recipe" in row.note for row in board.published) for board in both] == [False, True]
-    for name, profile, changed in (("edited", "official", {"lr": 0.5}), ("named", "skyformer", {})):
+    for name, profile, changed in (("edited", "official", {"lr": 0.5}), ("named", "mine", {})):
         assert all("other recipe" in note for note in notes_of_published(tmp_path / name, profile, **changed))
 
 

@@ -40,6 +40,13 @@ def test_seeds_are_those_that_the_medians_are_of(tmp_path):
     assert made(cost, tmp_path).caption.endswith(", 3 seeds")
 
 
+def test_seeds_on_two_devices_are_counted_apart(tmp_path):
+    """Each has a row, and medians, of its own."""
+    for seed, cpu in enumerate("ABB"):
+        add_run(tmp_path, 400, seed=seed, environment={"device": "cpu", "cpu": cpu, "torch": "2"})
+    assert made(cost, tmp_path).caption.endswith(", 1 to 2 seeds")
+
+
 def test_a_median_of_survivors_says_of_how_many_runs_it_is(tmp_path):
     """What ran out of memory is not in the peak memory, and what diverged at once has no speed."""
     for seed in range(3):

@@ -90,7 +90,7 @@ def test_every_source_says_where_it_is_from_and_what_is_wrong_with_it():
     for source in SOURCES.values():
         assert source.source
         assert source.flags
-        assert source.profile in {"", *profile_names(), "skyformer"}
+        assert source.profile in {"", *profile_names()}
         assert set(source.row_flags) <= set(source.rows)
         assert set(source.notes) <= set(source.rows)
         numbers = [value for row in source.rows.values() for value in row if value is not None]
@@ -123,10 +123,19 @@ def test_a_run_that_has_not_the_recipe_of_its_profile_stands_without_a_differenc
         assert ours["difference (points)"].tolist() == [difference]
 
 
-def test_a_profile_of_ones_own_that_has_the_name_of_a_source_has_no_differences(tmp_path):
-    add_run(tmp_path, 400, profile="skyformer")
-    cells = vs_published(load_stores([tmp_path]), "skyformer", "matched").cells
+def test_a_profile_of_ones_own_has_no_differences_to_sources_without_one(tmp_path):
+    add_run(tmp_path, 400, profile="mine")
+    cells = vs_published(load_stores([tmp_path]), "mine", "matched").cells
     assert set(cells["difference (points)"]) == {OTHER_RECIPE}
+
+
+def test_a_table_without_a_run_of_ours_counts_none(tmp_path):
+    add_run(tmp_path, 400, profile="official", variant="mean_gate")
+    table = vs_published(load_stores([tmp_path]), "official", "matched")
+    assert set(table.cells["ours (%)"]) == {"-"}
+    assert table.caption.endswith(", 0 seeds")
+    assert table.records == []
+    assert not [note for note in table.notes if "Trained for" in note or "PREVIEW" in note]
 
 
 def test_a_run_that_was_computed_in_another_way_leaves_the_others_their_differences(tmp_path):
@@ -283,5 +292,5 @@ def test_what_was_never_checked_against_its_source_is_left_out():
 
 def test_a_variant_that_nobody_published_says_so(tmp_path):
     add_run(tmp_path, 370, variant="mean_gate")
-    with pytest.raises(UsageError, match=r"nothing published .* there is nystromformer, official, rotary, skyformer"):
+    with pytest.raises(UsageError, match=r"nothing published .* there is nystromformer, official, rotary"):
         vs_published(load_stores([tmp_path]), "quick", "matched")

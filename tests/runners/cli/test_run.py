@@ -13,13 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
 from lra.data.dataset import open_prepared
 from reports.cli import command as lra_report
+from runners import signals
 from runners.cli.run import command as lra_run
 from runners.threads import default_threads
+from runners.train import run as train
 from tests.runners.tiny_runs import rewritten, tiny_data
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -335,6 +338,33 @@ def test_a_record_is_repeated_on_its_own_data_alone(profile, home, tmp_path):
     assert done.exit_code == 3
     assert "not the data of run" in done.stderr
     assert len(list((tmp_path / "store").glob("results/*/*"))) == 1
+
+
+@pytest.mark.parametrize(("sound", "last"), [(True, 0), (False, 3)])
+def test_a_command_with_force_goes_on_behind_what_it_has_repeated(profile, home, tmp_path, monkeypatch, sound, last):
+    """A stop comes after each repetition. The first one may have another outcome, which the end of the command says."""
+    command = arguments(profile, home, tmp_path, "--quiet", "--seeds", "0-2")
+    assert run_here(command).exit_code == 0
+    requested, repeated, genuine = [], [], train.run
+
+    def repeat(config, data, store, options, stop_requested):
+        if options.force:
+            repeated.append(config.seed)
+            requested.append(signal.SIGTERM)
+        with monkeypatch.context() as other:
+            if not sound and config.seed == 0:
+                other.setattr("runners.train.loop.seed_all", lambda *_: torch.manual_seed(1))
+                other.setattr(torch.optim.AdamW, "zero_grad", lambda self, **_: None)
+            return genuine(config, data, store, options, lambda: False)
+
+    monkeypatch.setattr(train, "run", repeat)
+    monkeypatch.setattr(signals, "_requested", requested)
+    codes = []
+    for _ in range(4):
+        requested.clear()
+        codes.append(run_here([*command, "--force"]).exit_code)
+    assert repeated == [0, 1, 2, 0]
+    assert codes == [75, 75, last, 75]
 
 
 def test_a_damaged_record_costs_no_other_seed_its_run(profile, home, tmp_path):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from click.testing import CliRunner
-from pydantic import Field, PlainSerializer
+from pydantic import Field, PlainSerializer, model_validator
 
 from attention_zoo import program
 from lra.config.profiles import load_profile, name_unused
@@ -507,6 +507,27 @@ def test_a_value_that_is_written_as_another_is_in_no_name(value):
     assert task.folder_name(options(noise=1.0)) != task.folder_name(options(noise=2.0))
     with pytest.raises(UsageError, match=r"task listops: its options are written as .*, which is not what they are"):
         task.folder_name(options(noise=value))
+
+
+@pytest.mark.parametrize("left", [1, True, -0.0])
+def test_a_value_that_a_validator_leaves_in_another_form_is_in_no_name(left):
+    """It would be the same data as 1.0, or 0.0, and another run."""
+
+    task = get_task("listops")
+
+    class Options(task.options):
+        noise: float = 0.0
+
+        @model_validator(mode="after")
+        def leave(self):
+            if self.noise == 3.0:
+                object.__setattr__(self, "noise", left)
+            return self
+
+    named = [task.folder_name(Options(noise=value)) for value in (float(left), 2.0)]
+    assert len(set(named)) == 2
+    with pytest.raises(UsageError, match=r"task listops: its options are written as .*, which is not what they are"):
+        task.folder_name(Options(noise=3.0))
 
 
 def test_such_an_option_is_one_line_with_its_place(folder):

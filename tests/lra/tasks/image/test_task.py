@@ -310,8 +310,8 @@ def test_binary_rows_are_what_they_say():
 def test_an_archive_that_changes_while_it_is_read_gives_no_data(tmp_path, monkeypatch):
     read = task_module.read_images
 
-    def read_and_change(source, levels, *, progress):
-        images = read(source, levels, progress=progress)
+    def read_and_change(source, *arguments, progress):
+        images = read(source, *arguments, progress=progress)
         source.write_bytes(b"another archive")
         return images
 
