@@ -131,9 +131,9 @@ def resolve(
             if track == "matched" and not profile.admits(path, value):
                 problems.append(f"{path}: fixed by the profile on the matched track; {OPEN_TRACK}")
         elif head == "variant" and rest and rest.count(".") <= 1:
-            _set_option(options, rest, value, origins, path)
+            _set_option(variant, options, rest, value, origins, path)
         elif head == "variants" and rest.startswith(f"{variant}.") and rest.count(".") <= variant.count(".") + 2:
-            _set_option(options, rest.removeprefix(f"{variant}."), value, origins, path)
+            _set_option(variant, options, rest.removeprefix(f"{variant}."), value, origins, path)
         elif head == "variants" and "." in rest and not rest.startswith(f"{variant}."):
             pass  # of another variant
         else:
@@ -160,7 +160,7 @@ def resolve(
     if model is not None and model.positions in VARIANT_POSITIONS and not whole_model:
         name, value = VARIANT_POSITIONS[model.positions]
         if name not in options:
-            _set_option(options, name, value, origins, f"model.positions={model.positions}")
+            _set_option(variant, options, name, value, origins, f"model.positions={model.positions}")
     if "pool_origin" in sections["model"]:
         problems.append("model.pool_origin: filled in from the layer that model.pool names, never set")
     if model is not None and model.family == "convnet":
@@ -397,14 +397,23 @@ def _trial_sizes(config: RunConfig) -> dict[str, Any]:
     return {}
 
 
-def _set_option(options: dict[str, Any], key: str, value: Any, origins: dict[str, str], path: str) -> None:
+def _set_option(
+    variant: str, options: dict[str, Any], key: str, value: Any, origins: dict[str, str], path: str
+) -> None:
     """Set an option, or with `key` = `name.entry` one entry of an option that is a mapping; note where it is from."""
     name, dot, entry = key.partition(".")
     if dot:
-        present = options.get(name)
+        present = options.get(name, _default_options(variant).get(name))
         value = {**(present if isinstance(present, Mapping) else {}), entry: value}
     options[name] = value
     origins[name] = path
+
+
+def _default_options(variant: str) -> dict[str, Any]:
+    """Return the options of a variant as its class has them; none of one that cannot be used, which is told later."""
+    with contextlib.suppress(UnknownVariantError, RegistrationError):
+        return {name: default for name, _, default, _ in get_variant(variant).config.describe()}
+    return {}
 
 
 def _variant_config(

@@ -149,7 +149,8 @@ def _baseline_rows(
             baselines.setdefault(titles[name], {})[heading] = f"{value:.2f}"
     trained_mlp = _reference_row(results, headings_of_runs)
     if trained_mlp:
-        baselines["MLP only, trained"] = trained_mlp
+        title = "MLP only, trained"
+        baselines[f"{title} (mlp_only)" if title in baselines else title] = trained_mlp
     rows = [[by_column.get(column, NOT_RUN) for column in columns] for by_column in baselines.values()]
     return pd.DataFrame(rows, index=list(baselines), columns=columns, dtype=object)
 

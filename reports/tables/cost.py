@@ -67,7 +67,9 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
         *parameter_notes(frame),
         *provenance_notes(frame),
     ]
-    title = table_caption("Cost of training", profile, track, seeds_by_cell(frame, "parameters", ["device"]))
+    there = ["parameters", *(source for source in _NAMES.values() if frame[source].notna().any())]
+    fewest, most = zip(*(seeds_by_cell(frame, source, ["device"]) for source in there), strict=True)
+    title = table_caption("Cost of training", profile, track, (min(fewest), max(most)))
     return plain_table(title, rows, notes, frame, scores)
 
 

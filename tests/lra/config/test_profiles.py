@@ -259,6 +259,26 @@ def test_entries_add_to_what_was_set_before():
     assert load_profile("quick").variants.get("contextpool", {}).get("base_options") is None  # nor is that changed
 
 
+def test_entries_add_to_what_an_option_has_by_default(tmp_path, monkeypatch):
+    (tmp_path / "parts.py").write_text("""
+from dataclasses import dataclass, field
+from attention_zoo import SequenceMixer, VariantConfig
+
+@dataclass(frozen=True)
+class Parts(VariantConfig):
+    rates: dict[str, float] = field(default_factory=lambda: {"a": 1.0, "b": 2.0}, metadata={"help": "rates by name"})
+
+class Mixer(SequenceMixer):
+    def __init__(self, config: Parts, dims): super().__init__(config, dims)
+    def forward(self, x, mask=None): return x
+""")
+    monkeypatch.chdir(tmp_path)
+    default = with_options("parts.py:Mixer")
+    assert with_options("parts.py:Mixer", **{"variant.rates.a": 1.0}).run_id("digest") == default.run_id("digest")
+    changed = with_options("parts.py:Mixer", **{"variant.rates.a": 3.0, "variant.rates.c": 4.0})
+    assert changed.variant.options["rates"] == {"a": 3.0, "b": 2.0, "c": 4.0}
+
+
 @pytest.mark.parametrize(
     ("variant", "path", "message"),
     [

@@ -225,6 +225,16 @@ def test_two_baselines_of_one_title_share_no_row(tmp_path):
     assert note in table.notes
 
 
+def test_a_baseline_with_the_name_of_the_trained_one_keeps_its_row(tmp_path):
+    add_run(tmp_path, 500, baselines={"MLP only, trained": 44.0})
+    add_run(tmp_path, 300, variant="mlp_only")
+    results = load_stores([tmp_path])
+    cells = accuracy(results.filter(lambda config: config.variant.name == "full"), "quick", "matched").cells
+    assert cells["ListOps"].to_dict() == {
+        "full": "50.00 (1)", "MLP only, trained": "44.00", "MLP only, trained (mlp_only)": "30.00 (1)",
+    }  # fmt: skip
+
+
 def test_two_tasks_of_one_title_share_no_column(tmp_path):
     for task, correct in (("listops", 400), ("mine.py:Task", 600)):
         add_run(tmp_path, correct, config=cell_config().model_copy(update={"task": task}), title="ListOps")

@@ -47,6 +47,12 @@ def test_seeds_on_two_devices_are_counted_apart(tmp_path):
     assert made(cost, tmp_path).caption.endswith(", 1 to 2 seeds")
 
 
+def test_seeds_of_a_cost_that_some_runs_lack_are_in_the_caption(tmp_path):
+    for seed in range(3):
+        add_run(tmp_path, 400, seed=seed, speed=None if seed else 9.0, flops=None)
+    assert made(cost, tmp_path).caption.endswith(", 1 to 3 seeds")
+
+
 def test_a_median_of_survivors_says_of_how_many_runs_it_is(tmp_path):
     """What ran out of memory is not in the peak memory, and what diverged at once has no speed."""
     for seed in range(3):

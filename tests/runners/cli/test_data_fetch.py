@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from lra.data import places
+from lra.data import download, places
 from lra.data.download import Remote
 from tests.lra.data.archive_cases import review_members, tar_bytes
 from tests.lra.data.loopback import Server
@@ -34,6 +34,21 @@ def test_fetch_downloads_and_prepares_and_later_dataset_variants_need_no_network
     assert again.exit_code == 0
     assert "first 9 bytes" in again.stdout
     assert len(server.ranges) == 1
+
+
+def test_a_file_that_is_exchanged_behind_its_check_is_not_called_known(lra_data, home, server, monkeypatch):
+    other = tar_bytes(review_members()[::-1])
+    genuine = download.fetch
+
+    def exchanged(*arguments, **keywords):
+        file = genuine(*arguments, **keywords)
+        file.write_bytes(other)
+        return file
+
+    monkeypatch.setattr(download, "fetch", exchanged)
+    done = lra_data("fetch", "text", "--mirror", server.url, *SMALL)
+    assert done.exit_code == 3
+    assert "has changed since it was fetched" in done.stderr
 
 
 def test_a_wrong_file_is_one_line_and_exit_3(lra_data, home, server):
