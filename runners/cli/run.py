@@ -200,6 +200,7 @@ def command(
     from lra.config.overrides import parse_overrides
     from lra.config.profiles import load_profile
     from lra.errors import DamagedFileError, DataError, UsageError
+    from lra.measure.environment import describe_environment
     from lra.results.records import ConflictError, Store
 
     from ..arithmetic import set_arithmetic
@@ -290,7 +291,7 @@ def command(
     exit_code, stopped = 0, ""  # the code of the first run that ended without a number
     started, ran = time.monotonic(), 0
     run_ids = [config.run_id(prepared[config.task].digest) for config in configs]
-    repetitions = Repetitions(store, run_ids)
+    repetitions = Repetitions(store, run_ids, describe_environment(device) | {"processes": ranks.size})
     again = [force and run_id not in repetitions.ended for run_id in run_ids]
     new = [anew or not store.record_path(run_id).exists() for run_id, anew in zip(run_ids, again, strict=True)]
     if repeated is not None:
@@ -313,8 +314,11 @@ def command(
                 exit_code = exit_code or RunError.exit_code
             if record.status != "ok" and ranks.is_main:
                 echo(f"{name}, seed {seed}: {record.status}: {record.detail}", err=True)
-            if force and not again[number] and store.other_outcomes(run_id):  # the summary names it
-                exit_code = exit_code or ConflictError.exit_code
+            if force and not again[number]:
+                if ranks.is_main:
+                    echo(f"{name}, seed {seed}: ended before this command was stopped", err=True)
+                if store.other_outcomes(run_id):  # the summary names it
+                    exit_code = exit_code or ConflictError.exit_code
             outcome: RunRecord | str = record
         except (RunError, LeasedRunError, OtherEnvironmentError, DamagedFileError, ConflictError, DataError) as error:
             if ranks.size > 1 and not isinstance(error, RunError | LeasedRunError):

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lra.atomic_io import atomic_write
 from lra.config.schema import canonical_json
@@ -18,10 +19,16 @@ SCHEMA_VERSION = 1
 
 
 class Repetitions:
-    """The runs that a command repeats. Which have ended is kept in the store until all have."""
+    """The runs that a command repeats. Which have ended is kept in the store until all have.
 
-    def __init__(self, store: Store, run_ids: Sequence[str]) -> None:
-        series = hashlib.sha256(canonical_json(list(run_ids))).hexdigest()
+    Args:
+        store: Where their records are.
+        run_ids: All of them.
+        environment: Where they are repeated, see `describe_environment`; elsewhere they are repeated anew.
+    """
+
+    def __init__(self, store: Store, run_ids: Sequence[str], environment: Mapping[str, Any]) -> None:
+        series = hashlib.sha256(canonical_json([list(run_ids), dict(environment)])).hexdigest()
         self._file = store.root / "checkpoints" / f"again-{series[:16]}.json"
         self.ended: set[str] = set()
         """Run ids."""

@@ -359,12 +359,19 @@ def test_a_command_with_force_goes_on_behind_what_it_has_repeated(profile, home,
 
     monkeypatch.setattr(train, "run", repeat)
     monkeypatch.setattr(signals, "_requested", requested)
-    codes = []
+    codes, told = [], []
     for _ in range(4):
         requested.clear()
-        codes.append(run_here([*command, "--force"]).exit_code)
+        done = run_here([*command, "--force"])
+        codes.append(done.exit_code)
+        told.append(done.stderr.count("ended before this command was stopped"))
     assert repeated == [0, 1, 2, 0]
     assert codes == [75, 75, last, 75]
+    assert told == [0, 1, 2, 0]
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")  # another environment, in which nothing was repeated
+    requested.clear()
+    assert run_here([*command, "--force"]).exit_code == 75
+    assert repeated == [0, 1, 2, 0, 0]
 
 
 def test_a_damaged_record_costs_no_other_seed_its_run(profile, home, tmp_path):
