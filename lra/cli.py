@@ -19,6 +19,7 @@ LINES_SHOWN = 40
 LONGEST_LINE = 1_000
 """Characters of a line of an error that are shown."""
 
+EXIT_INTERRUPTED = 130
 EXIT_CODES = {
     0: "all is done",
     1: "a check failed, or you answered no",
@@ -28,7 +29,7 @@ EXIT_CODES = {
     5: "some runs of a sweep have no number",
     70: "a fault of another kind",
     75: "stopped with its state saved; the same command continues",
-    130: "interrupted twice",
+    EXIT_INTERRUPTED: "interrupted twice, or once where there is no state to save",
 }
 """The exit codes of all commands."""
 
@@ -75,7 +76,10 @@ class _OneLineErrors(contextlib.ContextDecorator):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Print an error of ours, one line of its message per line, and exit."""
+        """Print an error of ours, one line of its message per line, and exit; on Ctrl-C, exit, too."""
+        if isinstance(error, KeyboardInterrupt):
+            echo("\nStopped; the same command begins again.", err=True)
+            sys.exit(EXIT_INTERRUPTED)
         if isinstance(error, LraError):
             lines = str(error).splitlines()
             for line in lines[:LINES_SHOWN]:

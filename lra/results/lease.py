@@ -150,7 +150,7 @@ def _is_of_another_store(path: Path, content: dict[str, Any]) -> bool:
     if content.get("mounts") != _namespace("mnt"):
         return False  # its paths may mean other folders
     with contextlib.suppress(OSError, TypeError):
-        return not path.parents[1].samefile(content["store"])
+        return not path.parents[1].samefile(content.get("store", ""))
     return False
 
 

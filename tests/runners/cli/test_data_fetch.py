@@ -51,6 +51,16 @@ def test_a_file_that_is_exchanged_behind_its_check_is_not_called_known(lra_data,
     assert "has changed since it was fetched" in done.stderr
 
 
+def test_ctrl_c_is_one_line_and_exit_130(lra_data, server, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(download, "fetch", interrupted)
+    done = lra_data("fetch", "text", "--mirror", server.url, *SMALL)
+    assert done.exit_code == 130
+    assert done.stderr.split("\n") == ["", "Stopped; the same command begins again.", ""]
+
+
 def test_a_wrong_file_is_one_line_and_exit_3(lra_data, home, server):
     server.behaviours = ["wrong"]
     result = lra_data("fetch", "text", "--mirror", server.url, *SMALL)
