@@ -122,6 +122,7 @@ def resolve(
         sections["model"]["family"] = "foreign"
     options = profile.options(variant, task)
     origins: dict[str, str] = {}
+    changed: dict[str, str] = {}
     for path, value in overrides.items():
         head, _, rest = path.partition(".")
         if whole_model and head == "model" and rest in ModelConfig.model_fields and rest not in WHOLE_MODEL_READS:
@@ -130,16 +131,22 @@ def resolve(
             sections[head][rest] = value
             if track == "matched" and not profile.admits(path, value):
                 problems.append(f"{path}: fixed by the profile on the matched track; {OPEN_TRACK}")
-        elif head == "variant" and rest and rest.count(".") <= 1:
-            _set_option(variant, options, rest, value, origins, path)
-        elif head == "variants" and rest.startswith(f"{variant}.") and rest.count(".") <= variant.count(".") + 2:
-            _set_option(variant, options, rest.removeprefix(f"{variant}."), value, origins, path)
+        elif (head == "variant" and rest and rest.count(".") <= 1) or (
+            head == "variants" and rest.startswith(f"{variant}.") and rest.count(".") <= variant.count(".") + 2
+        ):
+            key = rest if head == "variant" else rest.removeprefix(f"{variant}.")
+            if changed.setdefault(key, path) != path:
+                problems.append(f"{path}: {changed[key]} is given, too; leave one out")
         elif head == "variants" and "." in rest and not rest.startswith(f"{variant}."):
             pass  # of another variant
         else:
             problems.append(
                 f"{path}: unknown key; paths begin with data., model., train., pretrain., variant. or variants.NAME."
             )
+    for key in sorted(
+        changed, key=lambda key: "." in key
+    ):  # an entry adds to the whole
+        _set_option(variant, options, key, overrides[changed[key]], origins, changed[key])
     if sections["train"].get("compile") is True:
         sections["train"].setdefault("padding", "coarse")
     data, data_problems = validate_section(the_task.options, sections["data"], "data")

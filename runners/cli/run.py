@@ -200,7 +200,7 @@ def command(
     from lra.config.overrides import parse_overrides
     from lra.config.profiles import load_profile
     from lra.errors import DamagedFileError, DataError, UsageError
-    from lra.measure.environment import describe_environment
+    from lra.measure.environment import decisive, describe_environment
     from lra.results.records import ConflictError, Store
 
     from ..arithmetic import set_arithmetic
@@ -291,8 +291,9 @@ def command(
     exit_code, stopped = 0, ""  # the code of the first run that ended without a number
     started, ran = time.monotonic(), 0
     run_ids = [config.run_id(prepared[config.task].digest) for config in configs]
-    repetitions = Repetitions(store, run_ids, describe_environment(device) | {"processes": ranks.size})
-    again = [force and run_id not in repetitions.ended for run_id in run_ids]
+    environment = decisive(describe_environment(device) | {"processes": ranks.size})
+    repetitions = Repetitions(store, run_ids, environment)
+    again = [force and not repetitions.ended(run_id) for run_id in run_ids]
     new = [anew or not store.record_path(run_id).exists() for run_id, anew in zip(run_ids, again, strict=True)]
     if repeated is not None:
         check_repeats(repeated, prepared[repeated.config.task])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 from lra.atomic_io import atomic_write
 from lra.config.schema import canonical_json
 from lra.errors import DamagedFileError, StoreError, refusals_as
-from lra.reading import is_there, reading
-from lra.results.envelope import pack_envelope, read_envelope
+from lra.reading import is_there, read_file, reading
+from lra.results.envelope import MAX_BYTES, pack_envelope, read_envelope
 from lra.results.records import Store
 from lra.terminal import echo
 
@@ -24,29 +25,41 @@ class Repetitions:
     Args:
         store: Where their records are.
         run_ids: All of them.
-        environment: Where they are repeated, see `describe_environment`; elsewhere they are repeated anew.
+        environment: Where they are repeated, see `lra.measure.environment.decisive`; elsewhere they are repeated anew.
     """
 
     def __init__(self, store: Store, run_ids: Sequence[str], environment: Mapping[str, Any]) -> None:
-        series = hashlib.sha256(canonical_json([list(run_ids), dict(environment)])).hexdigest()
-        self._file = store.root / "checkpoints" / f"again-{series[:16]}.json"
-        self.ended: set[str] = set()
-        """Run ids."""
+        self._store = store
+        self._series = hashlib.sha256(canonical_json([list(run_ids), dict(environment)])).hexdigest()
+        self._file = store.root / "checkpoints" / f"again-{self._series[:16]}.json"
+        self._records: dict[str, str] = {}
+        """Run id -> SHA-256 of the record with which a repetition was compared."""
         try:
             if is_there(self._file, StoreError):
                 body = read_envelope(self._file, "repetitions", SCHEMA_VERSION)
                 with reading(self._file, DamagedFileError):
-                    self.ended = set(run_ids) & set(body["ended"])
+                    if body["series"] != self._series:
+                        raise DamagedFileError(f"{self._file} is of another command")
+                    self._records = dict(body["records"])
         except DamagedFileError as error:
             echo(f"{error}; passed over", err=True)
 
+    def ended(self, run_id: str) -> bool:
+        """Say whether a run has been compared with its record as it is now."""
+        return run_id in self._records and self._records[run_id] == self._digest(run_id)
+
     def add(self, run_id: str) -> None:
         """Note that a run has ended."""
-        self.ended.add(run_id)
-        body = {"schema_version": SCHEMA_VERSION, "ended": sorted(self.ended)}
+        self._records[run_id] = self._digest(run_id)
+        body = {"schema_version": SCHEMA_VERSION, "series": self._series, "records": self._records}
         with refusals_as(StoreError, f"cannot write {self._file}"):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(self._file, pack_envelope("repetitions", body))
+
+    def _digest(self, run_id: str) -> str:
+        with contextlib.suppress(StoreError):  # it is damaged or gone, which the run will say
+            return hashlib.sha256(read_file(self._store.record_path(run_id), MAX_BYTES, StoreError)).hexdigest()
+        return ""
 
     def finish(self) -> None:
         """Forget all, since the next command with `--force` begins anew."""

@@ -71,7 +71,7 @@ def test_commands_without_a_state_end_at_once(name, monkeypatch, tmp_path):
     monkeypatch.setattr(sweep_command, "_runs", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     done = CliRunner().invoke(sweep_command.command, [name, "quick", "--store", str(tmp_path)])
     assert done.exit_code == 130
-    assert "Aborted!" in done.output
+    assert "Stopped" in done.output
     assert not signals.stop_requested()
 
 

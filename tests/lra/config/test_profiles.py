@@ -246,17 +246,29 @@ def test_an_entry_of_an_option_has_a_path_and_gives_the_same_cell(head):
     assert entry.run_id("digest") == whole.run_id("digest")
 
 
-def test_entries_add_to_what_was_set_before():
+@pytest.mark.parametrize("forward", [True, False])
+def test_entries_add_to_what_is_set_whole(forward):
+    """In whatever order they are given."""
     chosen = with_options(
         "contextpool",
-        **{
-            "variant.base": "local",
-            "variant.base_options": {"window": 8, "backend": "fused"},
-            "variant.base_options.window": 4,
-        },
+        **dict(
+            [
+                ("variant.base", "local"),
+                ("variants.contextpool.base_options", {"window": 8, "backend": "fused"}),
+                ("variant.base_options.window", 4),
+            ][:: 1 if forward else -1]
+        ),
     )
     assert chosen.variant.options["base_options"] == {"window": 4, "backend": "fused"}
     assert load_profile("quick").variants.get("contextpool", {}).get("base_options") is None  # nor is that changed
+
+
+@pytest.mark.parametrize("option", ["rotary", "base_options.window"])
+def test_an_option_that_is_given_for_all_and_for_one_variant_is_refused(option):
+    paths = [f"variant.{option}", f"variants.contextpool.{option}"]
+    for first, second in (paths, paths[::-1]):
+        with pytest.raises(UsageError, match=f"^{second}: {first} is given, too; leave one out"):
+            with_options("contextpool", **{first: True, second: False})
 
 
 def test_entries_add_to_what_an_option_has_by_default(tmp_path, monkeypatch):

@@ -340,38 +340,70 @@ def test_a_record_is_repeated_on_its_own_data_alone(profile, home, tmp_path):
     assert len(list((tmp_path / "store").glob("results/*/*"))) == 1
 
 
-@pytest.mark.parametrize(("sound", "last"), [(True, 0), (False, 3)])
-def test_a_command_with_force_goes_on_behind_what_it_has_repeated(profile, home, tmp_path, monkeypatch, sound, last):
-    """A stop comes after each repetition. The first one may have another outcome, which the end of the command says."""
-    command = arguments(profile, home, tmp_path, "--quiet", "--seeds", "0-2")
-    assert run_here(command).exit_code == 0
-    requested, repeated, genuine = [], [], train.run
+@pytest.fixture
+def repeated(monkeypatch):
+    """The seeds that `--force` repeats; a stop comes after each."""
+    requested, seeds, genuine = [], [], train.run
 
     def repeat(config, data, store, options, stop_requested):
         if options.force:
-            repeated.append(config.seed)
+            seeds.append(config.seed)
             requested.append(signal.SIGTERM)
-        with monkeypatch.context() as other:
-            if not sound and config.seed == 0:
-                other.setattr("runners.train.loop.seed_all", lambda *_: torch.manual_seed(1))
-                other.setattr(torch.optim.AdamW, "zero_grad", lambda self, **_: None)
-            return genuine(config, data, store, options, lambda: False)
+        return genuine(config, data, store, options, lambda: False)
+
+    def run_forced(command, force="--force"):
+        requested.clear()
+        return run_here([*command, "--quiet", *force.split()])
 
     monkeypatch.setattr(train, "run", repeat)
     monkeypatch.setattr(signals, "_requested", requested)
-    codes, told = [], []
-    for _ in range(4):
-        requested.clear()
-        done = run_here([*command, "--force"])
-        codes.append(done.exit_code)
-        told.append(done.stderr.count("ended before this command was stopped"))
-    assert repeated == [0, 1, 2, 0]
-    assert codes == [75, 75, last, 75]
-    assert told == [0, 1, 2, 0]
-    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")  # another environment, in which nothing was repeated
-    requested.clear()
-    assert run_here([*command, "--force"]).exit_code == 75
-    assert repeated == [0, 1, 2, 0, 0]
+    return seeds, run_forced
+
+
+@pytest.mark.parametrize(("sound", "last"), [(True, 0), (False, 3)])
+def test_a_command_with_force_goes_on_behind_what_it_has_repeated(
+    profile, home, tmp_path, monkeypatch, repeated, sound, last
+):
+    """The first run may have another outcome, which the end of the command says, too."""
+    command = arguments(profile, home, tmp_path, "--seeds", "0-2")
+    assert run_here([*command, "--quiet"]).exit_code == 0
+    seeds, run_forced = repeated
+    with monkeypatch.context() as unsound:
+        if not sound:
+            unsound.setattr("runners.train.loop.seed_all", lambda *_: torch.manual_seed(1))
+            unsound.setattr(torch.optim.AdamW, "zero_grad", lambda self, **_: None)
+        ends = [run_forced(command)]
+    ends += [run_forced(command) for _ in range(3)]
+    assert seeds == [0, 1, 2, 0], [done.stderr for done in ends]
+    assert [done.exit_code for done in ends] == [75, 75, last, 75]
+    assert [done.stderr.count("ended before this command was stopped") for done in ends] == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("other", ["record", "environment", "command"])
+def test_what_was_repeated_for_another_record_elsewhere_or_by_another_command_counts_not(
+    profile, home, tmp_path, monkeypatch, repeated, other
+):
+    command, reverse = (arguments(profile, home, tmp_path, "--seeds", seeds) for seeds in ("0,1", "1,0"))
+    assert run_here([*command, "--quiet"]).exit_code == 0
+    seeds, run_forced = repeated
+    assert run_forced(command).exit_code == 75
+    assert seeds == [0]
+    (note,) = (tmp_path / "checkpoints").glob("again-*.json")
+    if other == "record":
+        for path in tmp_path.glob("results/*/*.json"):
+            path.unlink()
+        assert run_forced(command, "").exit_code == 0
+    if other == "environment":
+        monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    if other == "command":
+        assert run_forced(reverse).exit_code == 75
+        assert seeds == [0, 1]
+        (theirs,) = {*(tmp_path / "checkpoints").glob("again-*.json")} - {note}
+        theirs.write_bytes(note.read_bytes())
+    done = run_forced(reverse if other == "command" else command)
+    assert seeds == ([0, 1, 1] if other == "command" else [0, 0])
+    assert "ended before" not in done.stderr
+    assert ("is of another command; passed over" in done.stderr) == (other == "command")
 
 
 def test_a_damaged_record_costs_no_other_seed_its_run(profile, home, tmp_path):
