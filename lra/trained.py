@@ -259,8 +259,11 @@ def load_run(run: str | Path, store: str | Path = "lra-results") -> TrainedRun:
     if path.suffix == ".json":
         if not path.is_file():
             raise UsageError(f"{path}: no such record")
-        record = read_record(path)
-        return _in_store(record, Store(path.absolute().parent.parent.parent), path.absolute())
+        path = path.absolute()
+        run_id, holder = read_record(path).run_id, Store(path.parent.parent.parent)
+        if path != holder.record_path(run_id):
+            raise StoreError(f"{path} is not in its place in a store, as results/{run_id[:2]}/{run_id}.json")
+        return _of_store(run_id, holder)
     root = Path(store)
     records = visible(root, "results/*/*.json", StoreError)
     ids = [file.stem for file in records if ".conflict-" not in file.name]
@@ -269,12 +272,12 @@ def load_run(run: str | Path, store: str | Path = "lra-results") -> TrainedRun:
         begins = {run_id[: len(str(run))] for run_id in ids}
         hint = f"; {len(found)} do" if found else f"; {suggest(str(run), begins)}" if ids else ""
         raise UsageError(f"no single record in {root} begins with {str(run)!r}{hint}")
-    path = Store(root).record_path(found[0])
-    return _in_store(read_record(path), Store(root), path)
+    return _of_store(found[0], Store(root))
 
 
-def _in_store(record: RunRecord, store: Store, path: Path) -> TrainedRun:
-    """Return a run after a check of its record against its arrays, if it stands in its place in a store."""
-    if path == store.record_path(record.run_id):
-        store.find(record.run_id)
+def _of_store(run_id: str, store: Store) -> TrainedRun:
+    """Return a run, whose record is checked against its arrays."""
+    record = store.find(run_id)
+    if record is None:
+        raise StoreError(f"{store.record_path(run_id)} has just been removed")
     return TrainedRun(record=record, store=store)

@@ -143,9 +143,7 @@ def resolve(
             problems.append(
                 f"{path}: unknown key; paths begin with data., model., train., pretrain., variant. or variants.NAME."
             )
-    for key in sorted(
-        changed, key=lambda key: "." in key
-    ):  # an entry adds to the whole
+    for key in sorted(changed, key=lambda key: "." in key):  # an entry adds to the whole
         _set_option(variant, options, key, overrides[changed[key]], origins, changed[key])
     if sections["train"].get("compile") is True:
         sections["train"].setdefault("padding", "coarse")

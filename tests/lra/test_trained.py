@@ -91,6 +91,17 @@ def test_a_record_that_is_not_what_was_asked_for_is_refused(data, tmp_path, by, 
         lra.load_run("/x.json")
 
 
+@pytest.mark.parametrize("place", ["results/{0}/best.json", "results/{0}/{1}.conflict-1.json", "{1}.json"])
+def test_a_record_that_is_not_in_its_place_is_refused(data, tmp_path, place):
+    """Nothing says then whether its number is that of the bits."""
+    store = Store(tmp_path)
+    run_id = execute(tiny(), data, store).run_id
+    other = tmp_path / place.format(run_id[:2], run_id)
+    other.write_bytes(store.record_path(run_id).read_bytes())
+    with pytest.raises(StoreError, match=rf"{other.name} is not in its place in a store, as results/.*/{run_id}.json"):
+        lra.load_run(other)
+
+
 def test_all_shipped_variants_are_among_them():
     assert len(VARIANTS) >= 39
     assert set(DEFAULT) < set(VARIANTS)
