@@ -247,7 +247,7 @@ def _typed(hint: Any, value: Any) -> Any:
     if not (isinstance(kind, type) and isinstance(value, kind)) or (kind is int and isinstance(value, bool)):
         raise TypeError
     if arguments and isinstance(value, Mapping):
-        return {key: _typed(arguments[1], inner) for key, inner in value.items()}
+        return {_typed(arguments[0], key): _typed(arguments[1], inner) for key, inner in value.items()}
     if arguments and isinstance(value, list):
         return [_typed(arguments[0], inner) for inner in value]
     return value

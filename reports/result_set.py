@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,6 +169,7 @@ def load_stores(folders: Sequence[Path]) -> ResultSet:
         StoreError: One cannot be listed, or a file went away or was replaced meanwhile: the numbers would be those of
             no moment.
     """
+    folders = list({os.path.realpath(folder): folder for folder in folders}.values())  # each store once
     there = _settled(folders)  # what is added from here on is of another moment
     records: dict[str, RunRecord] = {}
     stores: dict[str, Store] = {}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -27,6 +28,7 @@ from lra.config.schema import (
     Track,
     TrainConfig,
     VariantChoice,
+    canonical_json,
     validate_section,
 )
 from lra.errors import UsageError
@@ -448,9 +450,13 @@ def _variant_config(
     ]
     try:
         config = section.from_dict({name: value for name, value in options.items() if name in known})
+        section.from_dict(json.loads(canonical_json(config.to_dict())))  # as a record has them
     except OptionError as error:
         for line in str(error).splitlines():
             name, colon, problem = line.partition(": ")
             problems.append(f"{origins.get(name, f'variant.{name}')}{colon}{problem}")
+        return None
+    except (TypeError, ValueError) as error:
+        problems.append(f"an option of {variant} has a value that no record can hold: {error}")
         return None
     return None if unknown else config

@@ -24,8 +24,15 @@ Track = Literal["matched", "open"]
 Precision = Literal["float32", "bfloat16"]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
-Options = Annotated[dict[str, Any], AfterValidator(lambda options: {name: in_order(options[name]) for name in options})]
-"""Options by name. What is built from one that is a mapping gets its keys in the order in which they are hashed."""
+
+
+def _as_hashed(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options with values as they are hashed: keys of mappings are texts, in order, and all types are plain."""
+    return {name: json.loads(canonical_json(value)) for name, value in options.items()}
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_as_hashed)]
+"""Options by name. What is built from them is built from what is hashed."""
 Undecayed = Literal["biases", "embeddings", "norms", "state_space"]
 
 VARIANT_POSITIONS: dict[str, tuple[str, Any]] = {
@@ -395,13 +402,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: plain(inner) for name, inner in value.items()}
     return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def in_order(value: Any) -> Any:
-    """Return a plain value with the keys of each mapping in the order of `canonical_json`."""
-    if isinstance(value, Mapping):
-        return {name: in_order(value[name]) for name in sorted(value, key=str)}
-    return [in_order(inner) for inner in value] if isinstance(value, list) else value
 
 
 def canonical_json(value: Any) -> bytes:

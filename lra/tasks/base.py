@@ -12,12 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from lra.atomic_io import scratch_folder
+from lra.atomic_io import remove_folder, scratch_folder
 from lra.config.schema import ADDED_LATER
 from lra.data import download
 from lra.data.augment import Change
@@ -430,6 +430,7 @@ class Task(ABC, Generic[OptionsT]):
         home: Path,
         *,
         source: Path | None = None,
+        known: Mapping[str, str] = MappingProxyType({}),
         workers: int | None = None,
         progress: bool = True,
     ) -> PreparedData:
@@ -440,6 +441,7 @@ class Task(ABC, Generic[OptionsT]):
             home: Folder of all prepared data, see `lra.data.dataset.data_home`.
             source: File or folder to read from, for datasets that are read. It is remembered once it was read; where
                 the data is there already, it is not read.
+            known: SHA-256 of files by name, which those that are read must have.
             workers: Processes that build; None takes one per core. The result does not depend on it.
             progress: Whether to show a progress bar, when there is a terminal.
 
@@ -468,6 +470,9 @@ class Task(ABC, Generic[OptionsT]):
                     data = self.build_from_pickles(options, target, source=origin, progress=progress)
                 else:
                     data = self.build(options, target, source=origin, workers=workers, progress=progress)
+            if not known.items() <= data.manifest.sources.items():
+                remove_folder(target)
+                raise DataError(f"{source}: has changed since it was fetched; fetch again")
             if source is not None and key is not None:
                 keep_source(home, key, source)
             self._check_manifest(data.manifest, options, target)

@@ -190,7 +190,7 @@ def fetch(task_name: str, mirror: str | None, *, quiet: bool, settings: tuple[st
     """
     from lra.data.places import REMOTES
     from lra.data.raw_files import FOLDER, keep_source, read_command
-    from lra.errors import DataError, UsageError
+    from lra.errors import UsageError
 
     task, options = resolve(task_name, settings)
     name, key = task.info.name, task.source_key(options)
@@ -206,10 +206,8 @@ def fetch(task_name: str, mirror: str | None, *, quiet: bool, settings: tuple[st
     source, checked = task.fetch(options, home / FOLDER, mirror=mirror, progress=not quiet, otherwise=otherwise)
     echo(f"Fetched: {source} ({checked})")
     present = is_prepared(task, options, home)
-    data = task.prepare(options, home, source=source, progress=not quiet)
     known = {remote.file_name: remote.sha256 for remote in REMOTES[key] if remote.sha256}
-    if not present and not known.items() <= data.manifest.sources.items():
-        raise DataError(f"{source}: has changed since it was fetched; remove {data.path} and fetch again")
+    data = task.prepare(options, home, source=source, known=known, progress=not quiet)
     keep_source(home, key, source)
     describe(data, present=present, unread="what was fetched")
 

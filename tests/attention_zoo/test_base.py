@@ -175,7 +175,15 @@ def test_equal_values_are_one_value(name, values):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("sizes", [1.5]), ("sizes", [True]), ("pair", [1]), ("rates", ["1"]), ("named", {"a": "b"}), ("sizes", "12")],
+    [
+        ("sizes", [1.5]),
+        ("sizes", [True]),
+        ("pair", [1]),
+        ("rates", ["1"]),
+        ("named", {"a": "b"}),
+        ("named", {1: 1.0}),
+        ("sizes", "12"),
+    ],
 )
 def test_a_wrong_type_inside_is_refused(name, value):
     with pytest.raises(OptionError, match=f"{name}: expected "):

@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,16 @@ def test_two_stores_are_read_as_one_and_disagreements_are_told(tmp_path):
     assert len(results.records) == 2
     assert [problem for problem in results.problems if "another outcome" in problem] == results.problems
     assert len(results.problems) == 1
+
+
+def test_a_store_under_two_spellings_is_read_once(tmp_path, monkeypatch):
+    add_run(tmp_path / "store", 400)
+    (path,) = (tmp_path / "store").glob("results/*/*.json")
+    path.write_bytes(path.read_bytes()[:-50])
+    (tmp_path / "link").symlink_to("store")
+    monkeypatch.chdir(tmp_path)
+    spellings = [Path("store"), tmp_path / "store", Path("link")]
+    assert len(load_stores(spellings).problems) == 1
 
 
 def test_runs_share_a_row_where_a_numerics_version_left_their_numbers_alone(tmp_path):

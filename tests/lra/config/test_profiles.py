@@ -234,6 +234,20 @@ def test_data_longer_than_the_model_is_refused():
         config("quick", "text", track="open", **{"data.max_length": 4096})
 
 
+PARTS = """
+from dataclasses import dataclass, field
+from attention_zoo import SequenceMixer, VariantConfig
+
+@dataclass(frozen=True)
+class Parts(VariantConfig):
+    rates: dict[str, float] = field(default_factory=lambda: {"a": 1.0, "b": 2.0}, metadata={"help": "rates by name"})
+
+class Mixer(SequenceMixer):
+    def __init__(self, config: Parts, dims): super().__init__(config, dims)
+    def forward(self, x, mask=None): return x
+"""
+
+
 def with_options(variant, **overrides):
     return resolve(task="listops", variant=variant, profile=load_profile("quick"), seed=0, overrides=overrides)
 
@@ -263,6 +277,22 @@ def test_entries_add_to_what_is_set_whole(forward):
     assert load_profile("quick").variants.get("contextpool", {}).get("base_options") is None  # nor is that changed
 
 
+def test_a_default_that_no_record_can_hold_is_refused_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "by_layer.py").write_text(
+        PARTS.replace("dict[str, float]", "dict[int, float]").replace('"a"', "1").replace('"b"', "2")
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"^variant\.rates: expected dict\[int, float\], got {'1': 1\.0, '2': 2\.0}$"):
+        with_options("by_layer.py:Mixer")
+    for number, default in enumerate(('{"a": 1.0, 2: 3.0}', 'float("nan")', "open")):
+        name = f"odd{number}.py"
+        (tmp_path / name).write_text(
+            PARTS.replace("dict[str, float]", "object").replace('{"a": 1.0, "b": 2.0}', default)
+        )
+        with pytest.raises(UsageError, match=rf"^an option of {name}:Mixer has a value that no record can hold: "):
+            with_options(f"{name}:Mixer")
+
+
 @pytest.mark.parametrize("option", ["rotary", "base_options.window"])
 def test_an_option_that_is_given_for_all_and_for_one_variant_is_refused(option):
     paths = [f"variant.{option}", f"variants.contextpool.{option}"]
@@ -272,18 +302,7 @@ def test_an_option_that_is_given_for_all_and_for_one_variant_is_refused(option):
 
 
 def test_entries_add_to_what_an_option_has_by_default(tmp_path, monkeypatch):
-    (tmp_path / "parts.py").write_text("""
-from dataclasses import dataclass, field
-from attention_zoo import SequenceMixer, VariantConfig
-
-@dataclass(frozen=True)
-class Parts(VariantConfig):
-    rates: dict[str, float] = field(default_factory=lambda: {"a": 1.0, "b": 2.0}, metadata={"help": "rates by name"})
-
-class Mixer(SequenceMixer):
-    def __init__(self, config: Parts, dims): super().__init__(config, dims)
-    def forward(self, x, mask=None): return x
-""")
+    (tmp_path / "parts.py").write_text(PARTS)
     monkeypatch.chdir(tmp_path)
     default = with_options("parts.py:Mixer")
     assert with_options("parts.py:Mixer", **{"variant.rates.a": 1.0}).run_id("digest") == default.run_id("digest")

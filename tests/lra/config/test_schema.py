@@ -1,9 +1,11 @@
 """Unknown keys are answered with the names of the section that they stand in."""
 
 import pickle
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pytest
 from pydantic import Field
 
@@ -442,6 +444,14 @@ def test_a_mapping_has_its_keys_in_the_order_in_which_it_is_hashed():
     orders = [{"parts": {"b": {"y": 1, "x": 2}, "a": 3}}, {"parts": {"a": 3, "b": {"x": 2, "y": 1}}}]
     written = {str(schema.VariantChoice(name="mixer", options=options).options) for options in orders}
     assert written == {"{'parts': {'a': 3, 'b': {'x': 2, 'y': 1}}}"}
+
+
+def test_an_option_of_a_type_that_is_not_plain_is_built_from_what_is_hashed():
+    """Another process reads it from JSON, and one id is one program."""
+    gate = Enum("Gate", {"HARD": "hard"}, type=str)
+    given = {"gate": gate.HARD, "rates": {1: np.float64(2.0)}, "pair": (1, 2)}
+    options = schema.VariantChoice(name="mixer", options=given).options
+    assert repr(options) == "{'gate': 'hard', 'rates': {'1': 2.0}, 'pair': [1, 2]}"
 
 
 def test_a_variant_inside_another_is_the_same_run_however_it_is_written(tmp_path, monkeypatch):

@@ -49,6 +49,7 @@ def test_a_file_that_is_exchanged_behind_its_check_is_not_called_known(lra_data,
     done = lra_data("fetch", "text", "--mirror", server.url, *SMALL)
     assert done.exit_code == 3
     assert "has changed since it was fetched" in done.stderr
+    assert list(home.glob("text-*")) == []
 
 
 def test_ctrl_c_is_one_line_and_exit_130(lra_data, server, monkeypatch):
