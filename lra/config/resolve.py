@@ -450,7 +450,7 @@ def _variant_config(
     ]
     try:
         config = section.from_dict({name: value for name, value in options.items() if name in known})
-        section.from_dict(json.loads(canonical_json(config.to_dict())))  # as a record has them
+        config = section.from_dict(json.loads(canonical_json(config.to_dict())))  # as a record has it
     except OptionError as error:
         for line in str(error).splitlines():
             name, colon, problem = line.partition(": ")

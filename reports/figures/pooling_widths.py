@@ -134,8 +134,9 @@ def draw_supports(supports: Supports, title: str, examples: Sequence[int]) -> Fi
         boxes.set_xscale("log")
         plain_ticks(boxes.xaxis, *boxes.get_xlim())
         plain_ticks(bar.ax.yaxis, low, high)
-    tokens = sum(widths.shape[1] for widths in supports.sigma)
-    boxes.set_title(f"{tokens:,} tokens of {len(supports.sigma)} test examples: quartiles, 5 to 95 %", loc="left")
+    boxes.set_title(
+        f"{len(per_layer[0]):,} tokens of {len(supports.sigma)} test examples: quartiles, 5 to 95 %", loc="left"
+    )
     if title:
         figure.suptitle(shown(title, 110), fontsize=7.5)
     return figure

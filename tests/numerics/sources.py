@@ -70,6 +70,7 @@ COMPUTE_NOTHING = (
     "runners/train/__init__.py",
     "runners/train/cost.py",
     "runners/train/evaluate_again.py",
+    "runners/train/repetitions.py",
     "runners/train/peak_memory.py",
     "runners/train/plan.py",
     "runners/train/prepare_data.py",

@@ -11,7 +11,7 @@ from lra.data.split import Split
 from lra.errors import StoreError, UsageError
 from lra.trained import TrainedRun
 from reports.figures import pooling_widths
-from reports.figures.pooling_widths import draw_supports, load_supports
+from reports.figures.pooling_widths import Supports, draw_supports, load_supports
 from reports.figures.style import house_style, save
 from reports.result_set import load_stores
 from runners.cli.run import command as lra_run
@@ -104,6 +104,14 @@ def test_pooling_refuses_what_has_no_widths_and_weights_that_are_gone(trained):
         load_supports(other, store, folder / "home")
     with pytest.raises(UsageError, match="ended without weights"):
         load_supports(pooled.model_copy(update={"outcome": None, "status": "diverged"}), store, folder / "home")
+
+
+def test_hidden_tokens_are_not_among_those_that_are_counted():
+    """As black pixels are by an option of Pathfinder; they have no width."""
+    widths = [np.array([[1.0, 0.0, 2.0], [3.0, 0.0, 4.0]]), np.array([[5.0], [6.0]])]
+    with house_style():
+        figure = draw_supports(Supports(layers=[0, 1], sigma=widths, tokens=[None, None], indices=[0, 1]), "", [0])
+    assert figure.axes[1].get_title(loc="left").startswith("3 tokens of 2 test examples")
 
 
 def test_symbols_whose_numbers_nobody_wrote_down_have_no_names():

@@ -63,6 +63,6 @@ def test_one_dry_run_parses_the_options_of_a_variant_no_oftener_than_it_has_to(t
     done = CliRunner().invoke(run_command.command, words)
     assert done.exit_code == 0, done.output
     assert "# parameters: " in done.stdout
-    # What was typed, with words also as the plain values that may leave something out; what is hashed, from which the
-    # module is made; and full attention, with which it is compared.
-    assert parsed == ["FullConfig"] * (4 if source == "words" else 3)
+    # What was typed, with words also as a record will have it and as the plain values that may leave something out;
+    # what is hashed, from which the module is made; and full attention, with which it is compared.
+    assert parsed == ["FullConfig"] * (5 if source == "words" else 3)
