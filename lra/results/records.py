@@ -51,6 +51,7 @@ Title = Annotated[str, AfterValidator(legible)]
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Measure = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Speed = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 
 
@@ -109,12 +110,12 @@ class Cost(Section):
     formula: see `lra.measure.flops`. None: they could not be counted."""
     train_seconds: Measure
     """Time in training steps, without warm-up steps, evaluation and checkpoints."""
-    examples_per_second: Measure | None
-    tokens_per_second: Measure | None
+    examples_per_second: Speed | None
+    tokens_per_second: Speed | None
     """Real tokens, padding not counted."""
     wall_seconds: Measure
     """All attempts together, everything included, as far as they were checkpointed."""
-    peak_memory_bytes: Natural | None
+    peak_memory_bytes: Positive | None
     peak_memory_method: str
     peak_reserved_bytes: Natural | None = None
     """What torch held of a CUDA device at most, in use or kept for later; None elsewhere, and in older records."""
