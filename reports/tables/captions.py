@@ -33,6 +33,8 @@ def preview(frame: pd.DataFrame) -> list[str]:
 def seeds_by_cell(frame: pd.DataFrame, numbers: str = "accuracy", also: Sequence[str] = ()) -> tuple[int, int]:
     """Return the fewest and the most seeds behind a number: of each label under each heading, at each depth.
 
+    Runs of several profiles or tracks may stand in one frame, and do not count together.
+
     If no run gave a number, the seeds that were tried are counted.
 
     Args:
@@ -42,7 +44,9 @@ def seeds_by_cell(frame: pd.DataFrame, numbers: str = "accuracy", also: Sequence
     """
     scored = frame.dropna(subset=[numbers])
     counts = (
-        (scored if len(scored) else frame).groupby(["label", "column", "layers", *also], dropna=False)["seed"].nunique()
+        (scored if len(scored) else frame)
+        .groupby(["profile", "track", "column", "label", "layers", *also], dropna=False)["seed"]
+        .nunique()
     )
     return int(counts.min() if len(counts) else 0), int(counts.max() if len(counts) else 0)
 

@@ -61,6 +61,17 @@ def test_no_two_runs_have_one_name_and_the_ids_stand_in_the_order_of_the_rows(tm
     assert "profile" not in alone
 
 
+@pytest.mark.parametrize("other", [{"profile": "mine"}, {"track": "open"}])
+def test_single_seeds_of_two_profiles_or_tracks_are_a_preview(tmp_path, other):
+    configs = [cell_config(seed=0), cell_config(seed=1).model_copy(update=other)]
+    records = [add_run(tmp_path, 400, config=config) for config in configs]
+    for table in (
+        locality(records, [audit(1), audit(2)], examples=8, places=8),
+        answers(records, [{4: 1.0}, {4: 2.0}], "hide", 100),
+    ):
+        assert [note for note in table.notes if note.startswith("PREVIEW")]
+
+
 def test_data_and_settings_are_told_apart_between_profiles_and_tracks(tmp_path):
     open_track = cell_config(track="open")
     configs = [
