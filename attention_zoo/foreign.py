@@ -17,15 +17,18 @@ of `MODEL_SIZES`, and the others become options. `lra.models.foreign` builds it.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -356,7 +359,11 @@ def check_helpers(folders: Iterable[Path] | None = None) -> None:
 def _parameters(factory: Any) -> Mapping[str, inspect.Parameter]:
     """Return the named arguments of a class or function; `*args` and `**kwargs` get nothing."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name: value for name, value in inspect.signature(factory).parameters.items() if value.kind in kinds}
+    try:
+        found = inspect.signature(factory, eval_str=True).parameters
+    except Exception:  # noqa: BLE001 - whatever an annotation that is a text raises: it is not read then
+        found = inspect.signature(factory).parameters
+    return {name: value for name, value in found.items() if value.kind in kinds}
 
 
 def _dimension(name: str) -> str | None:
@@ -375,9 +382,22 @@ def _config_class(
         default = None if required else parameter.default
         if default is None or type(default) in PLAIN:
             text = f"argument of {name}" + (", without a default" if required else "")
-            kind = Any if default is None else type(default)
+            kind = _plain_annotation(parameter.annotation, default)
             added.append((key, kind, field(default=default, metadata={"help": text})))
     return make_dataclass(f"{name}Config", added, bases=(base,), frozen=True, kw_only=True, slots=True)
+
+
+def _plain_annotation(hint: Any, default: Any) -> Any:
+    """Return the annotation of an argument, if it is of plain types that the default fits, else the type of that.
+
+    So 1 and 1.0 are one value where a float is wanted. Of an argument without either, nothing is known.
+    """
+    given = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [kind for kind in given if kind is not NoneType]
+    fits = default is None or type(default) in kinds or (type(default) is int and float in kinds)
+    if not kinds or not all(kind in PLAIN for kind in kinds) or not fits:
+        return Any if default is None else type(default)
+    return functools.reduce(operator.or_, [*kinds, None] if default is None or NoneType in given else kinds)
 
 
 def _first_line(error: BaseException) -> str:

@@ -98,6 +98,46 @@ def test_arguments_become_options_and_dimensions_do_not():
     assert build("build_gate")(torch.randn(2, 5, 16)).shape == (2, 5, 16)
 
 
+@pytest.mark.parametrize("future", ["", "from __future__ import annotations"])
+@pytest.mark.parametrize(
+    ("argument", "kind"),
+    [
+        ("a: float", "float | None"),
+        ("a: float | None = None", "float | None"),
+        ("a: Optional[int] = None", "int | None"),
+        ("a: float = 1", "float"),
+        ("a: int | float = 1", "int | float"),
+        ("a: int = 0.5", "float"),
+        ("a: list[int] = None", "Any"),
+        ("a: Literal[1, 2] = 1", "int"),
+        ("a: missing.Type = True", "bool"),
+        ("a=None", "Any"),
+        ("a", "Any"),
+    ],
+)
+def test_an_option_has_the_annotation_of_its_argument(tmp_path, future, argument, kind):
+    """So that 1 and 1.0 are one value, and one run, where a float is wanted."""
+    if "missing" in argument and not future:
+        pytest.skip("such an annotation has to be a text")
+    module = tmp_path / "mine.py"
+    module.write_text(f"""{future}
+from typing import Literal, Optional
+from torch import nn
+
+class Mine(nn.Module):
+    def __init__(self, dim: int, *, {argument}):
+        super().__init__()
+
+    def forward(self, x):
+        return x
+""")
+    config = get_variant(f"{module}:Mine").config
+    (found,) = (shown for name, shown, *_ in config.describe() if name == "a")
+    assert found == kind
+    if "float" in kind:
+        assert repr(config.from_dict({"a": 1})) == repr(config.from_dict({"a": 1.0}))
+
+
 def test_torchs_own_attention_is_found_in_its_package():
     spec = get_variant("torch.nn:MultiheadAttention")
     mixer = spec.build(spec.config(), LayerDims(dim=16, num_heads=2, max_length=40)).eval()
