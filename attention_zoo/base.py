@@ -240,7 +240,9 @@ def _typed(hint: Any, value: Any) -> Any:
             raise TypeError
         return float(value) + 0.0  # -0.0 + 0.0 is 0.0
     kind = hint if origin is None else origin
-    if kind is Any or (kind is type(None) and value is None):
+    if kind is Any:
+        return _in_one_form(value)
+    if kind is type(None) and value is None:
         return value
     if kind is tuple and isinstance(value, list | tuple):
         return tuple(map(_typed, _items(arguments, value), value)) if arguments else tuple(value)
@@ -251,6 +253,18 @@ def _typed(hint: Any, value: Any) -> Any:
     if arguments and isinstance(value, list):
         return [_typed(arguments[0], inner) for inner in value]
     return value
+
+
+def _in_one_form(value: Any) -> Any:
+    """Return a value of an unknown type with whole floats as integers, also inside: 1.0 is 1, and -0.0 is 0.
+
+    Of larger ones than 2**53 not every integer is a float, so they stay.
+    """
+    if isinstance(value, Mapping):
+        return {key: _in_one_form(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_in_one_form, value))
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value
 
 
 def _items(arguments: Sequence[Any], value: Sequence[Any]) -> Sequence[Any]:

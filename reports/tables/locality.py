@@ -76,6 +76,9 @@ class Looked:
         """Measure how far the weights mix, with some tokens of each example: evenly spaced, the first among them.
 
         What the model takes for padding, such as black pixels of Pathfinder, is no token.
+
+        Raises:
+            UsageError: The influences of the tokens on each other are not finite, or all are zero.
         """
         prefix = int(self.config.pooling == "cls")
         generator = torch.Generator().manual_seed(0)
@@ -94,7 +97,10 @@ class Looked:
             statistics = [mixer.token_statistics().get("sigma") for mixer in mixers(self.model)]
             widths.append([each[0, real].detach() for each in statistics if each is not None])
         sigma = [float(torch.cat(layer).mean()) for layer in zip(*widths, strict=True)]
-        return Audit(mixing=mixing(torch.cat(distances), torch.cat(weights)), sigma=sigma, influences=torch.stack(rows))
+        together = torch.cat(weights)
+        if not (together.isfinite().all() and together.any()):  # shares of them would be NaN
+            raise UsageError(f"{self.name}: the influences of its tokens are not finite, or all are zero")
+        return Audit(mixing=mixing(torch.cat(distances), together), sigma=sigma, influences=torch.stack(rows))
 
     def accuracy(self, examples: int, radius: int, change: Change) -> float:
         """Return the accuracy in % on some examples when tokens beyond a radius are hidden or shuffled.

@@ -167,6 +167,9 @@ class Wide(VariantConfig):
         ("pair", [[1, 1], (1, 1.0)]),
         ("rates", [[1, -0.0], [1.0, 0.0]]),
         ("named", [{"a": 1}, {"a": 1.0}]),
+        ("anything", [1, 1.0]),
+        ("anything", [0, -0.0]),
+        ("anything", [{"a": [1, (2, 3)]}, {"a": [1.0, (2.0, 3)]}]),
     ],
 )
 def test_equal_values_are_one_value(name, values):
@@ -191,4 +194,5 @@ def test_a_wrong_type_inside_is_refused(name, value):
 
 
 def test_any_takes_anything():
-    assert Wide.from_dict({"anything": [1, "a"]}).anything == [1, "a"]
+    for value in ([1, "a"], 0.5, True, 1e300, float("inf")):
+        assert repr(Wide.from_dict({"anything": value}).anything) == repr(value)

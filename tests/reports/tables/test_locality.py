@@ -1,5 +1,6 @@
 """The tables and the figure of locality: each run has a name of its own."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -139,8 +140,8 @@ def test_what_the_model_takes_for_padding_is_no_token(pooling, hidden):
 
 
 @pytest.mark.parametrize(("padding", "length"), [("bucketed", 24), ("fixed", 300)])
-def test_examples_are_padded_as_the_evaluation_pads_them(padding, length):
-    """A mixer of others may read how long its input is."""
+def test_examples_are_padded_as_the_evaluation_pads_them(padding, length, monkeypatch):
+    """A mixer of others may read how long its input is, and its gradients may not be finite."""
     config = resolve(
         task="needle", variant="full", profile=load_profile("probes"), seed=0, track="open",
         overrides={"train.padding": padding, "model.max_length": 300},
@@ -158,6 +159,12 @@ def test_examples_are_padded_as_the_evaluation_pads_them(padding, length):
     torch.nn.init.constant_(next(model.head.parameters()), torch.nan)
     with pytest.raises(UsageError, match="run ffffffffffff: its outputs are not finite where a token sees 8 tokens"):
         looked.accuracy(1, 8, "hide")
+    for value in (math.nan, math.inf, 0.0):
+        monkeypatch.setattr("reports.tables.locality.influence", lambda *_, value=value: torch.full((300,), value))
+        with pytest.raises(
+            UsageError, match="run ffffffffffff: the influences of its tokens are not finite, or all ar"
+        ):
+            looked.audit(1, 3)
 
 
 @pytest.mark.parametrize(("grid", "sigma"), [("off", "3.0"), ("auto", "3.0 rows")])
