@@ -186,7 +186,7 @@ class VariantConfig:
                     break
                 with contextlib.suppress(ValueError):  # some values exclude each other
                     other = self.from_dict(options | {name: value})
-                    if other.resolved(dims) == meant:
+                    if same_value(other.resolved(dims).to_dict(), meant.to_dict()):
                         found = other
                         break
         return found

@@ -16,6 +16,7 @@ from attention_zoo import (
     VariantConfig,
     get_variant,
 )
+from attention_zoo.base import same_value
 from attention_zoo.trial import TRIAL_PIXELS
 from lra.config.builtin import profile_names
 from lra.config.profiles import Profile, TaskRecipe
@@ -359,15 +360,15 @@ def in_one_form(config: RunConfig, recipe: TaskRecipe, options: Mapping[str, Any
         sections["pretrain"] = pretrain.model_copy(update=same)
     empty = {name: type(data).model_fields[name].default for name in task.defaults(data)}
     sections["data"] = config.data | {
-        name: value if recipe.data.get(name, empty[name]) != empty[name] else empty[name]
+        name: empty[name] if same_value(recipe.data.get(name, empty[name]), empty[name]) else value
         for name, value in task.defaults(data).items()
-        if getattr(data, name) in (value, empty[name])
+        if any(same_value(getattr(data, name), usual) for usual in (value, empty[name]))
     }
     config = config.model_copy(update=sections)
     if model.family == "transformer":
         choice = config.variant
         typed = choice.typed.in_one_form(layer_dims(config, 0), options)
-        if typed != choice.typed:
+        if not same_value(typed.to_dict(), choice.typed.to_dict()):
             # Made anew, since a copy would keep the options that are typed already.
             choice = VariantChoice(name=choice.name, options=typed.to_dict(), origin=choice.origin)
             config = config.model_copy(update={"variant": choice})

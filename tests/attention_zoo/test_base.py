@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pytest
@@ -191,6 +191,20 @@ def test_equal_values_are_one_value(name, values):
 def test_a_wrong_type_inside_is_refused(name, value):
     with pytest.raises(OptionError, match=f"{name}: expected "):
         Wide.from_dict({name: value})
+
+
+def test_true_is_not_the_default_1_of_a_configuration_that_resolves_something():
+    @dataclass(frozen=True, kw_only=True)
+    class Scaled(VariantConfig):
+        scale: bool | float = option(True, "a scale, or the usual one")
+        width: int = option(0, "0 is the dimension")
+
+        def resolved(self, dims):
+            return replace(self, width=self.width or dims.dim)
+
+    dims = LayerDims(dim=16, num_heads=2, max_length=5)
+    for scale in (1.0, True):
+        assert repr(Scaled.from_dict({"scale": scale, "width": 16}).in_one_form(dims)) == repr(Scaled(scale=scale))
 
 
 def test_any_takes_anything():
