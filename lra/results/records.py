@@ -115,7 +115,7 @@ class Cost(Section):
     """Real tokens, padding not counted."""
     wall_seconds: Measure
     """All attempts together, everything included, as far as they were checkpointed."""
-    peak_memory_bytes: Positive | None
+    peak_memory_bytes: Natural | None
     peak_memory_method: str
     peak_reserved_bytes: Natural | None = None
     """What torch held of a CUDA device at most, in use or kept for later; None elsewhere, and in older records."""

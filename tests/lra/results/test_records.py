@@ -394,7 +394,7 @@ EDITS = {
     "numerics_version": 3, "data_digest": "a" * 64, "outcome.test.correct": 4, "outcome.test.total": 5,
     "outcome.validation.correct": 4, "outcome.selected_step": 6, "outcome.validation.loss": 1e308,
     "outcome.test.loss": -1.0, "outcome.weights_digest": "none", "outcome": None, "cost.parameters": 0,
-    "cost.wall_seconds": -2.0, "cost.tokens_per_second": 0.0, "cost.peak_memory_bytes": 0, "baselines.chance": 101.0,
+    "cost.wall_seconds": -2.0, "cost.tokens_per_second": 0.0, "cost.peak_memory_bytes": -1, "baselines.chance": 101.0,
     "arrays_sha256": "a" * 64, "finished_at": "yesterday", "schema_version": 0,
 }  # fmt: skip
 ONLY_THE_SEAL_SEES = {
