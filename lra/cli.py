@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from lra.errors import LraError
+from lra.errors import EXIT_INTERRUPTED, LraError
 from lra.terminal import echo
 
 LINES_SHOWN = 40
@@ -19,7 +19,6 @@ LINES_SHOWN = 40
 LONGEST_LINE = 1_000
 """Characters of a line of an error that are shown."""
 
-EXIT_INTERRUPTED = 130
 EXIT_CODES = {
     0: "all is done",
     1: "a check failed, or you answered no",

@@ -6,6 +6,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+EXIT_INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ends at once."""
+
 
 class LraError(Exception):
     """A mistake or a fault with a message for the user; never shown as a traceback."""

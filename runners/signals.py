@@ -13,10 +13,9 @@ import signal
 import types
 from collections.abc import Iterator
 
-from lra.errors import LraError
+from lra.errors import EXIT_INTERRUPTED, LraError
 
 EXIT_PREEMPTED = 75
-EXIT_INTERRUPTED_TWICE = 130
 
 HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 """What a closed terminal sends; None where the platform has no such signal."""
@@ -84,7 +83,7 @@ def _note(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001 -
         for child in list(children):  # a copy, because a thread may change it
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGTERM)
-        os._exit(EXIT_INTERRUPTED_TWICE)
+        os._exit(EXIT_INTERRUPTED)
     if number == signal.SIGINT:
         with contextlib.suppress(OSError):
             os.write(2, b"\nStopping as soon as it is safe; Ctrl-C again stops at once.\n")

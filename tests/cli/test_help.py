@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from lra.cli import EXIT_CODES
 from lra.config.builtin import profile_names, suite_names
-from lra.errors import LraError
+from lra.errors import EXIT_INTERRUPTED, LraError
 from runners.cli.sweep import EXIT_FAILED_RUNS
-from runners.signals import EXIT_INTERRUPTED_TWICE, EXIT_PREEMPTED
+from runners.signals import EXIT_PREEMPTED
 from tests.docs.pages import ROOT
 from tests.docs.tries import COMMANDS
 
@@ -68,7 +68,7 @@ def test_the_list_has_every_exit_code_of_an_error():
 
     kinds = set(below(LraError))
     assert len(kinds) >= 8
-    codes = {kind.exit_code for kind in kinds} | {EXIT_FAILED_RUNS, EXIT_PREEMPTED, EXIT_INTERRUPTED_TWICE}
+    codes = {kind.exit_code for kind in kinds} | {EXIT_FAILED_RUNS, EXIT_PREEMPTED, EXIT_INTERRUPTED}
     assert codes | {0, 1} == set(EXIT_CODES)
 
 
