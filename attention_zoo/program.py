@@ -206,6 +206,7 @@ def program_text(
                 "move it elsewhere"
             )
     _compare(program, _imported)
+    _compare(program, {})  # a notebook has kept the code of a file that was edited since
     for path, digest in program.files.items():
         # Of a file that is no module, nobody knows whether this process still holds what it read before.
         if not path.endswith(".py") and _hashed.setdefault(path, digest) != digest:

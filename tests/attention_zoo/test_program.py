@@ -499,6 +499,19 @@ def test_an_edit_after_the_import_is_refused(tmp_path, monkeypatch):
         __import__("attention_zoo.registry").registry.program_origin(spec.name, spec.config())
 
 
+def test_an_edit_between_two_runs_of_one_process_is_refused(tmp_path, monkeypatch):
+    """A notebook keeps the code that it has imported, and would give the number of the code before the edit."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"mine.py": "S = 0\n"})
+    text = digest("mine.py")
+    import_place("mine.py")
+    remember_imports()
+    assert program_text("p", ["mine.py"]) == text
+    write(tmp_path, {"mine.py": "S = 1\n"})
+    with pytest.raises(ProgramError, match=r"mine\.py has changed since it was imported or read; start again"):
+        program_text("p", ["mine.py"])
+
+
 def test_an_edit_between_the_plan_and_a_late_import_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
