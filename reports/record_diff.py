@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from attention_zoo.base import same_value
+
 from .result_set import ResultSet
 
 WIDEST = 60
@@ -19,7 +21,7 @@ def differences(results: ResultSet, first: str, second: str) -> list[str]:
     lines = [f"{first[:12]}  against  {second[:12]}"]
     for path in sorted({*flat[0], *flat[1]}):
         values = [side.get(path, "(absent)") for side in flat]
-        if values[0] != values[1]:
+        if not same_value(*values):
             lines.append(f"{path}: {_short(values[0])}  |  {_short(values[1])}")
     curves = [results.arrays(run_id) for run_id in (first, second)]
     shared = sorted(name for name in {*curves[0], *curves[1]} if name.startswith("curve."))

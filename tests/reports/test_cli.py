@@ -367,6 +367,13 @@ def test_compare_shows_what_differs_and_nothing_else(tmp_path):
     assert "no difference" in report("compare", ids[0], ids[0], "--store", tmp_path).stdout
 
 
+def test_compare_tells_true_from_one(tmp_path):
+    ids = [add_run(tmp_path, 400, options={"gate": value}).run_id for value in (True, 1)]
+    shown = report("compare", *ids, "--store", tmp_path).stdout
+    assert ids[0] != ids[1]
+    assert "config.variant.options.gate: True  |  1" in shown
+
+
 def test_the_example_of_the_page_on_reports_runs(tmp_path, monkeypatch, capsys):
     add_run(tmp_path / "lra-results", 400)
     monkeypatch.chdir(tmp_path)
