@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,7 +235,7 @@ def remove(names: tuple[str, ...], home: Path, *, yes: bool) -> None:
     left = {str(path.relative_to(home)): path for path in leftovers(home)}
     to_delete: dict[str, Path] = {}
     for name in names:
-        chosen = {key: folder for key, folder in present.items() if name in (key, task_of(folder))}
+        chosen = {key: folder for key, folder in present.items() if name and name in (key, task_of(folder))}
         chosen |= {key: path for key, path in left.items() if name in (key, LEFTOVERS)}
         if name == LEFTOVERS and not chosen:
             echo(f"Nothing is left behind in {home}")
@@ -268,7 +269,7 @@ def verify(task_name: str | None, home: Path) -> None:
     from lra.tasks import PROBES, TASKS, get_task
 
     name = None if task_name is None else get_task(task_name).info.name
-    folders = [folder for folder in prepared_folders(home) if name is None or name == task_of(folder)]
+    folders = [folder for folder in prepared_folders(home) if name is None or is_of(folder, name)]
     if task_name is not None and not folders:
         raise DataError(f"no data of {task_name} is prepared in {home}")
     problems = []
@@ -485,6 +486,16 @@ def task_of(folder: Path) -> str:
     The beginning says nothing alone: `text-corpus` may be a folder of the user's own.
     """
     return folder.name.partition("-")[0] if re.search("-[0-9a-f]{10}$", folder.name) else ""
+
+
+def is_of(folder: Path, task: str) -> bool:
+    """Say whether a folder is called after a task, or holds data of it under another name."""
+    from lra.data.manifest import read_manifest
+    from lra.errors import DataError
+
+    with suppress(DataError):
+        return task in (task_of(folder), read_manifest(folder).task)
+    return task == task_of(folder)
 
 
 if __name__ == "__main__":

@@ -167,11 +167,15 @@ def test_verify_finds_folders_that_changed_their_names(lra_data, home, folder):
 
 
 def test_verify_names_a_folder_whose_name_is_that_of_no_data(lra_data, folder):
-    for name in ("backup", folder.name.upper()):
+    for name in ("backup", folder.name.upper(), folder.name.replace("listops", "text")):
         folder = folder.rename(folder.parent / name)
-        result = lra_data("verify")
-        assert (result.exit_code, result.stdout) == (3, "")
-        assert f"{folder}: holds other data than its name says" in result.stderr
+        for tasks in ([], ["listops"]):
+            result = lra_data("verify", *tasks)
+            assert (result.exit_code, result.stdout) == (3, "")
+            assert f"{folder}: holds other data than its name says" in result.stderr
+    (folder / "manifest.json").write_text("{}")
+    assert "no data of listops is prepared" in lra_data("verify", "listops").stderr
+    assert lra_data("verify", "text").exit_code == 3
 
 
 def test_folders_of_probes_that_change_places_are_found(lra_data, home):

@@ -167,10 +167,12 @@ def test_remove_takes_dataset_variants_by_task_or_name_and_asks_first(lra_data, 
 def test_remove_never_leaves_the_folder_of_data(lra_data, home, tmp_path):
     outside = tmp_path / "text-outside"
     outside.mkdir()
-    home.mkdir()
-    for name in ("../text-outside", str(outside), ".", "sources"):
+    (home / "copy").mkdir(parents=True)
+    (home / "copy" / "manifest.json").write_text("{}")
+    for name in ("../text-outside", str(outside), ".", "sources", ""):
         assert lra_data("remove", name, "--yes").exit_code == 3
     assert outside.is_dir()
+    assert (home / "copy").is_dir()
 
 
 def test_only_images_have_a_contact_sheet(lra_data, tmp_path):
