@@ -43,6 +43,7 @@ from typing import Any
 RECORDED_ELSEWHERE = frozenset({"attention_zoo", "contextpool", "lra", "torch", "numpy"})
 """Packages that the numerics version or the environment of a record covers."""
 _APPLICATIONS = ("runners", "reports")
+"""Folders of this project that are packages of `lra` where it is installed; elsewhere they lie beside this package."""
 libraries: set[str] = set()
 """Modules that are known to be none of the user's, so that their place is not looked up again."""
 _SILENT_FIELDS = ("ctx", "kind", "type_comment")
@@ -141,7 +142,7 @@ def _shown(path: Path, folders: Iterable[Path]) -> str:
         return "" if any(map(_is_bookkeeping, inside.parts[:-1])) else str(inside)
     others = {Path(sys.prefix), Path(sys.base_prefix), Path(tempfile.gettempdir()), *_our_folders(), *_SYSTEM}
     others |= {Path(entry) for entry in sys.path if _is_installation(Path(entry))}
-    return "" if others & set(path.parents) or any(map(_is_bookkeeping, path.parts)) else path.name
+    return "" if others & set(path.parents) or any(map(_is_bookkeeping, path.parts[:-1])) else path.name
 
 
 def _depth(folder: Path) -> int:
@@ -199,12 +200,13 @@ def _is_installation(folder: Path) -> bool:
 
 @functools.cache
 def _our_folders() -> frozenset[Path]:
-    folders = set()
-    for name in (*RECORDED_ELSEWHERE, *_APPLICATIONS):
-        spec = importlib.util.find_spec(name)
-        for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-            folders |= {Path(folder), Path(os.path.realpath(folder))}
-    return frozenset(folders)
+    specs = [importlib.util.find_spec(name) for name in RECORDED_ELSEWHERE]
+    folders = [folder for spec in specs if spec is not None for folder in spec.submodule_search_locations or []]
+    for name in _APPLICATIONS:  # never by this name alone, which a folder beside a plug-in may have
+        spec = importlib.util.find_spec(f"lra.{name}")
+        beside = str(Path(__file__).parents[1] / name)
+        folders += [beside] if spec is None else spec.submodule_search_locations or []
+    return frozenset(Path(path) for folder in folders for path in (folder, os.path.realpath(folder)))
 
 
 def _content(spec: ModuleSpec) -> bytes:
