@@ -258,13 +258,13 @@ def _typed(hint: Any, value: Any) -> Any:
 def _in_one_form(value: Any) -> Any:
     """Return a value of an unknown type with whole floats as integers, also inside: 1.0 is 1, and -0.0 is 0.
 
-    Of larger ones than 2**53 not every integer is a float, so they stay.
+    Of 2**63 on they stay: torch has no such integers.
     """
     if isinstance(value, Mapping):
         return {key: _in_one_form(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(map(_in_one_form, value))
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**63 else value
 
 
 def _items(arguments: Sequence[Any], value: Sequence[Any]) -> Sequence[Any]:

@@ -286,9 +286,12 @@ def import_place(place: str) -> Any:
         ForeignError: It does not exist, or its code fails; the message has the line. Or a helper of the same name with
             other content is loaded, see `check_helpers`.
     """
+    from attention_zoo.program import remembering_reads  # here, since it imports this module
+
     if not place.endswith(".py"):
         try:
-            return importlib.import_module(place)
+            with remembering_reads(place):
+                return importlib.import_module(place)
         except ModuleNotFoundError as error:
             raise ForeignError(f"{place}: {error}; a file is named with its ending .py") from error
     file = Path(place).resolve()
@@ -305,10 +308,8 @@ def import_place(place: str) -> Any:
         if str(file.parent) not in sys.path:
             sys.path.append(str(file.parent))  # for what it imports from its folder; after all that is installed
             _added.add(str(file.parent))
-        from attention_zoo.program import remembering_reads  # here, since it imports this module
-
         try:
-            with remembering_reads():
+            with remembering_reads(name):
                 spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[name]

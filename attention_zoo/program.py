@@ -42,6 +42,8 @@ _imported: dict[str, str] = {}
 """SHA-256 of the files of the user's modules when they were imported here, and of what these read then, by path."""
 _hashed: dict[str, str] = {}
 """SHA-256 of each file that is no module, as it was when a program with it was first asked for, by path."""
+_read_at_import: dict[str, set[str]] = {}
+"""What was read here when a file was imported, by its path."""
 _asked: dict[str, Program] = {}
 """Programs that were asked for, by their text."""
 
@@ -60,8 +62,12 @@ def remember_imports() -> None:
 
 
 @contextlib.contextmanager
-def remembering_reads() -> Iterator[None]:
-    """Note what files are like that are read during an import, by whatever code; they may change afterwards."""
+def remembering_reads(module: str) -> Iterator[None]:
+    """Note what is read during an import, by whatever code, and what these files are like; they may change afterwards.
+
+    Args:
+        module: Name of what is imported.
+    """
     read: set[str] = set()
     _watch_reads()
     _importing.append(read)
@@ -69,9 +75,11 @@ def remembering_reads() -> Iterator[None]:
         yield
     finally:
         _importing.remove(read)
-        for path in read - _imported.keys():
+        for path in {path for path in read if not path.endswith(".pyc")} - _imported.keys():
             with contextlib.suppress(OSError):  # gone already, or no file
                 _imported[path] = file_digest(path)
+        file = getattr(sys.modules.get(module), "__file__", None)
+        _read_at_import.setdefault(str(file), set()).update(read)
 
 
 def check_programs(texts: str, read: Iterable[str] = ()) -> None:
@@ -95,7 +103,8 @@ def check_programs(texts: str, read: Iterable[str] = ()) -> None:
     for program in programs:
         _compare(program, _imported)
     known = {path for program in programs for path in program.files}
-    for path in sorted(files_that_count(read, known).keys() - known):
+    here = [*read, *(path for file in known for path in _read_at_import.get(file, ()))]
+    for path in sorted(files_that_count(here, known).keys() - known):
         raise ProgramError(
             f"{path} was read now, but not in the trial from which the run id comes, so a change of it could not be "
             "told; read it where the module is imported"
@@ -136,23 +145,35 @@ def _note_reads(event: str, arguments: tuple[Any, ...]) -> None:
         return
     paths = opened(event, arguments)
     for read in _importing:
-        read.update(path for path in paths if not path.endswith(".pyc"))
+        read.update(paths)
     if not paths or not _watched:
         return
     programs = {path for program in _asked.values() for path in program.files}
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename not in programs:
-        frame = frame.f_back
-    if frame is None:
-        return
-    callers = set()
+    frames = []
     while frame is not None:
-        callers.add(frame.f_code)
+        frames.append(frame)
         frame = frame.f_back
     alone = threading.current_thread() is not threading.main_thread()  # such as one that loads batches
+    own = next((place for place, each in enumerate(frames) if _files_of(each) & programs), None)
+    if own is None and not (alone and all(map(_is_of_a_library, frames))):
+        return  # a thread with no code of anybody runs what a plug-in gave to a pool
+    callers = {each.f_code for each in frames[own:]}
     for code, read in _watched:
         if alone or code in callers:
             read.update(paths)
+
+
+def _files_of(frame: FrameType) -> set[str]:
+    """Return the file of the code of a frame, and of its module: code may be made of a text, or compiled elsewhere."""
+    named = (frame.f_code.co_filename, frame.f_globals.get("__file__"))
+    return {os.path.abspath(name) for name in named if isinstance(name, str)}  # noqa: PTH100 - links keep their names
+
+
+def _is_of_a_library(frame: FrameType) -> bool:
+    """Say whether the code of a frame is Python's, numpy's or torch's."""
+    top = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return top in sys.stdlib_module_names or top in ("numpy", "torch")
 
 
 def opened(event: str, arguments: tuple[Any, ...]) -> list[str]:

@@ -21,7 +21,7 @@ from attention_zoo import variants
 from attention_zoo.base import LayerDims, SequenceMixer, Traits, VariantConfig, suggest
 from attention_zoo.faults import fault_line
 from attention_zoo.foreign import ForeignError, load
-from attention_zoo.program import ProgramError, program_text, remember_imports
+from attention_zoo.program import ProgramError, program_text, remember_imports, remembering_reads
 
 ENTRY_POINT_GROUP = "attention_zoo.variants"
 OWN_DISTRIBUTION = "lra-harness"
@@ -161,7 +161,8 @@ def get_variant(name: str) -> VariantSpec:
         if key in _builtin_names():
             _import(key, lambda: importlib.import_module(f"{variants.__name__}.{key}"))
         elif key in _plugins():
-            _import(key, _plugins()[key].load)
+            with remembering_reads(_plugins()[key].module):
+                _import(key, _plugins()[key].load)
         else:
             raise UnknownVariantError(f"unknown variant {name!r}; {suggest(key, available(), 3)}")
     if key not in _registered:

@@ -33,7 +33,7 @@ import sys
 import sysconfig
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.metadata import PackageNotFoundError, distributions, requires, version
@@ -64,7 +64,7 @@ class Program:
     """SHA-256 of each file, by path."""
 
 
-def loaded_program(distribution: Iterable[str], names: Mapping[str, str], read: Iterable[str] = ()) -> Program:
+def loaded_program(distribution: Iterable[str], names: Mapping[str, str], read: Collection[str] = ()) -> Program:
     """Return the program that is loaded in this process, after loading what its functions would import later.
 
     Args:
@@ -96,8 +96,13 @@ def loaded_program(distribution: Iterable[str], names: Mapping[str, str], read: 
     holders = Counter(named.values())
     folders = [Path(path).parent for path in files if Path(path).is_absolute()]
     code = os.path.commonpath(folders) if folders else ""
+    compiled = {os.path.abspath(path) for path in read if path.endswith(".pyc")}  # noqa: PTH100 - as in `files_that_count`
     for path, shown in named.items():
         files[path] = file_digest(path)
+        if path.endswith(".py") and importlib.util.cache_from_source(path) in compiled:
+            helper = importlib.util.spec_from_file_location("helper", path)  # such as one that is in no list of modules
+            assert helper is not None
+            _check_compiled(helper.name, helper, Path(path).read_bytes())
         # Two files of one name may change places, so these have their paths below the code, or whole ones elsewhere.
         apart = Path(path).relative_to(code) if code and Path(path).is_relative_to(code) else path
         parts.add((f"file {shown if holders[shown] == 1 else apart}", files[path]))

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from lra.errors import EXIT_INTERRUPTED, LraError
+from lra.errors import EXIT_INTERRUPTED, LraError, StoppedError
 from lra.terminal import echo
 
 LINES_SHOWN = 40
@@ -79,7 +79,7 @@ class _OneLineErrors(contextlib.ContextDecorator):
         if isinstance(error, KeyboardInterrupt):
             echo("\nStopped; the same command begins again.", err=True)
             sys.exit(EXIT_INTERRUPTED)
-        if isinstance(error, LraError):
+        if isinstance(error, LraError | StoppedError):
             lines = str(error).splitlines()
             for line in lines[:LINES_SHOWN]:
                 echo(f"Error: {line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + ' ...'}", err=True)

@@ -34,6 +34,18 @@ class StoreError(LraError):
     exit_code = 3
 
 
+class StoppedError(BaseException):
+    """A signal ended work that had no state to save; the same command does it again.
+
+    Like KeyboardInterrupt it is no `Exception`, which a reader would take for a fault of the file that it reads.
+    """
+
+    exit_code = 75
+
+    def __init__(self) -> None:
+        super().__init__("stopped before anything was trained; run the same command again")
+
+
 class DamagedFileError(StoreError):
     """One file of the store is missing, damaged, or not what its name says; others can be used."""
 

@@ -13,7 +13,7 @@ import signal
 import types
 from collections.abc import Iterator
 
-from lra.errors import EXIT_INTERRUPTED, LraError
+from lra.errors import EXIT_INTERRUPTED, StoppedError
 
 EXIT_PREEMPTED = 75
 
@@ -26,15 +26,6 @@ _at_once: list[bool] = []
 """Holds one entry for each `stop_at_once` that is entered."""
 children: set[int] = set()
 """Processes of this one that a second SIGINT asks to end, because no loop is left that could."""
-
-
-class StoppedError(LraError):
-    """A signal ended work that had no state to save; the same command does it again."""
-
-    exit_code = EXIT_PREEMPTED
-
-    def __init__(self) -> None:
-        super().__init__("stopped before anything was trained; run the same command again")
 
 
 def install() -> None:

@@ -168,6 +168,7 @@ class Wide(VariantConfig):
         ("rates", [[1, -0.0], [1.0, 0.0]]),
         ("named", [{"a": 1}, {"a": 1.0}]),
         ("anything", [1, 1.0]),
+        ("anything", [10**18, 1e18]),
         ("anything", [0, -0.0]),
         ("anything", [{"a": [1, (2, 3)]}, {"a": [1.0, (2.0, 3)]}]),
     ],

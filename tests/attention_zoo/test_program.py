@@ -9,10 +9,12 @@ import tempfile
 import textwrap
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
 from attention_zoo import LayerDims, program, source_digest
 from attention_zoo.foreign import import_place
@@ -316,20 +318,26 @@ def reader(*arguments):
     return arguments[0](*arguments[1:])
 
 
-@pytest.mark.parametrize("threaded", [False, True])
-def test_what_a_plug_in_reads_in_a_run_and_not_in_its_trial_is_refused(threaded, tmp_path, monkeypatch):
+@pytest.mark.parametrize("way", ["called", "of-a-text", "in-a-thread", "in-a-pool"])
+def test_what_a_plug_in_reads_in_a_run_and_not_in_its_trial_is_refused(way, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = "from pathlib import Path\n\ndef read(name):\n    return Path(name).read_text()\n"
+    if way == "of-a-text":
+        source = f"exec({source!r})\n"
     write(tmp_path, {"mine_reads.py": source + "\nTABLE = read('known.txt')\n", "known.txt": "1", "late.txt": "2"})
     text = digest("mine_reads.py")
     mine = import_place("mine_reads.py")
+    threaded = way.startswith("in-")
 
     def call(name):
         if not threaded:
             return reader(mine.read, name)
-        thread = threading.Thread(target=mine.read, args=(name,))
-        thread.start()
-        return thread.join()
+        if way == "in-a-thread":
+            thread = threading.Thread(target=mine.read, args=(name,))
+            thread.start()
+            return thread.join()
+        with ThreadPoolExecutor(1) as pool:  # whose thread has no code of the plug-in
+            return pool.submit(Path(name).read_text).result()
 
     with reads_below(reader) as read:
         call("known.txt")
@@ -439,7 +447,7 @@ def test_files_in_other_folders_count_unless_these_are_temporary_or_hidden(tmp_p
     for edited in (None, *files):
         for file in files:
             write(tmp_path, {str(file.relative_to(tmp_path)): "1" if file == edited else "0"})
-        found.append(loaded_program((), {}, map(str, files)).digest)
+        found.append(loaded_program((), {}, [str(file) for file in files]).digest)
     assert len(set(found[:3])) == 3
     assert found[0] == found[3] == found[4]
 
@@ -480,10 +488,18 @@ def test_compiled_modules_and_archives_count(tmp_path, monkeypatch):
     assert len(found) == 3
 
 
-def test_compiled_code_of_another_version_is_refused(tmp_path, monkeypatch):
+UNLISTED = """
+    from importlib.util import *
+    spec = spec_from_file_location("helper", "helper.py")
+    spec.loader.exec_module(module_from_spec(spec))
+    """
+
+
+@pytest.mark.parametrize("importing", ["import helper\n", UNLISTED])
+def test_compiled_code_of_another_version_is_refused(importing, tmp_path, monkeypatch):
     """Python takes compiled code for that of a source with its size and time."""
     monkeypatch.chdir(tmp_path)
-    write(tmp_path, {"mine.py": "import helper\n", "helper.py": "S = 30.0\n"})
+    write(tmp_path, {"mine.py": importing, "helper.py": "S = 30.0\n"})
     py_compile.compile("helper.py", doraise=True)
     digest("mine.py")
     times = Path("helper.py").stat()
@@ -504,6 +520,22 @@ def test_an_edit_after_the_import_is_refused(tmp_path, monkeypatch):
     write(tmp_path, {"edited.py": mixer(imports="S = 1.5")})
     with pytest.raises(TypeError, match=r"edited\.py has changed since it was imported"):
         __import__("attention_zoo.registry").registry.program_origin(spec.name, spec.config())
+
+
+def test_what_is_imported_here_and_not_in_the_trial_is_refused(tmp_path, monkeypatch):
+    """The trial has one thread, and the run may have more."""
+    monkeypatch.chdir(tmp_path)
+    source = "import importlib, torch\n\nimportlib.import_module(f'by_{torch.get_num_threads()}_threads')\n"
+    write(tmp_path, {"mine_by_threads.py": source, "by_1_threads.py": "S = 0\n", "by_2_threads.py": "S = 0\n"})
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        import_place("mine_by_threads.py")
+    finally:
+        torch.set_num_threads(before)
+    text = digest("mine_by_threads.py")
+    with pytest.raises(ProgramError, match=r"by_2_threads\.py was read now, but not in the trial"):
+        check_programs(text)
 
 
 def test_an_edit_between_two_runs_of_one_process_is_refused(tmp_path, monkeypatch):

@@ -104,6 +104,12 @@ def test_what_begins_after_a_request_to_stop_ends_before_it_does_anything():
     os.kill(os.getpid(), signal.SIGTERM)  # outside of the block, a signal is noted only
 
 
+@pytest.mark.usefixtures("installed")
+def test_a_stop_is_not_taken_for_a_fault_of_what_is_read():
+    with pytest.raises(signals.StoppedError), signals.stop_at_once(), contextlib.suppress(Exception):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 TWO_CTRL_C = """
 import os, signal, subprocess, sys
 from runners import signals
