@@ -43,7 +43,7 @@ class StoppedError(BaseException):
     exit_code = 75
 
     def __init__(self) -> None:
-        super().__init__("stopped before anything was trained; run the same command again")
+        super().__init__("stopped before this command trained anything; run it again")
 
 
 class DamagedFileError(StoreError):

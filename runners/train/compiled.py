@@ -15,6 +15,8 @@ from lra.errors import UsageError
 
 MOST_GRAPHS = 64
 """More than a run needs: `lra.data.batching.MOST_LENGTHS` lengths, and parts of a batch in two sizes."""
+BITS = {"AVX2": 256, "AVX512": 512}
+"""Width of vectors by the name that torch has for what it uses of a processor, where the compiler tries it first."""
 
 
 def compile_model(model: nn.Module, backend: str = "inductor") -> None:
@@ -39,7 +41,31 @@ def compile_model(model: nn.Module, backend: str = "inductor") -> None:
             "compile: torch does not compile all steps in this process, as with TORCHDYNAMO_DISABLE=1 or a value of "
             "TORCH_COMPILE_OVERRIDE_BACKENDS; unset that, or leave --compile out"
         )
+    if backend == "inductor" and all(parameter.device.type == "cpu" for parameter in model.parameters()):
+        fix_instructions()
     model.compile(fullgraph=True, dynamic=False, backend=backend)
+
+
+def fix_instructions() -> None:
+    """Let the compiler use those vector instructions of the processor that torch's own code uses.
+
+    It finds out by a small program whether it can, and takes any failure of it for a processor without them, such as
+    one by a signal or by a lack of memory. Its code then computes other last bits, also later from its cache: the keys
+    there name the instructions only where they are asked for.
+
+    Raises:
+        UsageError: The compiler cannot make code with these instructions here.
+    """
+    from torch._inductor import config, cpu_vec_isa  # here, since it takes seconds
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    bits = cpu_vec_isa.pick_vec_isa().bit_width()
+    if bits != BITS.get(capability, bits):
+        raise UsageError(
+            f"compile: the C++ compiler made no code for {capability} of this processor, and without that the numbers "
+            "are others; run it again, or set ATEN_CPU_CAPABILITY=default if the compiler is too old"
+        )
+    config.cpp.simdlen = bits
 
 
 def _compiles() -> bool:

@@ -51,9 +51,10 @@ from lra.tasks import is_own as is_own_task
 from lra.terminal import echo
 from lra.trained import TrainedRun, check_hidden, check_unseen, load_run, start_from
 
+from .. import signals
 from ..arithmetic import refused_operator, repeatable
 from ..progress import ProgressLine
-from .compiled import compile_model, is_of_compiler, uncompiled
+from .compiled import compile_model, fix_instructions, is_of_compiler, uncompiled
 from .cost import examples_to_score, measured_cost
 from .distributed import SINGLE, RankInfo, Replica, all_equal, broadcast
 from .evaluate import Answer, Denoise, DivergedError, classify, evaluate
@@ -166,6 +167,9 @@ def run(
             return record
         read = stack.enter_context(reads_below(run)) if programs_of(config) else set[str]()
         data = data.verified()
+        if recipe.compile and device.type == "cpu":
+            with signals.stop_at_once():  # the compiler takes a signal to its trial for a lack of instructions
+                fix_instructions()
 
         # The model.
         memory = PeakMemory(device)

@@ -1,6 +1,8 @@
 """Compiled steps: one graph for each length, or an error."""
 
 import functools
+import os
+import signal
 from unittest.mock import patch
 
 import numpy as np
@@ -17,6 +19,7 @@ from lra.errors import UsageError
 from lra.models.transformer import build_model, mixers
 from lra.results.records import Store
 from lra.tasks import get_task
+from runners import signals
 from runners.bench.workload import Workload, workload_config
 from runners.train import run as run_module
 from runners.train.compiled import MOST_GRAPHS, compile_model, is_of_compiler, uncompiled
@@ -88,6 +91,34 @@ def test_steps_that_are_handed_to_another_backend_are_refused(monkeypatch):
     monkeypatch.setenv("TORCH_COMPILE_OVERRIDE_BACKENDS", ">0:eager")
     with pytest.raises(UsageError, match="compile: torch does not compile all steps in this process"):
         compile_model(Tiny())
+
+
+def test_code_for_other_instructions_than_those_of_torch_is_refused(monkeypatch):
+    """The compiler takes any failure of its trial, such as by a signal, for a processor without them."""
+    from torch._inductor import config, cpu_vec_isa
+
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    with config.patch({"cpp.simdlen": None}):
+        for isa in (cpu_vec_isa.invalid_vec_isa, cpu_vec_isa.VecAVX512()):
+            monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", lambda isa=isa: isa)
+            with pytest.raises(UsageError, match=r"the C\+\+ compiler made no code for AVX2 of this processor"):
+                compile_model(Tiny())
+        assert config.cpp.simdlen is None
+        monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", cpu_vec_isa.VecAVX2)
+        compile_model(Tiny())
+        assert config.cpp.simdlen == 256  # in the keys of the compiler's cache
+
+
+@pytest.mark.usefixtures("_only_captured")
+def test_a_stop_while_the_compiler_is_tried_ends_the_run_before_it_compiles(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "fix_instructions", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    signals.install()
+    try:
+        with pytest.raises(signals.StoppedError):
+            execute(tiny(**COMPILED), data, Store(tmp_path))
+    finally:
+        signals._requested.clear()
+        signals.uninstall()
 
 
 @pytest.mark.nightly
