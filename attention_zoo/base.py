@@ -240,19 +240,18 @@ def _typed(hint: Any, value: Any) -> Any:
             raise TypeError
         return float(value) + 0.0  # -0.0 + 0.0 is 0.0
     kind = hint if origin is None else origin
-    if kind is Any:
-        return _in_one_form(value)
     if kind is type(None) and value is None:
         return value
     if kind is tuple and isinstance(value, list | tuple):
-        return tuple(map(_typed, _items(arguments, value), value)) if arguments else tuple(value)
-    if not (isinstance(kind, type) and isinstance(value, kind)) or (kind is int and isinstance(value, bool)):
+        return tuple(map(_typed, _items(arguments, value), value) if arguments else map(_in_one_form, value))
+    fits = kind is Any or (isinstance(kind, type) and isinstance(value, kind))
+    if not fits or (kind is int and isinstance(value, bool)):
         raise TypeError
     if arguments and isinstance(value, Mapping):
         return {_typed(arguments[0], key): _typed(arguments[1], inner) for key, inner in value.items()}
     if arguments and isinstance(value, list):
         return [_typed(arguments[0], inner) for inner in value]
-    return value
+    return _in_one_form(value)
 
 
 def _in_one_form(value: Any) -> Any:

@@ -26,6 +26,7 @@ from attention_zoo.source_digest import (
     Program,
     file_digest,
     files_that_count,
+    loaded_files,
     loaded_program,
     user_modules,
 )
@@ -104,7 +105,8 @@ def check_programs(texts: str, read: Iterable[str] = ()) -> None:
         _compare(program, _imported)
     known = {path for program in programs for path in program.files}
     here = [*read, *(path for file in known for path in _read_at_import.get(file, ()))]
-    for path in sorted(files_that_count(here, known).keys() - known):
+    installed = loaded_files() - {str(spec.origin) for spec in user_modules().values()}
+    for path in sorted(files_that_count(here, known).keys() - known - installed):
         raise ProgramError(
             f"{path} was read now, but not in the trial from which the run id comes, so a change of it could not be "
             "told; read it where the module is imported"
@@ -149,13 +151,15 @@ def _note_reads(event: str, arguments: tuple[Any, ...]) -> None:
     if not paths or not _watched:
         return
     programs = {path for program in _asked.values() for path in program.files}
+    packages = {top for program in _asked.values() for top in program.packages}
     frame: FrameType | None = sys._getframe(1)
     frames = []
     while frame is not None:
         frames.append(frame)
         frame = frame.f_back
     alone = threading.current_thread() is not threading.main_thread()  # such as one that loads batches
-    own = next((place for place, each in enumerate(frames) if _files_of(each) & programs), None)
+    theirs = (place for place, each in enumerate(frames) if _files_of(each) & programs or _top(each) in packages)
+    own = next(theirs, None)
     if own is None and not (alone and all(map(_is_of_a_library, frames))):
         return  # a thread with no code of anybody runs what a plug-in gave to a pool
     callers = {each.f_code for each in frames[own:]}
@@ -172,8 +176,12 @@ def _files_of(frame: FrameType) -> set[str]:
 
 def _is_of_a_library(frame: FrameType) -> bool:
     """Say whether the code of a frame is Python's, numpy's or torch's."""
-    top = str(frame.f_globals.get("__name__")).partition(".")[0]
-    return top in sys.stdlib_module_names or top in ("numpy", "torch")
+    return _top(frame) in sys.stdlib_module_names or _top(frame) in ("numpy", "torch")
+
+
+def _top(frame: FrameType) -> str:
+    """Return the top-level name of the module whose code runs in a frame."""
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def opened(event: str, arguments: tuple[Any, ...]) -> list[str]:
@@ -191,7 +199,7 @@ def opened(event: str, arguments: tuple[Any, ...]) -> list[str]:
 
 def _reads(mode: str | None, flags: int) -> bool:
     """Say whether a file is opened to be read, by Python's text for that or by the flags of the system."""
-    return mode.startswith("r") or "+" in mode if mode else flags & os.O_ACCMODE != os.O_WRONLY
+    return "r" in mode or "+" in mode if mode else flags & os.O_ACCMODE != os.O_WRONLY
 
 
 def program_text(
@@ -265,7 +273,7 @@ def program_of(
     answer = _ask(request)
     if "error" in answer:
         raise ProgramError(answer["error"])
-    return Program(answer["digest"], answer["files"])
+    return Program(answer["digest"], answer["files"], frozenset(answer["packages"]))
 
 
 def check_files(texts: str) -> None:

@@ -62,6 +62,8 @@ class Program:
     """SHA-256, as 64 hexadecimal digits."""
     files: Mapping[str, str]
     """SHA-256 of each file, by path."""
+    packages: frozenset[str] = frozenset()
+    """Top-level names of what was loaded with it from installed distributions."""
 
 
 def loaded_program(distribution: Iterable[str], names: Mapping[str, str], read: Collection[str] = ()) -> Program:
@@ -89,9 +91,9 @@ def loaded_program(distribution: Iterable[str], names: Mapping[str, str], read: 
             parts.add((f"module {names.get(name, name)}", digest or files[str(spec.origin)]))
             _check_compiled(name, spec, content)
             parts |= {(text, "") for text in _follow(content, spec, own)}
-    parts |= {(text, "") for text in _loaded_packages(own)}
-    specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
-    modules = {str(spec.origin) for spec in specs if isinstance(spec, ModuleSpec)}
+    loaded = _loaded_packages(own)
+    parts |= {(f"package {owner} {version(owner)}", "") for owners in loaded.values() for owner in owners}
+    modules = loaded_files()
     named = {path: shown for path, shown in files_that_count(read, files).items() if path not in modules}
     holders = Counter(named.values())
     folders = [Path(path).parent for path in files if Path(path).is_absolute()]
@@ -106,7 +108,7 @@ def loaded_program(distribution: Iterable[str], names: Mapping[str, str], read: 
         # Two files of one name may change places, so these have their paths below the code, or whole ones elsewhere.
         apart = Path(path).relative_to(code) if code and Path(path).is_relative_to(code) else path
         parts.add((f"file {shown if holders[shown] == 1 else apart}", files[path]))
-    return Program(hashlib.sha256(repr(sorted(parts)).encode()).hexdigest(), files)
+    return Program(hashlib.sha256(repr(sorted(parts)).encode()).hexdigest(), files, frozenset(loaded))
 
 
 def files_that_count(read: Iterable[str], program: Iterable[str]) -> dict[str, str]:
@@ -157,6 +159,12 @@ def _depth(folder: Path) -> int:
 def _is_bookkeeping(part: str) -> bool:
     """Say whether a part of a path is of Python's or hidden: compiled code, or what pip notes on a distribution."""
     return part.startswith(".") or part == "__pycache__" or part.endswith((".dist-info", ".egg-info"))
+
+
+def loaded_files() -> set[str]:
+    """Return the files of all loaded modules."""
+    specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
+    return {str(spec.origin) for spec in specs if isinstance(spec, ModuleSpec)}
 
 
 def user_modules(own: Iterable[str] = ()) -> dict[str, ModuleSpec]:
@@ -254,14 +262,11 @@ def _follow(content: bytes, spec: ModuleSpec, own: set[str]) -> Iterator[str]:
             yield f"missing {absolute}"
 
 
-def _loaded_packages(own: set[str]) -> Iterator[str]:
-    """Yield a text for each distribution that was loaded since `libraries` was filled, by whatever code."""
-    if not libraries:
-        return
-    tops = {name.partition(".")[0] for name in sys.modules if name not in libraries}
-    for owner in sorted(set().union(*map(_owners, tops)) - own):
-        if _normal(owner) not in _needed_anyway():
-            yield f"package {owner} {version(owner)}"
+def _loaded_packages(own: set[str]) -> dict[str, set[str]]:
+    """Return the distributions that were loaded since `libraries` was filled, by whatever code, by top-level name."""
+    tops = {name.partition(".")[0] for name in sys.modules if name not in libraries} if libraries else set[str]()
+    owners = {top: {each for each in _owners(top) - own if _normal(each) not in _needed_anyway()} for top in tops}
+    return {top: found for top, found in owners.items() if found}
 
 
 @functools.cache

@@ -99,7 +99,7 @@ def _find(
         program = loaded_program(distributions, names, read)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises
         return {"error": fault_line(error)}
-    return {"digest": program.digest, "files": program.files}
+    return {"digest": program.digest, "files": program.files, "packages": sorted(program.packages)}
 
 
 def _try(variant: str, options: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:

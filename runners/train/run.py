@@ -523,6 +523,8 @@ class AttemptLog:
             PreemptedRunError: The attempt was stopped.
             RunError: It ended with any other error that was not meant for the user.
         """
+        if error is not None and is_of_compiler(error) and signals.stop_requested():  # Ctrl-C ends the C++ compiler too
+            error = PreemptedRunError("stopped while steps were compiled")
         if isinstance(error, PreemptedRunError) and self.ranks.is_main:
             self.add("preempted", str(error))
             raise PreemptedRunError(f"{error}; run the same command again to continue") from error

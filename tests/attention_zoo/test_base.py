@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, Literal
 
 import pytest
@@ -154,6 +155,9 @@ class Wide(VariantConfig):
     rates: list[float] = field(default_factory=list, metadata={"help": "rates"})
     named: Mapping[str, float] = field(default_factory=dict, metadata={"help": "rates by name"})
     anything: Any = field(default=None, metadata={"help": "anything"})
+    bare: list | dict | None = field(default=None, metadata={"help": "a list or a dict of whatever"})
+    plain: tuple = field(default=(), metadata={"help": "a tuple of whatever"})
+    real: Real = field(default=0, metadata={"help": "a number"})
 
 
 @pytest.mark.parametrize(
@@ -168,6 +172,10 @@ class Wide(VariantConfig):
         ("rates", [[1, -0.0], [1.0, 0.0]]),
         ("named", [{"a": 1}, {"a": 1.0}]),
         ("anything", [1, 1.0]),
+        ("bare", [[0, [1]], [-0.0, [1.0]]]),
+        ("bare", [{"a": 1}, {"a": 1.0}]),
+        ("plain", [[1], (1.0,)]),
+        ("real", [1, 1.0]),
         ("anything", [10**18, 1e18]),
         ("anything", [0, -0.0]),
         ("anything", [{"a": [1, (2, 3)]}, {"a": [1.0, (2.0, 3)]}]),

@@ -211,6 +211,7 @@ MOMENTS = {
             {READ}
             return torch.nn.Linear(max_length, num_classes)
         """,
+    "of-a-raw-file": mixer(built="io.FileIO('scale.txt', 'br').read()", imports="import io"),
     "of-a-database": mixer(built="sqlite3.connect('scale.txt')", imports="import sqlite3"),
     "after-a-step": METHOD.format("after_step"),
     "for-an-auxiliary-loss": METHOD.format("auxiliary_loss"),
@@ -318,12 +319,17 @@ def reader(*arguments):
     return arguments[0](*arguments[1:])
 
 
-@pytest.mark.parametrize("way", ["called", "of-a-text", "in-a-thread", "in-a-pool"])
+@pytest.mark.parametrize("way", ["called", "of-a-text", "of-a-package", "in-a-thread", "in-a-pool"])
 def test_what_a_plug_in_reads_in_a_run_and_not_in_its_trial_is_refused(way, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = "from pathlib import Path\n\ndef read(name):\n    return Path(name).read_text()\n"
     if way == "of-a-text":
         source = f"exec({source!r})\n"
+    if way == "of-a-package":
+        write(tmp_path / "site", {"theirs_that_read.py": source})
+        distribution(tmp_path / "site", "theirs-that-read", "1.0", ["theirs_that_read"])
+        monkeypatch.syspath_prepend(str(tmp_path / "site"))
+        source = "from theirs_that_read import read\n"
     write(tmp_path, {"mine_reads.py": source + "\nTABLE = read('known.txt')\n", "known.txt": "1", "late.txt": "2"})
     text = digest("mine_reads.py")
     mine = import_place("mine_reads.py")

@@ -121,6 +121,20 @@ def test_a_stop_while_the_compiler_is_tried_ends_the_run_before_it_compiles(data
         signals.uninstall()
 
 
+def test_ctrl_c_that_ends_the_c_compiler_is_no_fault_of_the_variant(data, tmp_path, monkeypatch):
+    from torch._inductor.exc import CppCompileError
+
+    def broken(*_):
+        raise CppCompileError(["g++"], "killed")
+
+    monkeypatch.setattr(run_module, "train", broken)
+    with pytest.raises(RunError, match="full cannot be compiled as one graph"):
+        execute(tiny(), data, Store(tmp_path))
+    monkeypatch.setattr(signals, "_requested", [signal.SIGINT])
+    with pytest.raises(PreemptedRunError, match="stopped while steps were compiled; run the same command again"):
+        execute(tiny(), data, Store(tmp_path))
+
+
 @pytest.mark.nightly
 def test_too_many_sizes_are_an_error_and_not_slow_steps():
     model = Tiny()
