@@ -143,13 +143,14 @@ def file_digest(path: str) -> str:
 
 def _shown(path: Path, folders: Iterable[Path]) -> str:
     """Return what a file that was read is called in the digest; empty if it does not count."""
-    near = max((folder for folder in folders if folder in path.parents), key=_depth, default=None)
-    if near is not None:
-        inside = path.relative_to(near)
-        return "" if any(map(_is_bookkeeping, inside.parts[:-1])) else str(inside)
+    near = max((folder for folder in folders if folder in path.parents), key=_depth, default=Path("/"))
     others = {Path(sys.prefix), Path(sys.base_prefix), Path(tempfile.gettempdir()), *_our_folders(), *_SYSTEM}
     others |= {Path(entry) for entry in sys.path if _is_installation(Path(entry))}
-    return "" if others & set(path.parents) or any(map(_is_bookkeeping, path.parts[:-1])) else path.name
+    inside = path.relative_to(near)
+    between = [folder for folder in path.parents if near in folder.parents]
+    if others.intersection(between) or any(map(_is_bookkeeping, inside.parts[:-1])):
+        return ""
+    return path.name if near == Path("/") else str(inside)
 
 
 def _depth(folder: Path) -> int:

@@ -445,6 +445,15 @@ def test_where_files_of_one_name_lie_counts_below_the_code_alone(tmp_path, monke
     assert found["here"] == found["there"] != found["swapped"]
 
 
+def test_an_environment_beside_the_code_does_not_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
+    write(tmp_path, {"tables/scale.txt": "0\n", "venv/lib/theirs.txt": "0\n"})
+    files = [str(tmp_path / name) for name in ("tables/scale.txt", "venv/lib/theirs.txt")]
+    assert source_digest.files_that_count(files, [str(tmp_path / "mine.py")]) == {files[0]: "tables/scale.txt"}
+    # A program in it has its own files there.
+    assert source_digest.files_that_count(files[1:], [str(tmp_path / "venv/mine.py")]) == {files[1]: "lib/theirs.txt"}
+
+
 def test_files_in_other_folders_count_unless_these_are_temporary_or_hidden(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr(source_digest, "libraries", set(sys.modules))  # what the tests have loaded is not the program
