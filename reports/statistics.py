@@ -8,7 +8,7 @@ single run gets Wilson's interval, which covers the choice of test examples and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,12 @@ class Estimate:
     """Bounds of the interval; NaN for one value, and for equal values, of which the interval would have no width."""
 
 
+def exact_mean(values: Iterable[float]) -> float:
+    """Return the mean by an exact sum, so that the order of the values decides no last digit; NaN if one of them is."""
+    found = list(values)
+    return math.fsum(found) / len(found)
+
+
 def mean_with_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     """Estimate a mean with Student's t interval.
 
@@ -42,8 +48,7 @@ def mean_with_interval(values: Sequence[float], confidence: float = 0.95) -> Est
         raise ValueError("no values to average")
     if len(data) == 1:
         return Estimate(mean=float(data[0]), deviation=math.nan, count=1, low=math.nan, high=math.nan)
-    # Exact sums, so that the order of the seeds decides no last digit.
-    mean = math.fsum(data) / len(data)
+    mean = exact_mean(data)
     deviation = math.sqrt(math.fsum((data - mean) ** 2) / (len(data) - 1))
     if deviation <= 1e-12 * max(1.0, abs(mean)):  # a spread of the size of rounding errors is none
         return Estimate(mean=mean, deviation=0.0, count=len(data), low=math.nan, high=math.nan)

@@ -14,7 +14,7 @@ from lra.results.bench_format import STATUS_WORDS
 
 from ..baselines import highest_baselines
 from ..result_set import ResultSet
-from ..statistics import comparable
+from ..statistics import comparable, exact_mean
 from ..tables.captions import baseline_titles, seeds_by_cell
 from .labels import ROW, SIZE, label_points
 from .style import extra_height, looks, mark_preview, new_figure, plain_ticks, wrapped, write_title
@@ -35,7 +35,7 @@ def medians(frame: pd.DataFrame) -> pd.DataFrame:
     groups = frame.groupby("label")
     return pd.DataFrame(
         {
-            "accuracy": groups["accuracy"].agg(lambda scores: scores.mean(skipna=False)),
+            "accuracy": groups["accuracy"].agg(exact_mean),
             "speed": groups["tokens_per_second"].median(),
             "memory": groups["peak_bytes"].median() / MIB,
             "seeds": groups["seed"].nunique(),

@@ -16,7 +16,7 @@ from lra.results.records import AttemptedRun, RunRecord
 
 from ..baselines import highest_baselines
 from ..result_set import ResultSet
-from ..statistics import mean_with_interval
+from ..statistics import exact_mean, mean_with_interval
 from .captions import (
     FIVE,
     NOT_RUN,
@@ -48,8 +48,8 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     tasks = dict(zip(frame["column"], frame["task"], strict=True))
     notes: list[str] = [Term("Cells: mean ± standard deviation over seeds (n); (k/n): k of n seeds gave a number.")]
     variants = dict(zip(frame["label"], frame["variant"], strict=True))
-    overall = dict(zip(labels, values.to_numpy().mean(axis=1).tolist(), strict=True))  # NaN with a task missing
-    keys = [RowKey(label=label, variant=variants[label], score=overall[label]) for label in labels]
+    # The score is NaN with a task missing.
+    keys = [RowKey(label=label, variant=variants[label], score=exact_mean(values.loc[label])) for label in labels]
     measured, unlike = _measured(results, frame)
     totals = frame.groupby("column")["total"].min()
     unmarked = [
@@ -61,7 +61,7 @@ def accuracy(results: ResultSet, profile: str, track: str) -> Table:
     for name, members in (("A5", FIVE), ("A6", SIX)):
         chosen = [column for column in columns if tasks[column] in members]
         if sorted(tasks[column] for column in chosen) == sorted(members):
-            averages = values[chosen].mean(axis=1, skipna=False).where(_same_seeds(frame, chosen, labels))
+            averages = values[chosen].apply(exact_mean, axis=1).where(_same_seeds(frame, chosen, labels))
             cells[name] = [NOT_RUN if math.isnan(value) else f"{value:.2f}" for value in averages]
             values[name] = averages
             unmarked += [name] if set(chosen) <= set(unmarked) else []

@@ -17,7 +17,7 @@ from lra.results.records import RunRecord
 
 from ..baselines import all_baselines_of
 from ..result_set import ResultSet
-from ..statistics import comparable
+from ..statistics import comparable, exact_mean
 from .accuracy import lost_words
 from .captions import NOT_RUN, number, parameter_notes, preview, provenance_notes, seeds_by_cell, table_caption
 from .table import RowKey, Table, Term, as_printed
@@ -134,10 +134,7 @@ def probes(results: ResultSet, profile: str, track: str) -> Table:
         values.loc[label, head] = -math.inf
     values.loc["Chance"] = np.nan
     variants = dict(zip(scores["label"], scores["variant"], strict=True))
-    keys = [
-        RowKey(label=label, variant=variants[label], score=float(means.loc[label].mean(skipna=False)))
-        for label in labels
-    ]
+    keys = [RowKey(label=label, variant=variants[label], score=exact_mean(means.loc[label])) for label in labels]
     frame = results.frame()
     frame = frame[frame["run_id"].isin(scores["run_id"])]
     notes: list[str] = [
@@ -179,7 +176,7 @@ def _cell(group: pd.DataFrame, expected: int) -> tuple[str, float]:
     words = lost_words(group)
     if len(found):
         count = f" ({len(found)}/{expected})" if len(found) < expected else ""
-        words.insert(0, f"{found.mean():.1f}{count}")
+        words.insert(0, f"{exact_mean(found):.1f}{count}")
     return ", ".join(words), mean
 
 
@@ -242,7 +239,7 @@ def verdicts(scores: pd.DataFrame, expected: int = 0) -> list[str]:
 
 def whole_mean(accuracies: pd.Series, expected: int) -> float:
     """Return the mean; NaN if a run has no number, or if there are fewer runs than a suite asks for."""
-    return float(accuracies.mean(skipna=False)) if len(accuracies) >= expected else math.nan
+    return exact_mean(accuracies) if len(accuracies) >= expected else math.nan
 
 
 def _head(column: str, length: int, trained: int) -> str:

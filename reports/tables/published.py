@@ -23,6 +23,7 @@ from lra.tasks import is_own as is_own_task
 
 from ..recipe import off_recipe
 from ..result_set import ResultSet
+from ..statistics import exact_mean
 from .accuracy import accuracy_cell
 from .captions import FIVE, NOT_RUN, SIX, preview, provenance_notes, seeds_by_cell, table_caption
 from .table import Table, Term, plain_table
@@ -67,7 +68,7 @@ class Published(Section):
             return numbers[average]
         chosen = [numbers.get(task) for task in tasks]
         found = [number for number in chosen if number is not None]
-        return sum(found) / len(found) if found and len(found) == len(chosen) else None
+        return exact_mean(found) if found and len(found) == len(chosen) else None
 
 
 class Cell(NamedTuple):
@@ -215,7 +216,7 @@ def _averages(source: Published, name: str, ours: Sequence[Cell]) -> Iterable[Be
             part = [cell for cell in ours if cell.label == label and cell.task in members]
             # Each task once, with the same seeds: of two dataset variants of one task there is no single average.
             if len({cell.task for cell in part}) == len(part) == len(members) and len({c.seeds for c in part}) == 1:
-                mean = sum(cell.mean for cell in part) / len(part)
+                mean = exact_mean(cell.mean for cell in part)
                 recipe = all(cell.has_recipe for cell in part)
                 beside += [] if math.isnan(mean) else [(average, label, f"{mean:.2f}", mean, recipe)]
         yield average, published, beside

@@ -8,7 +8,7 @@ import math
 from lra.metrics import wilson_interval
 
 from ..result_set import ResultSet
-from ..statistics import mean_with_interval
+from ..statistics import exact_mean, mean_with_interval
 from .accuracy import is_above_chance
 from .captions import NOT_RUN, preview, provenance_notes, seeds_by_cell, table_caption
 from .table import Table, Term, plain_table
@@ -23,7 +23,7 @@ def seeds(results: ResultSet, profile: str, track: str) -> Table:
         found = group["accuracy"].dropna()
         expected = max(len(results.seeds), len(group))
         whole = len(found) == expected
-        scores.append(float(found.mean()) if whole else math.nan)
+        scores.append(exact_mean(found) if whole else math.nan)
         runs = str(expected) if whole else f"{len(found)} of {expected}"
         row = {"task": str(column), "variant": str(label), "runs": runs}
         row |= dict.fromkeys(("mean (%)", "interval (%)", "lowest (%)", "highest (%)", "above chance"), NOT_RUN)

@@ -3,10 +3,11 @@
 import math
 
 import numpy as np
+import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reports.figures.scatter import front
+from reports.figures.scatter import front, medians
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=8))
@@ -30,3 +31,15 @@ def test_means_that_are_equal_but_for_the_order_of_their_sum_beat_each_other_by_
     assert scores[0] != scores[1]
     for order in (scores, scores[::-1]):
         assert front(np.array([1.0, 2.0]), order).tolist() == [True, False]
+
+
+def test_the_order_of_the_seeds_ranks_no_label():
+    scores = {"full": (76.1, 74.8, 70.7, 97.0), "local": (76.1, 70.7, 74.8, 97.0)}
+    frame = pd.DataFrame(
+        [
+            {"label": label, "accuracy": score, "seed": seed}
+            for label in scores
+            for seed, score in enumerate(scores[label])
+        ]
+    ).assign(tokens_per_second=1.0, peak_bytes=1.0, variant="full", whole=True)
+    assert medians(frame)["accuracy"].nunique() == 1

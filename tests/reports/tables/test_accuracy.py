@@ -16,7 +16,7 @@ from reports.render import rankings
 from reports.result_set import load_stores
 from reports.selection import Selection, select
 from reports.tables import accuracy, ranks, seeds, sort_rows
-from tests.reports.synthetic import add_attempt, add_run, cell_config, five_tasks, made, notes_of
+from tests.reports.synthetic import TITLES, add_attempt, add_run, cell_config, five_tasks, made, notes_of
 
 
 def test_the_accuracy_table_cell_by_cell(tmp_path):
@@ -121,6 +121,17 @@ def test_mlp_only_of_the_same_recipe_stands_among_the_baselines(tmp_path):
     assert of_suite.cells.loc["MLP only, trained"].tolist() == ["30.00 (1/3), diverged (1/2)"]
     # where its runs are rows of the table, they are not repeated
     assert "MLP only, trained" not in accuracy(results, *results.profiles()[1]).cells.index
+
+
+def test_the_order_of_the_tasks_decides_no_digit_of_their_mean(tmp_path):
+    """Summed in their order, the one would be 68.64 and the other 68.65."""
+    of_tasks = {"full": (10044, 16969, 13451, 16852, 11329), "local": (10044, 16969, 11329, 13451, 16852)}
+    for variant, counts in of_tasks.items():
+        for task, correct in zip(TITLES, counts, strict=True):
+            add_run(tmp_path, correct, task=task, variant=variant, total=20_000)
+    table = made(accuracy, tmp_path)
+    assert table.cells["A5"][["full", "local"]].tolist() == ["68.65", "68.65"]
+    assert len({key.score for key in table.keys}) == 1
 
 
 def test_numbers_that_print_alike_share_a_mark(tmp_path):
