@@ -30,7 +30,8 @@ def crossover(costs: Mapping[int, float], reference: Mapping[int, float]) -> Cro
     line on logarithmic axes. The CAB benchmark (Zhang et al. 2023, arXiv:2210.07661) reports such lengths too.
 
     Args:
-        costs: Seconds or bytes by length; infinite where the variant does not fit.
+        costs: Seconds or bytes by length; infinite where the variant alone does not fit, zero where the reference alone
+            does not. Nothing is interpolated next to these.
         reference: The same of the reference; lengths that only one of the two has, or that have NaN, are ignored.
     """
     ratio = {length: costs[length] / reference[length] for length in costs.keys() & reference.keys()}
@@ -43,5 +44,9 @@ def crossover(costs: Mapping[int, float], reference: Mapping[int, float]) -> Cro
     if behind[-1] == lengths[-1]:
         return Crossover("above", lengths[-1])
     low, high = behind[-1], lengths[lengths.index(behind[-1]) + 1]
-    share = 1.0 if math.isinf(ratio[low]) else math.log(ratio[low]) / math.log(ratio[low] / ratio[high])
+    share = (
+        1.0
+        if math.isinf(ratio[low]) or ratio[high] == 0.0
+        else math.log(ratio[low]) / math.log(ratio[low] / ratio[high])
+    )
     return Crossover("at", low * (high / low) ** share)

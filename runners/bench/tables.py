@@ -129,13 +129,15 @@ def memory_crossing(own: Sequence[BenchRecord], full: Mapping[int, BenchRecord])
         {r.length: float(r.memory.step) for r in side if r.memory and not r.memory.problem}
         for side in (own, full.values())
     )
-    return crossover(mine | _too_large(own, full), theirs)
+    too_large = _too_large(own, full)
+    return crossover(mine | too_large, theirs | dict.fromkeys(too_large, 1.0))
 
 
 def _too_large(own: Sequence[BenchRecord], full: Mapping[int, BenchRecord]) -> dict[int, float]:
-    """Return the infinite cost of a variant at each length at which it does not fit and full attention does."""
-    fits = {length for length, record in full.items() if record.status == "ok"}
-    return {record.length: math.inf for record in own if record.status == "oom" and record.length in fits}
+    """Return the cost relative to full where one of the two alone does not fit: infinite for a variant, else zero."""
+    ratios = {("oom", "ok"): math.inf, ("ok", "oom"): 0.0}
+    statuses = {record.length: (record.status, full[record.length].status) for record in own if record.length in full}
+    return {length: ratios[pair] for length, pair in statuses.items() if pair in ratios}
 
 
 def _row(record: BenchRecord, full: BenchRecord | None) -> list[str]:

@@ -125,6 +125,19 @@ def test_a_variant_that_does_not_fit_where_full_attention_does_is_not_ahead(tmp_
     assert str(crossover({1024: float("inf"), 2048: 1.0}, {1024: 1.0, 2048: 2.0})) == "2048"
 
 
+def test_a_variant_that_fits_where_full_attention_does_not_is_ahead(tmp_path):
+    for length in (1024, 2048, 4096):
+        add_measurement(tmp_path, "full", length, seconds=0.5, mib=10, status="oom" if length == 4096 else "ok")
+        add_measurement(tmp_path, "local", length, seconds=1.0, mib=20)
+    own, full = ([record for record in bench_records(tmp_path) if record.variant == name] for name in ("local", "full"))
+    by_length = {record.length: record for record in full}
+    # `lra-bench` gives no ratio where full attention has no time.
+    own = [record.model_copy(update={"speed_ratio": None}) if record.length == 4096 else record for record in own]
+    assert str(time_crossing(own, by_length)) == str(memory_crossing(own, by_length)) == "4096"
+    neither = [record.model_copy(update={"status": "oom"}) if record.length == 4096 else record for record in own]
+    assert str(time_crossing(neither, by_length)) == "> 2048"
+
+
 def test_crossover_is_the_last_one_and_ignores_lengths_without_both():
     full = dict.fromkeys([1, 2, 4, 8], 1.0)
     assert crossover({1: 0.5, 2: 2.0, 4: 2.0, 8: 0.5, 16: 9.0}, full).length == pytest.approx(4 * 2**0.5)
