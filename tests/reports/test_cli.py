@@ -357,6 +357,14 @@ def test_compare_passes_over_places_where_both_have_no_number(tmp_path, monkeypa
     assert "curve.made_up: first differs in row 2: 2 | 3" in report("compare", *ids, "--store", tmp_path).stdout
 
 
+def test_compare_shows_points_of_curves_so_that_they_look_different(tmp_path, monkeypatch):
+    ids = [add_run(tmp_path, 400, seed=seed).run_id for seed in range(2)]
+    curves = dict(zip(ids, (0.12345678, 0.12345679), strict=True))
+    monkeypatch.setattr(ResultSet, "arrays", lambda _, run_id: {"curve.made_up": np.array([curves[run_id]])})
+    shown = report("compare", *ids, "--store", tmp_path).stdout
+    assert "curve.made_up: first differs in row 0: 0.12345678 | 0.12345679" in shown
+
+
 def test_compare_shows_what_differs_and_nothing_else(tmp_path):
     ids = [add_run(tmp_path, right, seed=seed).run_id for seed, right in ((0, 400), (1, 420))]
     done = report("compare", *ids, "--store", tmp_path)
@@ -372,6 +380,22 @@ def test_compare_tells_true_from_one(tmp_path):
     shown = report("compare", *ids, "--store", tmp_path).stdout
     assert ids[0] != ids[1]
     assert "config.variant.options.gate: True  |  1" in shown
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (("a" * 80, "b" * 80), f"{'a' * 57}...  |  {'b' * 57}..."),
+        (("x" * 70 + "120", "x" * 70 + "121"), f"...{'x' * 28}120  |  ...{'x' * 28}121"),
+        (("x" * 70 + "1" * 40, "x" * 70), f"...{'x' * 30}{'1' * 24}...  |  ...{'x' * 30}"),
+        (("x" * 59 + "1", "x" * 59 + "2"), f"{'x' * 59}1  |  {'x' * 59}2"),
+        ((1, "1"), "1  |  '1'"),
+    ],
+)
+def test_compare_shows_values_so_that_they_look_different(tmp_path, values, shown):
+    ids = [add_run(tmp_path, 400, options={"made_up": value}).run_id for value in values]
+    lines = report("compare", *ids, "--store", tmp_path).stdout.splitlines()
+    assert f"config.variant.options.made_up: {shown}" in lines
 
 
 def test_the_example_of_the_page_on_reports_runs(tmp_path, monkeypatch, capsys):
