@@ -47,10 +47,10 @@ def cost(results: ResultSet, profile: str, track: str) -> Table:
         where = f" on {device}" if frame["device"].nunique() > 1 else ""
         alone += [f"{label} on {column}{where}"] if base.empty else []
         for name, source, unit, form in _MEASURED:
-            value = median(group[source])
+            value, whole = median(group[source]), median(base[source]) or math.nan  # no ratio to a peak of no bytes
             row |= {
                 name: number(value / unit, form),
-                f"{name.partition(' (')[0]} (x full)": number(value / median(base[source]), "{:.2f}"),
+                f"{name.partition(' (')[0]} (x full)": number(value / whole, "{:.2f}"),
             }
         row |= {"parameters": f"{parameters:,}", "parameters (x full)": number(parameters / reference, "{:.3f}")}
         rows.append(row | {"backend": ", ".join(sorted(set(group["backend"])))})

@@ -32,9 +32,10 @@ def crossover(costs: Mapping[int, float], reference: Mapping[int, float]) -> Cro
     Args:
         costs: Seconds or bytes by length; infinite where the variant alone does not fit, zero where the reference alone
             does not. Nothing is interpolated next to these.
-        reference: The same of the reference; lengths that only one of the two has, or that have NaN, are ignored.
+        reference: The same of the reference; lengths that only one of the two has, or that have NaN, or at which it
+            is zero, are ignored.
     """
-    ratio = {length: costs[length] / reference[length] for length in costs.keys() & reference.keys()}
+    ratio = {length: costs[length] / whole for length, whole in reference.items() if whole and length in costs}
     lengths = sorted(length for length, value in ratio.items() if not math.isnan(value))
     if not lengths:
         return Crossover("unknown", math.nan)

@@ -146,7 +146,7 @@ def _row(record: BenchRecord, full: BenchRecord | None) -> list[str]:
         return [*head, speed_text(record), *[MISSING] * 7, state_text(record)]
     rate = 1.0 / record.timing.median
     memory_ratio = flop_ratio = MISSING
-    if full is not None and full.memory and not full.memory.problem and not record.memory.problem:
+    if full is not None and full.memory and full.memory.step and not full.memory.problem and not record.memory.problem:
         memory_ratio = f"{record.memory.step / full.memory.step:.2f}"
     if full is not None and full.flops:
         flop_ratio = f"{record.flops.total / full.flops.total:.2f}"

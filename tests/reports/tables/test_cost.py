@@ -27,6 +27,15 @@ def test_cost_is_relative_to_full_of_the_same_recipe(tmp_path):
     assert "another recipe" not in notes_of(table)
 
 
+def test_there_is_no_ratio_to_a_peak_of_no_bytes(tmp_path):
+    add_run(tmp_path, 400, memory=0)
+    add_run(tmp_path, 400, variant="linear", memory=25)
+    cells = made(cost, tmp_path).cells.set_index("variant")
+    assert cells["peak memory (MiB)"].to_dict() == {"full": "0", "linear": "25"}
+    assert cells["peak memory (x full)"].to_dict() == {"full": "-", "linear": "-"}
+    assert cells["speed (x full)"].to_dict() == {"full": "1.00", "linear": "1.00"}
+
+
 def test_a_variant_without_any_cost_is_named_with_the_reason(tmp_path):
     for seed in range(2):
         add_run(tmp_path, 400, seed=seed)

@@ -424,6 +424,13 @@ def test_the_long_table_has_crossover_lengths_and_what_was_not_counted():
     assert "  local: _fft_r2c" in printed
 
 
+def test_there_is_no_ratio_to_a_step_of_no_bytes():
+    printed = full_report([record("full", 1024, memory=measurement(step=0, check=0)), record("local", 1024)])
+    row = next(line.split("|") for line in printed.splitlines() if line.startswith("| local"))
+    assert row[8].strip() == "-"
+    assert any(line.split() == ["|", "local", "|", "<", "1024", "|", "-", "|"] for line in printed.splitlines())
+
+
 def test_a_measurement_replaces_that_of_its_own_environment_alone(tmp_path):
     one = record("full", 64)
     for torch_version in ("1.0", "1.0", "2.0"):
