@@ -58,7 +58,8 @@ _OPTIONS = (
     click.option("--task", "tasks", multiple=True, callback=_keep, expose_value=False,
                  help="Only records of this task; may be repeated."),
     click.option("--variant", "variants", multiple=True, callback=_keep, expose_value=False,
-                 help="Only records of this variant, or of one row of it, 'local [window=4]'; may be repeated."),
+                 help="Only records of this variant, or of each of its rows with these settings, 'local [window=4]'; "
+                      "may be repeated."),
 )  # fmt: skip
 
 

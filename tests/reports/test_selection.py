@@ -3,10 +3,12 @@
 import re
 
 import pytest
+from click.testing import CliRunner
 
 from lra.config.profiles import load_profile
 from lra.config.resolve import resolve
 from lra.errors import UsageError
+from reports.cli import command
 from reports.result_set import load_stores
 from reports.selection import Selection, load, resolve_name, select
 from tests.reports.synthetic import add_measurement, add_run
@@ -29,6 +31,16 @@ def test_each_row_that_is_named_must_be_there_and_can_be_named_as_it_is_printed(
     for missing in ("full [share=0.7]", "full [rotary=True]"):
         with pytest.raises(UsageError, match=re.escape(f"no record fits --variant {missing!r}; `lra-report table")):
             select(results, Selection(variants=("full", missing)))
+
+
+def test_a_variant_with_settings_selects_each_row_that_has_them_as_the_help_says(tmp_path):
+    rows = ({"window": 4}, {"window": 4, "rotary": True}, {"window": 8})
+    for seed, options in enumerate(rows):
+        add_run(tmp_path, 400, variant="local", options=options, seed=seed)
+    chosen = select(load_stores([tmp_path]), Selection(variants=("local [window=4]",)))
+    assert {record.config.seed for record in chosen.records.values()} == {0, 1}
+    shown = " ".join(CliRunner().invoke(command, ["export", "--help"]).stdout.split())
+    assert "or of each of its rows with these settings, 'local [window=4]'" in shown
 
 
 def test_a_store_without_records_beside_another_is_named(tmp_path, capsys):
