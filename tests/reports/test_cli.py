@@ -391,6 +391,7 @@ def test_compare_tells_true_from_one(tmp_path):
         (("x" * 59 + "1", "x" * 59 + "2"), f"{'x' * 59}1  |  {'x' * 59}2"),
         ((1, "1"), "1  |  '1'"),
     ],
+    ids=["from-the-start", "at-the-end", "longer", "short", "another-type"],
 )
 def test_compare_shows_values_so_that_they_look_different(tmp_path, values, shown):
     ids = [add_run(tmp_path, 400, options={"made_up": value}).run_id for value in values]
