@@ -2,6 +2,7 @@
 
 import gc
 import os
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; two workers share two cores
 
@@ -74,6 +75,22 @@ def flushed_by_nobody():
 def home(tmp_path):
     """The folder of the data that a test prepares."""
     return tmp_path / "home"
+
+
+@pytest.fixture
+def closed_to_us(monkeypatch):
+    """Refuse the opening of a file, as of another user's; the tests may run as root, whom no mode refuses it."""
+    opens = Path.open
+
+    def close(path):
+        def refuse(self, *arguments, **options):
+            if self == path:
+                raise PermissionError(13, "Permission denied", str(self))
+            return opens(self, *arguments, **options)
+
+        monkeypatch.setattr(Path, "open", refuse)
+
+    return close
 
 
 @pytest.fixture

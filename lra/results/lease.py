@@ -26,7 +26,7 @@ from typing import Any
 
 from lra.atomic_io import atomic_write, create_exclusive
 from lra.errors import StoreError
-from lra.reading import is_there
+from lra.reading import is_there, open_regular
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 40.0
@@ -51,7 +51,7 @@ def acquire(
     """Try to acquire the lease of a run: True inside the block if it is ours, False if a living process holds it.
 
     A holder on this host is checked immediately. For one of another host it takes up to `BEAT_SECONDS` to see that it
-    is alive, or `STALE_SECONDS` to find it stale and take it over.
+    is alive, or `STALE_SECONDS` to find it stale and take it over. A lease that cannot be read is never taken over.
 
     Args:
         root: The store.
@@ -83,7 +83,8 @@ def acquire(
 def holder(root: Path, run_id: str) -> dict[str, Any] | None:
     """Return host, pid, step and steps of the holder of a run; None if there is none, or its process here is gone.
 
-    One look cannot tell whether a holder on another host is alive, so it is taken to be.
+    One look cannot tell whether a holder on another host is alive, so it is taken to be. So is that of a lease which
+    cannot be read, such as another user's; of it there is only `unread`, the reason.
 
     Raises:
         StoreError: The leases are behind a link to what is not there, or below a file.
@@ -113,11 +114,14 @@ def _break_stale(path: Path, dead_token: str | None) -> None:
     with (path.parent / ".takeover").open("a") as lock:
         with contextlib.suppress(OSError):  # no locks on this file system: both may win, and publish the same bits
             fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it if we are killed here
-        if path.exists() and _read(path).get("token") == dead_token:
+        present = _read(path)
+        if path.exists() and "unread" not in present and present.get("token") == dead_token:
             path.unlink(missing_ok=True)
 
 
 def _dead(path: Path, present: dict[str, Any], give_up: Callable[[], bool]) -> bool:
+    if "unread" in present:
+        return False
     if _gone(path, present) or same_machine(present):
         return _gone(path, present)
     waited_from = time.monotonic()
@@ -184,10 +188,18 @@ def _process_start(pid: object) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Return what a lease says: nothing if it is gone or damaged, and `unread` if nobody can tell."""
     try:
-        content = json.loads(path.read_bytes())
+        with open_regular(path, StoreError) as handle:
+            content = json.load(handle)
         return content | {name: int(content.get(name, 0)) for name in ("step", "steps")}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        return {"unread": f"its lease cannot be read: {path}: {error.strerror}"}
+    except StoreError as error:
+        return {"unread": f"its lease cannot be read: {error}"}
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 

@@ -113,8 +113,8 @@ def state_of(store: Store, run: SweepRun) -> RunState:
     step = saved[0][0] if saved else 0
     owner = holder(store.root, run.run_id)
     if owner is not None:
-        process = f"pid {owner.get('pid')} on {owner.get('host')}"
-        beat = "" if same_machine(owner) else repr(owner)
+        process = owner.get("unread") or f"pid {owner.get('pid')} on {owner.get('host')}"
+        beat = "" if same_machine(owner) or "unread" in owner else repr(owner)
         return told(word="running", detail=process, beat=beat, step=max(step, int(owner.get("step", 0))))
     # An attempt that ended well without a record means that somebody removed the record.
     if not logged or logged[-1]["status"] in ("ok", "diverged"):

@@ -477,7 +477,7 @@ def hold_lease(store: Store, run_id: str, progress: Progress, stop_requested: Ca
         if not ours:
             other = holder(store.root, run_id) or {}
             pid, host = other.get("pid", "unknown"), other.get("host", "unknown")
-            raise LeasedRunError(f"process {pid} on host {host} is running it")
+            raise LeasedRunError(other.get("unread") or f"process {pid} on host {host} is running it")
         yield
 
 

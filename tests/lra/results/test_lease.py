@@ -133,6 +133,35 @@ def test_a_damaged_claim_is_replaced_once_it_has_stood_still(tmp_path, quick_bea
         assert ours
 
 
+def test_a_claim_that_cannot_be_read_is_held_and_the_reason_told(tmp_path, quick_beats, closed_to_us):
+    with lease.acquire(tmp_path, CELL):
+        path = tmp_path / "leases" / CELL
+        closed_to_us(path)
+        assert lease.holder(tmp_path, CELL) == {"unread": f"its lease cannot be read: {path}: Permission denied"}
+        with lease.acquire(tmp_path, CELL) as ours:
+            assert not ours
+        assert path.is_file()
+
+
+def test_a_claim_that_cannot_be_read_is_not_removed_in_place_of_a_damaged_one(tmp_path, closed_to_us):
+    """As where another user was faster to take it over."""
+    with lease.acquire(tmp_path, CELL):
+        path = tmp_path / "leases" / CELL
+        closed_to_us(path)
+        lease._break_stale(path, None)
+        assert path.is_file()
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_place_of_a_claim_is_not_waited_for(tmp_path):
+    path = tmp_path / "leases" / CELL
+    path.parent.mkdir()
+    os.mkfifo(path)
+    assert lease.holder(tmp_path, CELL) == {"unread": f"its lease cannot be read: {path}: a pipe, not a file"}
+    with lease.acquire(tmp_path, CELL) as ours:
+        assert not ours
+
+
 def test_an_owner_that_was_replaced_leaves_the_new_claim_alone(tmp_path, quick_beats):
     with lease.acquire(tmp_path, CELL) as ours:
         assert ours

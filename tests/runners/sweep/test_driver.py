@@ -27,7 +27,7 @@ from runners.sweep.state import (
     sweep_runs,
     tally,
 )
-from runners.train.run import PreemptedRunError
+from runners.train.run import LeasedRunError, PreemptedRunError
 from tests.reports.synthetic import add_other_outcome
 from tests.runners.tiny_runs import ForkLauncher, execute, outcomes, sweep, sweep_run, tiny, tiny_data
 
@@ -185,6 +185,19 @@ def test_a_run_that_another_sweep_holds_is_left_to_it(data, store):
         launcher = ScriptedLauncher()
         assert not sweep([sweep_run(tiny(seed=1), data)], store, launcher, stop=lambda: next(looks))
         assert launcher.jobs == []
+
+
+def test_a_run_whose_lease_cannot_be_read_is_left_to_its_holder(data, store, monkeypatch, closed_to_us):
+    monkeypatch.setattr(driver_module, "STALE_SECONDS", 0.0)
+    run, looks, launcher = sweep_run(tiny(), data), iter([False] * 30 + [True] * 1000), ScriptedLauncher()
+    with lease.acquire(store.root, run.run_id):
+        closed_to_us(store.root / "leases" / run.run_id)
+        state = state_of(store, run)
+        assert (state.word, state.detail.rpartition(": ")[2]) == ("running", "Permission denied")
+        assert not sweep([run], store, launcher, stop=lambda: next(looks))
+        assert launcher.jobs == []
+        with pytest.raises(LeasedRunError, match=rf"^its lease cannot be read: .*{run.run_id}: Permission denied$"):
+            execute(tiny(), data, store)
 
 
 def test_a_run_whose_holder_elsewhere_stands_still_is_started(data, store, monkeypatch):
