@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lra.atomic_io import atomic_write
 from lra.errors import DamagedFileError, StoreError, refusals_as
-from lra.reading import check_regular, reading, reason, visible
+from lra.reading import is_there, open_regular, reading, reason, visible
 
 _MAGIC = b"LRA-SHA256\x00"
 _NAME = re.compile(r"^step-(\d{9})\.pt$")
@@ -62,10 +62,13 @@ def read_state(path: Path) -> dict[str, Any]:
 
     Raises:
         DamagedFileError: The file is missing or is not, bit for bit, what was written, or holds code.
+        StoreError: It cannot be read, or not with the memory that there is, which says nothing about it.
     """
-    with reading(path, DamagedFileError):
-        check_regular(path, DamagedFileError)
-        content = path.read_bytes()
+    with reading(path, StoreError):
+        if not is_there(path, StoreError):
+            raise DamagedFileError(f"{path}: no such file")
+        with open_regular(path, DamagedFileError) as handle:
+            content = handle.read()
         trailer = len(_MAGIC) + 32
         body, magic, digest = content[:-trailer], content[-trailer:-32], content[-32:]
         if magic != _MAGIC or hashlib.sha256(body).digest() != digest:
@@ -74,9 +77,9 @@ def read_state(path: Path) -> dict[str, Any]:
         return unpack_state(body)
     except pickle.UnpicklingError as error:
         raise DamagedFileError(f"{path} holds more than tensors and plain values; refused") from error
-    except MemoryError:  # says nothing about the file
-        raise
     except Exception as error:  # whatever torch makes of a body that somebody else wrote
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise StoreError(f"{path}: reading it takes more memory than there is") from error
         raise DamagedFileError(f"{path} is damaged: torch cannot read it: {reason(error)}") from error
 
 
@@ -109,11 +112,14 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 def newest_checkpoint(folder: Path, run_id: str) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the newest sound state of a run, or None, and what is wrong with each newer one.
 
-    A file that cannot be used gets another name. It would otherwise count as newer than what the run saves next.
+    A file that is damaged, or another one than its name says, gets another name. It would otherwise count as newer than what the run saves next.
 
     Args:
         folder: The run's own folder.
         run_id: The run. A checkpoint of another one is refused, wherever it is.
+
+    Raises:
+        StoreError: The folder or a checkpoint cannot be read.
     """
     passed_over: list[str] = []
     for step, path in list_checkpoints(folder):
@@ -130,7 +136,7 @@ def newest_checkpoint(folder: Path, run_id: str) -> tuple[dict[str, Any] | None,
                 if lacking:
                     raise DamagedFileError(f"{path} is not whole: it has no {min(lacking)[1:]}")
             return state, passed_over
-        except StoreError as error:
+        except DamagedFileError as error:
             passed_over.append(str(error))
             with contextlib.suppress(OSError):  # a store that cannot be written is found out by who saves
                 path.rename(path.with_suffix(REFUSED))

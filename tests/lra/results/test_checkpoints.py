@@ -122,6 +122,44 @@ def test_a_checkpoint_from_before_parts_were_listed_is_used(tmp_path):
     assert newest_checkpoint(tmp_path, RUN)[0]["step"] == 2
 
 
+def closed(path, patch, close):
+    close(path)
+    return "Permission denied"
+
+
+def behind_a_link(path, patch, close):
+    path.unlink()
+    path.symlink_to(path.parent / "unmounted")
+    return "a link to what is not there"
+
+
+def larger_than_memory(path, patch, close):
+    def refuse(*arguments, **options):
+        raise MemoryError
+
+    patch.setattr(torch, "load", refuse)
+    return "reading it takes more memory than there is"
+
+
+def larger_than_memory_for_torch(path, patch, close):
+    def refuse(*arguments, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12")
+
+    patch.setattr(torch, "load", refuse)
+    return "reading it takes more memory than there is"
+
+
+@pytest.mark.parametrize("refuse", [closed, behind_a_link, larger_than_memory, larger_than_memory_for_torch])
+def test_a_checkpoint_that_cannot_be_read_ends_the_run_and_keeps_its_name(tmp_path, monkeypatch, closed_to_us, refuse):
+    save_checkpoint(tmp_path, 1, state(1))
+    newer = save_checkpoint(tmp_path, 2, state(2))
+    words = refuse(newer, monkeypatch, closed_to_us)
+    with pytest.raises(StoreError) as caught:
+        newest_checkpoint(tmp_path, RUN)
+    assert str(caught.value) == f"{newer}: {words}"
+    assert list_checkpoints(tmp_path)[0] == (2, newer)
+
+
 def test_what_was_passed_over_does_not_count_as_newer(tmp_path):
     """Three damaged files of later steps would otherwise have the next one that is saved removed at once."""
     for step in (7, 8, 9):
