@@ -40,6 +40,10 @@ LEVEL = 3
 Natural = Annotated[int, Field(ge=0)]
 
 
+class DamagedNoteError(DataError):
+    """`fetched.json` is there, and is not what `write_state` wrote."""
+
+
 class FileState(BaseModel):
     """How far one file was read."""
 
@@ -110,7 +114,8 @@ def read_state(folder: Path) -> Fetched | None:
     """Return what a folder says of itself; None if it holds no rows of `fetch_pairs`.
 
     Raises:
-        DataError: It is damaged, or a link to nothing.
+        DamagedNoteError: It is damaged.
+        DataError: It cannot be read, or is a link to nothing.
     """
     file = folder / STATE
     if not is_there(file):
@@ -120,7 +125,7 @@ def read_state(folder: Path) -> Fetched | None:
         body = json.loads(content)
         if body.pop("checksum", None) == hashlib.sha256(canonical_json(body)).hexdigest():
             return Fetched.model_validate_json(canonical_json(body))
-    raise DataError(f"{file}: damaged; remove the folder and fetch again")
+    raise DamagedNoteError(f"{file}: damaged; remove the folder and fetch again")
 
 
 def fetch_pairs(

@@ -465,12 +465,12 @@ def leftovers(home: Path) -> list[Path]:
 def is_half_fetched(folder: Path) -> bool:
     """Say whether a command that was killed has fetched a part of the files of a folder."""
     from lra.errors import DataError
-    from lra.tasks.pairs_fetch import STATE, read_state
+    from lra.tasks.pairs_fetch import DamagedNoteError, read_state
 
     try:
         state = read_state(folder)
-    except DataError:
-        return (folder / STATE).exists()  # damaged, and no link to what may be on a disk that is not mounted
+    except DataError as error:  # what cannot be read, such as on a disk that is not mounted, may be complete
+        return isinstance(error, DamagedNoteError)
     return (folder / "lock").is_file() if state is None else not state.complete
 
 

@@ -395,6 +395,15 @@ def test_what_killed_commands_left_is_listed_and_removed(lra_data, home, folder)
     assert folder.is_dir()
 
 
+def test_complete_pairs_whose_note_cannot_be_read_are_not_left_behind(lra_data, home, closed_to_us):
+    home.mkdir()
+    leave(home)
+    closed_to_us(home / "sources" / "pairs-first-20" / "fetched.json")
+    assert "pairs-first-20" not in lra_data("list").stdout
+    assert lra_data("remove", "leftovers", "--yes").exit_code == 0
+    assert (home / "sources" / "pairs-first-20" / "fetched.json").exists()
+
+
 def test_a_folder_of_the_user_with_the_name_of_a_task_is_no_data(lra_data, home, folder):
     own, other = home / "listops-mine", home / "listops-other"
     own.mkdir()
