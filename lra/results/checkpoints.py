@@ -27,7 +27,9 @@ REFUSED = ".refused"
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write the state of a run after `step` steps to the disk, then remove all but the newest `KEEP` checkpoints.
+    """Write the state of a run after `step` steps to the disk, then remove all but `KEEP` of those up to this step.
+
+    Checkpoints of later steps, which are not of this process, are left to who reads them.
 
     Args:
         folder: The run's own folder.
@@ -40,7 +42,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """
     path = folder / f"step-{step:09d}.pt"
     write_state(path, state | {"parts": sorted(_parts(state))})
-    for _, old in list_checkpoints(folder)[KEEP:]:
+    earlier = [old for number, old in list_checkpoints(folder) if number < step]
+    for old in earlier[KEEP - 1 :]:
         with contextlib.suppress(OSError):  # the state is saved; an old one too many costs nothing but room
             old.unlink(missing_ok=True)
     return path
@@ -112,7 +115,8 @@ def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 def newest_checkpoint(folder: Path, run_id: str) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the newest sound state of a run, or None, and what is wrong with each newer one.
 
-    A file that is damaged, or another one than its name says, gets another name. It would otherwise count as newer than what the run saves next.
+    A file that is damaged, or another one than its name says, gets another name. It would otherwise count as newer than
+    what the run saves next.
 
     Args:
         folder: The run's own folder.

@@ -45,6 +45,16 @@ def test_round_trip_keeps_the_two_newest(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"step-000000020.pt", "step-000000030.pt"}
 
 
+def test_checkpoints_of_later_steps_that_were_put_there_do_not_cost_the_own_ones(tmp_path):
+    save_checkpoint(tmp_path, 10, state(10))
+    for step in (39, 40):
+        write_state(tmp_path / f"step-{step:09d}.pt", state(step, run_id="cd" * 32))
+    for step in (20, 30):
+        save_checkpoint(tmp_path, step, state(step))
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [40, 39, 30, 20]
+    assert newest_checkpoint(tmp_path, RUN)[0]["step"] == 30
+
+
 @pytest.mark.parametrize("trials", [300, pytest.param(1000, marks=pytest.mark.nightly)])
 def test_every_flip_and_truncation_is_detected_and_the_older_one_used(tmp_path, trials):
     older = save_checkpoint(tmp_path, 1, state(1))
