@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,8 @@ NO_FLUSH = (
 )
 _OF_PROCESS = re.compile(r"\.(\d+)-[0-9a-f]{8}\.tmp$")
 """How the name of a temporary file ends: the process, and a random part."""
+CLOCK_SECONDS = 5.0
+"""By how much the clocks of a file system and of the processes may differ."""
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -117,7 +120,8 @@ def remove_folder(folder: Path) -> None:
 def leftovers(folder: Path) -> list[Path]:
     """Return the temporary files and folders that killed processes left in a folder, in order.
 
-    Those of a process that lives on this machine are not among them.
+    Those of a process that lives on this machine are not among them, unless it is younger than they are: then it only
+    has the number of the one that made them, as the first process of every container has 1.
     """
     found = [path for path in folder.glob(".*.tmp") if not _in_use(path)]
     return sorted(found)
@@ -125,7 +129,25 @@ def leftovers(folder: Path) -> list[Path]:
 
 def _in_use(path: Path) -> bool:
     match = _OF_PROCESS.search(path.name)
-    return match is not None and Path("/proc", match[1]).exists()
+    start = process_start(match[1]) if match else ""
+    if not start:
+        return False
+    try:
+        changed = path.lstat().st_ctime  # that of a folder which is renamed to be removed is new, its `st_mtime` is not
+    except FileNotFoundError:
+        return True  # who made it has just ended it
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(start) / os.sysconf("SC_CLK_TCK")
+    return time.time() - changed <= age + CLOCK_SECONDS
+
+
+def process_start(pid: object) -> str:
+    """Return when a process started, in the kernel's ticks: pids are reused, pairs with this are not. Empty if gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] == "Z" else fields[19]
 
 
 def sync_folder(folder: Path) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lra.atomic_io import atomic_write, create_exclusive
+from lra.atomic_io import atomic_write, create_exclusive, process_start
 from lra.errors import StoreError
 from lra.reading import is_there, open_regular
 
@@ -147,7 +147,7 @@ def _gone(path: Path, content: dict[str, Any]) -> bool:
         return True
     if not same_machine(content):
         return False
-    return _process_start(content.get("pid")) != content.get("start") or _is_of_another_store(path, content)
+    return process_start(content.get("pid")) != content.get("start") or _is_of_another_store(path, content)
 
 
 def _is_of_another_store(path: Path, content: dict[str, Any]) -> bool:
@@ -166,7 +166,7 @@ def _identity() -> dict[str, Any]:
         "namespace": _namespace("pid"),
         "mounts": _namespace("mnt"),
         "pid": os.getpid(),
-        "start": _process_start(os.getpid()),
+        "start": process_start(os.getpid()),
         "token": os.urandom(8).hex(),
     }
 
@@ -175,16 +175,6 @@ def _namespace(kind: str) -> str:
     """Return which namespace of a kind this process is in; empty where the system has none."""
     link = Path("/proc/self/ns", kind)
     return str(link.readlink()) if link.is_symlink() else ""
-
-
-def _process_start(pid: object) -> str:
-    """Return when a process started, in the kernel's ticks: pids are reused, pairs with this are not. Empty if gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    fields = stat.rpartition(")")[2].split()
-    return "" if fields[0] == "Z" else fields[19]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from lra.atomic_io import atomic_write, build_folder, create_exclusive, remove_folder
+from lra.atomic_io import atomic_write, build_folder, create_exclusive, leftovers, remove_folder
 from lra.errors import StoreError
 from lra.results.records import Store
 
@@ -86,6 +87,17 @@ def test_other_errors_keep_their_words(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refusing(errno.ENOSPC))
     with pytest.raises(OSError, match="No space left"):
         create_exclusive(tmp_path / "it", b"1")
+
+
+def test_what_is_older_than_the_process_of_its_number_was_left_by_another(tmp_path, monkeypatch):
+    """In a container every command may be process 1."""
+    theirs = tmp_path / f".it.{os.getpid()}-0123abcd.tmp"
+    theirs.mkdir()
+    os.utime(theirs, (0, 0))  # as of old data that is renamed to be removed
+    assert leftovers(tmp_path) == []
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1e9)
+    assert leftovers(tmp_path) == [theirs]
 
 
 def test_of_a_linked_folder_the_link_is_removed(tmp_path):
