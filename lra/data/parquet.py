@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lra.atomic_io import file_digest
 from lra.errors import DataError, UsageError
 from lra.reading import open_regular, reading, visible
 
@@ -33,7 +33,7 @@ def source_files(source: Path) -> list[Path]:
     Those of a folder may also lie in `plain_text` below it; they are in order.
 
     Raises:
-        DataError: The folder has none, or they lie in several folders, or one is a copy of another.
+        DataError: The folder has none, or they lie in several folders, or one cannot be read or is a copy of another.
     """
     if not source.is_dir():
         return [source]
@@ -47,7 +47,9 @@ def source_files(source: Path) -> list[Path]:
         raise DataError(f"{source}: its parquet files lie in several folders; name one of them")
     first: dict[str, Path] = {}
     for file in files:
-        if (other := first.setdefault(file_digest(file), file)) != file:
+        with reading(file), open_regular(file) as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        if (other := first.setdefault(digest, file)) != file:
             raise DataError(f"{file}: a copy of {other.name}")
     return files
 

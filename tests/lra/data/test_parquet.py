@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import re
 import struct
 import zlib
@@ -165,6 +166,31 @@ def test_a_damaged_file_a_large_one_and_none_are_one_line(tmp_path, monkeypatch)
     file.rename(folder / "unsupervised-00000-of-00001.parquet")
     with pytest.raises(DataError, match=r"no test-\*.parquet in it; a folder must be of parquet files"):
         prepare("text", tmp_path / "other", folder)
+
+
+def pipe(path):
+    os.mkfifo(path)
+    return "a pipe, not a file"
+
+
+def endless(path):
+    path.symlink_to("/dev/full")
+    return "a device or socket, not a file"
+
+
+def gone(path):
+    path.symlink_to("gone")
+    return "No such file or directory"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("place", [pipe, endless, gone])
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, place):
+    folder = write(tmp_path / "folder", reviews())
+    words = place(folder / "train-1.parquet")
+    with pytest.raises(DataError) as caught:
+        prepare("text", tmp_path, folder)
+    assert str(caught.value) == f"{folder / 'train-1.parquet'}: {words}"
 
 
 def test_without_pyarrow_the_line_says_what_to_install(tmp_path, monkeypatch):
