@@ -55,13 +55,17 @@ def kept_source(home: Path, key: str) -> Path | None:
 
 
 def keep_source(home: Path, key: str, source: Path) -> None:
-    """Remember a file or folder under a key, in place of an earlier one; nothing is copied.
+    """Remember a file or folder under a key, in place of an earlier link; nothing is copied.
 
-    The data is prepared by then, so if the file system refuses, a warning says what that costs.
+    What has the name of the key and is no link is the user's own, and stays. The data is prepared by then, so if that
+    is so or the file system refuses, a warning says what that costs.
     """
     if kept_source(home, key) == source.resolve():
         return
     entry = home / FOLDER / key
+    if entry.exists() and not entry.is_symlink():
+        echo(f"Warning: {entry} is no link and stays; other dataset variants read it, or need --from again", err=True)
+        return
     temporary = entry.with_name(f".{key}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)

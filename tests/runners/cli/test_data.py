@@ -426,6 +426,22 @@ def test_a_link_to_prepared_data_is_removed_and_the_data_stays(lra_data, home, f
     assert open_prepared(tmp_path / "elsewhere", verify=True).manifest.task == "listops"
 
 
+def test_a_file_of_the_user_in_the_place_of_a_link_stays(lra_data, home, tmp_path):
+    first, second = home / "sources" / "text", tmp_path / "imdb.tgz"
+    first.parent.mkdir(parents=True)
+    for archive, train in ((first, 10), (second, 12)):
+        archive.write_bytes(tar_bytes(review_members(train=train, test=4)))
+    content = first.read_bytes()
+    few = ["--set", "train_reviews=12", "--set", "test_reviews=4"]
+    done = lra_data("prepare", "text", "--from", second, *few)
+    assert done.exit_code == 0
+    assert done.stderr == (
+        f"Warning: {first} is no link and stays; other dataset variants read it, or need --from again\n"
+    )
+    assert not first.is_symlink()
+    assert first.read_bytes() == content
+
+
 def test_a_file_system_without_links_costs_a_warning(lra_data, home, tmp_path, monkeypatch):
     archive = tmp_path / "imdb.tgz"
     archive.write_bytes(tar_bytes(review_members(train=10, test=4)))
