@@ -118,12 +118,13 @@ def remove_folder(folder: Path) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return the temporary files and folders that killed processes left in a folder, in order.
+    """Return the temporary files and folders of ours that killed processes left in a folder, in order.
 
     Those of a process that lives on this machine are not among them, unless it is younger than they are: then it only
     has the number of the one that made them, as the first process of every container has 1.
     """
-    found = [path for path in folder.glob(".*.tmp") if not _in_use(path)]
+    ours = [path for path in folder.glob(".*.tmp") if _OF_PROCESS.search(path.name)]
+    found = [path for path in ours if not _in_use(path)]
     return sorted(found)
 
 

@@ -249,13 +249,18 @@ def remove(names: tuple[str, ...], home: Path, *, yes: bool) -> None:
     echo("\n".join(to_delete))
     if not yes:
         click.confirm(f"Remove {len(to_delete)} of {len({**present, **left})} in {home}?", abort=True)
-    for folder in to_delete.values():
+    removed = 0
+    for name, folder in to_delete.items():
+        if name in left and folder not in leftovers(home):  # somebody took it up meanwhile
+            echo(f"{name} is in use by now, or gone; left alone")
+            continue
         with refusals_as(DataError, f"cannot remove {folder}"):
             if folder.is_dir():
                 remove_folder(folder)
             else:
                 folder.unlink()
-    echo(f"Removed {len(to_delete)}")
+        removed += 1
+    echo(f"Removed {removed}")
 
 
 @main.command()
@@ -455,7 +460,8 @@ def leftovers(home: Path) -> list[Path]:
     from lra.data.raw_files import FOLDER
     from lra.data.work_folder import in_progress, is_locked
 
-    generations = sorted(path for path in home.glob(".*.work") if not in_progress(path))
+    works = [path for path in sorted(home.glob(".*.work")) if task_of(path.with_suffix(""))]  # others' have other names
+    generations = [path for path in works if not in_progress(path)]
     fetched = [path for path in sorted((home / FOLDER).glob("*")) if not path.is_symlink()]
     fetches = [path for path in fetched if path.suffix == ".part" and not is_locked(path)]
     fetches += [path for path in fetched if path.is_dir() and not in_progress(path) and is_half_fetched(path)]

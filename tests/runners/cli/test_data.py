@@ -5,8 +5,10 @@ import fcntl
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
@@ -352,8 +354,8 @@ def leave(home):
     """Leave what killed commands do: a generation, half a folder, and half a link; and half a folder at work."""
     dead = subprocess.Popen(["true"])
     dead.wait()
-    (home / ".pathfinder-hard-0.work").mkdir()
-    (home / ".pathfinder-hard-0.work" / "images.bin").write_bytes(bytes(2_000_000))
+    (home / ".pathfinder-hard-0123456789.work").mkdir()
+    (home / ".pathfinder-hard-0123456789.work" / "images.bin").write_bytes(bytes(2_000_000))
     (home / f".listops-x.{dead.pid}-0123abcd.tmp").mkdir()
     (home / f".at-work.{os.getpid()}-0123abcd.tmp").mkdir()
     (home / "sources").mkdir(exist_ok=True)
@@ -374,25 +376,43 @@ def leave(home):
     (home / "sources" / "cifar.tar.gz.part").write_bytes(b"half")
     half = ["sources/cifar.tar.gz.part", "sources/pairs-first-10", "sources/pairs-first-30"]
     temporary = [f".listops-x.{dead.pid}-0123abcd.tmp", f"sources/.text.{dead.pid}-0123abcd.tmp"]
-    return [".pathfinder-hard-0.work", *half, *temporary]
+    return [".pathfinder-hard-0123456789.work", *half, *temporary]
 
 
 def test_what_killed_commands_left_is_listed_and_removed(lra_data, home, folder):
     names = leave(home)
-    with sole_owner(home / ".pathfinder-easy-0.work"), (home / "sources" / "now.part").open("ab") as now:
+    with sole_owner(home / ".pathfinder-easy-0123456789.work"), (home / "sources" / "now.part").open("ab") as now:
         fcntl.flock(now, fcntl.LOCK_EX)
         listed = lra_data("list").stdout
         assert all(f"  {name}  " in listed for name in names)
-        assert "pathfinder-hard-0.work  2.0 MB" in listed
+        assert "pathfinder-hard-0123456789.work  2.0 MB" in listed
         assert "pathfinder-easy" not in listed
         assert not any(name in listed for name in ("at-work", "now.part", "pairs-first-20", "of-the-user"))
         assert lra_data("remove", names[0], "--yes").exit_code == 0
         assert not (home / names[0]).exists()
         removed = lra_data("remove", "leftovers", "--yes")
         assert removed.stdout.splitlines() == [*names[1:], "Removed 5"]
-        assert (home / ".pathfinder-easy-0.work").is_dir()
+        assert (home / ".pathfinder-easy-0123456789.work").is_dir()
         assert "Nothing is left behind" in lra_data("remove", "leftovers", "--yes").stdout
     assert folder.is_dir()
+
+
+def test_leftovers_that_are_taken_up_during_the_question_stay(lra_data, home, monkeypatch):
+    home.mkdir()
+    names = leave(home)
+    with ExitStack() as stack:
+        monkeypatch.setattr(click, "confirm", lambda *_, **__: stack.enter_context(sole_owner(home / names[0])))
+        done = lra_data("remove", "leftovers")
+    said = [f"{names[0]} is in use by now, or gone; left alone", "Removed 5"]
+    assert done.stdout.splitlines() == [*names, *said]
+    assert (home / names[0] / "images.bin").is_file()
+
+
+def test_hidden_files_of_other_programs_are_not_left_behind(lra_data, home):
+    for name in (".bash_history-04321.tmp", ".project.work", ".project-1.work", ".x.tmp"):
+        (home / name).mkdir(parents=True)
+    assert "Left behind" not in lra_data("list").stdout
+    assert "Nothing is left behind" in lra_data("remove", "leftovers", "--yes").stdout
 
 
 def test_complete_pairs_whose_note_cannot_be_read_are_not_left_behind(lra_data, home, closed_to_us):
