@@ -138,6 +138,7 @@ def test_a_claim_that_cannot_be_read_is_held_and_the_reason_told(tmp_path, quick
         path = tmp_path / "leases" / CELL
         closed_to_us(path)
         assert lease.holder(tmp_path, CELL) == {"unread": f"its lease cannot be read: {path}: Permission denied"}
+        assert not lease._dead(path, lease._read(path), lambda: False)  # though it stands still
         with lease.acquire(tmp_path, CELL) as ours:
             assert not ours
         assert path.is_file()
