@@ -264,6 +264,8 @@ def program_of(
         ProgramError: They cannot be imported there.
     """
     if "__main__" in modules:
+        if not getattr(sys.modules["__main__"], "__file__", None):
+            raise ProgramError("it is in a notebook or was typed in")
         try:
             return loaded_program((), {})
         except (OSError, ImportError) as error:

@@ -654,6 +654,12 @@ def test_a_variant_that_ends_the_process_when_it_is_called_is_known_by_what_it_i
     assert digest("mine.py", variant="mine.py:Mine") != before
 
 
+def test_code_of_a_notebook_is_refused_since_nothing_can_be_hashed(monkeypatch):
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    with pytest.raises(ProgramError, match="it is in a notebook or was typed in"):
+        digest("__main__")
+
+
 SCRIPT = """
 from attention_zoo.program import program_text
 print(program_text("script", ["__main__"]))
