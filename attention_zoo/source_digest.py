@@ -182,8 +182,8 @@ def user_modules(own: Iterable[str] = ()) -> dict[str, ModuleSpec]:
         spec = getattr(module, "__spec__", None)
         if name == "__main__" and spec is None and getattr(module, "__file__", None):
             spec = ModuleSpec(name, None, origin=os.path.abspath(str(module.__file__)))  # noqa: PTH100
-        if not isinstance(spec, ModuleSpec) or spec.origin in (None, "built-in", "frozen"):
-            continue
+        if not isinstance(spec, ModuleSpec) or not os.path.dirname(str(spec.origin)):  # noqa: PTH120
+            continue  # built in, or made of a text by a library
         if _is_users(str(spec.origin), distribution):
             found[name] = spec
     return found

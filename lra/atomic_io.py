@@ -13,7 +13,6 @@ import os
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,10 +26,8 @@ NO_FLUSH = (
     "this file system cannot flush a folder, without which a power cut could lose what was written; "
     "name a folder on another file system"
 )
-_OF_PROCESS = re.compile(r"\.(\d+)-[0-9a-f]{8}\.tmp$")
-"""How the name of a temporary file ends: the process, and a random part."""
-CLOCK_SECONDS = 5.0
-"""By how much the clocks of a file system and of the processes may differ."""
+_OF_PROCESS = re.compile(r"\.(\d+)-(?:(\d+)-)?[0-9a-f]{8}\.tmp$")
+"""How the name of a temporary file ends: the process, its start, which older versions left out, and a random part."""
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -73,7 +70,7 @@ def create_exclusive(path: Path, data: bytes) -> bool:
 def scratch_folder(target: Path) -> Iterator[Path]:
     """Give a temporary folder beside `target`, and remove it in the end with all that is still in it."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    folder = temporary_name(target)
     folder.mkdir()
     try:
         yield folder
@@ -111,34 +108,32 @@ def remove_folder(folder: Path) -> None:
     if folder.is_symlink():
         folder.unlink()
         return
-    to_delete = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    to_delete = temporary_name(folder)
     folder.rename(to_delete)
     sync_folder(folder.parent)
     shutil.rmtree(to_delete)
 
 
+def temporary_name(path: Path) -> Path:
+    """Return a new name beside a path for what this process works on, by which `leftovers` finds it."""
+    pid = os.getpid()
+    return path.with_name(f".{path.name}.{pid}-{process_start(pid) or 0}-{secrets.token_hex(4)}.tmp")
+
+
 def leftovers(folder: Path) -> list[Path]:
     """Return the temporary files and folders of ours that killed processes left in a folder, in order.
 
-    Those of a process that lives on this machine are not among them, unless it is younger than they are: then it only
-    has the number of the one that made them, as the first process of every container has 1.
+    Those of a process that lives on this machine are not among them. A process that only has the number of the one that
+    made them, as the first process of every container has 1, does not count.
     """
     ours = [path for path in folder.glob(".*.tmp") if _OF_PROCESS.search(path.name)]
-    found = [path for path in ours if not _in_use(path)]
-    return sorted(found)
+    return sorted(path for path in ours if not _in_use(path))
 
 
 def _in_use(path: Path) -> bool:
     match = _OF_PROCESS.search(path.name)
     start = process_start(match[1]) if match else ""
-    if not start:
-        return False
-    try:
-        changed = path.lstat().st_ctime  # that of a folder which is renamed to be removed is new, its `st_mtime` is not
-    except FileNotFoundError:
-        return True  # who made it has just ended it
-    age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(start) / os.sysconf("SC_CLK_TCK")
-    return time.time() - changed <= age + CLOCK_SECONDS
+    return match is not None and bool(start) and match[2] in (None, start)
 
 
 def process_start(pid: object) -> str:
@@ -176,7 +171,7 @@ def file_digest(path: Path) -> str:
 
 def _write_temporary(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as handle:
             handle.write(data)

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lra.config.resolve import with_programs
 from lra.config.schema import NUMERICS_VERSION, StartConfig
@@ -107,7 +108,7 @@ class TrainedRun:
             )
         info = info_of(record.config)
         model = build_model(record.config, info.vocab_size, info.num_classes)
-        model.load_state_dict(weights)
+        load_weights(model, weights)
         return model.to(device).eval()
 
     def data(self, data_dir: Path | None = None) -> PreparedData:
@@ -189,7 +190,27 @@ def start_from(model: Classifier, source: TrainedRun, start: StartConfig) -> Non
             f"{theirs.get(name, 'of nothing')} there, {ours.get(name, 'of nothing')} here; lra-run --dry-run prints "
             "the settings of a run"
         )
-    model.load_state_dict(own | {name: weights[name] for name in ours})
+    load_weights(model, own | {name: weights[name] for name in ours})
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load a state dict; buffers get the types and layouts that they have there, which training may have changed.
+
+    `load_state_dict` alone would cast a number that became a float back to the integer of the constructor.
+
+    Raises:
+        RuntimeError: The state is of another model.
+    """
+    for name, buffer in list(model.named_buffers(remove_duplicate=False)):
+        saved = weights.get(name)
+        if saved is not None and _layout(saved) != _layout(buffer):
+            owner, _, own_name = name.rpartition(".")
+            setattr(model.get_submodule(owner), own_name, saved.to(buffer.device, copy=True))
+    model.load_state_dict(weights)
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.shape, tensor.stride()
 
 
 def check_unseen(source: TrainedRun, data: PreparedData) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lra.atomic_io import temporary_name
 from lra.data.dataset import data_home
 from lra.errors import DataError
 from lra.names import suggest_path
@@ -66,7 +66,7 @@ def keep_source(home: Path, key: str, source: Path) -> None:
     if entry.exists() and not entry.is_symlink():
         echo(f"Warning: {entry} is no link and stays; other dataset variants read it, or need --from again", err=True)
         return
-    temporary = entry.with_name(f".{key}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_name(entry)
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         temporary.symlink_to(source.resolve())

@@ -49,7 +49,7 @@ from lra.results.records import (
 from lra.tasks import augmentation_of, get_task, info_of
 from lra.tasks import is_own as is_own_task
 from lra.terminal import echo
-from lra.trained import TrainedRun, check_hidden, check_unseen, load_run, start_from
+from lra.trained import TrainedRun, check_hidden, check_unseen, load_run, load_weights, start_from
 
 from .. import signals
 from ..arithmetic import refused_operator, repeatable
@@ -292,7 +292,7 @@ def run(
                 optimizer = build_optimizer(trained, config)
                 if saved is not None:
                     check_order(trained, saved["model"])
-                    trained.load_state_dict(saved["model"])
+                    load_weights(trained, saved["model"])
                     optimizer.load_state_dict(saved["optimizer"])
                     saved = None
                 if recipe.compile:
@@ -303,7 +303,7 @@ def run(
                     del network
                     gc.collect()  # a replica in a cycle of references would exchange gradients in the next phase too
                 if phase.denoises and state.best_weights is not None:
-                    trained.load_state_dict(state.best_weights)
+                    load_weights(trained, state.best_weights)
                     state.end_pretraining()
 
             # The weights that validation chose. Where bits can be repeated, they have to score again what was recorded
@@ -317,7 +317,7 @@ def run(
             if recipe.selection == "best":
                 assert state.best_weights is not None
                 assert state.best_score is not None
-                model.load_state_dict(state.best_weights)
+                load_weights(model, state.best_weights)
                 selected_step, digest, expected = state.best_step, state.best_digest, state.best_score
             chosen = weights_digest(model.state_dict())
             if chosen != digest:

@@ -8,9 +8,11 @@ import sys
 import tempfile
 import textwrap
 import threading
+import types
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -652,6 +654,17 @@ def test_a_variant_that_ends_the_process_when_it_is_called_is_known_by_what_it_i
     before = digest("mine.py", variant="mine.py:Mine")
     write(tmp_path, {"helper.py": "S = 1\n"})
     assert digest("mine.py", variant="mine.py:Mine") != before
+
+
+def test_a_module_that_a_library_makes_of_a_text_is_no_file_of_the_user():
+    """Such as one of torch, which `torch._dynamo` loads."""
+    made = types.ModuleType("made_of_a_text")
+    made.__spec__ = ModuleSpec("made_of_a_text", None, origin="torch-git")
+    sys.modules[made.__name__] = made
+    try:
+        assert made.__name__ not in source_digest.user_modules()
+    finally:
+        del sys.modules[made.__name__]
 
 
 def test_code_of_a_notebook_is_refused_since_nothing_can_be_hashed(monkeypatch):

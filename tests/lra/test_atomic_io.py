@@ -2,12 +2,11 @@
 
 import errno
 import os
-import time
 from pathlib import Path
 
 import pytest
 
-from lra.atomic_io import atomic_write, build_folder, create_exclusive, leftovers, remove_folder
+from lra.atomic_io import atomic_write, build_folder, create_exclusive, leftovers, remove_folder, temporary_name
 from lra.errors import StoreError
 from lra.results.records import Store
 
@@ -89,14 +88,12 @@ def test_other_errors_keep_their_words(tmp_path, monkeypatch):
         create_exclusive(tmp_path / "it", b"1")
 
 
-def test_what_is_older_than_the_process_of_its_number_was_left_by_another(tmp_path, monkeypatch):
+def test_what_a_process_of_the_same_number_made_is_left_behind(tmp_path):
     """In a container every command may be process 1."""
-    theirs = tmp_path / f".it.{os.getpid()}-0123abcd.tmp"
-    theirs.mkdir()
-    os.utime(theirs, (0, 0))  # as of old data that is renamed to be removed
-    assert leftovers(tmp_path) == []
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 1e9)
+    pid = os.getpid()
+    theirs = tmp_path / f".it.{pid}-1-0123abcd.tmp"
+    for path in (theirs, temporary_name(tmp_path / "it"), tmp_path / f".of-an-older-version.{pid}-0123abcd.tmp"):
+        path.mkdir()
     assert leftovers(tmp_path) == [theirs]
 
 

@@ -654,3 +654,30 @@ def test_the_peak_of_memory_is_that_of_all_processes_of_a_run(data, tmp_path, mo
     monkeypatch.setattr(peak_memory, "reset_high_water_mark", lambda: True)
     stopped(tiny(), data, tmp_path)
     assert execute(tiny(), data, tmp_path).cost.peak_memory_bytes == 7_000_000
+
+
+GROWING = """
+import torch
+from torch import nn
+class M(nn.Linear):
+    def __init__(self, dim):
+        super().__init__(dim, dim)
+        self.register_buffer("scale", torch.tensor(1))
+    def forward(self, x, mask=None):
+        if self.training:
+            self.scale = 0.9 * self.scale + 0.1 * x.detach().std()
+        return super().forward(x) * self.scale
+"""
+
+
+def test_a_buffer_whose_type_changes_while_a_model_trains_goes_on_as_it_is(data, tmp_path, monkeypatch):
+    """It begins as an integer, and is cast back to one wherever a state is loaded alone."""
+    monkeypatch.chdir(tmp_path)
+    Path("growing.py").write_text(GROWING)
+    config = tiny("growing.py:M")
+    whole = execute(config, data, tmp_path / "whole")
+    stopped(config, data, tmp_path / "store")
+    assert execute(config, data, tmp_path / "store").outcome == whole.outcome
+    run = load_run(whole.run_id, tmp_path / "whole")
+    assert run.model().state_dict().keys() == run.weights().keys()
+    assert all(torch.equal(value, run.weights()[name]) for name, value in run.model().state_dict().items())
