@@ -199,7 +199,9 @@ def opened(event: str, arguments: tuple[Any, ...]) -> list[str]:
 
 def _reads(mode: str | None, flags: int) -> bool:
     """Say whether a file is opened to be read, by Python's text for that or by the flags of the system."""
-    return "r" in mode or "+" in mode if mode else flags & os.O_ACCMODE != os.O_WRONLY
+    if mode:
+        return "r" in mode or {"a", "+"} <= set(mode)  # "w+" and "x+" read only what they have written
+    return flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_TRUNC
 
 
 def program_text(

@@ -345,7 +345,7 @@ def _third_party(name: str, spec: VariantSpec, config: VariantConfig, sizes: Map
     elif point is not None:
         label, modules, tried = plugin_origin(spec.name), [point.module, maker.__module__], spec.name
     else:
-        label, modules, tried = maker.__module__, [spec.registered_in, maker.__module__], ""
+        label, modules, tried = maker.__module__, [spec.registered_in, maker.__module__], spec.name
     try:
         return program_text(label, modules, tried, config.to_dict(), sizes=sizes)
     except ProgramError as error:

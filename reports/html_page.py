@@ -132,7 +132,13 @@ def _runs(results: ResultSet, titles: list[str]) -> tuple[list[RunRow], list[str
     frame = pd.concat([_with_curves(results.for_profile(*pair).frame(), *pair) for pair in results.profiles()])
     for _, run in frame.iterrows():
         text = json.dumps(
-            {"task": run["task"], "data": run["dataset"], "variant": run["variant"], **run["settings"]}, indent=1
+            {
+                "task": run["task"],
+                "data": run["dataset"],
+                "variant": run["variant"],
+                **dict(sorted(run["settings"].items())),
+            },
+            indent=1,
         )
         number = numbers.setdefault(text, len(numbers) + 1)
         curve = clean_line(run["curve"])

@@ -32,9 +32,9 @@ class Estimate:
 
 
 def exact_mean(values: Iterable[float]) -> float:
-    """Return the mean by an exact sum, so that the order of the values decides no last digit; NaN if one of them is."""
+    """Return the mean by an exact sum, `comparable`, so that equal means print equal digits; NaN if a value is."""
     found = list(values)
-    return math.fsum(found) / len(found)
+    return round(math.fsum(found) / len(found), 9)
 
 
 def mean_with_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
@@ -48,12 +48,12 @@ def mean_with_interval(values: Sequence[float], confidence: float = 0.95) -> Est
         raise ValueError("no values to average")
     if len(data) == 1:
         return Estimate(mean=float(data[0]), deviation=math.nan, count=1, low=math.nan, high=math.nan)
-    mean = exact_mean(data)
-    deviation = math.sqrt(math.fsum((data - mean) ** 2) / (len(data) - 1))
+    mean, centre = exact_mean(data), math.fsum(data) / len(data)
+    deviation = math.sqrt(math.fsum((data - centre) ** 2) / (len(data) - 1))
     if deviation <= 1e-12 * max(1.0, abs(mean)):  # a spread of the size of rounding errors is none
         return Estimate(mean=mean, deviation=0.0, count=len(data), low=math.nan, high=math.nan)
     half = float(stats.t.ppf(0.5 + confidence / 2, len(data) - 1)) * deviation / math.sqrt(len(data))
-    return Estimate(mean=mean, deviation=deviation, count=len(data), low=mean - half, high=mean + half)
+    return Estimate(mean=mean, deviation=deviation, count=len(data), low=centre - half, high=centre + half)
 
 
 def comparable(means: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -391,7 +391,7 @@ def varying(group: Iterable[Settings]) -> list[str]:
         size += 1
         holders.update(list(settings))
         for name, value in settings.items():
-            values.setdefault(name, set()).add(repr(value))
+            values.setdefault(name, set()).add(_text(value))
     return sorted(name for name, found in values.items() if len(found) > 1 or holders[name] < size)
 
 

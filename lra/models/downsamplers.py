@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 import torch
 from torch import nn
 
-from attention_zoo.program import ProgramError, program_text, remember_imports
+from attention_zoo.program import ProgramError, program_text, remember_imports, remembering_reads
 from attention_zoo.registry import OWN_DISTRIBUTION
 from lra.names import suggest
 
@@ -59,7 +59,8 @@ def get_downsampler(name: str) -> Downsampler:
     if name in BUILT_IN:
         return BUILT_IN[name]
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        plugin: Downsampler = point.load()
+        with remembering_reads(point.module):
+            plugin: Downsampler = point.load()
         if point.dist is None or point.dist.name != OWN_DISTRIBUTION:
             remember_imports()
         return plugin

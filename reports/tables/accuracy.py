@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 import pandas as pd
 
+from lra.config.schema import canonical_json
 from lra.metrics import beatable, is_above, wilson_interval
 from lra.results.bench_format import STATUS_WORDS
 from lra.results.records import AttemptedRun, RunRecord
@@ -201,7 +202,7 @@ def _reference_row(results: ResultSet, headings_of_runs: Mapping[str, str]) -> d
 def _recipe(results: ResultSet, run: RunRecord | AttemptedRun) -> str:
     """Return everything that must be the same in two runs that differ in variant and seed alone."""
     recipe = {name: value for name, value in run.config.hashed().items() if name not in ("variant", "seed")}
-    return repr((recipe, run.data_digest, results.naming.versions[run.run_id]))
+    return canonical_json([recipe, run.data_digest, results.naming.versions[run.run_id]]).decode()
 
 
 def is_above_chance(results: ResultSet, run_id: str) -> bool:

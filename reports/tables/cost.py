@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from lra.config.schema import canonical_json
 from lra.results.bench_format import is_reference
 
 from ..result_set import ResultSet
@@ -118,4 +119,5 @@ def median(column: pd.Series) -> float:
 
 def _recipe(settings: dict[str, object]) -> str:
     """Return all settings but the variant's own, as a key."""
-    return repr({name: value for name, value in settings.items() if not name.startswith("variant.")})
+    own = {name: value for name, value in settings.items() if not name.startswith("variant.")}
+    return canonical_json(own).decode()  # whatever the order of the keys in the file of the record

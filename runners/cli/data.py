@@ -68,6 +68,7 @@ def list_command(home: Path, *, as_json: bool) -> None:
     from tabulate import tabulate
 
     from lra.data.dataset import open_prepared
+    from lra.data.split import SPLITS
     from lra.errors import DataError
 
     rows, facts = [], list[dict[str, Any]]()
@@ -79,7 +80,7 @@ def list_command(home: Path, *, as_json: bool) -> None:
             rows.append((folder.name, "?", f"unusable: {error}", "", f"{size / 1e6:.1f} MB", ""))
             facts.append({"folder": str(folder), "bytes": size, "problem": str(error)})
             continue
-        examples = " / ".join(str(record.examples) for record in manifest.splits.values())
+        examples = " / ".join(str(manifest.splits[name].examples) for name in SPLITS)
         rows.append(
             (folder.name, manifest.task, manifest.dataset, examples, f"{size / 1e6:.1f} MB", manifest.digest[:12])
         )

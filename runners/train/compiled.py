@@ -68,6 +68,13 @@ def fix_instructions() -> None:
     config.cpp.simdlen = bits
 
 
+def cache_folder() -> str:
+    """Return the folder in which torch's compiler keeps code for later runs."""
+    from torch._inductor.runtime import cache_dir_utils
+
+    return str(cache_dir_utils.cache_dir())
+
+
 def _compiles() -> bool:
     """Say whether a function that is compiled reaches the compiler."""
     graphs = []

@@ -54,7 +54,7 @@ from lra.trained import TrainedRun, check_hidden, check_unseen, load_run, load_w
 from .. import signals
 from ..arithmetic import refused_operator, repeatable
 from ..progress import ProgressLine
-from .compiled import compile_model, fix_instructions, is_of_compiler, uncompiled
+from .compiled import cache_folder, compile_model, fix_instructions, is_of_compiler, uncompiled
 from .cost import examples_to_score, measured_cost
 from .distributed import SINGLE, RankInfo, Replica, all_equal, broadcast
 from .evaluate import Answer, Denoise, DivergedError, classify, evaluate
@@ -524,7 +524,10 @@ class AttemptLog:
             RunError: It ended with any other error that was not meant for the user.
         """
         if error is not None and is_of_compiler(error) and signals.stop_requested():  # Ctrl-C ends the C++ compiler too
-            error = PreemptedRunError("stopped while steps were compiled")
+            error = PreemptedRunError(
+                "stopped while steps were compiled, perhaps with half a file in the compiler's cache; remove "
+                f"{cache_folder()} if that fails from now on"
+            )
         if isinstance(error, PreemptedRunError) and self.ranks.is_main:
             self.add("preempted", str(error))
             raise PreemptedRunError(f"{error}; run the same command again to continue") from error

@@ -24,6 +24,7 @@ from attention_zoo.program import (
     ProgramError,
     check_files,
     check_programs,
+    opened,
     program_of,
     program_text,
     reads_below,
@@ -654,6 +655,14 @@ def test_a_variant_that_ends_the_process_when_it_is_called_is_known_by_what_it_i
     before = digest("mine.py", variant="mine.py:Mine")
     write(tmp_path, {"helper.py": "S = 1\n"})
     assert digest("mine.py", variant="mine.py:Mine") != before
+
+
+def test_a_file_that_is_written_anew_is_not_read():
+    """Such as a picture that a plug-in draws: Pillow opens it in "w+b"."""
+    emptied = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+    for mode, flags in (("w+b", emptied), ("x+", os.O_RDWR | os.O_CREAT | os.O_EXCL), (None, emptied)):
+        assert opened("open", ("picture.png", mode, flags)) == []
+    assert opened("open", ("picture.png", "a+", os.O_RDWR))
 
 
 def test_a_module_that_a_library_makes_of_a_text_is_no_file_of_the_user():

@@ -14,6 +14,7 @@ from reports.statistics import (
     average_ranks,
     compare_paired,
     detectable_difference,
+    exact_mean,
     holm,
     mcnemar,
     mean_with_interval,
@@ -163,3 +164,12 @@ def test_the_order_of_the_seeds_decides_no_digit_of_a_mean():
     scores = [1009 / 2000 * 100, 337 / 2000 * 100, 1511 / 2000 * 100, 1021 / 2000 * 100]
     found = {mean_with_interval(order) for order in itertools.permutations(scores)}
     assert len(found) == 1
+
+
+def test_equal_means_of_other_counts_are_equal_numbers():
+    """564 and 563 of 2,000 are 28.175 %, as 565 and 562 are, though the sums of the rounded shares are not."""
+    pairs = [[100 * right / 2000 for right in counts] for counts in ((564, 563), (565, 562))]
+    assert math.fsum(pairs[0]) != math.fsum(pairs[1])
+    assert exact_mean(pairs[0]) == exact_mean(pairs[1]) == 28.175
+    assert mean_with_interval(pairs[0]).mean == mean_with_interval(pairs[1]).mean
+    assert mean_with_interval([100 / 3, 100 / 3]).deviation == 0.0

@@ -1,12 +1,14 @@
 """The table of the cost of training, from stores of made-up records."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
-from lra.results.records import EARLIER
+from lra.config.labels import varying
+from lra.results.records import EARLIER, Store
 from reports.result_set import load_stores
-from reports.tables import cost, sort_rows
+from reports.tables import accuracy, cost, sort_rows
 from tests.reports.synthetic import add_attempt, add_run, made, notes_of
 
 
@@ -191,3 +193,20 @@ def test_costs_that_are_known_of_unlike_many_runs_are_counted_apart(tmp_path):
         "conv on ListOps has operations of 1 of 3 runs.",
         "full on ListOps has speed of 2 of 3 runs, peak memory of 1 of 3 runs.",
     ]
+
+
+def backwards(value):
+    if isinstance(value, dict):
+        return {name: backwards(inner) for name, inner in reversed(value.items())}
+    return [backwards(inner) for inner in value] if isinstance(value, list) else value
+
+
+def test_the_order_of_keys_in_the_file_of_a_record_changes_no_table(tmp_path):
+    """A database or an editor may write them in another one; the checksum does not cover it."""
+    for number, (variant, seed) in enumerate((name, seed) for name in ("full", "local", "mlp_only") for seed in (0, 1)):
+        record = add_run(tmp_path, 300 + number, variant=variant, seed=seed, speed=1000.0 + 100 * number)
+    before = [made(table, tmp_path).cells.to_string() for table in (cost, accuracy)]
+    file = Store(tmp_path).record_path(record.run_id)
+    file.write_text(json.dumps(backwards(json.loads(file.read_text()))))
+    assert [made(table, tmp_path).cells.to_string() for table in (cost, accuracy)] == before
+    assert varying([{"data.shares": {"a": 1, "b": 2}}, {"data.shares": {"b": 2, "a": 1}}]) == []

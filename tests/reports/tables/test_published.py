@@ -204,7 +204,7 @@ def test_the_order_of_the_tasks_decides_no_digit_of_our_average(tmp_path, counts
     for task, correct in zip(sorted(FIVE), counts, strict=True):
         add(tmp_path, correct, "official", task, total=20_000)
     cells = vs_published(load_stores([tmp_path]), "official", "matched").cells
-    assert "68.65" in set(cells["ours (%)"][cells["task"] == "A5"])
+    assert "68.64" in set(cells["ours (%)"][cells["task"] == "A5"])
 
 
 def test_an_average_needs_the_same_seeds_of_every_task_and_those_of_the_suite(tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -99,6 +100,13 @@ def test_data_dir_wins_over_the_variable(lra_data, home, tmp_path):
     assert lra_data("prepare", "listops", "--data-dir", tmp_path / "there", *SET_TINY).exit_code == 0
     assert not home.exists()
     assert len(list((tmp_path / "there").iterdir())) == 1
+
+
+def test_list_shows_the_sizes_of_splits_in_one_order(lra_data, folder):
+    """The checksum of a manifest does not cover the order of its keys."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest, sort_keys=True))
+    assert "60 / 20 / 20" in lra_data("list").stdout
 
 
 def test_list_shows_what_is_there_and_nothing_half_built(lra_data, home, folder):
