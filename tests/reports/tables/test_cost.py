@@ -203,10 +203,14 @@ def backwards(value):
 
 def test_the_order_of_keys_in_the_file_of_a_record_changes_no_table(tmp_path):
     """A database or an editor may write them in another one; the checksum does not cover it."""
-    for number, (variant, seed) in enumerate((name, seed) for name in ("full", "local", "mlp_only") for seed in (0, 1)):
-        record = add_run(tmp_path, 300 + number, variant=variant, seed=seed, speed=1000.0 + 100 * number)
+    runs = [(name, seed) for name in ("full", "local", "mlp_only") for seed in (0, 1)]
+    records = [
+        add_run(tmp_path, 300 + number, variant=variant, seed=seed, speed=1000.0 + 100 * number)
+        for number, (variant, seed) in enumerate(runs)
+    ]
     before = [made(table, tmp_path).cells.to_string() for table in (cost, accuracy)]
-    file = Store(tmp_path).record_path(record.run_id)
-    file.write_text(json.dumps(backwards(json.loads(file.read_text()))))
+    for record in records[1::2]:
+        file = Store(tmp_path).record_path(record.run_id)
+        file.write_text(json.dumps(backwards(json.loads(file.read_text()))))
     assert [made(table, tmp_path).cells.to_string() for table in (cost, accuracy)] == before
     assert varying([{"data.shares": {"a": 1, "b": 2}}, {"data.shares": {"b": 2, "a": 1}}]) == []

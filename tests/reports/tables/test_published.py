@@ -200,7 +200,7 @@ def test_an_average_is_over_the_same_tasks_on_both_sides(tmp_path):
 
 @pytest.mark.parametrize("counts", [(10044, 16969, 13451, 16852, 11329), (10044, 16969, 11329, 13451, 16852)])
 def test_the_order_of_the_tasks_decides_no_digit_of_our_average(tmp_path, counts):
-    """Summed in their order, the first would be 68.64."""
+    """Summed in their order, the second would be 68.65."""
     for task, correct in zip(sorted(FIVE), counts, strict=True):
         add(tmp_path, correct, "official", task, total=20_000)
     cells = vs_published(load_stores([tmp_path]), "official", "matched").cells
