@@ -139,7 +139,7 @@ def _in_use(path: Path) -> bool:
 def process_start(pid: object) -> str:
     """Return when a process started, in the kernel's ticks: pids are reused, pairs with this are not. Empty if gone."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # the name may be cut inside a letter
     except OSError:
         return ""
     fields = stat.rpartition(")")[2].split()

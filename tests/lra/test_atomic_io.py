@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from lra.atomic_io import atomic_write, build_folder, create_exclusive, leftovers, remove_folder, temporary_name
+from lra.atomic_io import (
+    atomic_write,
+    build_folder,
+    create_exclusive,
+    leftovers,
+    process_start,
+    remove_folder,
+    temporary_name,
+)
 from lra.errors import StoreError
 from lra.results.records import Store
 
@@ -102,3 +110,13 @@ def test_of_a_linked_folder_the_link_is_removed(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "there")
     remove_folder(tmp_path / "link")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_process_whose_name_the_kernel_cuts_inside_a_letter_has_a_start():
+    name = Path("/proc/self/comm")
+    before, start = name.read_bytes(), process_start(os.getpid())
+    try:
+        name.write_bytes("\N{CYRILLIC SMALL LETTER A}".encode() * 7 + b"\xd0")
+        assert process_start(os.getpid()) == start != ""
+    finally:
+        name.write_bytes(before)
