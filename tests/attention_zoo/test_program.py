@@ -381,10 +381,13 @@ def test_files_are_compared_as_they_are_now_after_other_processes_had_them(tmp_p
     import_place("mine.py")
     remember_imports()
     check_files(text)
+    assert program_text("p", ["mine.py"]) == text
     write(tmp_path, {"mine.py": "S = 1\n"})
     check_programs(text)
     with pytest.raises(ProgramError, match=r"mine\.py has changed since it was imported or read"):
         check_files(text)
+    with pytest.raises(ProgramError, match=r"mine\.py has changed since it was imported or read; start again"):
+        program_text("p", ["mine.py"])  # as in a notebook, which keeps the code before the edit
 
 
 def test_a_file_that_changes_between_its_import_and_its_question_is_refused(tmp_path, monkeypatch):
@@ -554,19 +557,6 @@ def test_what_is_imported_here_and_not_in_the_trial_is_refused(tmp_path, monkeyp
     text = digest("mine_by_threads.py")
     with pytest.raises(ProgramError, match=r"by_2_threads\.py was read now, but not in the trial"):
         check_programs(text)
-
-
-def test_an_edit_between_two_runs_of_one_process_is_refused(tmp_path, monkeypatch):
-    """A notebook keeps the code that it has imported, and would give the number of the code before the edit."""
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path, {"mine.py": "S = 0\n"})
-    text = digest("mine.py")
-    import_place("mine.py")
-    remember_imports()
-    assert program_text("p", ["mine.py"]) == text
-    write(tmp_path, {"mine.py": "S = 1\n"})
-    with pytest.raises(ProgramError, match=r"mine\.py has changed since it was imported or read; start again"):
-        program_text("p", ["mine.py"])
 
 
 def test_an_edit_between_the_plan_and_a_late_import_is_refused(tmp_path, monkeypatch):

@@ -45,7 +45,11 @@ def test_what_is_missing_is_said_and_never_averaged(tmp_path):
     for task in ("text", "retrieval", "image", "pathfinder"):
         for seed in range(3):
             add_run(tmp_path, 500, variant="sparse", task=task, seed=seed)
+    add_run(tmp_path, None, variant="mega", task="text", seed=0)
+    for task in TITLES:
+        add_run(tmp_path, 310, variant="mega", task=task, seed=1)
     cells = made(accuracy, tmp_path).cells
+    assert cells.loc["mega", "A5"] == "-"  # all the same seed, but one task has lost another one
     assert cells.loc["linear"].tolist() == ["30.00 (1)", "-", "-", "-", "-", "-"]
     assert cells.loc["local", "Text"] == "31.00 (1/2), diverged (1/2)"
     assert cells.loc["local", "Image"] == "OOM (2/2)"
