@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from lra.models.precision import autocast
 from lra.models.transformer import Classifier, build_model
 from lra.names import suggest
 from lra.reading import visible
-from lra.results.checkpoints import read_state, weights_digest
+from lra.results.checkpoints import copied, read_state, weights_digest
 from lra.results.records import RunRecord, Store, read_record
 from lra.tasks import get_task, info_of
 
@@ -194,23 +193,28 @@ def start_from(model: Classifier, source: TrainedRun, start: StartConfig) -> Non
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load a state dict; buffers get the types and layouts that they have there, which training may have changed.
+    """Load a state dict; buffers become what they are there: training may have changed their types and layouts.
 
-    `load_state_dict` alone would cast a number that became a float back to the integer of the constructor.
+    `load_state_dict` alone would write into the tensors of the constructor, which may be of another type, or one tensor
+    for two buffers. Buffers that share memory in the state share it in the model.
 
     Raises:
         RuntimeError: The state is of another model.
     """
-    for name, buffer in list(model.named_buffers(remove_duplicate=False)):
-        saved = weights.get(name)
-        if saved is not None and _layout(saved) != _layout(buffer):
-            owner, _, own_name = name.rpartition(".")
-            setattr(model.get_submodule(owner), own_name, saved.to(buffer.device, copy=True))
-    model.load_state_dict(weights)
-
-
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.dtype, tensor.shape, tensor.stride()
+    buffers = {
+        f"{prefix}{'.' if prefix else ''}{name}": (module, name)
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name in module._buffers  # `named_buffers` leaves out what is None so far
+    }
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    for key, saved in copied({key: weights[key] for key in buffers if key in weights}).items():
+        module, name = buffers[key]
+        setattr(module, name, saved.to(device))
+    missing, unexpected = model.load_state_dict(
+        {key: value for key, value in weights.items() if key not in buffers}, strict=False
+    )
+    if lost := [*(key for key in missing if key not in weights), *unexpected]:
+        raise RuntimeError(f"the state is of another model: {', '.join(lost)}")
 
 
 def check_unseen(source: TrainedRun, data: PreparedData) -> None:

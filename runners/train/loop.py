@@ -21,7 +21,7 @@ from lra.errors import LraError
 from lra.metrics import Score
 from lra.models.denoiser import Denoised, Denoiser
 from lra.models.precision import autocast
-from lra.results.checkpoints import weights_digest
+from lra.results.checkpoints import copied, weights_digest
 from lra.schedules import learning_rate
 from lra.seeding import seed_all
 
@@ -210,7 +210,7 @@ def train(
             extend_curve(state, mixers, rate, loss_so_far, accuracy, score)
             if phase.improves(score, state.best_score):
                 state.best_step, state.best_score, state.best_digest = state.step, score, state.evaluated_digest
-                state.best_weights = {name: value.detach().cpu().clone() for name, value in chosen.state_dict().items()}
+                state.best_weights = copied(chosen.state_dict())
             if last:
                 callbacks.save()
             state.wall_seconds += time.perf_counter() - clock

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from attention_zoo import ParameterGroup, Traits, VariantConfig, register_variant, registry
 from attention_zoo.base import LayerDims
@@ -24,7 +25,7 @@ from lra.results.checkpoints import list_checkpoints, read_state, write_state
 from lra.results.records import EARLIER, ConflictError, Store
 from lra.schedules import learning_rate
 from lra.tasks import get_task
-from lra.trained import load_run
+from lra.trained import load_run, load_weights
 from runners.arithmetic import set_arithmetic
 from runners.train import peak_memory
 from runners.train import run as run_module
@@ -656,28 +657,78 @@ def test_the_peak_of_memory_is_that_of_all_processes_of_a_run(data, tmp_path, mo
     assert execute(tiny(), data, tmp_path).cost.peak_memory_bytes == 7_000_000
 
 
-GROWING = """
+BUFFERED = """
 import torch
 from torch import nn
 class M(nn.Linear):
     def __init__(self, dim):
         super().__init__(dim, dim)
-        self.register_buffer("scale", torch.tensor(1))
+        {begin}
     def forward(self, x, mask=None):
         if self.training:
-            self.scale = 0.9 * self.scale + 0.1 * x.detach().std()
-        return super().forward(x) * self.scale
+            seen = x.detach().std()
+            {change}
+        return super().forward(x) * {factor}
 """
+"""A layer with buffers that training changes: how they begin, how they change, and what they make of the outputs."""
+CHANGING_BUFFERS = {
+    "another-type": ("self.register_buffer('a', torch.tensor(1))", "self.a = 0.9 * self.a + 0.1 * seen", "self.a"),
+    "one-tensor-at-first": (
+        "a = torch.ones(dim); self.register_buffer('a', a); self.register_buffer('b', a)",
+        "self.a, self.b = 0.9 * self.a, self.b + 0.1 * seen",
+        "self.a * self.b",
+    ),
+    "one-tensor-all-along": (
+        "a = torch.ones(dim); self.register_buffer('a', a); self.register_buffer('b', a)",
+        "self.a.mul_(0.9).add_(0.1 * seen)",
+        "self.b",
+    ),
+    "a-slice": (
+        "self.register_buffer('a', torch.zeros(dim, dim - 5))",
+        "self.a = self.weight.detach().clone()[:, :-5]",
+        "(1 + self.a.sum() + self.a.norm())",
+    ),
+    "one-number-expanded": (
+        "self.register_buffer('a', torch.ones(1).expand(dim))",
+        "self.a = (0.9 * self.a[:1] + 0.1 * seen).expand(len(self.a))",
+        "self.a",
+    ),
+    "none-at-first": (
+        "self.register_buffer('a', None)",
+        "self.a = 0.1 * seen + (1 if self.a is None else 0.9 * self.a)",
+        "(1 if self.a is None else self.a)",
+    ),
+}
 
 
-def test_a_buffer_whose_type_changes_while_a_model_trains_goes_on_as_it_is(data, tmp_path, monkeypatch):
-    """It begins as an integer, and is cast back to one wherever a state is loaded alone."""
+@pytest.mark.parametrize("kind", CHANGING_BUFFERS)
+def test_a_buffer_that_a_model_changes_while_it_trains_goes_on_as_it_is(data, tmp_path, monkeypatch, kind):
+    """`load_state_dict` alone casts, copies one value over the other, or fails; a copy of a slice has other bits."""
     monkeypatch.chdir(tmp_path)
-    Path("growing.py").write_text(GROWING)
-    config = tiny("growing.py:M")
+    begin, change, factor = CHANGING_BUFFERS[kind]
+    Path("buffered.py").write_text(BUFFERED.format(begin=begin, change=change, factor=factor))
+    config = tiny("buffered.py:M")
     whole = execute(config, data, tmp_path / "whole")
     stopped(config, data, tmp_path / "store")
     assert execute(config, data, tmp_path / "store").outcome == whole.outcome
     run = load_run(whole.run_id, tmp_path / "whole")
-    assert run.model().state_dict().keys() == run.weights().keys()
-    assert all(torch.equal(value, run.weights()[name]) for name, value in run.model().state_dict().items())
+    weights, loaded = run.weights(), run.model().state_dict()
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.items())
+    assert [value.stride() for value in loaded.values()] == [value.stride() for value in weights.values()]
+
+
+def test_a_loaded_buffer_shares_no_memory_with_the_state():
+    """The best weights are loaded between two phases, and are asked for again."""
+    model, state = nn.BatchNorm1d(3), nn.BatchNorm1d(3).state_dict()
+    load_weights(model, state)
+    model.running_mean.add_(1)
+    assert state["running_mean"].tolist() == [0, 0, 0]
+
+
+def test_a_state_of_another_model_is_refused():
+    model = nn.Linear(3, 3)
+    with pytest.raises(RuntimeError, match="the state is of another model: bias, rest"):
+        load_weights(model, {"weight": torch.zeros(3, 3), "rest": torch.zeros(1)})
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        load_weights(model, {"weight": torch.zeros(3, 2), "bias": torch.zeros(3)})
