@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from attention_zoo.foreign import ForeignError, check_helpers, search_path
 from attention_zoo.source_digest import (
@@ -190,9 +191,9 @@ def opened(event: str, arguments: tuple[Any, ...]) -> list[str]:
     They are absolute, since the working folder may be another one later.
     """
     if event in ("sqlite3.connect", "ctypes.dlopen") or (event == "open" and _reads(*arguments[1:])):
-        with contextlib.suppress(TypeError, OSError):  # a file descriptor; a working folder that is gone
+        with contextlib.suppress(TypeError, ValueError, OSError):  # a descriptor; no address; no working folder
             place = os.fsdecode(arguments[0])
-            address = place.removeprefix("file:").partition("?")[0]  # as a database may have it
+            address = unquote(urlsplit(place).path) if place.startswith("file:") else place  # of a database
             return [os.path.abspath(path) for path in (place, address)]  # noqa: PTH100 - links keep their names
     return []
 
@@ -201,7 +202,7 @@ def _reads(mode: str | None, flags: int) -> bool:
     """Say whether a file is opened to be read, by Python's text for that or by the flags of the system."""
     if mode:
         return "r" in mode or {"a", "+"} <= set(mode)  # "w+" and "x+" read only what they have written
-    return flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_TRUNC
+    return flags & os.O_ACCMODE != os.O_WRONLY and not flags & (os.O_TRUNC | os.O_EXCL)
 
 
 def program_text(
@@ -266,12 +267,16 @@ def program_of(
         ProgramError: They cannot be imported there.
     """
     if "__main__" in modules:
-        if not getattr(sys.modules["__main__"], "__file__", None):
+        file = getattr(sys.modules["__main__"], "__file__", None)
+        if not file:
             raise ProgramError("it is in a notebook or was typed in")
         try:
-            return loaded_program((), {})
+            program = loaded_program((), {})
         except (OSError, ImportError) as error:
             raise ProgramError(str(error)) from error
+        if os.path.abspath(file) not in program.files:  # noqa: PTH100 - links keep their names
+            raise ProgramError(f"it is in a script that {file} runs, which hides its file; put it into a module")
+        return program
     request = {"modules": modules, "variant": variant, "options": json.loads(options), "trial": trial}
     request |= {"sizes": json.loads(sizes), "path": path, "folder": folder}
     answer = _ask(request)

@@ -12,8 +12,8 @@ What counts:
 - of distributions in an installation folder, the code of those that the program is from, and name and version of those
   that it imports from, and of those that come with these, unless this project or torch needs them too;
 - files that were read, by Python, when the code was imported and tried: below the folders of the code with their paths
-  there, and from elsewhere with their names. What is in hidden or temporary folders, and what is of Python, of
-  installed distributions or of the system, does not count.
+  there, and from elsewhere with their names. What is in hidden or temporary folders or in caches of compilers, and
+  what is of Python, of installed distributions or of the system, does not count.
 
 The standard library, this project, torch and numpy do not count: the numerics version and the environment in each
 record cover them.
@@ -48,6 +48,9 @@ libraries: set[str] = set()
 """Modules that are known to be none of the user's, so that their place is not looked up again."""
 _SILENT_FIELDS = ("ctx", "kind", "type_comment")
 _SYSTEM = tuple(map(Path, ("/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/lib64", "/run", "/var")))
+
+_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+"""Variables that name where compilers keep what they made; else that is a temporary or hidden folder."""
 
 
 class StaleCodeError(ImportError):
@@ -146,6 +149,7 @@ def _shown(path: Path, folders: Iterable[Path]) -> str:
     near = max((folder for folder in folders if folder in path.parents), key=_depth, default=Path("/"))
     others = {Path(sys.prefix), Path(sys.base_prefix), Path(tempfile.gettempdir()), *_our_folders(), *_SYSTEM}
     others |= {Path(entry) for entry in sys.path if _is_installation(Path(entry))}
+    others |= {Path(os.environ[name]).absolute() for name in _CACHES if os.environ.get(name)}
     inside = path.relative_to(near)
     between = [folder for folder in path.parents if near in folder.parents]
     if others.intersection(between) or any(map(_is_bookkeeping, inside.parts[:-1])):

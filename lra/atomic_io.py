@@ -127,10 +127,11 @@ def leftovers(folder: Path) -> list[Path]:
     made them, as the first process of every container has 1, does not count.
     """
     ours = [path for path in folder.glob(".*.tmp") if _OF_PROCESS.search(path.name)]
-    return sorted(path for path in ours if not _in_use(path))
+    return sorted(path for path in ours if not in_use(path))
 
 
-def _in_use(path: Path) -> bool:
+def in_use(path: Path) -> bool:
+    """Say whether a temporary file or folder of ours is of a process that lives on this machine."""
     match = _OF_PROCESS.search(path.name)
     start = process_start(match[1]) if match else ""
     return match is not None and bool(start) and match[2] in (None, start)

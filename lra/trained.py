@@ -196,7 +196,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load a state dict; buffers become what they are there: training may have changed their types and layouts.
 
     `load_state_dict` alone would write into the tensors of the constructor, which may be of another type, or one tensor
-    for two buffers. Buffers that share memory in the state share it in the model.
+    for two buffers. What shares memory in the state shares it in the model.
 
     Raises:
         RuntimeError: The state is of another model.
@@ -206,15 +206,26 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         for prefix, module in model.named_modules(remove_duplicate=False)
         for name in module._buffers  # `named_buffers` leaves out what is None so far
     }
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    device = next((parameter.device for parameter in parameters.values()), torch.device("cpu"))
+    owners = {_memory(weights[name]): name for name in parameters if name in weights}
     for key, saved in copied({key: weights[key] for key in buffers if key in weights}).items():
         module, name = buffers[key]
-        setattr(module, name, saved.to(device))
+        owner = owners.get(_memory(weights[key]))
+        if owner is None:
+            setattr(module, name, saved.to(device))
+        else:
+            begin = saved.storage_offset() - weights[owner].storage_offset() + parameters[owner].storage_offset()
+            setattr(module, name, parameters[owner].detach().as_strided(saved.shape, saved.stride(), begin))
     missing, unexpected = model.load_state_dict(
         {key: value for key, value in weights.items() if key not in buffers}, strict=False
     )
     if lost := [*(key for key in missing if key not in weights), *unexpected]:
         raise RuntimeError(f"the state is of another model: {', '.join(lost)}")
+
+
+def _memory(tensor: Tensor) -> tuple[int, torch.dtype]:
+    return tensor.untyped_storage().data_ptr(), tensor.dtype
 
 
 def check_unseen(source: TrainedRun, data: PreparedData) -> None:

@@ -26,7 +26,8 @@ def fix_order_of_sets() -> None:
     from a program of his own goes on as it is.
     """
     main = vars(sys.modules["__main__"])
-    module = "" if main["__spec__"] is None else main["__spec__"].name  # of `python -m`
+    spec = main.get("__spec__")  # of `python -m`
+    module = "" if spec is None else spec.name
     ours = module.endswith((".cli.run", ".cli.sweep")) or Path(main.get("__file__", "")).name in COMMANDS
     if ours and os.environ.get("PYTHONHASHSEED") != "0":
         os.environ["PYTHONHASHSEED"] = "0"

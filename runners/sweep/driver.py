@@ -66,6 +66,8 @@ class _QueuedRun:
     """What its holder on another machine had written when this driver looked last,"""
     beat_since: float = 0.0
     """and since when."""
+    holder: str = ""
+    """Who held it when this driver looked last."""
 
 
 class Sweep:
@@ -125,6 +127,9 @@ class Sweep:
                 continue
             state = self._state(queued)
             if state.word == "running":
+                if state.detail != queued.holder:
+                    queued.holder = state.detail
+                    self.view.say(f"waiting for {queued.run.label}: {state.detail}")
                 if not state.beat or state.beat != queued.beat:
                     queued.beat, queued.beat_since = state.beat, now
                 if now - queued.beat_since <= STALE_SECONDS:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from lra.atomic_io import in_use
 from lra.config.schema import RunConfig
 from lra.config.suites import labels
 from lra.data.manifest import Manifest
@@ -210,8 +210,7 @@ def _temporary_files(store: Store, run_id: str) -> list[Path]:
         (store.checkpoint_folder(run_id), ".*.tmp"),
         (store.root / "attempts" / run_id, ".*.tmp"),
     ]
-    ours = f".{os.getpid()}-"  # the heartbeat of the lease that this process holds now
-    return [path for folder, pattern in folders for path in folder.glob(pattern) if ours not in path.name]
+    return [path for folder, pattern in folders for path in folder.glob(pattern) if not in_use(path)]
 
 
 def _number(path: Path) -> int:

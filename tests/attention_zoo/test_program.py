@@ -1,5 +1,6 @@
 """The program of a variant: whatever it runs counts, however Python came to it, and nothing else does."""
 
+import cProfile
 import os
 import py_compile
 import shutil
@@ -222,6 +223,10 @@ MOMENTS = {
     "to-be-read-and-appended": mixer(built="open('scale.txt', 'a+').read()"),
     "of-a-database-by-its-address": mixer(
         built="sqlite3.connect('file:scale.txt?mode=ro', uri=True)", imports="import sqlite3"
+    ),
+    "of-a-database-by-an-escaped-address": mixer(
+        built="sqlite3.connect('file://localhost' + os.getcwd() + '/sc%61le.txt?mode=ro', uri=True)",
+        imports="import os, sqlite3",
     ),
     "under-a-hidden-name": mixer(built="open('.scale.txt').read()"),
 }
@@ -650,7 +655,8 @@ def test_a_variant_that_ends_the_process_when_it_is_called_is_known_by_what_it_i
 def test_a_file_that_is_written_anew_is_not_read():
     """Such as a picture that a plug-in draws: Pillow opens it in "w+b"."""
     emptied = os.O_RDWR | os.O_CREAT | os.O_TRUNC
-    for mode, flags in (("w+b", emptied), ("x+", os.O_RDWR | os.O_CREAT | os.O_EXCL), (None, emptied)):
+    new = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    for mode, flags in (("w+b", emptied), ("x+", new), (None, emptied), (None, new)):
         assert opened("open", ("picture.png", mode, flags)) == []
     assert opened("open", ("picture.png", "a+", os.O_RDWR))
 
@@ -670,6 +676,23 @@ def test_code_of_a_notebook_is_refused_since_nothing_can_be_hashed(monkeypatch):
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     with pytest.raises(ProgramError, match="it is in a notebook or was typed in"):
         digest("__main__")
+
+
+def test_code_of_a_script_that_a_profiler_runs_is_refused(monkeypatch):
+    """The profiler is `__main__` then, and nothing of the script can be hashed."""
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", cProfile.__file__, raising=False)
+    with pytest.raises(ProgramError, match=r"it is in a script that .*cProfile\.py runs, which hides its file"):
+        digest("__main__")
+
+
+def test_what_a_compiler_keeps_for_later_is_not_read_by_a_plug_in(tmp_path, monkeypatch):
+    """What is there already depends on what was compiled before."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, {"mine.py": "S = 0\n", "kept/graph": "0\n"})
+    read, code = [str(tmp_path / "kept/graph")], [str(tmp_path / "mine.py")]
+    assert source_digest.files_that_count(read, code) == {read[0]: "kept/graph"}
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "kept")
+    assert not source_digest.files_that_count(read, code)
 
 
 SCRIPT = """

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import time
 
 import pytest
@@ -174,7 +175,7 @@ def test_a_lost_process_is_a_failure(data, store):
     assert state_of(store, run).word == "ok"
 
 
-def test_a_run_that_another_sweep_holds_is_left_to_it(data, store):
+def test_a_run_that_another_sweep_holds_is_left_to_it(data, store, capsys):
     run = sweep_run(tiny(), data)
     launcher = ScriptedLauncher(ends(4), ends(4), succeeds(store, data))
     assert sweep([run], store, launcher)
@@ -183,8 +184,11 @@ def test_a_run_that_another_sweep_holds_is_left_to_it(data, store):
         assert ours
         looks = iter([False] * 30 + [True] * 1000)
         launcher = ScriptedLauncher()
-        assert not sweep([sweep_run(tiny(seed=1), data)], store, launcher, stop=lambda: next(looks))
+        waiting = sweep_run(tiny(seed=1), data)
+        assert not sweep([waiting], store, launcher, stop=lambda: next(looks))
         assert launcher.jobs == []
+        said = f"waiting for {waiting.label}: {state_of(store, waiting).detail}"
+    assert capsys.readouterr().err.count(said) == 1
 
 
 def test_a_run_whose_lease_cannot_be_read_is_left_to_its_holder(data, store, monkeypatch, closed_to_us):
@@ -399,7 +403,7 @@ def test_gc_removes_what_finished_runs_do_not_need(data, store):
             execute(run.config, data, store, stop=lambda looks=looks: next(looks))
     stray = [
         store.record_path(done.run_id).with_name(f".{done.run_id}.json.1-ab.tmp"),
-        store.checkpoint_folder(begun.run_id) / ".step-000000009.pt.1-ab.tmp",
+        store.checkpoint_folder(begun.run_id) / f".step-000000009.pt.{os.getpid()}-1-0123abcd.tmp",  # our number alone
     ]
     kept = store.checkpoint_folder(busy.run_id) / ".step-000000009.pt.1-ab.tmp"
     for path in (*stray, kept):

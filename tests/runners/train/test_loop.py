@@ -683,6 +683,11 @@ CHANGING_BUFFERS = {
         "self.a.mul_(0.9).add_(0.1 * seen)",
         "self.b",
     ),
+    "a-part-of-a-parameter": (
+        "self.register_buffer('a', self.weight.data[1:, 2])",
+        "pass",
+        "(1 + self.a.sum())",
+    ),
     "a-slice": (
         "self.register_buffer('a', torch.zeros(dim, dim - 5))",
         "self.a = self.weight.detach().clone()[:, :-5]",
