@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -195,21 +196,27 @@ def start_from(model: Classifier, source: TrainedRun, start: StartConfig) -> Non
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load a state dict; buffers become what they are there: training may have changed their types and layouts.
 
-    `load_state_dict` alone would write into the tensors of the constructor, which may be of another type, or one tensor
-    for two buffers. What shares memory in the state shares it in the model.
+    `load_state_dict` writes into the tensors of the model, which others may hold too. That is right where these are as
+    in the state. Elsewhere one may be of another type, or stand for two buffers, and the buffers are made anew. What
+    shares memory in the state shares it in the model.
 
     Raises:
         RuntimeError: The state is of another model.
     """
+    expanded = any(0 in value.stride() for value in weights.values())  # nothing can be written into such a one
+    if not expanded and _layouts(model.state_dict()) == _layouts(weights):
+        model.load_state_dict(weights)
+        return
     buffers = {
-        f"{prefix}{'.' if prefix else ''}{name}": (module, name)
+        key: (module, name)
         for prefix, module in model.named_modules(remove_duplicate=False)
         for name in module._buffers  # `named_buffers` leaves out what is None so far
+        if (key := f"{prefix}.{name}".removeprefix(".")) in weights
     }
     parameters = dict(model.named_parameters(remove_duplicate=False))
     device = next((parameter.device for parameter in parameters.values()), torch.device("cpu"))
     owners = {_memory(weights[name]): name for name in parameters if name in weights}
-    for key, saved in copied({key: weights[key] for key in buffers if key in weights}).items():
+    for key, saved in copied({key: weights[key] for key in buffers}).items():
         module, name = buffers[key]
         owner = owners.get(_memory(weights[key]))
         if owner is None:
@@ -217,11 +224,19 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         else:
             begin = saved.storage_offset() - weights[owner].storage_offset() + parameters[owner].storage_offset()
             setattr(module, name, parameters[owner].detach().as_strided(saved.shape, saved.stride(), begin))
-    missing, unexpected = model.load_state_dict(
-        {key: value for key, value in weights.items() if key not in buffers}, strict=False
-    )
+    rest = {key: value for key, value in weights.items() if key not in buffers}
+    missing, unexpected = model.load_state_dict(rest, strict=False)
     if lost := [*(key for key in missing if key not in weights), *unexpected]:
         raise RuntimeError(f"the state is of another model: {', '.join(lost)}")
+
+
+def _layouts(state: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+    """Return type and layout of each tensor, and the first one that it shares memory with."""
+    first = {_memory(state[name]): name for name in sorted(state, reverse=True)}
+    return {
+        name: (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype, first[_memory(tensor)])
+        for name, tensor in state.items()
+    }
 
 
 def _memory(tensor: Tensor) -> tuple[int, torch.dtype]:

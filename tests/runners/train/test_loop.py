@@ -683,10 +683,15 @@ CHANGING_BUFFERS = {
         "self.a.mul_(0.9).add_(0.1 * seen)",
         "self.b",
     ),
+    "one-that-is-in-a-list-too": (
+        "self.register_buffer('a', torch.ones(dim)); self.all = [self.a]",
+        "self.a.mul_(0.9).add_(0.1 * seen)",
+        "self.all[0]",
+    ),
     "a-part-of-a-parameter": (
-        "self.register_buffer('a', self.weight.data[1:, 2])",
-        "pass",
-        "(1 + self.a.sum())",
+        "self.register_buffer('a', self.weight.data[1:, 2]); self.register_buffer('b', torch.tensor(1))",
+        "self.b = 0.9 * self.b + 0.1 * seen",
+        "(1 + self.a.sum()) * self.b",
     ),
     "a-slice": (
         "self.register_buffer('a', torch.zeros(dim, dim - 5))",
@@ -726,6 +731,7 @@ def test_a_buffer_that_a_model_changes_while_it_trains_goes_on_as_it_is(data, tm
 def test_a_loaded_buffer_shares_no_memory_with_the_state():
     """The best weights are loaded between two phases, and are asked for again."""
     model, state = nn.BatchNorm1d(3), nn.BatchNorm1d(3).state_dict()
+    model.running_mean = torch.zeros(6)[::2]
     load_weights(model, state)
     model.running_mean.add_(1)
     assert state["running_mean"].tolist() == [0, 0, 0]
