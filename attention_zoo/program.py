@@ -48,6 +48,8 @@ _read_at_import: dict[str, set[str]] = {}
 """What was read here when a file was imported, by its path."""
 _asked: dict[str, Program] = {}
 """Programs that were asked for, by their text."""
+_refused: dict[str, str] = {}
+"""Why programs were refused since they read something late; this process may have kept what it read. By their text."""
 
 
 class ProgramError(TypeError):
@@ -95,8 +97,11 @@ def check_programs(texts: str, read: Iterable[str] = ()) -> None:
         ProgramError: A file has changed since it was hashed, and this process may have taken either; a file was read
             that was not hashed; or a helper of another plug-in stands in for one of the same name.
     """
-    programs = [program for text, program in _asked.items() if text in texts]
+    asked = {text: program for text, program in _asked.items() if text in texts}
+    programs = list(asked.values())
     if programs:
+        if before := [reason for text, reason in _refused.items() if text in asked]:
+            raise ProgramError(before[0])
         try:
             check_helpers()
         except ForeignError as error:
@@ -108,10 +113,12 @@ def check_programs(texts: str, read: Iterable[str] = ()) -> None:
     here = [*read, *(path for file in known for path in _read_at_import.get(file, ()))]
     installed = loaded_files() - {str(spec.origin) for spec in user_modules().values()}
     for path in sorted(files_that_count(here, known).keys() - known - installed):
-        raise ProgramError(
+        reason = (
             f"{path} was read now, but not in the trial from which the run id comes, so a change of it could not be "
             "told; read it where the module is imported"
         )
+        _refused.update(dict.fromkeys(asked, reason))
+        raise ProgramError(reason)
 
 
 _OPENING = frozenset({"open", "sqlite3.connect", "ctypes.dlopen"})

@@ -196,38 +196,35 @@ def start_from(model: Classifier, source: TrainedRun, start: StartConfig) -> Non
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load a state dict; buffers become what they are there: training may have changed their types and layouts.
 
-    `load_state_dict` writes into the tensors of the model, which others may hold too. That is right where these are as
-    in the state. Elsewhere one may be of another type, or stand for two buffers, and the buffers are made anew. What
-    shares memory in the state shares it in the model.
+    `load_state_dict` writes into the tensors of the model, which others may hold too. A buffer that is of another type
+    or layout in the state, or shares its memory with others, is made anew. What shares memory in the state shares it in
+    the model.
 
     Raises:
         RuntimeError: The state is of another model.
     """
-    expanded = any(0 in value.stride() for value in weights.values())  # nothing can be written into such a one
-    if not expanded and _layouts(model.state_dict()) == _layouts(weights):
-        model.load_state_dict(weights)
-        return
-    buffers = {
+    own = model.state_dict()
+    here, there = _layouts(own), _layouts(weights)
+    anew = {
         key: (module, name)
         for prefix, module in model.named_modules(remove_duplicate=False)
         for name in module._buffers  # `named_buffers` leaves out what is None so far
         if (key := f"{prefix}.{name}".removeprefix(".")) in weights
+        and (here.get(key) != there[key] or 0 in weights[key].stride())  # nothing can be written into an expanded one
     }
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    device = next((parameter.device for parameter in parameters.values()), torch.device("cpu"))
-    owners = {_memory(weights[name]): name for name in parameters if name in weights}
-    for key, saved in copied({key: weights[key] for key in buffers}).items():
-        module, name = buffers[key]
-        owner = owners.get(_memory(weights[key]))
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    copies = copied({key: weights[key] for key in anew})
+    for key, (module, name) in anew.items():
+        setattr(module, name, copies[key].contiguous().to(device))
+    model.load_state_dict(weights)
+    owners = {_memory(weights[key]): key for key in own if key not in anew}
+    for key, (module, name) in anew.items():
+        saved, owner = copies[key], owners.get(_memory(weights[key]))
         if owner is None:
             setattr(module, name, saved.to(device))
         else:
-            begin = saved.storage_offset() - weights[owner].storage_offset() + parameters[owner].storage_offset()
-            setattr(module, name, parameters[owner].detach().as_strided(saved.shape, saved.stride(), begin))
-    rest = {key: value for key, value in weights.items() if key not in buffers}
-    missing, unexpected = model.load_state_dict(rest, strict=False)
-    if lost := [*(key for key in missing if key not in weights), *unexpected]:
-        raise RuntimeError(f"the state is of another model: {', '.join(lost)}")
+            begin = saved.storage_offset() - weights[owner].storage_offset() + own[owner].storage_offset()
+            setattr(module, name, own[owner].as_strided(saved.shape, saved.stride(), begin))
 
 
 def _layouts(state: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:

@@ -10,12 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 from scipy import optimize, stats
 
 Booleans = npt.NDArray[np.bool_]
+LARGEST_COUNT = 1_000_000
+"""Test examples times seeds and tasks, at most, for means that are exact."""
+ROUNDING = 1e-12
+"""What a float in % may be off; two shares of counts that are told apart differ by more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,9 +37,20 @@ class Estimate:
 
 
 def exact_mean(values: Iterable[float]) -> float:
-    """Return the mean by an exact sum, `comparable`, so that equal means print equal digits; NaN if a value is."""
-    found = list(values)
-    return round(math.fsum(found) / len(found), 9)
+    """Return the mean of shares of counts, in %, by fractions, so that equal means are one number; NaN if a value is.
+
+    Floats of equal means may differ in their last bits, which would part ties and print other digits.
+    """
+    found = [float(value) for value in values]
+    if not all(map(math.isfinite, found)):
+        return math.nan
+    return float(sum(map(_fraction, found)) / len(found))
+
+
+def _fraction(value: float) -> Fraction:
+    """Return the share of a count that a float stands for, or the float itself if it is none."""
+    share = Fraction(value).limit_denominator(LARGEST_COUNT)
+    return share if math.isclose(share, value, rel_tol=0.0, abs_tol=ROUNDING) else Fraction(value)
 
 
 def mean_with_interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
@@ -47,7 +63,7 @@ def mean_with_interval(values: Sequence[float], confidence: float = 0.95) -> Est
     if len(data) == 0:
         raise ValueError("no values to average")
     if len(data) == 1:
-        return Estimate(mean=float(data[0]), deviation=math.nan, count=1, low=math.nan, high=math.nan)
+        return Estimate(mean=exact_mean(data), deviation=math.nan, count=1, low=math.nan, high=math.nan)
     mean, centre = exact_mean(data), math.fsum(data) / len(data)
     deviation = math.sqrt(math.fsum((data - centre) ** 2) / (len(data) - 1))
     if deviation <= 1e-12 * max(1.0, abs(mean)):  # a spread of the size of rounding errors is none

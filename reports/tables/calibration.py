@@ -17,7 +17,7 @@ from lra.names import suggest
 from lra.results.dataframe import label_rows
 
 from ..result_set import ResultSet
-from ..statistics import rank_correlation
+from ..statistics import exact_mean, rank_correlation
 from .accuracy import accuracy_cell
 from .captions import NOT_RUN, number, p_text, preview, provenance_notes, seeds_by_cell, seeds_in_words
 from .published import Published, load_published
@@ -75,8 +75,8 @@ def calibration(results: ResultSet, first: str, second: str) -> Table:
     if len(enough) > 1 and len(everywhere) >= FEWEST:
         means = {
             row: (
-                math.fsum(each[row][0] for each in enough.values()),
-                math.fsum(each[row][1] for each in enough.values()),
+                exact_mean(each[row][0] for each in enough.values()),
+                exact_mean(each[row][1] for each in enough.values()),
             )
             for row in sorted(everywhere)
         }

@@ -65,6 +65,7 @@ def digest(*modules, variant="", sizes=None, **options):
     program_of.cache_clear()
     program._imported.clear()  # each call stands for a new process
     program._hashed.clear()
+    program._refused.clear()
     return program_text("p", modules, variant, options, sizes=sizes)
 
 
@@ -367,6 +368,8 @@ def test_what_a_plug_in_reads_in_a_run_and_not_in_its_trial_is_refused(way, tmp_
     read.clear()
     call("late.txt")  # nobody watches
     assert read == set()
+    with pytest.raises(ProgramError, match=r"late\.txt was read now"):
+        check_programs(text)  # it may have kept what it read
 
 
 def test_a_file_that_is_gone_since_it_was_read_is_a_change(tmp_path, monkeypatch):
@@ -642,6 +645,17 @@ def test_what_ends_the_process_is_an_error_and_the_next_question_is_answered(tmp
     with pytest.raises(ProgramError, match="ended the process"):
         digest("mine.py")
     assert digest("sound.py").startswith("p source ")
+
+
+def test_a_table_that_a_variant_keeps_for_later_counts_from_the_first_time_on(tmp_path, monkeypatch):
+    """Else the run that is made with it has another id than the one that makes it."""
+    monkeypatch.chdir(tmp_path)
+    keeps = "table = f'{dim}.txt'; open(table).read() if os.path.isfile(table) else open(table, 'w').write('1')"
+    write(tmp_path, {"mine.py": mixer("import os", built=keeps)})
+    sizes = {**asdict(LayerDims(dim=8, num_heads=2, max_length=16)), "layer": 0}
+    assert digest("mine.py", variant="mine.py:Mine", sizes=sizes) == digest(
+        "mine.py", variant="mine.py:Mine", sizes=sizes
+    )
 
 
 def test_a_variant_that_ends_the_process_when_it_is_called_is_known_by_what_it_imports(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -173,3 +174,12 @@ def test_equal_means_of_other_counts_are_equal_numbers():
     assert exact_mean(pairs[0]) == exact_mean(pairs[1]) == 28.175
     assert mean_with_interval(pairs[0]).mean == mean_with_interval(pairs[1]).mean
     assert mean_with_interval([100 / 3, 100 / 3]).deviation == 0.0
+
+
+def test_means_of_equal_means_are_equal_numbers():
+    """Such as those of three tasks: 4,503 right answers of 9,000, spread in two ways over tasks and seeds."""
+    spread = [[(500, 500, 501)] * 3, [(501, 501, 501), (500, 500, 500), (500, 500, 500)]]
+    first, second = ([exact_mean(right / 10 for right in task) for task in tasks] for tasks in spread)
+    assert exact_mean(first) == exact_mean(second) == float(Fraction(4503, 90))
+    assert math.isnan(exact_mean([1.0, math.nan]))
+    assert exact_mean([math.pi]) == math.pi  # what is no share of a count stays as it is

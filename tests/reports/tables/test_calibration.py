@@ -1,5 +1,6 @@
 """The rank correlation of two recipes: its value, its interval, what it pairs, and what it refuses."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -56,6 +57,20 @@ def test_the_orders_of_two_profiles(folder):
     assert len(table.records) == 18
     (same,) = make_tables("calibration", ("quick", "modern"), load_stores([folder]))
     assert cells(same) == found
+
+
+def test_equal_means_over_tasks_and_seeds_are_a_tie(tmp_path):
+    """`full` and `linear` have 3,002 right answers each, spread in two ways; their means per task are thirds."""
+    right = {"full": (500, 500, 501, 500, 500, 501), "linear": (501, 501, 501, 500, 500, 499)}
+    right |= {"local": (400,) * 6, "conv": (600,) * 6, "performer": (450,) * 6}
+    other = {"full": 700, "linear": 500, "local": 600, "conv": 800, "performer": 550}
+    for (variant, counts), (place, task) in itertools.product(right.items(), enumerate(("listops", "text"))):
+        for seed, correct in enumerate(counts[3 * place : 3 * place + 3]):
+            add_run(tmp_path, correct, variant=variant, task=task, seed=seed)
+            add_run(tmp_path, other[variant], variant=variant, task=task, seed=seed, profile="modern")
+    found = cells(calibration(load_stores([tmp_path]), "quick", "modern"))["mean of 2 tasks"]
+    expected = stats.kendalltau([sum(counts) for counts in right.values()], [other[variant] for variant in right])
+    assert found["tau"] == f"{expected.statistic:+.2f}"
 
 
 def test_a_published_table_is_the_other_side(tmp_path):
