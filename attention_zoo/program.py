@@ -115,7 +115,7 @@ def check_programs(texts: str, read: Iterable[str] = ()) -> None:
     for path in sorted(files_that_count(here, known).keys() - known - installed):
         reason = (
             f"{path} was read now, but not in the trial from which the run id comes, so a change of it could not be "
-            "told; read it where the module is imported"
+            "told; read it where the module is imported (a script is none)"
         )
         _refused.update(dict.fromkeys(asked, reason))
         raise ProgramError(reason)

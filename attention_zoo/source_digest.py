@@ -49,6 +49,8 @@ libraries: set[str] = set()
 _SILENT_FIELDS = ("ctx", "kind", "type_comment")
 _SYSTEM = tuple(map(Path, ("/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/lib64", "/run", "/var")))
 
+_AT_START = ("__editable__", "_virtualenv")
+"""How modules are called that installers put where Python starts, and that are listed under no package."""
 _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 """Variables that name where compilers keep what they made; else that is a temporary or hidden folder."""
 
@@ -181,7 +183,7 @@ def user_modules(own: Iterable[str] = ()) -> dict[str, ModuleSpec]:
     found: dict[str, ModuleSpec] = {}
     distribution = frozenset(own)
     for name, module in list(sys.modules.items()):
-        if name in libraries:
+        if name in libraries or name.startswith(_AT_START):
             continue
         spec = getattr(module, "__spec__", None)
         if name == "__main__" and spec is None and getattr(module, "__file__", None):

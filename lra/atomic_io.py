@@ -133,8 +133,10 @@ def leftovers(folder: Path) -> list[Path]:
 def in_use(path: Path) -> bool:
     """Say whether a temporary file or folder of ours is of a process that lives on this machine."""
     match = _OF_PROCESS.search(path.name)
-    start = process_start(match[1]) if match else ""
-    return match is not None and bool(start) and match[2] in (None, start)
+    if match is None:
+        return False
+    start = process_start(match[1])
+    return match[2] in (None, start) if start else is_hidden(match[1])
 
 
 def process_start(pid: object) -> str:
@@ -145,6 +147,19 @@ def process_start(pid: object) -> str:
         return ""
     fields = stat.rpartition(")")[2].split()
     return "" if fields[0] == "Z" else fields[19]
+
+
+def is_hidden(pid: object) -> bool:
+    """Say whether a process is one of another user that `/proc` does not show, as with its option `hidepid`."""
+    if process_start(pid):
+        return False
+    try:
+        os.kill(int(str(pid)), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return False
 
 
 def sync_folder(folder: Path) -> None:

@@ -166,7 +166,7 @@ def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return copy.deepcopy({name: value.detach().cpu() for name, value in weights.items()})
 
 
-def weights_digest(weights: dict[str, Tensor]) -> str:
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 over names, types, shapes and bytes of a state dict."""
     digest = hashlib.sha256()
     for name in sorted(weights):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,14 @@ def read_envelope(path: Path, kind: str, newest: int) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of a store.
+    """Read a JSON file of a store. Its keys are in the order in which they are written, so another one changes nothing.
 
     Raises:
         DamagedFileError: It cannot be read, or is not JSON of a sensible size and depth.
     """
     content = read_file(path, MAX_BYTES, DamagedFileError)
     with reading(path, DamagedFileError):
-        value = json.loads(content)
+        value = json.loads(content, object_pairs_hook=lambda pairs: dict(sorted(pairs, key=itemgetter(0))))
         level = [value]
         for _ in range(MAX_DEPTH):
             level = [inner for outer in level if isinstance(outer, dict | list) for inner in _children(outer)]

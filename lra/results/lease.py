@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lra.atomic_io import atomic_write, create_exclusive, process_start
+from lra.atomic_io import atomic_write, create_exclusive, is_hidden, process_start
 from lra.errors import StoreError
 from lra.reading import is_there, open_regular
 
@@ -133,9 +133,10 @@ def _dead(path: Path, present: dict[str, Any], give_up: Callable[[], bool]) -> b
 
 
 def same_machine(content: dict[str, Any]) -> bool:
-    """Return whether a holder is a process of this machine, so that one look tells whether it is alive."""
+    """Return whether a holder is a process of this machine that one look can tell alive or dead."""
     ours = _identity()
-    return bool(ours["boot"]) and all(content.get(key) == ours[key] for key in ("host", "boot", "namespace"))
+    here = bool(ours["boot"]) and all(content.get(key) == ours[key] for key in ("host", "boot", "namespace"))
+    return here and not is_hidden(content.get("pid"))
 
 
 def _gone(path: Path, content: dict[str, Any]) -> bool:

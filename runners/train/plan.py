@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from attention_zoo import RegistrationError, UnknownVariantError, available, get_variant
 from attention_zoo.foreign import ForeignError
+from attention_zoo.program import reads_below
 from attention_zoo.registry import normalise
 from lra.config.builtin import profile_names
 from lra.config.labels import row_name
@@ -40,6 +41,8 @@ from lra.models.transformer import build_model
 from lra.reading import is_there, reading
 from lra.results.records import RunRecord, read_record
 from lra.tasks import BENCHMARK, get_task, info_of, task_name
+
+from .run import check_process
 
 TIMED_ROWS = 12
 """Rows of a dry run that are timed; more would take too long."""
@@ -144,18 +147,22 @@ def check_models(configs: Sequence[RunConfig], device: torch.device) -> None:
     """Try out the whole models of others among the runs, one for each task, before anything takes time.
 
     Raises:
-        UsageError: One cannot be built or called, mixes the sequences of a batch, or ignores the mask.
+        UsageError: One cannot be built or called, mixes the sequences of a batch, or ignores the mask; or its code
+            reads here what it did not read in the trial from which the run id comes.
     """
     first = {(config.task, canonical_json(config.hashed()["variant"])): config for config in reversed(configs)}
     for config in first.values():
         info = info_of(config)
+        if config.model.family != "foreign":
+            continue
         try:
-            if config.model.family == "foreign":
+            with reads_below(check_models) as read:  # a run would find in memory what is read here
                 model = build_model(config, info.vocab_size, info.num_classes).to(device)
                 assert isinstance(model, ForeignModel)
                 model.try_out()
         except ForeignError as error:
             raise UsageError(f"{config.variant.name}, {config.task}: {error}") from error
+        check_process(config, read)
 
 
 def family_defaults(

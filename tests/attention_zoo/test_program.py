@@ -686,6 +686,14 @@ def test_a_module_that_a_library_makes_of_a_text_is_no_file_of_the_user():
         del sys.modules[made.__name__]
 
 
+def test_what_an_installer_has_loaded_when_python_starts_is_no_file_of_the_user(tmp_path, monkeypatch):
+    """It is listed under no package, and is read when modules are hashed."""
+    started = types.ModuleType("__editable___theirs_1_0_finder")
+    started.__spec__ = ModuleSpec(started.__name__, None, origin=str(tmp_path / "finder.py"))
+    monkeypatch.setitem(sys.modules, started.__name__, started)
+    assert started.__name__ not in source_digest.user_modules()
+
+
 def test_code_of_a_notebook_is_refused_since_nothing_can_be_hashed(monkeypatch):
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
     with pytest.raises(ProgramError, match="it is in a notebook or was typed in"):

@@ -105,6 +105,15 @@ def test_what_a_process_of_the_same_number_made_is_left_behind(tmp_path):
     assert leftovers(tmp_path) == [theirs]
 
 
+def test_what_a_process_made_that_the_system_hides_is_in_use(tmp_path, monkeypatch):
+    """`/proc` with the option `hidepid` shows nobody the processes of others."""
+    theirs = tmp_path / f".it.{2**22 + 1}-1-0123abcd.tmp"
+    theirs.mkdir()
+    assert leftovers(tmp_path) == [theirs]
+    monkeypatch.setattr(os, "kill", lambda pid, number: (_ for _ in ()).throw(PermissionError))
+    assert leftovers(tmp_path) == []
+
+
 def test_of_a_linked_folder_the_link_is_removed(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")

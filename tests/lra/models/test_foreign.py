@@ -90,6 +90,33 @@ def test_a_mistake_is_one_line(name, message):
     assert f"foreign_models.{name}" in str(caught.value)
 
 
+LATE = """
+import functools
+from pathlib import Path
+from tests.lra.models.foreign_models import Bag
+
+@functools.cache
+def table():
+    return len(Path("scale.txt").read_text())
+
+class Late(Bag):
+    def forward(self, tokens, mask=None):
+        return super().forward(tokens, mask) * (table() if tokens.shape[1] > 16 else 1)
+"""
+
+
+def test_what_a_model_reads_when_it_is_tried_out_and_not_in_the_trial_is_refused(tmp_path, monkeypatch):
+    """The run would find it in memory, and not read it."""
+    monkeypatch.chdir(tmp_path)
+    Path("late_model.py").write_text(LATE)
+    Path("scale.txt").write_text("1")
+    config = resolve(
+        task="listops", variant="late_model.py:Late", profile=load_profile("quick"), seed=0, track="open", overrides={}
+    )
+    with pytest.raises(UsageError, match=r"scale\.txt was read now, but not in the trial"):
+        check_models([config], CPU)
+
+
 def test_a_model_may_ignore_the_mask_where_all_are_padded_to_one_length():
     check_models([config_of("IgnoresTheMask", **{"train.padding": "fixed"}), config_of("IgnoresTheMask", "image")], CPU)
 

@@ -74,6 +74,24 @@ def test_a_pid_that_was_used_again_is_not_the_owner(tmp_path):
             assert taken
 
 
+def test_an_owner_whose_process_the_system_hides_is_alive_while_its_counter_moves(tmp_path, quick_beats, monkeypatch):
+    with lease.acquire(tmp_path, CELL):
+        change(tmp_path, pid=2**22 + 1, token="theirs")
+        assert lease.holder(tmp_path, CELL) is None
+        monkeypatch.setattr(os, "kill", lambda pid, number: (_ for _ in ()).throw(PermissionError))
+        assert lease.holder(tmp_path, CELL)
+        content, stop = json.loads((tmp_path / "leases" / CELL).read_text()), threading.Event()
+        arguments = (tmp_path / "leases" / CELL, content, lease.Progress(3, 9), stop)
+        beat = threading.Thread(target=lease._heartbeat, args=arguments)
+        beat.start()
+        with lease.acquire(tmp_path, CELL) as ours:
+            assert not ours
+        stop.set()
+        beat.join()
+        with lease.acquire(tmp_path, CELL) as ours:
+            assert ours
+
+
 def test_a_copy_of_a_lease_is_held_by_nobody(tmp_path):
     first, second, other = tmp_path / "first", tmp_path / "second", "cd" * 32
     (tmp_path / "link").symlink_to(first)

@@ -147,6 +147,21 @@ def test_damaged_records_are_named_not_believed(tmp_path, change, message):
     assert [type(entry) for entry in store.records()] == [DamagedFileError]
 
 
+def test_a_file_whose_keys_stand_in_another_order_reads_as_it_was_written(tmp_path):
+    """Else rows of tables and axes of figures go by the order of the keys."""
+    store = Store(tmp_path)
+    kept = store.publish(record(baselines={"majority": 17.0, "chance": 10.0}), ARRAYS)
+    path = store.record_path(kept.run_id)
+    path.write_text(json.dumps(turned(json.loads(path.read_text()))))
+    assert path.read_text().index("majority") < path.read_text().index("chance")
+    (found,) = store.records()
+    assert list(found.baselines) == ["chance", "majority"]
+
+
+def turned(value):
+    return {key: turned(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
+
+
 def test_a_newer_schema_is_refused(tmp_path):
     store = Store(tmp_path)
     store.publish(record(schema_version=3), ARRAYS)

@@ -660,6 +660,12 @@ def test_the_peak_of_memory_is_that_of_all_processes_of_a_run(data, tmp_path, mo
 BUFFERED = """
 import torch
 from torch import nn
+class Versioned(nn.Linear):
+    _version = 2
+    def _load_from_state_dict(self, state, prefix, metadata, *rest):
+        if metadata.get("version", 1) < 2:
+            state[prefix + "weight"] = state[prefix + "weight"].T
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
 class M(nn.Linear):
     def __init__(self, dim):
         super().__init__(dim, dim)
@@ -699,9 +705,9 @@ CHANGING_BUFFERS = {
         "self.norm(x) * self.b",
     ),
     "a-part-of-a-parameter": (
-        "self.register_buffer('a', torch.ones(dim))",
-        "self.a = self.weight.data[:, 2] if self.a.stride() == (1,) else self.a",
-        "(1 + self.a.sum())",
+        "self.register_buffer('z', torch.ones(dim))",
+        "self.z = self.weight.data[:, 2] if self.z.stride() == (1,) else self.z",
+        "(1 + self.z.sum())",
     ),
     "a-slice": (
         "self.register_buffer('a', torch.zeros(dim, dim - 5))",
@@ -712,6 +718,16 @@ CHANGING_BUFFERS = {
         "self.register_buffer('a', torch.ones(1).expand(dim))",
         "self.a = (0.9 * self.a[:1] + 0.1 * seen).expand(len(self.a))",
         "self.a",
+    ),
+    "a-parameter-in-another-order": (
+        "pass",
+        "self.weight.data = torch.linalg.qr(self.weight.data).Q",
+        "1",
+    ),
+    "of-a-module-with-a-version": (
+        "self.norm = Versioned(dim, dim)",
+        "pass",
+        "self.norm(x)",
     ),
     "none-at-first": (
         "self.register_buffer('a', None)",
@@ -745,6 +761,13 @@ def test_a_loaded_buffer_shares_no_memory_with_the_state():
     load_weights(model, state)
     model.running_mean.add_(1)
     assert state["running_mean"].tolist() == [0, 0, 0]
+
+
+def test_a_state_that_a_model_changes_when_it_is_loaded_is_refused():
+    model = nn.Linear(3, 3)
+    model.register_load_state_dict_post_hook(lambda module, keys: module.weight.data.mul_(2).numel() and None)
+    with pytest.raises(RuntimeError, match="the model changes its state when it is loaded"):
+        load_weights(model, nn.Linear(3, 3).state_dict())
 
 
 def test_a_state_of_another_model_is_refused():
