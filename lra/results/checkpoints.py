@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import io
 import pickle
@@ -159,11 +158,6 @@ def _parts(value: Any, path: str = "") -> Iterator[str]:
         yield path
     for name, inner in value.items() if isinstance(value, dict) else ():
         yield from _parts(inner, f"{path}/{name}")
-
-
-def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy a state dict to the memory of the host, with the layouts and the sharing that its tensors have."""
-    return copy.deepcopy({name: value.detach().cpu() for name, value in weights.items()})
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:

@@ -21,7 +21,8 @@ from lra.errors import LraError
 from lra.metrics import Score
 from lra.models.denoiser import Denoised, Denoiser
 from lra.models.precision import autocast
-from lra.results.checkpoints import copied, weights_digest
+from lra.results.checkpoints import weights_digest
+from lra.results.weights import copied
 from lra.schedules import learning_rate
 from lra.seeding import seed_all
 

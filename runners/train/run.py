@@ -46,10 +46,11 @@ from lra.results.records import (
     RunRecord,
     Store,
 )
+from lra.results.weights import load_weights
 from lra.tasks import augmentation_of, get_task, info_of
 from lra.tasks import is_own as is_own_task
 from lra.terminal import echo
-from lra.trained import TrainedRun, check_hidden, check_unseen, load_run, load_weights, start_from
+from lra.trained import TrainedRun, check_hidden, check_unseen, load_run, start_from
 
 from .. import signals
 from ..arithmetic import refused_operator, repeatable

@@ -23,9 +23,10 @@ from lra.data.dataset import PreparedData, open_prepared
 from lra.errors import DataError, StoreError, UsageError
 from lra.results.checkpoints import list_checkpoints, read_state, write_state
 from lra.results.records import EARLIER, ConflictError, Store
+from lra.results.weights import load_weights
 from lra.schedules import learning_rate
 from lra.tasks import get_task
-from lra.trained import load_run, load_weights
+from lra.trained import load_run
 from runners.arithmetic import set_arithmetic
 from runners.train import peak_memory
 from runners.train import run as run_module
