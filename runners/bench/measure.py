@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from attention_zoo import get_variant
+from attention_zoo.program import reads_below
 from lra.config.profiles import Profile
 from lra.config.schema import RunConfig, distinct
 from lra.measure.environment import describe_environment
@@ -138,14 +139,20 @@ def measure_length(plan: BenchPlan, configs: Sequence[RunConfig], say: Callable[
 
 
 def time_variants(configs: Sequence[RunConfig], plan: BenchPlan) -> dict[str, list[float]]:
-    """Time the variants in turns, in this process; one that runs out of memory is missing in the result."""
+    """Time the variants in turns, in this process; one that runs out of memory is missing in the result.
+
+    Raises:
+        UsageError: The code of a variant reads here what it did not read in the trial from which its id comes.
+    """
     works: dict[str, Workload] = {}
     for config in configs:
         try:
-            work = Workload(config, plan.device)
-            for _ in range(WARMUP_STEPS):
-                work.step()
-            work.clear()
+            with reads_below(time_variants) as read:
+                work = Workload(config, plan.device)
+                for _ in range(WARMUP_STEPS):
+                    work.step()
+                work.clear()
+            check_process(config, read)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -341,6 +341,29 @@ def test_a_variant_that_is_edited_while_it_is_measured_has_no_measurement(tmp_pa
         measure.measure_length(plan, configs, lambda _: None)
 
 
+LATE = """
+import pathlib
+import torch
+
+class Late(torch.nn.Identity):
+    def forward(self, x):
+        return x * (len(pathlib.Path("scale.txt").read_text()) if x.shape[1] > 16 else 1)
+"""
+
+
+def test_a_variant_that_reads_only_at_the_measured_length_has_no_measurement(tmp_path, monkeypatch):
+    """Else two programs had one id, and one measurement would take the place of the other."""
+    monkeypatch.chdir(tmp_path)
+    Path("late_bench.py").write_text(LATE)
+    Path("scale.txt").write_text("1")
+    plan = measure.BenchPlan(
+        variants=["full", "late_bench.py:Late"], lengths=[64], task="text", profile=load_profile("quick"), device=CPU,
+        threads=1, batch=1,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"scale\.txt was read now, but not in the trial"):
+        measure.time_variants(plan.configs()[64], plan)
+
+
 def test_the_arena_layout_is_that_of_table_2():
     oom = {"status": "oom", "detail": "no room", "timing": None, "speed_ratio": None, "memory": None, "flops": None}
     noisy = Timing(seconds=[0.1, 0.5, 0.9], warmup_steps=5)
