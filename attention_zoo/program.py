@@ -121,7 +121,7 @@ def check_programs(texts: str, read: Iterable[str] = ()) -> None:
         raise ProgramError(reason)
 
 
-_OPENING = frozenset({"open", "sqlite3.connect", "ctypes.dlopen"})
+_OPENING = frozenset({"open", "sqlite3.connect", "ctypes.dlopen", "import"})
 """Audit events of Python by which a file is opened."""
 _watched: list[tuple[CodeType, set[str]]] = []
 """Functions below which reads are noted, and what was read."""
@@ -197,9 +197,9 @@ def opened(event: str, arguments: tuple[Any, ...]) -> list[str]:
 
     They are absolute, since the working folder may be another one later.
     """
-    if event in ("sqlite3.connect", "ctypes.dlopen") or (event == "open" and _reads(*arguments[1:])):
+    if event in _OPENING and (event != "open" or _reads(*arguments[1:])):
         with contextlib.suppress(TypeError, ValueError, OSError):  # a descriptor; no address; no working folder
-            place = os.fsdecode(arguments[0])
+            place = os.fsdecode(arguments[1 if event == "import" else 0])  # a compiled module, or None
             address = unquote(urlsplit(place).path) if place.startswith("file:") else place  # of a database
             return [os.path.abspath(path) for path in (place, address)]  # noqa: PTH100 - links keep their names
     return []

@@ -150,13 +150,23 @@ def _shown(path: Path, folders: Iterable[Path]) -> str:
     """Return what a file that was read is called in the digest; empty if it does not count."""
     near = max((folder for folder in folders if folder in path.parents), key=_depth, default=Path("/"))
     others = {Path(sys.prefix), Path(sys.base_prefix), Path(tempfile.gettempdir()), *_our_folders(), *_SYSTEM}
-    others |= {Path(entry) for entry in sys.path if _is_installation(Path(entry))}
+    others |= {folder for folder in map(Path, sys.path) if folder in path.parents and _is_installed(path, folder)}
     others |= {Path(os.environ[name]).absolute() for name in _CACHES if os.environ.get(name)}
     inside = path.relative_to(near)
     between = [folder for folder in path.parents if near in folder.parents]
     if others.intersection(between) or any(map(_is_bookkeeping, inside.parts[:-1])):
         return ""
     return path.name if near == Path("/") else str(inside)
+
+
+def _is_installed(path: Path, folder: Path) -> bool:
+    """Say whether a file is of a distribution in a folder, which may hold the user's own files too."""
+    return _is_installation(folder) and bool(_owners(_top(path, folder)))
+
+
+def _top(path: Path, folder: Path) -> str:
+    """Return the top-level name that a path has as a module in a folder of the import path."""
+    return path.relative_to(folder).parts[0].partition(".")[0]
 
 
 def _depth(folder: Path) -> int:
@@ -205,10 +215,9 @@ def _counts(path: Path, own: frozenset[str]) -> bool:
     parents = set(path.parents)
     if parents & _our_folders():
         return False
-    for entry in sys.path:
-        folder = Path(entry)
+    for folder in map(Path, sys.path):
         if folder in parents and _is_installation(folder):
-            owners = _owners(path.relative_to(folder).parts[0].partition(".")[0])
+            owners = _owners(_top(path, folder))
             return not owners or bool(owners & own)
     return not parents & {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
 

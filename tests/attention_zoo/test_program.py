@@ -675,6 +675,23 @@ def test_a_file_that_is_written_anew_is_not_read():
     assert opened("open", ("picture.png", "a+", os.O_RDWR))
 
 
+def test_a_compiled_module_is_read_where_it_is_imported():
+    """It is not opened by Python, which only says that it is imported."""
+    assert opened("import", ("kernels.long", "/mine/long.so", None, None, None)) == ["/mine/long.so"] * 2
+    assert opened("import", ("json", None, [], [], [])) == []
+    assert opened("os.remove", ("/mine/long.so", -1)) == []
+
+
+def test_a_file_of_the_users_in_a_folder_with_an_installed_package_counts(tmp_path, monkeypatch):
+    """As `pip install --target .` makes one."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))  # what is there does not count
+    distribution(tmp_path, "theirs-beside", "1.0", ["theirs_beside"])
+    write(tmp_path, {"data/t.json": "1", "theirs_beside/t.json": "1", "mine/att.py": ""})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    read = [str(tmp_path / "data/t.json"), str(tmp_path / "theirs_beside/t.json")]
+    assert list(source_digest.files_that_count(read, [str(tmp_path / "mine/att.py")])) == read[:1]
+
+
 def test_a_module_that_a_library_makes_of_a_text_is_no_file_of_the_user():
     """Such as one of torch, which `torch._dynamo` loads."""
     made = types.ModuleType("made_of_a_text")
