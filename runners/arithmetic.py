@@ -30,13 +30,20 @@ def set_arithmetic(*, deterministic: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def repeatable(*, compiled: bool, device: torch.device) -> Iterator[None]:
-    """Take deterministic algorithms only, in the block, for steps that are compiled for a CPU.
+def repeatable(*, compiled: bool, foreign: bool, device: torch.device) -> Iterator[None]:
+    """Take deterministic algorithms only, in the block, where the threads of a CPU would add in any order.
 
-    In compiled code several threads add up gradients of an embedding in any order, and what is not compiled does not.
+    They do that in compiled code, with the gradients of an embedding, and in programs of third parties, with those of a
+    parameter that is read by index.
+
+    Args:
+        compiled: The steps are compiled.
+        foreign: A program of a third party takes part.
+        device: What computes.
     """
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(mode=before or (compiled and device.type == "cpu"))
+    unordered = compiled or (foreign and torch.get_num_threads() > 1)
+    torch.use_deterministic_algorithms(mode=before or (unordered and device.type == "cpu"))
     try:
         yield
     finally:

@@ -34,6 +34,15 @@ def seeded():
         torch.cuda.manual_seed_all(0)
 
 
+@pytest.fixture(autouse=True)
+def refused_nothing():
+    """Forget which programs were refused: each test stands for a process of its own."""
+    yield
+    from attention_zoo import program  # after the settings above
+
+    program._refused.clear()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def counted_once():
     """Count the cost of a configuration once in a process: its seeds share it, and it is a third of a tiny run.

@@ -90,8 +90,9 @@ class _UnorderedSums(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if "index_put" in str(func) and len(args) > 3 and args[3]:
-            places = [each for each in args[1] if each is not None and each.dtype != torch.bool]
+        if str(func).startswith(("aten.index_put", "aten._index_put", "aten.put")) and len(args) > 3 and args[3]:
+            indices = args[1] if isinstance(args[1], Sequence) else [args[1]]  # one for `put`, as of `take`
+            places = [each for each in indices if each is not None and each.dtype != torch.bool]
             rows = torch.stack([each.flatten() for each in torch.broadcast_tensors(*places)]) if places else None
             self.found |= rows is not None and rows.unique(dim=1).shape[1] < rows.shape[1]
         return func(*args, **(kwargs or {}))

@@ -144,7 +144,7 @@ def run(
     with contextlib.ExitStack() as stack:
         # The lease and the saved state.
         record = saved = None
-        stack.enter_context(repeatable(compiled=recipe.compile, device=device))
+        stack.enter_context(repeatable(compiled=recipe.compile, foreign=bool(programs_of(config)), device=device))
         attempts = AttemptLog(config, data, store, options)
         environments = [decisive(attempts.environment)]
         folder, repeated = store.checkpoint_folder(run_id), False
@@ -545,12 +545,16 @@ class AttemptLog:
             ) from error
         operator = refused_operator(error)
         if operator is not None:
-            on_cpu = self.environment["device"] == "cpu"  # where compiled steps are deterministic without being asked
-            asked = "--compile" if self.config.train.compile and on_cpu else "--deterministic"
+            on_cpu = self.environment["device"] == "cpu"  # where `repeatable` asks for it, too
+            asked, remedy = "--deterministic", "without --deterministic"
+            if on_cpu and self.config.train.compile:
+                asked, remedy = "--compile", "without --compile"
+            elif on_cpu and programs_of(self.config) and self.environment["threads"] > 1:
+                asked, remedy = "several threads", "with --threads 1"
             raise RunError(
                 "failed",
                 f"{asked}: {self.config.variant.name} uses {operator}, which has no deterministic algorithm on "
-                f"{self.environment['device']}; run it without {asked}",
+                f"{self.environment['device']}; run it {remedy}",
             ) from error
         if is_in_variant(error):
             raise RunError("failed", fault_line(error)) from error

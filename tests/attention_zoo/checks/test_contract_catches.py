@@ -205,6 +205,13 @@ class IndexesATable(FullAttention):
         return super().forward(x, mask) * self.table[torch.arange(x.shape[-1], device=x.device) % 4]
 
 
+class TakesFromATable(IndexesATable):
+    """The same by another operator, whose gradients are added up as those of an index are."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return FullAttention.forward(self, x, mask) * self.table.take(torch.arange(x.shape[-1], device=x.device) % 4)
+
+
 class HidesItsRandomState(FullAttention):
     pattern: Tensor
 
@@ -426,6 +433,7 @@ TWINS = [
     Twin(check="backends", mixer=HasAWrongBackend),
     Twin(check="backends", mixer=HasAWrongGradient),
     Twin(check="backends", mixer=LeavesMemoryUnwritten),
+    Twin(check="gradients", mixer=TakesFromATable),
 ]
 
 

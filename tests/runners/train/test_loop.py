@@ -456,6 +456,38 @@ def test_a_variant_that_cannot_be_deterministic_is_named_with_its_operator(data,
         execute(tiny(), data, tmp_path, force=True)
 
 
+UNORDERED = """
+import torch
+class M(torch.nn.Linear):
+    def __init__(self, dim, puts=False):
+        super().__init__(dim, dim)
+        self.puts, self.table = puts, torch.nn.Parameter(torch.randn(16, dim))
+    def forward(self, x, mask=None):
+        if self.puts:
+            x.clone().put_(torch.zeros(1, dtype=torch.int64), torch.ones(1))
+        return super().forward(x) + self.table[torch.arange(x.shape[0] * x.shape[1]).view(x.shape[:2]) % 16]
+"""
+"""A layer that reads a parameter by index, so that its gradients are sums in the order in which threads come."""
+
+
+def test_a_program_of_a_third_party_adds_in_order_on_several_threads(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("unordered.py").write_text(UNORDERED)
+    record = execute(tiny("unordered.py:M"), data, tmp_path)
+    assert record.environment["deterministic_algorithms"] is False  # one thread has one order
+    torch.set_num_threads(2)
+    try:
+        ours = execute(tiny(), data, tmp_path)
+        theirs = execute(tiny("unordered.py:M").model_copy(update={"seed": 1}), data, tmp_path)
+        with pytest.raises(RunError, match=r"several threads: .*uses put_, .* on cpu; run it with --threads 1"):
+            execute(tiny("unordered.py:M", **{"variant.puts": True}), data, tmp_path)
+    finally:
+        torch.set_num_threads(1)
+    assert ours.environment["deterministic_algorithms"] is False
+    assert theirs.environment["deterministic_algorithms"] is True
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_an_error_while_batches_are_made_ends_the_run(data, tmp_path, monkeypatch):
     make = TrainingBatches.batch
 
