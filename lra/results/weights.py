@@ -82,4 +82,4 @@ def _layouts(state: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
 
 
 def _memory(tensor: Tensor) -> tuple[int, torch.dtype]:
-    return tensor.untyped_storage().data_ptr(), tensor.dtype
+    return tensor.untyped_storage()._cdata, tensor.dtype  # `data_ptr` is refused where there is no memory to point to
